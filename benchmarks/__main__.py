@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Final
 
-# In this order; each is a module of this package and has --help.
+# The benchmarks, in the order in which they run. Each is a module of this package and has --help.
 PARTS: Final = ("queue", "pipeline", "density", "arrivals", "quality", "remembered", "find", "capacity")
 
 

@@ -1,11 +1,11 @@
 """Cost of an arrival in pets of many sizes, on a real Redis. ``python -m benchmarks.arrivals [SIZE …]``.
 
 A pet is filled and reclustered; then items arrive one by one at a service in this process, which loads what is new,
-decides and commits. There are two ways: ``assign`` by the thresholds of clusters (faiss), and ``exact``, which decides
-the places of all items again from a spanning tree that is extended. Then the recluster itself is measured: from
-scratch, from a tree that another process stored in Redis, and from the tree in memory. The first two run in a process
-of their own each, whose peak memory beyond imports, including the pet, is printed too. With ``--workers 2`` two
-processes write to separate pets at the same time. CPU time is that of the process, without Redis; on a machine that
+decides and commits. There are two ways: ``assign`` uses the thresholds of clusters (faiss), and ``exact`` decides the
+clusters of all items again from a spanning tree that grows with each arrival. Then reclusters are measured: from
+scratch, from a tree that another process stored in Redis, and from the tree in memory. The first two each start in a
+new process. The peak memory of these processes beyond imports, including the pet, is printed too. With ``--workers 2``,
+two processes write to separate pets at the same time. CPU time is that of the process, without Redis; on a machine that
 does other work too, it is more meaningful than wall time. The vectors are those of ``benchmarks.density``, 512 values
 each; the server keeps an append-only file.
 """
@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from sploot_cluster.threads import one_thread_each
 
-# as in a worker
+# limit native threads, as in a worker
 one_thread_each(os.environ)
 
 import numpy as np
@@ -49,7 +49,7 @@ MODEL: Final = "clip@1"
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """The cost of arrivals of one way in pets of one size."""
+    """The cost of arrivals in pets of one size, decided in one of the two ways."""
 
     n_media: int
     way: str
@@ -63,7 +63,7 @@ class Arrivals:
 
 @dataclass(frozen=True, slots=True)
 class Reclusters:
-    """The seconds that a recluster of one pet took, including load and commit, and its CPU seconds in the same order.
+    """The durations of reclusters of one pet, including load and commit, and their CPU times in the same order.
 
     ``peak_mb`` is the peak memory, beyond imports, of the process that started from scratch and of the one that found a
     tree in Redis.
@@ -78,7 +78,7 @@ class Reclusters:
 
 
 def fill(store: RedisPetStore, pet: PetId, vectors: FloatMatrix) -> None:
-    """Create a pet of these vectors, without clusters."""
+    """Create a pet with these vectors and without clusters."""
     for start in range(0, len(vectors), 2_000):
         state = store.load(pet)
         block = vectors[start : start + 2_000]
@@ -104,7 +104,7 @@ def media_id(row: int) -> MediaId:
 
 
 def arrive(url: str, pet: PetId, way: str, vectors: FloatMatrix, first: int) -> tuple[list[float], float]:
-    """Return the seconds of each arrival, and the total CPU seconds, after three arrivals to warm up."""
+    """Return the duration of each arrival and the total CPU time, in seconds, after three warm-up arrivals."""
     with redis.Redis.from_url(url) as client:
         service = ClusterService(RedisPetStore(client), settings=WAYS[way])
         took = []
@@ -144,7 +144,7 @@ def measure_arrivals(url: str, n: int, way: str, *, workers: int, n_arrivals: in
 
 
 def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float]], float]:
-    """Return wall and CPU seconds of each recluster, and the peak MB; to be run in a fresh process."""
+    """Return wall and CPU seconds of each recluster, and the peak memory in MB. Run this in a fresh process."""
     import sploot_cluster.density  # noqa: F401 (as a worker does when it boots)
 
     # reset the peak; ru_maxrss would include that of the parent process
@@ -161,7 +161,7 @@ def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float
 
 
 def memory_mb(fact: str) -> float:
-    """Return this process's memory: VmRSS now, VmHWM at its peak."""
+    """Return the memory of this process in MB: ``VmRSS`` is the present value, ``VmHWM`` the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{fact}:")) / 1024
 

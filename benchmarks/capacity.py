@@ -1,4 +1,4 @@
-"""Capacity figures: bytes of Redis per item, message and dead letter, and memory of processes.
+"""Capacity figures: memory of Redis per item, message and dead letter, and memory of processes.
 
 ``make bench ARGS=capacity`` prints the tables of docs/capacity.md, measured on its own server and processes.
 """
@@ -44,7 +44,7 @@ def vectors(n: int, dim: int, *, n_looks: int = 8) -> Any:
 
 
 def per_message(client: redis.Redis, url: str) -> list[tuple[str, float]]:
-    """Return the bytes per waiting message, by how it was sent."""
+    """Return the bytes per waiting message, by dimension and by how it was sent."""
     rows = []
     with ClusterTasks(url) as tasks:
         for dim in DIMENSIONS:
@@ -104,7 +104,7 @@ def grown(client: redis.Redis, fill: Callable[[], None]) -> int:
 
 
 def of_processes(url: str) -> list[tuple[str, float]]:
-    """Return the resident megabytes of each kind of process, after it has worked."""
+    """Return the memory (USS) of each kind of process in MB; for workers, also after reclusters."""
     cli = [sys.executable, "-m", "tasks.cli"]
     commands = {
         "worker": [*cli, "worker", "--processes", "1", "--threads", "4"],
@@ -147,7 +147,7 @@ def _worked(client: redis.Redis, url: str, pid: int) -> list[tuple[str, float]]:
 
 
 def _family(pid: int) -> list[tuple[str, int]]:
-    """Return the processes of a command by role, with the memory that each uses alone (USS)."""
+    """Return the processes of a command by role, with the memory in bytes that each uses alone (USS)."""
     parent = psutil.Process(pid)
     children = sorted(parent.children(recursive=True), key=lambda child: -child.memory_full_info().uss)
     sizes = [("master", parent.memory_full_info().uss)]

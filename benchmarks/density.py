@@ -1,10 +1,10 @@
 """Density clustering: this engine, hdbscan and scikit-learn. ``make bench`` or ``python -m benchmarks.density``.
 
 Each round runs every engine once in a process of its own, in an order that rotates with the round. The printed figures
-are medians of the rounds, after one call to warm up, and the peak memory beyond imports and data. CPU time is of all
-threads; on a machine that does other work too, it is more meaningful. For sizes that hdbscan can compute exactly, the
-agreement is measured too: the weight of the spanning tree, and the ARI of the labels. The vectors are uneven cones with
-8 % noise, 512 values each, the same for every engine.
+are medians over the rounds: times after one warm-up call, and the peak memory beyond imports and data. CPU time is that
+of all threads; on a machine that does other work too, it is more meaningful than wall time. For sizes that hdbscan can
+compute exactly, the agreement is measured too: the weight of the spanning tree, and the ARI of the labels. The vectors
+are uneven cones with 8 % noise, 512 values each, the same for every engine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Labels = npt.NDArray[np.intp]
 
 
 def pictures(n: int, *, seed: int = 1) -> FloatMatrix:
-    """Return (n, 512) unit vectors of many uneven groups, and noise."""
+    """Return (n, 512) unit vectors in many uneven groups, with noise."""
     rng = np.random.default_rng(seed)
     weights = rng.lognormal(3.5, 1, size=max(3, n // 60))
     group = rng.choice(len(weights), size=n, p=weights / weights.sum())
@@ -79,7 +79,7 @@ def engine(name: str) -> Callable[[FloatMatrix], Labels]:
 
 
 def measure(name: str, n: int) -> dict[str, float]:
-    """Measure one call of an engine after one to warm up: seconds, MB beyond its imports, clusters found."""
+    """Return the seconds, MB beyond imports and number of clusters of one call of an engine, after a warm-up call."""
     warnings.simplefilter("ignore")
     run, x = engine(name), pictures(n)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -92,7 +92,7 @@ def measure(name: str, n: int) -> dict[str, float]:
 
 
 def agreement(n: int) -> dict[str, float]:
-    """Compare with hdbscan's exact tree: relative difference of the total weight, and ARI of the labels."""
+    """Compare our engine with hdbscan: by the relative difference of total tree weight, and by the ARI of labels."""
     import hdbscan
     from sklearn.metrics import adjusted_rand_score
 

@@ -1,7 +1,7 @@
 """Time of `queue find --pet` among 100,000 jobs, with and without the index that workers and servers keep.
 
-``make bench ARGS=find`` or ``python -m benchmarks.find [JOBS]``. Flat events and Dramatiq messages alternate, with 512
-values each, of 5,000 pets, on its own redis-server.
+``make bench ARGS=find`` or ``python -m benchmarks.find [JOBS]``. The jobs are flat events and Dramatiq messages in
+turn, with 512 values each, for 5,000 pets, on a redis-server of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 N_PETS = 5_000
 DIM = 512
 BATCH = 500
-# 500 uploads a second between two rounds: jobs that have waited for two seconds are indexed every three
+# jobs that are not indexed yet, at 500 uploads a second: every three seconds, jobs that have waited for two are indexed
 GREW_BY = 2_500
 
 
@@ -58,7 +58,7 @@ def fill(client: redis.Redis, broker: RedisStreamsBroker, n: int) -> None:
 
 
 def timed(ask: Callable[[], T]) -> tuple[T, float]:
-    """Return the answer, and the seconds that it took."""
+    """Return the result of ``ask``, and the seconds that it took."""
     start = time.perf_counter()
     answer = ask()
     return answer, time.perf_counter() - start

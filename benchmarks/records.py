@@ -1,6 +1,6 @@
-"""Results of benchmarks: one JSON line per measurement, and the machine that they were made on.
+"""Results of benchmarks: one JSON line per measurement, and one about the machine that they were made on.
 
-With ``--resume`` an interrupted run continues: measurements that are in the file are not repeated.
+With ``--resume``, an interrupted run continues: measurements that are in the file are not repeated.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Values = Mapping[str, Any]
 
 
 class Records:
-    """The measurements of one part, in one file."""
+    """The measurements of one benchmark, in one file."""
 
     def __init__(self, path: Path, *, resume: bool) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class Records:
         return facts
 
     def _lines(self) -> list[dict[str, Any]]:
-        # skip a line that was cut off when a run ended
+        # skip a line that was cut off when a run was interrupted
         lines = []
         for line in self.path.read_text().splitlines():
             try:
@@ -107,7 +107,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return the facts about machine and software that a reader needs to judge the figures."""
+    """Return the facts about the machine and the software that a reader needs to judge the figures."""
     cpu = (
         re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         if Path("/proc/cpuinfo").exists()

@@ -1,7 +1,8 @@
-"""Cost of an arrival whose pet is in the worker's cache, and of one whose pet is not: ``make bench ARGS=remembered``.
+"""Cost of an arrival with its pet in the worker's cache, and without: ``make bench ARGS=remembered``.
 
-One thread and the service alone, on its own redis-server: CPU of the process and of the server, and bytes from Redis.
-Every pet gets an arrival in turn; without a cache each pet is forgotten after its arrival. No reclusters are requested.
+One thread calls the service, without a queue, on a redis-server of its own. The CPU time of the process and of the
+server, and the bytes read from Redis, are measured. Every pet gets an arrival in turn; without a cache, each pet is
+forgotten after its arrival. No reclusters are requested.
 """
 
 from __future__ import annotations

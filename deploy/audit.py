@@ -1,8 +1,8 @@
 """Check the packages of the image for known vulnerabilities: ``python -m deploy.audit``.
 
 pip-audit queries PyPI, and then OSV if PyPI has no answer. Exit code 0: no vulnerabilities known. 1: vulnerabilities
-found; they are printed. 75: no service could be reached, so nothing was checked; CI without network access prints the
-line and continues.
+found; they are printed. 75: no service could be reached, so nothing was checked; CI without network access prints that
+and continues.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOT_ASKED: Final = 75  # EX_TEMPFAIL of sysexits
 
 
 def asked(service: str) -> dict[str, Any] | None:
-    """Return the report of a service about every package; None if the service cannot be reached."""
+    """Return the report from a service about every package; None if the service cannot be reached."""
     pip_audit = str(Path(sys.executable).with_name("pip-audit"))
     command = [pip_audit, f"--vulnerability-service={service}", *OPTIONS, "--format=json"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -32,7 +32,7 @@ def asked(service: str) -> dict[str, Any] | None:
 
 
 def verdict(report: dict[str, Any] | None) -> tuple[int, list[str]]:
-    """Return the exit code and the lines to print for the report of one service."""
+    """Return the exit code and the lines to print for the report from one service."""
     if report is None:
         return NOT_ASKED, ["the service cannot be reached"]
     skipped = [one["name"] for one in report["dependencies"] if "skip_reason" in one]

@@ -54,7 +54,7 @@ libgomp (GPL-3.0 with the GCC runtime exception, which permits this).
 
 @dataclass(frozen=True, slots=True)
 class Licensed:
-    """A package of the lock file; several versions are for several versions of Python."""
+    """A package of the lock file. It has several versions if different versions of Python need different ones."""
 
     name: str
     versions: tuple[str, ...]

@@ -48,7 +48,7 @@ class Service:
     """One process of the stack.
 
     Attributes:
-        command: None where the binary is missing.
+        command: the command line; None if the binary is missing.
         health: URL that answers 200 once the process is up; empty if it has none.
         missing: message to print instead of starting the process.
     """
@@ -60,7 +60,7 @@ class Service:
 
 
 class LocalStack:
-    """The processes and their addresses; starts with the block and drains at its end."""
+    """The processes and their addresses. A ``with`` block starts the processes, and drains them at its end."""
 
     def __init__(self, directory: Path, ports: Mapping[str, int]) -> None:
         """

@@ -49,7 +49,7 @@ class NoPicture(Exception):
 
 
 def photograph_console(target: Path) -> None:
-    """Write a picture of the console's page of a pet that people corrected.
+    """Write a picture of the console's page for a pet that has corrections.
 
     Raises:
         NoPicture: Chromium is missing, or wrote nothing.
@@ -123,7 +123,7 @@ def _served(settings: Settings) -> Iterator[str]:
 
 
 def main() -> int:
-    """Write both pictures and return 0, or 1 where one could not be drawn."""
+    """Write both pictures and return 0, or 1 if one could not be drawn."""
     with tempfile.TemporaryDirectory(prefix="sploot-pictures-") as directory:
         console, dashboard = Path(directory) / "console.png", Path(directory) / "dashboard.png"
         try:

@@ -52,12 +52,12 @@ def render(passwords: Mapping[str, str], *, for_redis_6: bool = False) -> str:
 
 
 def _without_brackets(line: str) -> str:
-    """Return the line with what its brackets grant for some keys granted for all of them."""
+    """Return the line without brackets; what they grant for some keys is granted for all keys of the user."""
     words = [word.strip("()") for word in line.split()]
     keys = [word for word in words if word.startswith("~")]
     others = [word for word in words if not word.startswith("~")]
     at = others.index("resetchannels") + 1
-    # each once
+    # without duplicates
     return " ".join(dict.fromkeys([*others[:at], *keys, *others[at:]]))
 
 

@@ -164,7 +164,7 @@ def _name_of(family: Any) -> str:
 
 
 def _listed(items: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a Markdown list of names and what they mean, after an empty line; nothing for no items."""
+    """Return a Markdown list of names and what they mean, after an empty line; nothing if there are no items."""
     lines = [
         fill(f"- {name}: {_sentence(text)}" if text else f"- {name}", WIDTH, subsequent_indent="  ")
         for name, text in items
@@ -184,7 +184,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the pages, or with ``--check`` return 1 where one differs from the code."""
+    """Write the pages, or with ``--check`` return 1 if one differs from the code."""
     if list(arguments) == ["--check"]:
         names = outdated()
         for name in names:

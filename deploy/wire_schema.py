@@ -25,7 +25,7 @@ _TEXT_OF_BYTES: Final = {"description": _BINARY, "contentEncoding": "base64", "p
 
 
 def schema_of_flat_event() -> str:
-    """Return the text of the file."""
+    """Return the JSON Schema as text."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:sploot:wire:embedding.ingested:1",
@@ -60,7 +60,8 @@ def _flat(name: str, field: Field) -> dict[str, Any]:
 def _digits(lowest: int, highest: int) -> str:
     """Return a pattern of the decimal numbers from ``lowest``, which has one digit, to ``highest``.
 
-    That of int64 accepts every number of 19 digits: its exact bound would take 19 alternatives.
+    If ``highest`` is the largest int64, the pattern accepts every number of 19 digits, because the exact bound would
+    take 19 alternatives.
     """
     top = str(highest)
     if highest == MAX_INT64:

@@ -43,7 +43,7 @@ def generated(given: Thresholds) -> Mapping[Path, str]:
 
 
 def rules_of(given: Thresholds) -> dict[str, dict[str, Any]]:
-    """Return the rules of each file by its name, with links to the panels of the dashboard."""
+    """Return the rules of each file by file name, with links to the panels of the dashboard."""
     return rule_files(given, lambda title: panel_url(given, title))
 
 

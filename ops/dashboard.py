@@ -22,7 +22,7 @@ from ops.panels import ROWS, Kind, Panel
 from ops.thresholds import Thresholds
 
 UID: Final = "media-cluster-observability"
-TITLE: Final = "Media Clustering – Pipeline Health"  # U+2013, as the specification writes it
+TITLE: Final = "Media Clustering – Pipeline Health"  # with an en dash (U+2013), as in the specification
 WIDTH: Final = 24
 
 COLOURS: Final = {"warning": "orange", "critical": "red"}
@@ -105,7 +105,7 @@ def _dashboard(thresholds: Thresholds) -> builders.Dashboard:
 
 
 def _placed(panels: tuple[Panel, ...], y: int) -> Iterator[tuple[Panel, dashboard.GridPos]]:
-    """Place panels from left to right; the next line begins below the tallest panel of the line before."""
+    """Place panels from left to right; each line begins below the tallest panel of the line before."""
     x, height = 0, 0
     for panel in panels:
         if x + panel.width > WIDTH:

@@ -28,7 +28,7 @@ class Panel:
     Attributes:
         id: permanent and never reused, because alerts link to it.
         queries: PromQL and legend of each query.
-        unit: Grafana's name of the unit.
+        unit: Grafana's name for the unit.
         signal: the signal of ``thresholds.yaml`` whose levels are drawn.
         logs: a LogQL filter on parsed fields, for the job log lines that belong to the panel.
         is_of_now: whether the queries are evaluated once, at the end of the displayed time range.

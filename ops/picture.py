@@ -1,8 +1,8 @@
-"""Draw the committed dashboard as a picture, from the answers of a real Prometheus with three hours of history.
+"""Draw the committed dashboard as a picture, with data from a real Prometheus that has three hours of history.
 
     python -m ops.picture [FILE]      demo-output/dashboard.png by default
 
-The picture resembles Grafana, for machines without it. Every number is an answer to a panel's query.
+The picture resembles Grafana, for machines without it. Every number is the result of a panel's query.
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ def _bare(ax: Axes) -> None:
 
 
 def _shown(series: Sequence[Series]) -> list[Series]:
-    """Return the series that are not always zero, or all series if there are none."""
+    """Return the series that are not always zero, or else all series; at most as many as there are colours."""
     moving = [one for one in series if np.nanmax(np.abs(one.values), initial=0.0) > 0]
     return (moving or list(series))[: len(PALETTE)]
 

@@ -1,7 +1,7 @@
 """The quick links of the runbook.
 
 A link to Grafana's Explore contains JSON in its address. Each quote must be escaped for the JSON and again for the
-address, so the links are generated. Links of different environments differ only in the host.
+address, so the links are generated. Links for different environments differ only in the host.
 """
 
 from __future__ import annotations

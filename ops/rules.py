@@ -20,10 +20,10 @@ _IS_UPLOAD: Final = '{stream="streams:embedding.ingested"}'
 _UPLOADS: Final = f"media_cluster_entries_added_total{_IS_UPLOAD}"
 _UPLOAD_AGE: Final = f"media_cluster_oldest_job_age_seconds{_IS_UPLOAD}"
 _SUCCEEDED: Final = 'sum(increase(cluster_jobs_total{outcome="success"}[$window])) > 0'
-# Users do not wait for these: reclusters have their own signals, and maintenance jobs only sample the queues.
+# Users do not wait for reclusters, which have their own signals, or for maintenance jobs, which only sample queues.
 _IS_RECLUSTER: Final = '{stream="streams:cluster.recluster"}'
 _IS_OTHER: Final = '{stream!~"streams:cluster[.](recluster|maintenance)"}'
-# Producers are refused in every queue but this one, which only the scheduler fills.
+# The queues that refuse producers beyond the queue limit: all but maintenance, which only the scheduler fills.
 _IS_BOUNDED: Final = '{stream!="streams:cluster.maintenance"}'
 _HELD: Final = " + ".join(
     f"max by (stream) (media_cluster_{state}_jobs{_IS_BOUNDED})" for state in ("undelivered", "pending", "orphaned")
@@ -55,12 +55,12 @@ _STARTED: Final = "cluster_worker_start_time_seconds"
 
 
 def _watched_since(signal: str) -> str:
-    """Return the name of the series that holds the start of gapless watching; five minutes are a gap."""
+    """Return the name of the series that holds the time since which Prometheus has had no gap of five minutes."""
     return f"media_cluster:{signal}:watched_since"
 
 
 def _new(signal: str, counter: str, *, started: str) -> tuple[tuple[str, str], ...]:
-    """Return the rules to record before a signal on a counter of rare events: the first values of new series.
+    """Return the rules to record before a signal on a counter of rare events. They add the first values of new series.
 
     ``increase`` treats the first value of a series as its start, so it misses what a process counted before its first
     scrape. The rules add that first value if the series is new within the window: it was absent in the hour before, its
@@ -78,7 +78,7 @@ def _new(signal: str, counter: str, *, started: str) -> tuple[tuple[str, str], .
         f" unless ({first_seen} <= on () group_left () ({_watched_since(signal)} + 30))"
     )
     if started == _STARTED:
-        # not for Redis: its exporter derives the start from an uptime in whole seconds, which jitters
+        # not for Redis: its exporter derives the start from an uptime in whole seconds, so the start jitters
         restarted = f"{counter} and on (job, instance) ({started} != {started} offset $window)"
         new = f"(({restarted}) > increase({counter}[$window])) or ({new})"
     return _watching(signal), (_new_of(signal), new)
@@ -128,8 +128,8 @@ QUERIES: Final[Mapping[str, Query]] = {
         "{{ $value | humanize }} reclusters in a row, of any pets, left more than 30 items in no cluster.",
         "Noise count",
     ),
-    # An upload waits the whole time: a job that is retried leaves the stream between its attempts. The age must change,
-    # because it stays constant when samples stop.
+    # Uploads must wait during the whole window. A job that is only being retried does not count, because it leaves the
+    # stream between its attempts. The age must change, because it stays constant when samples stop.
     "stall": Query(
         "stall", "jobs",
         f"max({_UPLOAD_AGE} and min_over_time({_UPLOAD_AGE}[$window]) > 0 and changes({_UPLOAD_AGE}[$window]) > 0)"
@@ -246,7 +246,8 @@ QUERIES: Final[Mapping[str, Query]] = {
     ),
     "dead_new": Query(
         "dead", "backlog",
-        # A stream without earlier samples began with none. After a gap, dead letters from before the gap are not new.
+        # A stream without earlier samples began without dead letters. After a gap in the samples, dead letters from
+        # before the gap are not new.
         f"(max by (stream) ({_DEAD}) unless on (stream) present_over_time({_DEAD}[1h:1m] offset $window)"
         f" unless on (stream) (min by (stream) (min_over_time(timestamp({_DEAD})[$window:15s]))"
         f" <= on () group_left () ({_watched_since('dead_new')} + 30)))"

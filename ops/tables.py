@@ -8,7 +8,7 @@ from typing import Final
 
 from ops.thresholds import Notification, Thresholds
 
-# keeps the text of the first mark
+# the first group is the opening mark, so that its text is kept
 _BLOCK: Final = re.compile(r"(<!-- thresholds:[^\n]*-->\n).*?(<!-- /thresholds -->\n)", re.DOTALL)
 
 
@@ -48,7 +48,7 @@ def _row(what: str, target: str, name: str, condition: str, notification: Notifi
 
 
 def levels_json(thresholds: Thresholds) -> str:
-    """Return unit, target, comparator and the lowest level of each severity per signal, as JSON for the console."""
+    """Return each signal's unit, target, comparator and lowest level of each severity, as JSON for the console."""
     levels = {}
     for name, signal in thresholds.signals.items():
         lines = dict(signal.lines())

@@ -187,7 +187,7 @@ def thresholds() -> Thresholds:
 
 
 def seconds(duration: str) -> int:
-    """Return the seconds of a duration in Prometheus's notation with one unit, such as ``5m``."""
+    """Return the number of seconds in a duration in Prometheus's notation with one unit, such as ``5m``."""
     return int(duration[:-1]) * _SECONDS[duration[-1]]
 
 

@@ -1,8 +1,8 @@
-"""The public side of the dataclasses that the HTTP API and the command line answer with.
+"""The public form of the dataclasses that the HTTP API and the command line return.
 
-A field's metadata holds what its name and type do not say: a description, and a public name where that is a Python
-keyword. The keys are those that pydantic reads, so the API documents and answers these dataclasses as they are.
-``public`` gives the same names without pydantic, which workers do not install.
+A field's metadata holds what its name and type do not say: a description, and the public name if that is a Python
+keyword. The keys are those that pydantic reads, so the API documents and returns these dataclasses as they are.
+``public`` uses the same names without pydantic, because pydantic is not installed on workers.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ _NAME: Final = "serialization_alias"
 _IS_INTERNAL: Final = "exclude"
 
 INTERNAL: Final[Mapping[str, Any]] = {_IS_INTERNAL: True}
-"""The metadata of a field that answers leave out."""
+"""The metadata of a field that is left out of responses."""
 
 
 def described(text: str, *, name: str | None = None) -> dict[str, Any]:
-    """Return the metadata of a field with this description; ``name`` replaces its name in answers."""
+    """Return the metadata of a field with this description; ``name`` replaces its name in responses."""
     return {"description": text} if name is None else {"description": text, _NAME: name}
 
 
 def public(answer: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass by their public names. Their values stay as they are."""
+    """Return the public fields of a dataclass under their public names; values are not converted."""
     return {
         one.metadata.get(_NAME, one.name): getattr(answer, one.name)
         for one in dataclasses.fields(answer)

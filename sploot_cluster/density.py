@@ -47,10 +47,10 @@ def cluster_densely(
         settings: default: :class:`ClusterSettings` with its defaults.
 
     Raises:
-        InvalidInput: not a matrix of finite numbers, a row of zeros, or a parameter out of range.
+        InvalidInput: ``x`` is not a matrix of finite numbers or has a row of zeros, or a parameter is out of range.
 
-    Fewer vectors than the smallest group are noise. Identical vectors form one group. O(n² · d) time and O(n · d)
-    memory; see ``spanning_tree``.
+    If there are fewer vectors than the smallest group needs, all are noise. Identical vectors form one group. Takes
+    O(n² · d) time and O(n · d) memory; see ``spanning_tree``.
     """
     settings = settings or ClusterSettings()
     vectors = as_vectors(x, field="x")

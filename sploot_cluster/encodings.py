@@ -1,8 +1,8 @@
-"""Conversion of an embedding from the forms that producers send to one: float32, little-endian.
+"""Conversion of an embedding from any form that producers send to little-endian float32.
 
 ``f32le`` and ``f16le`` are bytes, ``base64-f32le`` and ``json`` are text, and a Python caller may pass numbers or any
-object with the buffer protocol, such as a numpy array. Needs no numpy and works on big-endian machines.
-For 512 values: some 20 µs as bytes, 35 as base64 or float16, 200 as JSON.
+object with the buffer protocol, such as a numpy array. The module needs no numpy and works on big-endian machines.
+Converting 512 values takes about 20 µs from bytes, 35 µs from base64 or float16, and 200 µs from JSON.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def to_f32le(embedding: object, encoding: Encoding | None = None) -> bytes:
 
     Args:
         embedding: bytes, text, numbers or a buffer of one dimension.
-        encoding: encoding of bytes or text; for bytes, None means ``f32le``. Numbers and buffers need none, and a list
-            may be called ``json``.
+        encoding: encoding of bytes or text; for bytes, None means ``f32le``. Numbers and buffers need none; for a list,
+            ``json`` is accepted too.
 
     Raises:
-        InvalidInput: not in the encoding, not numbers, or too many of them.
+        InvalidInput: the embedding is not in the encoding, does not consist of numbers, or is too long.
     """
     match embedding:
         case bytes() | bytearray():
@@ -69,10 +69,10 @@ def values_of(f32le: bytes) -> array[float]:
 
 
 def check_values(f32le: bytes) -> None:
-    """Refuse values without a direction.
+    """Check that the values are a usable vector: finite, not all zero, and of an allowed number.
 
     Raises:
-        InvalidInput: states the position of a value that is not finite, never the value.
+        InvalidInput: they are not. The error gives the position of a value that is not finite, never the value.
     """
     n_values, rest = divmod(len(f32le), 4)
     if rest:
@@ -80,7 +80,8 @@ def check_values(f32le: bytes) -> None:
     if not MIN_DIM <= n_values <= MAX_DIM:
         raise _out_of_range(n_values)
     values = values_of(f32le)
-    # one call for all checks: hypot is NaN or infinite if any value is, and neither overflows nor underflows in between
+    # one call checks everything: hypot is NaN or infinite if any value is, and its intermediate results never overflow
+    # or underflow
     norm = math.hypot(*values)
     if not math.isfinite(norm):
         at = next(i for i, value in enumerate(values) if not math.isfinite(value))
@@ -133,7 +134,7 @@ def _from_text(embedding: str, encoding: Encoding | None) -> bytes:
 def _from_numbers(values: Sequence[object]) -> bytes:
     if len(values) > MAX_DIM:
         raise _out_of_range(len(values))
-    # comparing the set of types is some thirty times faster than checking each value
+    # comparing the set of types is about thirty times faster than checking each value
     if not set(map(type, values)) <= {float, int}:
         for at, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, numbers.Real):

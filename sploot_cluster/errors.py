@@ -2,8 +2,8 @@
 
     ClusterError
     ├── InvalidInput            the caller must change the input; retrying does not help
-    │   ├── DimensionMismatch   a vector of another length than the pet's
-    │   ├── ModelMismatch       a vector of another model than the pet's
+    │   ├── DimensionMismatch   the vector has a different length from the pet's vectors
+    │   ├── ModelMismatch       the vector is from a different model than the pet's vectors
     │   ├── UnreadableExport    a file that is not a valid export of a pet
     │   ├── UnknownPet          the pet has no items
     │   ├── UnknownCluster      the pet has no such cluster or alias
@@ -14,12 +14,12 @@
     ├── StalePreview            the pet changed since the preview, or the preview expired; preview again
     ├── RevisionConflict        another commit came first; load and decide again
     │   └── PetClaimed          another change has claimed the pet for a moment; wait and retry
-    ├── StoreUnavailable        Redis did not answer or refused; retrying is safe
+    ├── StoreUnavailable        Redis did not reply or refused a command; retrying is safe
     ├── PetTooLarge             the store cannot hold more items of this pet
     ├── NotConserved            a commit would lose items, or the pet has lost some; an operator must act
-    └── UnreadablePet           the stored data is damaged or of a newer release; an operator must act
+    └── UnreadablePet           the stored data is damaged or from a newer release; an operator must act
 
-Only the standard library is imported here, so that the thin client and the message contracts may use this tree.
+Only the standard library is imported here, so that the thin client and the message contracts can use these errors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ClusterError(Exception):
 
 
 class InvalidInput(ClusterError):
-    """Raised when a field of an event, a task, a call or the settings is invalid.
+    """Raised when a field of an event, a message, a call or the settings is invalid.
 
     Attributes:
         field: the name of the field as the caller wrote it, e.g. ``embedding``.
@@ -49,12 +49,12 @@ class InvalidInput(ClusterError):
         self.field, self.problem, self.hint = field, problem, hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Subclasses take other arguments, but results backends and process pools pickle exceptions by their args.
+        # Subclasses take other arguments, but result backends and process pools pickle exceptions by their args.
         return (InvalidInput, (self.field, self.problem, self.hint))
 
 
 class DimensionMismatch(InvalidInput):
-    """Raised when a vector has another length than the vectors of its pet."""
+    """Raised when a vector has a different length from the vectors of its pet."""
 
     def __init__(self, *, pet: int, expected: int, got: int) -> None:
         super().__init__(
@@ -66,7 +66,7 @@ class DimensionMismatch(InvalidInput):
 
 
 class ModelMismatch(InvalidInput):
-    """Raised when a vector has another embedding model than the vectors of its pet."""
+    """Raised when a vector is from a different embedding model than the vectors of its pet."""
 
     def __init__(self, *, pet: int, expected: str, got: str) -> None:
         super().__init__(
@@ -93,7 +93,7 @@ class UnknownPet(InvalidInput):
 
 
 class UnknownCluster(InvalidInput):
-    """Raised when an id is neither that of a cluster of the pet nor an alias of one."""
+    """Raised when an id is neither the id nor an alias of a cluster of the pet."""
 
     def __init__(self, *, pet: int, cluster: int, field: str = "cluster_id", has_ended: bool = False) -> None:
         """``has_ended``: the cluster existed, but no other cluster holds more than half of its items now."""
@@ -110,7 +110,7 @@ class UnknownMedia(InvalidInput):
     """Raised when items of a correction are not where the caller expects them."""
 
     def __init__(self, *, pet: int, media: tuple[str, ...], where: str) -> None:
-        # as JSON strings, so that each id can be parsed from the text of the error, whatever it contains
+        # as JSON strings, so that each id can be parsed from the error's text, whatever characters it contains
         shown = ", ".join(json.dumps(item, ensure_ascii=False) for item in media[:5])
         shown += f" and {len(media) - 5} more" if len(media) > 5 else ""
         super().__init__(
@@ -193,10 +193,10 @@ class RevisionConflict(ClusterError):
 
 
 class PetClaimed(RevisionConflict):
-    """Raised when a commit must wait, because another change that lost a race before has claimed the pet.
+    """Raised when a commit must wait, because another change lost a race and then claimed the pet.
 
     Attributes:
-        for_ms: how long the claim lasts at most; it ends with the claimant's commit.
+        for_ms: how long the claim lasts at most; the claimant's commit ends it earlier.
     """
 
     def __init__(self, *, pet: int, revision: int, for_ms: int) -> None:
@@ -209,14 +209,15 @@ class PetClaimed(RevisionConflict):
 
 
 class StoreUnavailable(ClusterError):
-    """Raised when Redis did not answer or refused a command.
+    """Raised when Redis did not reply or refused a command.
 
-    A commit that failed this way may have been written. Retrying is safe: items and corrections are known by their ids.
+    A commit that failed this way may have been written. Retrying is safe, because items and corrections are recognised
+    by their ids.
 
     Attributes:
-        doing: the operation of the store, e.g. ``commit pet 42``.
-        problem: the error of Redis or of the connection.
-        refusal: why Redis refused, and how to fix it; None if it did not answer.
+        doing: the operation that failed, e.g. ``commit pet 42``.
+        problem: the error from Redis or from the connection.
+        refusal: why Redis refused, and how to fix it; None if it did not reply.
     """
 
     def __init__(self, *, doing: str, problem: str, refusal: RedisRefusal | None = None) -> None:
@@ -231,7 +232,7 @@ class StoreUnavailable(ClusterError):
 
 
 class PetTooLarge(ClusterError):
-    """Raised when the vectors of a pet would exceed one Redis value (512 MB)."""
+    """Raised when the vectors of a pet would exceed the maximum size of a Redis value (512 MB)."""
 
     def __init__(self, *, pet: int, n_media: int) -> None:
         super().__init__(
@@ -247,7 +248,7 @@ class NotConserved(ClusterError):
     """Raised when a commit would not account for all ingested items; nothing was written.
 
     Attributes:
-        problem: the two sides of the equation, which differ.
+        problem: the equation of conservation, with the counts that do not add up.
     """
 
     def __init__(self, *, pet: int, problem: str) -> None:
@@ -262,7 +263,7 @@ class NotConserved(ClusterError):
 
 
 class UnreadablePet(ClusterError):
-    """Raised when the stored data of a pet is inconsistent, or in a format that this release does not know.
+    """Raised when the stored data of a pet is inconsistent, or has a format that this release does not know.
 
     Nothing was written, and nothing will be until its keys are consistent again or the pet is deleted.
 
@@ -270,7 +271,7 @@ class UnreadablePet(ClusterError):
         problem: the inconsistency.
         key: the damaged key, followed by a space and the field if it is a hash; None if it is not known.
         expected, found: the expected length of that key, and its actual length.
-        hint: how to get the pet back.
+        hint: how to make the pet readable again.
     """
 
     def __init__(

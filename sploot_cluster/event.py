@@ -1,11 +1,11 @@
 """The event that an item was embedded: one table of its fields, and the forms in which producers send it.
 
-Parsing, checks, the JSON Schema of docs/wire and the HTTP body derive from the table, so a new field is one declaration
-in :class:`EmbeddingIngested`. An error names the field, the problem and a hint, and never contains the embedding. In
-every form, unknown fields are ignored, so that producers can send a new field before all workers know it, and None
-counts as left out.
+Parsing, checks, the JSON Schema of docs/wire and the HTTP body derive from the table, so a new field needs only one
+declaration in :class:`EmbeddingIngested`. An error names the field, the problem and a hint, and never contains the
+embedding. In every form, unknown fields are ignored, so that producers can send a new field before all workers know it.
+A field that is None counts as left out.
 
-This module imports only the standard library and others that do, because producers use it too.
+This module imports only the standard library and modules that do the same, because producers use it too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sploot_cluster.limits import MAX_DIM, MAX_MODEL, MIN_DIM
 
 SCHEMA: Final = "embedding.ingested/1"
 
-# -- kinds of its fields -----------------------------------------------------------------------------------------------
+# -- kinds of fields ---------------------------------------------------------------------------------------------------
 
 NAME: Final = Text()
 MODEL: Final = Matching(
@@ -84,7 +84,7 @@ TIME: Final = _Time(
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """The values of an embedding; checked, they are little-endian float32. Without an encoding, text is refused."""
+    """The values of an embedding. ``check`` returns little-endian float32. Text is refused, as it needs an encoding."""
 
     def check(self, name: str, value: object) -> bytes:
         f32le = to_f32le(value)
@@ -162,7 +162,7 @@ class EmbeddingIngested:
 
     @classmethod
     def of(cls, /, **sent: Any) -> Self:
-        """Return the event of a Python caller, or of a JSON object with at least the fields without a default.
+        """Return the event from a Python caller's arguments or a JSON object. Fields without a default are required.
 
         ``embedding`` is a sequence of numbers; an object with the buffer protocol, such as a one-dimensional numpy
         array; ``f32le`` or ``f16le`` bytes; or ``base64-f32le`` or ``json`` text. ``encoding`` names the encoding of
@@ -175,7 +175,7 @@ class EmbeddingIngested:
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
-        """Return the event of a Dramatiq message, whose embedding is base64 text, JSON text or a list of numbers.
+        """Return the event from a Dramatiq message. Its embedding is base64 text, JSON text or a list of numbers.
 
         Raises:
             InvalidInput: names the first field that is missing or invalid.
@@ -184,7 +184,7 @@ class EmbeddingIngested:
 
     @classmethod
     def from_fields(cls, entry: Mapping[bytes, bytes]) -> Self:
-        """Return the event of a flat stream entry, from a producer in any language.
+        """Return the event from a flat stream entry, which a producer in any language may have written.
 
         Raises:
             InvalidInput: names the first field that is missing or invalid.
@@ -194,7 +194,7 @@ class EmbeddingIngested:
 
     @classmethod
     def problems(cls, sent: Mapping[str, Any]) -> list[InvalidInput]:
-        """Return what is wrong with each field of a Python caller or a JSON object, where ``of`` raises the first."""
+        """Return an error for each missing or invalid field of the arguments of ``of``, which raises only the first."""
         found = {name: missing(name) for name in required_of(cls) if sent.get(name) is None}
         for name, field in FIELDS.items():
             if (value := sent.get(name)) is not None:
@@ -205,7 +205,7 @@ class EmbeddingIngested:
         return list(found.values())
 
     def to_kwargs(self) -> dict[str, Any]:
-        """Return the event as keyword arguments of JSON values, with the embedding as base64-f32le."""
+        """Return the event as keyword arguments with JSON values, and the embedding as base64-f32le."""
         held = {name: value for name, _, _ in _HELD if (value := getattr(self, name)) is not None}
         written = {"encoding": "base64-f32le", "embedding": to_base64(self.embedding)}
         return {"schema": SCHEMA, **held, "dim": self.dim, **written}
@@ -234,7 +234,7 @@ _WRITTEN: Final[Mapping[str, Field]] = {
     "encoding": Field(OneOf(ENCODINGS), "Encoding of an embedding sent as text or bytes.", "json"),
 }
 
-# All fields in the order of the documents, and those that a flat entry must have.
+# All fields, in the order in which the documents list them, and the fields that a flat entry must have.
 FIELDS: Final[Mapping[str, Field]] = {"schema": _WRITTEN["schema"], **fields_of(EmbeddingIngested), **_WRITTEN}
 REQUIRED: Final = tuple(name for name in FIELDS if name not in ("occurred_at", "traceparent"))
 _IN_MESSAGES: Final = tuple(name for name in REQUIRED if name != "schema")
@@ -258,7 +258,7 @@ def _decoded(sent: Mapping[str, Any]) -> bytes:
     return f32le
 
 
-# -- reading of flat entries -------------------------------------------------------------------------------------------
+# -- reading flat entries ----------------------------------------------------------------------------------------------
 
 
 def _text(name: str, value: bytes) -> str:

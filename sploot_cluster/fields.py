@@ -1,8 +1,8 @@
 """Fields of requests and events, declared once: each has a kind, which checks it and describes it as JSON Schema.
 
 A request is a class that inherits :class:`Checked`, is decorated with :func:`checked` and declares its fields with
-:func:`given`. A value of it has passed every check and needs no more, wherever it came from. Callers that report
-several problems at once, such as the HTTP API, use :meth:`Checked.problems`.
+:func:`given`. An instance has passed every check and needs no others, wherever its values came from. Callers that
+report several problems at once, such as the HTTP API, use :meth:`Checked.problems`.
 
 This module imports only the standard library, because producers use it too.
 """
@@ -32,7 +32,7 @@ class Kind(Protocol[Value]):
     """The type and range of a field."""
 
     def check(self, name: str, value: object) -> Value:
-        """Return the value in its own type.
+        """Return the value, converted to the type of this kind.
 
         Raises:
             InvalidInput: names the field, the problem and a hint.
@@ -40,19 +40,19 @@ class Kind(Protocol[Value]):
         ...
 
     def schema(self) -> dict[str, Any]:
-        """Return the kind as JSON Schema."""
+        """Return the JSON Schema of this kind."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A whole number. ``True`` is none, although it is an ``int`` in Python; an integer of numpy is one."""
+    """A whole number. ``True`` is refused, although it is an ``int`` in Python; a numpy integer is accepted."""
 
     lowest: int
     highest: int = MAX_INT64
 
     def check(self, name: str, value: object) -> int:
-        # type() first: it is ten times faster than isinstance with an abstract class, and no bool is an int by it
+        # type() first: it is ten times faster than isinstance with an abstract class, and it tells a bool from an int
         number = value if type(value) is int else self._converted(name, value)
         if not self.lowest <= number <= self.highest:
             raise InvalidInput(name, "is out of range", f"send {self.lowest} to {self.highest}")
@@ -70,7 +70,7 @@ class Whole:
         return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
 
 
-# An id of a pet or cluster, or a revision that a commit made.
+# The id of a pet or a cluster, or the revision that a commit made.
 ID: Final = Whole(1)
 
 
@@ -87,7 +87,7 @@ class Text:
             raise InvalidInput(name, f"is {type_of(value)}, not text", hint)
         if not self.shortest <= len(value) <= self.longest:
             raise InvalidInput(name, f"has {len(value)} characters", f"send {self.shortest} to {self.longest}")
-        # most texts are printable ASCII, which is ten times faster to see
+        # most texts are printable ASCII, which is ten times faster to check
         if not (value.isascii() and value.isprintable()) and (found := UNPRINTABLE.search(value)):
             raise InvalidInput(name, f"contains the unprintable character U+{ord(found[0]):04X}", "send printable text")
         return value
@@ -98,11 +98,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Matching:
-    """Text of a form, such as name@version.
+    """Text with a fixed form, such as name@version.
 
     Attributes:
         form: the name of the form, for errors.
-        hint: how to write it.
+        hint: how to write text in this form.
     """
 
     pattern: re.Pattern[str]
@@ -144,7 +144,7 @@ class ListOf(Generic[Item]):
     """A list of distinct entries; duplicates are removed, and the order is kept.
 
     Attributes:
-        longest: counts duplicates too, so that a list is bounded before it is read.
+        longest: the maximum number of entries with duplicates, so that a list that is too long is refused unread.
     """
 
     of: Kind[Item]
@@ -171,7 +171,7 @@ class ListOf(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What is declared of a field beside its name and default.
+    """The declaration of a field, apart from its name and default.
 
     Attributes:
         description: one line for the documents of the HTTP API and of the command line.
@@ -184,7 +184,7 @@ class Field:
 
 
 def given(kind: Kind[Any], description: str, example: object, **options: Any) -> Any:
-    """Return the dataclass field that a caller gives; optional with a default, and then None is always accepted.
+    """Declare a dataclass field that callers give. A field with a default is optional, and may be None.
 
     Args:
         options: further arguments of ``dataclasses.field``, such as ``default``.
@@ -218,7 +218,7 @@ def _of(cls: type[Any]) -> _Declared:
 
 
 def fields_of(cls: type[Any]) -> Mapping[str, Field]:
-    """Return the fields that a caller gives, by name, in their order."""
+    """Return the fields that a caller gives, by name, in order of declaration."""
     return _of(cls).fields
 
 
@@ -240,7 +240,7 @@ class Checked:
         self.check()
 
     def check(self) -> None:
-        """Check rules that concern several fields, each of which is valid by itself.
+        """Check the rules that concern several fields together. Each field is already valid by itself.
 
         Raises:
             InvalidInput: names the field to change.
@@ -248,12 +248,12 @@ class Checked:
 
     @classmethod
     def problems(cls, sent: Mapping[str, object], *, known: Mapping[str, Field]) -> Iterator[InvalidInput]:
-        """Yield what is wrong with each field of a request: missing, unknown or invalid.
+        """Yield an error for each field of a request that is missing, unknown or invalid.
 
-        Rules that concern several fields are checked when the request is made.
+        Rules that concern several fields are checked when the request is created.
 
         Args:
-            known: the fields that may be sent this way, all of this class or some.
+            known: the fields of this class that the caller's interface accepts: all or some of them.
         """
         yield from (missing(name) for name in required_of(cls) if name in known and name not in sent)
         for name, value in sent.items():
@@ -267,7 +267,7 @@ class Checked:
 
     @classmethod
     def from_kwargs(cls, kwargs: Mapping[str, Any]) -> Self:
-        """Return the request of a message's keyword arguments.
+        """Return the request from a message's keyword arguments.
 
         An unknown field is refused, because it may change what the request means.
 
@@ -283,7 +283,7 @@ class Checked:
         return cls(**kwargs)
 
     def to_kwargs(self) -> dict[str, Any]:
-        """Return the request as keyword arguments of JSON values; ``from_kwargs`` restores it.
+        """Return the request as keyword arguments with JSON values; ``from_kwargs`` restores it.
 
         Fields that are None are left out, so that a worker of an older release does not refuse a field unknown to it.
         """
@@ -299,7 +299,7 @@ def shown(value: object, *, quoted: bool = True) -> str:
 
 
 def number_of(value: object) -> object:
-    """Return the number if the value is its decimal digits, in the one spelling; otherwise the value as it is.
+    """Return the number if the value is text of decimal digits without leading zeros; otherwise the value unchanged.
 
     ``int()`` would also accept " 42", "4_2" and digits of other scripts.
     """

@@ -1,4 +1,4 @@
-"""Protocols by which the domain and the HTTP API enqueue jobs.
+"""Protocols through which the domain and the HTTP API enqueue jobs.
 
 ``ClusterService`` needs :class:`ReclusterRequests`, and the HTTP API needs :class:`JobQueue`; both are passed in. This
 module imports only the standard library, because the thin client implements the protocols.
@@ -59,7 +59,7 @@ class JobStatus:
 
 
 class ReclusterRequests(Protocol):
-    """Requests reclusters of pets that grew or drifted."""
+    """The port through which reclusters of pets that grew or drifted are requested."""
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
         """Request a recluster of the pet in about ``delay_ms``; at most one such job waits per pet."""
@@ -67,7 +67,7 @@ class ReclusterRequests(Protocol):
 
 
 class JobQueue(Protocol):
-    """Enqueues the jobs of the HTTP API and reads their status.
+    """The port through which the HTTP API enqueues jobs and reads their status.
 
     Every method raises ``errors.InvalidInput`` for an invalid field, :class:`QueueUnavailable` if Redis fails, and its
     subclass :class:`QueueFull` if the queue has no room.
@@ -80,7 +80,7 @@ class JobQueue(Protocol):
         ...
 
     def correct(self, request: Request[Any]) -> JobRef:
-        """Enqueue a correction. With ``expected_revision`` it fails when it runs if items were moved since."""
+        """Enqueue a correction. Its job fails if it has an ``expected_revision`` and items were moved since."""
         ...
 
     def ingest_event(self, event: EmbeddingIngested) -> JobRef:
@@ -107,7 +107,7 @@ class Traces:
     Attributes:
         n_records: number of job records.
         n_dead_letters: number of dead letters, in all queues.
-        n_waiting: number of events and corrections not yet processed, which would restore or name items.
+        n_waiting: number of waiting events and corrections; processing them would restore or name the items.
         records: the ids of the jobs with records.
         dead_letters: queue and id of each dead letter.
         unreadable: dead letters that cannot be read and may belong to the pet; they are never deleted.
@@ -122,20 +122,20 @@ class Traces:
 
 
 class JobTraces(Protocol):
-    """Finds and removes job records and dead letters of a pet, or of some of its items, for the HTTP API."""
+    """The port through which the HTTP API finds and removes job records and dead letters of a pet or its items."""
 
     def find(self, pet_id: int, media_ids: Collection[str] | None = ...) -> Traces: ...
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = ...) -> Traces:
-        """Remove them, except for jobs that wait."""
+        """Remove the records and dead letters, but not the waiting jobs."""
         ...
 
 
 class QueueUnavailable(Exception):
-    """Raised when Redis did not answer or refused a command of a queue; retrying is safe.
+    """Raised when Redis did not reply or refused a command for a queue; retrying is safe.
 
     Attributes:
-        refusal: why Redis refused, and how to fix it; None if it did not answer.
+        refusal: why Redis refused, and how to fix it; None if it did not reply.
     """
 
     def __init__(self, problem: str, *, refusal: RedisRefusal | None = None) -> None:
@@ -144,12 +144,12 @@ class QueueUnavailable(Exception):
 
 
 class QueueFull(QueueUnavailable):
-    """Raised when a queue holds as many jobs as its limit allows; sending the same call again later is safe.
+    """Raised when a queue holds as many jobs as its limit allows; repeating the call later is safe.
 
     Attributes:
         queue: its name.
-        length: number of jobs that it held, waiting and in flight.
-        limit: the number that it may hold.
+        length: number of waiting and in-flight jobs that it held.
+        limit: the maximum number of these.
         outcome: what became of the call.
     """
 

@@ -1,4 +1,4 @@
-"""The limits of what callers may send, wherever it comes in: a message, an HTTP body, the command line, a Python call.
+"""The limits on what callers may send, in a message, an HTTP body, a command or a Python call.
 
 This module imports nothing, because producers use it too.
 """
@@ -10,8 +10,8 @@ from typing import Final
 MAX_INT64: Final = 2**63 - 1
 MAX_TEXT: Final = 256  # characters of a media id, event id or requester
 MAX_MODEL: Final = 128  # characters of a model's name@version
-MAX_CLUSTER_IDS: Final = 1_000  # clusters of one correction
-MAX_MEDIA_IDS: Final = 10_000  # items of one correction
+MAX_CLUSTER_IDS: Final = 1_000  # clusters in one correction
+MAX_MEDIA_IDS: Final = 10_000  # items in one correction
 MIN_DIM: Final = 2
 MAX_DIM: Final = 8_192
 # Below this norm the direction of an embedding is rounding noise: float32 has about 7 digits, and a normalised

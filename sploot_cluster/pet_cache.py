@@ -1,7 +1,7 @@
-"""Per-process cache of pets: the last state and spanning tree of each.
+"""The cache of pets in a process: the last state and spanning tree of each.
 
-It saves loading and is never authoritative: every user first loads newer commits into the cached state. Threads of one
-process take turns at a pet: of two that decide at once, one would fail to commit.
+It saves loading whole pets and is never authoritative: before each use, newer commits are loaded into the cached state.
+Threads of one process take turns to use a pet, because if two decided at once, one of them would fail to commit.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from sploot_cluster.threads import n_cores
 if TYPE_CHECKING:
     from sploot_cluster.engine.spanning_tree import SpanningTree
 
-# A pet of 50,000 items takes 115 MB at 512 dimensions when loaded, and up to 170 MB as it grows; this limit holds 80 to
-# 115 pets of 2,000 items.
+# A pet of 50,000 items takes 115 MB at 512 dimensions when loaded, and up to 170 MB as it grows. Of pets with 2,000
+# items, 80 to 115 fit into this limit.
 LEAST_BYTES: Final = 512 * 1024 * 1024
 # Share of the machine's memory for all processes together, assuming as many processes as cores.
 SHARE: Final = 1 / 4
 
-# An id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
+# Size of an id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
 BYTES_PER_ITEM: Final = 250
 # Fixed overhead per pet, measured in the same way; it matters because most pets are small.
 BYTES_PER_PET: Final = 2_500
-# The items that it names are references to the ids that the pet already holds.
+# Size without the items that it names, because they are references to ids that the pet holds anyway.
 BYTES_PER_CORRECTION: Final = 1_000
 
 
@@ -63,7 +63,7 @@ class PetMemory:
     Attributes:
         state: the newest state seen; revision 0 if the pet was never loaded.
         n_kept: rows of the spanning tree that this process last stored.
-        asked: when a recluster was last requested, and how many items the recluster before it had covered.
+        asked: when a recluster was last requested, and the number of items at the last recluster before that.
     """
 
     def __init__(self, pet: PetId) -> None:
@@ -78,7 +78,7 @@ class PetMemory:
         self._ledger_bytes = 0
 
     def tree(self) -> SpanningTree | None:
-        """Return the spanning tree of the first rows of ``state``, if one was remembered; else None."""
+        """Return the remembered spanning tree of the first rows of ``state``; None if there is none."""
         state = self.state
         if self._tree_rows is not PetRows.behind(state):
             self._tree = self._expected = None
@@ -94,7 +94,7 @@ class PetMemory:
         self._tree, self._tree_rows, self._expected = tree, PetRows.behind(self.state), None
 
     def expect_tree(self, tree: SpanningTree, media: MediaId, vector: FloatVector) -> None:
-        """Remember the tree of all rows of ``state`` plus one, to be used if that row is the next to be committed."""
+        """Remember the tree of all rows of ``state`` and one more, for use if that row is committed next."""
         if self._tree_rows is not PetRows.behind(self.state):
             self._tree, self._tree_rows = None, PetRows.behind(self.state)
         self._expected = tree, media, vector
@@ -104,7 +104,7 @@ class PetMemory:
         """The estimated size: vectors with the space reserved for growth, items, ledger and tree."""
         tree = 0 if self._tree is None else self._tree.n_bytes
         vectors = PetRows.behind(self.state).vector_bytes
-        # an arrival, or a load without corrections, does not change the ledger
+        # arrivals, and loads without new corrections, do not change the ledger
         if self._ledger is not self.state.ledger:
             self._ledger = self.state.ledger
             self._ledger_bytes = sum(BYTES_PER_CORRECTION + 8 * len(correction.media()) for correction in self._ledger)
@@ -112,7 +112,7 @@ class PetMemory:
 
 
 class _Place:
-    """A memory with its lock, and the number of threads that hold or await it."""
+    """A ``PetMemory`` with its lock, and the number of threads that hold the lock or wait for it."""
 
     __slots__ = ("lock", "memory", "n_bytes", "n_threads")
 
@@ -126,7 +126,7 @@ class PetCache:
     def __init__(self, max_bytes: int) -> None:
         """
         Args:
-            max_bytes: limit of the cache; a pet that exceeds it by itself is remembered only while it is open.
+            max_bytes: size limit of the cache; a pet that exceeds it by itself is remembered only while it is open.
         """
         self.max_bytes = max_bytes
         self._places: OrderedDict[PetId, _Place] = OrderedDict()
@@ -135,7 +135,7 @@ class PetCache:
 
     @contextmanager
     def open(self, pet: PetId) -> Iterator[PetMemory]:
-        """Open the memory of ``pet`` for the exclusive use of this thread until the block ends."""
+        """Yield the cached data of ``pet`` for the exclusive use of this thread until the block ends."""
         place = self._enter(pet)
         try:
             with place.lock:
@@ -170,5 +170,5 @@ class PetCache:
                 self._n_bytes -= self._places.pop(pet).n_bytes
 
     def _unused_for_longest(self) -> PetId | None:
-        # an entry in use is never evicted, or the next thread would get another lock for the same pet
+        # a pet in use is never evicted: the next thread would get a different lock for the same pet
         return next((pet for pet, place in self._places.items() if not place.n_threads), None)

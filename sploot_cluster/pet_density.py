@@ -1,7 +1,7 @@
 """The density of a pet, computed from a stored spanning tree where possible.
 
 A tree is looked up in memory, then in the store, and extended to the newest rows; it is built from scratch only if
-neither has one. Stored trees only save time: if the store does not answer, the tree is treated as missing.
+neither has one. Stored trees only save time: if the store does not reply, the tree is treated as missing.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A stored tree is rewritten once it is behind by this many rows and by this share: extending it by more takes longer
-# than fetching it, and writing it at every arrival would make the append-only file a thousand times larger than the
-# pet.
+# A stored tree is rewritten once it lacks at least this many rows, and at least this share of all rows. Extending it by
+# more takes longer than fetching it, and writing it at every arrival would make the append-only file a thousand times
+# larger than the pet.
 _BEHIND: Final = 32
 _BEHIND_RATIO: Final = 1 / 32
 
@@ -49,9 +49,10 @@ class PetDensity:
         )
 
     def of_newest(self, pet: PetId, cache: PetCache) -> tuple[PetState, Density]:
-        """Load the newest state of a pet and return it with its density. Other threads may use the pet meanwhile.
+        """Load the newest state of a pet and return it with its density.
 
-        O(n · d) for each row that the best known tree lacks, O(n² · d) if none is known.
+        Other threads may use the pet while the density is computed. O(n · d) for each row that the best known tree
+        lacks, O(n² · d) if no tree is known.
         """
         with cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)
@@ -66,7 +67,7 @@ class PetDensity:
         return state, density
 
     def with_arrival(self, memory: PetMemory, media: MediaId, vector: FloatVector) -> tuple[FloatMatrix, Density]:
-        """Return the vectors of the state in ``memory`` and of an arrival after them, and their density."""
+        """Return the vectors of the pet in ``memory``, followed by that of an arrival, and the density of them all."""
         state = memory.state
         vectors = PetRows.behind(state).vectors_and(state.n_media, vector)
         remembered = self._recall(memory, len(vectors))
@@ -80,7 +81,7 @@ class PetDensity:
     def pruned(self, memory: PetMemory, state: PetState, gone: Iterable[MediaId]) -> SpanningTree | None:
         """Return the known tree of the first rows of ``state``, without items that are about to be deleted.
 
-        It is None if no tree is known, and for small pets, whose next recluster builds theirs quickly.
+        Returns None if no tree is known, and for small pets, because their next recluster builds a tree quickly.
         """
         n = state.n_media
         if n < kept_tree.KEPT_FROM:
@@ -98,7 +99,7 @@ class PetDensity:
         self._keep(memory, memory.state, tree)
 
     def _recall(self, memory: PetMemory, n: int) -> SpanningTree | None:
-        """Return the tree in ``memory`` if it covers first rows of its state and can be extended to n rows."""
+        """Return the tree in ``memory`` if it can be extended to n rows; else None."""
         tree = memory.tree()
         return tree if tree is not None and tree.n <= n and tree.min_samples == self._samples(n) else None
 
@@ -106,7 +107,7 @@ class PetDensity:
         """Return the tree of ``vectors``; None if they are too few for a cluster.
 
         Args:
-            vectors: (n, d) those of ``state``, and any after them.
+            vectors: (n, d), those of ``state`` and any that follow them.
             remembered: a tree of the first rows of ``state``, if the caller has one.
         """
         n = len(vectors)
@@ -118,8 +119,8 @@ class PetDensity:
         return grown(tree, vectors, build=self._build)
 
     def _density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
-        """Return the density of ``media``, of which ``tree`` is the spanning tree."""
-        # callers that only keep trees, such as deletion, never import it
+        """Return the density of ``media`` from their spanning tree; without a tree, all are noise."""
+        # imported here, because callers that only store trees, such as deletion, do not need it
         from sploot_cluster.engine.selection import all_noise, density_of
 
         if tree is None:

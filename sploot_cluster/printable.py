@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# Unicode category Cf, as of 15.0, without the two joiners: zero-width characters, bidi controls, tags. Listed here,
-# because computing the list takes 0.1 s, which would slow down every import in a producer.
+# The characters of category Cf in Unicode 15.0, without the two joiners: zero-width characters, bidi controls, tags.
+# Listed here, because computing the list takes 0.1 s, which would slow down every import in a producer.
 _FORMAT: Final = (
     "\u00ad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064"
     "\u2066-\u206f\ufeff\ufff9-\ufffb"
@@ -20,7 +20,7 @@ _FORMAT_BEYOND_16_BITS: Final = (
 )
 # Control characters, line and paragraph separators.
 _CONTROL: Final = "\x00-\x1f\x7f-\x9f\u2028\u2029"
-# Zero width non-joiner and joiner. Persian and Indic words and emoji such as 👩‍👩‍👧 need them between characters of
+# Zero-width non-joiner and joiner. Persian and Indic words, and emoji such as 👩‍👩‍👧, need them between characters in
 # the range below. Anywhere else they would only create different texts that look the same.
 _JOINERS: Final = "\u200c\u200d"
 _JOINED: Final = "\u0600-\u1fff\u2190-\U0010ffff"
@@ -32,6 +32,6 @@ UNPRINTABLE: Final = re.compile(
     f"|(?<![{_JOINED}])[{_JOINERS}]|[{_JOINERS}](?![{_JOINED}])"
 )
 
-# What a regular expression of JSON Schema can state of printable text in every validator: no lookarounds, and no
+# Printable text, as far as a JSON Schema pattern can describe it for every validator: without lookarounds, and without
 # characters beyond 16 bits.
 PRINTABLE_PATTERN: Final = f"^[^{_CONTROL}{_FORMAT}]*$"

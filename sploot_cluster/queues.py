@@ -1,7 +1,7 @@
-"""The protocol of operator actions on queues, and its values.
+"""The protocol of operator actions on queues, and the types of its values.
 
-Every change of a queue needs a plan, which lists exactly the entries that it will touch; applying it touches no others.
-Only the standard library is used here.
+Every change to a queue needs a plan. A plan lists exactly the entries that it will touch, and applying it touches no
+others. Only the standard library is used here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, Literal, Protocol
 
 from sploot_cluster.answer_fields import described
 
-# A hundred years. Longer durations are typing errors, and overflow in calendars and Redis.
+# A hundred years. Longer durations are typing errors, and would overflow in date arithmetic and in Redis.
 LONGEST_S: Final = 100 * 366 * 86_400
 
 Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge"]
@@ -56,7 +56,7 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True)
 class PlannedEntry:
-    """An entry that a plan touches, as it was when planned: a job, or a dead letter, which has no holder."""
+    """A job or dead letter that a plan touches, as it was when the plan was made. A dead letter has no holder."""
 
     id: str
     holder: str = dataclasses.field(default="", metadata=described("The consumer that held it; empty for none."))
@@ -113,7 +113,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """A record of the audit log: an action on a queue, its operator and time."""
+    """A record in the audit log: an action on a queue, with its operator and time."""
 
     plan_id: str
     at: datetime
@@ -166,7 +166,7 @@ class DeadLetterFilter:
 
     Attributes:
         error: text that the error contains.
-        since_s: died at most this many seconds ago.
+        since_s: matches dead letters that died at most this many seconds ago.
     """
 
     reason: str | None = None
@@ -232,19 +232,19 @@ class QueueOperations(Protocol):
     def plan_resume(self, queue: str) -> Plan: ...
 
     def keep(self, plan: Plan) -> None:
-        """Store a plan for an hour, for :meth:`take`."""
+        """Store a plan for an hour, so that :meth:`take` can return it."""
         ...
 
     def take(self, plan_id: str) -> Plan:
         """Remove a stored plan and return it, so that only one caller can apply it.
 
         Raises:
-            PlanUnknown: it does not exist, or was taken.
+            PlanUnknown: the plan does not exist, or was taken already.
         """
         ...
 
     def act(self, plan: Plan, *, by: str, via: str, note: str = ...) -> Done:
-        """Apply the plan to entries that are unchanged since it was made, and write the audit record."""
+        """Apply the plan to the entries that have not changed since it was made, and write the audit record."""
         ...
 
     def audit(self, limit: int = ...) -> Sequence[AuditRecord]:

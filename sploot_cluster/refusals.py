@@ -1,4 +1,4 @@
-"""The table of errors by which Redis refuses commands, each with a hint for operators.
+"""The table of errors with which Redis refuses commands, each with a hint for operators.
 
 An outage passes or ends when Redis is repaired; a configuration fault ends when the configuration is corrected. Neither
 is the fault of the caller, who may send the same call again. ``refusal_of`` finds the row for an error of redis-py, and
@@ -20,10 +20,10 @@ REDIS_ERRORS: Final = (redis.RedisError, RedisClusterException)
 
 @dataclass(frozen=True, slots=True)
 class RedisRefusal:
-    """An error by which Redis refuses a command, for now or for this user.
+    """An error with which Redis refuses a command, either for now or for this user.
 
     Attributes:
-        code: the first word of the error of Redis.
+        code: the first word of the error from Redis.
         problem: what is wrong with Redis, as a sentence without a full stop.
         hint: how to fix it.
         is_outage: whether the state of the server is the cause; if False, the settings of this process are.
@@ -116,9 +116,9 @@ _BY_CLASS: Final = {
     "NoPermissionError": "NOPERM",
     "AuthenticationError": "NOAUTH",
 }
-# The code inside an error of a script, as in "… @user_script:4: -OOM command not allowed …".
+# The code within the error of a script, as in "… @user_script:4: -OOM command not allowed …".
 _WORD: Final = re.compile(rf"(?:^|[^A-Za-z0-9])({'|'.join(_BY_CODE)})(?= )")
-# Errors without a code, by a part of their text.
+# Errors without a code: a part of the text -> the code to use.
 _PHRASES: Final = {
     "max number of clients reached": "MAXCLIENTS",
     "ACL failure in script": "NOPERM",
@@ -137,11 +137,11 @@ def refusal_of(error: BaseException | None) -> RedisRefusal | None:
 
 
 def explained(error: BaseException, *, outcome: str = "", hint: str = "check that Redis is up and call again") -> str:
-    """Return one sentence on an error of Redis: what is wrong, what became of the call, how to fix it.
+    """Return one sentence about an error from Redis: what is wrong, what became of the call, how to fix it.
 
     Args:
         outcome: what became of the call, such as ``nothing was enqueued``.
-        hint: the hint to use if Redis did not answer, or its error is not in the table.
+        hint: the hint to use if Redis did not reply, or if its error is not in the table.
     """
     refusal = refusal_of(error)
     answer = str(error).removesuffix(".")

@@ -1,8 +1,8 @@
 """The use cases: arrivals, corrections, reclusters, and reads of pets.
 
 Each use case loads the newest state, decides with a pure function, and commits on exactly that state; if another commit
-came first, it decides again. So workers need no locks, and every use case may run twice: items are known by their ids,
-and corrections by the ids of their operations.
+came first, it decides again. So workers need no locks, and every use case may run twice: items are recognised by their
+ids, and corrections by the ids of their operations.
 
 Reads need only numpy and redis; faiss, scipy and hdbscan are imported by the use cases that compute with them.
 """
@@ -90,11 +90,11 @@ logger = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
-# An arrival takes a millisecond to decide, so it soon wins. An early claim would halve the throughput of three workers
-# on one pet.
+# An arrival takes a millisecond to decide, so it soon wins a race without a claim. Claiming the pet earlier would halve
+# the throughput of three workers on one pet.
 ARRIVAL_CLAIMS_AFTER: Final = 3
 
-# How long a change waits for claims of other changes, since the process that holds a claim may have died.
+# How long a change waits at most for the claims of other changes; the claim of a process that died lasts its full time.
 LONGEST_WAIT_S: Final = 2 * CLAIM_MS / 1000
 
 
@@ -102,9 +102,10 @@ class Call(TypedDict):
     """The arguments that all corrections take.
 
     Attributes:
-        operation_id: the same when the call is repeated; the correction is then made once, and answered again.
-        by: who makes it, for the history.
-        expected_revision: raises ``StaleRevision`` if items were moved since this revision.
+        operation_id: an id that stays the same if the call is repeated. The correction is then made only once, and
+            every call returns its result.
+        by: the name of the requester, for the history.
+        expected_revision: the call raises ``StaleRevision`` if items were moved since this revision.
     """
 
     operation_id: str
@@ -131,7 +132,7 @@ class ClusterService:
     ) -> None:
         """
         Args:
-            store: the store of pets.
+            store: where pets are stored.
             settings: the parameters of decisions; default: those of :class:`ClusterSettings`.
             reclusters: receives requests to recluster pets that grew or drifted; None: such requests are not made.
             clock: returns the time to record with corrections, timezone-aware.
@@ -162,8 +163,8 @@ class ClusterService:
     ) -> Assigned:
         """Assign an arriving item to a cluster or to the noise.
 
-        An item that the pet has already stays where it is, whatever the arguments. O(n · dim) for a pet of n items, and
-        two round trips to Redis.
+        An item that the pet has already stays where it is, whatever the arguments. Takes O(n · dim) for a pet of n
+        items, and two round trips to Redis.
 
         Args:
             model: ``name@version`` of the embedding model; the same for all items of a pet.
@@ -172,7 +173,7 @@ class ClusterService:
 
         Raises:
             InvalidInput: a field is invalid.
-            DimensionMismatch, ModelMismatch: the vector belongs to another space; the item was quarantined.
+            DimensionMismatch, ModelMismatch: the dimension or model is not the pet's; the item was quarantined.
             PetTooLarge: the pet is full.
         """
         _check_ids(pet, media)
@@ -195,28 +196,35 @@ class ClusterService:
     def merge(
         self, pet: PetId, cluster_ids: Sequence[ClusterId], *, into: ClusterId | None = None, **call: Unpack[Call]
     ) -> Corrected:
-        """Merge clusters into ``into``, by default the largest. Their items stay together until the merge is undone.
+        """Merge clusters into ``into``, by default the largest.
 
-        This method and those of the other verbs are :meth:`correct` with a request that they make.
+        Their items stay together until the merge is undone or overridden. This method and those for the other verbs
+        create a request and pass it to :meth:`correct`.
         """
         return self.correct(MergeClusters(pet, cluster_ids, into, **_signed(call)), operation_id=call["operation_id"])
 
     def split(self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
-        """Split items off into a new cluster, separate from those that remain until the split is undone."""
+        """Split items off into a new cluster. They stay apart from the rest until the split is undone or overridden."""
         return self.correct(SplitCluster(pet, cluster, media_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def place(
         self, pet: PetId, media_ids: Sequence[MediaId], *, into: ClusterId | None = None, **call: Unpack[Call]
     ) -> Corrected:
-        """Place items in a cluster, or in a new one, wherever they are now. They stay there until it is undone."""
+        """Place items in a cluster, or in a new one, wherever they are now.
+
+        They stay there until the placement is undone or overridden.
+        """
         return self.correct(PlaceMedia(pet, media_ids, into, **_signed(call)), operation_id=call["operation_id"])
 
     def exclude(self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
-        """Exclude items from a cluster. They may join other clusters but never rejoin this one, until it is undone."""
+        """Exclude items from a cluster. They may join other clusters.
+
+        They do not rejoin this one until the exclusion is undone or overridden.
+        """
         return self.correct(ExcludeMedia(pet, cluster, media_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def dismiss(self, pet: PetId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
-        """Dismiss items: no arrival or recluster assigns or absorbs them until it is undone."""
+        """Dismiss items: put them in no cluster, until the dismissal is undone or overridden."""
         return self.correct(DismissMedia(pet, media_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def undo(self, pet: PetId, revision: int, **call: Unpack[Call]) -> Corrected:
@@ -224,14 +232,15 @@ class ClusterService:
         return self.correct(UndoFeedback(pet, revision, **_signed(call)), operation_id=call["operation_id"])
 
     def restore(self, pet: PetId, revision: int, **call: Unpack[Call]) -> Restored:
-        """Restore the labels of an earlier revision as a new revision, within corrections in force."""
+        """Restore the labels of an earlier revision as a new revision. Corrections in force still hold."""
         return self.correct(RestoreRevision(pet, revision, **_signed(call)), operation_id=call["operation_id"])
 
     def correct(self, request: Request[A], *, operation_id: str) -> A:
-        """Make a correction that a person asks for; ``decide.corrections`` has the requests.
+        """Make the correction that a request describes; ``decide.corrections`` defines the requests.
 
         Args:
-            operation_id: the same when the request is repeated; it is then done once, and answered again.
+            operation_id: an id that stays the same if the request is repeated. The correction is then made only once,
+                and every call returns its result.
 
         Returns:
             ``Restored`` for a restore, ``Corrected`` for all others.
@@ -239,7 +248,7 @@ class ClusterService:
         Raises:
             UnknownCluster, UnknownMedia, UnknownRevision: the pet has no such cluster, item or revision.
             StaleRevision: items were moved since ``request.expected_revision``.
-            InvalidInput: a field does not fit the pet in another way.
+            InvalidInput: a field does not fit the pet for another reason.
         """
         if not operation_id:
             hint = "send an id that is the same when the operation is repeated"
@@ -267,7 +276,7 @@ class ClusterService:
         """Recompute the clusters from the density of all vectors. Corrections and cluster ids are kept.
 
         Density is computed once, from the items present at the start. The decisions are made on the newest state, so
-        items and corrections may arrive meanwhile. A pet without items is left unchanged.
+        items and corrections may arrive during that computation. A pet without items is left unchanged.
         """
         seen, density = self._densities.of_newest(pet, self._cache)
         if not seen.n_media:
@@ -297,10 +306,10 @@ class ClusterService:
         """Return the stored preview of a pet, and what it would change.
 
         Args:
-            token: the token of the expected preview; None accepts any.
+            token: the token of the expected preview; None accepts any preview.
 
         Raises:
-            StalePreview: the preview is gone, or the pet changed since.
+            StalePreview: the preview is no longer stored, or the pet changed since.
         """
         preview = self._waiting(pet, token)
         state = self._store.past(pet).state
@@ -312,7 +321,7 @@ class ClusterService:
         """Make exactly the changes that the preview showed. Applying it twice has the same effect as once.
 
         Raises:
-            StalePreview: the preview is gone, or the pet changed since; nothing was written.
+            StalePreview: the preview is no longer stored, or the pet changed since; nothing was written.
         """
         done = next((entry for entry in self._store.history(pet) if entry.summary.get("applied") == token), None)
         preview = self._waiting(pet, token)
@@ -330,7 +339,7 @@ class ClusterService:
         return preview.result
 
     def _past_of(self, state: PetState) -> Past:
-        """Return the past of exactly this state.
+        """Return the labels at earlier revisions of a pet whose newest state is ``state``.
 
         Raises:
             RevisionConflict: another commit came first.
@@ -348,11 +357,12 @@ class ClusterService:
         return preview
 
     def _regroup(self, state: PetState, seen: PetState, density: Density, by: str) -> tuple[Change, Reclustered]:
-        """Return the change of a recluster of ``state``; ``density`` is that of its first items, those of ``seen``."""
+        """Plan a recluster of ``state``. ``density`` covers only its first items, which are those of ``seen``."""
         from sploot_cluster.decide.recluster import plan_recluster
 
         if state.born != seen.born or state.media[: seen.n_media] != tuple(seen.media):
-            # the density does not fit: items were deleted or lost by a failover, or the pet was switched or recreated
+            # the density does not fit: items were deleted or lost in a failover, the model was switched, or the pet was
+            # recreated
             raise RevisionConflict(pet=state.pet, expected=seen.revision, current=state.revision)
         return plan_recluster(state, density, settings=self._settings, by=by)
 
@@ -360,7 +370,7 @@ class ClusterService:
         """Return the differences between two revisions.
 
         Raises:
-            UnknownRevision: the pet never had a revision, or it is no longer stored.
+            UnknownRevision: the pet never had one of the revisions, or it is no longer stored.
         """
         past = self._store.past(pet)
         return compare(past.at(from_revision), past.at(to_revision))
@@ -386,7 +396,7 @@ class ClusterService:
         return explain(state, media)
 
     def clusters(self, pet: PetId) -> PetView:
-        """Return the present clusters of a pet; an empty view of revision 0 for a pet without data."""
+        """Return the present clusters of a pet; for a pet without data, an empty view with revision 0."""
         return self._store.view(pet)
 
     def revision(self, pet: PetId) -> int:
@@ -394,9 +404,9 @@ class ClusterService:
         return self._store.revision(pet)
 
     def moved_at(self, pet: PetId) -> int:
-        """Return the revision at which a person, a recluster or a deletion last moved existing items.
+        """Return the revision at which a correction, recluster, deletion or exact arrival last moved other items.
 
-        0 if none did. A correction with an ``expected_revision`` before it raises ``StaleRevision``.
+        Returns 0 if there is none. A correction whose ``expected_revision`` is earlier raises ``StaleRevision``.
         """
         return self._store.moved_at(pet)
 
@@ -445,7 +455,7 @@ class ClusterService:
         return media in self._store.past(pet).state.rows or media in self._store.tally(pet).quarantine
 
     def delete_pet(self, pet: PetId) -> Deleted:
-        """Delete a pet with its corrections and history. An unreadable pet is deleted too; its counts are 0.
+        """Delete a pet with its corrections and history. An unreadable pet is deleted too, with 0 as the counts.
 
         Raises:
             UnknownPet: the pet has no data.
@@ -517,16 +527,16 @@ class ClusterService:
     def end_model(self, pet: PetId) -> bool:
         """Delete the candidate model and its vectors; return False if there was none.
 
-        Items that only it had stay quarantined until they are ingested with the pet's model.
+        Items that had only a vector of the candidate model stay quarantined until they arrive with the pet's model.
         """
         return self._store.end_shadow(pet)
 
     def preview_switch(self, pet: PetId) -> Switch:
-        """Compute the pet as a switch to the candidate model would make it, with all corrections and the same ids.
+        """Compute what a switch to the candidate model would make of a pet, with corrections enforced and ids kept.
 
         Raises:
             UnknownPet: the pet has no data.
-            InvalidInput: there is no candidate model; or items lack a vector of it, and it is not the former model.
+            InvalidInput: there is no candidate model, or items lack a vector of it and it is not the former model.
         """
         return self._plan_switch(self._store.dump(pet), by="machine")
 
@@ -534,7 +544,7 @@ class ClusterService:
         """Switch to the candidate model exactly as previewed. The former model becomes the candidate.
 
         Raises:
-            StalePreview: the pet or its candidate model changed since; nothing was written.
+            StalePreview: the pet or its candidate model changed since the preview; nothing was written.
         """
         before = self._store.dump(pet)
         switch = self._plan_switch(before, by=by)
@@ -556,11 +566,11 @@ class ClusterService:
         return plan_switch(pet, density, settings=self._settings, by=by, at=self._clock())
 
     def tally(self, pet: PetId) -> PetTally:
-        """Return the accounting of a pet's items, and its quarantine."""
+        """Return the tally of a pet, and its quarantine."""
         return self._store.tally(pet)
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
-        """Return the accounting of all pets, or of the given ones; one round trip per 500 pets."""
+        """Return the sum of the tallies of all pets, or of the given ones, with one round trip per 500 pets."""
         return self._store.totals(pets)
 
     def pets(self) -> Sequence[PetId]:
@@ -575,7 +585,7 @@ class ClusterService:
         return PetDensity(self._store, self._settings, on_fallback=self._on_fallback)
 
     def _pruned(self, memory: PetMemory, state: PetState, gone: Collection[MediaId]) -> SpanningTree | None:
-        """Return the pet's spanning tree without items to be deleted; None if the next recluster has to build it."""
+        """Return the pet's spanning tree without the items to delete; None if the next recluster has to build it."""
         try:
             densities = self._densities
         except ImportError:  # the engine is not installed on this server; a worker builds the tree later
@@ -590,13 +600,13 @@ class ClusterService:
         why: Quarantined,
         mismatch: ModelMismatch | DimensionMismatch,
     ) -> Assigned:
-        """Store an arrival of another space than the pet's, if its model is the candidate model; else quarantine it.
+        """Store an arrival's vector with the candidate model if it is of that model; otherwise quarantine the item.
 
-        An item that the pet has already stays where it is.
+        For arrivals whose model or dimension is not the pet's. An item that the pet has already stays where it is.
 
         Raises:
-            ModelMismatch, DimensionMismatch: ``mismatch``, or that with the candidate model.
-            RevisionConflict: the pet was recreated meanwhile, or its candidate model was ended or switched to.
+            ModelMismatch, DimensionMismatch: ``mismatch``, or the mismatch with the candidate model.
+            RevisionConflict: during this call, the pet was recreated, or its candidate model was ended or switched to.
         """
         state, shadow = memory.state, self._store.shadow(memory.pet)
         is_known, is_for_shadow = media in state.rows, shadow is not None and shadow.model == why.model
@@ -620,7 +630,7 @@ class ClusterService:
     def _arrive(
         self, state: PetState, memory: PetMemory, arriving: Arrival, model: str
     ) -> tuple[Change | None, Assigned]:
-        """Return the place of an arrival in ``state``, which is that of ``memory``."""
+        """Return the change by which ``state`` takes an arrival, and its assignment. ``memory`` holds ``state``."""
         media, vector = arriving.media, arriving.vector
         if media in state.rows and model == state.model:
             return None, _where(state, media)
@@ -654,7 +664,7 @@ class ClusterService:
     def _arrive_exactly(
         self, state: PetState, memory: PetMemory, arriving: Arrival, model: str
     ) -> tuple[Change, Assigned]:
-        """Return the place of an arrival in a small pet, whose other items may be reassigned too."""
+        """Decide an arrival in a pet with few items like a recluster. Other items may be reassigned too."""
         from sploot_cluster.decide.exact_arrival import plan_exact_arrival
 
         vectors, density = self._densities.with_arrival(memory, arriving.media, arriving.vector)
@@ -667,7 +677,7 @@ class ClusterService:
         if reason is None:
             return assigned
         delay_ms = self._settings.recluster_delay_ms
-        # a request is waiting anyway, so another one per arrival would only cost a round trip each
+        # a request is waiting already, so requesting again at every arrival would only cost round trips
         is_asked = memory.asked is not None and (
             memory.asked[1] == state.n_at_recluster and now - memory.asked[0] < timedelta(milliseconds=delay_ms)
         )
@@ -684,10 +694,10 @@ class ClusterService:
     def _settle(
         self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, A]], *, claims_after: int = 0
     ) -> A:
-        """Decide on the newest state and commit, until no other commit comes in between; return the answer.
+        """Decide on the newest state and commit; repeat both if another commit came first. Return the result.
 
         Args:
-            decide_on: returns the change to commit, or None, and the answer. Called once per attempt.
+            decide_on: returns the change to commit, or None, and the result. Called once per attempt.
             claims_after: number of lost races after which the next lost race claims the pet.
         """
         claimant = uuid4().hex
@@ -713,7 +723,7 @@ class ClusterService:
                     if n_lost >= self._settings.commit_attempts:
                         raise
                     if n_lost > claims_after:
-                        continue  # no other change can come first now, unless it claimed earlier
+                        continue  # no other change can come first now, unless it claimed the pet earlier
                 else:
                     claims.pop_all()  # the commit ended the claim
                     return answer
@@ -733,7 +743,7 @@ def _signed(call: Call) -> Signed:
 
 
 def _check_page(state: PetState, expected_revision: int | None) -> None:
-    """Check that no items moved since ``expected_revision``. Arrivals do not count, as they move no existing items."""
+    """Check that no items were moved since ``expected_revision``. Arrivals that move no other items do not count."""
     if expected_revision is not None and state.relabelled_at > expected_revision:
         raise StaleRevision(pet=state.pet, expected=expected_revision, moved_at=state.relabelled_at)
 
@@ -770,7 +780,7 @@ def _check_space(state: PetState, model: str, *, dim: int) -> None:
 
 
 def _where(state: PetState, media: MediaId) -> Assigned:
-    """Return the answer for an item that the pet has already."""
+    """Return the assignment of an item that the pet has already."""
     cluster = ClusterId(int(state.labels[state.rows[media]]))
     return Assigned(media, cluster, None, backend="faiss", is_duplicate=True, revision=state.revision)
 

@@ -1,4 +1,4 @@
-"""Settings of all clustering decisions: one frozen value that validates itself.
+"""Settings for all clustering decisions: one frozen value that validates itself.
 
 Every number has a stated origin. "Measured" means: on scikit-learn's digits, on real sentence embeddings and on
 synthetic pets of 30 to 3,000 items, with each noise item counted as its own cluster so that "all noise" does not score
@@ -24,7 +24,8 @@ _ACCEPTED: Final = "accepted"
 
 ReclusterBackend = Literal["hdbscan_cpu", "hdbscan_gpu"]
 
-# (min_cluster_size, min_samples) below this many items, and from there on. Measured; see docs/explanation/quality.md.
+# (min_cluster_size, min_samples) for fewer than this many items, and for this many or more. Measured; see
+# docs/explanation/quality.md.
 _FEW: Final = 150
 _DENSITY_OF_FEW: Final = (6, 3)
 _DENSITY_OF_MANY: Final = (12, 2)
@@ -34,10 +35,10 @@ _DAY_MS: Final = 24 * 60 * 60 * 1000
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A setting that is a number between two bounds, which are included; ``above`` excludes the lower one.
+    """A setting that is a number between two bounds. The bounds are included; ``above`` excludes the lower one.
 
-    ``read`` of each kind of setting returns the value that is written in a variable, and raises ``ValueError`` with the
-    problem; ``hint`` is what to set instead of a refused value.
+    In every kind of setting, ``read`` returns the value of a variable's text or raises ``ValueError`` with the problem,
+    and ``hint`` is what to set instead of a refused value.
     """
 
     lowest: float
@@ -61,7 +62,7 @@ class Number:
             raise ValueError(f"{text[:20]!r} is not a {'whole ' * self.is_whole}number") from None
 
     def __contains__(self, value: Any) -> bool:
-        # comparisons with NaN are false
+        # comparisons with NaN are false, so NaN is refused
         is_enough = value > self.lowest if self.above else value >= self.lowest
         return bool(is_enough and value <= self.highest and value < math.inf)
 
@@ -120,45 +121,46 @@ class ClusterSettings:
     """The parameters of clustering. Each can be set by ``SPLOOT_CLUSTERING_<NAME>``; see :meth:`from_env`.
 
     Attributes:
-        n_neighbours: items that an arrival is compared with, 3 to 1,024. 64 leaves room for noise and absorbed items,
-            which occupy places but do not count; it costs no more than 16, because the search is exact.
-        arrival_slack: how much farther than its threshold a cluster may be to take an arrival, as a factor on the
-            distance 1 − similarity, from 0.1 to 10. 1: no farther than its own items are apart.
+        n_neighbours: number of nearest items that an arrival is compared with, 3 to 1,024. 64 leaves room for noise and
+            absorbed items among them, which do not count; it costs no more than 16, because the search is exact.
+        arrival_slack: highest reach at which a cluster takes an arrival, that is, the distance 1 − similarity as a
+            multiple of the distance that the threshold allows, from 0.1 to 10. 1: no farther than the cluster's own
+            items are apart.
         growth_ratio: a recluster is requested once a pet has grown by this share since its last recluster, above 0, and
-            by at least ``growth_min`` items. At 20 % an arrival is on average placed as well as by reclustering every
-            time; measured.
+            by at least ``growth_min`` items. At 20 %, arrivals are assigned on average as well as if the pet were
+            reclustered every time; measured.
         growth_min: least number of new items before growth requests a recluster, from 1; without it, a small pet would
             request one at every arrival.
         drift_min: least number of arrivals without a cluster since the last recluster before drift requests another,
-            from 1. Measured: a new appearance of a pet shows after ten pictures of it.
+            from 1. Measured: after ten items that show a new appearance of a pet, that appearance is recognisable.
         drift_ratio: least share of such arrivals among all arrivals since the last recluster before drift requests
             another, in (0, 1]. Measured, together with ``drift_min``.
         recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0 to a day. Ten seconds: an
             album is uploaded in one go, and one recluster after it is enough.
-        sharpness: preference for dense regions over large ones, as the power of the distance in the stability of a
-            group, from 1, which is HDBSCAN's own, to 16. Measured: docs/explanation/quality.md.
+        sharpness: preference for dense regions over large ones: the power of the distance in the stability of a group,
+            from 1 (as in HDBSCAN) to 16. Measured: docs/explanation/quality.md.
         small_group: size of the smallest group that a recluster searches for between larger ones, from 2. Measured.
         noise_floor: number of items without a cluster that a recluster tolerates before it absorbs any, from 0. 14
             keeps a typical pet below the 15 that operators expect.
         noise_ratio: share of the pet's items without a cluster that a recluster tolerates, used if it is more than
             ``noise_floor``, in [0, 1].
-        absorption_slack: how much farther than its threshold a cluster may be to absorb noise beyond the budget, as a
-            factor on the distance 1 − similarity, from 1. The most similar items are absorbed first; items that are
-            farther stay noise whatever the budget. Measured.
-        overlap_ratio: least overlap of a group with the cluster whose id it inherits, as a share of the smaller one, in
-            (0, 1].
+        absorption_slack: highest reach at which a cluster absorbs noise beyond the budget, that is, the distance
+            1 − similarity as a multiple of the distance that the threshold allows, from 1. The most similar items are
+            absorbed first; items that are farther away stay noise, whatever the budget. Measured.
+        overlap_ratio: least overlap of a group with the cluster whose id it inherits, as a share of the smaller of the
+            two, in (0, 1].
         single_cluster_similarity: a pet in which density finds mostly noise becomes one cluster if the median
             similarity of its items is at least this, a cosine in (0, 1]. Measured: .80 to .91 within one class of
             digits, .69 over all of them.
-        exact_until: size of a pet, in items, up to which every arrival is decided like a recluster, together with the
-            places of all other items, from 0. Larger pets assign arrivals by the spread of the clusters and are
-            reclustered after growth or drift. See docs/adr/0009 for costs and benefits.
+        exact_until: size of a pet, in items, up to which every arrival is decided like a recluster, which may move
+            other items too, from 0. Larger pets assign arrivals by the thresholds of the clusters and are reclustered
+            after growth or drift. See docs/adr/0009 for costs and benefits.
         recluster_backend: backend that builds a spanning tree from scratch, ``hdbscan_cpu`` or ``hdbscan_gpu``. The GPU
             backend needs cupy or torch and a GPU, and falls back to the CPU if either is missing. See
             docs/how-to/gpu.md.
         recluster_threads: threads that compute a recluster, from 0; 0: as many as the process has cores. Arrivals use
             one. See docs/explanation/threads.md.
-        commit_attempts: how many times a change is decided in total when other writers commit first, from 1.
+        commit_attempts: how many times a change is decided, in total, if other writers keep committing first, from 1.
         models: known embedding models, ``name@version`` -> dimension of their vectors; empty: any model is accepted.
     """
 
@@ -191,14 +193,14 @@ class ClusterSettings:
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Return settings from ``SPLOOT_CLUSTERING_<NAME>`` variables, for entry points.
 
-        A variable that is absent or empty keeps its default.
+        If a variable is absent or empty, its setting keeps the default.
 
         Args:
             environ: usually ``os.environ``. The value of ``models`` has the form ``clip@1=512,dino@2=768``.
 
         Raises:
-            InvalidInput: an invalid value, or a variable with the prefix that is not a setting; its field is the
-                variable.
+            InvalidInput: a value is invalid, or a variable with the prefix is not a setting; its ``field`` is the name
+                of the variable.
         """
         given = {name: text for name, text in environ.items() if name.startswith(PREFIX) and text.strip()}
         names = {PREFIX + setting.name.upper(): setting.name for setting in fields(cls)}
@@ -218,13 +220,13 @@ class ClusterSettings:
 
 
 def value_of(name: str, text: str, variable: str) -> Any:
-    """Return the value of a setting that is written as in the environment.
+    """Return the value of a setting from its text in an environment variable.
 
     Args:
-        variable: where it was written, for errors.
+        variable: name of the variable, for errors.
 
     Raises:
-        InvalidInput: it is no value of this setting.
+        InvalidInput: the text is not a valid value of this setting.
     """
     accepted: Accepted = ClusterSettings.__dataclass_fields__[name].metadata[_ACCEPTED]
     try:

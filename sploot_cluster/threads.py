@@ -6,9 +6,9 @@ times as long as one, and two of our threads took half as long. So BLAS and Open
 threads are configured.
 
 An arrival is too small for a second thread. A recluster takes as many threads as there are cores, and two reclusters on
-the same cores share them without waiting for each other. OpenBLAS's core type is not set: all products are numpy's,
-whose OpenBLAS detects the CPU by itself, and faiss searches one query at a time, without BLAS. The measurements are
-in docs/explanation/threads.md.
+the same cores share them without waiting for each other. OpenBLAS's core type is not set: numpy computes all products,
+its OpenBLAS detects the CPU by itself, and faiss searches one query at a time, without BLAS. The measurements are in
+docs/explanation/threads.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def one_thread_each(environ: MutableMapping[str, str]) -> None:
 
 
 def n_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the number of cores that this process may use: its CPU affinity, or its container's CPU limit if lower."""
+    """Return the number of cores that this process may use: by its CPU affinity or, if lower, its container's limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()

@@ -29,7 +29,7 @@ START_TIMEOUT_S: Final = 60.0
 # Pets that grew by a larger share are recreated before the next measurement, because the cost of an arrival depends on
 # their size.
 MOST_GROWTH: Final = 0.1
-# With this many random events per pet and process, a process has not yet seen one pet in four hundred.
+# After this many random events per pet and process, a process has seen all but one in four hundred pets.
 VISITS_TO_BE_WARM: Final = 6
 # A thousand arrivals a second on a hundred pets would request more reclusters than any real upload; the cost of a
 # recluster is measured separately (benchmarks.density).
@@ -38,7 +38,7 @@ NO_RECLUSTERS: Final = {"SPLOOT_CLUSTERING_GROWTH_RATIO": "1000", "SPLOOT_CLUSTE
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """The duration of a measurement, and worker threads."""
+    """The duration of a measurement, and the number of threads per worker process."""
 
     seconds: float = 10.0
     threads: int = 8
@@ -59,7 +59,7 @@ class Bench:
         self._n_sent = 0
 
     def throughput(self, album: Album, *, n_processes: int, backlog: int, traffic: str, is_warm: bool) -> Values:
-        """Measure the rate, and the costs per event, while events wait at all times; ``backlog`` of them at first."""
+        """Measure the rate and the costs per event while events are always waiting, ``backlog`` of them at first."""
         self._populate(album)
         self._send(self.client, album, backlog, traffic)
         with (
@@ -78,7 +78,7 @@ class Bench:
             return self._observe(directory)
 
     def latency(self, album: Album, *, n_processes: int, per_s: float, traffic: str) -> Values:
-        """Measure ms from before XADD to the commit's answer, with ``per_s`` events a second and no backlog."""
+        """Measure the ms from just before XADD to the reply to the commit, at ``per_s`` events a second, no backlog."""
         self._populate(album)
         with _directory() as directory, self._workers(directory, n_processes):
             warm_up = max(1, int(2 * per_s))
@@ -104,7 +104,7 @@ class Bench:
         seconds, n = time.monotonic() - began, stamps.n_noted(directory) - n_before
         cpu, after = _workers_cpu_s() - cpu_before, self._server_facts()
         waiting = int(self.client.xlen(STREAM))
-        # excludes the feeder's commands: on average one XADD per committed event
+        # `commands` excludes those of the feeder: on average one XADD per committed event
         return {
             "n": n,
             "per_s": n / seconds,
@@ -119,7 +119,7 @@ class Bench:
 
     def _populate(self, album: Album) -> None:
         if self._album == album and self._n_sent < MOST_GROWTH * sum(album.sizes()):
-            # left in the queue by an earlier measurement
+            # remove the events that an earlier measurement left in the queue
             self.client.unlink(STREAM)
             return
         self.client.flushall()
@@ -202,7 +202,7 @@ _masters: Final[list[int]] = []
 
 
 def _workers_cpu_s() -> float:
-    """Return the user and system time of the masters' living descendants."""
+    """Return the user and system time, in seconds, of all living descendants of the worker masters."""
     parents, times = {}, {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdecimal():

@@ -1,4 +1,4 @@
-"""Pets that already have items, and events that resemble them.
+"""Pets that already have items, and events that resemble these items.
 
 All pets share the same groups, and each has its own slice of them: the cost of an arrival depends on the number of a
 pet's items, not on their content. One event in twenty is noise.
@@ -37,7 +37,7 @@ class Album:
     """The number and size of the pets.
 
     Attributes:
-        n_media: items of every pet; None for 50 to 2,000, most pets being small.
+        n_media: number of items in every pet; None: from 50 to 2,000, with most pets small.
     """
 
     n_pets: int
@@ -97,13 +97,13 @@ class World:
             )
 
     def events(self, album: Album, n: int, *, traffic: str) -> Iterator[Event]:
-        """Yield flat events. ``uniform``: each of a random pet; ``albums``: twenty per pet, fifty pets at a time."""
+        """Yield flat events. ``uniform``: each for a random pet; ``albums``: twenty per pet, fifty pets at a time."""
         sizes = album.sizes()
         pool = self._vectors(4_096)
         pets = self._pets(album, n, traffic)
         for number in range(n):
             pet = int(pets[number])
-            # a group that the pet has
+            # so that the item resembles a group that the pet has
             n_groups = max(1, sizes[pet - 1] // MEDIA_PER_GROUP)
             yield {
                 "schema": SCHEMA,
@@ -128,7 +128,7 @@ class World:
         return order[:n]
 
     def _vectors(self, n: int) -> list[list[bytes]]:
-        """Return some events per group, as bytes; a few of each are noise."""
+        """Return the vectors of some events for each group, as bytes; a few in each group are noise."""
         per_group = max(8, n // len(self._centres))
         pool = []
         for centre in self._centres:
@@ -141,7 +141,7 @@ class World:
 
 
 def send(client: redis.Redis, events: Iterator[Event], *, per_s: float | None = None) -> int:
-    """XADD the events, as fast as possible or ``per_s`` a second; return how many there were."""
+    """Send the events with XADD, as fast as possible or ``per_s`` a second; return the number of events."""
     n, start = 0, time.monotonic()
     if per_s is not None:
         for event in events:

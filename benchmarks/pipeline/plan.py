@@ -1,4 +1,4 @@
-"""The measurements, ordered by the pets that they need: creating a gigabyte of pets takes longer than measuring."""
+"""The measurements, in the order of the pets that they need, because creating a gigabyte of pets takes long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Measurement:
 
     Attributes:
         per_s: events per second without a backlog, to measure latency; None: as many as possible, to measure the rate.
-        is_warm: measure once each process has seen nearly every pet; else a few seconds after its start.
+        is_warm: measure once each process has seen nearly every pet; otherwise a few seconds after its start.
         bound: the target: events per second, or milliseconds at p95.
         growth: the comparison that this measurement belongs to.
     """

@@ -92,7 +92,7 @@ def targets(found: Found) -> list[tuple[str, str, str, bool]]:
         costs = [_cost(found[one]) for one in names if one in found]
         if len(costs) > 1:
             ratio = costs[-1] / costs[0]
-            # flat: within the differences between runs on a quiet machine
+            # up to 1.2 counts as flat: runs on a quiet machine differ as much
             rows.append((f"{what}: ratio of CPU", "≤ 1.2", number(ratio), ratio <= 1.2))
     return rows
 

@@ -21,12 +21,12 @@ MOST: Final = 4_000_000
 
 
 def media_id(sent_ns: int, number: int) -> str:
-    """Return an id of 36 characters, as long as a UUID."""
+    """Return a media id that contains the time of sending; it has 36 characters, like a UUID."""
     return f"{sent_ns:020d}-{number:015d}"
 
 
 class Stamps:
-    """The pairs of this process."""
+    """The pairs of times that this process records."""
 
     def __init__(self, directory: Path) -> None:
         hidden = directory / f".{os.getpid()}"
@@ -59,7 +59,7 @@ def n_processes_at_work(directory: Path) -> int:
 
 
 def read(directory: Path) -> npt.NDArray[np.int64]:
-    """Return (n, 2) sent and committed times of every event, in order of commit."""
+    """Return the times at which each event was sent and committed, (n, 2) nanoseconds in order of commit."""
     parts = []
     for path in directory.glob("*.stamps"):
         words = np.memmap(path, dtype=np.int64, mode="r")

@@ -1,4 +1,4 @@
-"""``dramatiq benchmarks.pipeline.worker``: tasks.worker with a store that records when each commit was answered."""
+"""``dramatiq benchmarks.pipeline.worker``: tasks.worker with a store that records when each commit got its reply."""
 
 from __future__ import annotations
 

@@ -1,2 +1,4 @@
-"""Agreement of clusters with known groups, for this engine and others on the same sets: ``python -m
-benchmarks.quality``."""
+"""Agreement of clusters with known groups, for this engine and others on the same sets.
+
+Run it with ``python -m benchmarks.quality``.
+"""

@@ -17,7 +17,7 @@ from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 Truth = npt.NDArray[np.int64]
 
-# Real sentences by intent, 3,080 × 384; used if present. ``--banking77`` sets another path.
+# Embeddings of real sentences with known intents, 3,080 × 384; used if the file exists. ``--banking77`` sets its path.
 BANKING77: Final = Path(__file__).resolve().parents[3] / "shared" / "cluster" / "banking77_test.npz"
 
 PET_SIZES: Final = (60, 150, 300, 800)
@@ -63,7 +63,7 @@ def draw(seed: int, *, banking77: Path = BANKING77) -> Iterator[LabelledSet]:
 
 
 def _albums(seed: int) -> Iterator[LabelledSet]:
-    """Yield the pets of the demo; if outliers were planted, a pet's first item is one."""
+    """Yield the pets of the demo. In pets with planted outliers, the first item is one of these."""
     from tasks.demo.sample import albums
 
     for album in albums(seed=seed):
@@ -73,7 +73,7 @@ def _albums(seed: int) -> Iterator[LabelledSet]:
 def _pet(
     family: str, vectors: FloatMatrix, truth: Truth, n: int, rng: np.random.Generator, *, n_groups: int
 ) -> LabelledSet:
-    """Return uneven groups of a real set, and 7 % outliers: single items of other groups."""
+    """Return uneven groups from a real set, and 7 % outliers: single items from other groups."""
     groups = rng.permutation(np.unique(truth))
     chosen, others = groups[:n_groups], groups[n_groups:]
     n_outliers = round(0.07 * n)
@@ -84,7 +84,7 @@ def _pet(
         members = rng.permutation(np.flatnonzero(truth == group))[:size]
         rows += members.tolist()
         labels += [group] * len(members)
-    # one item of each other group, or two if there are few groups, so that outliers do not form a group
+    # one item from each other group, or two if there are few groups, so that outliers do not form a group
     strangers = [rng.permutation(np.flatnonzero(truth == group))[:2] for group in others.tolist()]
     for item in [int(one[0]) for one in strangers][:n_outliers] + [int(one[1]) for one in strangers][
         : max(0, n_outliers - len(strangers))
@@ -97,7 +97,7 @@ def _pet(
 
 
 def _made_up(n: int, rng: np.random.Generator, *, dim: int = 512) -> LabelledSet:
-    """Return uneven, anisotropic groups in a cone, and 8 % outliers in it."""
+    """Return uneven, anisotropic groups in a cone, with 8 % outliers in the same cone."""
     n_groups = max(2, round(n / rng.uniform(12, 60)))
     sizes = rng.lognormal(0, 0.9, size=n_groups)
     truth = rng.choice(n_groups, size=n, p=sizes / sizes.sum()).astype(np.int64)

@@ -1,7 +1,7 @@
 """The contestants: their releases, settings and measurements.
 
-Settings that are not named are the release's defaults. Every contestant parses replies with hiredis where it can, and
-keeps no results. Contestants with threads use four.
+Settings that are not listed have the release's defaults. Every contestant parses replies with hiredis where it can,
+and keeps no results. Contestants with threads use four.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ENVIRONMENTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 Measure = Literal["drain-1", "drain-2", "enqueue", "latency", "memory", "idle", "redelivery", "host-loss"]
 MEASURES: Final[tuple[Measure, ...]] = get_args(Measure)
-# These wait for leases to end, and give the same result each time.
+# Measured in one round only, because these wait for leases to end and give the same result each time.
 ONCE: Final[frozenset[Measure]] = frozenset({"redelivery", "host-loss"})
 
 

@@ -32,7 +32,7 @@ def ping(sent_ns: int) -> None:
 
 
 def hold(number: int) -> None:
-    """Hang in a worker that is going to be killed, and return at once in every other."""
+    """Hang if this worker is the victim, which is going to be killed; otherwise return at once."""
     tally().start(number)
     if tally().is_victim:
         time.sleep(HOLD_S)

@@ -1,4 +1,4 @@
-"""Measurements of queues, each on an emptied server, with processes that end with it."""
+"""Measurements of queues, each on an emptied server and with its own processes."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Bench:
         }
 
     def _redelivery(self, contestant: Contestant, tallies: Tallies, *, stop_host: bool) -> Values:
-        """Measure the seconds from the end of a worker until its jobs run again in another."""
+        """Measure the seconds from the end of a worker until its jobs run again in another worker."""
         tallies.open_gate()
         with self._workers(contestant, tallies, 1, {tally.IS_VICTIM: "1"}) as (victim,):
             self._produce(contestant, "hold", THREADS)
@@ -170,7 +170,7 @@ class Bench:
             held = {number for number, _, _ in tallies.starts()}
             victims = {pid for _, pid, _ in tallies.starts()}
             with self._workers(contestant, tallies, 1):
-                # the victim may have prefetched the first ones
+                # send several jobs, because the victim may have prefetched the first ones
                 for _ in range(10):
                     if tallies.n_done:
                         break
@@ -215,7 +215,7 @@ class Bench:
     def _workers(
         self, contestant: Contestant, tallies: Tallies, n: int, environ: Mapping[str, str] | None = None
     ) -> Iterator[list[subprocess.Popen[bytes]]]:
-        """Start worker processes, each the leader of its own process group; end the groups with the block."""
+        """Start worker processes, each the leader of its own process group; end the groups when the block ends."""
         cores = sorted(os.sched_getaffinity(0)) if self.pin else []
         python = self._python_of(contestant.environment)
         processes = []
@@ -256,21 +256,21 @@ class Bench:
         }
 
     def _used_memory(self) -> int:
-        # clients that have just ended still have buffers
+        # wait, because clients that have just ended still have buffers on the server
         time.sleep(min(0.3, self.effort.idle_s))
         info: Any = self.client.info("memory")
         return int(info["used_memory"])
 
     def _left_behind(self, n: int) -> Values:
-        """Return the memory of the remaining keys, per finished job."""
+        """Return the memory of the remaining keys, in total and per finished job, and their number."""
         keys: Any = self.client.keys()
         sizes: Any = [self.client.memory_usage(key, samples=0) for key in keys]
-        # a key that has expired since takes nothing
+        # a key that has expired since the listing takes nothing
         n_bytes = sum(size or 0 for size in sizes)
         return {"left_bytes": n_bytes, "left_bytes_per_message": n_bytes / n, "left_keys": len(keys)}
 
     def _server_facts(self) -> dict[str, float]:
-        """Return running totals: commands, including those in scripts; requests; replies; seconds of CPU."""
+        """Return the server's running totals: commands, including those in scripts; requests; round trips; CPU time."""
         info: Any = self.client.info("all")
         calls = {
             name.removeprefix("cmdstat_"): facts["calls"] for name, facts in info.items() if name.startswith("cmdstat_")
@@ -308,7 +308,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _cpu_s(pid: int) -> float:
-    """Return the user and system time of a process and of the children it has waited for."""
+    """Return the user and system time, in seconds, of a process and of the children that it has waited for."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,10 +1,10 @@
 """A producer process of a contestant: ``python -m benchmarks.queue.producer MODULE:VARIANT VERB …`` prints JSON.
 
-send N             seconds, and CPU seconds, for N jobs one by one
-batches N SIZE     the same for N jobs in batches of SIZE; null if the contestant has no batches
-ping N PAUSE       milliseconds from the call until the job began, N times with a pause in between
-fill N SIZE        enqueue N jobs, as fast as possible
-hold N             enqueue N numbered jobs
+send N             enqueue N jobs one by one: seconds and CPU seconds
+batches N SIZE     enqueue N jobs in batches of SIZE: seconds and CPU seconds; null if the contestant has no batches
+ping N PAUSE       enqueue N jobs with a pause before each: milliseconds from each call until the job began
+fill N SIZE        enqueue N jobs as fast as possible: their number
+hold N             enqueue N numbered jobs: their number
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def found_in(records: Records) -> dict[tuple[str, str, str], dict[int, float]]:
 
 
 def as_json(records: Records) -> dict[str, Any]:
-    """Return machine, pins, settings, every figure by round, and the targets."""
+    """Return the machine, pins, settings, every figure by round, and the targets."""
     found = found_in(records)
     return {
         "machine": records.machine,

@@ -1,8 +1,8 @@
 """Reports from jobs to the harness: counts and times in shared memory, at less than a microsecond per job.
 
-Each worker process has a file of a few int64 in a directory that the harness reads. Only the standard library is used,
-because this module is imported in every contestant's environment. Times are ``time.monotonic_ns``, which all processes
-of a machine share.
+Each worker process has a file of a few int64 values in a directory that the harness reads. Only the standard library
+is used, because this module is imported in every contestant's environment. Times are ``time.monotonic_ns``, which all
+processes of a machine share.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ class Tally:
         self.is_victim = bool(os.environ.get(IS_VICTIM))
 
     def count(self, n: int = 1) -> None:
-        """Count ``n`` finished jobs. The first waits for the gate, so that workers that start at different times begin
-        together."""
+        """Count ``n`` finished jobs.
+
+        The first call waits for the gate, so that workers that start at different times begin together.
+        """
         with self._lock:
             self._words[COUNT] += n
             if not self._is_open:
@@ -68,7 +70,7 @@ class Tallies:
         self.directory = directory
 
     def close_gate(self) -> None:
-        """Close the gate; to be called before a worker starts."""
+        """Close the gate. Call this before a worker starts."""
         (self.directory / "gate").write_bytes(b"\0")
 
     def open_gate(self) -> int:
@@ -79,7 +81,7 @@ class Tallies:
         return now
 
     def read(self) -> list[list[int]]:
-        """Return the words of every process."""
+        """Return the counters of every process."""
         return [
             memoryview(path.read_bytes()).cast("q")[: LATENCY_NS + 1].tolist()
             for path in self.directory.glob("*.tally")
@@ -95,7 +97,7 @@ class Tallies:
         return sum(words[COUNT] for words in self.read())
 
     def starts(self) -> list[tuple[int, int, int]]:
-        """Return (number, process, time) of every start of a numbered job."""
+        """Return the number, process and time of every start of a numbered job."""
         path = self.directory / "starts"
         if not path.exists():
             return []

@@ -1,8 +1,8 @@
 """The wheel of the broker alone: distribution ``dramatiq-durable-streams``, package ``dramatiq_durable_streams``.
 
 In this repository the package is called ``broker``, a word too common to install under. It imports only Dramatiq,
-redis-py and, by relative imports, itself, so a copy under another name works unchanged. Only the absolute imports that
-its texts show are renamed.
+redis-py and, by relative imports, itself, so a copy under another name works unchanged. Only the absolute imports in
+its README and docstrings are renamed.
 """
 
 from __future__ import annotations

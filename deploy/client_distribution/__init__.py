@@ -1,8 +1,8 @@
 """The wheel of the thin client: distribution ``sploot-cluster-client``, package ``sploot_cluster_client``.
 
-In this repository the client is ``tasks.client``, and many services have a package ``tasks`` of their own. The wheel
-has copies of ``broker/`` and of the modules that the client imports, below one name, with their imports rewritten. It
-needs only Dramatiq and redis-py.
+In this repository the client is ``tasks.client``, but many services have a ``tasks`` package of their own. The wheel
+contains copies of ``broker/`` and of the modules that the client imports, in one package, with their imports rewritten.
+It needs only Dramatiq and redis-py.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _imported(module: str) -> list[str]:
 
 
 def _running(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes of a module, without those below ``if TYPE_CHECKING``."""
+    """Yield all nodes of a module, except those under ``if TYPE_CHECKING``."""
     yield tree
     for node in ast.iter_child_nodes(tree):
         if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
@@ -102,12 +102,12 @@ def _copy(module: str, package: Path) -> None:
     target = package / _path(module).relative_to(ROOT)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(renamed(_path(module).read_text(encoding="utf-8")), encoding="utf-8")
-    # empty ones: ours import more than the client needs
+    # empty files, because ours import more than the client needs
     for folder in target.relative_to(package).parents[:-1]:
         (package / folder / "__init__.py").touch()
 
 
 def _path(module: str) -> Path:
-    """Return the file of a module or package; of a module that does not exist, where it would be."""
+    """Return the path of a module's or package's file, even if the file does not exist."""
     base = ROOT.joinpath(*module.split("."))
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")

@@ -1,4 +1,4 @@
-"""The thin client of sploot-cluster: enqueue from any Python service, with only Dramatiq and redis-py.
+"""The thin client of sploot-cluster. It enqueues jobs from any Python service and needs only Dramatiq and redis-py.
 
 This file becomes ``__init__.py`` of the package ``sploot_cluster_client``.
 """

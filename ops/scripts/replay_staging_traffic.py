@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Put traffic back on a staging queue: from a capture, from dead letters or from orphans.
+"""Replay traffic on a staging queue: from a capture, from dead letters or from orphans.
 
     replay_staging_traffic.py --capture pet-42.zip              items, jobs and dead letters of a capture
     replay_staging_traffic.py --dead embedding                  dead letters of a queue
-    replay_staging_traffic.py --dead embedding --source-url …   dead letters of another Redis, which are copied
+    replay_staging_traffic.py --dead embedding --source-url …   copies of the dead letters in another Redis
     replay_staging_traffic.py --orphans embedding               jobs after a manual XACK or XGROUP DELCONSUMER
 
-The script prints its plan and does nothing without --yes. It puts back each job in one atomic step under a unique name
-(the id of its message), which the target remembers for 30 days. If it is killed and started again, it enqueues only the
-missing jobs. The target is REDIS_URL. Production is refused without --production.
+The script prints its plan and does nothing without --yes. It enqueues each job in one atomic step under a unique name
+(the id of its message), and the target remembers the name for 30 days. If the script is killed and started again, it
+enqueues only the missing jobs. The target is REDIS_URL. Production is refused without --production.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 Redis unreachable, 4 refused (no --yes, or production), 130 interrupted.
 """
@@ -58,7 +58,7 @@ CHECKPOINT_EVERY: Final = 50
 POLL_S: Final = 0.1
 PRODUCTION: Final = re.compile(r"(^|[^a-z])(prod|production|prd|live)([^a-z]|$)", re.IGNORECASE)
 
-# KEYS 1 stream  2 zset of the names that were put back, scored by their expiry
+# KEYS 1 stream  2 zset of the names of enqueued jobs, scored by the time at which each name expires
 # ARGV name, ms to remember it, then names and values of the entry's fields
 # Returns 1 if the entry was added, 0 if it was added before
 ADD_ONCE: Final = """
@@ -76,12 +76,12 @@ return 1
 
 @dataclass(frozen=True)
 class Job:
-    """One entry to put back.
+    """One job to replay.
 
     Attributes:
         name: the name by which the target recognises the job.
-        dead_letter_id: the id of the dead letter if it is in the target, so that it is moved and not copied.
-        entry_id: the id of the orphan if it is in the target.
+        dead_letter_id: the id of the dead letter if it is in the target, where it is moved and not copied.
+        entry_id: the id of an orphan; orphans are read only from the target.
         at: the time of the job, if it is known.
     """
 
@@ -173,7 +173,7 @@ def duration(text: str) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-# -- the jobs to put back ----------------------------------------------------------------------------------------------
+# -- the jobs to replay ------------------------------------------------------------------------------------------------
 
 
 def jobs_of(asked: argparse.Namespace, source: RedisStreamsBroker, *, is_same: bool) -> Iterator[Job]:
@@ -286,7 +286,7 @@ def refuse_production(url: str, environment: str, *, allowed: bool) -> None:
 
 
 class Replay:
-    """The replay of jobs, one after the other."""
+    """The replay of jobs, one after another."""
 
     def __init__(
         self, asked: argparse.Namespace, client: redis.Redis, broker: RedisStreamsBroker, jobs: Sequence[Job]
@@ -319,7 +319,7 @@ class Replay:
         return INTERRUPTED if self._is_interrupted else 0
 
     def _put_back(self, job: Job) -> bool:
-        """Put a job back; return whether it was missing."""
+        """Replay a job, unless the target has had it; return whether it was missing."""
         if job.dead_letter_id is not None:
             return self._broker.dead_letters(job.queue).requeue([job.dead_letter_id]) == 1
         if job.entry_id is not None:
@@ -334,7 +334,7 @@ class Replay:
             time.sleep(POLL_S)
 
     def _resume_at(self) -> int:
-        """Return the number of jobs to skip. The checkpoint only saves time: the target recognises its jobs."""
+        """Return the number of jobs to skip. This only saves time: the target recognises jobs by their names."""
         file: Path | None = self._asked.checkpoint
         if file is None or not file.exists():
             return 0
@@ -354,7 +354,7 @@ class Replay:
         unfinished.replace(file)
 
     def _digest(self) -> str:
-        """Return a digest of the jobs, so that a checkpoint of other jobs is ignored."""
+        """Return a digest of the jobs, so that a checkpoint for other jobs is ignored."""
         return hashlib.sha256("\n".join(job.name for job in self._jobs).encode()).hexdigest()[:16]
 
     def _report(self, skipped: int) -> None:

@@ -1,8 +1,8 @@
 """The internal HTTP API: FastAPI, mountable in any ASGI application.
 
-It parses requests, calls a service, and renders answers. A ``PetService``, such as ``ClusterService``, reads pets; a
-``JobQueue`` enqueues work. The API knows no concrete queue and loads no engine. ``routes`` has one module per subject;
-``admission`` guards them, and ``problems`` renders their errors.
+It parses requests, calls a service, and renders responses. A ``PetService``, such as ``ClusterService``, reads pets; a
+``JobQueue`` enqueues work. The API depends on no particular queue and loads no engine. ``routes`` has one module per
+subject; ``admission`` guards the routes, and ``problems`` renders their errors.
 """
 
 from sploot_cluster.api.app import create_app

@@ -33,7 +33,7 @@ MAX_IDEMPOTENCY_KEY: Final = 255
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
-# Problems that every route with a role may answer; and those of routes with a body.
+# Problems that every route with a role may return, and problems that routes with a body may return.
 READS: Final[tuple[Kind, ...]] = (
     problems.UNAUTHENTICATED,
     problems.FORBIDDEN,
@@ -93,7 +93,7 @@ class Admission:
         return GuardedRoute
 
     async def open(self, request: Request, operation: str, handle: Handler) -> Response:
-        """Return the answer of ``handle`` if the request is admitted.
+        """Return the response of ``handle`` if the request is admitted.
 
         Raises:
             Refusal: the request is not admitted.
@@ -145,8 +145,8 @@ class Admission:
         return bytes(body)
 
     async def _once(self, request: Request, key: str, body: bytes, handle: Handler) -> Response:
-        """Return the answer of the first request with this key, or of ``handle`` if this is the first."""
-        # include the address, because an application may be mounted twice
+        """Return the response to the first request with this key, or that of ``handle`` if this is the first."""
+        # include the path, because an application may be mounted twice
         fingerprint = sha256(request.url.path.encode("utf-8", "surrogatepass") + b"\0" + body).hexdigest()
         try:
             begun = await run_in_threadpool(self.idempotency.begin, key, fingerprint)
@@ -161,11 +161,11 @@ class Admission:
         try:
             response = await handle(request)
         except Exception:
-            # keep the key on cancellation: the endpoint's thread continues and may still enqueue
+            # keep the key on cancellation, which is not an Exception: the endpoint's thread may still enqueue
             await self._release(begun)
             raise
         if response.headers.get("cache-control") == "no-store":
-            # it names items, and a stored copy would outlive their deletion
+            # the response names items, and a stored copy would outlive their deletion
             await self._release(begun)
         else:
             await self._finish(begun, response)

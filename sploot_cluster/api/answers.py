@@ -1,7 +1,7 @@
-"""Response bodies of successful requests that are more than one dataclass of the domain.
+"""Response bodies of successful requests, for routes that do not simply return a dataclass of the domain.
 
-Most routes answer with the domain's dataclasses as they are: `PetView`, `Why`, `PetDiff`, `TallyView`, `PetModel`,
-`JobStatus` and those of `queues`. Their fields carry the descriptions of the OpenAPI document.
+Most routes return the domain's dataclasses unchanged: `PetView`, `Why`, `PetDiff`, `TallyView`, `PetModel`,
+`JobStatus` and those of `queues`. Their fields carry the descriptions for the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sploot_cluster.jobs import DeadLetterRef, Traces
 from sploot_cluster.pet.diff import Snapshot
 from sploot_cluster.pet.models import NOISE, ClusterView, Deleted, HistoryEntry, Origin, PetId, Reclustered
 
-# Limit of the moved items that a comparison or a preview lists; longer lists are not readable.
+# Maximum number of moved items that a comparison or a preview lists; longer lists are not readable.
 MAX_MOVES: Final = 1_000
 
 
 class JobAccepted(BaseModel):
     """A job that was enqueued. The `Location` header is the address of its status."""
 
-    model_config = ConfigDict(from_attributes=True)  # of a JobRef
+    model_config = ConfigDict(from_attributes=True)  # the attributes of a JobRef
 
     job_id: str
     coalesced: bool = Field(description="An identical job was waiting already, so this request enqueued nothing.")
@@ -69,7 +69,7 @@ class PetCluster(BaseModel):
 
 
 class Erased(BaseModel):
-    """What was deleted of a pet, permanently."""
+    """The data of a pet that was permanently deleted."""
 
     pet_id: int
     n_media: int

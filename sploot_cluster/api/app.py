@@ -29,7 +29,7 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 
 MAX_BATCH: Final = 1_000
 
-# A recluster of 10,000 items takes about a second; a caller repeats a request that takes longer.
+# A recluster of 10,000 items takes about a second; if a preview takes longer than this, the caller repeats the request.
 PREVIEW_WAIT_S: Final = 20.0
 
 # 1,000 embeddings of 512 values take 2.8 MB as base64 and 11 MB as JSON numbers.
@@ -107,14 +107,15 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
             ``/queues`` do not exist.
         tokens: the tokens that callers may use. None or empty: callers on this machine need no token, and all others
             are refused, wherever the application is mounted.
-        idempotency: stores answers by ``Idempotency-Key``. None: in the memory of this process, which is not shared
-            with other processes and lost on restart; use ``RedisIdempotencyStore`` for more than one process.
+        idempotency: stores responses by ``Idempotency-Key``. None: in memory, not shared with other processes and lost
+            on restart; use ``RedisIdempotencyStore`` for more than one process.
         ready: checks the dependencies of the server, for ``/readyz``.
         metrics: returns the exposition and its media type, for ``/metrics``; without it, that address does not exist.
-        on_close: closes the other arguments when the server stops. If the application is mounted in another one, that
-            one has to call it, because ASGI notifies only the outermost application.
-        max_body_bytes: limit of a body without embeddings.
-        max_embeddings_bytes: limit of a body with embeddings, which may have ``max_batch`` entries.
+        on_close: closes the other arguments when the server stops. If the application is mounted in another one, the
+            outer application has to call it, because ASGI notifies only the outermost application.
+        max_body_bytes: size limit of a body without embeddings.
+        max_embeddings_bytes: size limit of a body with embeddings.
+        max_batch: maximum number of embeddings in such a body.
         preview_wait_s: how long a request waits for a worker to compute its preview.
     """
     tokens = tokens or Tokens()
@@ -124,10 +125,10 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         summary="Media clusters of pets, corrected by people",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
-        # the pages that FastAPI would serve load scripts from elsewhere, which could then call this API
+        # the pages that FastAPI would serve load scripts from other servers, and those scripts could call this API
         docs_url=None,
         redoc_url=None,
-        # a redirect would turn a missing address into a second request, and show Host back
+        # a redirect would turn a request for a missing address into two, and would repeat the Host header
         redirect_slashes=False,
         lifespan=_closing(on_close),
     )

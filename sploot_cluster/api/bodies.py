@@ -112,7 +112,7 @@ class Recluster(_Body):
 
 
 class CorrectionBody(_Body):
-    """The body of a correction: the fields of its request, which checks them."""
+    """The body of a correction. It has the fields of the correction's request, and the request checks them."""
 
     request: ClassVar[type[Request[Any]]]
 
@@ -184,7 +184,7 @@ class Embedding(BaseModel):
 
 
 def event_of(sent: object) -> EmbeddingIngested:
-    """Return the event of a JSON object. Unknown fields are ignored, as in every form of an event.
+    """Return the event from a JSON object. Unknown fields are ignored, as in every form of an event.
 
     Raises:
         InvalidFields: lists every invalid field.
@@ -205,7 +205,7 @@ def _as_it_came(given: Any, _: object) -> Any:
     return given
 
 
-# Documented with its proper type but passed on unread, because the route reads each entry of a list separately.
+# Documented with its proper type but passed on unchecked, because the route checks each entry of a list separately.
 Embeddings = Annotated[
     Embedding | Annotated[list[Embedding], Field(min_length=1)], WrapValidator(_as_it_came), Field(title="Embeddings")
 ]

@@ -1,14 +1,15 @@
-"""Idempotency keys: a repeated request gets the answer of the first one, and takes effect once.
+"""Idempotency keys: a repeated request takes effect once, and gets the response to the first one.
 
-A key is *begun* before its request is processed. Then it is either *finished* with the answer, which is stored for a
-day, or *released*, so that a failed request can be retried. If a process dies in between, its key expires after
+A key is *begun* before its request is processed. Then it is either *finished* with the response, which is stored for a
+day, or *released*, so that a failed request can be retried. If the process dies before that, its key expires after
 ``in_progress_s``.
 
     key                                 type    holds
-    sploot:idempotency:<sha256>         string  JSON: fingerprint of the body, and owner (in progress) or answer
+    sploot:idempotency:<sha256>         string  JSON: fingerprint of the body, and owner (in progress) or response
 
 ``<sha256>`` is the hash of caller, route and key, so callers cannot collide and no key is stored in plain text. Every
-value expires. After a crash, Redis holds nothing before ``begin``, a key in progress until ``finish``, then the answer.
+value expires. A crash leaves nothing in Redis before ``begin``, a key in progress before ``finish``, and the response
+after it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 
 PREFIX: Final = "sploot:idempotency:"
 
-# A day: a caller's outbox keeps retrying during outages of at most this length.
+# A day: a caller's outbox can keep retrying through an outage of at most this length.
 KEEP_S: Final = 24 * 60 * 60
 
 # Longer than any enqueue, including the timeouts and retries of Redis calls.
@@ -41,7 +42,7 @@ MAX_KEYS_IN_MEMORY: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a request."""
+    """The response to a request."""
 
     status: int
     headers: Mapping[str, str]
@@ -62,17 +63,17 @@ class KeyInProgress(Exception):
 
 
 class KeyReused(Exception):
-    """Raised when the key was used before with another body."""
+    """Raised when the key was used before with a different body."""
 
 
 class IdempotencyStore(Protocol):
-    """A store of idempotency keys and their answers. Thread-safe.
+    """A store of idempotency keys and their responses. Thread-safe.
 
     Every method may raise ``errors.StoreUnavailable``.
     """
 
     def begin(self, key: str, fingerprint: str) -> Ticket | Answer:
-        """Return a ticket to process the request, or the answer that it got before.
+        """Return a ticket for processing the request, or the response that it got before.
 
         Args:
             key: the hash of caller, route and ``Idempotency-Key``.
@@ -80,12 +81,12 @@ class IdempotencyStore(Protocol):
 
         Raises:
             KeyInProgress: the first request with this key is still being processed.
-            KeyReused: the key was used before with another fingerprint.
+            KeyReused: the key was used before with a different fingerprint.
         """
         ...
 
     def finish(self, ticket: Ticket, answer: Answer) -> None:
-        """Store the answer for a day, unless another request has begun the key since."""
+        """Store the response for a day, unless another request has begun the key since."""
         ...
 
     def release(self, ticket: Ticket) -> None:
@@ -96,9 +97,9 @@ class IdempotencyStore(Protocol):
 class RedisIdempotencyStore:
     """The :class:`IdempotencyStore` that all servers on one Redis share."""
 
-    # KEYS[1] a key; ARGV: value of the owner, milliseconds to hold the key. Returns the value of another owner, or nil.
-    # The DEL comes first because Redis lets a script finish once its first write was allowed: requests that free memory
-    # carry a key too, and must work on a server that is out of memory.
+    # KEYS[1] a key; ARGV: value of the owner, milliseconds to hold the key. Returns the value that the key has already,
+    # or nil. The DEL comes first because a server that is out of memory allows it, and then lets the script finish:
+    # requests that free memory carry a key too, and must work on such a server.
     _BEGIN: Final = """
     local held = redis.call('GET', KEYS[1])
     if held then
@@ -109,8 +110,8 @@ class RedisIdempotencyStore:
     return false
     """
 
-    # KEYS[1] a key; ARGV: value of the owner, the answer, milliseconds to keep it.
-    # Returns 1, or 0 if another owner holds the key. A key that has expired meanwhile is written again.
+    # KEYS[1] a key; ARGV: value of the owner, the response, milliseconds to keep it.
+    # Returns 1, or 0 if another owner holds the key. A key that expired during the request is written again.
     _FINISH: Final = """
     local held = redis.call('GET', KEYS[1])
     if held and held ~= ARGV[1] then
@@ -222,7 +223,7 @@ class MemoryIdempotencyStore:
 
 
 def _written(ticket: Ticket) -> str:
-    """Return the value of a key in progress. It is always the same text, because scripts compare it."""
+    """Return the value of a key in progress. It is the same text each time, because scripts compare it."""
     return json.dumps({"fingerprint": ticket.fingerprint, "owner": ticket.owner})
 
 

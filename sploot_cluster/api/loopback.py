@@ -1,9 +1,9 @@
-"""Protection of a server without tokens: only programs on this machine may call it, and no web pages.
+"""Protection of a server without tokens: programs on this machine may call it, but web pages may not.
 
-Every page that a user on this machine opens can reach a server on 127.0.0.1. A page of another site may send requests
+Every page that a user on this machine opens can reach a server on 127.0.0.1. A page from another site may send requests
 (detected by ``Origin`` and ``Sec-Fetch-Site``), or may make its own name resolve to 127.0.0.1 and so appear to be the
-same site (DNS rebinding; detected by ``Host``). Both are refused. A server with tokens needs none of this, because
-pages have no token.
+same site (DNS rebinding; detected by ``Host``). Both are refused. A server with tokens does not need this protection,
+because pages have no token.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_bind(host: str, tokens: Tokens | None) -> None:
 
 
 class LoopbackGuard:
-    """ASGI middleware for an application without tokens; admits only requests of programs on this machine."""
+    """ASGI middleware for an application without tokens; admits only requests from programs on this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -64,7 +64,7 @@ class LoopbackGuard:
 
 def _why_not(scope: Scope) -> Refusal | None:
     headers = Headers(scope=scope)
-    # a unix socket has no peer
+    # on a unix socket there is no peer address
     peer = scope.get("client")
     if peer is not None and not is_loopback(peer[0]):
         return Refusal(

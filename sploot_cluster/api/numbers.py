@@ -1,8 +1,8 @@
 """Types of numbers in requests: 64-bit ids, which many JSON parsers round, and durations.
 
 An id is sent as a JSON number or as its decimal digits in a string, and has exactly one spelling: no sign, leading
-zero, space or fraction. Strings are for callers whose numbers are doubles, such as JavaScript, where 9007199254740993
-silently becomes 9007199254740992, the id of another pet. Answers contain exact JSON numbers.
+zero, space or fraction. Strings are for callers whose numbers are doubles. In JavaScript, for example, 9007199254740993
+silently becomes 9007199254740992, the id of a different pet. Responses contain exact JSON numbers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ Seconds = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]
 
 
 def from_digits(kind: Kind[Any], given: object) -> object:
-    """Return a field of a body with its ids as numbers, for its kind to check. What is not digits stays as it is."""
+    """Return a body's field with ids in digits converted to numbers, for its kind to check."""
     if isinstance(kind, Whole):
         return number_of(given)
     if isinstance(kind, ListOf) and isinstance(given, list):

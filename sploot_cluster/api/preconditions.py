@@ -1,10 +1,10 @@
 """Conditional requests: ``If-None-Match`` for reads and ``If-Match`` for corrections.
 
 The entity tag of a pet is its revision, and every arrival creates a new revision. For reads, ``If-None-Match`` matches
-only the newest revision. For corrections, ``If-Match`` names the revision that the caller saw, and matches until a
-person, a recluster or a deletion moves items that were in the pet by then. Arrivals move no other items, so a pet that
-receives uploads can be corrected. The job of the correction carries the revision and checks it again by the same rule
-when it runs.
+only the newest revision. For corrections, ``If-Match`` names the revision that the caller saw, and matches as long as
+no item that was in the pet at that revision is moved. Arrivals, except for exact ones, move no other items, so a pet
+that receives uploads can be corrected. The job of the correction carries the revision and checks it again by the same
+rule when it runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.responses import Response
 from sploot_cluster.api.problems import STALE_PAGE, FieldProblem, InvalidFields, Refusal
 from sploot_cluster.pet.models import HistoryEntry, PetId
 
-# Limit of the changes that a stale page is shown; the newest come first.
+# Maximum number of changes that the response to a stale page lists; the newest come first.
 MAX_CHANGES: Final = 100
 
 _ETAGS: Final = re.compile(r'(W/)?"([^"]*)"')
@@ -71,7 +71,7 @@ class Revisions(Protocol):
 
 
 def tagged(revision: int, if_none_match: str | None, answer: Callable[[], Any]) -> Response:
-    """Return the answer with its ETag, or 304 if the caller has the current version."""
+    """Return the result of ``answer`` with an ETag, or 304 if the caller has the current revision."""
     # no-cache: clients may store it but must revalidate; private: shared caches must not store it
     headers = {"ETag": f'"{revision}"', "Cache-Control": "private, no-cache"}
     known = if_none_match or ""
@@ -97,7 +97,7 @@ def expected_revision(revisions: Revisions, pet: PetId, if_match: str | None, re
     """
     if if_match is None:
         return None
-    # read in this order: a move in between only makes `now` larger, and the job checks the revision again
+    # read in this order: a move between the two reads only makes `now` larger, and the job checks the revision again
     moved_at, now = revisions.moved_at(pet), revisions.revision(pet)
     if if_match.strip() == "*" and now:
         return now

@@ -1,7 +1,7 @@
-"""Error answers of the API, as RFC 9457 ``application/problem+json``.
+"""Error responses of the API, as RFC 9457 ``application/problem+json``.
 
 Every error has a :class:`Kind`, which defines its type, status and title; the detail and the list of fields state what
-to change. No answer contains an embedding, a secret or a traceback. The one table of kinds defines both the answers and
+to change. No response contains an embedding, a secret or a traceback. One table of kinds defines both the responses and
 their description in the OpenAPI document.
 """
 
@@ -64,7 +64,7 @@ class Kind:
 
     Attributes:
         slug: the last part of its ``type``; callers compare it, so it never changes.
-        when: when it is answered, as one sentence for the OpenAPI document.
+        when: when it is returned, as one sentence for the OpenAPI document.
     """
 
     slug: str
@@ -182,7 +182,7 @@ class InvalidFields(Refusal):
 
 
 def render(refusal: Refusal) -> Response:
-    """Return the answer for a refusal."""
+    """Return the response for a refusal."""
     kind = refusal.kind
     problem = Problem(
         type=kind.type,
@@ -197,21 +197,22 @@ def render(refusal: Refusal) -> Response:
 
 
 def field_problem(refused: InvalidInput) -> FieldProblem:
-    """Return a field error of the domain in the form that the API answers."""
+    """Return a field error of the domain in the API's form."""
     return FieldProblem(field=refused.field, problem=refused.problem, hint=refused.hint)
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]], *, known: Collection[str] = ()) -> list[FieldProblem]:
-    """Return the field errors of pydantic, in the words of this API.
+    """Return pydantic's errors as field errors in the words of this API.
 
     Args:
-        errors: those of ``ValidationError.errors()``, including their input; only the type of an input is shown.
+        errors: as from ``ValidationError.errors()``, including their input; only the type of an input is shown.
         known: the names of the valid fields, for a "did you mean".
     """
     return [_field_problem(error, known) for error in errors]
 
 
-# pydantic's type of an error -> problem and hint, with the type of the input as `given` and facts of the error.
+# pydantic's error type -> problem and hint. Their placeholders are `given`, the type of the input, and facts from the
+# error.
 _WORDING: Final[Mapping[str, tuple[str, str]]] = {
     "missing": ("is missing", "send it"),
     **dict.fromkeys(
@@ -262,13 +263,13 @@ def _field(place: Sequence[str | int]) -> str:
 
 
 def shown(text: str) -> str:
-    """Return text that a caller sent in a form fit for an answer: short, and on one line."""
+    """Return a text from a caller in a form fit for a response: short, and on one line."""
     text = UNPRINTABLE.sub("?", text)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def documented(*kinds: Kind) -> dict[int | str, dict[str, Any]]:
-    """Return the ``responses=`` of a route that may answer with these kinds of problem."""
+    """Return the ``responses=`` of a route that may return these kinds of problem."""
     responses: dict[int | str, dict[str, Any]] = {}
     for status in sorted({kind.status for kind in kinds}):
         same = [kind for kind in kinds if kind.status == status]
@@ -298,8 +299,8 @@ def _example(kind: Kind) -> dict[str, object]:
 
 
 def install(app: FastAPI) -> None:
-    """Install error handlers that answer every error of the application as a problem."""
-    # starlette types every handler by Exception, whichever class it is registered for
+    """Install error handlers that return a problem for every error of the application."""
+    # starlette types every handler by Exception, whichever class the handler is registered for
     handlers: dict[type[Exception], Callable[[Request, Any], Response]] = {
         Refusal: _refused,
         InvalidInput: _invalid,
@@ -348,7 +349,7 @@ def _store_unavailable(request: Request, away: StoreUnavailable) -> Response:
 
 
 def _redis_error(request: Request, error: Exception) -> Response:
-    """Return the answer for an untranslated error of Redis: an outage, or a fault of the server."""
+    """Return the response to a Redis error that was not translated: 503 if Redis is down or refuses, else 500."""
     refusal = refusal_of(error)
     if refusal is None and not isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return _internal(request, error)
@@ -356,7 +357,7 @@ def _redis_error(request: Request, error: Exception) -> Response:
 
 
 def _unavailable(kind: Kind, request: Request, problem: str, refusal: RedisRefusal | None, outcome: str) -> Response:
-    """Return the answer for a request that failed because of Redis."""
+    """Return the response to a request that failed because of Redis."""
     code = None if refusal is None else refusal.code
     logger.warning(kind.title, extra={"path": request.url.path, "problem": problem, "refusal": code})
     again = f"send the same request again in {RETRY_AFTER_S} seconds"

@@ -1,4 +1,4 @@
-"""Runs the application with uvicorn."""
+"""The function that runs the application with uvicorn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sploot_cluster.api.tokens import Tokens
 HOST: Final = "127.0.0.1"
 PORT: Final = 8080
 
-# Longer than any request; Kubernetes kills after 30 s.
+# Longer than any request, and shorter than the 30 s after which Kubernetes kills the process.
 GRACE_S: Final = 20
 
 
@@ -28,7 +28,7 @@ def serve(
 ) -> None:
     """Serve until SIGINT or SIGTERM; requests in progress then get up to ``grace_s`` to finish.
 
-    The configuration of logging is not changed; uvicorn's loggers are ``uvicorn.error`` and ``uvicorn.access``.
+    The logging configuration is not changed; uvicorn's loggers are ``uvicorn.error`` and ``uvicorn.access``.
 
     Args:
         tokens: the tokens that ``app`` was created with.

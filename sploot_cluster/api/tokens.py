@@ -1,4 +1,4 @@
-"""Bearer tokens, each with a name and a role, and the one table of the operations that a role may call.
+"""Bearer tokens, each with a name and a role, and the table of the operations that each role may call.
 
 ``SPLOOT_API_TOKENS`` defines tokens as ``name:role:secret``, separated by commas or newlines. To rotate a secret, add a
 second token, move the callers to it, and then remove the old one.
@@ -26,7 +26,7 @@ _SECRET: Final = re.compile(r"[!-~]*")  # a header can carry visible ASCII only
 
 
 class Role(StrEnum):
-    """The role of a caller, which defines the operations that it may call."""
+    """The role of a caller. It defines which operations the caller may call."""
 
     UPLOADER = "uploader"  # a service that only ingests items, and may not read
     VIEWER = "viewer"  # reads pets and jobs
@@ -85,13 +85,13 @@ class Caller:
 # The caller while no tokens are configured: any program on this machine.
 LOOPBACK: Final = Caller("loopback", Role.OPERATOR)
 
-# Reserved names, which the history uses for other requesters.
+# Names that no token may have, because the history uses them for other requesters.
 _RESERVED: Final = frozenset({LOOPBACK.name, "machine", "unknown"})
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A caller and its secret, which is never shown."""
+    """A caller and its secret. The secret is never shown."""
 
     name: str
     role: Role
@@ -109,7 +109,7 @@ class Tokens:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the tokens of ``name:role:secret`` entries separated by commas or newlines.
+        """Return the tokens from ``name:role:secret`` entries separated by commas or newlines.
 
         Raises:
             InvalidInput: an entry is invalid. The error gives its position and name, never its secret.

@@ -1,4 +1,4 @@
-"""Zip archives with JSON in them, as pets and captures are written to files.
+"""Zip archives that contain JSON: the format in which pets and captures are written to files.
 
 Anyone may have changed a file. So :func:`unpack` compares the sizes that an archive declares with a limit before it
 inflates anything, and :func:`check` compares JSON with its expected shape before anything in it is used.
@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-# All members together, inflated. The vectors of a pet fill at most 512 MiB, which is one Redis value; the rest is for a
-# candidate model with longer vectors.
+# Limit of all members together, inflated. The vectors of a pet fill at most 512 MiB, the maximum size of a Redis value;
+# the rest is for a candidate model with longer vectors.
 MOST_BYTES: Final = 4 * 1024**3
 
-# The earliest date of a zip; constant, so that archives of the same members are identical.
+# The earliest date that a zip can hold; constant, so that archives of the same members are identical.
 _OLDEST: Final = (1980, 1, 1, 0, 0, 0)
 
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -52,7 +52,7 @@ def pack(members: Mapping[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:
         for name, content in members.items():
-            # an archive within an archive is compressed already
+            # an archive within this archive is compressed already
             method = zipfile.ZIP_STORED if name.endswith(".zip") else zipfile.ZIP_DEFLATED
             packed.writestr(zipfile.ZipInfo(name, _OLDEST), content, method)
     return file.getvalue()
@@ -62,7 +62,7 @@ def unpack(file: bytes, *, most_bytes: int = MOST_BYTES) -> dict[str, bytes]:
     """Return the members of a zip by name.
 
     Raises:
-        ValueError: it is not a zip, is damaged, or would have more than ``most_bytes`` unpacked.
+        ValueError: the file is not a zip, is damaged, or would have more than ``most_bytes`` when unpacked.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(file)) as packed:
@@ -71,7 +71,7 @@ def unpack(file: bytes, *, most_bytes: int = MOST_BYTES) -> dict[str, bytes]:
             if n_bytes > most_bytes:
                 raise ValueError(f"it has {n_bytes:,} bytes unpacked, expected at most {most_bytes:,}")
             if any(member.compress_type not in _METHODS for member in members):
-                # other methods of zipfile cannot inflate a limited number of bytes
+                # with other methods, zipfile cannot stop inflating at a limit
                 raise ValueError("it has members that are neither stored nor deflated")
             return {member.filename: _content(packed, member) for member in members}
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OSError) as exc:
@@ -80,12 +80,12 @@ def unpack(file: bytes, *, most_bytes: int = MOST_BYTES) -> dict[str, bytes]:
 
 def _content(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     with packed.open(member) as opened:
-        # never read without a limit: zipfile would first inflate all that a false size hides
+        # never read without a limit: if the declared size is false, zipfile would inflate the whole member first
         return opened.read(member.file_size + 1)
 
 
 def has_member(file: bytes, name: str) -> bool:
-    """Return whether a file is a zip with such a member."""
+    """Return whether a file is a zip with a member of this name."""
     try:
         with zipfile.ZipFile(io.BytesIO(file)) as packed:
             return name in packed.namelist()
@@ -94,10 +94,10 @@ def has_member(file: bytes, name: str) -> bool:
 
 
 def check(value: object, shape: Shape, *, name: str) -> None:
-    """Check that a JSON value has a shape.
+    """Check that a JSON value has the expected shape.
 
     Raises:
-        ValueError: it has not; the text names the place below ``name``.
+        ValueError: it has not; the text names the wrong part by its path from ``name``.
     """
     match shape:
         case tuple():
@@ -128,7 +128,7 @@ def time_of(text: str) -> datetime:
     """Return the time that ``isoformat`` wrote.
 
     Raises:
-        ValueError: it is not one, or has no offset from UTC.
+        ValueError: the text is not a time, or has no offset from UTC.
     """
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:

@@ -43,7 +43,8 @@ FORMAT: Final = 1
 
 _FACTS: Final = "pet.json"
 
-# Each part of a record of the past, inflated: nine bytes for each item, or the ids of 131,072 aliases.
+# Size limit of each part of a record of overwritten labels, inflated: the ids of 131,072 aliases. In a pet with many
+# items it is nine bytes for each item.
 _MOST_BYTES_OF_ALIASES: Final = 1024**2
 
 _REVISION: Final = range(2**32)
@@ -141,10 +142,10 @@ def _shadow(facts: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Sh
 
 
 def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
-    """Return the pet of a file, under its own id or another one.
+    """Return the pet from a file, under its own id or the given one.
 
     Raises:
-        UnreadableExport: the file is not an export, has another format, is damaged, redacted or inconsistent.
+        UnreadableExport: the file is not an export, has an unknown format, or is damaged, redacted or inconsistent.
     """
     try:
         read = _read(*_unpacked(file), pet=pet)
@@ -164,8 +165,8 @@ def _unpacked(file: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return the facts and columns of a file.
 
     Raises:
-        KeyError, ValueError, RecursionError: it is not an export or is damaged.
-        UnreadableExport: the problem, in words.
+        KeyError, ValueError, RecursionError: the file is not an export, or is damaged.
+        UnreadableExport: the same, an unknown format or a redacted file; the error describes the problem in words.
     """
     members = archives.unpack(file)
     if _FACTS not in members:
@@ -196,7 +197,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
         ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card["split_from"])
         for card in facts["clusters"]
     ]
-    # one byte more than needed, so that the end of a full part is found
+    # one byte more than a part may have, so that the end of a part of exactly that size is found
     most_bytes = max(9 * n, _MOST_BYTES_OF_ALIASES) + 1
     overwritten = [
         past.load(int(name.removeprefix("overwritten/")), column, most_bytes=most_bytes)

@@ -1,12 +1,12 @@
 """The schema of a pet in Redis.
 
-All keys of a pet share the hash tag ``{pet:<id>}``, so that one script can read or write all of them, also on a Redis
+All keys of a pet share the hash tag ``{pet:<id>}``, so that one script can read or write all of them, even on a Redis
 Cluster. Row i is the same item in ``media``, ``vectors``, ``labels``, ``origins``, ``arrived`` and ``occurred_at``;
 rows are appended and never move.
 
     key                     type    holds
-    {pet:<id>}:meta         hash    format           1; a reader refuses a pet with another number
-                                    born             random name from the first commit; a recreated pet has another
+    {pet:<id>}:meta         hash    format           1; a reader refuses a pet with a different one
+                                    born             random name from the first commit; a recreated pet has a new one
                                     commit           random name of the last commit: detects a commit sent twice
                                     revision         number of commits
                                     model, dim       of every vector; written by the first arrival
@@ -18,7 +18,7 @@ rows are appended and never move.
                                     past_from        the oldest revision that can be computed; 0 for all
                                     recarded_at      revision that last wrote clusters or aliases; or 0
                                     ingested         number of ingested items (tally.py)
-                                    n_clustered, n_noise, n_dismissed   of items with a row; counted per commit
+                                    n_clustered, n_noise, n_dismissed   numbers of items with a row; set by each commit
                                     n_overflowed     number of arrivals that found the quarantine full
                                     n_clusters, n_aliases, n_corrections, n_history, n_overwritten, n_quarantined
                                                      number of elements of the key of that name; corrections: ledger
@@ -30,17 +30,17 @@ rows are appended and never move.
     {pet:<id>}:labels       string  int32 little-endian per row, -1 = noise
     {pet:<id>}:origins      string  uint8 per row, models.Origin
     {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since", "split_from"}, JSON
-    {pet:<id>}:aliases      hash    merged id -> the id it resolves to
+    {pet:<id>}:aliases      hash    retired id -> the id that it resolves to
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (ledger_json.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so
     {pet:<id>}:arrived      string  uint32 little-endian per row, the revision at which it arrived
     {pet:<id>}:occurred_at  string  int64 little-endian per row, the time that its producer stated (times.py)
-    {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels, origins and aliases that it overwrote
-                                    (past.py); the newest 256
+    {pet:<id>}:overwritten  stream  id <revision>-0; field was: labels, origins and aliases that this revision
+                                    overwrote (past.py); the newest 256
     {pet:<id>}:tree         hash    born, n, body: the spanning tree of the first n rows (kept_tree.py), for pets of
                                     256 items or more. If missing or outdated, a recluster takes longer
-    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at", "occurred_at_ms"}, JSON: its vector is of another
-                                    space; 10,000, plus all items that only shadow:vectors has
+    {pet:<id>}:quarantine   hash    media id -> {"model", "dim", "at", "occurred_at_ms"}, JSON: items whose model or dim
+                                    is not the pet's; at most 10,000, plus all items that only shadow:vectors has
     {pet:<id>}:shadow       hash    model, dim, by, begun_at, was_own: the space of a candidate model (shadow.py)
     {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
     {pet:<id>}:preview      string  a preview of a recluster (previews.py); expires after 15 minutes
@@ -48,11 +48,11 @@ rows are appended and never move.
 
 No other key expires: they are the data of a pet and are deleted with it.
 
-An item takes 4 * dim + 17 bytes of columns and, measured on 7.0 with ids of 36 characters, 38 bytes in ``media`` and
-90 in ``rows``: 2.2 kB at 512 dimensions. When Redis appends, it doubles the memory of a string of up to 1 MB, and pets
-of 256 items or more store their tree: an item of a pet of 500 takes 3.8 kB (docs/capacity.md). ``vectors`` reaches the
-limit of a value, 512 MB, at 262,144 items. A recluster that moves half of 50,000 items adds 13 kB to ``overwritten``.
-A shadow takes 4 * dim and about 130 bytes per item.
+An item takes 4 * dim + 17 bytes in columns and, measured on Redis 7.0 with ids of 36 characters, 38 bytes in ``media``
+and 90 in ``rows``: 2.2 kB at 512 dimensions. When Redis appends, it doubles the memory of a string of up to 1 MB, and
+pets of 256 items or more store their tree: in a pet of 500, an item takes 3.8 kB (docs/capacity.md). At 512 dimensions,
+``vectors`` reaches the limit of a value, 512 MB, at 262,144 items. A recluster that moves half of 50,000 items adds
+13 kB to ``overwritten``. A shadow takes 4 * dim + 130 bytes per item, approximately.
 
 ``meta`` determines the lengths of all other keys. Every script that reads or writes a pet first checks them (whole.lua,
 O(1)) and refuses a pet with a missing or truncated key: ``UnreadablePet``. ``tree`` and ``preview`` can be computed
@@ -60,7 +60,7 @@ again, and are not checked.
 
 ``sploot:pets`` is in another slot, so the commit script cannot write it. A pet is added before its first commit: a
 crash between the two leaves an id without data, but never an unlisted pet. Every commit adds the pet again in the same
-round trip, so that a lost set is rebuilt by arrivals; on a Cluster, where that takes another round trip, every 16th
+round trip, so that arrivals rebuild a lost set. On a Cluster, where that takes another round trip, only every 16th
 commit does. A process that creates or deletes a pet, or finds it unlisted, checks afterwards that it is listed
 correctly, because two processes may do so at once.
 """

@@ -17,7 +17,8 @@ from sploot_cluster.pet.tally import PetTally, Quarantined, Totals
 from sploot_cluster.pet.vectors import FloatVector
 from sploot_cluster.pet.whole import PetDump
 
-# Long enough to plan a recluster of 50,000 items; short enough that the claim of a dead process does little harm.
+# Duration of a claim: long enough to plan a recluster of 50,000 items, and short enough that the claim of a dead
+# process does little harm.
 CLAIM_MS: Final = 2_000
 
 # Number of entries of a pet's history that are stored, approximately.
@@ -32,7 +33,7 @@ class PetStore(Protocol):
     """
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
-        """Return the pet at its newest revision; an empty state of revision 0 for a pet without data.
+        """Return the pet at its newest revision; for a pet without data, an empty state with revision 0.
 
         Args:
             known: an older state of this pet; its arrays are reused, so only newer data is transferred.
@@ -40,19 +41,19 @@ class PetStore(Protocol):
         ...
 
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
-        """Write ``change``, which was decided on ``state``, atomically, and return the new state.
+        """Atomically write a change that was decided on ``state``, and return the new state.
 
         Args:
-            claimant: a unique name for a change that lost races before. If it loses again, it claims the pet: for
-                ``CLAIM_MS``, or until it commits or releases, commits of others raise ``PetClaimed``. So a change
-                that takes long to decide eventually succeeds. An existing claim is not replaced.
+            claimant: a unique name for a change that has lost races. If it loses again, it claims the pet: until it
+                commits or releases the pet, at most for ``CLAIM_MS``, commits of other changes raise ``PetClaimed``.
+                So a change that takes long to decide eventually succeeds. An existing claim is not replaced.
 
         Raises:
             RevisionConflict: the pet is not at ``state`` any more; nothing was written.
             PetClaimed: another claimant holds the pet; nothing was written.
             PetTooLarge: the pet cannot hold the arrivals; nothing was written.
-            NotConserved: items would not be accounted for; nothing was written.
-            ValueError: the change does not fit the state; a bug of the caller.
+            NotConserved: some items would be missing from the counts; nothing was written.
+            ValueError: the change does not fit the state; this is a bug in the caller.
         """
         ...
 
@@ -61,8 +62,10 @@ class PetStore(Protocol):
         ...
 
     def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
-        """Store a spanning tree, which only saves time later. Does nothing if the pet was recreated meanwhile, or if a
-        larger tree is stored."""
+        """Store a spanning tree, unless the pet was recreated since, or a larger tree is stored.
+
+        A stored tree only saves time later.
+        """
         ...
 
     def kept_tree(self, pet: PetId) -> KeptTree | None:
@@ -73,7 +76,7 @@ class PetStore(Protocol):
         """Store a preview for ``previews.KEPT_FOR``, replacing an older one.
 
         Returns:
-            False if the pet changed meanwhile; nothing is stored then.
+            False if the pet has changed since the preview was computed; nothing is stored then.
         """
         ...
 
@@ -90,7 +93,7 @@ class PetStore(Protocol):
         ...
 
     def moved_at(self, pet: PetId) -> int:
-        """Return the revision that last moved existing items; 0 if none did. Arrivals move none."""
+        """Return the revision that last moved existing items; 0 if there is none."""
         ...
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
@@ -98,24 +101,24 @@ class PetStore(Protocol):
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
-        """Quarantine an item whose vector is of another space than the pet's, until one of the pet's space arrives.
+        """Quarantine an item whose model or dimension is not the pet's, until the item arrives with the pet's.
 
         Returns:
-            False if the pet was recreated meanwhile, has the item, or has ``tally.MAX_QUARANTINED`` in quarantine; in
-            the last case the arrival is counted as overflowed.
+            False if the pet was recreated since ``state``, has the item, or has ``tally.MAX_QUARANTINED`` items in
+            quarantine; in the last case the arrival is counted as overflowed.
         """
         ...
 
     def tally(self, pet: PetId) -> PetTally:
-        """Return the accounting of a pet's items."""
+        """Return the tally of a pet, and its quarantine."""
         ...
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
-        """Return the tally of all pets, or of the given ones, and the unreadable pets; one round trip per 500."""
+        """Return the sum of the tallies of all pets, or of the given ones, and list the unreadable pets."""
         ...
 
     def past(self, pet: PetId) -> Past:
-        """Return the pet without its vectors, and its past."""
+        """Return the pet without its vectors, with what is needed to compute its earlier revisions."""
         ...
 
     def dump(self, pet: PetId) -> PetDump:
@@ -127,7 +130,7 @@ class PetStore(Protocol):
         ...
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
-        """Replace ``before`` by ``after`` atomically, and return the new state, which has another ``born``.
+        """Atomically replace ``before`` with ``after``, and return the new state. It has a new ``born``.
 
         The stored spanning tree and preview are deleted; they can be computed again.
 
@@ -149,27 +152,27 @@ class PetStore(Protocol):
         ...
 
     def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
-        """Open a shadow; return False if the pet was recreated meanwhile, or has an open shadow."""
+        """Open a shadow; return False if the pet was recreated since ``state``, or has an open shadow."""
         ...
 
     def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
-        """Return the items that have a vector in the shadow only, ascending. O(n)."""
+        """Return the items that have a vector only in the shadow, ascending. O(n)."""
         ...
 
     def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
         """Add a vector of ``why.model`` to the open shadow. Repeating the call changes nothing.
 
-        An item without a vector in the pet's own space is quarantined too, without limit.
+        An item without a vector of the pet's own model is quarantined too, even beyond the limit.
 
         Returns:
-            False if the pet was recreated meanwhile, or no shadow of this model is open.
+            False if the pet was recreated since ``state``, or no shadow of this model is open.
         """
         ...
 
     def end_shadow(self, pet: PetId) -> bool:
         """Delete the shadow and its vectors; return False if none was open.
 
-        Items that only it had stay quarantined.
+        Items that had a vector only in the shadow stay quarantined.
         """
         ...
 

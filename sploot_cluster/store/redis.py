@@ -4,7 +4,7 @@ A load is a consistent snapshot, because one script reads it. A commit is atomic
 state that it was decided on and then writes everything. If a reply is lost, the client may send a commit twice: every
 commit has a random name, by which the script recognises it.
 
-This module translates errors of redis-py to ``StoreUnavailable``. It requires Redis 6.2.
+This module translates errors from redis-py to ``StoreUnavailable``. It requires Redis 6.2.
 """
 
 from __future__ import annotations
@@ -65,20 +65,20 @@ from sploot_cluster.store.short_calls import ShortCalls
 
 T = TypeVar("T", bound=np.generic)
 
-# Size of the part of a pet's vectors that one command reads: about 5 ms of the server's only thread, and all vectors of
-# a pet of 2,000 x 512.
+# Size of the part of a pet's vectors that one command reads. It takes about 5 ms of the server's only thread, and holds
+# all vectors of a pet with 2,000 items of 512 dimensions.
 CHUNK_BYTES: Final = 4 * 1024 * 1024
-# Limit of the vectors that the script returns itself, in the same round trip. Larger parts are cheaper to read with
+# Size limit of vectors that the script itself returns, in the same round trip. Larger parts are cheaper to read with
 # GETRANGE.
 BYTES_FROM_SCRIPT: Final = 64 * 1024
 
-# The answer of load.lua if the known state is the newest.
+# The reply of load.lua if the known state is the newest.
 IS_NEWEST: Final = 1
 
 # On a Cluster, adding a pet to the set of pets takes another round trip, so only every n-th commit does it.
 LISTED_EVERY: Final = 16
 
-# Number of pets whose counts one round trip reads: a millisecond of the server's only thread.
+# Number of pets whose counts are read in one round trip. It takes about a millisecond of the server's only thread.
 TALLIES_PER_TRIP: Final = 500
 
 
@@ -145,7 +145,7 @@ class RedisPetStore:
                 ],
             )
             if n_listed:
-                self._list(pet)  # else it was listed already
+                self._list(pet)  # if SADD added nothing, the pet was listed already
         match _whole(pet, answer):
             case [b"OK", _, born]:
                 return follow(state, change, version=f"{born.decode()}.{new_commit}")
@@ -245,7 +245,7 @@ class RedisPetStore:
         return Totals(tally, len(pets), tuple(sorted([*unconserved, *map(PetId, unreadable)])), tuple(damaged))
 
     def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
-        """Return the answer of check.lua for each pet, with one round trip to each server."""
+        """Return the reply of check.lua for each pet, with one round trip to each server."""
         pipe = self._client.pipeline(transaction=False)
         for keys in map(PetKeys.of, pets):
             if isinstance(self._client, redis.RedisCluster):
@@ -264,7 +264,7 @@ class RedisPetStore:
                 entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrevrange(keys.overwritten))
                 born, since = cast("list[bytes | None]", self._client.hmget(keys.meta, "born", "past_from"))
             if (born or b"").decode() == _names(state.version)[0]:
-                break  # else rows were deleted in between, so the columns do not match
+                break  # the columns match; otherwise, items were deleted between the reads
         column = _arrived(arrived, state.n_media)
         with _readable(pet):
             overwritten = [load_overwritten(_revision(id_), fields[b"was"]) for id_, fields in entries]
@@ -328,8 +328,8 @@ class RedisPetStore:
     def _list(self, pet: PetId) -> None:
         """Add the pet to the set of pets if it has data, and remove it otherwise.
 
-        To be called after a pet was created or deleted. The set is in another slot, so no script can read the pet and
-        write the set atomically; the loop ends once the state of the pet has not changed since the last write.
+        Call this after creating or deleting a pet. The set is in another slot, so no script can read the pet and write
+        the set atomically. Instead, the loop ends once the pet was neither created nor deleted since the last write.
         """
         meta, existed = PetKeys.of(pet).meta, None
         while (exists := bool(self._client.exists(meta))) != existed:
@@ -453,12 +453,12 @@ def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
 
 
 def _tally(counts: Sequence[bytes]) -> Tally:
-    """Return the tally from the answer of check.lua."""
+    """Return the tally from the reply of check.lua."""
     return Tally(*map(int, counts))
 
 
 def _dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
-    """Return the fields and values of the hash."""
+    """Return the shadow as the fields and values of its hash."""
     at = shadow.begun_at.isoformat()
     was_own = int(shadow.was_own)
     return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by, "was_own", was_own)
@@ -486,8 +486,10 @@ def _load_quarantined(text: bytes) -> Quarantined:
 
 
 def _side_state(before: PetDump | None) -> tuple[str, int, int]:
-    """Return what replace.lua compares in addition to the commit: the shadow's opening time and size, and the size of
-    the quarantine."""
+    """Return what replace.lua compares in addition to the commit.
+
+    These are the time at which the shadow was opened, its number of vectors, and the size of the quarantine.
+    """
     if before is None:
         return "", 0, 0
     shadow = before.shadow
@@ -530,7 +532,7 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
     }
 
     def command(name: str, key: str, *arguments: Any) -> Iterator[Any]:
-        # at most what Lua's stack holds; an even number, to keep pairs together
+        # at most as many as fit on Lua's stack; an even number, so that pairs stay together
         for start in range(0, len(arguments), 5_000):
             batch = arguments[start : start + 5_000]
             yield from (len(batch), name, number[key], *batch)
@@ -567,7 +569,7 @@ def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterat
 
 
 class _Loaded(NamedTuple):
-    """The answer of load.lua, whose header documents the items."""
+    """The reply of load.lua; the header of the script documents the items."""
 
     meta: list[bytes]
     from_row: int
@@ -586,14 +588,14 @@ class _Loaded(NamedTuple):
 
 
 def _state(pet: PetId, known: PetState, loaded: _Loaded, vector_bytes: bytes | None) -> PetState:
-    """Return the loaded state, which shares the memory of ``known`` if that is an ancestor.
+    """Return the loaded state. If ``known`` is an ancestor, the two share memory.
 
     Raises:
         ValueError, KeyError: the columns are inconsistent.
     """
     meta = {name.decode(): value.decode() for name, value in _pairs(loaded.meta)}
     version = f"{meta['born']}.{meta['commit']}"
-    media = [MediaId(intern(id_.decode())) for id_ in loaded.media]  # shared with corrections that name them
+    media = [MediaId(intern(id_.decode())) for id_ in loaded.media]  # corrections that name these ids share the texts
     dim = int(meta["dim"]) if "dim" in meta else None
     vectors = np.empty((0, 0), dtype=np.float32)
     if vector_bytes is not None and dim is not None:
@@ -679,10 +681,10 @@ def _revision(id_: bytes) -> int:
 
 
 def _whole(pet: PetId, answer: Any) -> Any:
-    """Return the answer of a script.
+    """Return the reply of a script.
 
     Raises:
-        UnreadablePet: the script found the pet damaged (whole.lua).
+        UnreadablePet: the script reported that the pet is damaged (whole.lua).
     """
     match answer:
         case [b"DAMAGED", key, expected, found]:
@@ -694,7 +696,7 @@ def _whole(pet: PetId, answer: Any) -> Any:
 
 @contextmanager
 def _readable(pet: PetId) -> Iterator[None]:
-    """Translate errors of decoding to UnreadablePet."""
+    """Translate decoding errors to ``UnreadablePet``."""
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as exc:

@@ -1,8 +1,8 @@
 """Fast calls of Lua scripts on reused connections, bypassing redis-py's per-call overhead.
 
-redis-py spends more time on a call's pool, retries and instrumentation than on sending it and reading the answer. So
-each call is first tried once on a connection from this module's own list. If it gets no answer, because of a broken
-connection or a script that the server does not know, it is repeated through redis-py, with all of its error handling.
+For each call, redis-py spends more time on the pool, retries and instrumentation than on sending it and reading the
+reply. So each call is first tried once on a connection from this module's own list. If that fails, because the
+connection is broken or the server does not know the script, it is repeated through redis-py, with its error handling.
 Scripts must therefore be safe to run twice. Cluster clients, and pools that block until a connection is free, always
 use redis-py.
 """
@@ -40,7 +40,7 @@ class ShortCalls:
         return Script(self, self.client.register_script(text))
 
     def evalsha(self, sha: str, keys: Sequence[str], args: Sequence[Any], then: Sequence[Any] = ()) -> tuple[Any, Any]:
-        """Return the answers of the script and of the command ``then``, if the first attempt gets them.
+        """Return the replies to the script and to the command ``then``, if the first attempt gets them.
 
         Raises:
             redis.RedisError: the script's own error. After a ``ConnectionError``, ``TimeoutError`` or ``NoScriptError``
@@ -68,13 +68,13 @@ class ShortCalls:
             is_answered = True
             return answer, after
         except redis.ResponseError as error:
-            # a demoted master keeps answering READONLY; reconnecting asks the name server for the current master
+            # a demoted master keeps replying READONLY; reconnecting looks up the current master again
             is_answered = "READONLY" not in f"{type(error).__name__.upper()} {error}"
             raise
         finally:
             if not is_answered:
-                # also after an exception, such as a time limit, between the call and its answer: the next caller would
-                # read that answer
+                # also if an exception, such as a time limit, was raised before the reply was read: otherwise the next
+                # caller would read that reply
                 connection.disconnect()
             if len(self._kept) < self._most_kept:
                 self._kept.append(connection)
@@ -95,11 +95,11 @@ class Script:
             return self._in_full(keys=keys, args=args)
 
     def and_then(self, *command: Any, if_short: bool, keys: Sequence[str], args: Sequence[Any] = ()) -> tuple[Any, Any]:
-        """Return the answers of the script and of a command that follows it in the same round trip.
+        """Return the replies to the script and to a command that follows it in the same round trip.
 
         Args:
-            command: a command that may be repeated; its key may lie in any slot.
-            if_short: send it only where it takes no round trip of its own; its answer is None otherwise.
+            command: a command that may be repeated; its key may be in any slot.
+            if_short: send the command only if it needs no round trip of its own; its reply is None otherwise.
         """
         try:
             return self._calls.evalsha(self._in_full.sha, keys, args, command)
@@ -109,12 +109,12 @@ class Script:
             return answer, None if if_short else client.execute_command(*command)
 
 
-# By pool, most recently used last. Global, because clients are shared while stores come and go.
+# Kept connections by pool, most recently used last. Global, because clients are shared while stores come and go.
 _kept: Final[WeakKeyDictionary[Any, deque[Any]]] = WeakKeyDictionary()
 
 
 def _leave_connections() -> None:
-    """Drop connections inherited over a fork; they belong to the parent process."""
+    """Drop connections that were inherited in a fork; they belong to the parent process."""
     for connections in list(_kept.values()):
         connections.clear()
 

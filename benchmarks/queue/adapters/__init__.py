@@ -1,4 +1,4 @@
-"""Adapters that enqueue and work for each contestant: one module per environment, imported only there."""
+"""Adapters through which each contestant enqueues and runs jobs: one module per environment, imported only there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NotOffered(Exception):
 
 
 class Adapter(ABC):
-    """An adapter of one contestant. A process uses it either to produce or to work."""
+    """An adapter for one contestant. A process uses it either to enqueue jobs or to run them."""
 
     def __init__(self, variant: str, url: str, threads: int) -> None:
         """
@@ -36,7 +36,7 @@ class Adapter(ABC):
         """Enqueue ``n`` jobs that do nothing, one after the other."""
 
     def send_batches(self, n: int, size: int) -> None:
-        """Enqueue ``n`` jobs that do nothing, ``size`` at once.
+        """Enqueue ``n`` jobs that do nothing, in batches of ``size``.
 
         Raises:
             NotOffered: the contestant has no batches.
@@ -49,7 +49,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def hold(self, number: int) -> None:
-        """Enqueue a numbered job, during which a victim is killed."""
+        """Enqueue a numbered job; the victim is killed while it runs the job."""
 
     @abstractmethod
     def work(self) -> None:
@@ -57,7 +57,7 @@ class Adapter(ABC):
 
 
 class AsyncAdapter(Adapter):
-    """A base for contestants on asyncio: producing runs on one loop."""
+    """A base for contestants that use asyncio; jobs are enqueued on one event loop."""
 
     def __init__(self, variant: str, url: str, threads: int) -> None:
         super().__init__(variant, url, threads)

@@ -12,7 +12,7 @@ from arq.worker import Worker, func
 from benchmarks.queue import jobs
 from benchmarks.queue.adapters import Adapter, AsyncAdapter
 
-# With the defaults, ten jobs every half second, the limit would be measured instead of arq.
+# With the defaults (ten jobs every half second), the benchmark would measure the limit instead of arq.
 MAX_JOBS, POLL_DELAY_S = 200, 0.05
 
 

@@ -59,7 +59,7 @@ class DramatiqAdapter(Adapter):
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         worker = dramatiq.Worker(self.broker, worker_threads=self.threads)
         worker.start()
-        # short waits, because a signal does not end a longer one, and an idle worker should use no CPU
+        # short waits, because a signal does not end a wait, and an idle worker should use no CPU
         while not ended.wait(0.2):
             pass
         worker.stop(timeout=5_000)
@@ -67,7 +67,7 @@ class DramatiqAdapter(Adapter):
 
 
 class BareBroker(Broker):
-    """A minimal broker on Streams, without guarantees: one read for many, one thread that acknowledges in batches."""
+    """A minimal broker on Streams, without guarantees. It reads many messages at once and acknowledges in batches."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class _BareConsumer(Consumer):
 
 
 class RawLoops(Adapter):
-    """redis-py alone: the commands that any broker on Streams must send, in a loop of one thread."""
+    """redis-py alone: the commands that any broker on Streams must send, in a loop in one thread."""
 
     COUNT: Final = 100
 

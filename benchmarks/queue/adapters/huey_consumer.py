@@ -1,4 +1,4 @@
-"""Adapter for huey on a Redis list, which forgets a job when it hands it out."""
+"""Adapter for huey on a Redis list. A job leaves the list when a worker gets it."""
 
 from __future__ import annotations
 

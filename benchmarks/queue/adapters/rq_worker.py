@@ -1,4 +1,4 @@
-"""Adapter for RQ: ``fork`` is its Worker, which forks for every job; ``simple`` runs jobs in its own process."""
+"""Adapter for RQ. ``fork`` is RQ's Worker, which forks for every job; ``simple`` runs jobs in the worker's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapter for streaq, whose jobs wait in streams."""
+"""Adapter for streaq. Its jobs wait in streams."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ _HEADERS: Final = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # revalidate each time: a page of one release must not call the API of another
+    # revalidate each time: a page from one release must not call the API of another
     "Cache-Control": "no-cache",
 }
 
 
 def _corrections() -> bytes:
-    """Return the correction verbs as the page needs them: what each takes of the selection, and its other fields."""
+    """Return the correction verbs as the page needs them: which part of the selection each takes, and its options."""
     verbs: list[dict[str, Any]] = []
     for verb, request in VERBS.items():
         fields = {name: field for name, field in request.body().items() if name != "pet_id"}

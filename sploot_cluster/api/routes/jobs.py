@@ -1,4 +1,4 @@
-"""The route of a job's status, and the answer for an enqueued job."""
+"""The route for a job's status, and the response to a request that enqueued a job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_JOB_ID: Final = 200
 
 
 def accepted(job: JobRef, request: Request, response: Response) -> JobAccepted:
-    """Return the answer for an enqueued job, and set its ``Location`` header."""
+    """Return the body of the response for an enqueued job, and set the ``Location`` header."""
     # without a host, which only the caller knows; root_path is where the application is mounted
     root = request.scope.get("root_path", "").rstrip("/")
     response.headers["Location"] = f"{root}{PREFIX}/jobs/{quote(job.job_id, safe='')}"
@@ -27,7 +27,7 @@ def accepted(job: JobRef, request: Request, response: Response) -> JobAccepted:
 
 
 def location_header() -> dict[str, Any]:
-    """Return the description of an answer of :func:`accepted` for the OpenAPI document."""
+    """Return the OpenAPI description of a response with the body of :func:`accepted`."""
     return {
         "description": "The job was enqueued.",
         "headers": {"Location": {"description": "Address of the job's status.", "schema": {"type": "string"}}},

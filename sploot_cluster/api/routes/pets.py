@@ -65,7 +65,7 @@ PetInPath = Annotated[IdInAddress, Path(description="Id of the pet.", examples=[
 
 
 def pets_router(admission: Admission, service: PetService, traces: JobTraces | None) -> APIRouter:
-    """Return the routes under ``/pets``; ``traces`` finds and removes queue data of what is deleted."""
+    """Return the routes under ``/pets``; ``traces`` removes the job records and dead letters of deleted data."""
     router = APIRouter(
         prefix="/pets/{pet_id}",
         tags=["pets"],
@@ -121,7 +121,10 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         responses=documented(NOT_FOUND),
     )
     def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
-        """Return its nearest accepted items, its similarity to its own and the next cluster, and its corrections."""
+        """Return the nearest accepted items, and the similarity to the item's own and the next most similar cluster.
+
+        The response also lists the corrections in force that affect the item.
+        """
         try:
             why = service.why(PetId(pet_id), MediaId(media_id))
         except UnknownMedia:
@@ -212,7 +215,7 @@ def _add_history_routes(router: APIRouter, service: PetService) -> None:
         limit: Annotated[int, Query(description="Maximum number of entries.", ge=1, le=MAX_HISTORY)] = 100,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return reclusters and corrections, newest first. The ETag is the revision of the newest."""
+        """Return reclusters and corrections, newest first. The ETag is the revision of the newest entry."""
         entries = service.history(PetId(pet_id), limit=limit)
         revision = entries[0].revision if entries else 0
         return tagged(revision, if_none_match, lambda: PetHistory(pet_id=pet_id, entries=entries))

@@ -60,7 +60,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
 
     @router.get("/audit", operation_id="get_audit", summary="List the actions taken on the queues", responses=reads)
     def get_audit(limit: Limit = 50) -> Audit:
-        """Return the audit log. A record that stays `begun` is of an action that was interrupted."""
+        """Return the audit log. A record that stays `begun` belongs to an action that was interrupted."""
         return Audit(records=list(operations.audit(limit)))
 
     @router.get("/{queue}/dead", operation_id="list_dead_letters", summary="List dead letters", responses=reads)

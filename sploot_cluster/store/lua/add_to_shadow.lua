@@ -1,5 +1,5 @@
--- Adds a vector to the open shadow of its model, unless the shadow has one of this item. An item that the pet does not
--- have is quarantined too, so that it is counted and can be found while only the shadow has it.
+-- Adds a vector to the open shadow of its model, unless the shadow already has a vector of this item. An item that the
+-- pet does not have is quarantined too, so that it is counted and can be found while only the shadow has it.
 --
 -- KEYS     all keys of the pet
 -- ARGV     born, model, item, vector, facts of the quarantine (JSON)

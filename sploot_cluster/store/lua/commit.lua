@@ -6,24 +6,26 @@
 --          claimant, claim_ms       claim the pet under this name after a conflict ("" = do not), for this long
 --          format, model, dim, next_cluster, n_at_recluster, noise_arrivals   for meta; model and dim "" = keep
 --          vectors                  of the arrivals
---          relabels                 1: labels and origins are of all rows, and changed; 0: of the arrivals only
+--          relabels                 1: labels and origins are those of all rows, some of which changed; 0: those of the
+--                                   arrivals only
 --          labels, origins
 --          arrived, occurred_at     of the arrivals
---          was, kept                record of overwritten labels, "" = none; number of such records to keep
+--          was, kept                record of the labels that this commit overwrites, "" = none; number of records to
+--                                   keep
 --          n_clustered, n_noise, n_dismissed   numbers of items after this commit
 --          correction               JSON for the ledger, or ""
 --          kind, by, summary        of the history entry; kind "" = none
---          then five lists, each as its length and its items:
+--          then five lists, each as its length and then its items:
 --          media of the arrivals; clusters to set (id, card, …); clusters to remove; aliases to set; aliases to remove
 -- Returns  {"OK", revision, born}      written; also when a lost reply made the client send the same commit again
 --          {"CONFLICT", revision}      the pet is not at that state
 --          {"CLAIMED", revision, ms}   it is, but another change has claimed it for this long
 --          {"TOO_LARGE", revision}     the vectors would exceed the limit of a value
---          {"UNCONSERVED", revision, ingested, n_quarantined}   items would not be accounted for
---          {"DAMAGED", key, expected, found}   the pet is damaged now; it may not have been when the change was decided
+--          {"UNCONSERVED", revision, ingested, n_quarantined}   some items would be missing from the counts
+--          {"DAMAGED", key, expected, found}   the pet is damaged, perhaps only since the change was decided
 --
 -- It is atomic: a server that is out of memory refuses the first write, and the vectors, the only value that can exceed
--- its limit, are written before all others. (In a first commit they cannot: an argument has the same limit.)
+-- its limit, are written before all others. (In a first commit they cannot exceed it: an argument has the same limit.)
 
 local HISTORY_LENGTH = 10000
 -- unpack() puts every item on Lua's stack, which holds 8,000

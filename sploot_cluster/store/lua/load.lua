@@ -8,20 +8,22 @@
 --          1 meta           field, value, …
 --          2 from_row       media and vectors begin at this row
 --          3 media
---          4 vectors        all that are new, or none if that is more than max_vector_bytes: a script copies what it
---                           reads twice more often than GETRANGE does
---          5 rest_from, 6 rest_to   range of bytes that are not returned; to be read later, as rows never change
+--          4 vectors        all that are new, or none if those are more than max_vector_bytes: a script makes two more
+--                           copies of what it reads than GETRANGE does
+--          5 rest_from, 6 rest_to   range of the bytes that are not returned; they can be read later, as rows never
+--                                   change
 --          7 labels_from    labels and origins begin at this row: 0 if existing rows were relabelled
 --          8 labels
 --          9 origins
---         10 clusters       id, card, …   false, as for the aliases, if both are unchanged
+--         10 clusters       id, card, …   if neither clusters nor aliases changed, both are false
 --         11 aliases        id, id, …
 --         12 from_correction
 --         13 ledger         corrections from that one on
---         14 occurred_at    from from_row on
+--         14 occurred_at    beginning at from_row
 --
--- The known state is used only if it is an ancestor of the stored one: the stored revision is later, and has the same
--- last item in the same row. That is false after a failover that lost writes, and for a recreated pet.
+-- The known state is used only if it is an ancestor of the stored one: the pet has the same born, a later revision, and
+-- the last item of the known state in the same row. After a failover that lost writes, and for a recreated pet, it is
+-- not an ancestor.
 
 local damaged, born, commit = look()
 if damaged then

@@ -1,5 +1,5 @@
--- Quarantines an item whose vector is of another space than the pet's, so that it is counted and can be found. If the
--- quarantine is full, the arrival is only counted.
+-- Quarantines an item whose model or dimension is not the pet's, so that it is counted and can be found. If the
+-- quarantine is full, the arrival is only counted as overflowed.
 --
 -- KEYS     all keys of the pet
 -- ARGV     born, item, facts (JSON), most

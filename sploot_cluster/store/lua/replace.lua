@@ -7,7 +7,7 @@
 --          begun_at, n_vectors, n_quarantined   expected state of the shadow and the quarantine, which change without a
 --                                               commit: when the shadow was opened ("" = none is open), and the sizes
 --          then commands, each as the number of its arguments, its name, the number of its key, and its arguments
--- Returns  {"OK", revision}        written; also when a lost reply made the client send the same again
+-- Returns  {"OK", revision}        written; also when a lost reply made the client send the same call again
 --          {"CONFLICT", revision}  the pet, its shadow or its quarantine is not at that state
 --          {"DAMAGED", key, expected, found}   the pet is damaged
 

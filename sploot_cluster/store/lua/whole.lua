@@ -1,7 +1,7 @@
 -- The first part of every script that reads or writes a pet: checks the lengths of its keys. O(1).
 --
 -- KEYS of such a script are all keys of the pet, in the order of keys.PetKeys. tree and preview can be computed again
--- and are not checked. It runs twice for every arrival, so it determines the damaged key only if there is one.
+-- and are not checked. This part runs twice for every arrival, so it first only determines whether a key is damaged.
 
 local FORMAT = '1'
 -- number of fields that meta always has

@@ -6,7 +6,7 @@ const ROOT = document.documentElement.dataset.root;
 const API = `${ROOT}/api/v1/internal`;
 const TOKEN = "sploot-token";
 
-/** An error answer of the API (problem+json). Each of its `errors` names a field and how to fix it. */
+/** An error response from the API (problem+json). Each of its `errors` names a field and how to fix it. */
 export class Refused extends Error {
   constructor(status, problem) {
     const texts = (problem.errors ?? []).map((error) => `${error.field} ${error.problem}; ${error.hint}`);
@@ -24,7 +24,7 @@ export const token = {
 async function call(method, path, body, headers = {}) {
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  // the key makes a resend of this request, e.g. after a lost answer, the same request to the server
+  // by the key, the server recognises this request if it is sent again, e.g. after a lost response
   if (method === "POST") headers["Idempotency-Key"] = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
   const response = await fetch(path.startsWith("/") ? `${ROOT}${path}` : `${API}/${path}`, {
     method,

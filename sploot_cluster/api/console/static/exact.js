@@ -1,10 +1,10 @@
 // JSON without rounding. JSON.parse makes every number a double, which turns 9007199254740993 into 9007199254740992,
-// the id of another pet. `read` returns an integer that a double cannot hold as a BigInt. Browsers that do not pass the
+// the id of a different pet. `read` returns an integer that a double cannot hold as a BigInt. Browsers that do not pass the
 // source of a number to a reviver (before Chrome 114, Firefox 135, Safari 18.4) get text instead; the API accepts both.
 
 const INTEGER = /^-?\d+$/;
 
-// A string, which may contain digits, or a number.
+// Matches a string, which may contain digits, or a number.
 const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 
 const isRounded = (digits) => INTEGER.test(digits) && !Number.isSafeInteger(Number(digits));

@@ -8,8 +8,8 @@ import { watch } from "./job.js";
 const WAYS = { core: "found by density", arrived: "assigned on arrival", absorbed: "absorbed, low confidence", corrected: "placed by a person" };
 const SHOWN = 200;
 
-// The selection, which survives a reload of the same pet only. It holds either clusters, or items of one place, `from`, which
-// is a cluster or null for the noise. The boxes that are ticked are always exactly the selection.
+// The selection survives only a reload of the same pet. It holds either clusters, or items that are all in the same cluster,
+// `from`, or all noise (`from` is null). The boxes that are ticked are always exactly the selection.
 const nothing = (pet) => ({ pet, clusters: new Set(), from: undefined, media: new Set() });
 let chosen = nothing(null);
 
@@ -46,7 +46,7 @@ export const pet = {
   },
 };
 
-// What each kind of verb needs of the selection; null if it is not there.
+// What each kind of verb needs from the selection; null if the selection lacks it.
 const FILLED = {
   clusters: ({ clusters }) => (clusters.size > 1 ? { cluster_ids: [...clusters].sort(byId) } : null),
   "items of one cluster": ({ from, media }) => (media.size && from !== null ? { cluster_id: from, media_ids: [...media] } : null),
@@ -84,7 +84,7 @@ function startSelection(ticked) {
   if (n) notice(`${count(n)} unticked: a correction applies to clusters, or to items of one cluster.`);
 }
 
-/** Drop from the selection what the page does not show any more. */
+/** Remove from the selection what the page no longer shows. */
 function keepWhatIsShown(view) {
   const before = chosen.clusters.size + chosen.media.size;
   const media = new Map([[null, view.noise], ...view.clusters.map((cluster) => [cluster.cluster_id, cluster.media_ids])]);
@@ -128,7 +128,7 @@ function lineage(cluster) {
   return origins.length ? ` · ${origins.join(", ")}` : "";
 }
 
-/** Draw how the members joined the cluster, as a strip. */
+/** Draw a strip that shows how the members joined the cluster. */
 function strip(origins, size) {
   const ns = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(ns, "svg");
@@ -200,7 +200,7 @@ function historyTable(data, again) {
   return table(["revision", "kind", "when", "by", "summary", ""], rows, { empty: "No reclusters or corrections yet." });
 }
 
-/** Ask for the rest of a correction, and send it. */
+/** Ask for the remaining fields of a correction, and send it. */
 async function correct(data, verb, filled, again) {
   const given = (answers) => Object.fromEntries(verb.options.map(({ name }) => [name, answers.get(name)]).filter(([, value]) => value));
   const answers = await ask({
@@ -212,7 +212,7 @@ async function correct(data, verb, filled, again) {
   if (answers) send(data, verb, { ...filled, ...given(answers) }, again);
 }
 
-/** Send a correction of the revision that is shown; the server refuses it if items were moved since. */
+/** Send a correction based on the revision that is shown; the server refuses it if items were moved since. */
 async function send(data, verb, body, again) {
   try {
     const accepted = await post(`clusters/${verb.verb}`, { pet_id: data.id, ...body }, { "If-Match": `"${data.clusters.revision}"` });
@@ -230,10 +230,10 @@ async function send(data, verb, body, again) {
 
 const counted = ({ cluster_ids, media_ids }) => (cluster_ids ? `${count(cluster_ids.length)} clusters` : manyItems(media_ids.length));
 
-/** Return the arguments of the command that does the same. */
+/** Return the arguments of the command that makes the same correction. */
 const words = ({ cluster_ids = [], cluster_id, revision, media_ids = [] }) => [...cluster_ids, ...[cluster_id, revision].filter((id) => id !== undefined), ...media_ids.flatMap((item) => ["--media", item])];
 
-/** Return the input of an option: a choice among the chosen clusters for an id, else text. */
+/** Return the input of an option: a choice among the selected clusters for an id, otherwise text. */
 function optional({ name, type, description }, { cluster_ids }, data) {
   const sizes = new Map(data.clusters.clusters.map((cluster) => [cluster.cluster_id, cluster.size]));
   const input =

@@ -1,4 +1,4 @@
-// The thresholds at which figures are coloured: those of the alerts. thresholds.json is generated from ops/thresholds.yaml.
+// Figures are coloured at the thresholds of the alerts. thresholds.json is generated from ops/thresholds.yaml.
 
 import { asset } from "./api.js";
 
