@@ -76,7 +76,7 @@ def test_migration_example_runs_and_leaves_nothing_behind(
     assert redis_client.xlen("streams:default") == 2
 
 
-def test_readme_redis_commands_are_answered(redis_url: str, redis_client: redis.Redis) -> None:
+def test_redis_commands_shown_in_the_readme_work(redis_url: str, redis_client: redis.Redis) -> None:
     used = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
     used.declare_queue("default")
     used.enqueue(dramatiq.Message("default", "resize", (), {}, {}))
@@ -112,7 +112,7 @@ def test_every_test_that_covers_a_hard_case_exists() -> None:
     assert re.findall(r"^### (\d+)\. ", page, flags=re.MULTILINE) == [str(number) for number in range(1, 29)]
 
 
-def test_every_linked_file_exists() -> None:
+def test_every_file_linked_in_the_readme_exists() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
 
     assert links
