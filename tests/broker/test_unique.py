@@ -177,7 +177,7 @@ def test_one_of_several_requeued_dead_letters_takes_the_unique_lock(scene: Scene
     assert sorted(scene.state().waiting) == ["one", "two"]
 
 
-def test_message_that_ended_leaves_nothing_of_its_unique_key(scene: Scene) -> None:
+def test_finished_message_leaves_nothing_behind_for_its_unique_key(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("done", unique_key="u"))
@@ -197,7 +197,7 @@ def test_message_that_ended_leaves_nothing_of_its_unique_key(scene: Scene) -> No
     assert scene.client.hgetall(KEYS.holders) == {}
 
 
-def test_janitor_forgets_messages_of_unique_keys_that_were_removed_by_hand(scene: Scene) -> None:
+def test_janitor_forgets_unique_keys_whose_messages_were_removed_by_hand(scene: Scene) -> None:
     scene.consumer("a", prefetch=0)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(str(n), unique_key=str(n)) for n in range(1_200)])
@@ -211,7 +211,7 @@ def test_janitor_forgets_messages_of_unique_keys_that_were_removed_by_hand(scene
     assert broker.enqueue(message("again", unique_key="kept")).message_id == kept.message_id
 
 
-def test_flush_removes_notes_of_unique_keys(scene: Scene) -> None:
+def test_flush_removes_the_notes_about_unique_keys(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("one", unique_key="u"))
 
@@ -221,7 +221,7 @@ def test_flush_removes_notes_of_unique_keys(scene: Scene) -> None:
 
 
 class Cancelled(Middleware):
-    """Skips cancelled messages, as dramatiq-abort does."""
+    """Middleware that skips cancelled messages, as dramatiq-abort does."""
 
     def __init__(self, *labels: str) -> None:
         self._labels = labels
@@ -303,7 +303,7 @@ def test_message_coalesced_onto_a_cancelled_one_survives_a_crash(scene: Scene) -
 
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_stage_of_a_pipeline_is_not_coalesced(redis_url: str, which: str) -> None:
-    """Each stage shares its key with a message that already waits."""
+    """The stage shares its unique key with a message that is already waiting."""
     ran: list[str] = []
     with broker_on(redis_url, Pipelines()) as broker:
 
@@ -351,7 +351,7 @@ def test_pipeline_stage_takes_a_free_unique_key(scene: Scene) -> None:
     assert scene.state().waiting == ("stage", "stage")
 
 
-def test_lock_survives_a_retry_under_a_worker(redis_url: str) -> None:
+def test_unique_lock_survives_a_retry_by_a_real_worker(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, quick_retries(1)) as broker:
 
@@ -369,7 +369,7 @@ def test_lock_survives_a_retry_under_a_worker(redis_url: str) -> None:
     assert ran == ["first"]
 
 
-def test_full_server_accepts_the_retry_of_a_unique_key(scene: Scene) -> None:
+def test_full_server_accepts_the_retry_of_a_message_with_a_unique_key(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("first", unique_key="u"))
