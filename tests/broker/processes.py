@@ -30,7 +30,7 @@ def is_keeper(process: psutil.Process) -> bool:
 
 
 def consumer_name_of(pid: int) -> str:
-    """Return a consumer name that this process could have. It contains the start time in clock ticks."""
+    """Return a consumer name that the process ``pid`` could have. It contains the start time in clock ticks."""
     host, _, birth, random = consumer_name().split(":")
     started_at = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{host}:{pid}:{birth.partition('.')[0]}.{started_at}:{random}"

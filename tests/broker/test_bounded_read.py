@@ -111,7 +111,7 @@ def test_all_strings_together_stay_within_the_budget(reader: Reader) -> None:
     assert all(isinstance(one, CutFields) and one.n_bytes == 10_001 for one in fields[10:])
 
 
-def test_entry_with_too_many_fields_keeps_the_first(reader: Reader) -> None:
+def test_entry_with_too_many_fields_keeps_only_the_first_ones(reader: Reader) -> None:
     sent = encoded(entries([b"n"] * 20_000, [b"a", b"1"]))
 
     many, last = (fields for _, fields in reader(Bounds(1 << 20, 1 << 20), sent).read()[0][1])
@@ -133,7 +133,7 @@ def test_error_reply_is_raised(reader: Reader, answer: bytes, kind: type[Excepti
         reader(Bounds(1_000, 1_000), answer).read()
 
 
-def test_closed_connection_raises(reader: Reader) -> None:
+def test_reading_from_a_closed_connection_raises(reader: Reader) -> None:
     with pytest.raises(redis.ConnectionError):
         reader(Bounds(1_000, 1_000), b"*2\r\n$3\r\nab").read()
 
@@ -254,7 +254,7 @@ def test_process_memory_stays_bounded_for_entries_of_many_megabytes(stage: Scene
     assert int(done.stdout) < 30  # MB; the six entries have 192 together
 
 
-def test_dead_letter_of_an_entry_with_many_fields_counts_them(scene: Scene) -> None:
+def test_error_for_an_entry_with_too_many_fields_names_the_limit(scene: Scene) -> None:
     scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(3_000)})
     scene.client.xadd(KEYS.stream, {"label": "good"})
 

@@ -1,4 +1,4 @@
-"""Follow-up messages are not lost: retries, next stages of pipelines, callbacks, requeued dead letters."""
+"""Messages that follow another are not lost: retries, pipeline stages, callbacks and requeued dead letters."""
 
 from __future__ import annotations
 

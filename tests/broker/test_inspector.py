@@ -97,7 +97,7 @@ def test_consumer_is_removed_only_if_it_holds_nothing(scene: Scene) -> None:
     assert sorted(labels(received(scene.consumer("b"), 3))) == ["one", "three", "two"]
 
 
-def test_live_consumer_is_removed_only_on_request(scene: Scene) -> None:
+def test_live_consumer_is_removed_only_if_forced(scene: Scene) -> None:
     scene.consumer("a")
     name = scene.brokers["a"].consumer_name
     inspector = scene.process("operator").inspector(QUEUE)

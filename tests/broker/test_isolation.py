@@ -126,7 +126,7 @@ def test_shutdown_releases_waiting_messages(threads: ThreadPoolExecutor) -> None
     assert (running.is_alone, suspect.is_alone) == (False, False)
 
 
-def test_leaving_twice_or_without_entering_does_nothing() -> None:
+def test_leaving_isolation_twice_or_without_entering_does_nothing() -> None:
     isolation, suspect, stranger = Isolation(patience_s=60), delivery(charges=1), delivery()
     isolation.leave(stranger)
     isolation.enter(suspect)

@@ -1,4 +1,4 @@
-"""The keeper process: which processes keep their lease, which lose it, and when."""
+"""The keeper process: when a process keeps its lease, and when it loses it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def test_process_keeps_its_messages_while_c_code_holds_the_gil(stage: Scene, red
 
 
 @pytest.mark.slow
-def test_stopped_process_loses_its_messages(stage: Scene, redis_client: redis.Redis, two_worlds: None) -> None:
+def test_process_frozen_by_sigstop_loses_its_messages(
+    stage: Scene, redis_client: redis.Redis, two_worlds: None
+) -> None:
     with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
         stage.process("producer").enqueue(calling("sleep", "a", 60))
         eventually(lambda: "began a" in ran(redis_client))

@@ -138,7 +138,7 @@ class Queue(RuleBasedStateMachine):
                 was_there = self.is_there(delivery)
                 consumer.ack(delivery)
                 eventually(lambda: not self.is_there(delivery))
-                if was_there:  # success is accepted from any process
+                if was_there:  # a success is accepted from any process
                     self.living.remove(label)
                     self.gone.add(label)
             case "reject":

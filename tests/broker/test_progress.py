@@ -60,7 +60,7 @@ def test_process_is_stuck_when_every_running_message_is_overdue(deliveries: list
     assert is_stuck(*deliveries) is expected
 
 
-def test_process_is_stuck_when_its_consumer_hangs_with_messages() -> None:
+def test_process_is_stuck_when_its_consumer_hangs_while_holding_messages() -> None:
     assert is_stuck(stalled_s=TOO_LONG)
     assert not is_stuck(stalled_s=LIMIT_S)
     assert not is_stuck(stalled_s=1e9, longest_s=FOREVER)

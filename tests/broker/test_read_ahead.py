@@ -112,7 +112,7 @@ def n_reads(client: redis.Redis) -> int:
         (0, 0.001, 0),
     ],
 )
-def test_number_read_ahead_lasts_for_the_configured_time(n_finished: int, within_s: float, n_ahead: int) -> None:
+def test_number_of_messages_read_ahead_fits_the_configured_time(n_finished: int, within_s: float, n_ahead: int) -> None:
     clock = Clock()
     estimate = ReadAhead(15, clock=clock)
     estimate.filled(100)

@@ -83,7 +83,7 @@ def test_a_million_due_messages_are_promoted_in_short_steps_and_in_order(large: 
     assert broker.counters(QUEUE)["promoted"] == n
 
 
-def test_orphans_behind_200_000_pending_entries_are_found_in_one_pass(large: Scene) -> None:
+def test_orphans_behind_200_000_pending_entries_are_found_in_one_sweep(large: Scene) -> None:
     n, n_orphans = 200_000, 30
     broker = large.process("a")
     large.beat("a")

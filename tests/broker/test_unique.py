@@ -51,7 +51,7 @@ def removed_by(scene: Scene, command: str) -> None:
         ("XDEL", None, "k"),
     ],
 )
-def test_lock_of_a_message_removed_by_hand_is_taken_by_the_next(
+def test_unique_lock_of_a_message_removed_by_hand_is_taken_by_the_next_one(
     scene: Scene, command: str, delay: int | None, ordering_key: str | None
 ) -> None:
     broker = scene.process("a")
@@ -68,7 +68,7 @@ def test_lock_of_a_message_removed_by_hand_is_taken_by_the_next(
     assert broker.counters(QUEUE)["stale_locks"] == 1
 
 
-def test_lock_of_a_message_removed_from_its_line_is_taken_by_the_next(scene: Scene) -> None:
+def test_unique_lock_of_a_message_removed_from_its_line_is_taken_by_the_next(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("at work", ordering_key="k"))
     first = broker.enqueue(message("first", unique_key="u", ordering_key="k"))
@@ -111,7 +111,7 @@ def taken_over(scene: Scene, consumer: StreamsConsumer) -> None:
     ("moved", "delay"),
     [(promoted, 60_000), (handed_back, None), (retried, None), (requeued, None), (taken_over, None)],
 )
-def test_message_keeps_its_lock_wherever_it_moves(
+def test_message_keeps_its_unique_lock_wherever_it_moves(
     scene: Scene, moved: Callable[[Scene, StreamsConsumer], None], delay: int | None
 ) -> None:
     consumer = scene.consumer("a")
@@ -129,7 +129,7 @@ def test_message_keeps_its_lock_wherever_it_moves(
     assert scene.state().locks == ("u",)
 
 
-def test_message_keeps_its_lock_when_its_turn_in_line_comes(scene: Scene) -> None:
+def test_message_keeps_its_unique_lock_when_its_turn_in_line_comes(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("at work", ordering_key="k"))
@@ -143,7 +143,7 @@ def test_message_keeps_its_lock_when_its_turn_in_line_comes(scene: Scene) -> Non
     assert broker.enqueue(message("third", unique_key="u")).message_id != first.message_id
 
 
-def test_retry_leaves_the_lock_to_a_message_sent_while_it_ran(scene: Scene) -> None:
+def test_retry_leaves_the_unique_lock_to_a_message_enqueued_while_it_ran(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("first", unique_key="u"))
@@ -231,7 +231,7 @@ class Cancelled(Middleware):
             raise SkipMessage("cancelled")
 
 
-def test_message_coalesced_onto_a_cancelled_one_runs_in_its_place(redis_url: str) -> None:
+def test_coalesced_message_runs_in_place_of_a_cancelled_one(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, Cancelled("cancelled")) as broker:
 
@@ -248,7 +248,7 @@ def test_message_coalesced_onto_a_cancelled_one_runs_in_its_place(redis_url: str
     assert ran == ["newest"]
 
 
-def test_message_coalesced_onto_one_that_is_too_old_runs(redis_url: str) -> None:
+def test_coalesced_message_runs_if_the_waiting_one_is_too_old(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, AgeLimit(max_age=60_000)) as broker:
 
@@ -266,7 +266,7 @@ def test_message_coalesced_onto_one_that_is_too_old_runs(redis_url: str) -> None
     assert ran == ["young"]
 
 
-def test_message_coalesced_onto_one_that_runs_does_not_run(redis_url: str) -> None:
+def test_coalesced_message_does_not_run_if_the_waiting_one_runs(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, Cancelled()) as broker:
 
@@ -281,7 +281,7 @@ def test_message_coalesced_onto_one_that_runs_does_not_run(redis_url: str) -> No
     assert ran == ["first"]
 
 
-def test_message_coalesced_onto_a_cancelled_one_survives_a_crash(scene: Scene) -> None:
+def test_coalesced_message_runs_after_a_crash_in_place_of_a_cancelled_one(scene: Scene) -> None:
     producer = scene.process("producer")
     producer.enqueue(message("cancelled", unique_key="u"))
     producer.enqueue(message("second", unique_key="u"))

@@ -113,7 +113,7 @@ def test_kubernetes_schemas_refuse_a_misspelt_field() -> None:
 
 
 @pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
-def test_helm_3_and_helm_4_render_the_same(path: Path) -> None:
+def test_helm_3_and_helm_4_render_the_same_resources(path: Path) -> None:
     def by_name(resources: list[Resource]) -> dict[tuple[str, str], Resource]:
         return {(resource["kind"], resource["metadata"]["name"]): resource for resource in resources}
 

@@ -76,7 +76,7 @@ def test_tls_client_without_the_ca_refuses_the_server(port: int) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in refusal_of(f"rediss://worker:{PASSWORDS['worker']}@127.0.0.1:{port}/0")
 
 
-def test_tls_client_refuses_certificate_for_another_host(certificates: Path) -> None:
+def test_tls_client_refuses_a_certificate_for_another_host(certificates: Path) -> None:
     # 127.0.0.2 is this machine too, but the certificate does not contain it
     with tls_server(certificates, "--tls-auth-clients", "no", "--bind", "127.0.0.2") as port:
         refusal = refusal_of(url_of("worker", port, certificates / "ca.crt", host="127.0.0.2"))

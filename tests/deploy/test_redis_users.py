@@ -361,7 +361,7 @@ def test_client_may_run_every_command_for_enqueueing_and_job_status() -> None:
 
 
 def test_permissions_of_a_client_suffice_for_enqueueing_and_job_status(users: dict[str, redis.Redis]) -> None:
-    """Every method of the client, with the permissions in the brackets of the user's ACL line."""
+    """Call every method of the client. The selectors (in brackets) in the ACL line of its user must allow them."""
     with ClusterTasks(client=users["client"]) as tasks:
         tasks.request_recluster(8, reason="it grew", delay_ms=60_000)
         jobs = [

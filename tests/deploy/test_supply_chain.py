@@ -1,4 +1,4 @@
-"""Dependencies and input data: no data is executed when it is read, every licence is known, audits are honest."""
+"""Dependencies and input data: data is never executed, licences are known, audits report if they could not run."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def a_report(**flaws: list[dict[str, Any]]) -> dict[str, Any]:
     return {"dependencies": [{"name": name, "version": "1", "vulns": found} for name, found in flaws.items()]}
 
 
-def test_audit_without_a_service_reports_not_asked() -> None:
+def test_audit_that_could_not_ask_a_service_reports_it() -> None:
     unknown = {"dependencies": [{"name": "redis", "skip_reason": "not found"}]}
 
     assert verdict(None)[0] == verdict(unknown)[0] == NOT_ASKED

@@ -207,7 +207,7 @@ def test_runbook_replaces_crashed_workers_with_a_manual_one(on_call: OnCall) -> 
         ends(on_call, "PagerDuty: resolved MediaClusterNoWorkers")
 
 
-def test_runbook_takes_a_hung_job_from_a_living_worker(on_call: OnCall) -> None:
+def test_runbook_takes_a_hung_job_from_a_live_worker(on_call: OnCall) -> None:
     on_call.type("fix")
     on_call.type("hold")
 

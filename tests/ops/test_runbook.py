@@ -157,7 +157,7 @@ def alerts() -> set[str]:
     return {rule["alert"] for file in files for group in file["groups"] for rule in group["rules"] if "alert" in rule}
 
 
-def test_every_block_of_the_runbook_is_read() -> None:
+def test_every_block_of_the_runbook_is_parsed() -> None:
     assert len(blocks()) == TEXT.count("```bash")
     assert [words for words in ALWAYS if not any(words in block.text for block in blocks())] == []
 
