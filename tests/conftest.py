@@ -13,12 +13,12 @@ from xdist.scheduler import LoadGroupScheduling
 
 from tasks.embedded_redis import EmbeddedRedis
 
-# The same examples every time, so that every failure is reproducible. No deadline: a loaded machine is not a failure.
+# The same examples every time, so that every failure is reproducible. No deadline: a slow machine is no failure.
 hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("reproducible")
 
 
-# Files whose tests share something slow to start: a kept demo, three hours of history, a browser.
+# Files whose tests share something that is slow to start: a demo that keeps running, three hours of history, a browser.
 TOGETHER: Final = ("tests/ops/test_practice.py", "tests/ops/test_dashboard.py", "tests/console/test_console.py")
 
 
@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class TogetherScheduling(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist is untyped
-    """Sends the tests of a file in ``TOGETHER`` to one process, and every other test by itself."""
+    """A scheduler that sends all tests of a file in ``TOGETHER`` to one process, and other tests one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
@@ -59,7 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """A server of this test process, on a unix socket, without persistence. Do not stop it: start another one."""
+    """The server of this test process, on a unix socket, without persistence. To stop a server, start another one."""
     # a short path, because a unix socket's path is limited to some 100 bytes
     directory = Path(tmp_path_factory.mktemp("redis", numbered=True))
     with EmbeddedRedis(directory=directory, unix_socket=True, options={"appendonly": "no"}) as server:
@@ -68,7 +68,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
 
 @pytest.fixture
 def redis_client(redis_server: EmbeddedRedis) -> Iterator[redis.Redis]:
-    """A client of the emptied server; answers are bytes."""
+    """A client of the server, which is emptied before each test. Replies are bytes."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
         yield client
@@ -76,5 +76,5 @@ def redis_client(redis_server: EmbeddedRedis) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def redis_url(redis_server: EmbeddedRedis, redis_client: redis.Redis) -> str:
-    """The URL of the emptied server."""
+    """The URL of the server, which is emptied before each test."""
     return redis_server.url

@@ -1,4 +1,4 @@
-"""The examples of all correction verbs, in the forms in which they are sent."""
+"""An example of each correction, in the forms in which it is sent."""
 
 from __future__ import annotations
 

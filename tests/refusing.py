@@ -17,7 +17,7 @@ NOWHERE: Final = ("127.0.0.1", "1")
 
 @contextmanager
 def full(server: EmbeddedRedis, client: Any) -> Iterator[None]:
-    """Let the server reach its maxmemory."""
+    """Make the server reach its maxmemory."""
     client.config_set("maxmemory", 1)
     try:
         yield
@@ -37,7 +37,7 @@ def a_replica(server: EmbeddedRedis, client: Any) -> Iterator[None]:
 
 @contextmanager
 def without_replicas(server: EmbeddedRedis, client: Any) -> Iterator[None]:
-    """Let the server require a replica that it does not have."""
+    """Make the server require a replica that it does not have."""
     client.config_set("min-replicas-to-write", 1)
     try:
         yield
@@ -47,7 +47,7 @@ def without_replicas(server: EmbeddedRedis, client: Any) -> Iterator[None]:
 
 @contextmanager
 def without_disk(server: EmbeddedRedis, client: Any) -> Iterator[None]:
-    """Let the snapshot fail: a directory takes the place of its file, which stops root too."""
+    """Make the snapshot fail: a directory takes the place of its file, so that even root cannot write it."""
     snapshot = server.directory / "dump.rdb"
     snapshot.unlink(missing_ok=True)
     (snapshot / "x").mkdir(parents=True)

@@ -46,7 +46,7 @@ def sentinel_of(master_port: int, directory: Path, *, name: str = "mymaster") ->
 
 @contextmanager
 def alert(port: int, *, name: str = "mymaster") -> Iterator[None]:
-    """Within the block, the sentinel at ``port`` treats a master that is silent for ``ALERT_MS`` as lost."""
+    """Make the sentinel at ``port`` treat a master as lost after ``ALERT_MS`` of silence, during the block."""
     with redis.Redis(port=port) as client:
         sentinel: Any = client
         sentinel.sentinel_set(name, "down-after-milliseconds", ALERT_MS)

@@ -80,12 +80,12 @@ def fetched(release: Release, directory: Path) -> Path:
 
 
 def executables(name: str, root: Path, directory: Path) -> Path:
-    """Write scripts that run the unpacked programs into a folder named after the version; return the folder."""
+    """Create a folder, named after the version, with scripts that run the unpacked programs. Return the folder."""
     loader = next(root.glob("**/ld-linux*"))
     libraries = sorted({str(found.parent) for found in root.glob("**/lib/**/*.so*") if "/share/" not in str(found)})
 
     def script(program: str) -> str:
-        # server, sentinel and checks are one program, which acts by the name it is called with
+        # server, sentinel and checks are one program; it acts according to the name by which it is called
         file = root / "usr" / "bin" / f"{name}-{'cli' if program == 'cli' else 'check-rdb'}"
         how = f"--argv0 {name}-{program} --library-path {':'.join(libraries)}"
         return f'#!/bin/sh\nexec {loader} {how} {file} "$@"\n'
@@ -105,7 +105,7 @@ def executables(name: str, root: Path, directory: Path) -> Path:
 
 
 class Apt:
-    """An apt with its own lists, its own packages and an empty set of installed packages."""
+    """An isolated apt setup with its own package lists and download cache, and nothing marked as installed."""
 
     def __init__(self, directory: Path, suites: tuple[str, ...]) -> None:
         self._directory = directory
@@ -126,7 +126,7 @@ class Apt:
         return (self._directory / "cache" / "archives").glob("*.deb")
 
     def _sources(self) -> str:
-        """Return the machine's first Debian source with these suites."""
+        """Return the machine's first Debian source, with its suites replaced by ours."""
         if not APT_SOURCES.exists():
             raise Unavailable(f"{APT_SOURCES} does not exist; set BROKER_TEST_SERVER=/path/to/server to use your own")
         first = APT_SOURCES.read_text().split("\n\n")[0]

@@ -29,7 +29,7 @@ def test_readme_fits_on_two_screens() -> None:
 
 
 @pytest.mark.parametrize("name", ["console.png", "dashboard.png"])
-def test_picture_is_shown_and_small(name: str) -> None:
+def test_picture_is_shown_in_the_readme_and_its_file_is_small(name: str) -> None:
     picture = ROOT / "docs" / "pictures" / name
 
     assert f"](docs/pictures/{name})" in README
@@ -37,7 +37,7 @@ def test_picture_is_shown_and_small(name: str) -> None:
     assert picture.stat().st_size <= 200_000, "make pictures"
 
 
-def test_every_make_command_exists() -> None:
+def test_every_make_command_in_the_readme_exists() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 
     shown = set(re.findall(r"make ([a-z-]+)\b", "\n".join(blocks("bash"))))
@@ -45,7 +45,9 @@ def test_every_make_command_exists() -> None:
     assert {"demo", "test"} <= shown <= targets
 
 
-def test_python_example_runs(redis_url: str, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_example_in_the_readme_runs(
+    redis_url: str, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str]
+) -> None:
     (example,) = blocks("python")
     assert "redis://127.0.0.1:6379/0" in example
 
@@ -57,7 +59,7 @@ def test_python_example_runs(redis_url: str, redis_client: redis.Redis, capsys: 
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 1
 
 
-def test_xadd_example_is_accepted_as_event(redis_client: redis.Redis) -> None:
+def test_xadd_example_in_the_readme_is_accepted_as_an_event(redis_client: redis.Redis) -> None:
     (example,) = [block for block in blocks("bash") if "XADD" in block]
     words = shlex.split(example.replace("\\\n", " "))
 

@@ -20,7 +20,7 @@ def test_every_benchmark_module_is_a_part_of_make_bench() -> None:
     assert modules - SHARED == set(PARTS)
 
 
-def test_benchmark_part_starts_by_name_with_its_options() -> None:
+def test_benchmark_part_can_be_started_by_name_with_options() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "pipeline", "--list"], capture_output=True, text=True, check=True
     )
@@ -28,7 +28,7 @@ def test_benchmark_part_starts_by_name_with_its_options() -> None:
     assert "100 pets of 500, uniform, 2 processes, 2000 waiting" in done.stdout
 
 
-def test_unknown_benchmark_part_is_refused_with_the_known_ones() -> None:
+def test_error_for_an_unknown_benchmark_part_lists_the_known_ones() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks", "pipelines"], capture_output=True, text=True)
 
     assert done.returncode == 2

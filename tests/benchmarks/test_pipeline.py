@@ -48,7 +48,7 @@ def test_benchmark_events_are_valid_and_name_existing_pets() -> None:
     assert all(50 <= size <= 2_000 for size in album.sizes())
 
 
-def test_stamps_are_read_in_commit_order(tmp_path: Path) -> None:
+def test_benchmark_stamps_are_read_in_commit_order(tmp_path: Path) -> None:
     mine = stamps.Stamps(tmp_path)
     mine.note(stamps.media_id(1_000, 1), 9_000)
     mine.note("beach.jpg", 9_500)

@@ -32,11 +32,11 @@ def test_queue_benchmark_reports_markdown_and_json(tmp_path: Path) -> None:
     assert (tmp_path / "queue.md").read_text() in done.stdout
     lines = done.stdout.splitlines()
     rows = [line for line in lines if line.startswith("| ours |")]
-    assert len(rows) == 3  # speed, the rest, costs
+    assert len(rows) == 3  # one in each table: speed, the rest, costs
     assert all(row.count("|") == lines[lines.index(row) - 2].count("|") for row in rows)
 
 
-def test_interrupted_run_resumes_where_it_stopped(tmp_path: Path) -> None:
+def test_interrupted_benchmark_resumes_where_it_stopped(tmp_path: Path) -> None:
     records = Records(tmp_path / "queue.jsonl", resume=False)
     records.add({"contestant": "ours", "measure": "idle", "round": 0}, {"commands_per_s": 1.0})
     with records.path.open("a") as file:
@@ -48,7 +48,7 @@ def test_interrupted_run_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert not resumed.has({"contestant": "ours", "measure": "idle", "round": 1})
 
 
-def test_new_run_keeps_the_previous_one(tmp_path: Path) -> None:
+def test_new_benchmark_run_keeps_the_records_of_the_previous_one(tmp_path: Path) -> None:
     Records(tmp_path / "queue.jsonl", resume=False).add({"contestant": "ours"}, {})
 
     again = Records(tmp_path / "queue.jsonl", resume=False)
@@ -80,6 +80,6 @@ def test_figures_are_rounded_to_significant_digits() -> None:
     ]
 
 
-def test_contestants_are_pinned_to_releases() -> None:
+def test_every_benchmark_contestant_is_pinned_to_a_release() -> None:
     assert {one.environment for one in CONTESTANTS} == set(ENVIRONMENTS)
     assert all("==" in pin for pins in ENVIRONMENTS.values() for pin in pins)

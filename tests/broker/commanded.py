@@ -56,12 +56,12 @@ def fail_once(n: int) -> None:
 
 @dramatiq.actor
 def write_without_master(n: int) -> None:
-    """Write more than a pipe holds to the log after the master has ended, and record the result."""
+    """After the master has ended, write more to the log than a pipe holds, and record what happened."""
     master = os.getppid()
     client.rpush("began", n)
     while os.getppid() == master:
         time.sleep(0.01)
-    time.sleep(1)  # this process has noticed it, too, and waits for this job
+    time.sleep(1)  # by now this process has noticed the end of its master too, and waits for this job
     try:
         for _ in range(100):
             sys.stderr.write("x" * 10_000)

@@ -1,4 +1,4 @@
-"""Queues on every available server: the one on PATH, and the oldest supported one."""
+"""Fixtures that provide an empty queue on each available server: the one on PATH and the oldest supported one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import redis
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import Scene, scene_on
 
-# BROKER_TEST_SERVER=/path/to/valkey-server make test ARGS='tests/broker -k given'
+# To test another server too: BROKER_TEST_SERVER=/path/to/valkey-server make test ARGS='tests/broker -k given'
 GIVEN_SERVER = "BROKER_TEST_SERVER"
 
 
@@ -29,7 +29,7 @@ def old_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRed
 
 @pytest.fixture(scope="session")
 def given_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """A server of the executable in ``BROKER_TEST_SERVER``, such as Valkey or a newer Redis."""
+    """A server that runs the executable in ``BROKER_TEST_SERVER``, such as Valkey or a newer Redis."""
     directory = Path(tmp_path_factory.mktemp("given"))
     executable, options = Path(os.environ[GIVEN_SERVER]), {"appendonly": "no"}
     with EmbeddedRedis(directory=directory, unix_socket=True, executable=executable, options=options) as server:

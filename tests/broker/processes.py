@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def keepers_of(pid: int) -> list[psutil.Process]:
-    """Return the keeper processes of a process, of which it has one at most."""
+    """Return the keeper processes of a process: one, or none."""
     return [one for one in psutil.Process(pid).children() if is_keeper(one)]
 
 
@@ -30,7 +30,7 @@ def is_keeper(process: psutil.Process) -> bool:
 
 
 def consumer_name_of(pid: int) -> str:
-    """Return a name under which a process of this machine would consume: with its start time in clock ticks."""
+    """Return a consumer name that the process ``pid`` could have. It contains the start time in clock ticks."""
     host, _, birth, random = consumer_name().split(":")
     started_at = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{host}:{pid}:{birth.partition('.')[0]}.{started_at}:{random}"
@@ -55,7 +55,7 @@ def started(url: str, *, lease_ms: int, threads: int = 2, queues: int = 1) -> It
         if process.poll() is None:
             process.kill()
         process.wait()
-        psutil.wait_procs(keepers, timeout=30)  # they report its death first
+        psutil.wait_procs(keepers, timeout=30)  # keepers report the death of their process before they end
         assert process.stdout is not None
         process.stdout.close()
 
@@ -64,9 +64,9 @@ def started(url: str, *, lease_ms: int, threads: int = 2, queues: int = 1) -> It
 def command(
     url: str, *arguments: str, name: str = "dramatiq", log: Path = Path(os.devnull)
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Dramatiq's command with ``commanded``."""
+    """Run Dramatiq's command with the module ``commanded``."""
     environ = {**os.environ, "BROKER_URL": url, "PYTHONPATH": str(ROOT)}
-    # the same interpreter after a reload, which looks it up by name
+    # a reload looks the interpreter up by name and must find the same one
     environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -80,7 +80,7 @@ def command(
     try:
         yield process
     finally:
-        # also its workers, which may outlive it and would take the messages of the next test
+        # kill the workers too: they may outlive the command and would take messages of the next test
         family = _in_group(process.pid)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -90,7 +90,7 @@ def command(
 
 
 def _in_group(group: int) -> list[psutil.Process]:
-    """Return the processes of a group and their descendants, which may have left it."""
+    """Return the processes of a process group and their descendants, including those that left the group."""
     family: list[psutil.Process] = []
     for one in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
@@ -100,7 +100,7 @@ def _in_group(group: int) -> list[psutil.Process]:
 
 
 def forked(do: Callable[[], object]) -> int:
-    """Fork a process that does this and ends without any clean-up, as a killed one does; return its pid."""
+    """Fork a process that calls ``do`` and ends without clean-up, like a killed process. Return its pid."""
     pid = os.fork()
     if pid == 0:
         status = 1

@@ -1,6 +1,6 @@
 """A separate worker process, for tests that stop, kill and fork one.
 
-``python -m tests.broker.program URL LEASE_MS THREADS QUEUES``. What ran is told in the Redis list ``ran``.
+``python -m tests.broker.program URL LEASE_MS THREADS QUEUES``. The actors report what ran in the Redis list ``ran``.
 ``processes.started`` starts it.
 """
 
@@ -23,7 +23,7 @@ QUEUE = "q"
 
 
 def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
-    """Declare the actors; each reports its name as the first word."""
+    """Declare the actors. Each reports to the Redis list ``ran``."""
 
     def tell(what: str) -> None:
         client.rpush("ran", what)

@@ -1,4 +1,4 @@
-"""A scene of several simulated processes on one queue, whose state can be compared as a table."""
+"""Several simulated processes on one queue. A test can compare the whole state of the queue."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def message(label: str, **options: Any) -> dramatiq.Message[Any]:
 class QueueState:
     """The whole content of a queue, by the labels of its messages.
 
-    ``pending``: label -> (process, deliveries); ``lost``: in the stream, delivered, in no pending list;
-    ``ghosts``: the number of pending ids without an entry.
+    ``pending`` maps a label to its process and delivery count. ``lost`` lists the orphans: delivered entries of the
+    stream that are in no pending list. ``ghosts`` is the number of pending ids without an entry.
     """
 
     waiting: tuple[str, ...] = ()
@@ -49,7 +49,7 @@ class QueueState:
 
 
 class Line:
-    """The line between a simulated process and Redis, which can be cut."""
+    """The line from a simulated process to Redis. A test can cut it."""
 
     def __init__(self) -> None:
         self.is_cut_by: type[BaseException] | None = None
@@ -81,13 +81,13 @@ class CuttableConnection(redis.UnixDomainSocketConnection):
 
 
 class Scene:
-    """Simulated processes by name, each with its own broker on one queue.
+    """Simulated processes on one queue. Each has a name and its own broker.
 
-    A thread writes their heartbeats, because the keeper process of a simulated one would outlive its death.
+    Threads write the heartbeats: a keeper process would outlive the simulated death of its process.
     """
 
     def __init__(self, client: redis.Redis, url: str) -> None:
-        self.client: Any = client  # redis-py types each answer as the union of all possible ones
+        self.client: Any = client  # redis-py types each reply as the union of all possible ones
         self.url = url
         self.brokers: dict[str, RedisStreamsBroker] = {}
         self._connections = Connections(client)
@@ -116,11 +116,11 @@ class Scene:
         return consumer
 
     def die(self, name: str) -> None:
-        """End a process as a SIGKILL one lease ago: its threads stop, its entries and its old heartbeat stay."""
+        """End a process as if SIGKILL had hit it a lease ago: its threads stop; its entries and heartbeat stay."""
         broker, line = self.brokers.pop(name), self._lines.pop(name)
         consumer_name = broker.consumer_name
         line.is_cut_by = redis.TimeoutError
-        broker.emit_before("worker_shutdown", None)  # lets threads go on that wait for a suspect
+        broker.emit_before("worker_shutdown", None)  # releases threads that are waiting for a suspect
         for consumer in self._consumers.pop(name, []):
             consumer.close()
         broker.close()
@@ -129,7 +129,7 @@ class Scene:
         self.age(consumer_name, idle_ms=60_000)
 
     def die_running(self, *names: str) -> None:
-        """Start processes one after the other, each of which dies while it runs the next message."""
+        """Start the processes one after another. Each dies while it runs the next message."""
         for name in names:
             (delivery,) = received(self.consumer(name), 1)
             self.brokers[name].emit_before("process_message", delivery)
@@ -175,7 +175,7 @@ class Scene:
         )
 
     def charges(self) -> dict[str, tuple[float, str]]:
-        """Return for each suspect its crash count and the process that now runs it, in isolation or not."""
+        """Return, for each suspect, its crash count and the process that runs it, with a note if it is not isolated."""
         labels = {entry_id: label_of(fields) for entry_id, fields in self.client.xrange(KEYS.stream)}
         noted = {}
         for entry_id, note in self.client.hgetall(KEYS.suspects).items():
@@ -186,9 +186,9 @@ class Scene:
         return noted
 
     def lose_lease(self, name: str) -> None:
-        """Let others take over the entries of a live process, as after a SIGSTOP. Its lease must be a minute or more.
+        """Expire the lease of a live process, as after a SIGSTOP, so that others can take over its entries.
 
-        Its next heartbeat, which would show that it lives, is a third of its lease away.
+        The lease must be a minute or longer. The next heartbeat, a third of it later, would show that it is alive.
         """
         broker = self.brokers[name]
         assert broker.settings.lease_ms >= 60_000
@@ -196,11 +196,11 @@ class Scene:
         self.age(broker.consumer_name, idle_ms=120_000)
 
     def run(self, script: Script, keys: Sequence[str], *args: Argument) -> Any:
-        """Run one of the broker's scripts and return its answer."""
+        """Run one of the broker's scripts and return its reply."""
         return self._connections.run_script(script, keys, args)
 
     def beat(self, name: str) -> None:
-        """Write a heartbeat of a process, which creates the group if it is gone."""
+        """Write a heartbeat for a process. This also creates the consumer group if it is missing."""
         broker = self.brokers[name]
         self.run(BEAT, (KEYS.stream, KEYS.consumers), GROUP, broker.consumer_name, broker.settings.lease_ms, 1)
 
@@ -220,7 +220,7 @@ class Scene:
             janitor.stop()
 
     def outcomes(self, name: str) -> Outcomes:
-        """Return outcomes of a process that is never sure of its lease, and so asks Redis about every message."""
+        """Return the ``Outcomes`` of a process that never trusts its lease, so it asks Redis about every message."""
         broker = self.brokers[name]
         keeper = Keeper(self._connections, broker.settings, consumer_name=broker.consumer_name)
         return Outcomes(
@@ -239,7 +239,7 @@ class Scene:
         self.sweep(name)
 
     def n_blocked(self, command: str) -> int:
-        """Return how many clients wait at the server: in ``xreadgroup`` consumers, in ``xread`` janitors."""
+        """Return how many clients are blocked in a command: consumers in ``xreadgroup``, janitors in ``xread``."""
         return sum(one["cmd"] == command and "b" in one["flags"] for one in self.client.client_list())
 
     def close(self) -> None:

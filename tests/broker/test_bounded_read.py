@@ -1,4 +1,4 @@
-"""Entries of any size: a process holds a bounded part of them, and none is lost."""
+"""Entries of any size: a process keeps only a bounded part of them in memory, and no entry is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def encoded(value: Any) -> bytes:
 
 
 class Received:
-    """A socket that received these pieces of data, one per call, before the server closed it."""
+    """A socket that returns these pieces of data, one per call, and is then closed by the server."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._pieces = deque(pieces)
@@ -43,7 +43,7 @@ class Received:
 
 
 class Reader(Protocol):
-    """Makes the reader of a connection that received these pieces."""
+    """A function that creates a reader for a connection that received these pieces."""
 
     def __call__(self, bounds: Bounds, *pieces: bytes) -> BoundedReader: ...
 
@@ -60,7 +60,7 @@ def entries(*fields: list[bytes]) -> list[Any]:
 
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 1_000, b"\r\n$5\r\n*1\r\n" * 9_000], ids=len)
-def test_answer_within_the_bounds_is_returned_whole(reader: Reader, payload: bytes) -> None:
+def test_reply_within_the_bounds_is_returned_whole(reader: Reader, payload: bytes) -> None:
     answer = entries([b"message", payload], [b"a", b"1", payload, b"2"])
 
     got = reader(Bounds(1 << 20, 1 << 20), encoded(answer)).read()
@@ -69,7 +69,7 @@ def test_answer_within_the_bounds_is_returned_whole(reader: Reader, payload: byt
     assert not any(isinstance(fields, CutFields) for _, fields in got[0][1])
 
 
-def test_empty_answer_is_returned_as_none(reader: Reader) -> None:
+def test_empty_reply_is_returned_as_none(reader: Reader) -> None:
     assert reader(Bounds(10, 10), b"*-1\r\n").read() is None
 
 
@@ -79,7 +79,7 @@ def test_removed_entry_is_returned_without_fields(reader: Reader) -> None:
     assert reader(Bounds(1_000, 1_000), answer).read() == [[b"q", [[b"1-0", None]]]]
 
 
-def test_answers_that_arrive_in_pieces_are_returned_one_by_one(reader: Reader) -> None:
+def test_replies_that_arrive_in_pieces_are_returned_one_by_one(reader: Reader) -> None:
     small, large, last = entries([b"a", b"1"]), entries([b"b", b"2" * 500]), entries([b"c", b"3"])
     data = b"".join(map(encoded, (small, large, last)))
     connection = reader(Bounds(600, 1_000), *(data[at : at + 7] for at in range(0, len(data), 7)))
@@ -87,7 +87,7 @@ def test_answers_that_arrive_in_pieces_are_returned_one_by_one(reader: Reader) -
     assert [connection.read() for _ in range(3)] == [small, large, last]
 
 
-def test_long_string_is_cut_to_its_head_and_the_rest_stays_whole(reader: Reader) -> None:
+def test_long_string_is_cut_and_the_other_strings_stay_whole(reader: Reader) -> None:
     large = b"y" * 300_000
     sent = encoded(entries([b"a", b"1"], [b"large", large], [b"b", b"2"]))
 
@@ -111,7 +111,7 @@ def test_all_strings_together_stay_within_the_budget(reader: Reader) -> None:
     assert all(isinstance(one, CutFields) and one.n_bytes == 10_001 for one in fields[10:])
 
 
-def test_entry_with_too_many_fields_keeps_the_first(reader: Reader) -> None:
+def test_entry_with_too_many_fields_keeps_only_the_first_ones(reader: Reader) -> None:
     sent = encoded(entries([b"n"] * 20_000, [b"a", b"1"]))
 
     many, last = (fields for _, fields in reader(Bounds(1 << 20, 1 << 20), sent).read()[0][1])
@@ -128,12 +128,12 @@ def test_entry_with_too_many_fields_keeps_the_first(reader: Reader) -> None:
         (b"!boom\r\n", redis.InvalidResponse),
     ],
 )
-def test_error_answer_is_raised(reader: Reader, answer: bytes, kind: type[Exception]) -> None:
+def test_error_reply_is_raised(reader: Reader, answer: bytes, kind: type[Exception]) -> None:
     with pytest.raises(kind):
         reader(Bounds(1_000, 1_000), answer).read()
 
 
-def test_closed_connection_raises(reader: Reader) -> None:
+def test_reading_from_a_closed_connection_raises(reader: Reader) -> None:
     with pytest.raises(redis.ConnectionError):
         reader(Bounds(1_000, 1_000), b"*2\r\n$3\r\nab").read()
 
@@ -206,7 +206,7 @@ def test_large_entries_of_a_dead_process_become_dead_letters(scene: Scene) -> No
     dead = scene.brokers["first"].consumer_name
     scene.die("first")
     ((entry_id, _),) = scene.client.xrange(KEYS.stream)
-    # an entry of the same process whose reply was lost
+    # an entry that was delivered to the same process in a reply that was lost
     large = scene.client.xadd(KEYS.stream, {"label": "large", "data": b"x" * (10 * LIMIT)})
     scene.client.xgroup_setid(KEYS.stream, "cluster-workers", entry_id)
     scene.client.xreadgroup("cluster-workers", dead, {KEYS.stream: ">"}, count=1)
@@ -251,10 +251,10 @@ def test_process_memory_stays_bounded_for_entries_of_many_megabytes(stage: Scene
     )
 
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 30  # MB, where all six have 192
+    assert int(done.stdout) < 30  # MB; the six entries have 192 together
 
 
-def test_dead_letter_of_an_entry_with_many_fields_counts_them(scene: Scene) -> None:
+def test_error_for_an_entry_with_too_many_fields_names_the_limit(scene: Scene) -> None:
     scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(3_000)})
     scene.client.xadd(KEYS.stream, {"label": "good"})
 

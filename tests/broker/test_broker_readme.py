@@ -76,7 +76,7 @@ def test_migration_example_runs_and_leaves_nothing_behind(
     assert redis_client.xlen("streams:default") == 2
 
 
-def test_readme_redis_commands_are_answered(redis_url: str, redis_client: redis.Redis) -> None:
+def test_redis_commands_shown_in_the_readme_work(redis_url: str, redis_client: redis.Redis) -> None:
     used = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
     used.declare_queue("default")
     used.enqueue(dramatiq.Message("default", "resize", (), {}, {}))
@@ -100,7 +100,7 @@ def test_readme_redis_commands_are_answered(redis_url: str, redis_client: redis.
     assert b"failed" in dead_letter[1].values()
 
 
-def test_every_test_that_covers_a_hard_case_exists() -> None:
+def test_every_test_named_in_the_guarantees_exists() -> None:
     page = (ROOT / "docs" / "broker-guarantees.md").read_text()
     named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", page)
     rounds = {word for line in re.findall(r"campaign (`.+`)", page) for word in re.findall(r"`(\w+)`", line)}
@@ -112,7 +112,7 @@ def test_every_test_that_covers_a_hard_case_exists() -> None:
     assert re.findall(r"^### (\d+)\. ", page, flags=re.MULTILINE) == [str(number) for number in range(1, 29)]
 
 
-def test_every_linked_file_exists() -> None:
+def test_every_file_linked_in_the_readme_exists() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
 
     assert links
@@ -131,7 +131,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert documented == settings
 
 
-def test_readme_names_every_key() -> None:
+def test_readme_names_every_redis_key() -> None:
     keys = QueueKeys("streams", "<queue>")
     properties = [name for name, of_class in vars(QueueKeys).items() if isinstance(of_class, cached_property)]
     single = {getattr(keys, name) for name in properties if name != "work"}
@@ -145,7 +145,7 @@ def test_readme_names_every_key() -> None:
     }
 
 
-def test_readme_imports_only_public_names() -> None:
+def test_readme_examples_import_only_public_names() -> None:
     names = set(re.findall(r"from broker import (\w+)", README))
 
     assert names

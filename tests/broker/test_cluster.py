@@ -1,4 +1,4 @@
-"""Queues on a real Redis Cluster of three nodes, among them one whose slot moves under load."""
+"""Queues on a real Redis Cluster of three nodes. In one test the slot of a queue moves under load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUEUES = ("red", "green", "blue")
 
 
 class Cluster:
-    """A cluster's nodes, and an operator's actions on them."""
+    """The nodes of a cluster, and an operator's actions on them."""
 
     def __init__(self, servers: list[EmbeddedRedis]) -> None:
         self.ports = [server.port for server in servers]
@@ -40,7 +40,7 @@ class Cluster:
         return redis.RedisCluster(host="127.0.0.1", port=self.ports[0])
 
     def port_of(self, key: str) -> int:
-        """Return the node that has the key's slot."""
+        """Return the port of the node that holds the key's slot."""
         slot = key_slot(key.encode())
         client = self.client()
         port = int(client.get_node_from_key(key).port)
@@ -49,7 +49,7 @@ class Cluster:
         return port
 
     def move(self, key: str) -> int:
-        """Move the slot of a key with its contents to another node, and inform the nodes."""
+        """Move the key's slot, with its contents, to another node and announce it to all nodes."""
         slot, source = key_slot(key.encode()), self.port_of(key)
         target = next(port for port in self.ports if port != source)
         ids = {port: node.execute_command("CLUSTER", "MYID").decode() for port, node in self.nodes.items()}
@@ -155,7 +155,7 @@ def test_queue_loses_nothing_when_its_slot_moves_under_load(cluster: Cluster, br
             sent += 50
             impatient.enqueue(work.message(sent))
             target = cluster.move(keys.stream)
-            impatient.enqueue(work.message(sent + 1))  # with its old slot map, immediately after the move
+            impatient.enqueue(work.message(sent + 1))  # right after the move, so with an outdated slot map
             work.send(sent + 2)
             sent += 3
             eventually(lambda: len(ran) == sent, within_s=30)  # noqa: B023
@@ -208,7 +208,7 @@ def test_messages_of_a_dead_process_are_taken_over_on_a_cluster(
 
     def receive() -> None:
         next(broker.consume("green", timeout=5_000))
-        # as only keeper processes run scripts
+        # only keeper processes use EVAL, so this client is the keeper
         eventually(lambda: any(one["cmd"] == "eval" for one in node.client_list()))
 
     os.waitpid(forked(receive), 0)
@@ -222,7 +222,9 @@ def test_messages_of_a_dead_process_are_taken_over_on_a_cluster(
 
 
 @pytest.mark.slow
-def test_hanging_node_costs_queues_of_other_nodes_no_lease(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_node_does_not_cost_leases_of_queues_on_other_nodes(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lease_ms = 5_000
     streams = {queue: QueueKeys("streams", queue) for queue in (*QUEUES, *(f"red-{number}" for number in range(24)))}
     hanging = cluster.port_of(streams["red"].stream)
@@ -249,7 +251,7 @@ def test_hanging_node_costs_queues_of_other_nodes_no_lease(cluster: Cluster, mon
 
         by_thread, by_child = process(keeper_process=False), process(keeper_process=True)
         eventually(lambda: keepers_of(os.getpid()))
-        # as while C code holds the interpreter lock: the thread of a keeper with a child does nothing
+        # simulate C code that holds the interpreter lock: where the keeper has a child, its thread does nothing
         run_once = Keeper.run_once
         monkeypatch.setattr(Keeper, "run_once", lambda keeper: None if keeper.child_pid else run_once(keeper))
         pid = cluster.pids[hanging]

@@ -73,7 +73,7 @@ def test_wheel_runs_a_message_without_this_repository(
     wheel: Path, tmp_path: Path, redis_url: str, redis_client: redis.Redis
 ) -> None:
     target, others = tmp_path / "target", tmp_path / "others"
-    zipfile.ZipFile(wheel).extractall(target)  # pip does the same with pure Python, and takes a second longer
+    zipfile.ZipFile(wheel).extractall(target)  # pip would do the same for pure Python, but takes a second longer
     others.mkdir()
     for package in (dramatiq, redis):
         assert package.__file__ is not None
@@ -90,7 +90,7 @@ def test_wheel_runs_a_message_without_this_repository(
     assert str(target) in done.stdout
 
 
-def test_wheel_requires_what_the_base_installation_requires() -> None:
+def test_wheel_has_the_same_requirements_as_the_base_installation() -> None:
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     wanted = re.findall(r"^(?:dramatiq|redis) .*$", setup["options"]["install_requires"], flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Dramatiq's own commands with real processes: reload, stop, watch, gevent, boot before Redis."""
+"""Dramatiq's own commands in real processes: reload, stop, watch, gevent, and a start before Redis."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ran(client: Any) -> Counter[int]:
 
 
 def taken(producer: RedisStreamsBroker, n: int) -> list[Delivery]:
-    """Return the next messages, finished, as another process receives them."""
+    """Receive and acknowledge the next messages, as another process would, and return them."""
     producer.declare_queue("default")
     consumer = producer.consume("default", prefetch=n, timeout=2_000)
     try:
@@ -81,7 +81,7 @@ def test_reload_under_load_loses_nothing_and_runs_nothing_twice(
     assert ran(client) == Counter(range(600))
 
 
-def test_stop_finishes_jobs_and_hands_back_the_others_in_order(
+def test_stop_finishes_running_jobs_and_hands_back_the_others_in_order(
     redis_url: str, client: Any, producer: RedisStreamsBroker
 ) -> None:
     producer.enqueue_many([message("work", number, 0.3) for number in range(10)])
@@ -134,12 +134,10 @@ def test_greenlet_that_never_yields_keeps_its_lease(redis_url: str, client: Any,
     assert producer.counters("default")["recovered"] == 0
 
 
-def test_worker_waits_for_a_redis_that_starts_and_loads_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_waits_while_redis_starts_and_loads_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("dramatiq_restart_delay", "300")
     monkeypatch.setattr("tasks.embedded_redis.START_TIMEOUT_S", 90)
-    # loading takes two minutes unless the setting changes meanwhile
+    # loading takes two minutes unless this setting is changed in the meantime
     server, log = EmbeddedRedis(directory=tmp_path, options={"key-load-delay": "500"}), tmp_path / "log"
     with stopped_at_the_end(server), redis.Redis.from_url(server.url) as client:
         server.start()
@@ -171,7 +169,7 @@ def stopped_at_the_end(server: EmbeddedRedis) -> Iterator[None]:
 
 
 def workers_of(process: subprocess.Popen[bytes]) -> set[int]:
-    """Return the pids of the command's live descendants."""
+    """Return the pids of the command's live child processes."""
     return {child.pid for child in psutil.Process(process.pid).children() if child.status() != psutil.STATUS_ZOMBIE}
 
 

@@ -17,7 +17,9 @@ from dramatiq.results.backends import RedisBackend as ResultBackend
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
 
 
-def test_pipeline_passes_results_on_waits_and_stops_at_a_failure(redis_url: str, redis_client: redis.Redis) -> None:
+def test_pipeline_passes_results_on_obeys_delays_and_stops_at_a_failure(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
     ran: list[tuple[str, tuple[object, ...]]] = []
     results = Results(backend=ResultBackend(client=redis_client))
     with broker_on(redis_url, quick_retries(0), Pipelines(), results) as broker:

@@ -204,7 +204,7 @@ def test_actor_with_higher_priority_runs_first_within_a_process(
     assert ran == ["urgent", "patient"]
 
 
-def test_delays_do_not_wait_for_each_other(redis_url: str) -> None:
+def test_delayed_messages_run_in_the_order_of_their_due_times(redis_url: str) -> None:
     ran: list[int] = []
     with broker_on(redis_url) as broker:
 
@@ -253,7 +253,7 @@ def test_exception_listed_in_throws_is_not_retried(redis_url: str) -> None:
     assert ran == [1]
 
 
-def test_actor_decides_whether_it_is_retried(redis_url: str) -> None:
+def test_retry_when_of_the_actor_decides_whether_a_job_is_retried(redis_url: str) -> None:
     ran = []
     with broker_on(redis_url, quick_retries()) as broker:
 
@@ -322,7 +322,7 @@ def test_paused_worker_starts_no_job_until_resumed(redis_url: str, monkeypatch: 
             assert ran.wait(20)
 
 
-def test_join_counts_messages_that_move_between_structures(redis_url: str) -> None:
+def test_join_waits_for_a_message_that_moves_between_stream_and_delayed_set(redis_url: str) -> None:
     """The message moves between the stream and the delayed set fifty times and is always in one of them."""
     n_tries = 50
     tries = 0
@@ -342,7 +342,7 @@ def test_join_counts_messages_that_move_between_structures(redis_url: str) -> No
 
 
 def make_due(client: Any) -> None:
-    """Let the delays of all messages end."""
+    """Make all delayed messages due."""
     keys = QueueKeys("streams", "default")
     for name in client.zrange(keys.delayed, 0, -1):
         client.zadd(keys.delayed, {name: 1})
@@ -366,7 +366,7 @@ def test_delayed_message_survives_a_worker_stop(redis_url: str, redis_client: re
             assert ran.wait(20)
 
 
-def test_more_messages_than_lua_unpacks_are_requeued_and_flushed(redis_url: str, redis_client: redis.Redis) -> None:
+def test_more_messages_than_lua_can_unpack_are_requeued_and_flushed(redis_url: str, redis_client: redis.Redis) -> None:
     n = 8_500  # Lua's unpack() handles about 8,000 values
     with broker_on(redis_url) as broker:
         broker.declare_queue("default")

@@ -1,4 +1,4 @@
-"""Enqueueing: immediate, delayed, batched and unique messages, full queues and lost answers."""
+"""Enqueueing: immediate, delayed, batched and unique messages, full queues and lost replies."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support import eventually
 
 
 def refusal(text: str) -> ConnectionClosed:
-    """Return the exception that an error answer is translated to."""
+    """Return the exception to which an error reply is translated."""
     error = ConnectionClosed(text)
     error.__cause__ = redis.ResponseError(text)
     return error
 
 
 class Heard(dramatiq.Middleware):
-    """Records the signals of enqueueing, in order."""
+    """Middleware that records the enqueue signals, in order."""
 
     def __init__(self) -> None:
         self.signals: list[tuple[str, str, int | None]] = []
@@ -40,7 +40,7 @@ class Heard(dramatiq.Middleware):
         self.signals.append(("after", message.args[0], delay))
 
 
-def test_entry_is_the_json_of_dramatiq_in_one_field(scene: Scene) -> None:
+def test_entry_has_one_field_with_the_message_in_dramatiqs_json(scene: Scene) -> None:
     sent = scene.process("a").enqueue(message("one", priority=3))
 
     ((_, fields),) = scene.client.xrange(KEYS.stream)
@@ -49,7 +49,7 @@ def test_entry_is_the_json_of_dramatiq_in_one_field(scene: Scene) -> None:
     assert dramatiq.Message.decode(fields[b"message"]) == sent
 
 
-def test_field_is_converted_to_its_type_before_it_is_sent(stage: Scene) -> None:
+def test_message_field_is_converted_to_its_type_before_it_is_sent(stage: Scene) -> None:
     heard = Heard()
     broker = stage.process("a", middleware=[heard])
     number, uuid = message("number"), message("uuid")
@@ -114,7 +114,7 @@ def test_delayed_message_stays_outside_the_stream_until_due(scene: Scene) -> Non
 
 @pytest.mark.parametrize("by", ["enqueue", "retry"])
 def test_janitor_is_woken_by_a_message_that_is_due_earlier(scene: Scene, by: str) -> None:
-    # janitors would not run by themselves for longer than the test waits
+    # the lease is so long that no janitor runs by itself during the test
     consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("later"), delay=3_600_000)
@@ -132,7 +132,7 @@ def test_janitor_is_woken_by_a_message_that_is_due_earlier(scene: Scene, by: str
 
 def test_many_due_messages_are_promoted_in_steps_and_in_order(scene: Scene) -> None:
     broker = scene.process("a")
-    messages = [message(str(n)) for n in range(450)]  # two full steps and a half one
+    messages = [message(str(n)) for n in range(450)]  # two full steps and part of a third
     for number, one in enumerate(messages):
         broker.enqueue(one, delay=60_000 + number)
     for id_, due_ms in scene.client.zrange(KEYS.delayed, 0, -1, withscores=True):
@@ -188,7 +188,7 @@ def test_unique_key_is_free_once_its_message_starts(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("what_happens", ["it fails", "it starts late"])
-def test_message_does_not_free_the_unique_key_of_the_next_one(scene: Scene, what_happens: str) -> None:
+def test_message_does_not_free_the_unique_key_held_by_a_later_message(scene: Scene, what_happens: str) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one", unique_key="k"))
@@ -196,7 +196,7 @@ def test_message_does_not_free_the_unique_key_of_the_next_one(scene: Scene, what
     if what_happens == "it fails":
         broker.emit_before("process_message", one)
     else:
-        scene.client.delete(KEYS.unique("k"))  # as when it has expired
+        scene.client.delete(KEYS.unique("k"))  # as if it had expired
     two = broker.enqueue(message("two", unique_key="k"))
 
     if what_happens == "it fails":
@@ -216,7 +216,7 @@ def test_message_does_not_free_the_unique_key_of_the_next_one(scene: Scene, what
     ],
     ids=["answer lost", "not sent", "refused"],
 )
-def test_enqueue_uncertain_is_raised_only_if_the_call_was_sent(
+def test_enqueue_uncertain_is_raised_only_if_the_reply_was_lost(
     stage: Scene, happened: Exception, is_uncertain: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = stage.process("a", enqueue_timeout_ms=0)
@@ -248,7 +248,7 @@ def test_flush_frees_unique_keys_and_leaves_nothing_pending(scene: Scene) -> Non
     assert scene.state() == QueueState()
 
 
-def test_tick_promotes_at_most_its_batch(scene: Scene) -> None:
+def test_tick_script_promotes_no_more_than_its_batch_size(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue_many([message(str(number), delay=60_000) for number in range(30)])
     for name in scene.client.zrange(KEYS.delayed, 0, -1):
@@ -269,7 +269,7 @@ def test_unique_lock_ttl_is_capped(scene: Scene) -> None:
     assert scene.state() == QueueState(waiting=("one", "two"), locks=("k",))
 
 
-def test_full_queue_refuses_and_keeps_its_messages(scene: Scene) -> None:
+def test_full_queue_refuses_new_messages_and_keeps_its_own(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=2)
     broker.enqueue_many([message("one"), message("two")])
 
@@ -280,7 +280,9 @@ def test_full_queue_refuses_and_keeps_its_messages(scene: Scene) -> None:
     assert scene.state() == QueueState(waiting=("one", "two"))
 
 
-def test_refused_call_sent_again_is_not_taken_for_a_success(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_enqueue_that_is_sent_again_is_not_mistaken_for_a_success(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broker = scene.process("a", max_queue_length=1)
     broker.enqueue(message("one"))
     calls: list[Any] = []
@@ -311,7 +313,7 @@ def test_messages_refused_by_a_full_queue_do_not_overtake_each_other(
     run = Connections.run_scripts
 
     def finish_one_after_the_first_step(self: Connections, script: Any, calls: Any) -> Any:
-        """Finish a message between two steps of a round trip, as a worker may do."""
+        """Finish a message between two steps of a round trip, as a worker might."""
         if script is not ENQUEUE:
             return run(self, script, calls)
         first = run(self, script, calls[:1])
@@ -329,7 +331,7 @@ def test_messages_refused_by_a_full_queue_do_not_overtake_each_other(
     assert scene.state() == QueueState()
 
 
-def test_queue_full_lists_the_messages_not_added(scene: Scene) -> None:
+def test_queue_full_error_lists_the_messages_that_were_not_added(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=3)
     broker.enqueue(message("one"))
     elsewhere = dataclasses.replace(message("elsewhere"), queue_name="another")
@@ -380,7 +382,7 @@ def test_oversized_message_is_refused_before_it_is_sent(stage: Scene) -> None:
     assert stage.state() == QueueState()
 
 
-def test_message_sent_again_after_a_lost_answer_is_enqueued_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_sent_again_after_a_lost_reply_is_enqueued_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     broker = scene.process("a")
     run, n_calls = Connections.run_script, 0
 
@@ -404,7 +406,7 @@ def test_message_sent_again_after_a_lost_answer_is_enqueued_once(scene: Scene, m
     assert broker.counters(QUEUE)["enqueued"] == 3
 
 
-def test_repeated_steps_are_enqueued_once_wherever_the_first_try_ended(
+def test_batch_is_enqueued_once_if_only_some_of_its_steps_had_succeeded(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = scene.process("a")
@@ -425,7 +427,7 @@ def test_repeated_steps_are_enqueued_once_wherever_the_first_try_ended(
     assert sorted(map(int, scene.state().waiting)) == list(range(450))
 
 
-def test_memory_of_a_producer_does_not_grow_with_its_messages(scene: Scene) -> None:
+def test_redis_keeps_one_expiring_key_per_producer_for_recent_enqueues(scene: Scene) -> None:
     broker = scene.process("a")
     for n in range(20):
         broker.enqueue(message(str(n)))

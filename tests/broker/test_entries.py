@@ -13,7 +13,7 @@ from broker import InvalidMessage, UndecodableEntry
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, message, received
 from tests.support import eventually
 
-# JSON can hold it and UTF-8 cannot, so text that contains it cannot be sent to Redis.
+# An unpaired surrogate: JSON can represent it but UTF-8 cannot, so text that contains it cannot be sent to Redis.
 HALF_A_CHARACTER = "\ud800"
 
 
@@ -77,7 +77,9 @@ def test_entry_that_is_not_a_message_becomes_a_dead_letter(stage: Scene, fields:
         ("message_id", 4.5, "4.5"),
     ],
 )
-def test_field_of_a_type_that_dramatiq_accepts_is_converted(stage: Scene, field: str, sent: Any, came: object) -> None:
+def test_field_with_another_type_that_dramatiq_accepts_is_converted(
+    stage: Scene, field: str, sent: Any, came: object
+) -> None:
     consumer = stage.consumer("a")
     stage.client.xadd(KEYS.stream, {"message": encoded(**{field: sent})})
 
@@ -107,7 +109,7 @@ def test_field_of_a_type_that_dramatiq_accepts_is_converted(stage: Scene, field:
         ("options", None),
     ],
 )
-def test_field_that_no_worker_can_use_is_refused_on_either_side(stage: Scene, field: str, value: Any) -> None:
+def test_unusable_field_is_refused_when_enqueueing_and_when_consuming(stage: Scene, field: str, value: Any) -> None:
     consumer = stage.consumer("a")
     strange = message("strange").copy()
     object.__setattr__(strange, field, value)
@@ -143,7 +145,7 @@ def test_decoder_converts_foreign_entries_or_names_the_invalid_field(stage: Scen
     eventually(lambda: stage.client.xlen(KEYS.stream) == 0)
 
 
-def test_failing_decoder_makes_a_dead_letter_and_consuming_continues(stage: Scene) -> None:
+def test_entry_whose_decoder_fails_becomes_a_dead_letter_and_work_goes_on(stage: Scene) -> None:
     def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
         raise ZeroDivisionError("a bug")
 
@@ -217,7 +219,7 @@ def test_traceback_of_a_dead_letter_is_cut_to_eight_kilobytes(stage: Scene) -> N
     assert len(dead_letter.error.encode()) <= 4 * 1024
 
 
-def test_dead_letter_keeps_only_as_many_fields_as_lua_unpacks(scene: Scene) -> None:
+def test_dead_letter_keeps_only_as_many_fields_as_lua_can_unpack(scene: Scene) -> None:
     consumer = scene.consumer("a")
     scene.client.xadd(KEYS.stream, {f"f{number}": "x" for number in range(5_000)})
     scene.brokers["a"].enqueue(message("good"))
@@ -244,7 +246,7 @@ def test_too_large_message_frees_its_unique_key_and_its_place_in_line(stage: Sce
     dead_letters = producer.dead_letters(QUEUE)
     (dead_letter,) = dead_letters.list()
     assert (dead_letter.reason, dead_letter.message_id) == ("oversize", large.message_id)
-    # requeued while another message of its key runs, it waits in line
+    # it waits in line because another message with its ordering key is running
     assert dead_letters.put_back([dead_letter.id]) == ["in-line"]
 
 

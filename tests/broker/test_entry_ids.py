@@ -1,4 +1,4 @@
-"""Entry ids chosen by a producer, ahead of the clock or the greatest id: work continues, and ages stay correct."""
+"""A producer chose an entry id ahead of the clock, or the greatest possible one: work goes on, ages stay correct."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_oldest_age_is_unknown_for_an_id_ahead_of_the_clock(scene: Scene) -> Non
     assert (stats.first_id, stats.is_exhausted, stats.undelivered) == (stats.last_id, False, 1)
 
 
-def test_oldest_age_is_right_before_an_id_ahead_of_the_clock(scene: Scene) -> None:
+def test_oldest_age_is_correct_if_only_a_later_id_is_ahead_of_the_clock(scene: Scene) -> None:
     broker = scene.process("a")
     add(scene, "good", f"{1000 * (scene.client.time()[0] - 60)}-0")
     add(scene, "odd", ahead(scene))

@@ -1,4 +1,4 @@
-"""Follow-up messages are not lost: retries, next stages of pipelines, callbacks, requeued dead letters."""
+"""Messages that follow another are not lost: retries, pipeline stages, callbacks and requeued dead letters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMIT = 10_000
 
 
 def ended(broker: RedisStreamsBroker) -> list[DeadLetter]:
-    """Wait until the queue is empty and return its dead letters."""
+    """Run a worker until the queue is empty, and return its dead letters."""
     with working(broker, threads=1):
         broker.join("default", timeout=30_000)
     return broker.dead_letters("default").list()
@@ -84,7 +84,7 @@ def test_message_that_its_actor_made_larger_is_retried(redis_url: str) -> None:
     assert sizes == [0, 1, 2]
 
 
-def test_follower_that_is_too_large_is_a_dead_letter_that_can_be_requeued(redis_url: str) -> None:
+def test_too_large_follow_up_becomes_a_dead_letter_that_can_be_requeued(redis_url: str) -> None:
     stored: list[int] = []
 
     def declared(broker: RedisStreamsBroker) -> tuple[Any, Any]:
@@ -155,7 +155,7 @@ def test_dead_letter_of_a_retry_that_outgrew_the_limit_can_be_requeued(scene: Sc
 
 
 class Refusing(Middleware):
-    """Refuses to enqueue messages for one actor."""
+    """Middleware that refuses to enqueue messages for one actor."""
 
     def __init__(self, actor_name: str) -> None:
         self._actor_name = actor_name
@@ -165,7 +165,7 @@ class Refusing(Middleware):
             raise MiddlewareError("over the quota")
 
 
-def test_follower_refused_by_a_middleware_is_a_dead_letter(redis_url: str) -> None:
+def test_follow_up_refused_by_middleware_becomes_a_dead_letter(redis_url: str) -> None:
     backend = StubResults()
     with broker_on(redis_url, Pipelines(), Refusing("second"), Results(backend=backend)) as broker:
         first = dramatiq.actor(broker=broker, actor_name="first")(lambda: None)
@@ -180,7 +180,7 @@ def test_follower_refused_by_a_middleware_is_a_dead_letter(redis_url: str) -> No
             pipeline.messages[1].get_result(backend=backend)
 
 
-def test_follower_with_an_invalid_option_is_a_dead_letter_that_names_it(redis_url: str) -> None:
+def test_dead_letter_of_a_follow_up_names_its_invalid_option(redis_url: str) -> None:
     with broker_on(redis_url, Pipelines()) as broker:
         work = dramatiq.actor(broker=broker, actor_name="work")(lambda *_: None)
         strange = work.message().copy(options={"max_retries": "x"})
@@ -195,8 +195,8 @@ def test_follower_with_an_invalid_option_is_a_dead_letter_that_names_it(redis_ur
         )
 
 
-def test_message_whose_result_cannot_be_passed_on_is_a_dead_letter(redis_url: str) -> None:
-    """The next stage of the pipeline cannot be encoded, so it cannot become a dead letter either."""
+def test_message_whose_result_cannot_be_passed_on_becomes_a_dead_letter(redis_url: str) -> None:
+    """The message for the next stage cannot be encoded, so it cannot become a dead letter either."""
     results: list[Any] = []
 
     with broker_on(redis_url, Pipelines()) as broker:
@@ -221,7 +221,7 @@ def test_message_whose_result_cannot_be_passed_on_is_a_dead_letter(redis_url: st
     assert results[1:] == ["corrected"]
 
 
-def test_unencodable_follower_of_foreign_middleware_loses_nothing(redis_url: str) -> None:
+def test_message_becomes_a_dead_letter_if_middleware_enqueues_unencodable_args(redis_url: str) -> None:
     class Following(Middleware):
         def after_process_message(
             self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
@@ -238,7 +238,7 @@ def test_unencodable_follower_of_foreign_middleware_loses_nothing(redis_url: str
 
 
 @pytest.mark.parametrize("succeeds", [True, False])
-def test_callback_of_an_undeclared_actor_loses_nothing(redis_url: str, succeeds: bool) -> None:
+def test_message_with_a_callback_to_an_undeclared_actor_is_not_lost(redis_url: str, succeeds: bool) -> None:
     with broker_on(redis_url, Callbacks(), quick_retries(0)) as broker:
 
         @dramatiq.actor(broker=broker)
@@ -257,7 +257,7 @@ def test_callback_of_an_undeclared_actor_loses_nothing(redis_url: str, succeeds:
             assert dead_letter.reason == "failed"
 
 
-def test_completion_callback_that_is_too_large_is_a_dead_letter(redis_url: str) -> None:
+def test_refused_completion_callback_of_a_group_becomes_a_dead_letter(redis_url: str) -> None:
     with broker_on(redis_url, GroupCallbacks(StubBackend()), Refusing("completed")) as broker:
         work = dramatiq.actor(broker=broker, actor_name="work")(lambda: None)
         completed = dramatiq.actor(broker=broker, actor_name="completed")(lambda: None)
@@ -271,7 +271,7 @@ def test_completion_callback_that_is_too_large_is_a_dead_letter(redis_url: str) 
 
 
 def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
-    """Return a message that has finished in a process, after the attempt to enqueue its follow-up message."""
+    """Run a message up to the attempt to enqueue its follow-up. Return its consumer and the message."""
     consumer = scene.consumer(name, middleware=[Pipelines()], prefetch=1, max_message_bytes=LIMIT)
     broker = scene.brokers[name]
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
@@ -283,7 +283,7 @@ def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
     return consumer, one
 
 
-def test_follower_of_a_message_that_runs_again_is_one_dead_letter(scene: Scene) -> None:
+def test_follow_up_of_a_message_that_runs_twice_becomes_one_dead_letter(scene: Scene) -> None:
     follower = message("two")
     finished(scene, "a", follower)
     scene.die("a")  # before the acknowledgement
@@ -295,7 +295,7 @@ def test_follower_of_a_message_that_runs_again_is_one_dead_letter(scene: Scene) 
     assert scene.state() == QueueState(dead=(("not-enqueued", "two"),))
 
 
-def test_follower_is_a_dead_letter_before_its_message_is_acknowledged(
+def test_message_is_not_acknowledged_before_its_follow_up_is_a_dead_letter(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = scene.consumer("a", middleware=[Pipelines()], max_message_bytes=LIMIT)
@@ -322,7 +322,7 @@ def test_follower_is_a_dead_letter_before_its_message_is_acknowledged(
     eventually(lambda: scene.state() == QueueState(dead=(("not-enqueued", "two"),)))
 
 
-def test_entry_of_another_program_is_refused_beyond_the_limit(scene: Scene) -> None:
+def test_too_large_entry_from_another_program_becomes_a_dead_letter(scene: Scene) -> None:
     consumer = scene.consumer("a", max_message_bytes=LIMIT)
     scene.client.xadd(KEYS.stream, {"message": of_size(LIMIT + 1).encode()})
     scene.client.xadd(KEYS.stream, {"message": of_size(LIMIT).encode()})

@@ -1,4 +1,4 @@
-"""Detection of dead processes of this machine by their consumer name."""
+"""Detection of dead processes on this machine by their consumer names."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_process_whose_pid_was_reused_counts_as_dead() -> None:
 
 
 def test_hidden_process_does_not_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes of other users are hidden if /proc is mounted with hidepid or a unit has ProtectProc=invisible."""
+    """Processes of other users are hidden if /proc is mounted with hidepid or a unit sets ProtectProc=invisible."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = consumer_name_of(process.pid)
     monkeypatch.setattr(identity, "stat_of", lambda pid: None)
@@ -44,7 +44,7 @@ def test_hidden_process_does_not_count_as_dead(monkeypatch: pytest.MonkeyPatch) 
     assert is_dead_sibling(name)
 
 
-def test_unknown_names_do_not_count_as_dead() -> None:
+def test_unknown_consumer_names_do_not_count_as_dead() -> None:
     on_another_machine = f"host:{os.getpid()}:0badcafe.7:ab"
 
     assert not any(map(is_dead_sibling, ("rescue", "~handed-back", "host:1:0.7:ab", on_another_machine)))

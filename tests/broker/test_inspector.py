@@ -10,7 +10,7 @@ STRANGER = "somebody-by-hand"
 
 
 def given_held_by_a_stranger(scene: Scene, *names: str) -> None:
-    """Return entries that were delivered to a consumer without a process."""
+    """Enqueue messages and deliver them to a consumer that has no process."""
     broker = scene.process("producer")
     broker.enqueue_many([message(name) for name in names])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
@@ -57,7 +57,7 @@ def test_orphans_are_requeued_and_ghosts_removed(scene: Scene) -> None:
     given_held_by_a_stranger(scene, "one", "two", "three", "four")
     inspector = scene.process("operator").inspector(QUEUE)
     one, two, three, _ = inspector.pending()
-    scene.client.xack(KEYS.stream, GROUP, one.id)  # which an old runbook called "requeue"
+    scene.client.xack(KEYS.stream, GROUP, one.id)  # an old runbook did this to "requeue" an entry
     scene.client.xack(KEYS.stream, GROUP, three.id)
     scene.client.xdel(KEYS.stream, two.id)
 
@@ -97,7 +97,7 @@ def test_consumer_is_removed_only_if_it_holds_nothing(scene: Scene) -> None:
     assert sorted(labels(received(scene.consumer("b"), 3))) == ["one", "three", "two"]
 
 
-def test_live_consumer_is_removed_only_on_request(scene: Scene) -> None:
+def test_live_consumer_is_removed_only_if_forced(scene: Scene) -> None:
     scene.consumer("a")
     name = scene.brokers["a"].consumer_name
     inspector = scene.process("operator").inspector(QUEUE)

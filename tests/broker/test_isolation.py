@@ -25,7 +25,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def entering(threads: ThreadPoolExecutor, isolation: Isolation, one: Delivery) -> Future[Delivery | None]:
-    """Return a future of the result of ``enter`` for a message that waits."""
+    """Call ``enter`` in a thread, check that the message has to wait, and return the future result."""
     n_before = isolation.n_waiting
     future = threads.submit(isolation.enter, one)
     eventually(lambda: isolation.n_waiting == n_before + 1)
@@ -33,13 +33,13 @@ def entering(threads: ThreadPoolExecutor, isolation: Isolation, one: Delivery) -
     return future
 
 
-def test_messages_run_alongside_each_other() -> None:
+def test_messages_that_are_not_suspects_run_alongside_each_other() -> None:
     isolation = Isolation(patience_s=60)
 
     assert [isolation.enter(delivery()) for _ in range(3)] == [None] * 3
 
 
-def test_suspect_runs_alone_and_the_others_after_it(threads: ThreadPoolExecutor) -> None:
+def test_suspect_runs_in_isolation_and_the_others_run_after_it(threads: ThreadPoolExecutor) -> None:
     isolation, suspect = Isolation(patience_s=60), delivery(charges=1)
     isolation.enter(suspect)
     assert suspect.is_alone
@@ -93,7 +93,7 @@ def test_isolation_that_times_out_is_reported_once() -> None:
     assert isolation.enter(delivery()) is None
 
 
-def test_suspect_alongside_a_long_job_runs_without_isolation() -> None:
+def test_suspect_runs_without_isolation_when_another_job_takes_too_long() -> None:
     isolation, suspect = Isolation(patience_s=0.01), delivery(charges=1)
     isolation.enter(delivery())
 
@@ -126,7 +126,7 @@ def test_shutdown_releases_waiting_messages(threads: ThreadPoolExecutor) -> None
     assert (running.is_alone, suspect.is_alone) == (False, False)
 
 
-def test_leaving_twice_or_without_entering_does_nothing() -> None:
+def test_leaving_isolation_twice_or_without_entering_does_nothing() -> None:
     isolation, suspect, stranger = Isolation(patience_s=60), delivery(charges=1), delivery()
     isolation.leave(stranger)
     isolation.enter(suspect)
@@ -138,7 +138,7 @@ def test_leaving_twice_or_without_entering_does_nothing() -> None:
     assert not isolation.is_held
 
 
-def test_consecutive_suspects_delay_a_message_no_longer_than_one(
+def test_consecutive_suspects_delay_a_message_no_longer_than_a_single_one(
     threads: ThreadPoolExecutor,
 ) -> None:
     isolation, suspect = Isolation(patience_s=0.2), delivery(charges=1)

@@ -1,4 +1,4 @@
-"""The keeper process: which processes keep their lease, which lose it, and when."""
+"""The keeper process: when a process keeps its lease, and when it loses it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ignores(process: psutil.Process, number: signal.Signals) -> bool:
 
 @pytest.fixture
 def two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide processes of the same machine from each other, so that deaths are only known through Redis."""
+    """Hide the processes of this machine from each other, so that they learn of deaths only through Redis."""
     monkeypatch.setattr("broker.janitor.is_dead_sibling", lambda _: False)
 
 
@@ -78,7 +78,9 @@ def test_process_keeps_its_messages_while_c_code_holds_the_gil(stage: Scene, red
 
 
 @pytest.mark.slow
-def test_stopped_process_loses_its_messages(stage: Scene, redis_client: redis.Redis, two_worlds: None) -> None:
+def test_process_frozen_by_sigstop_loses_its_messages(
+    stage: Scene, redis_client: redis.Redis, two_worlds: None
+) -> None:
     with started(stage.url, lease_ms=SHORT_MS, threads=1) as process:
         stage.process("producer").enqueue(calling("sleep", "a", 60))
         eventually(lambda: "began a" in ran(redis_client))
@@ -108,7 +110,7 @@ def test_keeper_ignores_signals_and_ends_with_its_process(stage: Scene) -> None:
     with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
         (name,) = stage.client.zrange(KEYS.consumers, 0, -1)
-        # not the first heartbeats, which a thread writes until the child has started
+        # a thread writes the first heartbeats, until the child has started
         eventually(lambda: ignores(child, signal.SIGQUIT))
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             child.send_signal(number)
@@ -178,7 +180,7 @@ def test_late_heartbeat_does_not_revive_a_dead_process(scene: Scene) -> None:
     assert [(one.heartbeat_age_ms, one.is_alive) for one in dead] == [(None, False)]
 
 
-def test_thread_writes_heartbeats_if_no_process_can_start(
+def test_thread_writes_heartbeats_if_no_keeper_process_can_start(
     stage: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(keeper, "CAN_HAVE_CHILD", False)
@@ -198,7 +200,7 @@ def test_siblings_report_a_process_that_died_with_its_keeper(stage: Scene) -> No
     stage.client.xreadgroup(GROUP, name, {KEYS.stream: ">"})
     seconds, _ = stage.client.time()
     stage.client.zadd(KEYS.consumers, {name: seconds * 1_000})
-    # janitors would not run by themselves for longer than the test waits
+    # the lease is so long that no janitor runs by itself during the test
     sibling = stage.consumer("b", lease_ms=10 * LONG_MS, timeout=20_000)
     eventually(lambda: stage.n_blocked("xread"))
 

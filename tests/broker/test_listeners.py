@@ -14,7 +14,7 @@ from tests.broker.scene import message
 
 
 class Hears(dramatiq.Middleware):
-    """Records the signals it receives, with its name."""
+    """Middleware that records the signals it receives, with its own name."""
 
     def __init__(self, name: str, heard: list[str]) -> None:
         self.name, self.heard = name, heard
@@ -40,7 +40,7 @@ def broker_with(*middleware: dramatiq.Middleware) -> RedisStreamsBroker:
     return RedisStreamsBroker("redis://127.0.0.1:1/0", middleware=list(middleware))
 
 
-def test_middleware_is_called_in_order_before_and_in_reverse_after() -> None:
+def test_before_methods_are_called_in_order_and_after_methods_in_reverse() -> None:
     heard: list[str] = []
     broker = broker_with(Hears("first", heard), dramatiq.Middleware(), Hears("second", heard))
 
@@ -91,7 +91,7 @@ def test_middleware_error_stops_the_signal(error: Exception) -> None:
     assert heard == []
 
 
-def test_signal_unknown_to_dramatiq_reaches_methods_of_its_name() -> None:
+def test_signal_unknown_to_dramatiq_reaches_methods_with_its_name() -> None:
     heard: list[str] = []
 
     class HearsOurs(dramatiq.Middleware):

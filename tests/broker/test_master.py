@@ -36,7 +36,7 @@ def producer(redis_url: str) -> Iterator[RedisStreamsBroker]:
 
 
 def workers_of(master: subprocess.Popen[bytes], client: Any) -> list[psutil.Process]:
-    """Return the worker processes and their keepers, without processes that middleware or spawning starts."""
+    """Return the workers and their keepers, but not the processes started by middleware or by spawning."""
     forked = {int(pid) for pid in client.lrange("forked", 0, -1)}
     return [
         one
@@ -52,7 +52,7 @@ def have_ended(processes: list[psutil.Process]) -> bool:
 @pytest.mark.parametrize(
     ("n_workers", "options"), [(2, ()), (1, ("--use-spawn",))], ids=["two forked", "a spawned one"]
 )
-def test_killed_master_takes_its_workers_and_their_jobs_run_elsewhere(
+def test_workers_of_a_killed_master_end_and_their_jobs_run_elsewhere(
     redis_url: str,
     client: Any,
     producer: RedisStreamsBroker,
@@ -60,7 +60,7 @@ def test_killed_master_takes_its_workers_and_their_jobs_run_elsewhere(
     options: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One of the workers is stopped, as by a debugger, and ends all the same."""
+    """One of the workers is stopped, as by a debugger. It ends all the same."""
     monkeypatch.setenv(GRACE, "500")
     producer.enqueue_many([message("work", number, 60) for number in range(4)])
     with command(redis_url, "--threads", "1", "--processes", str(n_workers), *options) as master:
@@ -77,7 +77,7 @@ def test_killed_master_takes_its_workers_and_their_jobs_run_elsewhere(
     assert sorted(delivery.args[0] for delivery in taken(producer, 4)) == [0, 1, 2, 3]
 
 
-def test_job_within_the_grace_ends_and_cannot_write_to_the_masters_log(
+def test_job_ends_within_the_grace_but_cannot_write_to_the_masters_log(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "60000")
@@ -86,7 +86,9 @@ def test_job_within_the_grace_ends_and_cannot_write_to_the_masters_log(
         eventually(lambda: client.llen("began") == 1 and client.llen("forked"), within_s=60)
         workers = workers_of(master, client)
         for pid in client.lrange("forked", 0, -1):
-            os.kill(int(pid), signal.SIGKILL)  # a process of foreign code, which keeps inherited file descriptors
+            os.kill(
+                int(pid), signal.SIGKILL
+            )  # foreign code started this process, which would keep the inherited file descriptors open
         master.kill()
         master.wait()
 

@@ -1,4 +1,4 @@
-"""The migration of the queues of Dramatiq's real RedisBroker."""
+"""The migration of queues from Dramatiq's real RedisBroker."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_waiting_delayed_and_abandoned_messages_move_in_order_and_run(
 
         entries: Any = redis_client.xrange("streams:default")
         order = [dramatiq.Message.decode(fields[b"message"]).args[0] for _, fields in entries]
-        # RedisBroker requeues abandoned messages at random, with any of its commands
+        # RedisBroker requeues abandoned messages at random times, in any of its commands
         assert [name for name in order if name != "abandoned"] == [f"waiting {n}" for n in range(5)]
         assert order.count("abandoned") == 1
         assert broker.stats("default").delayed == 2
@@ -68,7 +68,7 @@ def test_waiting_delayed_and_abandoned_messages_move_in_order_and_run(
     assert ran == Counter([*order, "soon"])
 
 
-def test_messages_fetched_by_a_live_worker_are_left_to_it(
+def test_migration_leaves_messages_that_a_live_worker_has_fetched(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:
     work = actor_on(old, Counter())
@@ -86,12 +86,12 @@ def test_messages_fetched_by_a_live_worker_are_left_to_it(
 
 
 def migrate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the command in this process and return its exit status; test_broker_readme.py runs it as a command."""
+    """Run the migration in this process and return its exit status. test_broker_readme.py runs the real command."""
     monkeypatch.setattr(sys, "argv", ["broker.migration", *arguments])
     return migration.main()
 
 
-def test_command_prints_its_results(
+def test_migration_command_prints_its_results(
     old: RedisBroker,
     redis_url: str,
     redis_client: redis.Redis,
@@ -124,7 +124,9 @@ def test_old_pipeline_continues_after_the_migration(
     assert ran == Counter(["first", "second"])
 
 
-def test_refused_message_stays_and_the_others_move(old: RedisBroker, redis_url: str, redis_client: redis.Redis) -> None:
+def test_migration_leaves_refused_messages_and_moves_the_others(
+    old: RedisBroker, redis_url: str, redis_client: redis.Redis
+) -> None:
     work = actor_on(old, Counter())
     work.send("first")
     large = work.send("x" * 20_000)
@@ -153,7 +155,7 @@ def test_refused_message_stays_and_the_others_move(old: RedisBroker, redis_url: 
         assert drain(redis_client, broker)["default"] == Drained(moved=0, left=0, refused=drained.refused)
 
 
-def test_command_lists_refused_messages_and_moves_them_with_a_higher_limit(
+def test_migration_lists_refused_messages_and_moves_them_with_a_higher_limit(
     old: RedisBroker,
     redis_url: str,
     redis_client: redis.Redis,
@@ -177,7 +179,7 @@ def test_command_lists_refused_messages_and_moves_them_with_a_higher_limit(
     assert redis_client.xlen("new:default") == 2
 
 
-def test_command_reads_queues_of_another_namespace(
+def test_migration_command_reads_queues_in_another_namespace(
     redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = RedisBroker(url=redis_url, middleware=[], namespace="ours")

@@ -1,8 +1,8 @@
-"""Random events happen to a queue in any order; every message stays in exactly one place until it is done.
+"""Whatever happens to a queue, in any order, every message is in exactly one place until it is done.
 
-The model knows of each message only whether it lives, is done, is a dead letter or was purged; where a living one is,
-the server is asked by raw commands, in one transaction. The suite runs a few short examples, always the same;
-``make test-model`` runs hundreds of long ones at random.
+The model only knows whether a message lives, is a dead letter, or is gone (done or purged). Raw commands in one
+transaction read from the server where the messages are. The suite always runs the same few short examples;
+``make test-model`` runs hundreds of long, random ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WHICH = st.integers(0, 99)
 
 
 class Queue(RuleBasedStateMachine):
-    """Two processes at a time; a process that dies is replaced by another."""
+    """A queue with two processes at a time. A process that dies is replaced by a new one."""
 
     client: redis.Redis
     url: str
@@ -53,7 +53,7 @@ class Queue(RuleBasedStateMachine):
 
     @initialize()
     def at_work(self) -> None:
-        """Start two processes with messages of every kind, since many runs of the model draw no enqueue or receive."""
+        """Start two processes with messages of every kind: by chance, many runs would never enqueue or receive any."""
         self.begin()
         self.begin()
         self.enqueue(0, 4, None, None, None)
@@ -69,7 +69,7 @@ class Queue(RuleBasedStateMachine):
         self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=10)
         self.held[name] = []
 
-    # The candidates depend on janitors, which run at any time, so a choice is a number, taken modulo their count.
+    # Janitors run at any time and change the candidates. So a choice is drawn as a number, taken modulo their count.
 
     def a_process(self, which: int) -> tuple[str, RedisStreamsBroker, StreamsConsumer]:
         name = sorted(self.consumers)[which % len(self.consumers)]
@@ -119,7 +119,7 @@ class Queue(RuleBasedStateMachine):
             if delivery is None:
                 return
             assert isinstance(delivery, Delivery)
-            # a message in the consumer's buffer may have been finished elsewhere meanwhile
+            # while a message was in the consumer's buffer, another process may have finished it
             assert delivery.args[0] in self.living or not self.is_there(delivery)
             assert delivery.entry_id not in {one.entry_id for one in self.held[name]}, "no process gets what it has"
             self.scene.outcomes(name).may_run(delivery)
@@ -138,7 +138,7 @@ class Queue(RuleBasedStateMachine):
                 was_there = self.is_there(delivery)
                 consumer.ack(delivery)
                 eventually(lambda: not self.is_there(delivery))
-                if was_there:  # success is accepted from any process
+                if was_there:  # a success is accepted from any process
                     self.living.remove(label)
                     self.gone.add(label)
             case "reject":
@@ -155,7 +155,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(which=WHICH, how=st.sampled_from(["succeed", "reject", "retry", "give back"]))
     def be_robbed_and_settle(self, which: int, how: str) -> None:
-        """Claim a message that a process holds, of which only a success counts from then on."""
+        """Claim a message that a process holds, then let the process settle it: only a success still counts."""
         held = [delivery for name in sorted(self.held) for delivery in self.held[name]]
         if held:
             robbed = held[which % len(held)]
@@ -177,7 +177,7 @@ class Queue(RuleBasedStateMachine):
         ),
     )
     def inspector(self, which: int, command: str) -> None:
-        """Run an action of operators, of janitors or of the clock."""
+        """Run an action of an operator, a janitor or the clock."""
         pending: Any = self.scene.client.xpending_range(KEYS.stream, GROUP, "-", "+", 100)
         one = pending[which % len(pending)] if pending else None
         match command:
@@ -296,7 +296,7 @@ def test_every_message_is_always_in_exactly_one_place(redis_client: redis.Redis,
         max_examples=many or 12,
         derandomize=not many,
         stateful_step_count=60 if many else 25,
-        # its actions wait for a server
+        # the actions wait for a server, which Hypothesis would report as too slow
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     run_state_machine_as_test(OnThisServer, settings=settings)

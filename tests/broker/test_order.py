@@ -1,4 +1,4 @@
-"""Messages of one ordering key: one at a time, in the order in which they were enqueued, whatever happens to them."""
+"""Messages of one ordering key run one at a time, in the order of enqueueing, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_next_message_of_a_key_starts_when_the_previous_is_done(scene: Scene) ->
     eventually(lambda: nothing_is_left(scene))
 
 
-def test_retried_message_keeps_its_place(scene: Scene) -> None:
+def test_retried_message_runs_before_later_messages_of_its_key(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two"))
@@ -149,7 +149,7 @@ def test_late_success_does_not_start_the_next_message_early(scene: Scene) -> Non
     assert scene.brokers["b"].stats(QUEUE).in_line == 1
 
 
-def test_key_is_unblocked_when_its_message_was_deleted_by_hand(scene: Scene) -> None:
+def test_ordering_key_is_unblocked_when_its_message_is_deleted_by_hand(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two"))
@@ -161,7 +161,7 @@ def test_key_is_unblocked_when_its_message_was_deleted_by_hand(scene: Scene) -> 
     assert labels(received(consumer, 1)) == ["two"]
 
 
-def test_messages_in_line_count_for_the_limit_and_for_join(scene: Scene) -> None:
+def test_messages_in_line_count_towards_the_queue_limit_and_for_join(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=3)
     broker.enqueue_many(of_key("k", "one", "two", "three"))
 
@@ -176,7 +176,7 @@ def test_messages_in_line_count_for_the_limit_and_for_join(scene: Scene) -> None
     assert nothing_is_left(scene)
 
 
-def test_keys_keep_their_order_when_jobs_fail_at_random(redis_url: str, redis_client: redis.Redis) -> None:
+def test_messages_of_a_key_keep_their_order_when_jobs_fail_at_random(redis_url: str, redis_client: redis.Redis) -> None:
     seed = 7
     rng = random.Random(seed)
     ran: defaultdict[str, list[int]] = defaultdict(list)

@@ -8,12 +8,12 @@ from tests.support import eventually
 
 
 def reads(scene: Scene, consumer: StreamsConsumer) -> bool:
-    """Ask the consumer briefly and return whether it then waits at the server for messages."""
+    """Poll the consumer once and return whether it is then blocked at the server, waiting for messages."""
     return next(consumer) is None and scene.n_blocked("xreadgroup") == 1
 
 
 def stops_reading(scene: Scene, consumer: StreamsConsumer) -> bool:
-    """Ask the consumer briefly and return whether it then does not wait at the server for messages."""
+    """Poll the consumer once and return whether it is then not blocked at the server."""
     return next(consumer) is None and not scene.n_blocked("xreadgroup")
 
 
@@ -48,7 +48,7 @@ def test_jobs_that_run_when_a_queue_is_paused_end_normally(scene: Scene) -> None
 
 
 def test_waiting_consumer_notices_pause_and_resume_at_once(scene: Scene) -> None:
-    # janitors would not run by themselves for longer than the test waits
+    # the lease is so long that no janitor runs by itself during the test
     consumer = scene.consumer("a", lease_ms=600_000, timeout=100)
     broker = scene.brokers["a"]
     eventually(lambda: reads(scene, consumer))
@@ -63,7 +63,7 @@ def test_waiting_consumer_notices_pause_and_resume_at_once(scene: Scene) -> None
     assert labels(received(consumer, 1)) == ["one"]
 
 
-def test_full_server_can_be_paused_and_resumed(scene: Scene) -> None:
+def test_queue_on_a_full_server_can_be_paused_and_resumed(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))

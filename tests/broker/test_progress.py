@@ -1,4 +1,4 @@
-"""A stuck process loses its messages; one that works for long does not."""
+"""A stuck process loses its messages; a process that merely works for a long time does not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LEASE_MS = 2_000
 
 
 def running(label: str, *, for_s: float | None, limit_s: float = LIMIT_S, **facts: Any) -> Delivery:
-    """Return a message that has run for this many seconds; None: it has not begun."""
+    """Return a message that has run for ``for_s`` seconds, or has not begun if ``for_s`` is None."""
     delivery = Delivery(
         message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1, pid=1
     )
@@ -60,7 +60,7 @@ def test_process_is_stuck_when_every_running_message_is_overdue(deliveries: list
     assert is_stuck(*deliveries) is expected
 
 
-def test_process_is_stuck_when_its_consumer_hangs_with_messages() -> None:
+def test_process_is_stuck_when_its_consumer_hangs_while_holding_messages() -> None:
     assert is_stuck(stalled_s=TOO_LONG)
     assert not is_stuck(stalled_s=LIMIT_S)
     assert not is_stuck(stalled_s=1e9, longest_s=FOREVER)
@@ -68,7 +68,7 @@ def test_process_is_stuck_when_its_consumer_hangs_with_messages() -> None:
 
 
 class Hang:
-    """Return an actor that runs until it is released, whatever its time limit."""
+    """An actor that runs until it is released, whatever its time limit."""
 
     def __init__(self) -> None:
         self.goes_on = threading.Event()

@@ -43,7 +43,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Reader:
-    """The consumer of process ``a``, whose Worker finishes each message in a tenth of a millisecond."""
+    """The consumer of process ``a``. Its Worker finishes each message in a tenth of a millisecond."""
 
     def __init__(self, scene: Scene, clock: Clock, **settings: Any) -> None:
         self._clock = clock
@@ -52,7 +52,7 @@ class Reader:
         self._last_given = "0-0"
 
     def take(self, n: int) -> list[Delivery]:
-        """Give the Worker this many messages, which it then holds."""
+        """Give the Worker this many messages and leave them unfinished."""
         given = received(self.consumer, n)
         self._last_given = given[-1].entry_id
         return given
@@ -68,21 +68,21 @@ class Reader:
         return done
 
     def gets_nothing(self) -> bool:
-        """Ask the consumer briefly for a message and return True."""
+        """Poll the consumer once, check that it returns no message, and return True."""
         assert next(self.consumer) is None
         return True
 
     def n_ahead(self) -> int:
-        """Return how many messages the consumer holds that the Worker does not have: they come after its last one."""
+        """Return how many messages the consumer holds ahead: those after the last one that the Worker received."""
         return len(self.broker.inspector(QUEUE).pending(consumer=self.broker.consumer_name, after=self._last_given))
 
     def hands_back(self) -> bool:
-        """Ask the consumer briefly and return whether it then holds nothing ahead."""
+        """Poll the consumer once and return whether it then holds nothing ahead."""
         return self.gets_nothing() and not self.n_ahead()
 
 
 def reading_ahead(stage: Scene, clock: Clock, *, n: int = 300, **settings: Any) -> Reader:
-    """Return a reader that has read ahead after short jobs, and whose Worker holds no message."""
+    """Return a reader that has read ahead because its jobs were short. Its Worker holds no message."""
     reader = Reader(stage, clock, **settings)
     reader.broker.enqueue_many(messages(*range(n)))
     reader.work_off(50)
@@ -92,7 +92,7 @@ def reading_ahead(stage: Scene, clock: Clock, *, n: int = 300, **settings: Any) 
 
 
 def held_by_a(stage: Scene) -> list[str]:
-    """Return the pending entries, which briefly include finished ones: acknowledgements are written later."""
+    """Return the labels of the entries pending at ``a``, including finished ones until they are acknowledged."""
     return [label for label, (who, _) in stage.state().pending.items() if who == "a"]
 
 
@@ -105,14 +105,14 @@ def n_reads(client: redis.Redis) -> int:
     ("n_finished", "within_s", "n_ahead"),
     [
         (10, 0.010, 15),  # one per millisecond: fifteen last for 15 ms
-        (4, 0.0004, 8),  # four fast ones are evidence for eight
+        (4, 0.0004, 8),  # four finished jobs are evidence for no more than eight
         (400, 0.010, MOST_AHEAD),
         (2, 0.040, 0),  # jobs are not short
         (8, 2 * HAND_BACK_AFTER_S, 0),
         (0, 0.001, 0),
     ],
 )
-def test_read_ahead_lasts_for_the_configured_time(n_finished: int, within_s: float, n_ahead: int) -> None:
+def test_number_of_messages_read_ahead_fits_the_configured_time(n_finished: int, within_s: float, n_ahead: int) -> None:
     clock = Clock()
     estimate = ReadAhead(15, clock=clock)
     estimate.filled(100)
@@ -137,7 +137,7 @@ def test_unexpectedly_long_jobs_suspend_read_ahead() -> None:
     assert estimate.expect(20) == 15
 
 
-def test_read_that_waited_long_forgets_the_earlier_estimate() -> None:
+def test_read_ahead_estimate_expires_when_a_read_waits_long() -> None:
     clock = Clock()
     estimate = ReadAhead(15, clock=clock)
     estimate.filled(0)
@@ -157,7 +157,7 @@ def test_short_jobs_need_few_reads(stage: Scene, clock: Clock) -> None:
 
     assert reader.work_off(600) == [str(number) for number in range(600)]
 
-    # a read for each free place would be at least 300
+    # one read per free place would make at least 300
     assert n_reads(stage.client) - before <= 20
 
 
@@ -191,13 +191,13 @@ def test_messages_read_ahead_do_not_wait_behind_long_jobs(stage: Scene, clock: C
     eventually(reader.hands_back)
 
     eventually(lambda: held_by_a(stage) == long_ones)
-    # in their place, before undelivered messages, and as if they had not been delivered
+    # they come before undelivered messages, and their delivery count is as if they had not been delivered before
     rest = received(other, 300 - first - PREFETCH)
     assert labels(rest) == [str(number) for number in range(first + PREFETCH, 300)]
     assert {delivery.deliveries for delivery in rest} == {1}
 
 
-def test_process_reads_only_its_free_places_after_a_stall(stage: Scene, clock: Clock) -> None:
+def test_process_reads_only_for_its_free_places_after_a_stall(stage: Scene, clock: Clock) -> None:
     reader = reading_ahead(stage, clock)
     held = reader.take(PREFETCH)
     clock.now += 2 * HAND_BACK_AFTER_S
@@ -249,7 +249,7 @@ def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(stage: 
     reader.broker.declare_queue(URGENT)
     reader.broker.enqueue_many([dramatiq.Message(URGENT, "work", (), {}, {}) for _ in range(5)])
     urgent = reader.broker.consume(URGENT, timeout=2_000)
-    received(urgent, 1)  # a read that returns as many messages as it asked for: more may be waiting
+    received(urgent, 1)  # this read returns as many messages as it asked for, so more may be waiting
 
     eventually(reader.hands_back)
 
@@ -260,7 +260,7 @@ def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(stage: 
     urgent.close()
 
 
-def test_queue_waits_for_messages_read_ahead_of_a_higher_priority_queue(stage: Scene, clock: Clock) -> None:
+def test_queue_waits_for_messages_read_ahead_from_a_higher_priority_queue(stage: Scene, clock: Clock) -> None:
     reader = reading_ahead(stage, clock, n=100, queue_priorities={QUEUE: -1})
     while reader.broker.stats(QUEUE).undelivered:
         reader.work_off(1)
@@ -286,7 +286,7 @@ def test_lost_reply_with_many_messages_is_recovered_in_full(stage: Scene, clock:
     assert reader.broker.counters(QUEUE)["redelivered"] == 60
 
 
-def test_messages_of_a_waiting_read_are_not_held_behind_taken_ones(stage: Scene) -> None:
+def test_full_consumer_hands_back_a_message_that_its_blocked_read_receives(stage: Scene) -> None:
     other = stage.consumer("b", prefetch=1)
     stage.brokers["b"].enqueue(message("long"))
     (handed_back,) = received(other, 1)
@@ -302,7 +302,7 @@ def test_messages_of_a_waiting_read_are_not_held_behind_taken_ones(stage: Scene)
     assert labels(received(other, 1)) == ["next"]
 
 
-def test_long_jobs_hold_up_no_more_than_the_prefetch(redis_url: str) -> None:
+def test_long_jobs_hold_up_no_more_messages_than_the_prefetch(redis_url: str) -> None:
     n, first_long = 1_000, 400
     may_end, ran_at_a, ran_at_b = threading.Event(), Counter[int](), list[int]()
     a = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)

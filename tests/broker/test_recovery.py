@@ -78,7 +78,7 @@ def test_message_that_killed_too_many_workers_becomes_a_dead_letter(scene: Scene
     assert scene.state() == QueueState(dead=(("delivery-limit", "poison"),))
 
 
-def test_waiting_neighbours_of_a_killer_are_never_charged(scene: Scene) -> None:
+def test_crash_is_not_counted_against_messages_that_only_waited(scene: Scene) -> None:
     consumer = scene.consumer("0", max_deliveries=2, prefetch=3)
     scene.brokers["0"].enqueue_many([message("poison"), message("two"), message("three")])
     for number in range(6):
@@ -97,7 +97,7 @@ def test_waiting_neighbours_of_a_killer_are_never_charged(scene: Scene) -> None:
 
 
 def test_message_that_ran_alongside_a_killer_runs_again_without_it(scene: Scene) -> None:
-    """Two messages ran in two crashes; from then on each runs alone, and a crash counts against one of them."""
+    """Two messages ran in two crashes; from then on each runs in isolation, so a crash counts against one of them."""
     consumer = scene.consumer("0", max_deliveries=5)
     scene.brokers["0"].enqueue_many([message("killer"), message("bystander")])
     for number in range(2):
@@ -198,7 +198,7 @@ def test_suspect_that_ended_lets_the_next_one_run(scene: Scene, ends: str) -> No
 
 
 def begins_within_s(seconds: float, broker: RedisStreamsBroker, delivery: Delivery) -> None:
-    """Begin to run a message, and fail if that takes longer; the isolation of a suspect would hold it up."""
+    """Begin to run a message. Fail if it is held up longer than this, as by a suspect in isolation."""
     beginning = threading.Thread(target=broker.emit_before, args=("process_message", delivery), daemon=True)
     beginning.start()
     beginning.join(seconds)
@@ -232,7 +232,7 @@ def test_suspect_blocks_others_until_its_end_is_written(scene: Scene, monkeypatc
     assert (was_waiting, beginning.is_alive()) == ([True], False)
 
 
-def test_killer_of_twenty_workers_spares_its_hundred_neighbours(stage: Scene) -> None:
+def test_message_that_kills_twenty_workers_costs_no_other_message(stage: Scene) -> None:
     n_neighbours, settings = 100, {"max_deliveries": 20, "prefetch": 101}
     consumer = stage.consumer("0", **settings)
     stage.brokers["0"].enqueue_many([message(label) for label in ("poison", *map(str, range(n_neighbours)))])
@@ -326,11 +326,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def kept(redis_client: redis.Redis, clock: Clock) -> Iterator[Keeper]:
-    """A keeper with a lease of a minute, which has written a heartbeat."""
+    """A keeper that has a lease of one minute and has written a heartbeat."""
     connections = Connections(redis_client)
     kept = Keeper(connections, BrokerSettings(lease_ms=60_000, keeper_process=False), consumer_name="me")
     kept.add(KEYS)
-    kept.stop()  # no heartbeats but those that a test asks for
+    kept.stop()  # no heartbeats other than those that a test asks for
     yield kept
     connections.close()
 
@@ -358,13 +358,13 @@ def test_process_stops_trusting_its_lease_before_it_ends(kept: Keeper, clock: Cl
         clock.now_s = 1_000 + seconds
         return kept.is_sure_of(QUEUE)
 
-    # a process that is not sure asks Redis before it begins a message, which takes time
+    # an unsure process asks Redis before it begins a message; it stops being sure early because asking takes time
     assert [is_sure_after(seconds) for seconds in (30, 55, 60, 3_600)] == [True, False, False, False]
 
 
 def test_process_waits_after_an_outage_before_it_declares_others_dead(kept: Keeper, clock: Clock) -> None:
     assert kept.may_judge(QUEUE)
-    clock.now_s += 40  # two heartbeats were due since then
+    clock.now_s += 40  # two heartbeats were due in that time
 
     kept.run_once()
 
@@ -401,7 +401,7 @@ def test_consumer_survives_flushall(scene: Scene) -> None:
     eventually(lambda: scene.state() == QueueState())
 
 
-def test_pending_ids_whose_entry_is_gone_are_purged(scene: Scene) -> None:
+def test_ghosts_of_a_dead_process_are_removed(scene: Scene) -> None:
     dying = scene.consumer("a")
     scene.brokers["a"].enqueue_many([message("one"), message("two")])
     one, _ = received(dying, 2)
@@ -437,7 +437,7 @@ def test_resumed_process_notices_that_its_messages_were_taken_over(stage: Scene)
     assert taken.message_id == one.message_id
 
 
-def test_orphans_of_any_number_are_found_in_one_pass(scene: Scene) -> None:
+def test_any_number_of_orphans_is_found_in_one_sweep(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=2, timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(str(number)) for number in range(3_000)])
@@ -468,7 +468,7 @@ def test_dead_letters_are_deleted_after_their_ttl(scene: Scene, when: str) -> No
     else:
         scene.sweep("a")
 
-    # Redis trims whole nodes of a hundred entries, which is cheap and precise enough
+    # Redis trims the stream by whole nodes of a hundred entries; this is cheap and precise enough
     assert [dead_letter.entry_id for dead_letter in broker.dead_letters(QUEUE).list()] == (
         [young.entry_id] if when == "another is added" else []
     )
@@ -502,7 +502,7 @@ def test_undelivered_entry_is_not_swept_as_an_orphan(scene: Scene) -> None:
 
 
 def test_waiting_consumer_takes_orphans_at_once(scene: Scene) -> None:
-    # janitors would not run by themselves for longer than the test waits
+    # the lease is so long that no janitor runs by itself during the test
     holder = scene.consumer("a", lease_ms=600_000)
     scene.brokers["a"].enqueue(message("one"))
     (one,) = received(holder, 1)
@@ -519,7 +519,7 @@ def test_waiting_consumer_takes_orphans_at_once(scene: Scene) -> None:
     assert labels(got) == ["one"]
 
 
-def test_late_isolation_note_of_an_ended_suspect_is_not_counted_as_fenced(scene: Scene) -> None:
+def test_late_isolation_note_about_an_ended_suspect_is_not_counted_as_fenced(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -560,7 +560,7 @@ def test_silent_consumer_without_entries_is_forgotten(scene: Scene, monkeypatch:
     scene.client.zadd(KEYS.consumers, {"of an old heartbeat": 1, "of an old heartbeat, nowhere else": 1})
     scene.client.zadd(KEYS.consumers, {"dead just now": 0})
 
-    # as five minutes later for a consumer without a heartbeat
+    # with the lease this is 1 ms: as if five minutes and a lease had passed
     monkeypatch.setattr(janitor, "FORGET_CONSUMER_MS", -59_999)
     eventually(lambda: not scene.sweep("a").n_orphans and b"without a heartbeat" not in consumers(scene))
 
@@ -599,7 +599,7 @@ def test_consumer_with_a_long_lease_is_not_forgotten(scene: Scene) -> None:
     assert scene.client.zscore(KEYS.consumers, name) == half_a_lease_ago
 
 
-def test_notes_of_suspects_are_removed_with_them(scene: Scene) -> None:
+def test_notes_about_suspects_are_removed_with_the_suspects(scene: Scene) -> None:
     consumer = scene.consumer("0")
     scene.brokers["0"].enqueue_many([message("one"), message("two")])
     for delivery in received(consumer, 2):
@@ -629,7 +629,7 @@ def test_notes_of_suspects_are_removed_with_them(scene: Scene) -> None:
 
 
 def test_reply_lost_on_a_live_connection_is_recovered(scene: Scene) -> None:
-    # janitors would not run by themselves for longer than the test waits
+    # the lease is so long that no janitor runs by itself during the test
     consumer = scene.consumer("a", lease_ms=600_000, timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -639,14 +639,14 @@ def test_reply_lost_on_a_live_connection_is_recovered(scene: Scene) -> None:
     scene.client.xreadgroup(GROUP, broker.consumer_name, {KEYS.stream: ">"})
     scene.age(broker.consumer_name, idle_ms=60_000)
 
-    # two rounds of the janitor in a row must miss it
+    # the reply counts as lost after two rounds of the janitor in a row
     found = eventually(lambda: after_news(scene, consumer))
     assert found is not None
     assert found.args == ("two",)
     assert broker.counters(QUEUE)["redelivered"] == 1
 
 
-def test_resync_takes_at_most_its_limit(scene: Scene) -> None:
+def test_resync_script_returns_no_more_entries_than_its_limit(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue_many([message(str(number)) for number in range(30)])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
@@ -676,7 +676,7 @@ def test_any_number_of_ghosts_is_removed_in_steps(scene: Scene) -> None:
     eventually(lambda: next(consumer) is None and producer.counters(QUEUE)["ghosts"] == 5_000, within_s=30)
 
 
-def test_janitor_that_was_never_started_leaves_no_open_descriptor(redis_client: redis.Redis) -> None:
+def test_janitor_that_was_never_started_leaves_no_open_file_descriptor(redis_client: redis.Redis) -> None:
     n_before = len(list(Path("/proc/self/fd").iterdir()))
     idle = janitor.Janitor(
         Connections(redis_client), BrokerSettings(), KEYS, consumer_name="me", on_round=lambda _: False

@@ -1,4 +1,4 @@
-"""Behaviour with a million messages. Takes minutes; run by ``make test-scale``, which also prints the figures."""
+"""Behaviour with up to a million messages. ``make test-scale`` runs these tests, for minutes, and prints figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LONGEST_SCRIPT_US = 10_000
 
 @pytest.fixture
 def large(tmp_path: Path) -> Iterator[Scene]:
-    """A dedicated server that logs every command of more than ten milliseconds."""
+    """A dedicated server that logs every command longer than ten milliseconds."""
     options = {"appendonly": "no", "slowlog-log-slower-than": str(LONGEST_SCRIPT_US), "slowlog-max-len": "1000"}
     with (
         EmbeddedRedis(directory=tmp_path, unix_socket=True, options=options) as server,
@@ -40,7 +40,7 @@ def large(tmp_path: Path) -> Iterator[Scene]:
 
 
 def slow_commands(client: Any) -> list[int]:
-    """Return the µs that each script of more than ten milliseconds took."""
+    """Return the durations, in µs, of the scripts that took more than ten milliseconds."""
     return [one["duration"] for one in client.slowlog_get(1_000) if one["command"].startswith(b"EVAL")]
 
 
@@ -83,7 +83,7 @@ def test_a_million_due_messages_are_promoted_in_short_steps_and_in_order(large: 
     assert broker.counters(QUEUE)["promoted"] == n
 
 
-def test_orphans_behind_200_000_pending_entries_are_found_in_one_pass(large: Scene) -> None:
+def test_orphans_behind_200_000_pending_entries_are_found_in_one_sweep(large: Scene) -> None:
     n, n_orphans = 200_000, 30
     broker = large.process("a")
     large.beat("a")
@@ -130,7 +130,7 @@ def test_delayed_messages_run_when_they_are_due(large: Scene) -> None:
     assert late_ms[0] > -2, "nothing runs early"
 
 
-def test_fifty_queues_cost_each_process_no_more_than_one(tmp_path: Path) -> None:
+def test_cost_per_queue_and_process_stays_bounded_with_fifty_queues(tmp_path: Path) -> None:
     n_queues, n_processes, n_threads = 50, 8, 4
     names = [QUEUE, *(f"{QUEUE}-{number}" for number in range(1, n_queues))]
     options = {"appendonly": "no"}
@@ -162,8 +162,8 @@ def test_fifty_queues_cost_each_process_no_more_than_one(tmp_path: Path) -> None
     print(f"\n{n_processes} processes of {n_queues} queues boot in {booted_s:.1f} s, one after the other")
     print(f"{n_each:.1f} connections a process, {per_second:.2f} commands a second, process and queue")
     assert per_second <= 2
-    # As documented: two per queue, one of the keeper, and those borrowed by threads: a consumer's and a janitor's per
-    # queue, keeper, settler, and the workers', which also report runs over their own connections.
+    # As documented: two per queue and one for the keeper. Threads borrow more: a consumer and a janitor per queue, the
+    # keeper, the settler, and the worker threads, which also report their runs over connections of their own.
     assert n_each <= 2 * n_queues + 1 + 2 * n_queues + 2 + 2 * n_threads + 1
 
 
@@ -172,6 +172,6 @@ def has_consumers(client: Any, queue_name: str, n: int) -> bool:
 
 
 def calls(client: Any) -> int:
-    """Return the number of commands the server ran so far, inside scripts too, without those that ask for it."""
+    """Return how many commands the server has run, also in scripts, except those of this function."""
     told = client.info("commandstats")
     return sum(one["calls"] for name, one in told.items() if name not in ("cmdstat_info", "cmdstat_client|list"))

@@ -1,4 +1,4 @@
-"""Servers behind TLS and behind a Sentinel, also for the keeper process."""
+"""Servers with TLS or behind a Sentinel; the keeper process connects to them too."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def beats_by_eval(client: Any, *, local_port: int) -> bool:
 
 
 def keeper_is_connected(port: int) -> bool:
-    """Return whether the keeper process uses this port; until then a thread of its parent writes heartbeats."""
+    """Return whether the keeper process uses this port. Until then, a thread of its parent writes the heartbeats."""
     connections = [one for child in keepers_of(os.getpid()) for one in child.net_connections(kind="tcp")]
     return any(one.raddr and one.raddr.port == port for one in connections)
 
 
 @pytest.fixture(scope="module")
 def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedRedis, int]]:
-    """A server and its TLS port, with a certificate of a private CA in ``ca.crt`` in its directory."""
+    """A server and its TLS port. The private CA of its certificate is ``ca.crt`` in the server's directory."""
     directory = tmp_path_factory.mktemp("encrypted")
 
     def openssl(*arguments: str) -> None:

@@ -81,7 +81,7 @@ def test_rejected_message_becomes_a_dead_letter(scene: Scene) -> None:
     )
 
 
-def test_unstarted_messages_return_to_their_place_uncounted(scene: Scene) -> None:
+def test_unstarted_messages_are_handed_back_without_counting_the_delivery(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=3)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(label) for label in ("one", "two", "three", "four")])
@@ -139,7 +139,7 @@ def test_earlier_delivery_to_the_same_process_is_fenced(
 
 
 def test_waiting_consumer_takes_handed_back_entries_at_once(scene: Scene) -> None:
-    # janitors would not run by themselves for longer than the test waits
+    # the lease is so long that no janitor runs by itself during the test
     mine = scene.consumer("a", lease_ms=600_000)
     other = scene.consumer("b", lease_ms=600_000, timeout=20_000)
     scene.brokers["a"].enqueue(message("one"))
@@ -189,7 +189,7 @@ def test_follow_up_message_is_never_refused_by_a_full_queue(scene: Scene) -> Non
     broker.emit_after("process_message", one, result=None)
     consumer.ack(one)
 
-    # it takes the place of the finished message; refused, it would be lost
+    # it takes the place of the finished message; if it were refused, it would be lost
     assert labels(received(consumer, 1)) == ["two"]
 
 
@@ -360,7 +360,7 @@ def test_retry_that_was_counted_but_not_enqueued_is_written_at_the_ack(scene: Sc
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    one.options["retries"] = 1  # then a time limit interrupted, or another middleware raised
+    one.options["retries"] = 1  # as if a time limit or another middleware interrupted the retry here
     consumer.ack(one)
 
     assert scene.state() == QueueState(delayed=("one",))
@@ -406,7 +406,7 @@ def test_acknowledgements_in_quick_succession_are_batched(scene: Scene, monkeypa
     for delivery in plain[1:]:
         consumer.ack(delivery)
     assert broker.counters(QUEUE)["acked"] == 1
-    consumer.ack(ordered)  # the next message of its key waits for it
+    consumer.ack(ordered)  # written at once: the next message of its ordering key waits for it
 
     eventually(lambda: broker.counters(QUEUE)["acked"] == 91)
     assert broker.stats(QUEUE).in_flight == 0
@@ -464,7 +464,7 @@ def test_new_consumer_does_not_run_what_the_old_one_still_runs(scene: Scene) -> 
 
 @contextmanager
 def full(scene: Scene) -> Iterator[None]:
-    """Let the server run out of memory inside the block."""
+    """Make the server run out of memory during the block."""
     scene.client.config_set("maxmemory", "1")
     try:
         yield
@@ -473,7 +473,7 @@ def full(scene: Scene) -> Iterator[None]:
 
 
 def fail_settling(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> None:
-    """Let writes of acknowledgements raise these exceptions, the last one first, before they succeed."""
+    """Make the writes of acknowledgements raise these exceptions, the last one first, and then succeed."""
     run_script = Connections.run_script
 
     def failing(self: Connections, script: Script, keys: Any, args: Any) -> Any:
@@ -485,7 +485,7 @@ def fail_settling(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) ->
 
 
 def robbed(scene: Scene, by: str) -> None:
-    """Give all messages that process a has to b."""
+    """Give all messages that process ``a`` holds to process ``b``."""
     if by == "take-over":
         scene.lose_lease("a")
         n = len(scene.state().pending)

@@ -25,7 +25,7 @@ N_QUEUES = 24
 
 
 @pytest.mark.slow
-def test_stop_while_redis_hangs_is_quick_and_its_messages_run_again(tmp_path: Path) -> None:
+def test_process_stops_quickly_while_redis_hangs_and_its_messages_run_again(tmp_path: Path) -> None:
     with (
         EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"}) as server,
         redis.Redis.from_url(server.url) as found,
@@ -45,7 +45,7 @@ def test_stop_while_redis_hangs_is_quick_and_its_messages_run_again(tmp_path: Pa
             os.kill(server.pid, signal.SIGSTOP)
             try:
                 process.send_signal(signal.SIGTERM)
-                # waiting for an answer once per queue would take longer, several times over
+                # waiting for one reply per queue would take several times as long
                 assert process.wait(N_QUEUES * ANSWER_S) == 0
             finally:
                 os.kill(server.pid, signal.SIGCONT)

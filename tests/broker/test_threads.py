@@ -1,4 +1,4 @@
-"""Many threads, interrupted threads and forked processes share a broker, and no answer reaches the wrong one."""
+"""Many threads, interrupted threads and forked processes share a broker, and no reply reaches the wrong one."""
 
 from __future__ import annotations
 
@@ -68,12 +68,10 @@ print(json.dumps([confirmed, tried, interrupted, crossed]))
 
 
 @pytest.mark.slow
-def test_threads_interrupted_while_enqueueing_leave_no_crossed_answers(
-    redis_url: str, redis_client: redis.Redis
-) -> None:
-    """Threads are interrupted as by TimeLimit and Shutdown: by an exception at any bytecode, also amid a socket read.
+def test_interrupted_threads_never_receive_replies_to_other_threads(redis_url: str, redis_client: redis.Redis) -> None:
+    """Interrupt threads as TimeLimit and Shutdown do: by an exception at any bytecode, even during a socket read.
 
-    In a process of its own: an interrupt may strike in a destructor too, which Python reports and goes on.
+    The threads run in a separate process: an interrupt may also hit a destructor, and Python then prints a report.
     """
     done = subprocess.run([sys.executable, "-c", INTERRUPTED, redis_url], capture_output=True, text=True, timeout=100)
     confirmed, tried, interrupted, crossed = json.loads(done.stdout)
@@ -85,7 +83,9 @@ def test_threads_interrupted_while_enqueueing_leave_no_crossed_answers(
     assert set(confirmed) <= set(found) <= set(tried)
 
 
-def test_hundred_producers_of_one_key_all_get_the_same_message(redis_url: str, redis_client: redis.Redis) -> None:
+def test_hundred_producers_with_one_unique_key_all_get_the_same_message(
+    redis_url: str, redis_client: redis.Redis
+) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])
     told: list[str] = []
     start = threading.Barrier(100)
@@ -164,7 +164,7 @@ def test_client_without_timeout_does_not_wait_for_a_hanging_server(
     assert raised
 
 
-def test_answer_to_an_interrupted_call_reaches_no_other_call(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reply_to_an_interrupted_call_reaches_no_other_call(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     connections = Connections(redis.Redis.from_url(redis_url))
 
     def interrupted(*_: Any) -> None:

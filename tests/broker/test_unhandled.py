@@ -19,7 +19,7 @@ from tests.support import eventually
 
 
 class Raising(Middleware):
-    """Raises in one hook a given number of times."""
+    """Middleware that raises in one hook a given number of times."""
 
     def __init__(self, hook: str, error: Exception, *, times: int = 1) -> None:
         self._error, self._left = error, times
@@ -32,7 +32,7 @@ class Raising(Middleware):
 
 
 def ended(broker: RedisStreamsBroker) -> list[DeadLetter]:
-    """Wait until the queue is empty and return its dead letters."""
+    """Run a worker until the queue is empty, and return its dead letters."""
     with working(broker, threads=1):
         broker.join("default", timeout=30_000)
     return broker.dead_letters("default").list()
@@ -107,7 +107,7 @@ def test_unhandled_dead_letter_runs_when_requeued(redis_url: str) -> None:
     assert tries == ["one", "one"]
 
 
-def test_unencodable_retry_becomes_a_dead_letter_of_the_original(redis_url: str) -> None:
+def test_unencodable_retry_becomes_a_dead_letter_with_the_original_message(redis_url: str) -> None:
     with broker_on(redis_url, quick_retries()) as broker:
 
         @dramatiq.actor(broker=broker)
@@ -189,7 +189,7 @@ def test_retry_refused_by_a_middleware_is_written_with_its_delay(scene: Scene) -
 
 
 @pytest.mark.parametrize("signal", ["before_ack", "after_ack"])
-def test_success_is_acknowledged_though_a_middleware_refuses_it(redis_url: str, signal: str) -> None:
+def test_success_is_acknowledged_although_middleware_refuses_it(redis_url: str, signal: str) -> None:
     with broker_on(redis_url, Raising(signal, SkipMessage("no"))) as broker:
         dramatiq.actor(broker=broker, actor_name="work")(lambda: None).send()
 
@@ -198,7 +198,7 @@ def test_success_is_acknowledged_though_a_middleware_refuses_it(redis_url: str, 
 
 
 @pytest.mark.parametrize("signal", ["before_nack", "after_nack"])
-def test_rejection_is_written_though_a_middleware_refuses_it(redis_url: str, signal: str) -> None:
+def test_rejection_is_written_although_middleware_refuses_it(redis_url: str, signal: str) -> None:
     with broker_on(redis_url, Raising(signal, SkipMessage("no")), quick_retries(0)) as broker:
 
         @dramatiq.actor(broker=broker)
@@ -212,7 +212,7 @@ def test_rejection_is_written_though_a_middleware_refuses_it(redis_url: str, sig
         assert dead_letter.reason == "failed"
 
 
-def test_failure_enqueued_again_by_a_middleware_is_acknowledged(redis_url: str) -> None:
+def test_failed_message_that_middleware_enqueued_again_is_acknowledged(redis_url: str) -> None:
     """The middleware has its own retries, which do not count in Dramatiq's options."""
 
     class Again(Middleware):
@@ -238,7 +238,7 @@ def test_failure_enqueued_again_by_a_middleware_is_acknowledged(redis_url: str) 
     assert len(tries) == 3
 
 
-def test_failure_cleared_by_a_middleware_is_acknowledged(redis_url: str) -> None:
+def test_failed_message_is_acknowledged_if_middleware_clears_the_exception(redis_url: str) -> None:
     class Tolerant(Middleware):
         def after_process_message(
             self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
@@ -269,7 +269,7 @@ def test_failure_unseen_by_middleware_becomes_a_dead_letter_at_the_ack(scene: Sc
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    # the Worker's own handling of the exception raised, and it acknowledges without calling middleware
+    # the Worker's own exception handling has failed, so it acknowledges the message without calling middleware
     one.stuff_exception(ValueError("no such pet"))
     consumer.ack(one)
 
@@ -413,8 +413,8 @@ def test_actor_with_an_invalid_option_is_refused_at_declaration(redis_url: str, 
         assert broker.actors == {}
 
 
-def test_failure_is_retried_though_an_interrupt_follows(redis_url: str) -> None:
-    """A time limit may interrupt the middleware calls for the failure before Retries is called."""
+def test_failed_message_is_retried_although_an_interrupt_follows(redis_url: str) -> None:
+    """A time limit may interrupt the middleware that handles the failure before Retries is called."""
     interrupted, tries = threading.Event(), list[int]()
 
     class Interrupting(Middleware):

@@ -51,7 +51,7 @@ def removed_by(scene: Scene, command: str) -> None:
         ("XDEL", None, "k"),
     ],
 )
-def test_lock_of_a_message_removed_by_hand_is_taken_by_the_next(
+def test_unique_lock_of_a_message_removed_by_hand_is_taken_by_the_next_one(
     scene: Scene, command: str, delay: int | None, ordering_key: str | None
 ) -> None:
     broker = scene.process("a")
@@ -68,7 +68,7 @@ def test_lock_of_a_message_removed_by_hand_is_taken_by_the_next(
     assert broker.counters(QUEUE)["stale_locks"] == 1
 
 
-def test_lock_of_a_message_removed_from_its_line_is_taken_by_the_next(scene: Scene) -> None:
+def test_unique_lock_of_a_message_removed_from_its_line_is_taken_by_the_next(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("at work", ordering_key="k"))
     first = broker.enqueue(message("first", unique_key="u", ordering_key="k"))
@@ -111,7 +111,7 @@ def taken_over(scene: Scene, consumer: StreamsConsumer) -> None:
     ("moved", "delay"),
     [(promoted, 60_000), (handed_back, None), (retried, None), (requeued, None), (taken_over, None)],
 )
-def test_message_keeps_its_lock_wherever_it_moves(
+def test_message_keeps_its_unique_lock_wherever_it_moves(
     scene: Scene, moved: Callable[[Scene, StreamsConsumer], None], delay: int | None
 ) -> None:
     consumer = scene.consumer("a")
@@ -129,7 +129,7 @@ def test_message_keeps_its_lock_wherever_it_moves(
     assert scene.state().locks == ("u",)
 
 
-def test_message_keeps_its_lock_when_its_turn_in_line_comes(scene: Scene) -> None:
+def test_message_keeps_its_unique_lock_when_its_turn_in_line_comes(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("at work", ordering_key="k"))
@@ -143,7 +143,7 @@ def test_message_keeps_its_lock_when_its_turn_in_line_comes(scene: Scene) -> Non
     assert broker.enqueue(message("third", unique_key="u")).message_id != first.message_id
 
 
-def test_retry_leaves_the_lock_to_a_message_sent_while_it_ran(scene: Scene) -> None:
+def test_retry_leaves_the_unique_lock_to_a_message_enqueued_while_it_ran(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("first", unique_key="u"))
@@ -177,7 +177,7 @@ def test_one_of_several_requeued_dead_letters_takes_the_unique_lock(scene: Scene
     assert sorted(scene.state().waiting) == ["one", "two"]
 
 
-def test_message_that_ended_leaves_nothing_of_its_unique_key(scene: Scene) -> None:
+def test_finished_message_leaves_nothing_behind_for_its_unique_key(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("done", unique_key="u"))
@@ -197,7 +197,7 @@ def test_message_that_ended_leaves_nothing_of_its_unique_key(scene: Scene) -> No
     assert scene.client.hgetall(KEYS.holders) == {}
 
 
-def test_janitor_forgets_messages_of_unique_keys_that_were_removed_by_hand(scene: Scene) -> None:
+def test_janitor_forgets_unique_keys_whose_messages_were_removed_by_hand(scene: Scene) -> None:
     scene.consumer("a", prefetch=0)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(str(n), unique_key=str(n)) for n in range(1_200)])
@@ -211,7 +211,7 @@ def test_janitor_forgets_messages_of_unique_keys_that_were_removed_by_hand(scene
     assert broker.enqueue(message("again", unique_key="kept")).message_id == kept.message_id
 
 
-def test_flush_removes_notes_of_unique_keys(scene: Scene) -> None:
+def test_flush_removes_the_notes_about_unique_keys(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("one", unique_key="u"))
 
@@ -221,7 +221,7 @@ def test_flush_removes_notes_of_unique_keys(scene: Scene) -> None:
 
 
 class Cancelled(Middleware):
-    """Skips cancelled messages, as dramatiq-abort does."""
+    """Middleware that skips cancelled messages, as dramatiq-abort does."""
 
     def __init__(self, *labels: str) -> None:
         self._labels = labels
@@ -231,7 +231,7 @@ class Cancelled(Middleware):
             raise SkipMessage("cancelled")
 
 
-def test_message_coalesced_onto_a_cancelled_one_runs_in_its_place(redis_url: str) -> None:
+def test_coalesced_message_runs_in_place_of_a_cancelled_one(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, Cancelled("cancelled")) as broker:
 
@@ -248,7 +248,7 @@ def test_message_coalesced_onto_a_cancelled_one_runs_in_its_place(redis_url: str
     assert ran == ["newest"]
 
 
-def test_message_coalesced_onto_one_that_is_too_old_runs(redis_url: str) -> None:
+def test_coalesced_message_runs_if_the_waiting_one_is_too_old(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, AgeLimit(max_age=60_000)) as broker:
 
@@ -266,7 +266,7 @@ def test_message_coalesced_onto_one_that_is_too_old_runs(redis_url: str) -> None
     assert ran == ["young"]
 
 
-def test_message_coalesced_onto_one_that_runs_does_not_run(redis_url: str) -> None:
+def test_coalesced_message_does_not_run_if_the_waiting_one_runs(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, Cancelled()) as broker:
 
@@ -281,7 +281,7 @@ def test_message_coalesced_onto_one_that_runs_does_not_run(redis_url: str) -> No
     assert ran == ["first"]
 
 
-def test_message_coalesced_onto_a_cancelled_one_survives_a_crash(scene: Scene) -> None:
+def test_coalesced_message_runs_after_a_crash_in_place_of_a_cancelled_one(scene: Scene) -> None:
     producer = scene.process("producer")
     producer.enqueue(message("cancelled", unique_key="u"))
     producer.enqueue(message("second", unique_key="u"))
@@ -303,7 +303,7 @@ def test_message_coalesced_onto_a_cancelled_one_survives_a_crash(scene: Scene) -
 
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_stage_of_a_pipeline_is_not_coalesced(redis_url: str, which: str) -> None:
-    """Each stage shares its key with a message that already waits."""
+    """The stage shares its unique key with a message that is already waiting."""
     ran: list[str] = []
     with broker_on(redis_url, Pipelines()) as broker:
 
@@ -351,7 +351,7 @@ def test_pipeline_stage_takes_a_free_unique_key(scene: Scene) -> None:
     assert scene.state().waiting == ("stage", "stage")
 
 
-def test_lock_survives_a_retry_under_a_worker(redis_url: str) -> None:
+def test_unique_lock_survives_a_retry_by_a_real_worker(redis_url: str) -> None:
     ran: list[str] = []
     with broker_on(redis_url, quick_retries(1)) as broker:
 
@@ -369,7 +369,7 @@ def test_lock_survives_a_retry_under_a_worker(redis_url: str) -> None:
     assert ran == ["first"]
 
 
-def test_full_server_accepts_the_retry_of_a_unique_key(scene: Scene) -> None:
+def test_full_server_accepts_the_retry_of_a_message_with_a_unique_key(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("first", unique_key="u"))

@@ -59,7 +59,7 @@ def test_every_message_runs_once_and_leaves_nothing(redis_url: str, redis_client
     assert redis_client.xpending(STREAM, "cluster-workers")["pending"] == 0
 
 
-def test_a_job_reads_no_message_field_through_the_slow_proxy(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_reads_no_message_field_through_the_slow_proxy(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     def read_from_message(proxy: MessageProxy, name: str) -> Any:
@@ -118,7 +118,7 @@ def test_results_pipelines_and_groups_work(redis_url: str, redis_client: redis.R
             assert list(together.get_results(block=True, timeout=20_000)) == [0, 2, 4, 6, 8]
 
 
-def test_undeclared_actor_makes_a_dead_letter_and_the_queue_continues(redis_url: str) -> None:
+def test_message_for_an_undeclared_actor_becomes_a_dead_letter_and_work_goes_on(redis_url: str) -> None:
     done = threading.Event()
     with broker_on(redis_url, [Retries()]) as broker:
 

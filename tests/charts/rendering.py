@@ -1,6 +1,6 @@
 """Render the chart with Helm 4 and Helm 3, and validate it against Kubernetes and the operators.
 
-A missing tool skips the test with a reason, or fails it where REQUIRE_ALL_TOOLS is set.
+A missing tool skips the test with a reason, or fails it if REQUIRE_ALL_TOOLS is set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CUSTOM = frozenset({"monitoring.coreos.com/v1", "keda.sh/v1alpha1"})
 
 
 class Refused(Exception):
-    """Raised when Helm refuses values; the text is that of Helm."""
+    """Raised when Helm refuses values. The text is Helm's."""
 
 
 def render(values: Mapping[str, Any], *, release: str = "sploot", namespace: str = "media") -> list[Resource]:

@@ -104,7 +104,7 @@ def test_operator_schemas_refuse_invalid_resources() -> None:
     assert len(problems_of_operators([monitor, scaled])) == 2
 
 
-def test_kubernetes_schemas_refuse_misspelt_field() -> None:
+def test_kubernetes_schemas_refuse_a_misspelt_field() -> None:
     # proves that the check above can fail
     worker = of_component(render({}), "Deployment", "worker")
     worker["spec"]["template"]["spec"]["containers"][0]["livnessProbe"] = {}
@@ -113,7 +113,7 @@ def test_kubernetes_schemas_refuse_misspelt_field() -> None:
 
 
 @pytest.mark.parametrize("path", GOOD, ids=lambda path: path.stem)
-def test_helm_3_and_helm_4_render_the_same(path: Path) -> None:
+def test_helm_3_and_helm_4_render_the_same_resources(path: Path) -> None:
     def by_name(resources: list[Resource]) -> dict[tuple[str, str], Resource]:
         return {(resource["kind"], resource["metadata"]["name"]): resource for resource in resources}
 
@@ -124,7 +124,7 @@ def test_helm_3_and_helm_4_render_the_same(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.stem)
-def test_invalid_values_are_refused_by_name(path: Path) -> None:
+def test_error_for_invalid_values_names_the_value(path: Path) -> None:
     names = path.read_text().splitlines()[0].removeprefix("# ")
 
     with pytest.raises(Refused) as helm_4:
@@ -136,7 +136,7 @@ def test_invalid_values_are_refused_by_name(path: Path) -> None:
     assert names.split(".")[-1] in str(helm_3.value)
 
 
-def test_refused_values_cover_at_least_ten_kinds() -> None:
+def test_examples_cover_at_least_ten_kinds_of_refused_values() -> None:
     assert len(REFUSED) >= 10
 
 
@@ -402,7 +402,7 @@ def test_rollout_percent_reaches_server_worker_and_producers() -> None:
         assert shared["data"] == {"SPLOOT_INGEST_ROLLOUT_PERCENT": str(percent)}
 
 
-def test_notes_list_what_is_missing() -> None:
+def test_installation_notes_list_what_is_missing() -> None:
     text = notes({"ingest": {"rolloutPercent": 10}})
 
     assert "items of 10 % of the pets" in text
@@ -412,7 +412,7 @@ def test_notes_list_what_is_missing() -> None:
     assert "No alerts are installed" not in notes({"prometheusRule": {"enabled": True}})
 
 
-def test_notes_warn_about_alerts_when_scaled_to_zero() -> None:
+def test_installation_notes_warn_about_alerts_when_scaled_to_zero() -> None:
     keda = loaded(VALUES / "keda-values.yaml")
 
     assert "MediaClusterNoWorkers pages" in notes({**keda, "autoscaling": {**keda["autoscaling"], "minReplicas": 0}})

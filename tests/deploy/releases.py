@@ -32,7 +32,7 @@ ENCODINGS = ("f32le", "f16le", "base64-f32le", "json")
 
 
 def vector_of(number: int) -> Any:
-    """Return a (DIM,) float32 vector near one of four directions; it never changes."""
+    """Return a (DIM,) float32 vector near one of four directions; the same number gives the same vector."""
     rng = np.random.default_rng(1_000 + number)
     direction = np.random.default_rng(number % N_DIRECTIONS).normal(size=DIM)
     return (direction + 0.1 * rng.normal(size=DIM)).astype("<f4")
@@ -122,7 +122,7 @@ def dump(client: redis.Redis) -> dict[str, Any]:
 
 
 def load(client: redis.Redis, dumped: Mapping[str, Any]) -> None:
-    """Write what :func:`dump` returned. Groups are not restored, so in-flight entries wait again."""
+    """Write the result of :func:`dump` to Redis. Groups are not restored, so in-flight entries wait again."""
     for key, (kind, content) in dumped.items():
         match kind:
             case "string":

@@ -1,4 +1,4 @@
-"""Redis servers with users and TLS, and processes that connect to them; all on loopback, ended with their block."""
+"""Redis servers with users and TLS, and processes that connect to them. All use loopback and end with their block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.embedded_redis import EmbeddedRedis, find_redis_server
 from tests.support import eventually
 from tests.system.events import free_port
 
-# Long enough to be accepted, and all different.
+# Passwords that are long enough to be accepted, and all different.
 TESTER = "tester-of-all-things"
 PASSWORDS: Mapping[str, str] = {user: f"correct-horse-of-{user}" for user in USERS}
 
@@ -44,7 +44,7 @@ def running(
 
 
 def acl_file(directory: Path, *, for_redis_6: bool = False) -> Path:
-    """Write the shipped users, and one more with all rights through which the test observes."""
+    """Write the shipped users, and a user with all permissions for the test itself."""
     path = directory / "users.acl"
     path.write_text(render(PASSWORDS, for_redis_6=for_redis_6) + f"user tester on >{TESTER} ~* &* +@all\n")
     return path
@@ -57,7 +57,7 @@ def client_of(server: EmbeddedRedis, user: str) -> redis.Redis:
 
 @contextmanager
 def tls_server(directory: Path, *options: str) -> Iterator[int]:
-    """Run a server that accepts only TLS, with ``make_certificates`` and our users; yield its port."""
+    """Run a server that accepts only TLS, with the files of ``make_certificates`` and our users; yield its port."""
     port = free_port()
     log = directory / f"redis-{port}.log"
     command = [str(find_redis_server()), "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", ""]

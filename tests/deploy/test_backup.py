@@ -31,7 +31,7 @@ def test_snapshot_restores_pets_corrections_and_waiting_work(tmp_path: Path) -> 
         client.save()
         shutil.copy(server.directory / "dump.rdb", tmp_path)
 
-    # Redis reads a snapshot only where there is no append-only file
+    # Redis reads a snapshot only if there is no append-only file
     options = {"appendonly": "no"}
     with EmbeddedRedis(directory=tmp_path, options=options) as server, redis.Redis.from_url(server.url) as client:
         assert dump(client) == before
@@ -72,7 +72,7 @@ def test_restored_server_continues_and_ignores_repeated_items(tmp_path: Path) ->
         redis.Redis.from_url(server.url) as client,
         at_work(Settings(redis_url=server.url)),
     ):
-        # producers send again what they sent since the backup; items that the backup contains change nothing
+        # producers repeat what they sent since the backup; items that the backup already contains change nothing
         for number in range(50, 70):
             client.xadd("streams:embedding.ingested", flat_event(number))
         eventually(lambda: not any(client.xlen(stream_of(queue)) for queue in QUEUES), within_s=60)

@@ -61,22 +61,22 @@ def test_tls_client_with_the_ca_connects(port: int, certificates: Path) -> None:
 
 
 def refusal_of(url: str) -> str:
-    """Return the error with which a client of this URL fails to connect."""
+    """Return the error of a client that fails to connect to this URL."""
     client = client_of(url)
     with client, pytest.raises((redis.ConnectionError, redis.TimeoutError)) as refused:
         client.ping()
     return str(refused.value)
 
 
-def test_tls_client_refuses_server_of_another_ca(port: int, certificates: Path) -> None:
+def test_tls_client_refuses_a_server_certificate_from_another_ca(port: int, certificates: Path) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in refusal_of(url_of("worker", port, certificates / "other.crt"))
 
 
-def test_tls_client_without_the_ca_refuses_server(port: int) -> None:
+def test_tls_client_without_the_ca_refuses_the_server(port: int) -> None:
     assert "CERTIFICATE_VERIFY_FAILED" in refusal_of(f"rediss://worker:{PASSWORDS['worker']}@127.0.0.1:{port}/0")
 
 
-def test_tls_client_refuses_certificate_for_another_host(certificates: Path) -> None:
+def test_tls_client_refuses_a_certificate_for_another_host(certificates: Path) -> None:
     # 127.0.0.2 is this machine too, but the certificate does not contain it
     with tls_server(certificates, "--tls-auth-clients", "no", "--bind", "127.0.0.2") as port:
         refusal = refusal_of(url_of("worker", port, certificates / "ca.crt", host="127.0.0.2"))
@@ -144,7 +144,7 @@ def test_least_privilege_users_run_everything_over_tls(port: int, certificates: 
 
 
 def _asked(command: str, redis_url: str) -> subprocess.CompletedProcess[str]:
-    """Run an operator's command; doctor exits with 1 when it found a problem."""
+    """Run an operator's command. The doctor exits with 1 if it finds a problem."""
     environ = processes_environ(redis_url)
     words = [sys.executable, "-m", "tasks.cli", *command.split()]
     return subprocess.run(words, env=environ, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Worker and client work with sentinels through a failover, and on a cluster of three nodes."""
+"""Worker and client survive a failover by sentinels, and work on a cluster of three nodes."""
 
 from __future__ import annotations
 

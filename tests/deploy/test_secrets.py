@@ -98,7 +98,7 @@ def test_process_log_contains_no_secret_when_redis_is_away(command: str, tmp_pat
         environ = environ_with_secrets(tmp_path, slammer.port, by_file=False)
         process = subprocess.Popen(words, env=environ, stdout=output, stderr=output)
         try:
-            # it failed to reach Redis more than once, or started without it
+            # wait until it has failed to reach Redis more than once, or has started without it
             eventually(
                 lambda: process.poll() is not None or slammer.n_taken > 1 or "running" in log.read_text(), within_s=90
             )
@@ -110,7 +110,7 @@ def test_process_log_contains_no_secret_when_redis_is_away(command: str, tmp_pat
     shows_no_secret(log.read_text())
 
 
-def test_refusal_of_a_secret_does_not_show_its_value() -> None:
+def test_error_for_an_invalid_secret_does_not_show_its_value() -> None:
     for variable, value in {"REDIS_URL": "hunter2-and-no-url", "SPLOOT_API_TOKENS": "hunter2-alone"}.items():
         asked = subprocess.run(
             [sys.executable, "-m", "tasks.cli", "serve"],

@@ -1,4 +1,4 @@
-"""Dependencies and input data: no data is executed when it is read, every licence is known, audits are honest."""
+"""Dependencies and input data: data is never executed, licences are known, audits report if they could not run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 # Modules that may execute the data they read.
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "jsonpickle"}
-# A file without any of these words needs no closer look, which is slow.
+# Files without any of these words are not parsed, because parsing is slow.
 WORDS = {*RUNS_WHAT_IT_READS, "marshal", "allow_pickle", "yaml.", "set_encoder"}
 # The keeper and its parent use a private socket pair, and marshal creates values, not code.
 MARSHAL_MAY = {"broker/keeper.py", "broker/keeper_process.py"}
@@ -77,7 +77,7 @@ def test_sources_never_execute_data_they_read() -> None:
         "yaml.load(text)",
     ],
 )
-def test_danger_check_finds_each_kind(code: str) -> None:
+def test_check_finds_each_way_to_execute_data(code: str) -> None:
     assert len(list(dangers(ast.parse(code), "somewhere.py"))) == 1
 
 
@@ -95,7 +95,7 @@ def a_report(**flaws: list[dict[str, Any]]) -> dict[str, Any]:
     return {"dependencies": [{"name": name, "version": "1", "vulns": found} for name, found in flaws.items()]}
 
 
-def test_audit_without_a_service_reports_not_asked() -> None:
+def test_audit_that_could_not_ask_a_service_reports_it() -> None:
     unknown = {"dependencies": [{"name": "redis", "skip_reason": "not found"}]}
 
     assert verdict(None)[0] == verdict(unknown)[0] == NOT_ASKED

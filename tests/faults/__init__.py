@@ -5,6 +5,6 @@ small exact cases, and prove that the tools of the campaign detect violations.
 """
 
 QUEUE = "campaign"
-# A worker of both queues reads QUEUE only while nothing waits in this one.
+# Workers consume both queues, but read QUEUE only while nothing is waiting in this one.
 URGENT = "campaign-urgent"
 QUEUES = (QUEUE, URGENT)

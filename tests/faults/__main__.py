@@ -29,7 +29,7 @@ def main() -> int:
     if unknown:
         arguments.error(f"unknown nemesis {', '.join(sorted(unknown))}; expected one of {', '.join(BY_NAME)}")
 
-    # exit cleanly on SIGTERM, so that the pods end too, which run in sessions of their own
+    # exit in an orderly way on SIGTERM, so that the pods, which run in sessions of their own, end too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = tuple(chosen.nemeses) or (IN_SHORT if chosen.short else tuple(BY_NAME))
     n_messages = chosen.messages or (SHORT if chosen.short else FULL)

@@ -28,10 +28,10 @@ class Outcome:
     """The outcome of one round.
 
     Attributes:
-        verdict: the verdict on the final state, after the queue was drained or its time was over.
+        verdict: the verdict on the final state, after the queue was drained or the time for it had run out.
         lost_meanwhile: messages that were nowhere at some moment during the round.
-        held: the number of messages that the queue still held in the end; 0 unless some are stuck.
-        acts: the injected faults, and how often.
+        held: the number of messages that the queue still held at the end; 0 unless some are stuck.
+        acts: how often each fault was injected.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""The place of every message, read by raw Redis commands, and every violation of the guarantees.
+"""The place of every message, read with raw Redis commands, and every violation of the guarantees.
 
-It uses only the documented names of keys and none of the broker's code, so that it cannot share the broker's mistakes.
+The checker uses only the documented key names and none of the broker's code, so it cannot share the broker's mistakes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DEAD = key_of(QUEUE, "dead")
 
 # Kinds whose messages must become dead letters, with the reason; messages of every other kind must be done.
 DEAD_REASONS = {"fails": "failed", "kills": "delivery-limit"}
-# Jobs so long that they may be running at each kill of their process, and then look like the cause of the crashes.
+# Kinds of jobs so long that they may be running at each kill of their process, and so look like the cause of crashes.
 MAY_SEEM_TO_KILL = {"long", "slow"}
 
 
@@ -47,14 +47,14 @@ class Snapshot:
     """Everything the queues hold at one moment, by uid; a uid that occurs twice counts 2.
 
     Attributes:
-        stream: waiting and in flight.
-        pending: entries in pending lists, ghosts included.
-        delayed: not due yet, with both halves: name and message.
-        dead: uid -> reasons.
-        halves: names with a due time but no message, or a message but no due time; likewise for places in line.
-        in_line: waiting for another message of their ordering key.
-        keys_at_work: ordering keys that have a message at work.
-        locks: unique keys whose message waits.
+        stream: messages that are waiting or in flight.
+        pending: number of entries in pending lists, ghosts included.
+        delayed: messages that are not due yet, stored with both halves: due time and message.
+        dead: uid -> reasons of its dead letters.
+        halves: names that have a due time but no message, or the reverse; the same for places in line.
+        in_line: messages that wait for another message of their ordering key.
+        keys_at_work: number of ordering keys that have a message at work.
+        locks: number of locks held for unique keys.
     """
 
     stream: Counter[str]
@@ -132,13 +132,14 @@ class Verdict:
     """The result of comparing the ledger with the queues.
 
     Attributes:
-        lost: confirmed, but in no place.
-        doubled: in more than one of done, dead, delayed, stream, line; or more than once in one of the latter four.
-        conjured: refused or never sent, but present.
-        misplaced: ended differently than its kind must, as "uid: kind, place".
-        overtaken: done after a message of its ordering key that was enqueued later, as "uid: by uid".
+        lost: confirmed messages that are in no place.
+        doubled: messages in more than one of done, dead, delayed, stream and line, or more than once in one of the last
+            four.
+        conjured: messages that were refused or never sent, but are present.
+        misplaced: messages that did not end as their kind must, as "uid: kind, place".
+        overtaken: messages done after a later one of their ordering key, as "uid: by uid".
         endings: number of uids by final place; only uncertain ones may be "never arrived".
-        reruns: runs beyond the first of a message, the cost of at-least-once delivery.
+        reruns: number of runs of messages beyond the first; the cost of at-least-once delivery.
     """
 
     lost: tuple[str, ...] = ()
@@ -156,7 +157,7 @@ class Verdict:
 
 
 def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tuple[str, ...]:
-    """Return messages that were confirmed before the snapshot, are not in it, and were not done after it.
+    """Return messages that were confirmed before the snapshot, are not in it, and are not recorded as done after it.
 
     There must be none at any moment, even during a fault: a job records its effect before it is acknowledged.
     """
@@ -166,7 +167,7 @@ def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tup
 
 
 def judge(ledger: Entries, queue: Snapshot) -> Verdict:
-    """Check the guarantees after the faults have ended and the queue had time to drain."""
+    """Check the guarantees once the faults have ended and the queue has had time to drain."""
     places: dict[str, list[str]] = {}
     for uid in ledger.runs:
         places.setdefault(uid, []).append("done")

@@ -18,7 +18,7 @@ from tests.faults.stage import LEASE_MS, Stage, WatchedStage
 
 Act = Callable[[Stage, random.Random], str]
 
-# The calls in a message's life, and those of the maintenance. The proxy can cut each of them by name.
+# The calls in the life of a message, and those for maintenance. The proxy can cut the connection at any of them.
 SCRIPTS: Final = (
     "enqueue",
     "enqueue_plain",
@@ -56,8 +56,8 @@ class Nemesis:
     Attributes:
         acts: the faults to inject, one at a time, at random; each returns what it did.
         pause_s: the shortest and the longest pause between two acts.
-        kinds: the kinds of messages to enqueue meanwhile, by weight.
-        stage: the class of the stage.
+        kinds: the kinds of messages to enqueue during the faults, by weight.
+        stage: the class of stage that the faults need.
     """
 
     name: str
@@ -72,7 +72,7 @@ def nothing(stage: Stage, rng: random.Random) -> str:
 
 
 def cut_a_script(stage: Stage, rng: random.Random) -> str:
-    """Cut the next calls of a random script, before the server gets them or before their answers arrive."""
+    """Cut the connection at the next calls of a random script: before the call or before its reply arrives."""
     name = rng.choice(SCRIPTS)
     where: Where = rng.choice(("before", "after"))
     stage.outage.aim(name, where, times=rng.choice((1, 1, 2, 5)))
@@ -160,7 +160,7 @@ def acknowledge_by_hand(stage: Stage, rng: random.Random) -> str:
 
 
 def claim_by_hand(stage: Stage, rng: random.Random) -> str:
-    """Claim entries for an operator's consumer, and acknowledge them or not."""
+    """Claim entries for an operator's consumer, and acknowledge them half of the time."""
     ids = _pending(stage, rng)
     if ids:
         stage.client.xclaim(STREAM, GROUP, "rescue-consumer", 0, ids)
@@ -238,7 +238,7 @@ def roll_out(stage: Stage, rng: random.Random) -> str:
 
 
 def die_between_retry_and_ack(stage: Stage, rng: random.Random) -> str:
-    """Crash the server between a retry and its answer."""
+    """Crash the server between a retry and its reply."""
     stage.outage.aim("retry", rng.choice(("before", "after")), times=4)
     time.sleep(rng.uniform(0.02, 0.1))
     stage.crash_server()
@@ -248,7 +248,7 @@ def die_between_retry_and_ack(stage: Stage, rng: random.Random) -> str:
 
 
 def fail_over(stage: Stage, rng: random.Random) -> str:
-    """Kill the master so that its replica takes over; commands that were not replicated had not been answered."""
+    """Kill the master so that its replica takes over. Every command that was answered has been replicated."""
     assert isinstance(stage, WatchedStage)
     stage.lose_master()
     time.sleep(rng.choice((0.0, 1.0)))

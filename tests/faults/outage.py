@@ -1,7 +1,7 @@
-"""A TCP proxy between a client and Redis that fails on command.
+"""A TCP proxy between clients and Redis that fails when a test asks it to.
 
 It refuses connections, hangs, or cuts one connection at the worst moment: before a command reaches the server, or after
-the server has run it and before the answer arrives. The command is selected by its name or the name of a script.
+the server has run it but before the reply arrives. The command is selected by its name or the name of a script.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ READ = "XREADGROUP"
 
 
 def marks() -> dict[str, bytes]:
-    """Return, by name, bytes that identify each script and command in the data that a client sends.
+    """Return, by name, bytes that identify each script and command in the data that clients send.
 
-    A script is called by its digest, or sent as text if the server does not know it; its first line is unique.
+    A script is called by its digest, or sent as text if the server does not know it. The first line of each text is
+    unique, so it identifies the script.
     """
     found: dict[str, bytes] = {READ: b"XREADGROUP"}
     for path in sorted(Path(broker_package.__file__).with_name("lua").glob("*.lua")):
@@ -35,7 +36,7 @@ def marks() -> dict[str, bytes]:
 
 
 class Outage:
-    """A proxy on a loopback port. Its methods may be called from any thread, ``start`` and ``stop`` twice.
+    """A proxy on a loopback port. Methods may be called from any thread, and ``start`` and ``stop`` repeatedly.
 
     Attributes:
         port: the port it listens on.
@@ -226,7 +227,7 @@ class Outage:
 
 
 class _Conversation:
-    """One connection, and whether to cut it at its next answer."""
+    """One connection, and whether to cut it at its next reply."""
 
     def __init__(self) -> None:
         self.cut_on_answer: str | None = None

@@ -20,7 +20,7 @@ from tests.faults.address import where_redis_is
 from tests.faults.ledger import Fate, Ledger
 
 MOST_AT_ONCE = 50
-# Number of ordering keys of each producer; no other producer uses them, so that their order is known.
+# Number of ordering keys of each producer. No other producer uses them, so the order of their messages is known.
 N_LINES = 4
 
 
@@ -74,7 +74,7 @@ def main(name: str, n_confirmed: int, seed: int, for_s: float, weights: dict[str
             fate = "refused" if len({message.queue_name for message in messages}) == 1 else "uncertain"
             time.sleep(0.1)
         ledger.did_enqueue(kinds, fate)
-        # otherwise one quiet second would take all messages of a round; after a fault it catches up in a burst
+        # without this pause, all messages of a round could go in one quiet second; after a fault, a burst catches up
         time.sleep(max(0.0, began + n_done / n_confirmed * for_s - time.monotonic()))
     broker.close()
 

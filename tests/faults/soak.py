@@ -42,7 +42,7 @@ class Size:
     Attributes:
         keys: name -> number of members, for keys that do not expire.
         consumers: names in the group, without the reserved consumer of handed-back entries, which is permanent.
-        n_expiring: number of keys that expire: the records of last enqueues, within 15 minutes at most.
+        n_expiring: number of keys that expire: the records of last enqueues, which last 15 minutes at most.
         server_bytes: used_memory, without the keys that expire.
         processes: pid -> (resident bytes, threads, open files) of the pods that are never reloaded.
     """
@@ -86,7 +86,7 @@ def size_of(stage: Stage) -> Size:
 
 
 def grown(before: Size, after: Size) -> list[str]:
-    """Return a description of everything that did not return to its size before."""
+    """Return a description of everything that did not return to its earlier size."""
     found = [
         f"{key} held {before.keys.get(key, 0)} and holds {n}"
         for key, n in after.keys.items()
@@ -103,7 +103,7 @@ def grown(before: Size, after: Size) -> list[str]:
         rss_now, threads_now, files_now = after.processes[pid]
         if rss_now > rss + PROCESS_MAY_GROW:
             found.append(f"process {pid} had {rss} resident bytes and has {rss_now}")
-        # allow for a connection or a thread that was first needed later
+        # allow for a thread or connections that were first needed later
         if threads_now > threads + 1 or files_now > files + 2:
             found.append(f"process {pid} had {threads} threads, {files} files and has {threads_now}, {files_now}")
     return found

@@ -27,7 +27,7 @@ from tests.support import eventually
 ROOT = Path(__file__).parents[2]
 LEASE_MS: Final = 2_000
 
-# fsync before every answer, so that a killed server keeps everything it confirmed
+# fsync before every reply, so that a killed server keeps everything it confirmed
 OPTIONS: Final = {
     "appendonly": "yes",
     "appendfsync": "always",
@@ -35,7 +35,7 @@ OPTIONS: Final = {
     # keep the file short, because the slow server takes long to load it
     "auto-aof-rewrite-percentage": "100",
     "auto-aof-rewrite-min-size": "1mb",
-    # a replica does not wait for others that may need the same copy
+    # the master copies to a replica at once instead of waiting for others that may need the same copy
     "repl-diskless-sync-delay": "0",
 }
 # delay in microseconds per command, so that the server answers LOADING for a second or two
@@ -96,13 +96,13 @@ class Pod:
                 master.send_signal(number)
 
     def lose_master(self) -> None:
-        """Kill the master alone; what it leaves behind goes on beside the next one."""
+        """Kill the master alone. The processes that it leaves behind go on in parallel with the next master."""
         self._leaves_orphans = True
         self.signal(SIGKILL)
 
     @contextmanager
     def blocking_its_log(self) -> Iterator[None]:
-        """Have nobody read what the pod writes."""
+        """Read nothing of what the pod writes during the block."""
         self._may_read.clear()
         try:
             yield
@@ -127,7 +127,7 @@ class Pod:
 
     def _watch(self) -> None:
         while not self._is_ending.is_set():
-            # what a machine or a container that is lost takes with it
+            # the loss of a machine or container ends the other processes too
             if not self._leaves_orphans:
                 self.signal_all(SIGKILL)
             self._leaves_orphans = False
@@ -146,16 +146,16 @@ class Pod:
             self._process.wait()
 
     def _read(self, output: IO[bytes]) -> None:
-        """Copy what the pod writes, until the last of its processes has ended."""
+        """Copy what the pod writes to its log file, until the last of its processes has ended."""
         with self._log.open("ab") as log, output:
-            while some := output.read1(65536):  # type: ignore[attr-defined]  # of a buffered reader
+            while some := output.read1(65536):  # type: ignore[attr-defined]  # a BufferedReader has it
                 log.write(some)
                 log.flush()
                 self._may_read.wait()
 
 
 class Stage:
-    """Everything that faults are injected into. A context manager; everything it started ends with it."""
+    """Everything that faults are injected into. As a context manager, it ends everything that it started."""
 
     def __init__(self, directory: Path, *, n_pods: int = 3, processes: int = 1, threads: int = 4) -> None:
         self.directory = directory

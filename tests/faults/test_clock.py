@@ -123,7 +123,7 @@ def labels(prefix: str, n: int) -> list[str]:
 
 
 @pytest.mark.parametrize("jump_s", [3_600, -3_600])
-def test_nothing_is_lost_or_waits_when_the_clock_jumps(clocked: ClockedServer, crew: Crew, jump_s: int) -> None:
+def test_no_message_is_lost_or_stuck_when_the_clock_jumps(clocked: ClockedServer, crew: Crew, jump_s: int) -> None:
     # two jobs run and two wait in each of the workers
     crew.send("wait", *labels("begun", 8))
     eventually(lambda: len(crew.ran) == 4)

@@ -1,4 +1,4 @@
-"""Connections cut at each script and command of a message's life, before it arrives and before its answer does."""
+"""Connections are cut at each call in a message's life: before the call arrives, and before its reply arrives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def working(broker: RedisStreamsBroker) -> Iterator[dramatiq.Worker]:
 
 
 def is_empty(client: Any) -> bool:
-    # in one transaction, because messages move from one to the other and back
+    # in one transaction, because messages move between the stream and the delayed set
     with client.pipeline(transaction=True) as moment:
         moment.xlen(STREAM)
         moment.zcard("{streams:default}:delayed")
@@ -91,7 +91,7 @@ def test_no_message_is_lost_whichever_call_is_cut(
 
 
 def hand_some_back(broker: RedisStreamsBroker) -> None:
-    """Receive several messages, start none and stop."""
+    """Receive messages, start none, and hand them back."""
     received: list[MessageProxy] = []
     while not received:
         with suppress(BrokerConnectionError):

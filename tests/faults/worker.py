@@ -71,7 +71,7 @@ def job(uid: str, kind: str) -> None:
 
 @dramatiq.actor(queue_name=URGENT, priority=-1)
 def urgent_job(uid: str, _: str) -> None:
-    """Run a job of the more important queue."""
+    """Run a job of the queue with the higher priority."""
     ledger.ran(uid)
 
 

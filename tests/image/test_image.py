@@ -58,7 +58,7 @@ def test_image_contains_only_locked_packages(image: Image) -> None:
     assert {"pip", "setuptools", "wheel"}.isdisjoint(installed)
 
 
-def test_image_contains_nothing_of_the_build_machine(image: Image) -> None:
+def test_image_contains_nothing_from_the_build_machine(image: Image) -> None:
     assert not (image.rootfs / "etc" / "pip.conf").is_file() or not (image.rootfs / "etc" / "pip.conf").stat().st_size
     configuration = str(image.about)
     assert not re.search(r"(?i)pip_|proxy|token|password|extra-index", configuration)
@@ -115,7 +115,7 @@ def test_image_scheduler_and_server_end_on_sigterm(image: Image, server: Embedde
     ):
         eventually(lambda: answers(f"http://127.0.0.1:{port}/readyz") or not web.is_up, within_s=60)
         assert web.is_up, web.said()
-        # the scheduler sends at its start, except in the last seconds of a minute
+        # the scheduler enqueues a job when it starts, unless it starts in the last seconds of a minute
         eventually(lambda: client.xlen(stream_of(CLUSTER_MAINTENANCE)) or not scheduler.is_up, within_s=90)
         assert scheduler.is_up, scheduler.said()
 

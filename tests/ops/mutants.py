@@ -1,7 +1,7 @@
 """Mutants of the rules: rules with one change each, which the promtool tests must detect.
 
-A mutant is tested together with the rules that it depends on or that depend on it, and with the expectations of its
-test file on these rules. This detects as much as the whole file would, in a tenth of the time.
+A mutant is tested together with the rules that it depends on or that depend on it, and with the expectations in its
+test file about these rules. This detects as much as the whole file would, in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Mutant:
     rules: tuple[Rule, ...]
 
     def write(self, directory: Path, tests: Path) -> list[Path]:
-        """Write the rules, and a file per test with its expectations on them; tests that expect alerts come first."""
+        """Write the rules, and a file for each test, limited to these rules. Tests that expect alerts come first."""
         (directory / "rules.yaml").write_text(yaml.safe_dump({"groups": [{"name": "mutant", "rules": [*self.rules]}]}))
         given = yaml.safe_load(tests.read_text())
         written = []
@@ -108,7 +108,7 @@ def _together(rule: Rule) -> Iterator[tuple[str, Rule]]:
 
 
 def _concerned(rule: Rule, changed: Rule, group: list[Rule]) -> Iterator[Rule]:
-    """Yield the changed rule, the alerts on it, and all rules that any of these read, in their order."""
+    """Yield the changed rule, the alerts that use it, and all rules that any of these read, in group order."""
     alerts = [other for other in group if "alert" in other and rule.get("record") in _RECORD.findall(other["expr"])]
     concerned = [rule, *alerts]
     concerned += [seen for one in (rule, *alerts) for seen in _seen_by(one, group)]

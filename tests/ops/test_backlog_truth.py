@@ -1,4 +1,4 @@
-"""The gauges of the queues equal the content of Redis, entry by entry, in thousands of random states."""
+"""The queue gauges equal the content of Redis, entry by entry, in thousands of random states."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class Pipeline:
 
     def finish_everything(self) -> None:
         n_finished = self.client.xtrim(STREAM, maxlen=0)
-        self.client.hincrby(f"{{{STREAM}}}:counters", "removed", n_finished)  # as a worker does that finished them
+        self.client.hincrby(f"{{{STREAM}}}:counters", "removed", n_finished)  # as a worker that finished them would
         self.client.xgroup_destroy(STREAM, GROUP)
         self.client.xgroup_create(STREAM, GROUP, "0", mkstream=True)
 
@@ -232,7 +232,7 @@ def test_incident_notifies_exactly_its_receivers_and_resolves(incident: str, tmp
         assert ("critical" in severities) == (incident == "feedback")
 
 
-def test_redis_that_refuses_writes_pages_and_resolves(tmp_path: Path) -> None:
+def test_redis_that_refuses_writes_causes_a_page_that_resolves(tmp_path: Path) -> None:
     page, port = ("pagerduty", "MediaClusterRedisRefusesWrites"), free_port()
     tool("prometheus")
     tool("prometheus-alertmanager")

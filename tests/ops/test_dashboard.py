@@ -1,4 +1,4 @@
-"""The committed dashboard: its name, its layout and its links, and every panel draws data."""
+"""The committed dashboard has the right name, layout and links, and every panel draws data."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_real_alert_resolves_while_its_test_continues(served: tuple[str, Receive
     assert_every_incident_has_one_kind(notes)
 
 
-def test_alert_of_two_environments_is_two_pages(served: tuple[str, Receivers]) -> None:
+def test_alert_in_two_environments_sends_two_pages(served: tuple[str, Receivers]) -> None:
     url, notes = served
 
     for environment in ("staging", "production"):
@@ -212,7 +212,7 @@ def test_critical_alert_inhibits_no_warning_with_other_labels(
     eventually(lambda: {("slack", "MediaClusterWorkerDown"), ("slack", "MediaClusterSampleOld")} <= notes.fired())
 
 
-def test_missing_workers_inhibit_the_old_sample_that_they_cause(served: tuple[str, Receivers]) -> None:
+def test_alert_on_missing_workers_inhibits_the_old_sample_alert_it_causes(served: tuple[str, Receivers]) -> None:
     url, notes = served
     post(url, environment="staging")
     eventually(lambda: PAGER in notes.fired(), within_s=30)

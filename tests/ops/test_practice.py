@@ -1,4 +1,4 @@
-"""An engineer on call ends incidents in the kept demo by following ``ops/runbook.md`` only.
+"""An on-call engineer ends incidents in a running demo by following only ``ops/runbook.md``.
 
 Everything is real: the demo's workers and their ``/metrics``, Prometheus with the committed rules, an Alertmanager with
 the committed routes, and the command line with the environment that the demo prints. The tests read each next step from
@@ -194,7 +194,7 @@ def test_runbook_finds_and_resumes_a_paused_queue(on_call: OnCall) -> None:
     ends(on_call, "PagerDuty: resolved MediaClusterStalled")
 
 
-def test_runbook_replaces_crashed_workers_by_a_manual_one(on_call: OnCall) -> None:
+def test_runbook_replaces_crashed_workers_with_a_manual_one(on_call: OnCall) -> None:
     on_call.type("fix")
     on_call.type("crash")
 
@@ -207,7 +207,7 @@ def test_runbook_replaces_crashed_workers_by_a_manual_one(on_call: OnCall) -> No
         ends(on_call, "PagerDuty: resolved MediaClusterNoWorkers")
 
 
-def test_runbook_takes_a_hung_job_from_a_living_worker(on_call: OnCall) -> None:
+def test_runbook_takes_a_hung_job_from_a_live_worker(on_call: OnCall) -> None:
     on_call.type("fix")
     on_call.type("hold")
 
@@ -220,7 +220,7 @@ def test_runbook_takes_a_hung_job_from_a_living_worker(on_call: OnCall) -> None:
     ends(on_call, "Resolved [no environment]: A worker has held a job for very long (MediaClusterStreamLagCritical)")
 
 
-# The last test: error-budget alerts stay active long after their cause has ended.
+# This test comes last, because error-budget alerts stay active long after their cause has ended.
 def test_runbook_captures_and_purges_poison_events(on_call: OnCall) -> None:
     on_call.type("fix")
     on_call.type("poison")

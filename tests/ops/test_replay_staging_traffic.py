@@ -1,4 +1,4 @@
-"""replay_staging_traffic.py puts each job back exactly once, however often it is killed."""
+"""replay_staging_traffic.py enqueues each job exactly once, however often it is killed."""
 
 from __future__ import annotations
 
@@ -285,7 +285,7 @@ def test_terminated_replay_records_its_progress(
     replay: Replay, redis_url: str, desk: Desk, capture: Path, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "checkpoint"
-    # slow enough to be terminated in the middle on a loaded machine too: all jobs take half a minute
+    # slow enough to be terminated midway even on a loaded machine: all jobs together take half a minute
     arguments = ("--capture", capture, "--rate", 2, "--checkpoint", checkpoint, "--yes", "--json")
     process = subprocess.Popen(command(*arguments), env=environment(redis_url), stdout=subprocess.PIPE, text=True)
     eventually(lambda: desk.client.xlen(KEYS.stream) >= 3, within_s=60)

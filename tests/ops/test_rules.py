@@ -121,7 +121,7 @@ def test_critical_level_is_never_below_a_warning_level() -> None:
         ("above: 3, severity: critical, page: true", "unexpected keyword argument 'pages'"),
     ],
 )
-def test_invalid_threshold_is_named(spoilt: str, problem: str) -> None:
+def test_error_for_an_invalid_threshold_names_the_alert(spoilt: str, problem: str) -> None:
     fixed = {
         "has 0 levels": spoilt.replace("above: 1, ", ""),
         "severity is 'wrong'": spoilt.replace("warning", "wrong"),

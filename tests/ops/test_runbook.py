@@ -1,6 +1,6 @@
 """The runbook is complete, its links decode, and every block of commands in it runs unchanged.
 
-Each block runs in its own bash, on a real Redis in which a worker has died while it held jobs, next to a real server.
+Each block runs in its own bash, with a real HTTP server and a real Redis that holds the jobs of a dead worker.
 Then a worker runs: no job may be lost, whatever an operator typed. Stand-ins replace ``kubectl``, ``helm`` and
 Grafana's HTTP API.
 """
@@ -100,7 +100,7 @@ exit 64
 # No test can run these programs here; the beginning of the runbook names each stand-in.
 STAND_INS: Final = {"kubectl": KUBECTL, "helm": HELM}
 
-# The blocks of these headings stop the server, so they run on a redis-server of their own.
+# The blocks under these headings stop the server, so they run on a redis-server of their own.
 TAKE_A_COPY: Final = "Take a copy"
 RESTORES: Final = ("Restore a snapshot", "Restore the append-only folder")
 START_AGAIN: Final = "Start the pods after a restore"
@@ -157,7 +157,7 @@ def alerts() -> set[str]:
     return {rule["alert"] for file in files for group in file["groups"] for rule in group["rules"] if "alert" in rule}
 
 
-def test_every_block_of_the_runbook_is_read() -> None:
+def test_every_block_of_the_runbook_is_parsed() -> None:
     assert len(blocks()) == TEXT.count("```bash")
     assert [words for words in ALWAYS if not any(words in block.text for block in blocks())] == []
 
@@ -246,7 +246,7 @@ def test_no_block_both_pauses_and_resumes_a_queue() -> None:
     assert both == []
 
 
-def test_only_undecodable_messages_are_purged_without_a_look() -> None:
+def test_only_undecodable_messages_are_purged_without_inspection() -> None:
     chosen = [block for block in blocks() if "DEAD_LETTER=$(" in block.text and "dead purge" in block.text]
 
     assert chosen
@@ -270,7 +270,7 @@ def test_no_block_scales_the_alertmanager() -> None:
 # -- quick links -------------------------------------------------------------------------------------------------------
 
 
-def test_link_to_logs_decodes_to_the_query_of_its_title() -> None:
+def test_link_to_logs_decodes_to_the_query_listed_for_its_title() -> None:
     addresses = links("https://grafana.example/d/x")
 
     for what, logql in LOGS.items():
@@ -422,7 +422,7 @@ def _answers(address: str) -> bool:
 
 
 def expected_codes(line: str) -> set[int]:
-    """Return the exit codes with which a command may end on the scene."""
+    """Return the exit codes that a command may have in the scene."""
     if "sploot-cluster doctor" in line:
         return {0, 1}
     is_plan = "--yes" not in line and (ACTION.search(f"{line} ") or "replay_staging_traffic.py" in line)
@@ -449,7 +449,7 @@ def runs_without_losing_a_job(scene: Scene, block: Block) -> None:
     assert len(codes) == len(block.lines), scene.transcript
     for line, code in zip(block.lines, codes, strict=True):
         assert code in expected_codes(line), f"{line} ended with {code}\n{scene.transcript}"
-    # redis-cli exits with 0 whatever Redis answers, and http whatever the status is
+    # redis-cli exits with 0 whatever Redis replies, and so does http whatever the status
     assert not re.search(r"^(\(error\) )?(ERR|WRONGTYPE|NOGROUP|NOPERM|NOAUTH)\b", scene.out, re.MULTILINE), (
         scene.transcript
     )
@@ -470,13 +470,13 @@ def is_other(block: Block) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", distinct([b for b in blocks() if always(b)]), ids=lambda block: block.name)
-def test_block_that_can_lose_jobs_loses_none(scene: Scene, block: Block) -> None:
+def test_risky_runbook_commands_lose_no_jobs(scene: Scene, block: Block) -> None:
     runs_without_losing_a_job(scene, block)
 
 
 @pytest.mark.ops
 @pytest.mark.parametrize("block", distinct([b for b in blocks() if is_other(b)]), ids=lambda block: block.name)
-def test_every_other_block_runs_unchanged(scene: Scene, block: Block) -> None:
+def test_every_other_block_of_the_runbook_runs_unchanged(scene: Scene, block: Block) -> None:
     runs_without_losing_a_job(scene, block)
 
 
@@ -504,7 +504,7 @@ def test_kubectl_stand_in_refuses_unknown_arguments(scene: Scene) -> None:
 
 @contextmanager
 def redis_by_hand(folder: Path) -> Iterator[str]:
-    """Start a redis-server with our configuration that blocks may stop and start again; yield its URL."""
+    """Run a redis-server with our configuration, which blocks may stop and start again. Yield its URL."""
     port = free_port()
     text = (OPS / "config" / "redis" / "redis.conf").read_text()
     own = f"port {port}\npidfile {folder / 'pid'}\nlogfile {folder / 'log'}\nrepl-diskless-sync-delay 0\n"
@@ -541,7 +541,7 @@ def test_restore_brings_back_pets_and_waiting_jobs(scene: Scene, tmp_path: Path,
         for number, vector in enumerate(vectors(pet_id=PET, n=24)):
             service.assign(PetId(PET), MediaId(f"item-{number}"), model="test@1", vector=np.asarray(vector))
         service.recluster(PetId(PET))
-        # Redis is writing its own snapshot meanwhile, which lacks the jobs below
+        # at the same time, Redis is writing a snapshot of its own, which lacks the jobs below
         client.config_set("rdb-key-save-delay", 50_000)
         client.bgsave()
         desk = Desk(client)

@@ -1,4 +1,4 @@
-"""The scripts of operators and pipelines, run against a stand-in for Grafana."""
+"""The scripts for operators and CI pipelines, run against a stand-in for Grafana."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_deploy_dry_run_needs_no_grafana() -> None:
     assert planned.stdout.endswith("into Mine\n")
 
 
-def test_token_is_neither_printed_nor_an_argument(server: Grafana, tmp_path: Path) -> None:
+def test_grafana_token_is_neither_printed_nor_passed_as_an_argument(server: Grafana, tmp_path: Path) -> None:
     spy = tmp_path / "curl"
     spy.write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" >> {tmp_path}/arguments\nexec {tool("curl")} "$@"\n')
     spy.chmod(0o755)
@@ -157,7 +157,7 @@ def test_failed_deploy_exits_with_its_code_and_a_message(
     assert server.dashboards == {}
 
 
-def test_annotation_with_known_text_is_posted_once(server: Grafana) -> None:
+def test_annotation_with_the_same_text_is_posted_once(server: Grafana) -> None:
     first = on(server, "annotate.sh", "--kind", "deploy", "release 1.4", "is out")
     second = on(server, "annotate.sh", "--kind", "deploy", "release 1.4 is out")
     other = on(
@@ -228,7 +228,7 @@ def test_fire_alerts_refuses_production_without_a_terminal() -> None:
     assert "--yes" in refused.stderr
 
 
-def test_fire_alerts_asks_before_production_at_a_terminal() -> None:
+def test_fire_alerts_asks_for_confirmation_in_production_at_a_terminal() -> None:
     assert typed("no\n", "http://127.0.0.1:1") == (78, True)
     assert typed("production\n", f"http://127.0.0.1:{free_port()}") == (70, True)
 

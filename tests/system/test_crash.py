@@ -22,11 +22,11 @@ from tasks.embedded_redis import EmbeddedRedis
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
 
-N_PETS, N_MEDIA, N_KILLS = 4, 60, 2  # make test-faults kills for minutes
+N_PETS, N_MEDIA, N_KILLS = 4, 60, 2  # make test-faults goes on killing for minutes
 
 
 def worker_pod(number: int, redis_url: str, directory: Path) -> Pod:
-    """Return a pod of the stock worker with one process, which restarts whenever it ends."""
+    """Return a pod that runs the stock worker with one process, and restarts whenever it ends."""
     command = [sys.executable, "-m", "dramatiq", "tasks.worker", "--processes", "1", "--threads", "2"]
     command += ["--worker-fork-timeout", str(BOOT_TIMEOUT_MS)]
     environ = {**os.environ, "REDIS_URL": redis_url, "WORKER_METRICS_PORT": str(free_port()), "SPLOOT_LEASE_MS": "2000"}

@@ -47,7 +47,7 @@ def test_demo_keeps_its_promises(tmp_path: Path, quiet: Console, monkeypatch: py
     maps: list[str] = []
 
     def draw_the_smallest(path: Path, **drawn: Any) -> None:
-        maps.append(path.name)  # all of them take ten seconds
+        maps.append(path.name)  # drawing all of them takes ten seconds
         if path.name == "pet-45.png":
             draw_map(path, **drawn)
 
@@ -67,7 +67,7 @@ def test_demo_keeps_its_promises(tmp_path: Path, quiet: Console, monkeypatch: py
 
 @contextmanager
 def rehearsal_stack(redis_url: str, *_: object, **__: object) -> Iterator[SimpleNamespace]:
-    """Run the demo's server and one worker in this process, without metrics and logs."""
+    """Run the demo's server and one worker in this process, without metrics or logs."""
     with redis.Redis.from_url(redis_url) as client:
         broker = RedisStreamsBroker(
             redis_url,

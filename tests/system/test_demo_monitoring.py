@@ -17,7 +17,7 @@ from tasks.demo.sample import albums
 from tests.support import eventually
 
 
-def test_faster_divides_windows_holds_and_timers_only() -> None:
+def test_faster_divides_only_windows_hold_times_and_timers() -> None:
     text = "expr: sum(rate(x[5m])) * 60 > 30\nfor: 10m\n        for: 10m\n  group_interval: 1m\n  repeat_interval: 4h\n"
 
     assert faster(text, 10) == (
@@ -27,7 +27,7 @@ def test_faster_divides_windows_holds_and_timers_only() -> None:
 
 
 @pytest.mark.parametrize("rules", sorted((OPS / "alerts").glob("*.yaml")), ids=lambda path: path.stem)
-def test_faster_finds_every_duration_of_the_rules(rules: Path) -> None:
+def test_faster_finds_every_duration_in_the_rules(rules: Path) -> None:
     duration = r"\d+[smhd]"
     durations = rf"(?m)(?<=[\[:]){duration}(?=[\]:])|(?<= offset ){duration}\b|^ +for: {duration}$"
     in_ms = durations.replace(duration, r"\d+ms")

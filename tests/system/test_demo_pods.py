@@ -73,7 +73,7 @@ def test_pod_stopped_during_a_restart_ends(pod: Pod, tmp_path: Path, monkeypatch
     supervisor.start()
     begins.wait(30)
     stopper.start()
-    stopper.join(0.3)  # it waits for the restart, or found nothing to stop
+    stopper.join(0.3)  # by now it waits for the restart, or has found nothing to stop
     may_go_on.set()
     for thread in (supervisor, stopper):
         thread.join()

@@ -49,7 +49,7 @@ def running(command: list[str], *, redis_url: str, log: Path) -> Iterator[subpro
             raise
 
 
-def test_stock_worker_and_scheduler_run_and_runbook_commands_answer(server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_stock_worker_and_scheduler_run_and_runbook_commands_work(server: EmbeddedRedis, tmp_path: Path) -> None:
     log, stream = tmp_path / "worker.log", stream_of(EMBEDDING_INGESTED)
     with (
         redis.Redis.from_url(server.url) as client,
@@ -63,7 +63,7 @@ def test_stock_worker_and_scheduler_run_and_runbook_commands_answer(server: Embe
         pending = client.xpending(stream, GROUP)
         consumers = client.xinfo_consumers(stream, GROUP)
         eventually(partial(_has_done, client, 50), within_s=120)
-        # the scheduler sends at its start, except in the last seconds of a minute
+        # the scheduler enqueues a job when it starts, unless it starts in the last seconds of a minute
         eventually(lambda: client.hgetall("sploot:backlog"), within_s=120)
 
         assert set(pending) == {"pending", "min", "max", "consumers"}
@@ -94,7 +94,7 @@ def test_worker_reloads_at_sighup_and_serves_jobs_afterwards(
     assert worker.returncode == 0, log.read_text()
 
 
-def test_worker_goes_on_and_stops_while_nobody_reads_its_log(server: EmbeddedRedis) -> None:
+def test_worker_keeps_working_and_can_stop_while_nobody_reads_its_log(server: EmbeddedRedis) -> None:
     stream, n = stream_of(EMBEDDING_INGESTED), 400
     environ = {**os.environ, "REDIS_URL": server.url, "WORKER_METRICS_PORT": str(free_port())}
     environ |= {"SPLOOT_LOG_LEVEL": "DEBUG", "SPLOOT_LEASE_MS": "2000"}
@@ -103,7 +103,7 @@ def test_worker_goes_on_and_stops_while_nobody_reads_its_log(server: EmbeddedRed
         worker = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         assert worker.stdout is not None
         try:
-            # a pipe holds the lines of some fifty
+            # a pipe holds the log lines of only about fifty events
             for number in range(n):
                 client.xadd(stream, flat_event(pet_id=7, number=number))
             eventually(partial(_has_done, client, n), within_s=120)
@@ -122,6 +122,6 @@ def _has_done(client: Any, n: int) -> bool:
 
 
 def _has_begun(log: Path, times: int) -> bool:
-    """Return whether worker and metrics process have started this many times; an earlier signal is lost."""
+    """Return whether worker and exposition process have started this many times; until then a signal is lost."""
     text = log.read_text()
     return text.count("is ready for action") >= 2 * times and text.count("serving metrics") >= times
