@@ -1,4 +1,4 @@
-"""Explanations of an item's place, and the lineage of ids."""
+"""Explanations of why an item is in its cluster, and the lineage of cluster ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def store() -> MemoryPetStore:
 
 @pytest.fixture
 def service(store: MemoryPetStore) -> ClusterService:
-    """A service with clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
+    """A service whose clusters 1, 2 and 3 have twelve items each, of subjects 0, 1 and 2 respectively."""
     return grouped(store, 3, range(12))
 
 
@@ -49,7 +49,7 @@ def test_why_lists_nearest_items_and_margin_over_the_next_cluster(service: Clust
 
 
 @pytest.mark.parametrize("nearest", [2, 3])
-def test_second_cluster_is_the_most_similar_of_all_others(nearest: int) -> None:
+def test_second_cluster_of_an_explanation_is_the_most_similar_other_one(nearest: int) -> None:
     lean = np.zeros((1, 8), dtype=np.float32)
     lean[0, 0], lean[0, nearest - 1] = 0.8, 0.6
     state = pet_state([1] * 6 + [2] * 5 + [3] * 5, np.vstack([looks(5), lean, looks(5, 5, 5)[5:]]).astype(np.float32))
@@ -126,7 +126,7 @@ def test_why_of_a_dismissed_item_names_the_person(service: ClusterService) -> No
     assert [one.demand for one in why.corrections] == ["in no cluster"]
 
 
-def test_undone_corrections_are_not_listed_as_demands(service: ClusterService) -> None:
+def test_why_does_not_list_undone_corrections(service: ClusterService) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     service.undo(PET, excluded.revision, operation_id="2", by="ada")
 
@@ -185,7 +185,7 @@ def test_unknown_cluster_error_distinguishes_ended_ids(service: ClusterService) 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_reclusters_keep_ids_and_most_places_as_items_arrive(seed: int) -> None:
+def test_reclusters_keep_ids_and_most_labels_as_items_arrive(seed: int) -> None:
     store, rng = MemoryPetStore(), np.random.default_rng(seed)
     service = ClusterService(store)
     centres = rng.normal(size=(12, DIM))
