@@ -47,7 +47,7 @@ def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = 
 
 
 def grouped(store: PetStore, n_subjects: int, numbers: range) -> ClusterService:
-    """Return a service whose pet has these numbers of items for each subject, reclustered into clusters 1, 2, …"""
+    """Return a service whose pet has items ``numbers`` of each subject, reclustered into clusters 1, 2, …"""
     service = ClusterService(store)
     for subject in range(n_subjects):
         take(service, subject, numbers)

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def columns_agree(client: redis.Redis) -> bool:
-    """Return whether the columns of the pet have one length and name the same items."""
+    """Return whether the columns of the pet have the same length and name the same items."""
     keys = PetKeys.of(PET)
     n, dim = (int(value or 0) for value in client.hmget(keys.meta, "n_media", "dim"))
     media = client.lrange(keys.media, 0, -1)
@@ -47,7 +47,7 @@ def columns_agree(client: redis.Redis) -> bool:
 
 
 def standing_alone(ledger: Sequence[Correction]) -> list[Statement]:
-    """Return corrections in force whose items no later one names; these must hold whatever else happened."""
+    """Return the corrections in force whose items no later correction names. They hold whatever else happens."""
     alone: list[Statement] = []
     taken_back: set[int] = set()
     named: set[MediaId] = set()
@@ -103,7 +103,7 @@ def assert_nothing_was_lost(client: redis.Redis, answers: Sequence[Answers]) -> 
     return state
 
 
-# -- threads, each with its own memory ------------------------------------------------------------------------------
+# -- threads, each with its own cache -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, 2])

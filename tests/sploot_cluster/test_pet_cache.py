@@ -31,7 +31,7 @@ ROOM = 10 * ONE_ITEM + 3 * BYTES_PER_PET
 
 
 def remember(memory: PetMemory, n: int) -> None:
-    """Put n items of 8 dimensions into a memory."""
+    """Put n items with 8-dimensional vectors into the memory of a cached pet."""
     rows = PetRows([MediaId(f"m{i}") for i in range(n)], np.ones((n, 8), dtype=np.float32))
     memory.state = replace(
         memory.state, media=rows.media(n), rows=rows.index(n), vectors=rows.vectors(n), revision=1, dim=8, model="m@1"
@@ -39,7 +39,7 @@ def remember(memory: PetMemory, n: int) -> None:
 
 
 def remembered(cache: PetCache, *pets: int) -> list[int]:
-    """Return how many items of each pet are remembered; opening a pet evicts others over the limit."""
+    """Return the number of cached items of each pet. Opening a pet evicts others if the cache exceeds its limit."""
     found = []
     for pet in pets:
         with cache.open(PetId(pet)) as memory:
@@ -52,7 +52,7 @@ def fill(cache: PetCache, pet: int, n: int) -> None:
         remember(memory, n)
 
 
-def test_pet_is_remembered_until_its_next_use() -> None:
+def test_pet_stays_cached_until_its_next_use() -> None:
     cache = PetCache(max_bytes=ROOM)
 
     fill(cache, 1, 4)
@@ -140,7 +140,7 @@ def test_pet_is_released_when_its_use_fails() -> None:
 
 
 def test_cache_of_single_item_pets_stays_within_its_limit(redis_url: str) -> None:
-    """Their vector buffers have room for growth, which takes eight times as much."""
+    """The vector buffer of each pet has room for growth, which makes it eight times as large."""
     with redis.Redis.from_url(redis_url) as client:
         store, limit = RedisPetStore(client), 1_000_000
         service = ClusterService(store, cache_bytes=limit)

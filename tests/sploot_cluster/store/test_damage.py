@@ -17,7 +17,7 @@ from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, grouped, name, picture, take
 
 KEYS = PetKeys.of(PET)
-COMPUTED = {KEYS.tree, KEYS.preview}  # what can be computed again
+COMPUTED = {KEYS.tree, KEYS.preview}  # keys that can be computed again
 TRUTH = [key for key in KEYS if key not in COMPUTED]
 NEW = "clip@2"
 
