@@ -122,7 +122,7 @@ def _gone(
 
 
 def _part(result: Demands, revision: int, moved: Sequence[MediaId], remaining: Sequence[MediaId]) -> set[MediaId]:
-    """Separate moved items from remaining ones; return the moved items that newer corrections keep with remaining ones."""
+    """Separate moved items from remaining ones; return the moved items that newer corrections keep with the others."""
     for item in (*moved, *remaining):
         result.components.setdefault(item, {item})
     stuck = set()

@@ -92,7 +92,7 @@ def test_invalid_variable_is_named(variable: str, text: str) -> None:
     assert refused.value.hint
 
 
-def test_range_stands_in_the_meaning_and_in_the_error() -> None:
+def test_accepted_range_is_in_the_meaning_and_in_the_error() -> None:
     meanings = {row["variable"]: row["meaning"] for row in Settings().table()}
 
     for variable, text, accepted in (

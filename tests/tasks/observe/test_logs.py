@@ -60,7 +60,7 @@ def test_every_line_is_one_json_object_with_facts_in_fields() -> None:
     assert "careful" in warning["message"]
 
 
-def test_line_with_a_traceback_has_the_same_fields() -> None:
+def test_line_with_a_stack_trace_has_the_same_fields_as_one_without() -> None:
     talk = """
 import logging
 from datetime import UTC, datetime
@@ -170,7 +170,7 @@ SHIPPED = ("worker", "scheduler", "serve")  # run by the chart, the compose file
 
 
 def ended(environ: dict[str, str]) -> dict[str, tuple[int, str]]:
-    """Run all three commands in parallel with these variables; return each exit code and output."""
+    """Run all three commands in parallel with these environment variables; return each exit code and output."""
     everything = {**os.environ, "REDIS_URL": "redis://127.0.0.1:1/0", **environ}
     processes = {
         name: subprocess.Popen(

@@ -187,7 +187,7 @@ def test_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces: T
     assert dict(span.attributes or {})["sploot.deliveries"] == 2
 
 
-def test_invalid_traceparent_starts_a_trace(redis_client: redis.Redis, traces: Traces) -> None:
+def test_invalid_traceparent_starts_a_new_trace(redis_client: redis.Redis, traces: Traces) -> None:
     message: dramatiq.Message[Any] = dramatiq.Message(
         EMBEDDING_INGESTED, CLUSTER_EMBEDDING, (), {"media_id": "m", "traceparent": "nonsense"}, {}
     )
@@ -228,7 +228,7 @@ def test_request_with_an_invalid_traceparent_is_answered(
     assert b"traceparent" not in entry[b"message"]
 
 
-def test_tracing_needs_an_endpoint_and_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_needs_an_endpoint_and_the_installed_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     assert tracing_middleware(Settings()) == []
