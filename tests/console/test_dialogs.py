@@ -211,7 +211,7 @@ def test_broken_link_is_reported_with_its_cause(page: Page, place: str, problem:
     page.labelled("Pet id")
 
 
-def test_broken_link_replaces_the_page_shown_before(page: Page, album: ClusterService) -> None:
+def test_broken_link_removes_the_page_that_was_shown_before(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.sees("18 items")
 

@@ -107,7 +107,7 @@ def assert_nothing_was_lost(client: redis.Redis, answers: Sequence[Answers]) -> 
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_threads_on_one_pet_lose_nothing(redis_client: redis.Redis, seed: int) -> None:
+def test_threads_that_change_the_same_pet_lose_nothing(redis_client: redis.Redis, seed: int) -> None:
     store = RedisPetStore(redis_client)
     workers = [Worker(ClusterService(store), seed * 100 + number) for number in range(4)]
 
@@ -183,7 +183,7 @@ def busy_processes(url: str, operations: int, *, workers: Sequence[int]) -> Iter
 
 
 @pytest.mark.slow
-def test_processes_on_one_pet_lose_nothing_in_redis(redis_client: redis.Redis, redis_url: str) -> None:
+def test_processes_that_change_the_same_pet_lose_nothing(redis_client: redis.Redis, redis_url: str) -> None:
     with busy_processes(redis_url, 60, workers=(7, 8)) as processes:
         outputs = [process.communicate(timeout=100)[0] for process in processes]
 

@@ -104,7 +104,7 @@ def test_open_pet_is_not_evicted_for_another() -> None:
     assert remembered(cache, 1, 2) == [12, 0]
 
 
-def test_threads_wait_for_the_same_pet_only() -> None:
+def test_threads_wait_for_each_other_only_on_the_same_pet() -> None:
     cache = PetCache(max_bytes=1_000)
     order: list[str] = []
     entered = Event()

@@ -264,7 +264,7 @@ def test_split_items_stay_apart(service: ClusterService, three_subjects: PetView
     }
 
 
-def test_undone_merge_leaves_no_effect(service: ClusterService, three_subjects: PetView) -> None:
+def test_undone_merge_has_no_effect_on_the_next_recluster(service: ClusterService, three_subjects: PetView) -> None:
     ids = [cluster_of(three_subjects, name(subject, 0)) for subject in (0, 1)]
     merged = service.merge(PET, ids, operation_id="op-1", by="ada")
 

@@ -144,7 +144,7 @@ def test_decoded_event_is_not_checked_again(
     assert name(0, 99) in {item for cluster in service.clusters(PET).clusters for item in cluster.media_ids}
 
 
-def test_repeated_event_counts_once(broker: StubBroker, service: ClusterService) -> None:
+def test_repeated_event_adds_its_item_once(broker: StubBroker, service: ClusterService) -> None:
     run(broker, CLUSTER_EMBEDDING, **event())
     run(broker, CLUSTER_EMBEDDING, **event(event_id="sent again"))
 

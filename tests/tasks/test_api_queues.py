@@ -105,7 +105,7 @@ def test_all_roles_see_queues_and_operators_see_dead_letters(api: Caller, desk: 
     assert api.get("/embedding/dead/nonsense").status_code == 404
 
 
-def test_plan_is_applied_once(api: Caller, desk: Desk) -> None:
+def test_plan_can_be_applied_only_once(api: Caller, desk: Desk) -> None:
     desk.bury(1)
     plan_id = api.post("/embedding/requeue", {"matching": {}}).json()["plan_id"]
 

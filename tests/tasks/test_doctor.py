@@ -143,7 +143,7 @@ def given_a_dead_consumer(ward: Ward) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_command_of_a_finding_fixes_it(ward: Ward, given: Any, check: str, seen: str) -> None:
+def test_command_in_a_finding_fixes_the_problem(ward: Ward, given: Any, check: str, seen: str) -> None:
     given(ward)
 
     found = next(finding for finding in ward.wrong() if finding.check == check and seen in finding.seen)

@@ -120,7 +120,9 @@ def test_status_reports_a_run_and_its_result(tasks: ClusterTasks, redis_client: 
     assert done.started_at <= done.finished_at
 
 
-def test_status_reports_a_failed_attempt_and_the_next(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_status_reports_a_failed_attempt_and_the_time_of_the_next(
+    tasks: ClusterTasks, redis_client: redis.Redis
+) -> None:
     def undo(**_: Any) -> None:
         raise RuntimeError("pet 42 is busy")
 
@@ -272,7 +274,7 @@ def test_message_with_the_id_of_another_job_does_not_change_the_record(
     assert (job_status.state, job_status.actor) == ("dead", "merge_clusters")
 
 
-def test_job_without_a_record_creates_none(records: JobRecords) -> None:
+def test_run_of_a_job_without_a_record_creates_none(records: JobRecords) -> None:
     for how in ("start", "known"):
         records.write("nobody-s", UNDO, state="running", how=how)
 

@@ -225,7 +225,7 @@ def test_readiness_and_metrics_report_that_redis_refuses_writes(
     eventually(lambda: b"media_cluster_redis_writable 1.0" in metrics("")[0])
 
 
-def test_unreachable_redis_has_no_writable_sample(tmp_path: Path) -> None:
+def test_writable_metric_has_no_sample_if_redis_is_unreachable(tmp_path: Path) -> None:
     client = redis.Redis.from_url(f"unix://{tmp_path}/nothing.sock", retry=None)
 
     assert b"media_cluster_redis_writable 0" not in expose(client, Settings(), with_jobs=False)("")[0]
@@ -337,7 +337,7 @@ def test_doctor_names_the_refusal_instead_of_missing_workers(
     assert {"eviction", "memory", "persistence", "clock"} <= {finding.check for finding in found}
 
 
-def test_doctor_reaches_the_check_of_the_disk_when_redis_refuses_ping(
+def test_doctor_checks_the_disk_even_if_redis_refuses_ping(
     server: EmbeddedRedis, client: redis.Redis, refuse: Callable[[str], Any]
 ) -> None:
     with refuse("MISCONF"):

@@ -25,7 +25,7 @@ def test_empty_environment_gives_the_defaults() -> None:
     assert settings == Settings.from_env({"REDIS_URL": "", "SPLOOT_LEASE_MS": " "})
 
 
-def test_variables_are_read() -> None:
+def test_settings_are_read_from_their_variables() -> None:
     settings = Settings.from_env(
         {
             "REDIS_URL": "rediss://:secret@redis:6380/1",

@@ -57,7 +57,7 @@ def test_without_tokens_only_local_programs_are_admitted(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
-def test_bind_to_other_machines_without_tokens_is_refused(host: str) -> None:
+def test_bind_beyond_loopback_without_tokens_is_refused(host: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         check_bind(host, Tokens())
 

@@ -334,7 +334,7 @@ def test_address_with_an_invalid_pet_id_is_refused(front: Front, pet: str) -> No
     assert fields_of(answer.json()) == ["pet_id"]
 
 
-def test_job_is_returned_with_the_reason_it_waits(front: Front) -> None:
+def test_job_is_returned_with_the_reason_why_it_waits(front: Front) -> None:
     now = datetime(2026, 1, 31, 12, tzinfo=UTC)
     front.queue.jobs["a b"] = job_status("a b", "queued", "12 jobs wait", pet_id=42, enqueued_at=now)
 
@@ -347,7 +347,7 @@ def test_job_is_returned_with_the_reason_it_waits(front: Front) -> None:
     assert (missing.status_code, missing.json()["type"]) == (404, "urn:sploot:problem:not-found")
 
 
-def test_unavailable_store_and_damaged_pet_have_different_problems(
+def test_unavailable_store_and_damaged_pet_are_reported_as_different_problems(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for error, status, slug in (

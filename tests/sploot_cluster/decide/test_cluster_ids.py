@@ -57,7 +57,7 @@ def test_groups_inherit_ids_by_overlap(old: list[int], groups: list[int], ids: d
     assert matched(old, groups).ids == ids
 
 
-def test_small_overlap_does_not_pass_on_the_id() -> None:
+def test_small_overlap_does_not_pass_on_the_cluster_id() -> None:
     # the cluster and the group have ten items each and share one: 10 %
     old = [1] * 10 + [NOISE] * 9
     groups = [NOISE] * 9 + [0] * 10

@@ -87,7 +87,7 @@ def test_exact_arrival_may_move_other_items() -> None:
     assert service.history(PET) == []
 
 
-def test_tree_is_built_once_and_then_extended(count_builds: list[int]) -> None:
+def test_tree_is_extended_by_arrivals_instead_of_rebuilt(count_builds: list[int]) -> None:
     vectors = album(60)
     service = ClusterService(MemoryPetStore(), settings=EXACT)
 
@@ -179,7 +179,7 @@ def test_unrelated_items_do_not_follow_an_item_merged_by_mistake(exact_until: in
     assert [media for media in merged.media_ids if media.startswith("stranger")] == []
 
 
-def test_another_worker_extends_the_stored_tree(redis_url: str, count_builds: list[int]) -> None:
+def test_second_worker_extends_the_tree_that_the_first_one_stored(redis_url: str, count_builds: list[int]) -> None:
     vectors = album(330)
     with redis.Redis.from_url(redis_url) as client:
         arrive(ClusterService(RedisPetStore(client)), vectors, range(300))

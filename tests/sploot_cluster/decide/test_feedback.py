@@ -85,7 +85,7 @@ def test_merge_target_that_is_not_among_the_merged_clusters_is_rejected(service:
     assert refused.value.field == "into"
 
 
-def test_unknown_cluster_error_names_the_field(service: ClusterService) -> None:
+def test_error_for_an_unknown_cluster_names_the_field(service: ClusterService) -> None:
     with pytest.raises(UnknownCluster) as refused:
         service.merge(PET, [ONE, ClusterId(9)], into=ClusterId(9), operation_id="1", by="ada")
 
@@ -428,7 +428,9 @@ def test_arrivals_and_reclusters_cannot_be_undone(service: ClusterService) -> No
 # -- ids of other clusters --------------------------------------------------------------------------------------------
 
 
-def test_undo_of_a_dismissal_keeps_the_id_of_the_joined_cluster(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_of_a_dismissal_keeps_the_id_of_the_cluster_that_the_items_join(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.merge(PET, [TWO, THREE], into=TWO, operation_id="1", by="ada")
     split = service.split(PET, TWO, sorted(names(2, range(3))), operation_id="2", by="ada")
     dismissed = service.dismiss(PET, sorted(names(2, range(3))), operation_id="3", by="ada")

@@ -73,7 +73,7 @@ def test_vectors_of_the_candidate_model_are_stored_only_in_the_shadow(service: C
     assert service.tally(PET).quarantine == {}
 
 
-def test_pet_keeps_working_while_a_candidate_model_runs(service: ClusterService) -> None:
+def test_pet_accepts_arrivals_and_reclusters_while_a_candidate_model_runs(service: ClusterService) -> None:
     begin(service)
 
     (late,) = take(service, 2, range(20, 21))

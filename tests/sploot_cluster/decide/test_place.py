@@ -161,7 +161,7 @@ def test_later_items_do_not_follow_placed_items_of_their_subject(
     ],
     ids=["unknown item", "unknown cluster", "no items"],
 )
-def test_placement_that_does_not_fit_the_pet_is_refused(
+def test_placement_that_names_something_unknown_or_no_items_is_refused(
     service: ClusterService,
     store: MemoryPetStore,
     media: list[MediaId],
@@ -185,7 +185,7 @@ def test_placing_items_again_is_refused_with_the_reason(service: ClusterService)
         service.place(PET, [name(1, 0)], into=ONE, operation_id="2", by="ada")
 
 
-def test_explanation_names_the_placement(service: ClusterService) -> None:
+def test_explanation_of_a_placed_item_names_the_placement(service: ClusterService) -> None:
     service.place(PET, [name(1, 0)], into=ONE, operation_id="1", by="ada")
 
     why = service.why(PET, name(1, 0))

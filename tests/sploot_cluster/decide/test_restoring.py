@@ -127,7 +127,7 @@ def test_restore_returns_an_id_lost_in_a_recluster(service: ClusterService, stor
     assert where(store, names(1, range(8))) == {TWO}
 
 
-def test_restore_without_corrections_since_is_exact(service: ClusterService, store: PetStore) -> None:
+def test_restore_is_exact_if_no_correction_was_made_since(service: ClusterService, store: PetStore) -> None:
     """If no correction was made after the restored revision, labels and ids are exactly those of that revision."""
     both = store.load(PET)
     first = service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
@@ -159,7 +159,9 @@ def test_restore_sends_later_items_to_the_most_similar_cluster(
     assert restored.n_later == 8
 
 
-def test_restore_keeps_later_items_in_a_cluster_split_off_since(service: ClusterService, store: PetStore) -> None:
+def test_restore_keeps_later_items_in_a_cluster_that_was_split_off_later(
+    service: ClusterService, store: PetStore
+) -> None:
     before = store.view(PET).revision
     split = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
     take(service, 0, range(20, 24))

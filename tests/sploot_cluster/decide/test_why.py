@@ -151,7 +151,9 @@ def test_why_of_an_unknown_item_is_rejected(service: ClusterService) -> None:
 # -- lineage of ids --------------------------------------------------------------------------------------------------
 
 
-def test_merged_and_split_clusters_list_their_origin(service: ClusterService, store: MemoryPetStore) -> None:
+def test_merged_and_split_clusters_name_the_clusters_they_came_from(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     split = service.split(PET, THREE, [name(2, 0), name(2, 1)], operation_id="2", by="ada")
 
@@ -160,7 +162,7 @@ def test_merged_and_split_clusters_list_their_origin(service: ClusterService, st
     assert lineage == {ONE: (None, (TWO,)), THREE: (None, ()), split.cluster: (THREE, ())}
 
 
-def test_cluster_divided_by_a_recluster_lists_its_origin(store: MemoryPetStore) -> None:
+def test_cluster_divided_by_a_recluster_names_the_cluster_it_came_from(store: MemoryPetStore) -> None:
     service = ClusterService(store, settings=ClusterSettings(single_cluster_similarity=0.01))
     take(service, 0, range(12))
     service.recluster(PET)
@@ -173,7 +175,7 @@ def test_cluster_divided_by_a_recluster_lists_its_origin(store: MemoryPetStore) 
     assert all(cluster.split_from in (None, *merged) for cluster in views)
 
 
-def test_unknown_cluster_error_distinguishes_ended_ids(service: ClusterService) -> None:
+def test_error_for_an_unknown_cluster_distinguishes_retired_ids_from_unused_ones(service: ClusterService) -> None:
     service.dismiss(PET, sorted(names(0, range(12))), operation_id="1", by="ada")
 
     with pytest.raises(UnknownCluster, match="has no cluster 1 any more") as ended:

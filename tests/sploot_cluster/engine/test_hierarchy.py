@@ -53,7 +53,7 @@ def test_distances_equal_within_float32_are_treated_as_equal(order: int) -> None
     assert components_after(tree_of(6, *edges))[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
 
 
-def test_parts_of_equal_size_are_ordered_by_name() -> None:
+def test_parts_of_equal_size_are_joined_in_the_order_of_their_names() -> None:
     tree = tree_of(3, (0, 1, 1.0), (1, 2, 1.0))
 
     assert components_after(tree) == [([0], [1]), ([0, 1], [2])]

@@ -265,7 +265,7 @@ def test_restore_keeps_corrections_in_force(service: ClusterService, store: PetS
     assert (restored.n_held, restored.kept) == (9, "constraints kept 2 of 2")
 
 
-def test_restore_keeps_ids_of_clusters_that_people_made_since(service: ClusterService, store: PetStore) -> None:
+def test_restore_keeps_ids_of_clusters_that_users_made_later(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     moved, remaining = names(0, range(5)), names(0, range(5, 8))
     split = service.split(PET, ONE, sorted(moved), operation_id="1", by="ada")

@@ -246,7 +246,7 @@ def test_only_one_of_two_first_commits_succeeds(store: PetStore) -> None:
     assert list(store.load(PET).media) == ["a"]
 
 
-def test_change_may_relabel_and_append(store: PetStore) -> None:
+def test_one_change_may_relabel_items_and_append_new_ones(store: PetStore) -> None:
     state = with_clusters(store)
     change = replace(recluster(state, [2, 2, 2, 2, 2], c2=0.3), arrivals=arrival(state, "f", label=2).arrivals)
 
@@ -333,7 +333,7 @@ def test_item_ids_may_be_any_text(store: PetStore) -> None:
     assert [state.rows[MediaId(name)] for name in names] == [0, 1, 2, 3, 4]
 
 
-def test_view_is_sorted_by_size_and_counts_origins(store: PetStore) -> None:
+def test_view_lists_clusters_by_size_with_the_number_of_items_per_origin(store: PetStore) -> None:
     state = with_clusters(store)
     store.commit(state, arrival(state, "f", label=2))
 

@@ -147,7 +147,7 @@ def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]],
     ],
     ids="-".join,
 )
-def test_past_before_the_first_relabelling_is_stored(store: PetStore, deeds: Sequence[str]) -> None:
+def test_revisions_before_the_first_relabelling_are_stored(store: PetStore, deeds: Sequence[str]) -> None:
     past, restored = story(store, deeds)
 
     assert past[0] == ([], [], [], {})

@@ -131,7 +131,7 @@ def failed_corrections(port: int) -> float:
 
 
 @pytest.mark.slow
-def test_failure_during_drain_is_scraped(tmp_path: Path) -> None:
+def test_failure_of_a_job_during_drain_is_scraped(tmp_path: Path) -> None:
     port = free_port()
     # the stock actor is replaced before the worker starts
     (tmp_path / "slow_pod.py").write_text(

@@ -66,7 +66,7 @@ def test_every_metric_child_starts_at_zero(registry: CollectorRegistry) -> None:
         assert registry.get_sample_value("cluster_job_retries_total", {"actor": actor}) == 0
 
 
-def test_bucket_edges_include_those_of_alerts(registry: CollectorRegistry) -> None:
+def test_histogram_buckets_include_the_thresholds_of_alerts(registry: CollectorRegistry) -> None:
     for edge in ("3.0", "5.0", "8.0"):
         labels = {"backend": "faiss", "le": edge}
         assert registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) == 0

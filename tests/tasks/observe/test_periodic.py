@@ -125,7 +125,7 @@ def test_rest_of_minute_has_a_sample_every_ten_seconds() -> None:
     assert rest_of_minute(at(0), at(75)) == []
 
 
-def test_periodiq_sends_both_actors_every_minute(pods: Pods) -> None:
+def test_periodiq_enqueues_both_periodic_jobs_every_minute(pods: Pods) -> None:
     pods.declare()
 
     specs = {actor.actor_name: actor.options["periodic"] for actor in pods.broker.actors.values()}
