@@ -63,7 +63,7 @@ def without(state: PetState, now: PetState) -> PetState:
 
 
 def check_went_on(before: PetState, after: PetState, context: str, *, undone: Sequence[PetState] | None) -> None:
-    """Check ids after any change but a restore: an id that ended points to where most of its items went.
+    """Check ids after any change but a restore: a retired id points to where most of its items went.
 
     Args:
         undone: all earlier states if the change is an undo, else None. After an undo, ids may return for items that

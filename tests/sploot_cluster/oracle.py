@@ -116,7 +116,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
 def _gone(
     media: set[MediaId], dismissed: set[MediaId], newer_exits: Sequence[tuple[set[MediaId], set[MediaId]]]
 ) -> set[MediaId]:
-    """Return the items of ``media`` that newer corrections removed: dismissed items, or excluded from the others."""
+    """Return the items of ``media`` that newer corrections removed: dismissed items, and items excluded from others."""
     exits = [left & media for left, remained in newer_exits if remained & media]
     return (media & dismissed).union(*exits)
 

@@ -1,4 +1,4 @@
-"""The cache of pets: used by one thread at a time, and limited in size."""
+"""The cache of pets: each pet is used by one thread at a time, and the cache is limited in size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bounded queue: the limit that workers store is obeyed by the thin client, over HTTP and on the command line."""
+"""The queue limit that workers store: the thin client, the HTTP API and the command line obey it."""
 
 from __future__ import annotations
 

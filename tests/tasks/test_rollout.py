@@ -1,4 +1,4 @@
-"""A rollout by pet: the same pets in every language, and only more of them."""
+"""A rollout by pet: all languages include the same pets, and a higher percentage only adds pets."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def declaring(file: bytes, n_bytes: int) -> bytes:
 
 
 def peak_of_unpacking(file: bytes, problem: str) -> int:
-    """Return the peak of memory, in bytes, until the file was refused."""
+    """Return the peak memory use, in bytes, until the file is refused."""
     tracemalloc.start()
     with pytest.raises(ValueError, match=problem):
         archives.unpack(file, most_bytes=MIB)

@@ -1,4 +1,4 @@
-"""Tests that both stores hold equal pets and pasts after the same random changes."""
+"""Tests that both stores hold equal pets, now and at every revision, after the same random changes."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_random_changes_leave_equal_pets_in_both_stores(redis_client: redis.Redi
 
 
 def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]], tuple[Any, ...]]:
-    """Return the past of a pet of two subjects after some changes, and the pet after a restore of revision 6."""
+    """Change a pet of two subjects; return it at every revision, and after a restore of revision 6."""
     service = ClusterService(store)
     take(service, 0, range(6))
     take(service, 1, range(6))

@@ -396,7 +396,7 @@ def test_age_of_later_entries_counts_from_the_first_sample_that_saw_them(
 ) -> None:
     odd = redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
     sampler.sample_lag()
-    send(broker)  # gets an id ahead of the clock as well
+    send(broker)  # this entry gets an id ahead of the clock as well
     sampler.sample_lag()
     seen = json.loads(redis_client.hget(SEEN_IDS, CLUSTER_FEEDBACK))
     assert len(seen) == 2

@@ -291,7 +291,7 @@ def _send_good_and_bad_work(client: Any) -> list[str]:
     client.xadd(stream, spoilt | {"pet_id": "nobody", "event_id": "petless"})
     good = EmbeddingIngested.of(pet_id=42, media_id="m", model="other@1", embedding=[0.25] * 16, event_id="other-model")
     kwargs = good.to_kwargs()
-    # a vector of another model than the pet's: refused by the service, not at admission
+    # a vector of the wrong model for the pet: refused by the service, not at admission
     client.xadd(stream, {"message": _encoded(CLUSTER_EMBEDDING, kwargs, "other-model")})
     client.xadd(stream, {"message": _encoded("no_such_actor", kwargs, "unknown-actor")})
     broken = kwargs | {"embedding": b64encode(np.full(16, np.nan, "<f4").tobytes()).decode()}

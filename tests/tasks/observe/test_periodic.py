@@ -273,7 +273,7 @@ def test_beat_file_is_touched_by_a_scheduler_tick_but_not_by_a_manual_job(
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/St_Johns"])
 def test_schedule_fires_every_minute_in_every_time_zone(pods: Pods, zone: str) -> None:
-    # a schedule by day of the week would never fire on Sundays, which periodiq counts as 7 and as 0
+    # a schedule by day of the week would never fire on Sundays: periodiq counts them both as 7 and as 0
     pods.declare()
     sunday = pendulum.datetime(2026, 11, 22, tz=zone)
 
