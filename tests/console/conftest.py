@@ -146,7 +146,7 @@ class Page:
         return found
 
     def complaints(self) -> list[str]:
-        """Return the errors that the browser logged since the last call, refused scripts included."""
+        """Return the errors that the browser logged since the last call, including refused scripts."""
         entries: Any = self.browser.get_log("browser")  # type: ignore[no-untyped-call]
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
 
@@ -159,7 +159,7 @@ class Page:
 
 @pytest.fixture(scope="session")
 def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
-    """A function that returns the address of the real application with these settings, started at its first call."""
+    """A function that returns the address of the real application, which its first call starts with these settings."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
     @cache

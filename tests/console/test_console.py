@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def album(service: ClusterService) -> ClusterService:
-    """A pet of three subjects, ten pictures each, in clusters 1 to 3."""
+    """A service with a pet that has ten items of each of three subjects, in clusters 1 to 3."""
     for subject in range(3):
         take(service, subject, range(10))
     service.recluster(PET, by="test")

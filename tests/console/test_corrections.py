@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def album(service: ClusterService) -> ClusterService:
-    """A pet of three subjects, ten pictures each, in clusters 1 to 3, and two pictures that are noise."""
+    """A service with a pet that has ten items of each of three subjects, in clusters 1 to 3, and two noise items."""
     for subject in range(3):
         take(service, subject, range(10))
     service.recluster(PET, by="test")
@@ -31,7 +31,7 @@ def album(service: ClusterService) -> ClusterService:
 
 
 def ticked(page: Page) -> set[str]:
-    """Return the labels of the boxes that are ticked, in collapsed clusters too."""
+    """Return the labels of the boxes that are ticked, including those in collapsed clusters."""
     boxes = page.browser.find_elements(By.CSS_SELECTOR, "#main input:checked")
     return {str(box.get_attribute("aria-label")).removeprefix("Choose ") for box in boxes}
 
@@ -53,7 +53,7 @@ def listed(page: Page) -> set[str]:
 # -- ticked boxes ----------------------------------------------------------------------------------------------------
 
 
-def test_tick_in_another_cluster_unticks_items_of_the_first(page: Page, album: ClusterService, worker: None) -> None:
+def test_ticking_an_item_unticks_items_of_other_clusters(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     open_cluster(page, 0)
     open_cluster(page, 1)
@@ -71,7 +71,7 @@ def test_tick_in_another_cluster_unticks_items_of_the_first(page: Page, album: C
     assert ticked(page) == set()
 
 
-def test_untick_does_not_restore_an_earlier_selection(page: Page, album: ClusterService) -> None:
+def test_unticking_does_not_restore_an_earlier_selection(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     open_cluster(page, 0)
     open_cluster(page, 1)
@@ -86,7 +86,7 @@ def test_untick_does_not_restore_an_earlier_selection(page: Page, album: Cluster
     page.sees("Split off: 1 item")
 
 
-def test_tick_in_the_noise_unticks_items_of_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
+def test_ticking_noise_unticks_items_of_clusters(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     open_cluster(page, 0)
     tick(page, "s0-0", "s0-1")
@@ -196,6 +196,6 @@ def test_merge_is_refused_when_another_user_merged_the_clusters(
     page.click("Merge", within="//dialog")
 
     page.sees("since then: merge by bob, 2 arrivals")
-    # the page reloads, to show the present clusters
+    # the page reloads to show the current clusters
     page.sees("34 items in 2 clusters")
     assert [entry.kind for entry in album.history(PET)] == ["merge", "recluster"]

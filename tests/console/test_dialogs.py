@@ -156,7 +156,7 @@ def test_escape_cancels_a_correction_and_keeps_the_selection(page: Page, album: 
     page.sees("Merge: 2 clusters…")
 
 
-def test_explanation_closes_with_its_one_button_without_notice(page: Page, album: ClusterService) -> None:
+def test_explanation_has_one_button_that_closes_it_without_a_notice(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.click("s0-0, ")
     page.labelled("Why is s0-0 here?").click()
@@ -211,7 +211,7 @@ def test_broken_link_is_reported_with_its_cause(page: Page, place: str, problem:
     page.labelled("Pet id")
 
 
-def test_broken_link_replaces_the_page_shown_before(page: Page, album: ClusterService) -> None:
+def test_broken_link_removes_the_page_that_was_shown_before(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.sees("18 items")
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 MINE, NEIGHBOUR = PetId(2**53 + 1), PetId(2**53)
 assert float(MINE) == float(NEIGHBOUR)
-# at 19 digits a double holds only one integer in 256
+# at 19 digits, a double can represent only one integer in 256
 LONG, LONG_NEIGHBOUR = PetId(1_800_000_000_000_000_001), PetId(1_800_000_000_000_000_000)
 assert float(LONG) == float(LONG_NEIGHBOUR)
 
@@ -38,7 +38,7 @@ def fill(service: ClusterService, *pets: PetId) -> None:
 
 @pytest.fixture
 def twins(service: ClusterService) -> ClusterService:
-    """Two pets with the same content, whose ids are equal as doubles."""
+    """A service with two pets that have the same content. Their ids differ, but are equal as doubles."""
     fill(service, MINE, NEIGHBOUR)
     return service
 
@@ -116,7 +116,7 @@ Act = Callable[[Page, ClusterService, PetId], None]
 
 
 @pytest.mark.parametrize("act", [merge, split, exclude, dismiss, recluster])
-def test_correction_of_a_large_id_spares_its_neighbour(
+def test_correction_of_a_pet_with_a_large_id_does_not_change_the_adjacent_pet(
     page: Page, twins: ClusterService, worker: None, act: Act
 ) -> None:
     before = twins.clusters(NEIGHBOUR)
@@ -131,7 +131,7 @@ def test_correction_of_a_large_id_spares_its_neighbour(
 
 
 @pytest.mark.parametrize("act", [undo, restore])
-def test_undo_and_restore_of_a_large_id_spare_its_neighbour(
+def test_undo_and_restore_of_a_pet_with_a_large_id_do_not_change_the_adjacent_pet(
     page: Page, twins: ClusterService, worker: None, act: Act
 ) -> None:
     for pet in (MINE, NEIGHBOUR):
@@ -146,7 +146,9 @@ def test_undo_and_restore_of_a_large_id_spare_its_neighbour(
     assert page.complaints() == []
 
 
-def test_merge_of_a_19_digit_id_spares_its_neighbour(page: Page, service: ClusterService, worker: None) -> None:
+def test_merge_in_a_pet_with_a_19_digit_id_does_not_change_the_adjacent_pet(
+    page: Page, service: ClusterService, worker: None
+) -> None:
     fill(service, LONG, LONG_NEIGHBOUR)
     page.open(f"pet/{LONG}")
 
@@ -184,7 +186,7 @@ def test_every_page_shows_a_large_id_exactly(page: Page, twins: ClusterService, 
 
 
 @pytest.mark.parametrize(("pet", "neighbour"), [(MINE, NEIGHBOUR), (LONG, LONG_NEIGHBOUR)])
-def test_dead_letters_of_a_large_id_link_to_their_pet(
+def test_dead_letters_of_a_pet_with_a_large_id_link_to_that_pet(
     page: Page, redis_client: redis.Redis, pet: PetId, neighbour: PetId
 ) -> None:
     desk = Desk(redis_client)
@@ -207,7 +209,7 @@ def test_dead_letters_of_a_large_id_link_to_their_pet(
 
 
 @pytest.mark.parametrize("verb", ["Purge", "Requeue"])
-def test_action_on_dead_letters_of_a_large_id_spares_its_neighbour(
+def test_action_on_dead_letters_of_a_large_pet_id_spares_those_of_the_adjacent_id(
     page: Page, redis_client: redis.Redis, verb: str
 ) -> None:
     desk = Desk(redis_client)
@@ -289,7 +291,7 @@ def test_json_keeps_large_ids_as_text_in_older_browsers(page: Page) -> None:
     assert written[2:] == SAME_WRITTEN[2:]
 
 
-def test_item_named_with_digits_stays_text(page: Page, service: ClusterService) -> None:
+def test_item_id_that_consists_of_digits_stays_text(page: Page, service: ClusterService) -> None:
     digits = MediaId("9007199254740993")
     service.assign(MINE, digits, model=MODEL, vector=picture(0, 0))
     page.open(f"pet/{MINE}")

@@ -45,7 +45,7 @@ def sections(path: Path) -> frozenset[str]:
 
 
 def missing(page: Path, target: str) -> str | None:
-    """Return what is wrong with a link, or None for one that leads somewhere."""
+    """Return what is wrong with a link, or None if its target exists."""
     name, _, section = target.partition("#")
     linked = (page.parent / name).resolve() if name else page
     if not linked.exists():

@@ -35,7 +35,7 @@ def test_generated_page_has_entries(generated: dict[str, str], name: str) -> Non
     assert HEADINGS[name] in generated[name]
 
 
-def test_check_names_outdated_page(generated: dict[str, str], tmp_path: Path) -> None:
+def test_check_of_generated_pages_names_an_outdated_one(generated: dict[str, str], tmp_path: Path) -> None:
     for name, text in generated.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")

@@ -33,7 +33,7 @@ def test_command_line_prints_the_version() -> None:
     assert done.stdout == f"sploot-cluster {__version__}\n"
 
 
-def test_changelog_has_a_dated_section_of_the_version() -> None:
+def test_changelog_has_a_dated_section_for_the_version() -> None:
     sections = re.findall(r"^## (.+)$", CHANGELOG, flags=re.MULTILINE)
 
     assert sections[0] == "Unreleased"

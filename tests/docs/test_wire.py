@@ -54,7 +54,7 @@ def test_golden_entry_decodes_to_recorded_values(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", named(GOLDEN["invalid"]))
-def test_invalid_golden_entry_is_refused_by_field(case: Case) -> None:
+def test_error_for_an_invalid_golden_entry_names_the_recorded_field(case: Case) -> None:
     with pytest.raises(InvalidInput) as refused:
         EmbeddingIngested.from_fields(entry_of(case))
 

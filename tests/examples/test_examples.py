@@ -77,7 +77,7 @@ def test_readme_lists_every_example() -> None:
 
 
 @pytest.mark.slow
-def test_library_without_queue_keeps_a_merge_over_a_recluster() -> None:
+def test_library_without_queue_keeps_a_merge_through_a_recluster() -> None:
     printed = run(sys.executable, EXAMPLES / "library_without_queue.py").splitlines()
 
     assert printed == [
@@ -121,7 +121,7 @@ def test_upload_service_enqueues_and_reports_bad_input(
 
 
 @pytest.mark.slow
-def test_broker_alone_enqueues_and_runs(server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_broker_on_its_own_enqueues_and_runs_jobs(server: EmbeddedRedis, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
 
     printed = run(sys.executable, "-m", "examples.broker_alone", REDIS_URL=server.url)
@@ -132,7 +132,7 @@ def test_broker_alone_enqueues_and_runs(server: EmbeddedRedis, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_labeller_merges_and_undoes_by_http(server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_labeller_merges_and_undoes_over_http(server: EmbeddedRedis, tmp_path: Path) -> None:
     log, port = tmp_path / "processes.log", free_port()
     environ = {"REDIS_URL": server.url, "WORKER_METRICS_PORT": str(free_port())}
     with redis.Redis.from_url(server.url) as client:

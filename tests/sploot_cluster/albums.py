@@ -1,4 +1,4 @@
-"""Vectors of pictures of a few subjects, and helpers to ingest them; shared by the tests of the service."""
+"""Vectors of items that show a few subjects, and helpers that ingest them. Shared by the tests of the service."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL, DIM = "clip@1", 16
 
 
 def picture(subject: int, number: int) -> FloatVector:
-    """Return the vector of one picture: close to others of its subject, orthogonal to those of other subjects."""
+    """Return the vector of an item: similar to others of its subject, nearly orthogonal to those of other subjects."""
     vector = np.random.default_rng([subject, number]).normal(scale=0.05, size=DIM)
     vector[subject] += 1.0
     return (vector / np.linalg.norm(vector)).astype(np.float32)
@@ -27,13 +27,13 @@ def name(subject: int, number: int) -> MediaId:
 
 
 def taken_at(item: MediaId) -> datetime | None:
-    """Return when a picture was taken, in another order than they arrive; every third has no time."""
+    """Return the time of an item: the higher its number, the earlier. Every third item has none."""
     number = int(item.rpartition("-")[2])
     return datetime(2026, 1, 31, 12, tzinfo=UTC) - timedelta(milliseconds=1_001 * number) if number % 3 else None
 
 
 def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = PET) -> list[Assigned]:
-    """Ingest pictures of a subject, one after the other."""
+    """Ingest items of a subject, one after the other."""
     return [
         service.assign(
             pet,
@@ -47,7 +47,7 @@ def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = 
 
 
 def grouped(store: PetStore, n_subjects: int, numbers: range) -> ClusterService:
-    """Return a service with a pet that has the same pictures of each subject, in clusters 1, 2, … by a recluster."""
+    """Return a service whose pet has items ``numbers`` of each subject, reclustered into clusters 1, 2, …"""
     service = ClusterService(store)
     for subject in range(n_subjects):
         take(service, subject, numbers)

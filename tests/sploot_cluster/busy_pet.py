@@ -1,6 +1,6 @@
 """A process that keeps changing one pet, as workers do: ``python -m tests.sploot_cluster.busy_pet URL WORKER N``.
 
-It prints the service's answers after N operations; a test that kills it passes a large N.
+It prints the results of the service after N operations; a test that kills it passes a large N.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.sploot_cluster.albums import MODEL, PET, name, picture
 
 @dataclass(slots=True)
 class Answers:
-    """The answers that one worker got: the revisions that it made, and what must exist afterwards."""
+    """The results that a worker got: its revisions, and the items and operations that must exist afterwards."""
 
     revisions: list[int] = field(default_factory=list)
     media: list[MediaId] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Answers:
 
 
 class Worker:
-    """One of several workers on the same pet. Half of its arrivals are its own; every worker sends the other half."""
+    """One of several workers on the same pet. Half of its arrivals are its own; all workers send the other half."""
 
     def __init__(self, service: ClusterService, worker: int) -> None:
         self.service, self.worker = service, worker
@@ -48,9 +48,9 @@ class Worker:
                 try:
                     deed(number, operation_id)
                 except RevisionConflict:
-                    continue  # retried with the same operation id, as the queue does
+                    continue  # retry with the same operation id, as the queue would
                 except InvalidInput:
-                    pass  # the clusters that it was decided on have been changed by other workers
+                    pass  # other workers have changed the clusters that the operation names
                 break
         return self.answers
 

@@ -9,7 +9,7 @@ from sploot_cluster.store.redis import RedisPetStore
 
 @pytest.fixture(params=["redis", "memory"])
 def store(request: pytest.FixtureRequest) -> PetStore:
-    """An empty store of each kind."""
+    """An empty store; every test runs once with each kind of store."""
     if request.param == "memory":
         return MemoryPetStore()
     return RedisPetStore(request.getfixturevalue("redis_client"))

@@ -34,17 +34,17 @@ EVENTS = 10_000
 
 
 class Day:
-    """One pet, to which random events happen.
+    """A pet to which random events happen.
 
     Args:
-        upheavals: items are deleted and models switched, too. Off by default, so that known seeds replay the same days.
-        store: where the pet is.
+        upheavals: include deletions and model switches. Off by default, so that known seeds replay the same days.
+        store: the store that holds the pet.
     """
 
     def __init__(self, seed: int, *, upheavals: bool = False, store: Witness | None = None) -> None:
         self.seed, self.random = seed, Random(seed)
         self.store = store or Witness()
-        self.sent: set[MediaId] = set()  # and not deleted since
+        self.sent: set[MediaId] = set()  # without items that were deleted later
         # some pets use exact arrivals, which move existing items
         self.service = ClusterService(
             self.store, settings=ClusterSettings(exact_until=self.random.choice([0, 0, 10_000]))
@@ -68,7 +68,7 @@ class Day:
             self.deeds |= {self.delete: 2, self.switch: 1}
 
     def go_on(self) -> str:
-        """Run one random event and return its name; raise AssertionError if a promise is broken after it."""
+        """Run a random event and return its name; raise AssertionError if a promise is broken afterwards."""
         deed = self.random.choices([*self.deeds], weights=[*self.deeds.values()])[0]
         self.n_steps += 1
         event = deed.__name__
@@ -86,7 +86,7 @@ class Day:
             self.n_pictures += 1
 
     def mistake(self, state: PetState, operation_id: str) -> None:
-        """Send the next picture as a vector of another model; the correct one may follow."""
+        """Send the next item with a vector of the wrong model; the correct vector may follow."""
         if not state.n_media:
             return
         vector = picture(self.random.randrange(4), self.n_pictures)
@@ -145,9 +145,9 @@ class Day:
             self.service.delete_media(PET, gone, by="eve")
 
     def switch(self, state: PetState, operation_id: str) -> None:
-        """Switch to another model, which embeds the pictures slightly differently and has seen more of them.
+        """Switch to a new model. Its vectors differ slightly, and it may have items that the old model lacks.
 
-        Sometimes end it instead, and sometimes switch back.
+        Sometimes end the new model instead, and sometimes switch back.
         """
         if not state.n_media:
             return
@@ -185,7 +185,7 @@ class Day:
 
 
 def check(day: Day, context: str) -> None:
-    """Assert that the pet obeys its corrections, by the oracle, and that its ids and columns are consistent."""
+    """Assert that the pet obeys its corrections, according to the oracle, and that ids and columns are consistent."""
     state = day.store.load(PET)
     cluster_of = dict(zip(state.media, state.labels.tolist(), strict=True))
     assert demands(state.ledger).broken(cluster_of, state.aliases) == [], context
@@ -220,7 +220,7 @@ def check(day: Day, context: str) -> None:
 
 
 def check_past(day: Day) -> None:
-    """Assert that every revision that was seen can still be read, with all of its items."""
+    """Assert that every recorded revision can still be read, with all of its items that still exist."""
     past = day.store.past(PET)
     for state in day.store.seen:
         then = past.at(state.revision)

@@ -1,4 +1,4 @@
-"""The required meaning of ids after each commit, derived from every earlier state instead of a store's history."""
+"""Checks of the meaning of ids after each commit, derived from all earlier states instead of a store's history."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def without(state: PetState, now: PetState) -> PetState:
 
 
 def check_went_on(before: PetState, after: PetState, context: str, *, undone: Sequence[PetState] | None) -> None:
-    """Check ids after any change but a restore: an id that ended points to where most of its items went.
+    """Check ids after any change but a restore: a retired id points to where most of its items went.
 
     Args:
-        undone: every earlier state, if a correction was undone: then ids may return for items that they once held, but
-            must not take over a cluster of other items.
+        undone: all earlier states if the change is an undo, else None. After an undo, ids may return for items that
+            they once held, but must not take over a cluster of other items.
     """
     held, now_in = members(before), members(after)
     came = {id_ for id_ in after.clusters.keys() - before.clusters.keys() if id_ < before.next_cluster}
@@ -90,8 +90,10 @@ def check_restored(before: PetState, then: PetState, since: Sequence[PetState], 
     """Check ids after a restore.
 
     Args:
-        then: the restored state.
+        before: the last state before the restore.
+        then: the earlier state that was restored.
         since: every state from ``then`` to ``before``.
+        after: the state that the restore committed.
     """
     held: dict[ClusterId, set[MediaId]] = {}
     for state in since:
@@ -124,7 +126,7 @@ def check_restored(before: PetState, then: PetState, since: Sequence[PetState], 
 
 
 def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
-    """Return living id -> its items, without absorbed ones."""
+    """Return the items of each living id, without absorbed ones."""
     found: dict[ClusterId, set[MediaId]] = {id_: set() for id_ in state.clusters}
     for item, label, origin in zip(state.media, state.labels.tolist(), state.origins.tolist(), strict=True):
         if label != -1 and origin != Origin.ABSORBED:
@@ -140,7 +142,7 @@ def heir(media: set[MediaId], after: PetState) -> ClusterId | None:
 
 
 def most_went_to(media: set[MediaId], after: PetState) -> set[int]:
-    """Return the clusters that have the most of these items; several if they are tied."""
+    """Return the cluster with most of these items, or several clusters if they are tied."""
     went = Counter(int(after.labels[after.rows[item]]) for item in media)
     del went[-1]
     return {label for label in went if went[label] == max(went.values())}

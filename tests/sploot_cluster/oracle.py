@@ -1,4 +1,4 @@
-"""An oracle for the demands of corrections, worked out pair by pair: slow, and independent of the implementation."""
+"""An oracle that derives the demands of corrections pair by pair: slow, but independent of the implementation."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Demands:
     """The demands of a ledger.
 
     Attributes:
-        components: item -> all items that must share its cluster; items that no correction placed are alone.
+        components: item -> all items that must share its cluster, including itself.
         placed: items that a person put somewhere.
         cannot: pairs of items that must not share a cluster.
         dismissed: items that must be in no cluster.
-        barred: items, and ids whose clusters they must not be in, unless a correction placed them.
-        yielding: revisions of corrections that newer ones contradict.
+        barred: (item, id of a cluster that it must not be in), unless a correction placed the item.
+        yielding: revisions of corrections that newer ones override.
     """
 
     components: dict[MediaId, set[MediaId]] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Demands:
     def broken(
         self, labels: Mapping[MediaId, int], aliases: Mapping[ClusterId, ClusterId]
     ) -> list[tuple[MediaId, MediaId]]:
-        """Return the pairs that ``labels`` treat wrongly; an item paired with itself is where it must not be."""
+        """Return the pairs that ``labels`` break. An item paired with itself is where it must not be."""
         broken = []
         for item in self.placed & labels.keys():
             if labels[item] == -1:
@@ -61,10 +61,10 @@ class Demands:
 def demands(ledger: Sequence[Correction]) -> Demands:
     undone: set[int] = set()
     result = Demands()
-    newer_sides: list[tuple[set[MediaId], set[MediaId]]] = []  # of splits and exclusions
-    # of exclusions: the items that really left, and those that remained
+    newer_sides: list[tuple[set[MediaId], set[MediaId]]] = []  # the two sides of each newer split or exclusion
+    # for each newer exclusion: the items that really left, and those that remained
     newer_exits: list[tuple[set[MediaId], set[MediaId]]] = []
-    released: set[MediaId] = set()  # by placements
+    released: set[MediaId] = set()  # items that newer placements moved
 
     def heard(media: Iterable[MediaId]) -> tuple[MediaId, ...]:
         return tuple(item for item in media if item not in released)
@@ -116,13 +116,13 @@ def demands(ledger: Sequence[Correction]) -> Demands:
 def _gone(
     media: set[MediaId], dismissed: set[MediaId], newer_exits: Sequence[tuple[set[MediaId], set[MediaId]]]
 ) -> set[MediaId]:
-    """Return the items that newer corrections took out: dismissed ones, and excluded ones with items that remained."""
+    """Return the items of ``media`` that newer corrections removed: dismissed items, and items excluded from others."""
     exits = [left & media for left, remained in newer_exits if remained & media]
     return (media & dismissed).union(*exits)
 
 
 def _part(result: Demands, revision: int, moved: Sequence[MediaId], remaining: Sequence[MediaId]) -> set[MediaId]:
-    """Separate items, and return those that newer corrections keep together with items that remained."""
+    """Separate moved items from remaining ones; return the moved items that newer corrections keep with the others."""
     for item in (*moved, *remaining):
         result.components.setdefault(item, {item})
     stuck = set()

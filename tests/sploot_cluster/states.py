@@ -19,7 +19,7 @@ def pet_state(
     aliases: Mapping[int, int] | None = None,
     ledger: Sequence[Correction] = (),
 ) -> PetState:
-    """Return a pet with items ``m0``, ``m1``, … in these clusters; by default CORE items and thresholds of .9."""
+    """Return a pet with items ``m0``, ``m1``, … in these clusters, by default CORE and with thresholds of .9."""
     media = tuple(MediaId(f"m{row}") for row in range(len(labels)))
     origin = origins or [Origin.NOISE if label == NOISE else Origin.CORE for label in labels]
     clusters = {
@@ -46,7 +46,7 @@ def pet_state(
 
 
 def looks(*counts: int, spread: float = 0.05, dim: int = 8, seed: int = 1) -> FloatMatrix:
-    """Return unit vectors around one axis each: ``counts[i]`` of them around axis i, in this order."""
+    """Return unit vectors close to axes: ``counts[i]`` of them close to axis i, in this order."""
     rng = np.random.default_rng(seed)
     axes = np.repeat(np.arange(len(counts)), counts)
     x = rng.normal(scale=spread, size=(len(axes), dim))

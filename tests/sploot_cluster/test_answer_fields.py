@@ -1,4 +1,4 @@
-"""The public side of dataclasses is the same with pydantic and without."""
+"""A dataclass has the same public fields with pydantic (the API) and without it (the command line)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sploot_cluster.pet.models import ClusterId, MediaId
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A figure, and how it was found."""
+    """A public count, and an internal field."""
 
     n: int = field(metadata=described("How many."))
     found_by: str = field(metadata=INTERNAL)

@@ -1,4 +1,4 @@
-"""Input of the library that is not a matrix of vectors, or an unusual one: a named error, or an answer."""
+"""Unusual input to the library: a matrix of vectors gets labels, anything else an error that names the problem."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def columns_agree(client: redis.Redis) -> bool:
-    """Return whether the columns of the pet have one length and name the same items."""
+    """Return whether the columns of the pet have the same length and name the same items."""
     keys = PetKeys.of(PET)
     n, dim = (int(value or 0) for value in client.hmget(keys.meta, "n_media", "dim"))
     media = client.lrange(keys.media, 0, -1)
@@ -47,7 +47,7 @@ def columns_agree(client: redis.Redis) -> bool:
 
 
 def standing_alone(ledger: Sequence[Correction]) -> list[Statement]:
-    """Return corrections in force whose items no later one names; these must hold whatever else happened."""
+    """Return the corrections in force whose items no later correction names. They hold whatever else happens."""
     alone: list[Statement] = []
     taken_back: set[int] = set()
     named: set[MediaId] = set()
@@ -103,11 +103,11 @@ def assert_nothing_was_lost(client: redis.Redis, answers: Sequence[Answers]) -> 
     return state
 
 
-# -- threads, each with its own memory ------------------------------------------------------------------------------
+# -- threads, each with its own cache -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_threads_on_one_pet_lose_nothing(redis_client: redis.Redis, seed: int) -> None:
+def test_threads_that_change_the_same_pet_lose_nothing(redis_client: redis.Redis, seed: int) -> None:
     store = RedisPetStore(redis_client)
     workers = [Worker(ClusterService(store), seed * 100 + number) for number in range(4)]
 
@@ -183,7 +183,7 @@ def busy_processes(url: str, operations: int, *, workers: Sequence[int]) -> Iter
 
 
 @pytest.mark.slow
-def test_processes_on_one_pet_lose_nothing_in_redis(redis_client: redis.Redis, redis_url: str) -> None:
+def test_processes_that_change_the_same_pet_lose_nothing(redis_client: redis.Redis, redis_url: str) -> None:
     with busy_processes(redis_url, 60, workers=(7, 8)) as processes:
         outputs = [process.communicate(timeout=100)[0] for process in processes]
 

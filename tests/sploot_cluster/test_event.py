@@ -1,4 +1,4 @@
-"""The event of an item: every form gives the same value, an invalid field is named, and unknown ones are ignored."""
+"""The event of an item: all forms give the same value, errors name the invalid field, unknown fields are ignored."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_event_id_is_generated_for_a_python_caller() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("schema", "embedding.ingested/2"), ("dim", 4), ("dim", True)])
-def test_format_that_a_python_caller_states_is_checked(name: str, value: object) -> None:
+def test_schema_and_dimension_stated_by_a_python_caller_are_checked(name: str, value: object) -> None:
     sent = {"pet_id": 1, "media_id": "m", "model": "a@1", "embedding": VALUES}
 
     refused = refusal(lambda: EmbeddingIngested.of(**sent, **{name: value}))
@@ -243,7 +243,7 @@ def test_all_invalid_fields_are_listed() -> None:
         st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.floats(), max_size=4),
     )
 )
-def test_an_event_is_refused_exactly_if_a_field_is(changes: dict[str, Any]) -> None:
+def test_event_is_refused_exactly_if_one_of_its_fields_is(changes: dict[str, Any]) -> None:
     sent = {"pet_id": 1, "media_id": "m", "model": "a@1", "embedding": VALUES} | changes
     listed = {refused.field for refused in EmbeddingIngested.problems(sent)}
 
@@ -253,7 +253,7 @@ def test_an_event_is_refused_exactly_if_a_field_is(changes: dict[str, Any]) -> N
         EmbeddingIngested.of(**sent)
 
 
-def test_error_gives_the_position_but_not_the_embedding() -> None:
+def test_error_names_the_position_of_a_bad_value_but_not_the_embedding() -> None:
     refused = refusal(
         lambda: EmbeddingIngested.of(embedding=[0.123456, float("nan")], pet_id=1, media_id="m", model="a@1")
     )
@@ -334,7 +334,7 @@ def test_value_that_is_not_a_vector_is_refused(embedding: object, encoding: str 
 
 
 @given(st.lists(st.floats(width=32), min_size=2, max_size=40))
-def test_contract_and_engine_agree_on_usable_vectors(values: list[float]) -> None:
+def test_admission_and_engine_agree_on_which_vectors_are_usable(values: list[float]) -> None:
     def engine() -> str:
         try:
             as_vector(np.array(values, dtype=np.float32))
@@ -397,7 +397,7 @@ def test_id_with_an_invisible_or_bidi_character_is_refused(name: str, media_id: 
 
 
 @pytest.mark.parametrize("media_id", ["Bärli am Strand.jpg", "👩‍👩‍👧‍👦.png", "🏳️‍🌈", "می‌خواهم", "क्‍ष", "写真 1"])
-def test_id_of_any_script_or_joined_emoji_is_accepted(media_id: str) -> None:
+def test_id_in_any_script_or_with_joined_emoji_is_accepted(media_id: str) -> None:
     event = EmbeddingIngested.of(pet_id=7, media_id=media_id, model="clip@1", embedding=[1.0, 0.0])
 
     assert event.media_id == media_id

@@ -1,4 +1,4 @@
-"""The cache of pets: used by one thread at a time, and limited in size."""
+"""The cache of pets: each pet is used by one thread at a time, and the cache is limited in size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROOM = 10 * ONE_ITEM + 3 * BYTES_PER_PET
 
 
 def remember(memory: PetMemory, n: int) -> None:
-    """Put n items of 8 dimensions into a memory."""
+    """Put n items with 8-dimensional vectors into the memory of a cached pet."""
     rows = PetRows([MediaId(f"m{i}") for i in range(n)], np.ones((n, 8), dtype=np.float32))
     memory.state = replace(
         memory.state, media=rows.media(n), rows=rows.index(n), vectors=rows.vectors(n), revision=1, dim=8, model="m@1"
@@ -39,7 +39,7 @@ def remember(memory: PetMemory, n: int) -> None:
 
 
 def remembered(cache: PetCache, *pets: int) -> list[int]:
-    """Return how many items of each pet are remembered; opening a pet evicts others over the limit."""
+    """Return the number of cached items of each pet. Opening a pet evicts others if the cache exceeds its limit."""
     found = []
     for pet in pets:
         with cache.open(PetId(pet)) as memory:
@@ -52,7 +52,7 @@ def fill(cache: PetCache, pet: int, n: int) -> None:
         remember(memory, n)
 
 
-def test_pet_is_remembered_until_its_next_use() -> None:
+def test_pet_stays_cached_until_its_next_use() -> None:
     cache = PetCache(max_bytes=ROOM)
 
     fill(cache, 1, 4)
@@ -104,7 +104,7 @@ def test_open_pet_is_not_evicted_for_another() -> None:
     assert remembered(cache, 1, 2) == [12, 0]
 
 
-def test_threads_wait_for_the_same_pet_only() -> None:
+def test_threads_wait_for_each_other_only_on_the_same_pet() -> None:
     cache = PetCache(max_bytes=1_000)
     order: list[str] = []
     entered = Event()
@@ -140,7 +140,7 @@ def test_pet_is_released_when_its_use_fails() -> None:
 
 
 def test_cache_of_single_item_pets_stays_within_its_limit(redis_url: str) -> None:
-    """Their vector buffers have room for growth, which takes eight times as much."""
+    """The vector buffer of each pet has room for growth, which makes it eight times as large."""
     with redis.Redis.from_url(redis_url) as client:
         store, limit = RedisPetStore(client), 1_000_000
         service = ClusterService(store, cache_bytes=limit)

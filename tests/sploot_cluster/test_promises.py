@@ -9,7 +9,7 @@ from tests.sploot_cluster.days import STEPS, Day, check_past
 
 # With the last seed, a second recluster without new items once moved items between clusters that splits had separated.
 @pytest.mark.parametrize("seed", [*range(4), 4044085121])
-def test_corrections_are_never_broken(seed: int) -> None:
+def test_corrections_hold_on_simulated_days(seed: int) -> None:
     day = Day(seed)
 
     happened = [day.go_on() for _ in range(STEPS)]

@@ -44,7 +44,7 @@ def service(store: RedisPetStore) -> ClusterService:
 
 @pytest.fixture
 def three_subjects(service: ClusterService) -> PetView:
-    """Twelve pictures of each of three subjects, reclustered: clusters of 12 whose ids are 1, 2, 3."""
+    """A pet with twelve items of each of three subjects, reclustered into clusters 1, 2 and 3."""
     for subject in range(3):
         take(service, subject, range(12))
     service.recluster(PET)
@@ -142,7 +142,7 @@ def test_unknown_model_is_refused(store: RedisPetStore) -> None:
     assert service.assign(PET, MediaId("a"), model="clip@1", vector=[1.0, 0.0]).revision == 1
 
 
-def test_vectors_of_another_space_are_refused(service: ClusterService, three_subjects: PetView) -> None:
+def test_vectors_of_a_wrong_model_or_dimension_are_refused(service: ClusterService, three_subjects: PetView) -> None:
     with pytest.raises(DimensionMismatch) as dimension:
         service.assign(PET, MediaId("a"), model=MODEL, vector=[1.0, 2.0])
     with pytest.raises(ModelMismatch) as model:
@@ -153,7 +153,7 @@ def test_vectors_of_another_space_are_refused(service: ClusterService, three_sub
     assert service.clusters(PET) == three_subjects
 
 
-# -- requests of reclusters -----------------------------------------------------------------------------------------
+# -- requests for reclusters ----------------------------------------------------------------------------------------
 
 
 class Requests:
@@ -207,7 +207,7 @@ def test_growing_pet_requests_one_recluster_per_delay(asking: ClusterService, re
     assert requests.asked == [(PET, delay_ms)] * 2
 
 
-def test_recluster_ends_its_request(asking: ClusterService, requests: Requests) -> None:
+def test_recluster_clears_the_request_for_it(asking: ClusterService, requests: Requests) -> None:
     take(asking, 0, range(40))
     asking.recluster(PET)
 
@@ -264,7 +264,7 @@ def test_split_items_stay_apart(service: ClusterService, three_subjects: PetView
     }
 
 
-def test_undone_merge_leaves_no_effect(service: ClusterService, three_subjects: PetView) -> None:
+def test_undone_merge_has_no_effect_on_the_next_recluster(service: ClusterService, three_subjects: PetView) -> None:
     ids = [cluster_of(three_subjects, name(subject, 0)) for subject in (0, 1)]
     merged = service.merge(PET, ids, operation_id="op-1", by="ada")
 
@@ -296,7 +296,7 @@ def test_repeated_operation_writes_nothing(service: ClusterService, three_subjec
     assert service.clusters(PET) == before
 
 
-def test_corrections_of_unknown_things_are_refused(service: ClusterService, three_subjects: PetView) -> None:
+def test_corrections_that_name_something_unknown_are_refused(service: ClusterService, three_subjects: PetView) -> None:
     here = three_subjects.clusters[0].cluster_id
     stranger = MediaId("stranger")
     refusals: list[tuple[type[InvalidInput], Callable[[], object]]] = [
@@ -358,7 +358,7 @@ def test_history_lists_changes_with_their_requesters(service: ClusterService, th
 
 
 class OvertakenStore(MemoryPetStore):
-    """A store that shares the pets of another one, and runs a change by another writer before its first commits."""
+    """A store that shares the pets of a given store, and lets another writer commit before its first commits."""
 
     def __init__(self, store: MemoryPetStore, overtake: Iterator[Callable[[], object]]) -> None:
         self.__dict__ = {**store.__dict__, "overtake": overtake}
@@ -386,7 +386,7 @@ def test_items_that_arrive_during_a_recluster_are_in_its_result() -> None:
     assert members(view)[0] == names(0, range(12)) | {name(0, like_the_others)}
 
 
-def test_change_that_always_loses_raises_a_conflict() -> None:
+def test_change_overtaken_in_every_attempt_raises_a_conflict() -> None:
     store = MemoryPetStore()
     rival = ClusterService(store)
     numbers = iter(range(10_000))

@@ -74,7 +74,7 @@ def test_invalid_argument_is_rejected_by_name() -> None:
 
 
 @pytest.mark.parametrize(("n", "pair"), [(1, (6, 3)), (149, (6, 3)), (150, (12, 2)), (50_000, (12, 2))])
-def test_larger_pets_use_larger_groups(n: int, pair: tuple[int, int]) -> None:
+def test_larger_pets_get_a_larger_minimum_group_size(n: int, pair: tuple[int, int]) -> None:
     assert ClusterSettings.recluster_parameters(n) == pair
 
 

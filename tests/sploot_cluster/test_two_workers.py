@@ -22,7 +22,7 @@ actions = st.tuples(st.sampled_from(ACTIONS), st.integers(0, 10_000))
 
 
 class OvertakenStore(RedisPetStore):
-    """A store before whose next write another writer commits once."""
+    """A store that lets another writer commit once, right before its next write."""
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(client)
@@ -43,7 +43,7 @@ class OvertakenStore(RedisPetStore):
 
 
 class Pair:
-    """Two workers with separate memories, and the items and operations that must exist after the answers they got."""
+    """Two workers with separate caches, and the items and operations that must exist, given the results they got."""
 
     def __init__(self, client: redis.Redis) -> None:
         client.flushall()
@@ -78,7 +78,7 @@ class Pair:
         try:
             _as_the_queue_does(act[deed])
         except (InvalidInput, StalePreview):
-            return  # the state that it was decided on has been changed by the other worker
+            return  # the other worker has changed the state that the operation was meant for
         match deed:
             case "arrive":
                 self.media.add(name(seed % 3, number))

@@ -39,7 +39,7 @@ class CommandLine:
             monkeypatch.setattr(screen, "width", 200)
 
     def __call__(self, *arguments: str, given: str = "", environ: Mapping[str, str] | None = None) -> Ran:
-        """Run one command with this standard input and these variables."""
+        """Run one command with this standard input and these environment variables."""
         self._monkeypatch.setattr(sys, "argv", ["sploot-cluster", *arguments])
         self._monkeypatch.setattr(sys, "stdin", io.StringIO(given))
         for variable, value in (environ or {}).items():

@@ -69,7 +69,7 @@ def broker(service: ClusterService) -> Iterator[StubBroker]:
 
 @pytest.fixture
 def three_subjects(service: ClusterService) -> PetView:
-    """Store twelve pictures of each of three subjects, in clusters 1, 2 and 3."""
+    """A pet with twelve items of each of three subjects, in clusters 1, 2 and 3."""
     for subject in range(3):
         take(service, subject, range(12))
     service.recluster(PET)
@@ -79,7 +79,7 @@ def three_subjects(service: ClusterService) -> PetView:
 
 
 def event(**changes: Any) -> dict[str, Any]:
-    """Return the arrival of another picture of the first subject, similar to a stored one."""
+    """Return the event of a new item that is similar to a stored item of the first subject, with changes."""
     arrival = EmbeddingIngested.of(pet_id=PET, media_id=name(0, 99), model=MODEL, embedding=picture(0, 0))
     return arrival.to_kwargs() | changes
 
@@ -144,7 +144,7 @@ def test_decoded_event_is_not_checked_again(
     assert name(0, 99) in {item for cluster in service.clusters(PET).clusters for item in cluster.media_ids}
 
 
-def test_repeated_event_counts_once(broker: StubBroker, service: ClusterService) -> None:
+def test_repeated_event_adds_its_item_once(broker: StubBroker, service: ClusterService) -> None:
     run(broker, CLUSTER_EMBEDDING, **event())
     run(broker, CLUSTER_EMBEDDING, **event(event_id="sent again"))
 
@@ -275,7 +275,7 @@ def test_recluster_finds_clusters_and_records_the_requester(broker: StubBroker, 
     assert [(entry.kind, entry.by) for entry in service.history(PET, limit=1)] == [("recluster", "anna")]
 
 
-def test_preview_is_kept_to_be_applied(broker: StubBroker, service: ClusterService) -> None:
+def test_preview_is_stored_so_that_it_can_be_applied(broker: StubBroker, service: ClusterService) -> None:
     take(service, 0, range(12))
 
     run(broker, PREVIEW_RECLUSTER, pet_id=PET, requested_by="anna")

@@ -1,4 +1,4 @@
-"""The actions over HTTP: the same plans, only for operators."""
+"""The actions over HTTP: the same plans as on the command line, for operators only."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_all_roles_see_queues_and_operators_see_dead_letters(api: Caller, desk: 
     assert api.get("/embedding/dead/nonsense").status_code == 404
 
 
-def test_plan_is_applied_once(api: Caller, desk: Desk) -> None:
+def test_plan_can_be_applied_only_once(api: Caller, desk: Desk) -> None:
     desk.bury(1)
     plan_id = api.post("/embedding/requeue", {"matching": {}}).json()["plan_id"]
 
@@ -167,7 +167,7 @@ def test_out_of_range_number_in_a_plan_is_named(api: Caller) -> None:
         assert refusal_of(refused) == (422, [field]), body
 
 
-def test_dead_letters_are_listed_for_any_since_within_a_century(api: Caller) -> None:
+def test_dead_letters_can_be_listed_by_any_age_up_to_a_century(api: Caller) -> None:
     for since_s in ("0", "3600", "3153600000"):
         assert api.get(f"/embedding/dead?since_s={since_s}").status_code == 200
 

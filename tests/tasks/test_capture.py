@@ -59,7 +59,7 @@ class Album:
         )
 
     def capture(self, file: Path) -> Capture:
-        """Write a capture, and return it as it is read."""
+        """Write a capture to the file, and return the capture that is read from it."""
         write_capture(self.captured(), file)
         return read_capture(file)
 
@@ -93,7 +93,7 @@ class Album:
         return [state.media[row] for row in np.flatnonzero(state.labels == cluster).tolist()]
 
     def move_one_item(self) -> MediaId:
-        """Put an item into another cluster in the stored pet, as no change of its history does; return the item."""
+        """Move an item of the stored pet to another cluster without a change in its history; return the item."""
         pet = self.store.dump(PET)
         labels = pet.state.labels.copy()
         one, other, *_ = sorted(pet.state.clusters)
@@ -144,12 +144,12 @@ def test_replay_reproduces_the_labels_after_any_changes(album: Album, tmp_path: 
 def test_replay_reports_deleted_items_and_replays_the_rest(album: Album, tmp_path: Path) -> None:
     for number in range(24):
         album.take(number)
-    album.service.recluster(PET, by="ada")  # 25
-    album.service.dismiss(PET, [MediaId("m3"), MediaId("m8")], operation_id="1", by="ada")  # 26
-    album.service.dismiss(PET, [MediaId("m9")], operation_id="2", by="ada")  # 27
-    album.service.delete_media(PET, [MediaId("m3"), MediaId("m4")], by="eve")  # 28
-    album.service.undo(PET, 27, operation_id="3", by="ada")  # 29
-    album.service.restore(PET, 26, operation_id="4", by="ada")  # 30
+    album.service.recluster(PET, by="ada")  # revision 25
+    album.service.dismiss(PET, [MediaId("m3"), MediaId("m8")], operation_id="1", by="ada")  # revision 26
+    album.service.dismiss(PET, [MediaId("m9")], operation_id="2", by="ada")  # revision 27
+    album.service.delete_media(PET, [MediaId("m3"), MediaId("m4")], by="eve")  # revision 28
+    album.service.undo(PET, 27, operation_id="3", by="ada")  # revision 29
+    album.service.restore(PET, 26, operation_id="4", by="ada")  # revision 30
     album.take(30)
 
     capture = album.capture(tmp_path / "pet.zip")
@@ -172,10 +172,10 @@ def test_replay_reports_a_switch_and_replays_the_rest(album: Album, tmp_path: Pa
         album.take(number)
     album.service.recluster(PET, by="ada")
     album.service.begin_model(PET, "test@2", DIM, by="eve")
-    for number in range(27):  # three that the first model does not have
+    for number in range(27):  # the first model has no vectors of the last three
         album.take(number, model="test@2")
-    album.service.switch_model(PET, album.service.preview_switch(PET).token, by="eve")  # 26
-    album.service.dismiss(PET, [MediaId("m9")], operation_id="1", by="ada")  # 27
+    album.service.switch_model(PET, album.service.preview_switch(PET).token, by="eve")  # revision 26
+    album.service.dismiss(PET, [MediaId("m9")], operation_id="1", by="ada")  # revision 27
     album.service.undo(PET, 27, operation_id="2", by="ada")
     album.service.recluster(PET, by="ada")
 
@@ -226,20 +226,20 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     service = album.service
     for number in range(40):
         album.take(number)
-    service.recluster(PET, by="ada")  # 41
+    service.recluster(PET, by="ada")  # revision 41
     first, second, *_ = sorted(album.store.load(PET).clusters)
-    service.split(PET, second, album.members(second)[:3], operation_id="1", by="ada")  # 42
-    service.merge(PET, [first, second], operation_id="2", by="ada")  # 43
-    service.exclude(PET, first, album.members(first)[:1], operation_id="3", by="ada")  # 44
-    service.dismiss(PET, [MediaId("m9")], operation_id="4", by="ada")  # 45
-    service.undo(PET, 45, operation_id="5", by="ada")  # 46
-    service.restore(PET, 41, operation_id="6", by="ada")  # 47
-    service.place(PET, [MediaId("m5")], operation_id="7", by="ada")  # 48
+    service.split(PET, second, album.members(second)[:3], operation_id="1", by="ada")  # revision 42
+    service.merge(PET, [first, second], operation_id="2", by="ada")  # revision 43
+    service.exclude(PET, first, album.members(first)[:1], operation_id="3", by="ada")  # revision 44
+    service.dismiss(PET, [MediaId("m9")], operation_id="4", by="ada")  # revision 45
+    service.undo(PET, 45, operation_id="5", by="ada")  # revision 46
+    service.restore(PET, 41, operation_id="6", by="ada")  # revision 47
+    service.place(PET, [MediaId("m5")], operation_id="7", by="ada")  # revision 48
     service.begin_model(PET, "test@2", DIM, by="eve")
     for number in range(40):
         album.take(number, model="test@2")
-    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # 49
-    service.delete_media(PET, [MediaId("m39")], by="eve")  # 50
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 49
+    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 50
 
     capture = album.capture(tmp_path / "pet.zip")
     done = replay(capture, settings_of(capture, {}))
@@ -259,7 +259,7 @@ def test_replay_of_a_shortened_history_reports_where_it_begins(
     for number in range(3):
         album.take(number)
     for _ in range(3):
-        album.service.recluster(PET)  # 4 to 6
+        album.service.recluster(PET)  # revisions 4 to 6
     pet = album.store.dump(PET)
     album.service.delete_pet(PET)
     album.store.replace(None, replace(pet, history=pet.history[1:]))
@@ -290,7 +290,7 @@ def test_replay_with_other_settings_lists_moved_items(album: Album, tmp_path: Pa
         settings_of(capture, {"noise_ratio": "7"})
 
 
-def test_replay_lists_items_with_other_labels(album: Album, tmp_path: Path) -> None:
+def test_replay_lists_items_with_different_labels(album: Album, tmp_path: Path) -> None:
     for number in range(30):
         album.take(number)
     album.service.recluster(PET)
@@ -391,7 +391,7 @@ def test_replay_checks_dead_letters_again(album: Album, tmp_path: Path) -> None:
 
 
 def forms_of(vector: Any) -> dict[str, dict[bytes, bytes]]:
-    """Return entries of pet 42 with a vector in every form and place in which a producer may send it."""
+    """Return entries of pet 42 that hold a vector in every form and field in which a producer may send it."""
     raw = vector.astype("<f4").tobytes()
     text, numbers = base64.b64encode(raw).decode(), [float(value) for value in vector]
     event = flat_event(pet_id=42, number=1)
@@ -424,7 +424,7 @@ def forms_of(vector: Any) -> dict[str, dict[bytes, bytes]]:
 
 
 def traces_of(vector: Any) -> list[bytes]:
-    """Return what is found in a file that holds a part of the vector in any of the forms."""
+    """Return byte strings of which at least one is in any file that holds part of the vector, in any form."""
     raw = vector.astype("<f4").tobytes()
     words = [raw[at : at + 9] for at in range(len(raw) - 9)]
     encoded = [base64.b64encode(raw)[at : at + 12] for at in range(0, len(raw) - 12, 4)]
@@ -432,7 +432,7 @@ def traces_of(vector: Any) -> list[bytes]:
 
 
 def everything_in(file: bytes) -> bytes:
-    """Return all content of a file, with archives in it and base64 unpacked."""
+    """Return all content of a file, with nested archives unpacked and base64 decoded."""
     members = archives.unpack(file)
     return b"\n".join(everything_in(part) if name.endswith(".zip") else part for name, part in members.items())
 
@@ -477,13 +477,13 @@ def test_redacted_capture_is_neither_replayed_nor_imported(album: Album, tmp_pat
 
 
 def packed_with(captured: bytes, **members: bytes) -> bytes:
-    """Return a capture with other members, named without their suffix."""
+    """Return the capture with these members replaced; members are named without their suffix."""
     kept = archives.unpack(captured)
     return archives.pack({name: members.get(name.partition(".")[0], content) for name, content in kept.items()})
 
 
 def with_json(captured: bytes, member: str, change: Callable[[Any], object]) -> bytes:
-    """Return a capture with a change of the JSON of one member, or of the pet's facts for ``pet``."""
+    """Return the capture with a change in the JSON of one member; for ``pet``, in the ``pet.json`` of the export."""
     members = archives.unpack(captured)
     if member == "pet":
         columns = archives.unpack(members["pet.zip"])
@@ -497,7 +497,7 @@ def with_json(captured: bytes, member: str, change: Callable[[Any], object]) -> 
 
 @pytest.fixture
 def captured(album: Album) -> bytes:
-    """Return a capture of a pet with a correction, a job and a dead letter."""
+    """A capture of a pet with corrections, a job and a dead letter."""
     for number in range(24):
         album.take(number)
     album.service.recluster(PET, by="ada")
@@ -598,7 +598,7 @@ def test_capture_with_flipped_bytes_is_refused_or_unchanged(captured: bytes, tmp
 
 
 def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every place of a JSON value: what holds it, and its key there."""
+    """Yield every position in a JSON value, as the container and the key or index in it."""
     keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield value, key

@@ -166,7 +166,7 @@ def test_clusters_and_history_are_printed_as_text_and_json(cli: CommandLine, ser
         ("model status 42", "/model"),
     ],
 )
-def test_json_of_a_command_is_the_answer_of_the_api(
+def test_json_of_a_command_equals_the_response_of_the_api(
     cli: CommandLine, redis_url: str, service: ClusterService, command: str, path: str
 ) -> None:
     for subject in range(2):
@@ -278,7 +278,7 @@ def test_deletion_of_an_item_lists_its_dead_letters(
     assert redis_client.xlen(f"{{{stream_of(EMBEDDING_INGESTED)}}}:dead") == 1
 
 
-def test_damaged_pet_is_named_by_tally_and_can_be_deleted(
+def test_damaged_pet_is_named_by_the_tally_command_and_can_be_deleted(
     redis_client: redis.Redis, cli: CommandLine, service: ClusterService
 ) -> None:
     take(service, 0, range(3))
@@ -423,7 +423,7 @@ def test_serve_beyond_loopback_without_tokens_exits_4(redis_url: str) -> None:
     assert "SPLOOT_API_TOKENS" in done.stderr
 
 
-def test_http_request_of_the_runbook_works(redis_url: str, redis_client: redis.Redis) -> None:
+def test_http_request_from_the_runbook_works(redis_url: str, redis_client: redis.Redis) -> None:
     http = client_of(build_app(Settings(redis_url=redis_url)))
 
     # as HTTPie sends it: http POST …/recluster pet_id:=42

@@ -25,7 +25,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 
 @pytest.fixture
 def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs `sploot-cluster queue …` in this process."""
+    """A function that runs ``sploot-cluster queue …`` in this process."""
     command_line = CommandLine(redis_url, monkeypatch, capsys)
     for screen in (out, err):
         monkeypatch.setattr(screen, "width", 40)

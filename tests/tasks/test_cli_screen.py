@@ -38,7 +38,7 @@ def test_shown_escapes_control_characters() -> None:
     assert shown("Bärli 😀 写真 a\u00a0b") == "Bärli 😀 写真 a\u00a0b"
 
 
-def test_every_print_function_shows_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_print_function_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     out.print(HOSTILE, soft_wrap=True)
     err.print(HOSTILE, soft_wrap=True)
     print_block(f"first\n{HOSTILE}")

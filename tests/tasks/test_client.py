@@ -159,7 +159,7 @@ def test_closed_port_is_reported_at_once() -> None:
         tasks.recluster(42)
 
 
-def test_silent_server_is_given_up_within_three_seconds() -> None:
+def test_client_gives_up_on_a_silent_server_within_three_seconds() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         start = time.monotonic()

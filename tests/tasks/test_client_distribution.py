@@ -1,4 +1,4 @@
-"""The thin client's wheel works next to nothing but Dramatiq and redis-py, and next to a service's own ``tasks``."""
+"""The thin client's wheel needs only Dramatiq and redis-py, and works next to a service's own ``tasks`` package."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def places(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The path of a service that has the wheel, Dramatiq, redis-py and a package ``tasks`` of its own."""
+    """The import path of a service that has the wheel, Dramatiq, redis-py and a package ``tasks`` of its own."""
     target, others = tmp_path_factory.mktemp("target"), tmp_path_factory.mktemp("others")
     offline = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
     subprocess.run([sys.executable, "-m", "pip", "install", *offline, "--target", target, wheel], check=True)
@@ -65,7 +65,7 @@ def places(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(program: str, places: list[str], *arguments: str) -> str:
-    # -I -S: neither the folder it runs in, nor the environment, nor what is installed there
+    # -I -S: ignore the working folder, the environment variables and all installed packages
     command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path[:0] = {places!r}\n{program}", *arguments]
     done = subprocess.run(command, cwd=places[0], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Checks of tasks: a valid one becomes a value, an invalid one names field and hint."""
+"""Checks of tasks: a valid task becomes a value; the error for an invalid one names its field and has a hint."""
 
 from __future__ import annotations
 

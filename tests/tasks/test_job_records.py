@@ -120,7 +120,9 @@ def test_status_reports_a_run_and_its_result(tasks: ClusterTasks, redis_client: 
     assert done.started_at <= done.finished_at
 
 
-def test_status_reports_a_failed_attempt_and_the_next(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_status_reports_a_failed_attempt_and_the_time_of_the_next(
+    tasks: ClusterTasks, redis_client: redis.Redis
+) -> None:
     def undo(**_: Any) -> None:
         raise RuntimeError("pet 42 is busy")
 
@@ -163,7 +165,7 @@ def test_job_of_a_dead_worker_is_not_shown_as_running(tasks: ClusterTasks, recor
     assert job_status.reason.startswith("its worker pod-1:7:0:dead died; no worker takes jobs")
 
 
-def test_expired_delay_is_not_reported_as_the_reason(records: JobRecords, tasks: ClusterTasks) -> None:
+def test_delay_that_is_over_is_not_reported_as_the_reason_for_waiting(records: JobRecords, tasks: ClusterTasks) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     recluster = JobOwner(CLUSTER_RECLUSTER, "recluster_pet", 42)
     records.write("a", recluster, state="delayed", due_at=past)
@@ -254,7 +256,7 @@ def test_record_ignores_jobs_of_another_queue_actor_or_pet(
     assert before.state == "queued"
 
 
-def test_message_with_a_foreign_job_id_does_not_change_its_record(
+def test_message_with_the_id_of_another_job_does_not_change_the_record(
     tasks: ClusterTasks, redis_client: redis.Redis
 ) -> None:
     job = tasks.merge(42, [3, 7])
@@ -272,7 +274,7 @@ def test_message_with_a_foreign_job_id_does_not_change_its_record(
     assert (job_status.state, job_status.actor) == ("dead", "merge_clusters")
 
 
-def test_job_without_a_record_creates_none(records: JobRecords) -> None:
+def test_run_of_a_job_without_a_record_creates_none(records: JobRecords) -> None:
     for how in ("start", "known"):
         records.write("nobody-s", UNDO, state="running", how=how)
 
@@ -294,7 +296,7 @@ def test_records_of_a_pet_are_listed_until_a_day_after_their_last_change(
     assert RECORD_TTL_S - 60 < redis_client.ttl(of_pet) <= RECORD_TTL_S
 
 
-def test_forgotten_record_is_listed_no_more(records: JobRecords, redis_client: redis.Redis) -> None:
+def test_forgotten_record_is_no_longer_listed(records: JobRecords, redis_client: redis.Redis) -> None:
     records.write("a", UNDO, state="queued", how="new")
 
     records.forget(42, ["a"])

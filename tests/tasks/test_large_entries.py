@@ -1,4 +1,4 @@
-"""Views of queues with entries of many megabytes read only their heads, and find their pets."""
+"""Views of queues with entries of many megabytes read only the start of each entry, and still find its pet."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_listing_of_large_entries_needs_little_memory(desk: Desk, redis_url: str
     )
 
     assert done.returncode == 0, done.stderr
-    # MB for imports and some pages; the entries have 120
+    # in MB: enough for the imports and a few pages; the entries take 120
     assert int(done.stderr.split()[-1]) < 80
     assert ("large-3" in done.stdout) or "dead" in command
 
@@ -87,7 +87,7 @@ def test_large_dead_letters_are_listed_and_stay_whole(desk: Desk) -> None:
     assert desk.broker.dead_letters(EMBEDDING_INGESTED).get(found[0].id, is_whole=True) == whole
 
 
-def test_page_of_large_dead_letters_is_bounded_and_continues(desk: Desk, redis_client: Any) -> None:
+def test_large_dead_letters_are_read_in_bounded_pages_until_all_are_listed(desk: Desk, redis_client: Any) -> None:
     ids = []
     for number in range(12):
         facts = {"reason": "failed", "error": "E: x", "entry_id": "1-1", "deliveries": 1}

@@ -1,4 +1,4 @@
-"""A bounded queue: the limit that workers store is obeyed by the thin client, over HTTP and on the command line."""
+"""The queue limit that workers store: the thin client, the HTTP API and the command line obey it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def sampled_by_a_worker(redis_url: str, *, max_queue_length: int) -> None:
 
 @pytest.fixture
 def full(redis_client: redis.Redis, redis_url: str) -> redis.Redis:
-    """A Redis whose workers set a limit, which the feedback queue has reached and the others have not."""
+    """A Redis with a queue limit set by its workers; only the feedback queue has reached it."""
     sampled_by_a_worker(redis_url, max_queue_length=LIMIT)
     with ClusterTasks(client=redis_client) as tasks:
         for revision in range(1, LIMIT + 1):
@@ -117,7 +117,9 @@ def test_queue_whose_workers_set_no_limit_takes_everything(full: redis.Redis, re
 
 
 @pytest.mark.parametrize("with_key", [False, True], ids=["without key", "with key"])
-def test_full_queue_answers_503_that_says_when_to_retry(full: redis.Redis, redis_url: str, with_key: bool) -> None:
+def test_request_refused_by_a_full_queue_is_answered_503_with_retry_after(
+    full: redis.Redis, redis_url: str, with_key: bool
+) -> None:
     headers = {"Idempotency-Key": "merge-1"} if with_key else {}
     body = {"pet_id": 42, "cluster_ids": [1, 2]}
 
@@ -161,7 +163,7 @@ def test_limit_is_read_again_after_ten_seconds(redis_client: redis.Redis) -> Non
     assert limit.current() == 5
 
 
-def test_limit_that_another_program_wrote_is_none(redis_client: redis.Redis) -> None:
+def test_stored_limit_that_is_not_a_number_counts_as_no_limit(redis_client: redis.Redis) -> None:
     redis_client.set(MAX_QUEUE_LENGTH, "many")
 
     assert QueueLimit(redis_client).current() == 0

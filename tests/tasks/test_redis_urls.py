@@ -14,7 +14,7 @@ def client_of(url: str) -> redis.Redis:
     return connect(url, connect_timeout_s=0.5, answer_timeout_s=1.5)
 
 
-def test_url_of_one_server_is_read_by_redis_py() -> None:
+def test_url_of_a_single_server_is_parsed_by_redis_py() -> None:
     client = client_of("rediss://user:p%40ss@host:6380/2?ssl_ca_certs=/ca.pem")
 
     options = client.connection_pool.connection_kwargs

@@ -39,7 +39,7 @@ STATES: Final = pytest.mark.parametrize("code", REFUSING)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """A server of this module's own, because a refusal shows in INFO from then on."""
+    """A server for this module only, because a refusal stays visible in INFO afterwards."""
     directory = tmp_path_factory.mktemp("refusing", numbered=True)
     with EmbeddedRedis(directory=directory, unix_socket=True) as server:
         yield server
@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
 
 @pytest.fixture
 def client(server: EmbeddedRedis) -> Iterator[redis.Redis]:
-    """A server with a pet, a waiting job and a dead letter that still accepts writes."""
+    """A client of a server that still accepts writes and has a pet, two jobs and a dead letter."""
     with redis.Redis.from_url(server.url) as client:
         client.flushall()
         service = ClusterService(RedisPetStore(client))
@@ -80,7 +80,7 @@ CALLS: Final[dict[str, Callable[[ClusterTasks], object]]] = {
 
 
 @STATES
-def test_refused_client_call_names_cause_and_hint(
+def test_error_of_a_refused_client_call_names_cause_and_hint(
     server: EmbeddedRedis, refuse: Callable[[str], Any], code: str
 ) -> None:
     with refuse(code), ClusterTasks(server.url) as tasks:
@@ -155,7 +155,7 @@ def ask(http: TestClient, operation: str, method: str, path: str, **headers: str
 
 @STATES
 @pytest.mark.parametrize("with_key", [False, True], ids=["without key", "with key"])
-def test_route_under_refusal_is_503_that_names_redis(
+def test_route_answers_503_that_names_redis_while_writes_are_refused(
     http: TestClient, refuse: Callable[[str], Any], code: str, with_key: bool
 ) -> None:
     refused = set()
@@ -211,7 +211,7 @@ def test_server_is_ready_once_redis_accepts_writes_again(http: TestClient, refus
 
 
 @STATES
-def test_refusing_redis_is_not_ready_and_shows_in_metrics(
+def test_readiness_and_metrics_report_that_redis_refuses_writes(
     client: redis.Redis, refuse: Callable[[str], Any], code: str
 ) -> None:
     metrics = expose(client, Settings(), with_jobs=False)
@@ -225,7 +225,7 @@ def test_refusing_redis_is_not_ready_and_shows_in_metrics(
     eventually(lambda: b"media_cluster_redis_writable 1.0" in metrics("")[0])
 
 
-def test_unreachable_redis_has_no_writable_sample(tmp_path: Path) -> None:
+def test_writable_metric_has_no_sample_if_redis_is_unreachable(tmp_path: Path) -> None:
     client = redis.Redis.from_url(f"unix://{tmp_path}/nothing.sock", retry=None)
 
     assert b"media_cluster_redis_writable 0" not in expose(client, Settings(), with_jobs=False)("")[0]
@@ -251,7 +251,7 @@ COMMANDS: Final = {
     "queue dead requeue": ["embedding", "--all", "--yes"],
     "import": ["{exported}"],
     "ingest": ["{lines}"],
-    # these only read; most of them answer while writes are refused
+    # these only read; most of them work while writes are refused
     "clusters": [str(PET)],
     "tally": [str(PET)],
     "history": [str(PET)],
@@ -274,7 +274,7 @@ WRITING: Final = frozenset(list(COMMANDS)[: list(COMMANDS).index("clusters")])
 
 @pytest.mark.slow
 @STATES
-def test_command_under_refusal_is_one_line_and_exit_code_3(
+def test_command_prints_one_line_and_exits_3_while_writes_are_refused(
     server: EmbeddedRedis,
     client: redis.Redis,
     refuse: Callable[[str], Any],
@@ -337,7 +337,7 @@ def test_doctor_names_the_refusal_instead_of_missing_workers(
     assert {"eviction", "memory", "persistence", "clock"} <= {finding.check for finding in found}
 
 
-def test_doctor_reaches_the_check_of_the_disk_when_redis_refuses_ping(
+def test_doctor_checks_the_disk_even_if_redis_refuses_ping(
     server: EmbeddedRedis, client: redis.Redis, refuse: Callable[[str], Any]
 ) -> None:
     with refuse("MISCONF"):
@@ -352,7 +352,7 @@ def test_doctor_reports_accepted_writes_as_ok(server: EmbeddedRedis, client: red
     assert [finding.level for finding in examined(server, client) if finding.check == "writes"] == ["ok"]
 
 
-# -- actions, and the table itself -----------------------------------------------------------------------------------
+# -- actions, and the table of refusals ------------------------------------------------------------------------------
 
 
 @STATES
@@ -367,7 +367,7 @@ def test_erasure_and_operations_translate_the_refusal(
             operations.act(plan, by="me", via="test")
         erase = pytest.raises(QueueUnavailable) if code != "OOM" else nullcontext()
         with erase as erased:
-            erasure.erase(PET)  # which frees memory
+            erasure.erase(PET)  # frees memory, so a full server allows it
 
     for raised in filter(None, (acted, erased)):
         assert raised.value.refusal is not None
@@ -376,7 +376,7 @@ def test_erasure_and_operations_translate_the_refusal(
     operations.close()
 
 
-def test_cluster_without_slots_is_named(tmp_path: Path) -> None:
+def test_readiness_reports_a_redis_cluster_without_slots(tmp_path: Path) -> None:
     with (
         EmbeddedRedis(directory=tmp_path, unix_socket=True, options={"cluster-enabled": "yes"}) as server,
         redis.Redis.from_url(server.url) as client,
@@ -387,7 +387,7 @@ def test_cluster_without_slots_is_named(tmp_path: Path) -> None:
     assert unready.startswith(HINTS["CLUSTERDOWN"].problem)
 
 
-def test_replica_that_serves_no_reads_is_named(server: EmbeddedRedis, client: redis.Redis) -> None:
+def test_error_names_a_replica_that_serves_no_reads(server: EmbeddedRedis, client: redis.Redis) -> None:
     client.config_set("replica-serve-stale-data", "no")
     try:
         with REFUSING["READONLY"](server, client), ClusterTasks(server.url) as tasks:

@@ -45,7 +45,7 @@ def test_every_domain_error_is_retried_or_not_on_purpose() -> None:
 
 
 def attempts_until_dead(error: Exception, policy: RetryPolicy) -> int:
-    """Return how often an actor of this policy runs when it always fails this way."""
+    """Return how many times an actor with this policy runs if it always fails with this error."""
     broker = StubBroker(middleware=[Retries(), TimeLimit()])
     attempts = []
 

@@ -1,4 +1,4 @@
-"""A rollout by pet: the same pets in every language, and only more of them."""
+"""A rollout by pet: all languages include the same pets, and a higher percentage only adds pets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.rollout import is_rolled_out
 
 
-# The examples that producers in other languages find in the module.
+# The examples in the docstring of the module, for producers in other languages.
 @pytest.mark.parametrize(("pet_id", "reached_at"), [(1, 84), (42, 89), (9, 10)])
-def test_pet_is_reached_at_the_percentage_of_its_checksum(pet_id: int, reached_at: int) -> None:
+def test_pet_is_included_from_the_percentage_that_its_checksum_gives(pet_id: int, reached_at: int) -> None:
     assert not is_rolled_out(pet_id, reached_at - 1)
     assert is_rolled_out(pet_id, reached_at)
 

@@ -25,7 +25,7 @@ def test_empty_environment_gives_the_defaults() -> None:
     assert settings == Settings.from_env({"REDIS_URL": "", "SPLOOT_LEASE_MS": " "})
 
 
-def test_variables_are_read() -> None:
+def test_settings_are_read_from_their_variables() -> None:
     settings = Settings.from_env(
         {
             "REDIS_URL": "rediss://:secret@redis:6380/1",
@@ -92,7 +92,7 @@ def test_invalid_variable_is_named(variable: str, text: str) -> None:
     assert refused.value.hint
 
 
-def test_range_stands_in_the_meaning_and_in_the_error() -> None:
+def test_accepted_range_is_in_the_meaning_and_in_the_error() -> None:
     meanings = {row["variable"]: row["meaning"] for row in Settings().table()}
 
     for variable, text, accepted in (

@@ -16,7 +16,7 @@ from tests.support import eventually
 
 
 def commands_until(monitor: Any, mark: str) -> Iterator[str]:
-    """Yield the commands that the server has run, scripts' included, until the mark was echoed."""
+    """Yield the commands that the server ran until the mark was echoed, including those in scripts."""
     while (command := str(monitor.next_command()["command"])) != f"ECHO {mark}":
         yield command
 
@@ -45,6 +45,6 @@ def test_life_of_a_job_touches_no_key_of_ordering_keys(redis_client: redis.Redis
     ordered = f"{{{stream_of(CLUSTER_FEEDBACK)}}}:ordered"
     touched = {command.split()[0].upper() for command in commands if ordered in command} - {"EVALSHA", "EVAL"}
     assert sorted(ran) == [1, 1, 2, 3]
-    # stats count the line, and the janitor looks for keys of messages that disappeared, each in one step
+    # stats count messages in line, and the janitor looks for keys of messages that disappeared, with one command each
     assert touched <= {"ZCARD", "HSCAN"}, touched
     assert redis_client.keys("*ordered*") == []

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("broker", "tasks", "sploot_cluster")
-# Next to the interpreter; on PATH only in an active environment.
+# lint-imports is always next to the interpreter, but on PATH only in an active environment.
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
 
 ENGINE = {"numpy", "faiss", "hdbscan", "sklearn", "scipy", "fastapi", "prometheus_client", "periodiq"}
@@ -87,7 +87,7 @@ def test_broker_imports_only_dramatiq_redis_and_itself() -> None:
             elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 named |= packages_of({node.module})
 
-    # hiredis is optional: it parses small answers faster
+    # hiredis is optional: it parses small replies faster
     assert named - sys.stdlib_module_names == {"dramatiq", "redis", "hiredis"}
 
 
@@ -124,7 +124,7 @@ FORBIDDEN = {
 
 @pytest.mark.slow
 def test_import_linter_refuses_forbidden_imports(tmp_path: Path) -> None:
-    """``make check`` shows that it accepts the code as it is."""
+    """``make check`` shows that import-linter accepts the code as it is."""
     for package in PACKAGES:
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for module, imported in chain.from_iterable(FORBIDDEN.values()):

@@ -1,4 +1,4 @@
-"""Admission to the work streams: flat events of other languages, and Dramatiq messages."""
+"""Admission to the work streams: flat events from any language, and Dramatiq messages."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_every_encoding_becomes_the_same_message(encoding: bytes, embedding: byt
     assert message.kwargs == decode_embedding("1-0", FIELDS).kwargs
 
 
-def test_invalid_event_names_field_and_hint() -> None:
+def test_error_for_an_invalid_event_names_field_and_hint() -> None:
     with pytest.raises(UndecodableEntry) as refused:
         decode_embedding("1-0", FIELDS | {b"pet_id": b"rex"})
 
@@ -81,14 +81,14 @@ def test_invalid_event_names_field_and_hint() -> None:
     assert refused.value.hint == "send 1 to 9223372036854775807 in digits, such as 42"
 
 
-def test_foreign_entry_names_the_missing_field() -> None:
+def test_error_for_a_foreign_entry_names_the_missing_field() -> None:
     with pytest.raises(UndecodableEntry) as refused:
         decode_embedding("1-0", {b"hello": b"world"})
 
     assert (refused.value.field, refused.value.problem) == ("schema", "is missing")
 
 
-def test_entry_id_ahead_of_the_clock_gives_the_current_time() -> None:
+def test_event_with_an_id_ahead_of_the_clock_gets_the_current_time() -> None:
     before = int(1000 * time.time())
 
     for entry_id in (f"{before * 1000}-0", "18446744073709551615-18446744073709551615"):

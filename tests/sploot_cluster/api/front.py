@@ -64,7 +64,7 @@ def job_status(job_id: str, state: JobState, reason: str, **facts: Any) -> JobSt
 
 
 class Part:
-    """One part of an application, which the next test replaces."""
+    """A part of an application, such as its service. Each test replaces it with its own."""
 
     def __init__(self) -> None:
         self.now: Any = None
@@ -74,7 +74,7 @@ class Part:
 
 
 class UsedApp:
-    """An application that tests use one after the other, each with its own parts: building one takes 50 ms."""
+    """An application that tests use in turn, each with its own parts, because building one takes 50 ms."""
 
     free: ClassVar[list[UsedApp]] = []
 
@@ -102,5 +102,5 @@ class Front:
 
 
 def client_of(app: Any, *, peer: str = "127.0.0.1", host: str = "127.0.0.1:8080") -> TestClient:
-    """Return a client at an address. Errors of the application become answers, as over a network."""
+    """Return a client that connects from ``peer`` to ``host``. Exceptions become responses, as over a network."""
     return TestClient(app, base_url=f"http://{host}", client=(peer, 50_000), raise_server_exceptions=False)

@@ -57,7 +57,7 @@ def test_without_tokens_only_local_programs_are_admitted(
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", ""])
-def test_bind_to_other_machines_without_tokens_is_refused(host: str) -> None:
+def test_bind_beyond_loopback_without_tokens_is_refused(host: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         check_bind(host, Tokens())
 
@@ -139,7 +139,7 @@ def test_uploader_may_only_ingest_items() -> None:
 @pytest.mark.parametrize(
     "headers", [{}, bearer("wrong-0123456789abcdef"), {"Authorization": f"Basic {SECRETS['operator']}"}, bearer("")]
 )
-def test_missing_token_is_answered_with_how_to_send_one(headers: dict[str, str]) -> None:
+def test_request_without_a_valid_token_is_answered_401_with_the_scheme(headers: dict[str, str]) -> None:
     http = client_of(Front(tokens=TOKENS).app)
 
     for answer in (
@@ -187,7 +187,7 @@ def front(idempotency: IdempotencyStore) -> Iterator[Front]:
         yield front
 
 
-def test_repeated_request_gets_the_first_answer(front: Front) -> None:
+def test_repeated_request_gets_the_first_response(front: Front) -> None:
     first, again = (front.http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "k"}) for _ in range(2))
 
     assert (again.status_code, again.json(), again.headers["Location"]) == (
@@ -200,7 +200,7 @@ def test_repeated_request_gets_the_first_answer(front: Front) -> None:
     assert len(front.queue.asked) == 1
 
 
-def test_key_with_another_body_is_refused_and_addresses_are_separate(front: Front) -> None:
+def test_key_reused_with_a_different_body_is_refused_on_the_same_route_only(front: Front) -> None:
     def send(path: str, body: dict[str, int]) -> int:
         answer = front.http.post(API + path, json=body, headers={"Idempotency-Key": "k"})
         return int(answer.status_code)
@@ -211,7 +211,7 @@ def test_key_with_another_body_is_refused_and_addresses_are_separate(front: Fron
     assert len(front.queue.asked) == 2
 
 
-def test_failed_request_can_be_retried_with_its_key(front: Front) -> None:
+def test_failed_request_can_be_retried_with_the_same_key(front: Front) -> None:
     fails = [True]
 
     def fail_once() -> None:
@@ -229,7 +229,7 @@ def test_failed_request_can_be_retried_with_its_key(front: Front) -> None:
     assert answers == [500, 202]
 
 
-def test_request_in_progress_is_answered_409(front: Front) -> None:
+def test_repeat_of_a_request_in_progress_is_answered_409(front: Front) -> None:
     started, release = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -260,7 +260,9 @@ def test_invalid_idempotency_key_is_refused(front: Front, key: str) -> None:
     assert front.queue.asked == []
 
 
-def test_stored_answer_expires_after_a_day_and_hides_its_key(front: Front, redis_client: redis.Redis) -> None:
+def test_stored_response_expires_after_a_day_and_hides_the_idempotency_key(
+    front: Front, redis_client: redis.Redis
+) -> None:
     http = Front(idempotency=RedisIdempotencyStore(redis_client)).http
     http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "secret-key"})
 

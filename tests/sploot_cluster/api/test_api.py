@@ -1,4 +1,4 @@
-"""Tests of the answers of every address, and of the problems for invalid requests."""
+"""Tests of the responses of every route, and of the problems reported for invalid requests."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fields_of(problem: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_work_is_enqueued_and_answered_with_its_position(front: Front, path: str) -> None:
+def test_request_is_enqueued_and_answered_with_its_position_in_the_queue(front: Front, path: str) -> None:
     answer = front.http.post(API + path, json=GOOD[path])
 
     assert answer.status_code == 202
@@ -199,7 +199,7 @@ def test_unknown_field_of_an_embedding_is_ignored(front: Front) -> None:
     assert fields_of(misspelt.json()) == ["media_id"]
 
 
-def test_embedding_may_carry_its_own_trace(front: Front) -> None:
+def test_traceparent_of_an_embedding_is_passed_on(front: Front) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
     front.http.post(API + "/embeddings", json=GOOD["/embeddings"] | {"traceparent": trace})
@@ -207,7 +207,7 @@ def test_embedding_may_carry_its_own_trace(front: Front) -> None:
     assert front.queue.events[0].traceparent == trace
 
 
-def test_entries_of_a_list_are_accepted_or_refused_one_by_one(front: Front) -> None:
+def test_embeddings_in_a_list_are_accepted_or_refused_one_by_one(front: Front) -> None:
     good = GOOD["/embeddings"]
     entries = [good, good | {"embedding": [0, 0]}, good | {"media_id": "b"}, 7]
 
@@ -234,7 +234,7 @@ def test_empty_or_too_long_list_is_refused() -> None:
     assert front.queue.asked == []
 
 
-def test_unavailable_queue_is_answered_503_with_retry_after(front: Front) -> None:
+def test_request_is_answered_503_with_retry_after_if_the_queue_is_unavailable(front: Front) -> None:
     def be_away() -> None:
         raise QueueUnavailable("no answer; nothing was enqueued")
 
@@ -285,7 +285,7 @@ def test_pet_is_returned_with_its_revision_as_etag(front: Front) -> None:
     assert later.status_code == 200
 
 
-def test_items_are_returned_with_their_times_and_in_their_order(front: Front) -> None:
+def test_items_are_returned_with_their_times_in_the_requested_order(front: Front) -> None:
     take(front.service, 0, range(6))
     front.service.recluster(PET, by="ada")
 
@@ -334,7 +334,7 @@ def test_address_with_an_invalid_pet_id_is_refused(front: Front, pet: str) -> No
     assert fields_of(answer.json()) == ["pet_id"]
 
 
-def test_job_is_returned_with_the_reason_it_waits(front: Front) -> None:
+def test_job_is_returned_with_the_reason_why_it_waits(front: Front) -> None:
     now = datetime(2026, 1, 31, 12, tzinfo=UTC)
     front.queue.jobs["a b"] = job_status("a b", "queued", "12 jobs wait", pet_id=42, enqueued_at=now)
 
@@ -347,7 +347,7 @@ def test_job_is_returned_with_the_reason_it_waits(front: Front) -> None:
     assert (missing.status_code, missing.json()["type"]) == (404, "urn:sploot:problem:not-found")
 
 
-def test_unavailable_store_and_damaged_pet_have_different_problems(
+def test_unavailable_store_and_damaged_pet_are_reported_as_different_problems(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for error, status, slug in (
@@ -363,7 +363,7 @@ def test_unavailable_store_and_damaged_pet_have_different_problems(
         assert (answer.status_code, answer.json()["type"]) == (status, f"urn:sploot:problem:{slug}")
 
 
-# -- health, and the document ----------------------------------------------------------------------------------------
+# -- health, and the OpenAPI document --------------------------------------------------------------------------------
 
 
 def test_health_readiness_and_metrics_are_served() -> None:
@@ -381,14 +381,14 @@ def test_health_readiness_and_metrics_are_served() -> None:
     assert (ready.http.get("/metrics").text, away.http.get("/metrics").status_code) == ("up 1\n", 404)
 
 
-def test_unknown_address_and_method_are_answered_as_problems(front: Front) -> None:
+def test_unknown_route_and_method_are_answered_with_problems(front: Front) -> None:
     missing, wrong = front.http.get("/nowhere"), front.http.get(f"{API}/clusters/merge")
 
     assert (missing.status_code, wrong.status_code) == (404, 405)
     assert {missing.headers["Content-Type"], wrong.headers["Content-Type"]} == {"application/problem+json"}
 
 
-def test_openapi_document_lists_addresses_and_their_answers(front: Front) -> None:
+def test_openapi_document_lists_routes_and_their_responses(front: Front) -> None:
     document = front.http.get("/openapi.json").json()
 
     posts = {path for path, methods in document["paths"].items() if "post" in methods}
@@ -401,7 +401,7 @@ def test_openapi_document_lists_addresses_and_their_answers(front: Front) -> Non
     assert "Problem" in document["components"]["schemas"]
 
 
-def test_openapi_document_shows_no_section_of_a_docstring(front: Front) -> None:
+def test_openapi_descriptions_contain_no_attributes_section_of_a_docstring(front: Front) -> None:
     schemas = front.http.get("/openapi.json").json()["components"]["schemas"]
 
     assert [name for name, schema in schemas.items() if "Attributes:" in schema.get("description", "")] == []
@@ -434,7 +434,9 @@ def two_subjects(front: Front) -> str:
 
 
 @pytest.mark.parametrize("path", CORRECTIONS)
-def test_correction_with_the_current_tag_expects_its_revision(front: Front, two_subjects: str, path: str) -> None:
+def test_correction_with_the_current_etag_is_enqueued_with_its_revision(
+    front: Front, two_subjects: str, path: str
+) -> None:
     answer = front.http.post(API + path, json=GOOD[path], headers={"If-Match": two_subjects})
 
     assert answer.status_code == 202
@@ -443,7 +445,9 @@ def test_correction_with_the_current_tag_expects_its_revision(front: Front, two_
 
 
 @pytest.mark.parametrize("path", CORRECTIONS)
-def test_stale_tag_is_answered_412_with_the_changes(front: Front, two_subjects: str, path: str) -> None:
+def test_correction_with_a_stale_etag_is_answered_412_with_the_changes_since(
+    front: Front, two_subjects: str, path: str
+) -> None:
     take(front.service, 0, range(20, 22))
     front.service.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="1", by="bob")
 
@@ -464,7 +468,9 @@ def test_stale_tag_is_answered_412_with_the_changes(front: Front, two_subjects: 
 
 
 @pytest.mark.parametrize("path", CORRECTIONS)
-def test_correction_is_enqueued_when_only_items_arrived_since(front: Front, two_subjects: str, path: str) -> None:
+def test_correction_with_a_stale_etag_is_enqueued_if_items_only_arrived(
+    front: Front, two_subjects: str, path: str
+) -> None:
     take(front.service, 0, range(20, 22))
 
     answer = front.http.post(API + path, json=GOOD[path], headers={"If-Match": two_subjects})
@@ -475,7 +481,7 @@ def test_correction_is_enqueued_when_only_items_arrived_since(front: Front, two_
     assert front.queue.asked == [(what, facts | {"expected_revision": 13})]
 
 
-def test_correction_with_the_current_tag_counts_no_arrivals(front: Front, two_subjects: str) -> None:
+def test_arrivals_since_the_etag_are_reported_only_if_the_request_has_one(front: Front, two_subjects: str) -> None:
     body = GOOD["/clusters/undo"]
     looked = front.http.post(f"{API}/clusters/undo", json=body, headers={"If-Match": two_subjects})
     careless = front.http.post(f"{API}/clusters/undo", json=body)
@@ -503,7 +509,7 @@ def _delete(front: Front) -> None:
 
 @pytest.mark.parametrize("move", [_split, _dismiss, _recluster, _delete])
 @pytest.mark.parametrize("n_arrivals", [0, 3])
-def test_correction_is_refused_when_items_moved_since(
+def test_correction_is_refused_if_items_moved_since_its_etag(
     front: Front, two_subjects: str, move: Callable[[Front], None], n_arrivals: int
 ) -> None:
     move(front)
@@ -515,7 +521,7 @@ def test_correction_is_refused_when_items_moved_since(
     assert front.queue.asked == []
 
 
-def test_correction_with_the_new_tag_succeeds_after_a_conflict(front: Front, two_subjects: str) -> None:
+def test_correction_with_the_new_etag_succeeds_after_a_conflict(front: Front, two_subjects: str) -> None:
     _split(front)
     body = GOOD["/clusters/merge"]
     refused = front.http.post(f"{API}/clusters/merge", json=body, headers={"If-Match": two_subjects})
@@ -526,7 +532,7 @@ def test_correction_with_the_new_tag_succeeds_after_a_conflict(front: Front, two
     assert (refused.status_code, answer.status_code, answer.headers["Arrivals-Since"]) == (412, 202, "1")
 
 
-def test_tag_of_a_future_revision_is_refused(front: Front, two_subjects: str) -> None:
+def test_etag_of_a_future_revision_is_refused(front: Front, two_subjects: str) -> None:
     answer = front.http.post(f"{API}/clusters/merge", json=GOOD["/clusters/merge"], headers={"If-Match": '"14"'})
 
     assert (two_subjects, answer.status_code) == ('"13"', 412)
@@ -549,7 +555,7 @@ def test_if_match_is_parsed_as_in_rfc_9110(front: Front, two_subjects: str, if_m
     assert (two_subjects, answer.status_code) == ('"13"', status)
 
 
-def test_repeated_key_gets_the_first_answer_although_its_tag_is_stale(front: Front, two_subjects: str) -> None:
+def test_repeated_request_gets_the_first_response_although_its_etag_is_stale(front: Front, two_subjects: str) -> None:
     headers = {"If-Match": two_subjects, "Idempotency-Key": "one click"}
     first = front.http.post(API + "/clusters/dismiss", json=GOOD["/clusters/dismiss"], headers=headers)
     take(front.service, 0, range(20, 21))
@@ -561,7 +567,7 @@ def test_repeated_key_gets_the_first_answer_although_its_tag_is_stale(front: Fro
     assert len(front.queue.asked) == 1
 
 
-# -- the past --------------------------------------------------------------------------------------------------------
+# -- earlier revisions -----------------------------------------------------------------------------------------------
 
 
 def test_differences_between_two_revisions_are_returned(front: Front, two_subjects: str) -> None:
@@ -593,16 +599,16 @@ def test_pet_is_returned_at_an_earlier_revision(front: Front, two_subjects: str)
 
 
 @pytest.mark.parametrize("path", ["history/99", "history/diff?from=1&to=99"])
-def test_unknown_revision_is_refused_by_its_field(front: Front, two_subjects: str, path: str) -> None:
+def test_error_for_an_unknown_revision_names_the_field(front: Front, two_subjects: str, path: str) -> None:
     answer = front.http.get(f"{API}/pets/42/{path}")
 
     assert (answer.status_code, fields_of(answer.json())) == (422, ["revision"])
 
 
-# -- why, and ids ----------------------------------------------------------------------------------------------------
+# -- explanations, and cluster ids -----------------------------------------------------------------------------------
 
 
-def test_place_of_an_item_is_explained(front: Front, two_subjects: str) -> None:
+def test_cluster_of_an_item_is_explained(front: Front, two_subjects: str) -> None:
     front.service.exclude(PET, ClusterId(1), [MediaId("s0-0")], operation_id="1", by="bob")
 
     answer = front.http.get(f"{API}/pets/42/media/s0-0/why")
@@ -725,10 +731,10 @@ def test_preview_together_with_apply_is_refused(front: Front) -> None:
     assert (answer.status_code, fields_of(answer.json())) == (422, ["apply"])
 
 
-# -- accounting of items ---------------------------------------------------------------------------------------------
+# -- tally of items --------------------------------------------------------------------------------------------------
 
 
-def test_every_item_that_came_is_counted_once(front: Front, two_subjects: str) -> None:
+def test_every_ingested_item_is_counted_once_in_the_tally(front: Front, two_subjects: str) -> None:
     front.service.dismiss(PET, [MediaId("s0-0")], operation_id="1", by="bob")
     with pytest.raises(ModelMismatch):
         front.service.assign(PET, MediaId("odd"), model="clip@2", vector=[1.0] * 16)
@@ -750,7 +756,7 @@ def test_every_item_that_came_is_counted_once(front: Front, two_subjects: str) -
 
 
 class Travelled:
-    """A ``JobTraces`` with a record, two dead letters and an unreadable one for pet 42, and pending events."""
+    """A ``JobTraces`` that finds a record, two dead letters, an unreadable one and waiting events of pet 42."""
 
     def __init__(self, n_waiting: int = 0) -> None:
         self.n_waiting, self.erased = n_waiting, list[tuple[int, list[str] | None]]()
@@ -800,7 +806,7 @@ def test_pet_is_deleted_permanently(front: Front, two_subjects: str) -> None:
     assert (again.status_code, front.service.pets()) == (404, [])
 
 
-def test_deletion_is_refused_while_events_are_pending() -> None:
+def test_deletion_is_refused_while_events_are_waiting() -> None:
     travelled = Travelled(n_waiting=3)
     front = Front(traces=travelled)
     take(front.service, 0, range(4))
@@ -841,7 +847,7 @@ def test_pet_is_exported_as_one_file(front: Front, two_subjects: str) -> None:
     assert nothing.status_code == 404
 
 
-def test_preview_is_not_stored_for_its_idempotency_key(front: Front, two_subjects: str) -> None:
+def test_repeated_preview_is_computed_again_despite_its_idempotency_key(front: Front, two_subjects: str) -> None:
     computed(front)
     headers = {"Idempotency-Key": "one look"}
     body = {"pet_id": 42, "preview": True}

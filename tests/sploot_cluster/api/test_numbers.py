@@ -13,10 +13,10 @@ from tests.corrections import EXAMPLES, as_body
 from tests.sploot_cluster.albums import take
 from tests.sploot_cluster.api.front import API, Front
 
-# The first integer that a double cannot hold, one of 19 digits, and the largest id.
+# The first integer that a double cannot represent, one of 19 digits, and the largest id.
 LARGE = [2**53 + 1, 1_800_000_000_000_000_001, 2**63 - 1]
 
-# The rest of a body, and the names of its ids.
+# Path -> the body without its ids, and the names of the ids.
 IDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "/clusters/recluster": ({}, ["pet_id"]),
     **{
@@ -31,7 +31,7 @@ IDS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 def body_of(path: str, spelling: Any) -> dict[str, Any]:
-    """Return a body in which every id is the given one."""
+    """Return the body for a path with every id given as ``spelling``."""
     body, names = IDS[path]
     ids = dict.fromkeys(names, spelling)
     return body | ids | ({"cluster_ids": [spelling, 7]} if "cluster_ids" in body else {})
@@ -60,7 +60,7 @@ NOT_IDS: list[Any] = [
 
 @pytest.mark.parametrize("spelling", NOT_IDS, ids=repr)
 @pytest.mark.parametrize("field", ["pet_id", "into", "cluster_ids[0]"])
-def test_id_in_another_spelling_is_refused_by_its_field(field: str, spelling: Any) -> None:
+def test_error_for_an_invalid_id_names_its_field(field: str, spelling: Any) -> None:
     front = Front()
     ids = {"pet_id": 42, "cluster_ids[0]": 3, "into": 7} | {field: spelling}
 
@@ -74,7 +74,7 @@ def test_id_in_another_spelling_is_refused_by_its_field(field: str, spelling: An
 
 
 @pytest.mark.parametrize("pet", LARGE)
-def test_answer_contains_the_exact_digits_of_an_id(pet: int) -> None:
+def test_response_contains_the_exact_digits_of_an_id(pet: int) -> None:
     front = Front()
     take(front.service, 0, range(2), pet=PetId(pet))
 
@@ -87,7 +87,7 @@ def test_answer_contains_the_exact_digits_of_an_id(pet: int) -> None:
 
 @pytest.mark.parametrize("revision", ["-1", "01", " 1", "1_0", str(2**63), "1e2"])
 @pytest.mark.parametrize("field", ["from", "to"])
-def test_revision_in_another_spelling_is_refused_by_its_field(field: str, revision: str) -> None:
+def test_error_for_an_invalid_revision_names_its_field(field: str, revision: str) -> None:
     answer = Front().http.get(f"{API}/pets/42/history/diff", params={"from": "0", "to": "0", field: revision})
 
     assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field])
@@ -128,7 +128,7 @@ def test_repeated_field_is_refused(path: str, body: str, field: str) -> None:
     assert front.queue.asked == []
 
 
-def test_only_the_entry_with_a_repeated_field_is_refused() -> None:
+def test_only_the_embedding_with_a_repeated_field_is_refused_in_a_list() -> None:
     front = Front()
     good = json.dumps({"media_id": "a", "pet_id": 42, "model": "clip@1", "embedding": [0.5, 1]})
     twice = good.replace('"pet_id": 42', '"pet_id": 42, "pet_id": 43')

@@ -23,7 +23,7 @@ def decided(state: PetState, vector: FloatVector, settings: ClusterSettings = SE
 
 
 def axis(number: int, lean: float = 0.0, dim: int = 8) -> FloatVector:
-    """Return the direction of one axis, leaning towards the next."""
+    """Return the unit vector of an axis, tilted towards the next axis by ``lean``."""
     vector = np.zeros(dim)
     vector[number], vector[number + 1] = 1, lean
     return as_vector(vector)
@@ -39,7 +39,7 @@ def test_arrival_joins_most_similar_cluster_within_threshold() -> None:
     assert decision.similarity == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_arrival_beyond_every_threshold_is_noise_with_its_similarity() -> None:
+def test_arrival_beyond_every_threshold_is_noise_and_reports_its_similarity() -> None:
     state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.99, 2: 0.99})
 
     decision = decided(state, axis(0, lean=0.5))
@@ -61,15 +61,15 @@ def test_noise_and_absorbed_items_do_not_attract_arrivals() -> None:
     assert decided(state, axis(0)).cluster == 1
 
 
-def test_arrival_slack_widens_every_cluster() -> None:
+def test_arrival_slack_admits_arrivals_beyond_the_threshold() -> None:
     state = pet_state([1] * 5, looks(5, spread=0.001), thresholds={1: 0.98})
-    query = axis(0, lean=0.23)  # a similarity of about .975: 1.27 times the threshold distance
+    query = axis(0, lean=0.23)  # similarity about .975: 1.27 times the distance that the threshold allows
 
     assert decided(state, query).cluster == NOISE
     assert decided(state, query, replace(SETTINGS, arrival_slack=1.4)).cluster == 1
 
 
-def test_cluster_with_too_few_neighbours_takes_no_arrival() -> None:
+def test_cluster_with_too_few_items_among_the_neighbours_takes_no_arrival() -> None:
     # of the three neighbours only one is in cluster 2, so the mean for cluster 2 is unknown
     settings = replace(SETTINGS, n_neighbours=3)
     state = pet_state([1] * 2 + [2] * 5, looks(3, 4), thresholds={1: 0.9999, 2: -1.0})
@@ -92,7 +92,7 @@ def test_reach_is_one_at_the_threshold_and_grows_with_distance() -> None:
     assert reach(0.99, 1.0) > 100
 
 
-def test_threshold_ignores_a_stray_member() -> None:
+def test_threshold_ignores_an_outlier_among_the_members() -> None:
     tight = looks(12, spread=0.02)
     stray = axis(0, lean=0.8)[None, :]
 

@@ -1,4 +1,4 @@
-"""Inheritance of ids by groups, and the aliases of ids that ended."""
+"""Inheritance of cluster ids by groups, and aliases of retired ids."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def matched(
     [
         ([1, 1, 2, 2], [0, 0, 1, 1], {0: 1, 1: 2}),
         ([1, 1, 2, 2], [1, 1, 0, 0], {1: 1, 0: 2}),
-        # two of three stay: they keep the id, and the one that left gets a new id
+        # two of three items stay together: they keep the id, and the third gets a new one
         ([7, 7, 7, 2], [0, 0, 1, 2], {0: 7, 1: 8, 2: 2}),
-        # joined: the larger cluster's id
+        # two clusters joined: the id of the larger one
         ([1, 1, 1, 2, 2], [0, 0, 0, 0, 0], {0: 1}),
-        # divided in half: one half inherits the id, the other gets a new one
+        # a cluster divided in half: one half inherits the id, the other gets a new one
         ([3, 3, 3, 3], [0, 0, 1, 1], {0: 3, 1: 4}),
-        # as many items as possible keep their id: 2 + 2, although group 0 alone overlaps more with 1, by 3
+        # as many items as possible keep their cluster id: 2 + 2, although group 0 overlaps most with cluster 1, by 3
         ([1, 1, 1, 2, 2, 1, 1], [0, 0, 0, 0, 0, 1, 1], {0: 2, 1: 1}),
         # no overlap with any cluster: new ids, the largest group first
         ([NOISE, NOISE, NOISE, 1], [5, 6, 6, NOISE], {6: 2, 5: 3}),
@@ -57,8 +57,8 @@ def test_groups_inherit_ids_by_overlap(old: list[int], groups: list[int], ids: d
     assert matched(old, groups).ids == ids
 
 
-def test_small_overlap_does_not_pass_on_the_id() -> None:
-    # one item of ten on either side: 10 %
+def test_small_overlap_does_not_pass_on_the_cluster_id() -> None:
+    # the cluster and the group have ten items each and share one: 10 %
     old = [1] * 10 + [NOISE] * 9
     groups = [NOISE] * 9 + [0] * 10
 
@@ -77,7 +77,7 @@ def test_id_given_by_a_person_takes_precedence_over_overlap() -> None:
     assert matched([1, 1, 1, 2], [0, 0, 0, 1], given_ids={1: 1}).ids == {1: 1, 0: 3}
 
 
-def test_labels_become_the_ids_of_their_groups() -> None:
+def test_group_numbers_are_replaced_by_the_cluster_ids_of_the_groups() -> None:
     identities = Identities({4: ClusterId(1), 0: ClusterId(9)}, ClusterId(10))
 
     assert identities.label(np.array([0, 4, NOISE, 0], dtype=np.int32)).tolist() == [9, 1, -1, 9]
@@ -107,13 +107,13 @@ def test_unchanged_groups_keep_their_ids(labels: list[int]) -> None:
     assert identities.label(np.array(old, dtype=np.int32)).tolist() == old
 
 
-def test_ended_id_becomes_an_alias_of_where_most_items_went() -> None:
+def test_retired_id_becomes_an_alias_of_the_cluster_with_most_of_its_items() -> None:
     state = pet_state([1, 1, 1, 2, 2], looks(5))
 
     assert aliases_after(state, np.array([2, 2, -1, 2, 2], dtype=np.int32)) == {1: 2}
 
 
-def test_ended_id_of_scattered_items_gets_no_alias() -> None:
+def test_retired_id_whose_items_scattered_gets_no_alias() -> None:
     state = pet_state([1, 1, 2, 3], looks(4))
 
     assert aliases_after(state, np.array([2, 3, 2, 3], dtype=np.int32)) == {}

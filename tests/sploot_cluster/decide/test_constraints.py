@@ -1,4 +1,4 @@
-"""Demands of corrections, against an oracle that works them out pair by pair; and labels that satisfy them."""
+"""Constraints of corrections, compared with an oracle that derives them pair by pair; labels that satisfy them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_enforced_labels_satisfy_all_constraints_and_are_stable(ledger: list[Cor
     after = enforce(before, VECTORS, rows, counts=ALL_COUNT)
 
     labels_after = dict(zip(MEDIA, after.tolist(), strict=True))
-    # ids are inherited later, and barred items leave then; so these groups must not look like the old ids
+    # a later step lets groups inherit ids and removes barred items, so group numbers must differ from the old ids
     labels_after = {item: label if label == NOISE else label + 1_000 for item, label in labels_after.items()}
     assert demands(ledger).broken(labels_after, {}) == []
     n_kept, total = count_kept(labels_after, constraints, aliases={})
@@ -120,7 +120,9 @@ def test_enforced_labels_satisfy_all_constraints_and_are_stable(ledger: list[Cor
 
 
 @given(ledgers(), st.lists(st.integers(-1, 3), min_size=len(MEDIA), max_size=len(MEDIA)))
-def test_count_of_kept_constraints_reveals_every_broken_pair(ledger: list[Correction], labels: list[int]) -> None:
+def test_all_constraints_count_as_kept_exactly_if_no_pair_is_broken(
+    ledger: list[Correction], labels: list[int]
+) -> None:
     label_of = dict(zip(MEDIA, labels, strict=True))
 
     aliases = {ClusterId(0): ClusterId(2)}
@@ -137,7 +139,7 @@ def test_labels_that_satisfy_constraints_are_unchanged() -> None:
     assert np.array_equal(enforce(labels, VECTORS, rows, counts=ALL_COUNT), labels)
 
 
-def test_empty_ledger_names_no_items() -> None:
+def test_empty_ledger_imposes_no_constraints() -> None:
     constraints = resolve([])
 
     assert count_kept({MEDIA[0]: 1}, constraints, aliases={}) == (0, 0)
@@ -163,8 +165,8 @@ def test_newer_merge_reunites_items_of_an_older_split() -> None:
     assert "the split at revision 1 by ada" in constraints.overridden[0]
 
 
-def test_items_that_left_a_merge_one_by_one_are_not_joined_by_it() -> None:
-    # c left while a was elsewhere, so no split names both
+def test_items_that_left_a_merged_cluster_separately_are_not_rejoined() -> None:
+    # a was not in the cluster when c was split off, so no split names both
     constraints = resolve([merge(1, "ab", "c"), split(2, "c", "b"), split(3, "a", "b")])
 
     assert constraints.atom_of(MediaId("a")) != constraints.atom_of(MediaId("c"))
@@ -177,7 +179,7 @@ def test_undo_of_an_undo_reinstates_the_correction() -> None:
     assert in_force(ledger[:2]) == []
 
 
-def test_small_part_of_an_atom_returns_without_moving_other_items() -> None:
+def test_small_part_of_an_atom_rejoins_the_rest_without_moving_other_items() -> None:
     rows = resolve([merge(1, "abc", "d")]).by_row(ROWS)
 
     after = enforce(labels_of("1 1 1 2 2 2 2 2 - -"), VECTORS, rows, counts=ALL_COUNT)
@@ -185,7 +187,7 @@ def test_small_part_of_an_atom_returns_without_moving_other_items() -> None:
     assert after.tolist() == [1, 1, 1, 1, 2, 2, 2, 2, -1, -1]
 
 
-def test_unnamed_items_follow_the_side_of_a_split_they_resemble() -> None:
+def test_items_not_named_in_a_split_follow_the_side_that_they_resemble() -> None:
     vectors = as_vectors(np.array([[1, 0], [0, 1], [0.9, 0.1], [0.1, 0.9]] + [[1.0, 1.0]] * 6))
     rows = resolve([split(1, "a", "b")]).by_row(ROWS)
 

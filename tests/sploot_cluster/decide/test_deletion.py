@@ -1,4 +1,4 @@
-"""Tests of deletion, which leaves nothing behind, and of export and import, which preserve a pet exactly."""
+"""Tests that deletion leaves nothing behind, and that export and import preserve a pet exactly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OTHER = PetId(7)
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
-    """A pet with clusters, corrections of every kind, a quarantined item and a preview."""
+    """A service with a pet that has clusters, corrections of every kind, a quarantined item and a preview."""
     service = grouped(store, 3, range(8))
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     service.split(PET, THREE, [name(2, 0), name(2, 1)], operation_id="2", by="ada")
@@ -52,7 +52,7 @@ def service(store: PetStore) -> ClusterService:
 def everything(client: redis.Redis) -> bytes:
     """Return all keys and values of a Redis server as one text."""
     client.config_set("rdbcompression", "no")  # compressed ids would not be found
-    return b"\n".join(bytes(key) + b" " + bytes(client.dump(key) or b"") for key in sorted(client.keys("*")))  # type: ignore[arg-type]  # answers are bytes
+    return b"\n".join(bytes(key) + b" " + bytes(client.dump(key) or b"") for key in sorted(client.keys("*")))  # type: ignore[arg-type]  # replies are bytes
 
 
 def comparable(store: PetStore, pet: PetId = PET) -> dict[str, object]:
@@ -143,7 +143,7 @@ def test_corrections_of_other_items_hold_after_a_deletion(service: ClusterServic
     link = ClusterId(places(store.load(PET))[name(3, 0)])
     service.merge(PET, [link, THREE], operation_id="6", by="ada")
 
-    # the one item that two corrections have in common
+    # the only item that two corrections have in common
     service.delete_media(PET, [name(3, 0)], by="eve")
     reclustered = service.recluster(PET)
 
@@ -156,7 +156,7 @@ def test_corrections_of_other_items_hold_after_a_deletion(service: ClusterServic
     )
 
 
-def test_items_of_the_last_recluster_are_counted_without_deleted_ones(service: ClusterService, store: PetStore) -> None:
+def test_size_at_the_last_recluster_excludes_items_deleted_since(service: ClusterService, store: PetStore) -> None:
     take(service, 0, range(20, 22))
 
     service.delete_media(PET, [name(0, 1), name(1, 1), name(0, 20)], by="eve")
@@ -181,7 +181,7 @@ def test_unknown_items_cannot_be_deleted(service: ClusterService) -> None:
         service.delete_media(OTHER, [name(0, 0)], by="eve")
 
 
-def test_pet_without_items_left_accepts_new_ones(service: ClusterService, store: PetStore) -> None:
+def test_pet_whose_items_were_all_deleted_accepts_new_ones(service: ClusterService, store: PetStore) -> None:
     service.delete_media(PET, [*store.load(PET).media], by="eve")
 
     empty = store.view(PET)
@@ -194,7 +194,7 @@ def test_pet_without_items_left_accepts_new_ones(service: ClusterService, store:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_corrections_hold_on_days_with_deletions(seed: int) -> None:
+def test_corrections_hold_on_simulated_days_with_deletions(seed: int) -> None:
     day = Day(seed)
     for _ in range(STEPS):
         day.go_on()
@@ -261,7 +261,9 @@ def test_deleted_pet_can_be_recreated(service: ClusterService, store: PetStore) 
     assert store.pets() == [PET]
 
 
-def test_worker_with_a_cached_pet_does_not_restore_it_when_deleted(service: ClusterService, store: PetStore) -> None:
+def test_worker_that_has_a_deleted_pet_in_its_cache_does_not_bring_it_back(
+    service: ClusterService, store: PetStore
+) -> None:
     other = ClusterService(store)
     take(other, 0, range(30, 31))
     service.delete_pet(PET)
@@ -306,7 +308,7 @@ def test_pet_deleted_during_a_deletion_of_items_leaves_nothing(
     assert redis_client.keys("*") == []
 
 
-# -- files -----------------------------------------------------------------------------------------------------------
+# -- export files ----------------------------------------------------------------------------------------------------
 
 
 def test_imported_pet_equals_the_exported_one(service: ClusterService, store: PetStore) -> None:
@@ -420,7 +422,7 @@ def test_import_of_a_file_that_is_not_a_zip_is_refused() -> None:
 
 
 @pytest.mark.parametrize("way", ["a cluster", "an alias"])
-def test_export_whose_next_id_was_assigned_is_refused(service: ClusterService, way: str) -> None:
+def test_export_is_refused_if_its_next_cluster_id_was_already_assigned(service: ClusterService, way: str) -> None:
     pet = dumps.load(service.export(PET))
     next_id, one = pet.state.next_cluster, pet.overwritten[-1]
     labels = np.full_like(one.labels, next_id) if way == "a cluster" else one.labels
@@ -431,7 +433,7 @@ def test_export_whose_next_id_was_assigned_is_refused(service: ClusterService, w
         service.import_pet(file, pet=OTHER)
 
 
-def test_deletions_and_switches_limit_the_stored_past(
+def test_deletion_drops_the_oldest_stored_revision_beyond_the_limit(
     service: ClusterService, store: PetStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pet = store.dump(PET)

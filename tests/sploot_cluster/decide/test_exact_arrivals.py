@@ -46,7 +46,7 @@ def groups(service: ClusterService) -> set[frozenset[str]]:
 
 @pytest.fixture
 def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of the trees that are built from scratch from here on."""
+    """The number of items of each tree that the test builds from scratch."""
     built: list[int] = []
 
     def build(vectors: FloatMatrix, min_samples: int, *, threads: int = 1) -> SpanningTree:
@@ -87,17 +87,17 @@ def test_exact_arrival_may_move_other_items() -> None:
     assert service.history(PET) == []
 
 
-def test_tree_is_built_once_and_then_extended(count_builds: list[int]) -> None:
+def test_tree_is_extended_by_arrivals_instead_of_rebuilt(count_builds: list[int]) -> None:
     vectors = album(60)
     service = ClusterService(MemoryPetStore(), settings=EXACT)
 
     arrive(service, vectors, range(60))
     service.recluster(PET)
 
-    assert count_builds == [3, 4]  # three samples need four items
+    assert count_builds == [3, 4]  # rebuilt at four items, the fewest for min_samples=3
 
 
-def test_pets_above_exact_until_assign_arrivals_by_threshold() -> None:
+def test_pets_larger_than_exact_until_assign_arrivals_by_threshold() -> None:
     vectors = album(40)
     service = ClusterService(MemoryPetStore(), settings=replace(EXACT, exact_until=30))
 
@@ -131,7 +131,7 @@ def test_corrections_hold_during_exact_arrivals() -> None:
 @pytest.mark.parametrize("exact_until", [0, 10_000])
 @pytest.mark.parametrize("n_merged", [5, 8, 25])
 def test_later_items_stay_in_a_merged_cluster_until_undo(n_merged: int, exact_until: int) -> None:
-    """Density sees two groups, and after a while the merged items are a minority of each."""
+    """Density still finds two groups, and as items arrive, the merged items become a minority of each."""
     vectors = looks(40, 40, 40, spread=0.1, dim=32)
     first = [start + row for start in (0, 40, 80) for row in range(n_merged)]
     service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=exact_until))
@@ -152,8 +152,8 @@ def test_later_items_stay_in_a_merged_cluster_until_undo(n_merged: int, exact_un
 
 
 @pytest.mark.parametrize("exact_until", [0, 10_000])
-def test_foreign_group_does_not_follow_an_item_merged_by_mistake(exact_until: int) -> None:
-    """Density first puts the few foreign items into the neighbouring group, and separates them once there are more."""
+def test_unrelated_items_do_not_follow_an_item_merged_by_mistake(exact_until: int) -> None:
+    """Density first puts the few unrelated items into the nearest group, and separates them once there are more."""
     rng = np.random.default_rng(5)
 
     def around(centre: FloatVector, n: int) -> FloatMatrix:
@@ -179,7 +179,7 @@ def test_foreign_group_does_not_follow_an_item_merged_by_mistake(exact_until: in
     assert [media for media in merged.media_ids if media.startswith("stranger")] == []
 
 
-def test_another_worker_extends_the_stored_tree(redis_url: str, count_builds: list[int]) -> None:
+def test_second_worker_extends_the_tree_that_the_first_one_stored(redis_url: str, count_builds: list[int]) -> None:
     vectors = album(330)
     with redis.Redis.from_url(redis_url) as client:
         arrive(ClusterService(RedisPetStore(client)), vectors, range(300))
@@ -199,7 +199,7 @@ def test_another_worker_extends_the_stored_tree(redis_url: str, count_builds: li
 
 
 @pytest.mark.slow
-def test_two_workers_on_one_pet_get_the_result_of_one(redis_url: str) -> None:
+def test_two_workers_on_one_pet_get_the_same_result_as_one_worker(redis_url: str) -> None:
     vectors = album(180)
     with redis.Redis.from_url(redis_url) as client:
         workers = [

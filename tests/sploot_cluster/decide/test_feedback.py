@@ -1,4 +1,4 @@
-"""Corrections: their effect on labels, ids and origins, and their answers."""
+"""Corrections: their effect on labels, ids and origins, and the results that they return."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def store() -> MemoryPetStore:
 
 @pytest.fixture
 def service(store: MemoryPetStore) -> ClusterService:
-    """Clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
+    """A service whose clusters 1, 2 and 3 have twelve items each, of subjects 0, 1 and 2 respectively."""
     return grouped(store, 3, range(12))
 
 
@@ -78,14 +78,14 @@ def test_merge_of_fewer_than_two_clusters_is_rejected(
     assert refused.value.field == field
 
 
-def test_merge_into_a_cluster_not_among_them_is_rejected(service: ClusterService) -> None:
+def test_merge_target_that_is_not_among_the_merged_clusters_is_rejected(service: ClusterService) -> None:
     with pytest.raises(InvalidInput) as refused:
         service.merge(PET, [ONE, TWO], into=THREE, operation_id="1", by="ada")
 
     assert refused.value.field == "into"
 
 
-def test_unknown_cluster_error_names_the_field(service: ClusterService) -> None:
+def test_error_for_an_unknown_cluster_names_the_field(service: ClusterService) -> None:
     with pytest.raises(UnknownCluster) as refused:
         service.merge(PET, [ONE, ClusterId(9)], into=ClusterId(9), operation_id="1", by="ada")
 
@@ -197,7 +197,7 @@ def test_undo_of_a_split_returns_moved_items(service: ClusterService, store: Mem
 
 
 @pytest.mark.parametrize(("n_moved", "comes_along"), [(5, True), (1, False)])
-def test_undo_of_a_split_returns_later_arrivals_with_the_majority(
+def test_undo_of_a_split_takes_later_arrivals_along_if_they_are_a_minority(
     service: ClusterService, store: MemoryPetStore, n_moved: int, comes_along: bool
 ) -> None:
     moved = sorted(names(0, range(n_moved)))
@@ -272,12 +272,12 @@ def test_excluded_item_may_join_another_cluster(service: ClusterService, store: 
     assert elsewhere not in (-1, ONE)
 
 
-def test_excluded_item_stays_out_after_all_members_were_replaced(
+def test_excluded_item_stays_out_after_all_members_of_its_cluster_were_replaced(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     take(service, 0, range(20, 60))
-    # none of the items that the excluded one is kept apart from are left
+    # no item that the exclusion keeps apart from the excluded one is left in the cluster
     service.dismiss(PET, sorted(names(0, range(1, 12))), operation_id="2", by="ada")
 
     reclustered = service.recluster(PET)
@@ -383,7 +383,9 @@ def test_dismissal_without_known_items_is_rejected(service: ClusterService, medi
     assert refused.value.field == "media_ids"
 
 
-def test_items_already_dismissed_are_ignored_or_rejected(service: ClusterService, store: MemoryPetStore) -> None:
+def test_dismissal_ignores_items_already_dismissed_and_is_rejected_if_all_are(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
 
     both = service.dismiss(PET, [name(0, 0), name(0, 1)], operation_id="2", by="ada")
@@ -394,7 +396,7 @@ def test_items_already_dismissed_are_ignored_or_rejected(service: ClusterService
         service.dismiss(PET, [name(0, 0), name(0, 1)], operation_id="3", by="ada")
 
 
-# -- stale pages -----------------------------------------------------------------------------------------------------
+# -- stale revisions -------------------------------------------------------------------------------------------------
 
 
 def test_correction_based_on_a_stale_revision_is_rejected(service: ClusterService, store: MemoryPetStore) -> None:
@@ -426,7 +428,9 @@ def test_arrivals_and_reclusters_cannot_be_undone(service: ClusterService) -> No
 # -- ids of other clusters --------------------------------------------------------------------------------------------
 
 
-def test_undo_of_a_dismissal_keeps_the_id_of_the_joined_cluster(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_of_a_dismissal_keeps_the_id_of_the_cluster_that_the_items_join(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.merge(PET, [TWO, THREE], into=TWO, operation_id="1", by="ada")
     split = service.split(PET, TWO, sorted(names(2, range(3))), operation_id="2", by="ada")
     dismissed = service.dismiss(PET, sorted(names(2, range(3))), operation_id="3", by="ada")
@@ -439,7 +443,7 @@ def test_undo_of_a_dismissal_keeps_the_id_of_the_joined_cluster(service: Cluster
     assert store.view(PET).aliases == {THREE: TWO, split.cluster: TWO}
 
 
-def test_reapplied_merge_keeps_the_id_of_a_mostly_foreign_cluster(
+def test_reapplied_merge_does_not_take_the_id_of_a_cluster_of_mostly_other_items(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     take(service, 2, range(20, 80))

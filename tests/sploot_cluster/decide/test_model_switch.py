@@ -33,14 +33,14 @@ NEW, NEW_DIM = "clip@2", 24
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
-    """Clusters 1, 2, 3 of eight pictures each, two of them merged."""
+    """A service with three clusters of eight items each, the first two merged."""
     service = grouped(store, 3, range(8))
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     return service
 
 
 def seen_by_new(subject: int, number: int) -> FloatVector:
-    """Return the vector of a picture in the new model, which places the first two of subject 2 with subject 0."""
+    """Return the vector of an item in the new model, which places the first two items of subject 2 with subject 0."""
     rng = np.random.default_rng([99, subject, number])
     vector = rng.normal(scale=0.05, size=NEW_DIM)
     vector[20 - (0 if subject == 2 and number < 2 else subject)] += 1.0
@@ -73,7 +73,7 @@ def test_vectors_of_the_candidate_model_are_stored_only_in_the_shadow(service: C
     assert service.tally(PET).quarantine == {}
 
 
-def test_pet_keeps_working_while_a_candidate_model_runs(service: ClusterService) -> None:
+def test_pet_accepts_arrivals_and_reclusters_while_a_candidate_model_runs(service: ClusterService) -> None:
     begin(service)
 
     (late,) = take(service, 2, range(20, 21))
@@ -160,7 +160,7 @@ def test_switch_is_refused_while_items_lack_vectors(service: ClusterService) -> 
         service.preview_switch(PET)
 
 
-def test_switch_is_refused_when_the_pet_changed_since(service: ClusterService, store: PetStore) -> None:
+def test_switch_is_refused_if_the_pet_changed_since_the_preview(service: ClusterService, store: PetStore) -> None:
     begin(service)
     token = service.preview_switch(PET).token
     embed(service, 0, range(40, 41))
@@ -172,7 +172,7 @@ def test_switch_is_refused_when_the_pet_changed_since(service: ClusterService, s
     assert store.load(PET).version == before.version
 
 
-def test_switch_is_refused_when_vectors_changed_since(service: ClusterService, store: PetStore) -> None:
+def test_switch_is_refused_if_vectors_changed_since_the_preview(service: ClusterService, store: PetStore) -> None:
     begin(service)
     token = service.preview_switch(PET).token
     service.end_model(PET)
@@ -291,7 +291,9 @@ def test_shadow_only_items_stay_quarantined_when_the_model_ends(service: Cluster
     assert (service.tally(PET).tally.ingested, service.tally(PET).tally.quarantined) == (26, 0)
 
 
-def test_shadow_only_item_leaves_quarantine_with_an_own_vector(service: ClusterService, store: PetStore) -> None:
+def test_shadow_only_item_leaves_quarantine_when_a_vector_of_the_pets_model_arrives(
+    service: ClusterService, store: PetStore
+) -> None:
     begin(service)
     embed(service, 1, range(8, 9))
     take(service, 1, range(8, 9))
@@ -302,7 +304,7 @@ def test_shadow_only_item_leaves_quarantine_with_an_own_vector(service: ClusterS
     assert store.load(PET).n_media == 25
 
 
-def test_shadow_only_items_are_quarantined_beyond_the_limit(
+def test_quarantine_limit_does_not_apply_to_shadow_only_items(
     service: ClusterService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("store.redis", "store.memory"):
@@ -328,8 +330,10 @@ def test_vector_with_wrong_dimensions_is_quarantined(service: ClusterService) ->
     assert "ingest it with a vector of" in service.why(PET, MediaId("x")).reason
 
 
-def test_switch_back_quarantines_items_without_a_former_vector(service: ClusterService, store: PetStore) -> None:
-    """Items and corrections from in between are kept: another switch forward restores both."""
+def test_switch_back_quarantines_items_without_a_vector_of_the_former_model(
+    service: ClusterService, store: PetStore
+) -> None:
+    """Items and corrections that came between the switches are kept: a further switch forward restores both."""
     at_first = where(store)
     begin(service)
     embed(service, 1, range(8, 10))
@@ -381,7 +385,7 @@ def test_switch_back_to_a_model_without_vectors_is_refused(service: ClusterServi
 
 @pytest.fixture
 def overtake(store: PetStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    """A function that runs another one right before the next call of a method of the store."""
+    """A function that makes a given function run right before the next call of a store method."""
 
     def overtake(method: str, deed: Callable[[], object]) -> None:
         call = getattr(store, method)
@@ -428,7 +432,7 @@ def test_item_added_to_the_shadow_during_a_deletion_is_not_lost(
 
 
 @pytest.mark.parametrize("is_opened", [True, False])
-def test_shadow_changed_during_a_deletion_of_items_stays_changed(
+def test_change_of_the_shadow_during_a_deletion_of_items_is_kept(
     service: ClusterService, store: PetStore, overtake: Overtake, is_opened: bool
 ) -> None:
     if not is_opened:
@@ -481,7 +485,7 @@ def test_arrival_of_the_new_model_during_a_switch_is_decided_again(
 
     with pytest.raises(RevisionConflict):
         embed(service, 1, range(40, 41))
-    embed(service, 1, range(40, 41))  # retried, as the queue does
+    embed(service, 1, range(40, 41))  # retried, as the queue would
 
     assert name(1, 40) in store.load(PET).rows
     assert service.tally(PET).quarantine == {}

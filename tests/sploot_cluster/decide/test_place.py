@@ -1,4 +1,4 @@
-"""The correction ``place``: items join a cluster from anywhere, stay there, and return when it is undone."""
+"""The correction ``place``: items join a cluster from anywhere, stay there, and return when the placement is undone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def store() -> MemoryPetStore:
 
 @pytest.fixture
 def service(store: MemoryPetStore) -> ClusterService:
-    """Clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
+    """A service whose clusters 1, 2 and 3 have twelve items each, of subjects 0, 1 and 2 respectively."""
     return grouped(store, 3, range(12))
 
 
@@ -43,7 +43,7 @@ def test_placed_items_leave_their_cluster_and_stay_after_a_recluster(
     assert where(store, *moved, name(1, 5), name(0, 0)) == before
 
 
-def test_placing_most_of_a_cluster_leaves_the_rest_of_both_where_they_were(
+def test_placement_of_most_items_of_a_cluster_moves_no_other_items(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     moved = sorted(names(1, range(10)))
@@ -55,7 +55,7 @@ def test_placing_most_of_a_cluster_leaves_the_rest_of_both_where_they_were(
     assert ONE not in where(store, name(1, 10), name(1, 11))
 
 
-def test_placed_noise_joins_the_cluster_for_good(service: ClusterService, store: MemoryPetStore) -> None:
+def test_placed_noise_joins_the_cluster_permanently(service: ClusterService, store: MemoryPetStore) -> None:
     service.exclude(PET, TWO, [name(1, 0)], operation_id="1", by="ada")
     service.place(PET, [name(1, 0)], into=THREE, operation_id="2", by="ada")
 
@@ -64,7 +64,7 @@ def test_placed_noise_joins_the_cluster_for_good(service: ClusterService, store:
     assert where(store, name(1, 0)) == [THREE]
 
 
-def test_placed_items_without_a_cluster_become_a_new_one(service: ClusterService, store: MemoryPetStore) -> None:
+def test_items_placed_without_a_target_become_a_new_cluster(service: ClusterService, store: MemoryPetStore) -> None:
     moved = [name(0, 0), name(1, 0), name(2, 0)]
 
     placed = service.place(PET, moved, operation_id="1", by="ada")
@@ -120,7 +120,9 @@ def test_item_that_was_split_off_is_placed_back_without_the_others(
     )
 
 
-def test_undo_of_a_new_cluster_ends_it(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_of_a_placement_into_a_new_cluster_ends_the_cluster(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     moved = [name(0, 0), name(1, 0)]
     placed = service.place(PET, moved, operation_id="1", by="ada")
 
@@ -140,7 +142,9 @@ def test_placement_holds_after_half_of_its_anchors_are_deleted(service: ClusterS
     assert {*where(store, name(1, 0), *(names(0, range(12)) - {*anchors}))} == {ONE}
 
 
-def test_later_items_join_the_cluster_of_their_kind(service: ClusterService, store: MemoryPetStore) -> None:
+def test_later_items_do_not_follow_placed_items_of_their_subject(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.place(PET, [name(1, 0), name(1, 1)], into=ONE, operation_id="1", by="ada")
 
     take(service, 1, range(20, 24))
@@ -157,7 +161,7 @@ def test_later_items_join_the_cluster_of_their_kind(service: ClusterService, sto
     ],
     ids=["unknown item", "unknown cluster", "no items"],
 )
-def test_placement_that_does_not_fit_the_pet_is_refused(
+def test_placement_that_names_something_unknown_or_no_items_is_refused(
     service: ClusterService,
     store: MemoryPetStore,
     media: list[MediaId],
@@ -181,7 +185,7 @@ def test_placing_items_again_is_refused_with_the_reason(service: ClusterService)
         service.place(PET, [name(1, 0)], into=ONE, operation_id="2", by="ada")
 
 
-def test_explanation_names_the_placement(service: ClusterService) -> None:
+def test_explanation_of_a_placed_item_names_the_placement(service: ClusterService) -> None:
     service.place(PET, [name(1, 0)], into=ONE, operation_id="1", by="ada")
 
     why = service.why(PET, name(1, 0))

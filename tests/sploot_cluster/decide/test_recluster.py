@@ -1,4 +1,4 @@
-"""Conversion of density into clusters: noise budget, corrections, late items, ids."""
+"""Conversion of density groups into clusters: noise budget, corrections, late items, ids."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ def test_placed_items_are_never_noise() -> None:
     assert new.labels.tolist() == [1, 1, NOISE]
 
 
-def test_few_placed_items_leave_a_group_of_another_cluster() -> None:
-    # density joins a merged pair with ten others
+def test_few_placed_items_are_separated_from_a_group_of_another_cluster() -> None:
+    # density puts a merged pair into one group with ten other items
     state = pet_state([1, 1] + [2] * 10, looks(12), ledger=[merge(1, {1: media(0), 5: media(1)})])
 
     new = after(state, density(*[0] * 12))
@@ -123,7 +123,7 @@ def test_curated_cluster_takes_in_its_density_group_and_keeps_its_id() -> None:
     assert new.aliases == {2: 1}
 
 
-def test_absorbed_items_do_not_hold_others_in_a_merged_cluster() -> None:
+def test_absorbed_items_of_a_merged_cluster_leave_it_with_their_density_group() -> None:
     ledger = [merge(1, {1: media(*range(5)), 2: media(*range(5, 10))})]
     origins = [Origin.CORRECTED] * 10 + [Origin.ABSORBED] * 10
     state = pet_state([1] * 20, looks(5, 3, 12), origins=origins, aliases={2: 1}, ledger=ledger)
@@ -143,7 +143,7 @@ def test_excluded_item_is_assigned_like_an_arrival() -> None:
     assert (new.labels[10], new.origins[10]) == (2, Origin.ARRIVED)
 
 
-def test_noise_excluded_from_the_nearest_cluster_joins_the_next() -> None:
+def test_noise_excluded_from_its_nearest_cluster_is_absorbed_by_the_next_nearest() -> None:
     between = np.array([[0.9, 0.4, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
     vectors = np.vstack([looks(5, 5), between / np.linalg.norm(between)]).astype(np.float32)
     exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
@@ -155,7 +155,7 @@ def test_noise_excluded_from_the_nearest_cluster_joins_the_next() -> None:
     assert (new.labels[10], new.origins[10]) == (2, Origin.ABSORBED)
 
 
-def test_items_newer_than_the_density_are_assigned_like_arrivals() -> None:
+def test_items_newer_than_the_density_result_are_assigned_like_arrivals() -> None:
     state = pet_state([1] * 6 + [NOISE, NOISE], looks(6, 0, 1, spread=0.01)[[0, 1, 2, 3, 4, 5, 0, 6]])
 
     new = after(state, density(*[0] * 6))

@@ -1,4 +1,4 @@
-"""Meaning of ids after a restore: an id never denotes another group, and old ids resolve to where their items are."""
+"""Ids after a restore: no id denotes different items than before, and old ids lead to the clusters of their items."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Machine = Callable[..., PetState]
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
-    """A service with clusters 1, 2, 3 of eight pictures each, at revision 25."""
+    """A service with clusters 1, 2 and 3 of eight items each, at revision 25."""
     return grouped(store, 3, range(8))
 
 
 @pytest.fixture
 def machine(store: PetStore) -> Machine:
-    """A function that commits a recluster with the given groups, and leaves other items where they are."""
+    """A function that commits a recluster with the given groups, and leaves all other items where they are."""
 
     def recluster(*found: Iterable[MediaId], noise: Iterable[MediaId] = ()) -> PetState:
         state = store.load(PET)
@@ -68,7 +68,9 @@ def test_restore_does_not_give_a_merged_id_to_items_of_another_cluster(
     assert store.view(PET).aliases == {THREE: TWO}
 
 
-def test_restore_does_not_give_a_dismissed_id_to_another_cluster(service: ClusterService, store: PetStore) -> None:
+def test_restore_does_not_give_the_id_of_a_dismissed_cluster_to_another_one(
+    service: ClusterService, store: PetStore
+) -> None:
     before = store.view(PET).revision
     service.dismiss(PET, sorted(names(2, range(8))), operation_id="1", by="ada")
     service.split(PET, ONE, sorted(names(0, range(5))), operation_id="2", by="ada")
@@ -79,10 +81,10 @@ def test_restore_does_not_give_a_dismissed_id_to_another_cluster(service: Cluste
     assert where(store, names(2, range(8))) == {NOISE}
 
 
-def test_restore_does_not_give_a_merged_id_to_its_earlier_members(
+def test_restore_does_not_give_a_merged_id_to_items_that_left_before_the_merge(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
-    """The person who merged 1 into 2 meant the items of 1 at that time, and finds them by either id."""
+    """The user who merged cluster 1 into 2 meant the items in 1 at that time, so both ids must lead to them."""
     before = store.view(PET).revision
     meant, others = names(0, range(3)), names(0, range(3, 8))
     machine(noise=others)
@@ -96,7 +98,7 @@ def test_restore_does_not_give_a_merged_id_to_its_earlier_members(
     assert view.aliases == {ONE: TWO}
 
 
-def test_restore_returns_an_id_to_the_items_that_a_split_left_in_it(
+def test_restore_returns_an_id_to_the_items_that_remained_after_a_split(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -125,8 +127,8 @@ def test_restore_returns_an_id_lost_in_a_recluster(service: ClusterService, stor
     assert where(store, names(1, range(8))) == {TWO}
 
 
-def test_restore_without_corrections_since_is_exact(service: ClusterService, store: PetStore) -> None:
-    """Without corrections in between, labels and ids are exactly those of the restored revision."""
+def test_restore_is_exact_if_no_correction_was_made_since(service: ClusterService, store: PetStore) -> None:
+    """If no correction was made after the restored revision, labels and ids are exactly those of that revision."""
     both = store.load(PET)
     first = service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     second = service.split(PET, ONE, sorted(names(1, range(8))), operation_id="2", by="ada")
@@ -157,7 +159,9 @@ def test_restore_sends_later_items_to_the_most_similar_cluster(
     assert restored.n_later == 8
 
 
-def test_restore_keeps_later_items_in_a_cluster_split_off_since(service: ClusterService, store: PetStore) -> None:
+def test_restore_keeps_later_items_in_a_cluster_that_was_split_off_later(
+    service: ClusterService, store: PetStore
+) -> None:
     before = store.view(PET).revision
     split = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
     take(service, 0, range(20, 24))
@@ -189,7 +193,7 @@ def test_restore_reverts_an_alias_that_a_recluster_changed(
     assert where(store, names(2, range(8))) == {THREE}
 
 
-def test_restore_points_an_alias_to_the_split_that_has_its_items(
+def test_restore_points_an_alias_to_the_split_off_cluster_with_its_items(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -202,7 +206,7 @@ def test_restore_points_an_alias_to_the_split_that_has_its_items(
     assert store.view(PET).aliases == {TWO: split.cluster}
 
 
-def test_restore_makes_a_newer_id_an_alias_of_where_its_items_are(
+def test_restore_makes_a_newer_id_an_alias_of_the_cluster_with_its_items(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -219,7 +223,7 @@ def test_restore_makes_a_newer_id_an_alias_of_where_its_items_are(
     assert {state.aliases[ClusterId(id_)] for id_ in younger} == {ONE}
 
 
-def test_restore_makes_an_id_that_became_noise_an_alias(
+def test_restore_makes_an_id_whose_items_had_become_noise_an_alias(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision

@@ -1,4 +1,4 @@
-"""Undoing a correction at once restores the pet, and the correction moved no items of other clusters."""
+"""A correction moves no items of other clusters, and an undo right after it restores the pet exactly."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def correct(service: ClusterService, state: PetState, kind: str, random: Random)
             return service.dismiss(PET, media, operation_id="first", by="ada"), {cluster}
 
 
-# With seeds 205 and 240 an excluded half of a cluster kept it under another id; with the others a dismissed cluster did
-# not return.
+# Seeds of past failures: with 205 and 240, an excluded half of a cluster kept it under a different id; with the others,
+# a dismissed cluster did not return.
 @pytest.mark.parametrize("seed", [101, 103, 104, 205, 240])
 def test_correction_undone_at_once_leaves_no_trace(seed: int) -> None:
     day, random, n_corrected = Day(seed), Random(seed), 0
@@ -51,7 +51,7 @@ def test_correction_undone_at_once_leaves_no_trace(seed: int) -> None:
             try:
                 corrected, about = correct(service, state, kind, random)
             except InvalidInput:
-                continue  # all items of a cluster
+                continue  # the correction would take all items of a cluster
             after = store.load(PET)
             service.undo(PET, corrected.revision, operation_id="taken back", by="ada")
 

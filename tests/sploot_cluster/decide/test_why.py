@@ -1,4 +1,4 @@
-"""Explanations of an item's place, and the lineage of ids."""
+"""Explanations of why an item is in its cluster, and the lineage of cluster ids."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def store() -> MemoryPetStore:
 
 @pytest.fixture
 def service(store: MemoryPetStore) -> ClusterService:
-    """A service with clusters 1, 2, 3 of twelve pictures each: subjects 0, 1, 2."""
+    """A service whose clusters 1, 2 and 3 have twelve items each, of subjects 0, 1 and 2 respectively."""
     return grouped(store, 3, range(12))
 
 
@@ -49,7 +49,7 @@ def test_why_lists_nearest_items_and_margin_over_the_next_cluster(service: Clust
 
 
 @pytest.mark.parametrize("nearest", [2, 3])
-def test_second_cluster_is_the_most_similar_of_all_others(nearest: int) -> None:
+def test_second_cluster_of_an_explanation_is_the_most_similar_other_one(nearest: int) -> None:
     lean = np.zeros((1, 8), dtype=np.float32)
     lean[0, 0], lean[0, nearest - 1] = 0.8, 0.6
     state = pet_state([1] * 6 + [2] * 5 + [3] * 5, np.vstack([looks(5), lean, looks(5, 5, 5)[5:]]).astype(np.float32))
@@ -126,7 +126,7 @@ def test_why_of_a_dismissed_item_names_the_person(service: ClusterService) -> No
     assert [one.demand for one in why.corrections] == ["in no cluster"]
 
 
-def test_undone_corrections_are_not_listed_as_demands(service: ClusterService) -> None:
+def test_why_does_not_list_undone_corrections(service: ClusterService) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     service.undo(PET, excluded.revision, operation_id="2", by="ada")
 
@@ -151,7 +151,9 @@ def test_why_of_an_unknown_item_is_rejected(service: ClusterService) -> None:
 # -- lineage of ids --------------------------------------------------------------------------------------------------
 
 
-def test_merged_and_split_clusters_list_their_origin(service: ClusterService, store: MemoryPetStore) -> None:
+def test_merged_and_split_clusters_name_the_clusters_they_came_from(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     split = service.split(PET, THREE, [name(2, 0), name(2, 1)], operation_id="2", by="ada")
 
@@ -160,7 +162,7 @@ def test_merged_and_split_clusters_list_their_origin(service: ClusterService, st
     assert lineage == {ONE: (None, (TWO,)), THREE: (None, ()), split.cluster: (THREE, ())}
 
 
-def test_cluster_divided_by_a_recluster_lists_its_origin(store: MemoryPetStore) -> None:
+def test_cluster_divided_by_a_recluster_names_the_cluster_it_came_from(store: MemoryPetStore) -> None:
     service = ClusterService(store, settings=ClusterSettings(single_cluster_similarity=0.01))
     take(service, 0, range(12))
     service.recluster(PET)
@@ -173,7 +175,7 @@ def test_cluster_divided_by_a_recluster_lists_its_origin(store: MemoryPetStore) 
     assert all(cluster.split_from in (None, *merged) for cluster in views)
 
 
-def test_unknown_cluster_error_distinguishes_ended_ids(service: ClusterService) -> None:
+def test_error_for_an_unknown_cluster_distinguishes_retired_ids_from_unused_ones(service: ClusterService) -> None:
     service.dismiss(PET, sorted(names(0, range(12))), operation_id="1", by="ada")
 
     with pytest.raises(UnknownCluster, match="has no cluster 1 any more") as ended:
@@ -185,7 +187,7 @@ def test_unknown_cluster_error_distinguishes_ended_ids(service: ClusterService) 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_reclusters_keep_ids_and_most_places_as_items_arrive(seed: int) -> None:
+def test_reclusters_keep_ids_and_most_labels_as_items_arrive(seed: int) -> None:
     store, rng = MemoryPetStore(), np.random.default_rng(seed)
     service = ClusterService(store)
     centres = rng.normal(size=(12, DIM))

@@ -1,4 +1,4 @@
-"""Choice of the backend: a GPU that is missing, fails or works, simulated because test machines have none."""
+"""Choice of the backend with a GPU that is missing, fails or works; simulated, because test machines have none."""
 
 from __future__ import annotations
 

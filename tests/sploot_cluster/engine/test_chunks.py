@@ -1,4 +1,4 @@
-"""Chunks against a naive product of all vectors with all."""
+"""Chunks, compared with a naive product of all vectors with all vectors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def vectors(request: pytest.FixtureRequest) -> FloatMatrix:
 
 @pytest.fixture(params=[1_024, 7], ids=["of eight", "of more"])
 def chunks(request: pytest.FixtureRequest, vectors: FloatMatrix, monkeypatch: pytest.MonkeyPatch) -> Chunks:
-    """The chunks of ``vectors``; also with fewer, larger chunks, as for large sets."""
+    """The chunks of ``vectors``: of the normal size, and fewer and larger ones, as for large sets."""
     monkeypatch.setattr("sploot_cluster.engine.chunks._MOST_CHUNKS", request.param)
     return Chunks.of(vectors)
 
@@ -71,7 +71,7 @@ def test_similar_vectors_share_chunks() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 200, 512, 513, 1_000, 5_000, 20_000, 100_000, 20_000_000])
-def test_blocks_are_bounded_in_size_and_even_in_number(n: int) -> None:
+def test_row_blocks_are_bounded_in_size_and_even_in_number(n: int) -> None:
     size = block_rows(n)
 
     assert 1 <= size <= min(n, 1_024)

@@ -1,4 +1,4 @@
-"""Density clustering of real pictures, and of shapes that are easy to get wrong."""
+"""Density clustering of real images, and of shapes that are easy to get wrong."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_groups_are_numbered_by_their_first_row() -> None:
     assert found.backend == "hdbscan_cpu"
 
 
-def test_pictures_of_four_digits_are_separated() -> None:
+def test_images_of_four_digits_are_separated() -> None:
     digits = load_digits()
     is_chosen = np.isin(digits.target, [0, 1, 4, 6])
 
@@ -39,8 +39,8 @@ def test_pictures_of_four_digits_are_separated() -> None:
     assert clustered.mean() > 0.5
 
 
-# They differ in ties only, and rounding decides ties: on reordered rows, hdbscan agrees with itself by at least .949 at
-# 200 rows and .979 at 1,000, and fully at the others.
+# Our groups differ from those of hdbscan only where distances tie, and rounding decides ties. On reordered rows, even
+# hdbscan agrees with itself only by at least .949 at 200 rows and .979 at 1,000; at the other sizes it agrees fully.
 @pytest.mark.parametrize(
     ("n", "size", "samples", "agreement"),
     [(200, 3, 2, 0.94), (400, 5, 1, 0.99), (1_000, 5, 3, 0.97), (1_797, 8, 1, 0.99)],
@@ -76,7 +76,7 @@ def test_same_input_gives_same_result() -> None:
     np.testing.assert_array_equal(first.probabilities, second.probabilities)
 
 
-def test_pet_with_one_appearance_is_one_group_without_an_outlier() -> None:
+def test_pet_with_one_subject_is_one_group_that_excludes_an_outlier() -> None:
     found = cluster_densely(looks(25, 1, spread=0.1))
 
     assert found.labels[25] == -1
@@ -118,7 +118,7 @@ def test_parameter_out_of_range_is_rejected_by_name() -> None:
 
 
 def test_recluster_separates_groups_that_plain_stability_merges() -> None:
-    """A demo album of five digits that plain stability, which favours large groups, merges into one."""
+    """Plain stability favours large groups and merges the five digits of this demo album into one."""
     ziggy = next(album for album in albums() if album.name == "Ziggy")
     plain = cluster_densely(ziggy.vectors, min_cluster_size=12, min_samples=2)
 

@@ -12,7 +12,7 @@ from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 
 def tree_of(n: int, *edges: tuple[int, int, float]) -> SpanningTree:
-    """Return a tree with core distances so small that only edge lengths count."""
+    """Return a tree with core distances of 0, so that only edge lengths count."""
     return SpanningTree(
         np.zeros((n, 1), dtype=np.intp),
         np.zeros((n, 1)),
@@ -22,7 +22,7 @@ def tree_of(n: int, *edges: tuple[int, int, float]) -> SpanningTree:
 
 
 def components_after(tree: SpanningTree, names: list[int] | None = None) -> list[tuple[list[int], list[int]]]:
-    """Return which rows are joined to which at each step."""
+    """Return, for each step, the rows of the two components that it joins."""
     of = {row: [row] for row in range(tree.n)}
     steps = []
     for step, (one, other, _, size) in enumerate(linkage(tree, None if names is None else np.array(names)).tolist()):
@@ -39,7 +39,7 @@ def test_linkage_distances_ascend() -> None:
     assert steps.tolist() == [[1, 2, 1, 2], [4, 3, 2, 3], [5, 0, 3, 4]]
 
 
-def test_equal_distances_join_parts_to_the_largest_smallest_first() -> None:
+def test_at_equal_distances_smaller_parts_join_the_largest_smallest_first() -> None:
     tree = tree_of(6, (0, 1, 1.0), (1, 2, 1.5), (3, 4, 1.2), (2, 5, 2.0), (5, 3, 2.0))
 
     assert components_after(tree)[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
@@ -47,13 +47,13 @@ def test_equal_distances_join_parts_to_the_largest_smallest_first() -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_distances_equal_within_float32_are_treated_as_equal(order: int) -> None:
-    """Which of them is larger is chance, so both are joined as if at one distance."""
+    """Rounding decides which of the two is larger, so both are joined as if at the same distance."""
     edges = [(0, 1, 0.5), (1, 2, 0.6), (3, 4, 0.55), (2, 5, 1.0), (5, 3, 1.0 + order * 1e-8)]
 
     assert components_after(tree_of(6, *edges))[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
 
 
-def test_parts_of_equal_size_are_ordered_by_name() -> None:
+def test_parts_of_equal_size_are_joined_in_the_order_of_their_names() -> None:
     tree = tree_of(3, (0, 1, 1.0), (1, 2, 1.0))
 
     assert components_after(tree) == [([0], [1]), ([0, 1], [2])]
@@ -62,7 +62,7 @@ def test_parts_of_equal_size_are_ordered_by_name() -> None:
 
 @pytest.mark.parametrize("min_samples", [1, 2, 4])
 def test_choice_of_minimum_tree_does_not_affect_groups(min_samples: int) -> None:
-    """Vectors with few distinct values have many equal distances, and so many minimum trees."""
+    """Vectors with few distinct values have many equal distances, and therefore many minimum spanning trees."""
     for seed in range(10):
         rng = np.random.default_rng(seed)
         vectors: FloatMatrix = as_vectors(rng.integers(0, 3, size=(120, 4)) + 1)
@@ -82,5 +82,5 @@ def test_linkage_distances_are_the_weights_of_the_tree() -> None:
 
     steps = linkage(tree)
 
-    assert len(np.unique(steps[:, 2])) < 49  # several edges share a core distance
+    assert len(np.unique(steps[:, 2])) < 49  # several edges have the same core distance as their length
     np.testing.assert_array_equal(np.sort(tree.weights), steps[:, 2])

@@ -1,4 +1,4 @@
-"""The spanning tree against a naive one over the full distance matrix."""
+"""The spanning tree, compared with a naive one over the full distance matrix."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_weights_match_a_naive_tree(vectors: FloatMatrix, min_samples: int) -> N
     tree = spanning_tree(vectors, samples)
 
     np.fill_diagonal(full, 0)
-    # scipy takes a distance of zero for a missing edge
+    # scipy treats a distance of zero as a missing edge, so 1 is added to each and subtracted again
     naive = np.sort(minimum_spanning_tree(full + (1 - np.eye(len(full)))).data) - 1
     assert tree.weights.sum() == pytest.approx(naive.sum(), rel=1e-6)
     np.testing.assert_allclose(np.sort(tree.weights), naive, rtol=1e-4, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Thread counts, and that BLAS gets its own setting back."""
+"""Thread counts, and the return of BLAS to its own setting."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_blas_has_one_thread_during_spread_and_is_restored_after(threads: int) -
 
 
 def test_numpy_blas_detects_the_core_type() -> None:
-    """This is why no core type is set: where detection fails, products take several times as long as necessary."""
+    """We rely on the detection and set no core type; where it fails, matrix products take several times as long."""
     (blas,) = (one for one in ThreadpoolController().info() if "numpy" in one["filepath"])
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()

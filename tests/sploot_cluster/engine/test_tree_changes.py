@@ -17,7 +17,7 @@ Maker = Callable[[np.random.Generator, int], FloatMatrix]
 
 
 def album(rng: np.random.Generator, n: int) -> FloatMatrix:
-    """Return vectors of subjects of uneven size, unrelated pictures, and every tenth picture sent twice."""
+    """Return vectors of six subjects of uneven size. About a tenth are unrelated to them, and a tenth are copies."""
     centres = rng.normal(size=(6, 24))
     x = centres[rng.choice(6, size=n, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.05])] + rng.normal(scale=0.4, size=(n, 24))
     x[rng.random(n) < 0.1] = rng.normal(size=24)
@@ -100,7 +100,7 @@ def test_growing_by_nothing_returns_the_same_tree() -> None:
 
 
 @pytest.mark.parametrize("n_gone", [199, 198])
-def test_tree_without_almost_all_rows_is_none(n_gone: int) -> None:
+def test_no_tree_is_returned_when_almost_all_rows_are_removed(n_gone: int) -> None:
     pool = album(np.random.default_rng(6), 200)
     tree = spanning_tree(pool, 2)
 

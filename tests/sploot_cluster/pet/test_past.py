@@ -25,7 +25,7 @@ ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
-    """Clusters 1, 2, 3 of eight pictures each, at revision 25."""
+    """A service with clusters 1, 2 and 3 of eight items each, at revision 25."""
     return grouped(store, 3, range(8))
 
 
@@ -56,7 +56,7 @@ def busy(service: ClusterService, store: PetStore) -> list[PetState]:
 # -- looking back ----------------------------------------------------------------------------------------------------
 
 
-def test_every_revision_equals_the_state_then(service: ClusterService, store: PetStore) -> None:
+def test_every_stored_revision_equals_the_state_at_that_time(service: ClusterService, store: PetStore) -> None:
     states = busy(service, store)
 
     pet_past = store.past(PET)
@@ -172,7 +172,7 @@ def test_diff_lists_moved_items_and_the_fate_of_ids() -> None:
     assert (diff.kept_ids, diff.new_ids, diff.ended_ids) == ((1, 3), (9,), (2,))
 
 
-def test_scattered_cluster_is_merged_into_none() -> None:
+def test_cluster_whose_items_scattered_is_not_listed_as_merged() -> None:
     diff = compare(snapshot("1 1 2 2 2 2"), snapshot("1 1 3 3 4 -"))
 
     assert diff.merged == {}
@@ -185,7 +185,7 @@ def test_absorbed_items_do_not_decide_what_a_cluster_became() -> None:
     assert diff.merged == {5: 1}
 
 
-def test_backward_diff_lists_items_that_had_not_arrived() -> None:
+def test_backward_diff_lists_items_that_had_not_arrived_yet() -> None:
     diff = compare(snapshot("1 1 2"), snapshot("1"))
 
     assert [(move.before, move.after) for move in diff.moved] == [(1, None), (2, None)]
@@ -195,7 +195,7 @@ def test_backward_diff_lists_items_that_had_not_arrived() -> None:
 # -- restoring -------------------------------------------------------------------------------------------------------
 
 
-def test_restore_returns_the_labels_and_ids_of_then(service: ClusterService, store: PetStore) -> None:
+def test_restore_brings_back_the_labels_and_ids_of_the_revision(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
     merged = service.merge(PET, [ONE, TWO], into=TWO, operation_id="1", by="ada")
     service.undo(PET, merged.revision, operation_id="2", by="ada")
@@ -218,7 +218,7 @@ def test_commit_during_a_read_of_the_past_is_left_out(
     service = grouped(store, 2, range(8))
     before, get = store.load(PET), redis_client.get
 
-    def be_overtaken(key: str) -> Any:  # the state was read, and the rest follows
+    def be_overtaken(key: str) -> Any:  # called after the state was read, and before the rest
         monkeypatch.setattr(redis_client, "get", get)
         take(service, 0, range(20, 21))
         service.dismiss(PET, [name(0, 0), name(0, 20)], operation_id="1", by="ada")
@@ -227,14 +227,16 @@ def test_commit_during_a_read_of_the_past_is_left_out(
     monkeypatch.setattr(redis_client, "get", be_overtaken)
     past = store.past(PET)
 
-    assert redis_client.get == get  # it was overtaken
+    assert redis_client.get == get  # the read was overtaken
     assert past.state.revision == before.revision
     assert past.at(before.revision).labels.tolist() == before.labels.tolist()
     with pytest.raises(UnknownRevision):
         past.at(before.revision + 1)
 
 
-def test_items_of_a_younger_cluster_are_noise_after_a_restore(service: ClusterService, store: PetStore) -> None:
+def test_items_of_a_cluster_newer_than_the_restored_revision_become_noise(
+    service: ClusterService, store: PetStore
+) -> None:
     before = store.load(PET)
     take(service, 5, range(8))
     take(service, 0, range(30, 31))
@@ -263,7 +265,7 @@ def test_restore_keeps_corrections_in_force(service: ClusterService, store: PetS
     assert (restored.n_held, restored.kept) == (9, "constraints kept 2 of 2")
 
 
-def test_restore_keeps_ids_of_clusters_that_people_made_since(service: ClusterService, store: PetStore) -> None:
+def test_restore_keeps_ids_of_clusters_that_users_made_later(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     moved, remaining = names(0, range(5)), names(0, range(5, 8))
     split = service.split(PET, ONE, sorted(moved), operation_id="1", by="ada")
@@ -291,7 +293,7 @@ def test_repeated_restore_operation_changes_once(service: ClusterService, store:
 
 
 def test_repeated_restore_is_recognised_after_many_corrections(service: ClusterService, store: PetStore) -> None:
-    """As when a worker was suspended for a day and then repeats its message."""
+    """For example, a worker was suspended for a day and then runs its message again."""
     before = store.view(PET).revision
     first = service.restore(PET, before, operation_id="r", by="bob")
     for number in range(60):

@@ -26,7 +26,7 @@ ONE, TWO = ClusterId(1), ClusterId(2)
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
-    """Clusters 1 and 2 of eight pictures each, and eight new pictures of a third subject that are noise."""
+    """A service with clusters 1 and 2 of eight items each, and eight new items of a third subject, which are noise."""
     service = grouped(store, 2, range(8))
     take(service, 2, range(8))
     return service
@@ -164,7 +164,7 @@ def test_preview_of_a_changed_pet_is_not_stored(service: ClusterService, store: 
     assert kept_preview(store).token == later.token
 
 
-def test_token_depends_on_the_state_and_not_only_its_revision(service: ClusterService, store: PetStore) -> None:
+def test_token_depends_on_the_state_and_not_only_on_its_revision(service: ClusterService, store: PetStore) -> None:
     service.preview(PET)
     preview, state = kept_preview(store), store.load(PET)
 

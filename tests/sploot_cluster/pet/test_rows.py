@@ -85,12 +85,12 @@ def test_media_view_behaves_as_a_sequence() -> None:
     assert repr(look) == "MediaView(['a', 'b', 'c'])"
 
 
-def test_same_rows_appended_by_threads_are_appended_once() -> None:
+def test_rows_appended_by_several_threads_are_stored_once() -> None:
     n = 2_000
     rows = PetRows(media("m0"), rows_of(1))
 
     def catch_up(step: int) -> bool:
-        """Append in steps of a different size per thread, and check the rows."""
+        """Append rows, ``step`` at a time, and return whether they are complete after each step."""
         is_whole = True
         for row in range(1, n, step):
             m = min(row + step, n)

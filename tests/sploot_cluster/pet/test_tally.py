@@ -23,7 +23,7 @@ ONE = ClusterId(1)
 
 @pytest.fixture
 def service(store: PetStore) -> ClusterService:
-    """Clusters 1 and 2 of eight pictures each."""
+    """A service with clusters 1 and 2 of eight items each."""
     return grouped(store, 2, range(8))
 
 
@@ -56,7 +56,7 @@ def test_items_are_counted_by_their_state(service: ClusterService) -> None:
     assert str(tally) == "ingested 17 = clustered 14 + noise 1 + quarantined 1 + dismissed 1"
 
 
-def test_item_of_another_space_is_quarantined_until_it_matches(service: ClusterService) -> None:
+def test_item_of_a_wrong_model_or_dimension_is_quarantined_until_it_matches(service: ClusterService) -> None:
     with pytest.raises(ModelMismatch):
         send(service, 0, model="clip@2")
     for number in range(2):
@@ -74,13 +74,15 @@ def test_item_of_another_space_is_quarantined_until_it_matches(service: ClusterS
     assert (afterwards.tally.ingested, afterwards.tally.quarantined, afterwards.tally.noise) == (18, 1, 1)
 
 
-def test_known_item_is_not_quarantined_by_a_later_mismatch(service: ClusterService) -> None:
+def test_known_item_is_not_quarantined_if_it_is_sent_again_with_a_wrong_model(service: ClusterService) -> None:
     service.assign(PET, name(0, 0), model="clip@2", vector=picture(0, 0))
 
     assert service.tally(PET).quarantine == {}
 
 
-def test_full_quarantine_only_counts_arrivals(service: ClusterService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_quarantine_counts_further_items_without_keeping_them(
+    service: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("store.redis", "store.memory"):
         monkeypatch.setattr(f"sploot_cluster.{module}.MAX_QUARANTINED", 2)
 
@@ -92,7 +94,7 @@ def test_full_quarantine_only_counts_arrivals(service: ClusterService, monkeypat
     assert str(service.tally(PET).tally).endswith("; 2 arrivals found the quarantine full")
 
 
-def test_totals_list_pets_that_do_not_add_up(redis_client: redis.Redis) -> None:
+def test_totals_list_pets_whose_tally_does_not_add_up(redis_client: redis.Redis) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     for pet in (PET, PetId(7), PetId(9)):
         take(service, 0, range(3), pet=pet)

@@ -1,4 +1,4 @@
-"""Tests of the times that producers state for items, and of the order by them."""
+"""Tests of the times that producers state for items, and of the order of items by these times."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
     ],
     ids=str,
 )
-def test_time_is_kept_to_the_millisecond(time: datetime) -> None:
+def test_time_is_stored_to_the_millisecond(time: datetime) -> None:
     assert time_of(ms_of(time)) == time
     assert time_of(ms_of(time + timedelta(microseconds=1))) == time
 
 
-def test_time_of_another_zone_is_kept_in_utc() -> None:
+def test_time_in_another_time_zone_is_stored_in_utc() -> None:
     time = time_of(ms_of(NOON.astimezone(timezone(timedelta(hours=-9)))))
 
     assert (time, time and time.tzinfo) == (NOON, UTC)

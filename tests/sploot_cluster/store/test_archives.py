@@ -1,4 +1,4 @@
-"""Archives are read within a limit whatever they declare, and JSON in them has its expected shape."""
+"""Tests that archives are read within a size limit whatever they declare, and that JSON in them is checked."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def zipped(content: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
 
 
 def declaring(file: bytes, n_bytes: int) -> bytes:
-    """Return a zip of one member with another size of it in its directory."""
+    """Return a zip with one member whose directory states ``n_bytes`` as the size of the member."""
     at = file.index(b"PK\x01\x02") + 24
     return file[:at] + n_bytes.to_bytes(4, "little") + file[at + 4 :]
 
 
 def peak_of_unpacking(file: bytes, problem: str) -> int:
-    """Return the greatest memory that was taken until the file was refused."""
+    """Return the peak memory use, in bytes, until the file is refused."""
     tracemalloc.start()
     with pytest.raises(ValueError, match=problem):
         archives.unpack(file, most_bytes=MIB)
@@ -55,19 +55,19 @@ def test_archive_above_the_limit_is_refused_before_it_is_inflated() -> None:
     assert peak_of_unpacking(zipped(bytes(64 * MIB)), "67,108,864 bytes unpacked, expected at most 1,048,576") < MIB
 
 
-def test_limit_counts_all_members_together() -> None:
+def test_limit_applies_to_all_members_of_an_archive_together() -> None:
     members = {f"member-{number}": bytes(MIB // 2) for number in range(3)}
 
     with pytest.raises(ValueError, match="1,572,864 bytes unpacked"):
         archives.unpack(archives.pack(members), most_bytes=MIB)
 
 
-def test_archive_that_declares_a_false_size_inflates_no_more_than_that() -> None:
+def test_archive_that_declares_a_false_size_is_not_inflated_beyond_it() -> None:
     assert peak_of_unpacking(declaring(zipped(bytes(64 * MIB)), 1_000), "Bad CRC-32") < 4 * MIB
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_method_that_cannot_be_limited_is_refused(method: int) -> None:
+def test_compression_method_that_cannot_be_limited_is_refused(method: int) -> None:
     bomb = declaring(zipped(bytes(64 * MIB), method), 1_000)
 
     assert peak_of_unpacking(bomb, "neither stored nor deflated") < MIB
@@ -82,7 +82,7 @@ def test_encrypted_member_is_refused() -> None:
         archives.unpack(bytes(file))
 
 
-def test_record_of_the_past_inflates_no_more_than_its_limit() -> None:
+def test_overwritten_labels_are_not_inflated_beyond_their_limit() -> None:
     bomb = b"\x01" + zlib.compress(bytes(64 * MIB))
     tracemalloc.start()
 
@@ -131,7 +131,9 @@ def test_value_of_the_expected_shape_is_accepted(value: object, shape: archives.
         ({"a": 1, "b": 2}, {"a": int, "b": str}, "it.b: expected text, got 2"),
     ],
 )
-def test_value_of_another_shape_is_refused_with_its_place(value: Any, shape: archives.Shape, problem: str) -> None:
+def test_error_for_a_value_of_the_wrong_shape_names_its_position(
+    value: Any, shape: archives.Shape, problem: str
+) -> None:
     with pytest.raises(ValueError, match=problem):
         archives.check(value, shape, name="it")
 

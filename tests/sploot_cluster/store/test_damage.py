@@ -17,7 +17,7 @@ from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, grouped, name, picture, take
 
 KEYS = PetKeys.of(PET)
-COMPUTED = {KEYS.tree, KEYS.preview}  # what can be computed again
+COMPUTED = {KEYS.tree, KEYS.preview}  # keys that can be computed again
 TRUTH = [key for key in KEYS if key not in COMPUTED]
 NEW = "clip@2"
 
@@ -131,7 +131,7 @@ def test_non_numeric_field_of_meta_is_reported(redis_client: redis.Redis, value:
 
 @pytest.mark.parametrize("damage", [redis.Redis.delete, cut], ids=["deleted", "cut"])
 @pytest.mark.parametrize("key", sorted(COMPUTED))
-def test_damaged_tree_or_preview_blocks_nothing(
+def test_damaged_tree_or_preview_does_not_block_any_operation(
     redis_client: redis.Redis, key: str, damage: Callable[[Any, str], object]
 ) -> None:
     service = grouped(RedisPetStore(redis_client), 3, range(90))
@@ -214,7 +214,7 @@ def test_unlisted_pet_is_listed_by_the_next_commit(redis_client: redis.Redis, to
     assert service.totals().n_pets == 1
 
 
-def test_commit_after_a_concurrent_deletion_lists_no_pet(redis_client: redis.Redis) -> None:
+def test_commit_after_a_concurrent_deletion_does_not_bring_the_pet_back(redis_client: redis.Redis) -> None:
     store, service = RedisPetStore(redis_client), album(redis_client)
     state = store.load(PET)
     service.delete_pet(PET)

@@ -1,4 +1,4 @@
-"""Tests of script calls on reused connections: whatever happens to one, every caller gets its own answer."""
+"""Tests of script calls on reused connections: whatever happens to a connection, callers get their own replies."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_connection_to_a_demoted_server_is_replaced(redis_client: redis.Redis) -
     refuses, echo = calls.script("return redis.error_reply('READONLY no')"), calls.script(ECHO)
     echo(keys=(), args=("loads it",))
     with pytest.raises(redis.ResponseError):
-        refuses(keys=())  # loads it
+        refuses(keys=())  # loads the script
     before = {one["id"] for one in redis_client.client_list()}
 
     with pytest.raises(redis.ResponseError):
@@ -95,10 +95,10 @@ def test_connection_to_a_demoted_server_is_replaced(redis_client: redis.Redis) -
 
 
 class TimeIsUp(BaseException):
-    """An exception like Dramatiq's time limit, which can be raised at any point of a thread."""
+    """An exception like Dramatiq's time limit, which can be raised at any point in a thread."""
 
 
-def test_answer_of_an_interrupted_call_is_never_read_by_another(
+def test_reply_to_an_interrupted_call_is_never_read_by_a_later_call(
     redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     echo = ShortCalls(redis_client).script(ECHO)
@@ -115,7 +115,7 @@ def test_answer_of_an_interrupted_call_is_never_read_by_another(
     assert echo(keys=(), args=("three",)) == b"three"
 
 
-def test_blocking_pool_is_not_drained(redis_client: redis.Redis) -> None:
+def test_blocking_pool_of_one_connection_stays_usable_for_others(redis_client: redis.Redis) -> None:
     options = redis_client.connection_pool.connection_kwargs
     pool = redis.BlockingConnectionPool(
         max_connections=1, timeout=1, connection_class=redis_client.connection_pool.connection_class, **options

@@ -48,7 +48,7 @@ NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
 
 
 def arrival(state: PetState, *names: str, label: int = NOISE, dim: int = DIM) -> Change:
-    """Return the arrival of items at ``state``; the vector of each depends on its name."""
+    """Return an arrival of items for a pet in ``state``; each vector is derived from the item's name."""
     media = tuple(
         Arrival(
             MediaId(name),
@@ -72,7 +72,7 @@ def arrival(state: PetState, *names: str, label: int = NOISE, dim: int = DIM) ->
 
 
 def time(name: str) -> int:
-    """Return the time of an item; that of ``c`` is unknown, and of ``b`` long ago."""
+    """Return the time of an item: unknown for ``c``, long ago for ``b``."""
     return {"b": -(10**13), "c": UNKNOWN}.get(name, 1_769_860_800_000 + len(name))
 
 
@@ -246,7 +246,7 @@ def test_only_one_of_two_first_commits_succeeds(store: PetStore) -> None:
     assert list(store.load(PET).media) == ["a"]
 
 
-def test_change_may_relabel_and_append(store: PetStore) -> None:
+def test_one_change_may_relabel_items_and_append_new_ones(store: PetStore) -> None:
     state = with_clusters(store)
     change = replace(recluster(state, [2, 2, 2, 2, 2], c2=0.3), arrivals=arrival(state, "f", label=2).arrivals)
 
@@ -315,7 +315,7 @@ def test_moved_at_changes_only_when_existing_items_move(store: PetStore) -> None
     assert (nobody, arrived, reclustered, arrived_later, store.moved_at(PET)) == (0, 0, 2, 2, 4)
 
 
-def test_pets_are_listed_in_order_and_kept_apart(store: PetStore) -> None:
+def test_pets_are_listed_in_order_and_do_not_share_items(store: PetStore) -> None:
     for pet in (11, 2, 301):
         empty = store.load(PetId(pet))
         store.commit(empty, arrival(empty, f"of-{pet}"))
@@ -333,7 +333,7 @@ def test_item_ids_may_be_any_text(store: PetStore) -> None:
     assert [state.rows[MediaId(name)] for name in names] == [0, 1, 2, 3, 4]
 
 
-def test_view_is_sorted_by_size_and_counts_origins(store: PetStore) -> None:
+def test_view_lists_clusters_by_size_with_the_number_of_items_per_origin(store: PetStore) -> None:
     state = with_clusters(store)
     store.commit(state, arrival(state, "f", label=2))
 
@@ -516,7 +516,7 @@ def test_load_and_commit_call_one_script_each(redis_client: redis.Redis) -> None
     assert scripts() - before == 2
 
 
-def test_columns_in_redis_have_the_same_rows(redis_client: redis.Redis) -> None:
+def test_all_columns_in_redis_have_the_same_number_of_rows(redis_client: redis.Redis) -> None:
     store, keys = RedisPetStore(redis_client), PetKeys.of(PET)
     state = with_clusters(store)
     store.commit(state, arrival(state, "f"))
@@ -555,7 +555,7 @@ def test_load_with_a_lost_reply_is_repeated(redis_client: redis.Redis, monkeypat
 
 
 def lose_one_answer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Make the next answer get lost and its connection break; return a list that then contains the answer."""
+    """Lose the next reply and break its connection; return a list that will contain the lost reply."""
     read, lost = AbstractConnection.read_response, list[Any]()
 
     def read_or_lose(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -584,7 +584,7 @@ def test_recreated_pet_is_not_mistaken_for_the_known_one(redis_client: redis.Red
     assert comparable(store.load(PET, known=known)) == comparable(store.load(PET))
 
 
-def test_load_forgets_writes_lost_by_a_failover(redis_client: redis.Redis) -> None:
+def test_load_forgets_writes_that_a_failover_lost(redis_client: redis.Redis) -> None:
     store, keys = RedisPetStore(redis_client), PetKeys.of(PET)
     before = with_clusters(store)
     backup = {key: redis_client.dump(key) or b"" for key in redis_client.keys("{pet:42}:*")}
@@ -668,7 +668,7 @@ def test_server_out_of_memory_writes_nothing(redis_client: redis.Redis, request:
         lambda client, keys: client.lpop(keys.media),
     ],
 )
-def test_damaged_pet_is_refused_with_the_inconsistency(
+def test_load_of_an_inconsistent_pet_is_refused(
     redis_client: redis.Redis, damage: Callable[[redis.Redis, PetKeys], object]
 ) -> None:
     store = RedisPetStore(redis_client)

@@ -1,4 +1,4 @@
-"""Tests that both stores hold equal pets and pasts after the same random changes."""
+"""Tests that both stores hold equal pets, now and at every revision, after the same random changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 40
 
 
 class Mirrored(Witness):
-    """A store in memory that repeats each change in another store, whose data it never uses."""
+    """A store in memory that repeats each change in a second store and never uses the data of that store."""
 
     def __init__(self, twin: PetStore) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def pasts(store: PetStore) -> list[Snapshot]:
 
 
 def facts(store: PetStore) -> dict[str, Any]:
-    """Return all stored data of the pet, without names that each store generates."""
+    """Return all stored data of the pet, without values that each store generates for itself."""
     dump, shadow = store.dump(PET), store.shadow(PET)
     return {
         "media": list(dump.state.media),
@@ -92,11 +92,11 @@ def facts(store: PetStore) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("seed", range(LIVES))
-def test_random_life_leaves_equal_pets_in_both_stores(redis_client: redis.Redis, seed: int) -> None:
+def test_random_changes_leave_equal_pets_in_both_stores(redis_client: redis.Redis, seed: int) -> None:
     twin = RedisPetStore(redis_client)
     mirrored = Mirrored(twin)
     day = Day(seed, upheavals=True, store=mirrored)
-    # in most lives, deletions and switches come before the first recluster
+    # in most runs, deletions and switches come before the first recluster
     day.deeds |= {day.delete: 8, day.switch: 4, day.recluster: 4}
 
     for step in range(STEPS):
@@ -110,7 +110,7 @@ def test_random_life_leaves_equal_pets_in_both_stores(redis_client: redis.Redis,
 
 
 def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]], tuple[Any, ...]]:
-    """Return the past of a pet of two subjects after some changes, and the pet after a restore of revision 6."""
+    """Change a pet of two subjects; return it at every revision, and after a restore of revision 6."""
     service = ClusterService(store)
     take(service, 0, range(6))
     take(service, 1, range(6))
@@ -147,7 +147,7 @@ def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]],
     ],
     ids="-".join,
 )
-def test_past_before_the_first_relabelling_is_stored(store: PetStore, deeds: Sequence[str]) -> None:
+def test_revisions_before_the_first_relabelling_are_stored(store: PetStore, deeds: Sequence[str]) -> None:
     past, restored = story(store, deeds)
 
     assert past[0] == ([], [], [], {})

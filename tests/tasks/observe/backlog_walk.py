@@ -41,7 +41,7 @@ class Walk:
     """A queue on which one random operation runs at a time."""
 
     def __init__(self, client: redis.Redis, broker: RedisStreamsBroker, rng: random.Random) -> None:
-        self._client: Any = client  # redis-py types an answer as the union of all its forms
+        self._client: Any = client  # redis-py types a reply as the union of all its forms
         self._broker, self._rng = broker, rng
         self._client.xgroup_create(KEYS.stream, GROUP, "0", mkstream=True)
 

@@ -43,7 +43,7 @@ OF_STREAMS = (
     "media_cluster_entries_vanished_total",
 )
 TICKED_AT = "media_cluster_scheduler_tick_timestamp_seconds"
-# compared by the walk: metric -> fact
+# metric -> field of the truth that the walk compares it with
 COUNTS = {
     "pending_jobs": "pending",
     "undelivered_jobs": "undelivered",
@@ -94,7 +94,7 @@ def of_feedback(registry: CollectorRegistry) -> dict[str, float]:
 
 
 def check_walk(client: redis.Redis, broker: RedisStreamsBroker, *, n_states: int, seed: int) -> Counter[str]:
-    """Walk, compare every gauge with the truth after each step, and return the operations that ran."""
+    """Walk, compare every gauge with the truth after each step, and count the operations and states of the walk."""
     walk, sampler = Walk(client, broker, random.Random(seed)), BacklogSampler(broker, client)
     registry = CollectorRegistry()
     registry.register(BacklogCollector(client))
@@ -112,7 +112,7 @@ def check_walk(client: redis.Redis, broker: RedisStreamsBroker, *, n_states: int
             name: getattr(truth, name) for name in COUNTS.values()
         }, where
         for name, fact in TIMES.items():
-            # time has passed since the sample
+            # the truth is read later than the sample, so its times are larger
             behind_s = (getattr(truth, fact) or 0) / 1_000 - gauges[name]
             assert 0 <= behind_s < 5, f"{name} says {gauges[name]} in {where}"
         met[step] += 1
@@ -155,7 +155,7 @@ def test_only_totals_are_counters(registry: CollectorRegistry) -> None:
     }
 
 
-def test_limit_of_queues_is_exposed_once_sampled(
+def test_queue_limit_is_exposed_once_it_is_sampled(
     broker: RedisStreamsBroker, redis_client: redis.Redis, registry: CollectorRegistry
 ) -> None:
     BacklogSampler(broker, redis_client, max_queue_length=5_000).sample_pending()
@@ -247,7 +247,7 @@ def test_lag_is_the_idle_time_of_the_oldest_pending_job(
     assert of_stream(registry, "media_cluster_stream_lag_seconds", CLUSTER_RECLUSTER) == 0
 
 
-def test_age_of_the_oldest_job_counts_from_its_addition(
+def test_age_of_the_oldest_job_counts_from_when_it_was_added(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     seconds, _ = redis_client.time()
@@ -277,7 +277,7 @@ def test_emptied_queue_is_reported_as_empty(
     assert of_stream(registry, "media_cluster_entries_added_total") == 4
 
 
-def test_sample_is_as_old_as_its_older_half(
+def test_sample_time_is_that_of_the_older_of_its_two_halves(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     sampler.sample_pending()
@@ -343,7 +343,7 @@ def test_sample_raises_when_it_cannot_be_written(broker: RedisStreamsBroker) -> 
         sampler.sample_pending()
 
 
-def test_noise_streak_grows_and_ends_with_a_quiet_recluster(
+def test_noise_streak_grows_until_a_recluster_with_little_noise(
     registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     watch = NoiseWatch(redis_client)
@@ -371,7 +371,7 @@ def ahead(client: Any, hours: int = 1) -> str:
 
 
 @pytest.mark.parametrize("id_of", [ahead, lambda _: LAST_ID], ids=["an hour ahead", "the greatest"])
-def test_age_of_an_entry_id_ahead_counts_from_its_first_sample(
+def test_age_of_an_entry_with_an_id_ahead_of_the_clock_counts_from_its_first_sample(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any, id_of: Any
 ) -> None:
     redis_client.xadd(FEEDBACK, {"a": "b"}, id=id_of(redis_client))
@@ -380,7 +380,7 @@ def test_age_of_an_entry_id_ahead_counts_from_its_first_sample(
     sampler.sample_lag()
     first = of_stream(registry, "media_cluster_oldest_job_age_seconds")
     (seen,) = [json.loads(stored) for stored in redis_client.hvals(SEEN_IDS)]
-    # simulates a quarter of an hour
+    # as if a quarter of an hour had passed
     redis_client.hset(SEEN_IDS, CLUSTER_FEEDBACK, json.dumps([[at - 900_000, last] for at, last in seen]))
     sampler.sample_lag()
     later = of_stream(registry, "media_cluster_oldest_job_age_seconds")
@@ -391,12 +391,12 @@ def test_age_of_an_entry_id_ahead_counts_from_its_first_sample(
     assert 900 < later < 960
 
 
-def test_age_of_later_entries_counts_from_the_sample_that_saw_them(
+def test_age_of_later_entries_counts_from_the_first_sample_that_saw_them(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     odd = redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))
     sampler.sample_lag()
-    send(broker)  # gets an id ahead of the clock as well
+    send(broker)  # this entry gets an id ahead of the clock as well
     sampler.sample_lag()
     seen = json.loads(redis_client.hget(SEEN_IDS, CLUSTER_FEEDBACK))
     assert len(seen) == 2
@@ -416,7 +416,7 @@ def test_age_of_later_entries_counts_from_the_sample_that_saw_them(
     assert not redis_client.exists(SEEN_IDS)
 
 
-def test_ids_ahead_and_exhausted_streams_are_gauges(
+def test_ids_ahead_of_the_clock_and_exhausted_streams_are_exposed_as_gauges(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))

@@ -33,7 +33,7 @@ DSN = "https://public@sentry.invalid/1"
 
 
 class InMemory(Transport):
-    """A transport that keeps the events."""
+    """A Sentry transport that keeps events in memory."""
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -168,7 +168,7 @@ def test_nothing_is_reported_without_a_dsn(redis_client: redis.Redis) -> None:
         eventually(lambda: redis_client.xlen(KEYS.dead) == 1)
 
 
-def test_dsn_is_refused_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dsn_is_refused_if_the_sentry_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentry_sdk", None)
 
     with pytest.raises(InvalidInput, match="SENTRY_DSN: needs sentry-sdk"):
@@ -176,7 +176,7 @@ def test_dsn_is_refused_without_the_package(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_worker_configures_reports_before_its_broker() -> None:
+def test_worker_configures_reports_before_it_creates_its_broker() -> None:
     watched = """
 import sentry_sdk, broker.broker
 made = broker.broker.RedisStreamsBroker.__init__

@@ -54,7 +54,7 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 def samples(port: int) -> dict[tuple[str, str], float]:
-    """Return (name, outcome) -> value, over all backends; empty if the pod does not answer."""
+    """Return the sum of each (name, outcome) over all other labels; empty if the pod does not respond."""
     totals: dict[tuple[str, str], float] = {}
     status, text = get(port, "/metrics")
     for family in text_string_to_metric_families(text if status == 200 else ""):
@@ -65,7 +65,7 @@ def samples(port: int) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.slow
-def test_pod_metrics_include_all_processes_and_killed_ones(tmp_path: Path) -> None:
+def test_pod_metrics_cover_all_processes_including_killed_ones(tmp_path: Path) -> None:
     port = free_port()
     with (
         EmbeddedRedis(options={"appendonly": "no"}) as server,
@@ -121,7 +121,7 @@ def merge_clusters(**_):
 
 
 def failed_corrections(port: int) -> float:
-    """Return the number of failed corrections; -1 if the pod does not answer."""
+    """Return the number of failed corrections; -1 if the pod does not respond."""
     status, text = get(port, "/metrics")
     if status != 200:
         return -1
@@ -131,7 +131,7 @@ def failed_corrections(port: int) -> float:
 
 
 @pytest.mark.slow
-def test_failure_during_drain_is_scraped(tmp_path: Path) -> None:
+def test_failure_of_a_job_during_drain_is_scraped(tmp_path: Path) -> None:
     port = free_port()
     # the stock actor is replaced before the worker starts
     (tmp_path / "slow_pod.py").write_text(
@@ -166,7 +166,7 @@ def test_failure_during_drain_is_scraped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_taken_port_is_retried_while_jobs_run_and_closed_with_the_workers(tmp_path: Path) -> None:
+def test_metrics_port_in_use_is_retried_while_jobs_run_and_closed_with_the_workers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, EmbeddedRedis(options={"appendonly": "no"}) as server:
         port = taken.getsockname()[1]
         with redis.Redis.from_url(server.url) as client, pod(server.url, tmp_path, port, processes=1) as master:

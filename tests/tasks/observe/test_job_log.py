@@ -40,7 +40,7 @@ class Noise:
 
 
 class Pool:
-    """A queue with its worker, metrics and noise notes."""
+    """A queue with its worker, its metrics and the noise counts recorded from it."""
 
     def __init__(self, url: str) -> None:
         self.noise, self.registry = Noise(), CollectorRegistry()
@@ -171,7 +171,7 @@ def test_undecodable_event_counts_as_invalid(
     assert {line["reason"] for line in lines(logged, "dead letter")} == {"undecodable"}
 
 
-def test_recluster_notes_its_noise_and_survives_a_failing_watch(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_recluster_records_its_noise_and_succeeds_if_that_fails(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker)
     def regroup(n_noise: int) -> None:
         current_job().noise_count = n_noise
@@ -211,7 +211,7 @@ def test_in_progress_gauge_falls_back_to_zero(pool: Pool) -> None:
     eventually(lambda: pool.count("cluster_jobs_in_progress") == 0)
 
 
-def test_samples_of_queues_are_not_counted_as_jobs(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_backlog_samples_are_not_counted_as_jobs(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name="export_stream_lag", queue_name=CLUSTER_MAINTENANCE, broker=pool.broker)
     def sample() -> None: ...
 
@@ -223,7 +223,7 @@ def test_samples_of_queues_are_not_counted_as_jobs(pool: Pool, logged: pytest.Lo
     assert pool.jobs("success") == 0
 
 
-def test_facts_do_not_leak_into_the_next_job(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_logged_facts_of_a_job_do_not_leak_into_the_next_job(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name="first", broker=pool.broker)
     def first() -> None:
         current_job().pet_id, current_job().backend = 1, "faiss"
@@ -266,7 +266,7 @@ def test_outcome_of_an_exception_is_one_word(exception: BaseException | None, ou
         ("failed", None),
     ],
 )
-def test_dead_letter_counts_only_when_no_attempt_did(pool: Pool, reason: str, counted: str | None) -> None:
+def test_dead_letter_is_counted_only_if_no_attempt_was(pool: Pool, reason: str, counted: str | None) -> None:
     dead_letter = DeadLetter(
         id="1-0",
         queue_name="q",

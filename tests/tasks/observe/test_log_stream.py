@@ -78,7 +78,7 @@ def test_lines_stay_whole_and_in_order_when_the_reader_is_late(pipe: Pipe) -> No
     assert pipe.counted == []
 
 
-def test_lines_beyond_the_bound_are_dropped_counted_and_stated(pipe: Pipe) -> None:
+def test_lines_beyond_the_bound_are_dropped_counted_and_reported(pipe: Pipe) -> None:
     n = MOST_WAITING // 1_000 + 500
     for line in numbered(n, length=999):
         pipe.stream.write(line + "\n")

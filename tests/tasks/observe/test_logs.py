@@ -60,7 +60,7 @@ def test_every_line_is_one_json_object_with_facts_in_fields() -> None:
     assert "careful" in warning["message"]
 
 
-def test_line_with_a_traceback_has_the_same_fields() -> None:
+def test_line_with_a_stack_trace_has_the_same_fields_as_one_without() -> None:
     talk = """
 import logging
 from datetime import UTC, datetime
@@ -170,7 +170,7 @@ SHIPPED = ("worker", "scheduler", "serve")  # run by the chart, the compose file
 
 
 def ended(environ: dict[str, str]) -> dict[str, tuple[int, str]]:
-    """Run all three commands in parallel with these variables; return each exit code and output."""
+    """Run all three commands in parallel with these environment variables; return each exit code and output."""
     everything = {**os.environ, "REDIS_URL": "redis://127.0.0.1:1/0", **environ}
     processes = {
         name: subprocess.Popen(
@@ -291,7 +291,7 @@ def _send_good_and_bad_work(client: Any) -> list[str]:
     client.xadd(stream, spoilt | {"pet_id": "nobody", "event_id": "petless"})
     good = EmbeddingIngested.of(pet_id=42, media_id="m", model="other@1", embedding=[0.25] * 16, event_id="other-model")
     kwargs = good.to_kwargs()
-    # a vector of another model than the pet's: refused by the service, not at admission
+    # a vector of the wrong model for the pet: refused by the service, not at admission
     client.xadd(stream, {"message": _encoded(CLUSTER_EMBEDDING, kwargs, "other-model")})
     client.xadd(stream, {"message": _encoded("no_such_actor", kwargs, "unknown-actor")})
     broken = kwargs | {"embedding": b64encode(np.full(16, np.nan, "<f4").tobytes()).decode()}

@@ -42,7 +42,9 @@ def test_media_series_exist_before_the_first_sample(registry: CollectorRegistry)
     assert registry.get_sample_value("cluster_media_sample_timestamp_seconds") == 0
 
 
-def test_media_are_counted_by_place(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
+def test_items_are_counted_as_clustered_noise_quarantined_or_dismissed(
+    redis_client: redis.Redis, registry: CollectorRegistry
+) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     for subject in range(2):
         take(service, subject, range(8))
@@ -85,7 +87,7 @@ def test_pet_with_inconsistent_counts_is_counted(redis_client: redis.Redis, regi
 
 
 @pytest.mark.slow
-def test_media_scrape_without_redis_is_empty() -> None:
+def test_scrape_of_media_totals_without_redis_is_empty() -> None:
     registry = CollectorRegistry()
     with redis.Redis(port=free_port(), socket_connect_timeout=0.2) as unreachable:
         registry.register(MediaCollector(unreachable))

@@ -66,7 +66,7 @@ def test_every_metric_child_starts_at_zero(registry: CollectorRegistry) -> None:
         assert registry.get_sample_value("cluster_job_retries_total", {"actor": actor}) == 0
 
 
-def test_bucket_edges_include_those_of_alerts(registry: CollectorRegistry) -> None:
+def test_histogram_buckets_include_the_thresholds_of_alerts(registry: CollectorRegistry) -> None:
     for edge in ("3.0", "5.0", "8.0"):
         labels = {"backend": "faiss", "le": edge}
         assert registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) == 0
@@ -74,7 +74,7 @@ def test_bucket_edges_include_those_of_alerts(registry: CollectorRegistry) -> No
 
 @pytest.mark.parametrize("edge", [3, 5, 8])
 def test_p95_comparison_is_exact_at_bucket_edges(edge: float) -> None:
-    # as histogram_quantile does: the p95 is above an edge if fewer than 95 % are at or below it
+    # as histogram_quantile does: the p95 is above an edge if fewer than 95 % of the durations are at or below it
     rng = np.random.default_rng(95)
 
     for _ in range(300):
@@ -206,7 +206,7 @@ def test_in_progress_gauge_of_a_killed_process_is_removed(tmp_path: Path) -> Non
     assert lines_of_a_master(_AT_WORK, tmp_path) == ["6.0 8.0", "3.0 4.0", "3.0 4.0"]
 
 
-def test_process_without_a_master_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_without_a_master_shares_no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
 
     assert share_values() is None

@@ -31,7 +31,7 @@ MAINTENANCE = stream_of(CLUSTER_MAINTENANCE)
 DELAYED = f"{{{MAINTENANCE}}}:delayed"
 ACTORS = (EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG)
 
-# periodiq drops messages that are late by the real clock; a minute in the future is never late
+# periodiq drops messages that are late by the real clock; this minute is an hour ahead, so they are never late
 MINUTE = datetime.now(UTC).replace(second=0, microsecond=0) + timedelta(hours=1)
 
 
@@ -72,7 +72,7 @@ class Pods:
         return self.broker.counters(CLUSTER_MAINTENANCE)["acked"]
 
     def delayed(self) -> Counter[tuple[str, datetime]]:
-        """Return the pending samples: actor and time."""
+        """Return the number of delayed samples for each actor and time."""
         stored = cast(dict[bytes, bytes], self.client.hgetall(f"{DELAYED}:messages"))
         messages = [json.loads(message) for message in stored.values()]
         return Counter(
@@ -125,7 +125,7 @@ def test_rest_of_minute_has_a_sample_every_ten_seconds() -> None:
     assert rest_of_minute(at(0), at(75)) == []
 
 
-def test_periodiq_sends_both_actors_every_minute(pods: Pods) -> None:
+def test_periodiq_enqueues_both_periodic_jobs_every_minute(pods: Pods) -> None:
     pods.declare()
 
     specs = {actor.actor_name: actor.options["periodic"] for actor in pods.broker.actors.values()}
@@ -146,7 +146,7 @@ def test_run_samples_and_enqueues_the_rest_of_its_minute(pods: Pods, redis_clien
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
 
 
-def test_follow_ups_are_due_at_their_time(pods: Pods, redis_client: redis.Redis) -> None:
+def test_follow_ups_are_due_at_the_time_of_their_slot(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
     pods.now = at(12)
     pods.schedule(at(0))
@@ -168,7 +168,7 @@ def test_two_schedulers_send_one_job_per_slot(pods: Pods) -> None:
     pods.schedule(at(0))
     pods.schedule(at(1))
 
-    assert pods.broker.stats(CLUSTER_MAINTENANCE).waiting == 2  # one of each actor
+    assert pods.broker.stats(CLUSTER_MAINTENANCE).waiting == 2  # one message for each actor
     with pods.working():
         eventually(lambda: pods.n_acked() == 2)
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
@@ -203,7 +203,7 @@ def test_sample_runs_on_redelivery_after_its_worker_died(pods: Pods, redis_clien
     assert sampler.taken == {"pending": 2, "lag": 1}
 
 
-def test_next_slot_belongs_to_the_next_message(pods: Pods, redis_client: redis.Redis) -> None:
+def test_message_of_the_next_slot_takes_its_own_sample(pods: Pods, redis_client: redis.Redis) -> None:
     sampler = CountingSampler(pods.broker, redis_client)
     pods.declare(sampler)
     pods.now = at(59.9)  # no follow-ups are left in the first minute, so only messages of this test have slots
@@ -247,7 +247,7 @@ def test_scheduler_survives_and_logs_a_redis_outage(
     assert (tmp_path / "beat").exists(), "Kubernetes would restart it, which fixes nothing"
 
 
-def test_unwritable_beat_file_does_not_stop_the_job(
+def test_unwritable_beat_file_does_not_stop_the_scheduler(
     pods: Pods, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.observe.periodic.BEAT", Path("/nowhere/beat"))
@@ -258,7 +258,9 @@ def test_unwritable_beat_file_does_not_stop_the_job(
     assert redis_client.xlen(stream_of(CLUSTER_MAINTENANCE)) == 2
 
 
-def test_only_a_tick_touches_the_beat_file(pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beat_file_is_touched_by_a_scheduler_tick_but_not_by_a_manual_job(
+    pods: Pods, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tasks.observe.periodic.BEAT", tmp_path / "beat")
     pods.declare()
 
@@ -271,7 +273,7 @@ def test_only_a_tick_touches_the_beat_file(pods: Pods, tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/St_Johns"])
 def test_schedule_fires_every_minute_in_every_time_zone(pods: Pods, zone: str) -> None:
-    # a schedule by day of the week would never fire on Sundays, which periodiq counts as 7 and as 0
+    # a schedule by day of the week would never fire on Sundays: periodiq counts them both as 7 and as 0
     pods.declare()
     sunday = pendulum.datetime(2026, 11, 22, tz=zone)
 
@@ -326,7 +328,7 @@ def test_lost_follow_up_is_enqueued_by_its_predecessor(pods: Pods, redis_client:
     assert pods.delayed() == of_both(30, 40, 50)
 
 
-def test_samples_stop_within_a_minute_of_the_scheduler(pods: Pods) -> None:
+def test_samples_stop_within_a_minute_after_the_scheduler_stops(pods: Pods) -> None:
     pods.declare()
     pods.now = at(49.5)
     pods.schedule(at(0))

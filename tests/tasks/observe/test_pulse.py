@@ -43,7 +43,7 @@ def test_pod_is_alive_while_every_pulse_is_recent() -> None:
     assert verdict(fresh, old) == "worker process 2 has made no progress for 61 s"
 
 
-def test_pod_is_not_alive_when_a_pulse_reports_stuck() -> None:
+def test_pod_is_not_alive_when_a_pulse_reports_a_stuck_process() -> None:
     found = Pulse(3, 499.0, ["q"], stuck="a worker thread has ended")
 
     assert verdict(found) == "worker process 3: a worker thread has ended"
@@ -119,7 +119,7 @@ def test_job_far_beyond_its_time_limit_is_reported_as_stuck(
 
 
 @pytest.mark.slow
-def test_consumer_that_stops_asking_is_reported_as_stuck(redis_url: str, tmp_path: Path) -> None:
+def test_consumer_that_stops_asking_for_messages_is_reported_as_stuck(redis_url: str, tmp_path: Path) -> None:
     clock = Hours()
     with process_running(redis_url, tmp_path, clock) as (broker, worker, keeper):
         consumer = worker.consumers[EMBEDDING_INGESTED]
@@ -150,7 +150,7 @@ def test_redis_outage_is_not_reported_as_stuck(tmp_path: Path, monkeypatch: pyte
         assert "Redis does not answer" in (why_not_ready(redis.Redis.from_url(server.url)) or "")
 
 
-def test_queue_without_group_is_not_ready(redis_client: redis.Redis) -> None:
+def test_queue_without_its_consumer_group_is_not_ready(redis_client: redis.Redis) -> None:
     assert why_not_ready(redis_client, [EMBEDDING_INGESTED]) == (
         f"{stream_of(EMBEDDING_INGESTED)} has no group {GROUP}; workers create it when they start"
     )
@@ -217,6 +217,6 @@ def _get(port: int, path: str) -> tuple[int, str]:
 
 
 def _says(port: int, path: str, status: int) -> str:
-    """Return the text of an answer with this status; empty for another status."""
+    """Return the text of the response if it has this status, else an empty text."""
     answered, reason = _get(port, path)
     return reason if answered == status else ""

@@ -1,4 +1,4 @@
-"""One trace from the sender of a job to its run; retries and redeliveries are linked."""
+"""One trace from the producer of a job to its run; retries and redeliveries are linked."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_message_sent_by_a_job_is_a_child_of_its_run(redis_client: redis.Redis, 
     assert {hexadecimal(span)[0] for span in (first, sent, second)} == {TRACE_ID}
 
 
-def test_retry_starts_a_trace_linked_to_sender_and_last_attempt(redis_client: redis.Redis, traces: Traces) -> None:
+def test_retry_starts_a_trace_linked_to_producer_and_last_attempt(redis_client: redis.Redis, traces: Traces) -> None:
     ran = []
 
     def run(media_id: str, embedding: str, **_: Any) -> None:
@@ -172,7 +172,7 @@ def test_retry_starts_a_trace_linked_to_sender_and_last_attempt(redis_client: re
     assert "no luck" not in first.to_json(), "a text may hold an embedding"
 
 
-def test_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces: Traces) -> None:
+def test_redelivery_is_linked_to_the_producer(redis_client: redis.Redis, traces: Traces) -> None:
     entry_id = upload(redis_client)
     redis_client.xgroup_create(KEYS.stream, GROUP, id="0")
     redis_client.xreadgroup(GROUP, "dead", {KEYS.stream: ">"})
@@ -187,7 +187,7 @@ def test_redelivery_is_linked_to_the_sender(redis_client: redis.Redis, traces: T
     assert dict(span.attributes or {})["sploot.deliveries"] == 2
 
 
-def test_invalid_traceparent_starts_a_trace(redis_client: redis.Redis, traces: Traces) -> None:
+def test_invalid_traceparent_starts_a_new_trace(redis_client: redis.Redis, traces: Traces) -> None:
     message: dramatiq.Message[Any] = dramatiq.Message(
         EMBEDDING_INGESTED, CLUSTER_EMBEDDING, (), {"media_id": "m", "traceparent": "nonsense"}, {}
     )
@@ -214,7 +214,7 @@ def test_traceparent_of_a_request_reaches_its_job(redis_client: redis.Redis, red
 
 
 @pytest.mark.parametrize("given", [[], ["nonsense"], [f"00-{'0' * 32}-{SPAN_ID}-01"], [TRACEPARENT, TRACEPARENT]])
-def test_request_with_an_invalid_traceparent_is_answered(
+def test_request_with_an_invalid_traceparent_is_accepted_without_a_trace(
     redis_client: redis.Redis, redis_url: str, given: list[str]
 ) -> None:
     api = client_of(build_app(Settings(redis_url=redis_url)))
@@ -228,7 +228,7 @@ def test_request_with_an_invalid_traceparent_is_answered(
     assert b"traceparent" not in entry[b"message"]
 
 
-def test_tracing_needs_an_endpoint_and_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_needs_an_endpoint_and_the_installed_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     assert tracing_middleware(Settings()) == []

@@ -1,4 +1,4 @@
-"""A queue with jobs and operations on it, shared by several tests."""
+"""A queue with jobs, and the actions on it, shared by several test modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STUCK = "stuck-worker"
 
 
 class Desk:
-    """Operations on a real Redis, with access to their streams."""
+    """The actions on a real Redis, with access to the streams."""
 
     def __init__(self, client: redis.Redis) -> None:
         self.client: Any = client
@@ -37,13 +37,13 @@ class Desk:
         return [self.client.xadd(KEYS.stream, flat_event(pet_id=pet_id, number=number)).decode() for number in numbers]
 
     def deliver(self, consumer: str = STUCK, count: int = 100) -> None:
-        """Deliver waiting entries to a consumer without heartbeat, like that of a dead worker."""
+        """Deliver waiting entries to a consumer without a heartbeat, like that of a dead worker."""
         if KEYS.stream.encode() not in self.client.keys(KEYS.stream) or not self.client.xinfo_groups(KEYS.stream):
             self.client.xgroup_create(KEYS.stream, GROUP, id="0", mkstream=True)
         self.client.xreadgroup(GROUP, consumer, {KEYS.stream: ">"}, count=count)
 
     def holders(self) -> dict[str, str]:
-        """Return entry id -> holder."""
+        """Return the consumer that holds each pending entry, by entry id."""
         return {entry.id: entry.holder for entry in self.broker.inspector(EMBEDDING_INGESTED).pending(10_000)}
 
     def bury(self, *numbers: int, pet_id: int = 7, error: str = "ValueError: no", reason: str = "failed") -> list[str]:

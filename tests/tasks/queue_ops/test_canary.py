@@ -1,4 +1,4 @@
-"""A careful requeue: one first, then the rest, without a flood of jobs that fail again."""
+"""A careful requeue: one dead letter first, then the rest, without a flood of jobs that fail again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_canary_requeues_all_when_the_cause_is_fixed(desk: Desk, redis_client: r
     assert desk.dead_letter_ids() == []
 
 
-def test_canary_stops_when_the_first_fails_again(desk: Desk, redis_client: redis.Redis) -> None:
+def test_canary_stops_when_the_first_dead_letter_fails_again(desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(*range(20))
 
     with worker_that_refuses(redis_client, "media-0") as ran:
@@ -44,7 +44,7 @@ def test_canary_stops_when_the_first_fails_again(desk: Desk, redis_client: redis
     assert len(desk.dead_letter_ids()) == 20  # the first one is a dead letter again
 
 
-def test_canary_stops_when_later_ones_fail_again(desk: Desk, redis_client: redis.Redis) -> None:
+def test_canary_stops_when_later_dead_letters_fail_again(desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(*range(500))
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
 
@@ -59,7 +59,7 @@ def test_canary_stops_when_later_ones_fail_again(desk: Desk, redis_client: redis
     assert ran == ["media-0", "media-1", "media-2", "media-3"]
 
 
-def test_canary_stops_when_no_worker_runs_it(desk: Desk) -> None:
+def test_canary_stops_when_no_worker_runs_the_first_dead_letter(desk: Desk) -> None:
     desk.bury(1, 2)
     desk.operations.act(desk.operations.plan_pause("embedding"), by="ada", via="test")
 

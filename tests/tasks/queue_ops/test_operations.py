@@ -110,7 +110,7 @@ def test_entries_dropped_by_manual_commands_run_after_a_rescue(desk: Desk, redis
         ({"entry_ids": ["no id"]}, "no id"),
     ],
 )
-def test_rescue_with_an_ambiguous_selection_is_refused(desk: Desk, ways: dict[str, object], named: str) -> None:
+def test_rescue_with_an_invalid_selection_is_refused(desk: Desk, ways: dict[str, object], named: str) -> None:
     with pytest.raises(InvalidInput, match=named):
         desk.operations.plan_rescue("embedding", **ways)  # type: ignore[arg-type]  # invalid on purpose
 
@@ -140,7 +140,7 @@ def test_retire_returns_entries_before_it_deletes_the_consumer(desk: Desk, redis
         eventually(lambda: len(ran) == 3)
 
 
-def test_retire_keeps_a_consumer_that_took_more_since_the_plan(desk: Desk) -> None:
+def test_retire_keeps_a_consumer_that_took_more_entries_since_the_plan(desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
     plan = desk.operations.plan_retire("embedding", STUCK)
@@ -176,7 +176,7 @@ def test_unknown_consumer_is_refused_with_a_suggestion(desk: Desk) -> None:
 # -- pause -------------------------------------------------------------------------------------------------------------
 
 
-def test_pause_is_shown_and_can_be_ended(desk: Desk) -> None:
+def test_pause_is_shown_until_the_queue_is_resumed(desk: Desk) -> None:
     desk.operations.act(desk.operations.plan_pause("recluster"), by="ada", via="test", note="INC-7")
     paused = {queue.queue: queue.is_paused for queue in desk.operations.queues()}
     desk.operations.act(desk.operations.plan_resume("recluster"), by="ada", via="test")
@@ -285,14 +285,14 @@ def test_killed_action_stays_begun_in_the_audit(desk: Desk) -> None:
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
     begun = desk.operations.acting(plan, by="ada", via="test")
 
-    begun.__enter__()  # and the block is never left
+    begun.__enter__()  # the block is never left, as when the process is killed
 
     assert [(record.plan_id, record.state) for record in desk.operations.audit()] == [(plan.plan_id, "begun")]
 
 
 @pytest.fixture
 def full_redis(desk: Desk) -> Iterator[Callable[[], None]]:
-    """Return a function that makes Redis refuse writes."""
+    """A function that makes Redis refuse writes."""
     yield lambda: desk.client.config_set("maxmemory", "1")
     desk.client.config_set("maxmemory", "0")
 

@@ -25,7 +25,7 @@ Cli = Callable[..., int]
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    """A server with the product's users and one for the test."""
+    """A server with the product's users and one more for the test."""
     directory = tmp_path_factory.mktemp("acl")
     rules = render(dict.fromkeys(USERS, SECRET)) + f"user test on >{SECRET} ~* &* +@all\n"
     server = EmbeddedRedis(directory=directory, unix_socket=True, options={"appendonly": "no"})
@@ -46,7 +46,7 @@ def desk(guarded: EmbeddedRedis) -> Iterator[Desk]:
 
 @pytest.fixture
 def cli(guarded: EmbeddedRedis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Return a function that runs a command as ``operator``: exit code, and the error output on failure."""
+    """A function that runs a command as ``operator`` and returns its exit code and, on failure, its error output."""
     monkeypatch.setenv("REDIS_URL", f"unix://operator:{SECRET}@{guarded.url.removeprefix('unix://')}")
     monkeypatch.setenv("WORKER_METRICS_PORT", str(free_port()))
     monkeypatch.setenv("SPLOOT_HTTP_PORT", str(free_port()))

@@ -31,7 +31,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 
 
 def hold(desk: Desk, consumer: str, *, for_s: float) -> str:
-    """Let a consumer hold a job delivered that long ago; return its id."""
+    """Let a consumer hold a job that was delivered ``for_s`` seconds ago; return its entry id."""
     (entry_id,) = desk.add(1)
     desk.deliver(consumer)
     desk.client.xclaim(KEYS.stream, GROUP, consumer, 0, [entry_id], idle=int(1000 * for_s), retrycount=1, justid=True)
@@ -85,7 +85,7 @@ def test_jobs_of_dead_workers_are_not_overdue(desk: Desk) -> None:
     assert status(desk).overdue == 0
 
 
-def test_rescue_plan_warns_that_left_out_jobs_hang(desk: Desk) -> None:
+def test_rescue_plan_warns_that_jobs_it_leaves_out_hang(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
 
@@ -120,7 +120,7 @@ def test_job_status_reports_a_run_beyond_its_limit(desk: Desk) -> None:
     assert f"rescue {EMBEDDING_INGESTED} --consumer {ALIVE} --even-if-alive" in reason(BEYOND_S)
 
 
-def test_status_of_a_waiting_job_reports_an_overdue_one(desk: Desk) -> None:
+def test_status_of_a_waiting_job_reports_an_overdue_job_of_its_queue(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
     record = JobRecord("j", "queued", EMBEDDING_INGESTED, CLUSTER_EMBEDDING)

@@ -70,7 +70,7 @@ def test_ended_jobs_are_not_found_and_leave_the_index(desk: Desk) -> None:
     assert desk.client.zcard(PETS) == 2
 
 
-def test_pets_with_the_same_score_are_distinguished(desk: Desk) -> None:
+def test_pet_ids_with_the_same_score_are_distinguished(desk: Desk) -> None:
     huge = 2**63 - 1
     (entry_id,) = desk.add(1, pet_id=7)
     desk.client.delete(KEYS.stream)
@@ -149,7 +149,7 @@ def test_jobs_behind_an_id_ahead_of_the_clock_are_found(desk: Desk, redis_client
         assert [job.added_at is None for job in found] == [False] + [True] * (n - 1)
 
 
-def test_entries_with_ids_ahead_are_indexed_once_they_waited(desk: Desk, redis_client: Any) -> None:
+def test_entries_with_ids_ahead_of_the_clock_are_indexed_once_they_have_waited(desk: Desk, redis_client: Any) -> None:
     redis_client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id="1794203586547828000-0")
     desk.add(2, pet_id=42)
     index = PetIndex(redis_client, EMBEDDING_INGESTED)
