@@ -1,6 +1,6 @@
 """Read-ahead: estimates how many messages a Worker will need within the next few milliseconds.
 
-Where jobs are short, a read for every few free places costs more than the jobs. Messages that were read ahead wait in
+Where jobs are short, a read for every few free slots costs more than the jobs. Messages that were read ahead wait in
 the consumer, for at most ``HAND_BACK_AFTER_S``. If they are still waiting then, jobs took longer than expected: the
 messages are handed back for idle consumers, and nothing is read ahead for a while.
 """
@@ -44,7 +44,7 @@ class ReadAhead:
         return MOST_AHEAD if self._ahead_s else 0
 
     def expect(self, n_finished: int) -> int:
-        """Return how many messages to read beyond the free places, given the number finished so far.
+        """Return how many messages to read beyond the free slots, given the number finished so far.
 
         The result is at most twice the number finished since the last read: two fast messages do not predict a hundred.
         """

@@ -243,7 +243,7 @@ def test_all_invalid_fields_are_listed() -> None:
         st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.floats(), max_size=4),
     )
 )
-def test_event_is_refused_exactly_if_one_of_its_fields_is(changes: dict[str, Any]) -> None:
+def test_event_is_refused_if_and_only_if_one_of_its_fields_is(changes: dict[str, Any]) -> None:
     sent = {"pet_id": 1, "media_id": "m", "model": "a@1", "embedding": VALUES} | changes
     listed = {refused.field for refused in EmbeddingIngested.problems(sent)}
 

@@ -107,7 +107,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         answer = PetCluster(pet_id=pet_id, revision=view.revision, asked_id=cluster_id, cluster=found)
         return tagged(view.revision, if_none_match, lambda: answer)
 
-    @router.get("/tally", operation_id="get_tally", summary="Get the accounting of a pet's items")
+    @router.get("/tally", operation_id="get_tally", summary="Get the tally of a pet's items")
     def get_tally(pet_id: PetInPath) -> TallyView:
         """Return counts in which every item appears once: ingested = clustered + noise + quarantined + dismissed."""
         return service.tally(PetId(pet_id)).view(PetId(pet_id))

@@ -41,7 +41,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One run of a request.
+    """One attempt to carry out a request.
 
     Attributes:
         id: the same for a repeated request, so that it takes effect once.

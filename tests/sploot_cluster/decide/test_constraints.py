@@ -120,7 +120,7 @@ def test_enforced_labels_satisfy_all_constraints_and_are_stable(ledger: list[Cor
 
 
 @given(ledgers(), st.lists(st.integers(-1, 3), min_size=len(MEDIA), max_size=len(MEDIA)))
-def test_all_constraints_count_as_kept_exactly_if_no_pair_is_broken(
+def test_all_constraints_count_as_kept_if_and_only_if_no_pair_is_broken(
     ledger: list[Correction], labels: list[int]
 ) -> None:
     label_of = dict(zip(MEDIA, labels, strict=True))

@@ -92,13 +92,6 @@ def test_error_for_an_unknown_cluster_names_the_field(service: ClusterService) -
     assert refused.value.field == "cluster_ids"
 
 
-def test_merge_into_a_cluster_that_is_not_merged_is_rejected(service: ClusterService) -> None:
-    with pytest.raises(InvalidInput) as refused:
-        service.merge(PET, [ONE, TWO], into=THREE, operation_id="1", by="ada")
-
-    assert refused.value.field == "into"
-
-
 @pytest.mark.parametrize(
     ("moved", "error"),
     [([], InvalidInput), (sorted(names(0, range(12))), InvalidInput), ([name(1, 0)], UnknownMedia)],
