@@ -182,6 +182,7 @@ def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
 @pytest.fixture
 def page(browser: webdriver.Chrome, serve: Callable[..., str], redis_client: redis.Redis) -> Page:
     page = Page(browser, serve())
+    browser.get("about:blank")  # else the page of the last test may still ask for its job, which is gone
     page.complaints()
     return page
 

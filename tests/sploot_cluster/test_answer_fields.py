@@ -37,5 +37,5 @@ def test_api_and_command_line_name_the_same_fields(answer: Any, expected: dict[s
 def test_description_of_a_field_is_in_its_schema() -> None:
     schema = TypeAdapter(Counted).json_schema(mode="serialization")
 
-    assert schema["description"] == "A figure, and how it was found."
+    assert schema["description"] == "A public count, and an internal field."
     assert {name: one["description"] for name, one in schema["properties"].items()} == {"n": "How many."}
