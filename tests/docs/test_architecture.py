@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sploot_cluster.decide.corrections import VERBS
+
 ROOT = Path(__file__).parents[2]
 MAP = re.search(r"### Rooms\n.*?```\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.DOTALL)
 PACKAGES = ("broker", "tasks", "sploot_cluster")
@@ -39,7 +41,12 @@ def in_tree() -> dict[str, set[str]]:
 
 
 def test_map_lists_every_module_of_every_folder() -> None:
-    assert mapped() == in_tree()
+    # the map says of the verbs of corrections that each is a module, so that a new verb needs no line there
+    verbs = {request.__module__.rpartition(".")[2] for request in VERBS.values()}
+    rooms = in_tree()
+    rooms["sploot_cluster/decide/corrections"] -= verbs
+
+    assert mapped() == rooms
 
 
 @pytest.mark.parametrize("room", sorted(in_tree()))
