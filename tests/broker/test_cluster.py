@@ -225,12 +225,12 @@ def test_messages_of_a_dead_process_are_taken_over_on_a_cluster(
 def test_hanging_node_does_not_cost_leases_of_queues_on_other_nodes(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lease_ms = 5_000
-    streams = {queue: QueueKeys("streams", queue) for queue in (*QUEUES, *(f"red-{number}" for number in range(24)))}
+    lease_ms = 10_000
+    streams = {queue: QueueKeys("streams", queue) for queue in (*QUEUES, *(f"red-{number}" for number in range(48)))}
     hanging = cluster.port_of(streams["red"].stream)
     elsewhere = next(queue for queue in QUEUES if cluster.port_of(streams[queue].stream) != hanging)
     there = [queue for queue, keys in streams.items() if cluster.port_of(keys.stream) == hanging]
-    assert len(there) >= 7, "to ask for each of them in turn would take longer than the lease"
+    assert len(there) >= 12, "to ask for each of them in turn would take longer than the lease"
     keys = streams[elsewhere]
     node = cluster.nodes[cluster.port_of(keys.stream)]
     port = node.connection_pool.connection_kwargs["port"]
