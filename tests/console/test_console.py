@@ -11,6 +11,7 @@ import redis
 from fastapi import FastAPI
 from selenium import webdriver
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
@@ -145,6 +146,25 @@ def test_item_can_be_excluded_and_another_dismissed(page: Page, album: ClusterSe
     page.click("Dismiss", within="//dialog")
 
     page.sees("1 dismissed")
+    assert page.complaints() == []
+
+
+def test_item_can_be_placed_in_another_cluster(page: Page, album: ClusterService, worker: None) -> None:
+    source, target, *_ = album.clusters(PET).clusters
+    item = source.media_ids[0]
+    page.open(f"pet/{PET}")
+
+    page.click(item)
+    page.labelled(f"Choose {item}").click()
+    page.click("Place: 1 item")
+    Select(page.browser.find_element(By.CSS_SELECTOR, "#dialog select[name=into]")).select_by_value(
+        str(target.cluster_id)
+    )
+    page.sees(f"sploot-cluster place {PET} --media {item} --into {target.cluster_id}")
+    page.click("Place", within="//dialog")
+
+    page.sees("Place items in a cluster: succeeded")
+    assert item in next(one.media_ids for one in album.clusters(PET).clusters if one.cluster_id == target.cluster_id)
     assert page.complaints() == []
 
 

@@ -233,12 +233,12 @@ const counted = ({ cluster_ids, media_ids }) => (cluster_ids ? `${count(cluster_
 /** Return the arguments of the command that makes the same correction. */
 const words = ({ cluster_ids = [], cluster_id, revision, media_ids = [] }) => [...cluster_ids, ...[cluster_id, revision].filter((id) => id !== undefined), ...media_ids.flatMap((item) => ["--media", item])];
 
-/** Return the input of an option: a choice among the selected clusters for an id, otherwise text. */
+/** Return the input of an option: for an id a choice among the selected clusters, or all clusters; otherwise text. */
 function optional({ name, type, description }, { cluster_ids }, data) {
   const sizes = new Map(data.clusters.clusters.map((cluster) => [cluster.cluster_id, cluster.size]));
   const input =
-    type === "id" && cluster_ids
-      ? h("select", { name }, h("option", { value: "" }, "default"), cluster_ids.map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} items)`)))
+    type === "id"
+      ? h("select", { name }, h("option", { value: "" }, "default"), (cluster_ids ?? [...sizes.keys()]).map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} items)`)))
       : h("input", { name });
   return h("label", { class: "row" }, `${description} `, input);
 }
