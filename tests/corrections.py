@@ -6,6 +6,7 @@ from typing import Any
 
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request
+from sploot_cluster.fields import required_of
 
 EXAMPLES: dict[str, Request[Any]] = {verb: request.example() for verb, request in VERBS.items()}
 
@@ -21,7 +22,7 @@ def as_words(request: Request[Any]) -> list[str]:
     for name, value in as_body(request).items():
         match value:
             case int():
-                words += [f"--{name}", str(value)] if name == "into" else [str(value)]
+                words += [str(value)] if name in required_of(type(request)) else [f"--{name}", str(value)]
             case [str(), *_]:
                 words += [word for item in value for word in (f"--{name.removesuffix('_ids')}", item)]
             case list():

@@ -1,4 +1,4 @@
-"""Support for all tests: the only way to wait, and the handling of missing tools."""
+"""Support for all tests: the only way to wait, missing tools, and refusals."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 import pytest
+
+from sploot_cluster.errors import InvalidInput
 
 T = TypeVar("T")
 
@@ -32,3 +34,12 @@ def lacking(what: str, hint: str) -> NoReturn:
     if os.environ.get("REQUIRE_ALL_TOOLS"):
         pytest.fail(f"{what} is missing: {hint}")
     pytest.skip(f"{what} is missing: {hint}")
+
+
+def refusal(of: Callable[[], object]) -> InvalidInput:
+    """Return the ``InvalidInput`` that the call raises, and assert that it states the problem and a hint."""
+    with pytest.raises(InvalidInput) as refused:
+        of()
+    assert refused.value.problem
+    assert refused.value.hint
+    return refused.value

@@ -88,10 +88,11 @@ class _Resolver:
 
     def hear(self, statement: Statement) -> None:
         """Collect the demands of a correction that is older than all those heard before."""
-        named = statement.media()
-        n_released = len(named) - len(self._left(named))
-        if n_released:
-            self._override(statement, f"place {n_released} of the {len(named)} items that it names")
+        if self._released:  # most ledgers have no placement, and naming all items of each correction takes a while
+            named = statement.media()
+            n_released = len(named) - len(self._left(named))
+            if n_released:
+                self._override(statement, f"place {n_released} of the {len(named)} items that it names")
         statement.constrain(self)
 
     def together(

@@ -6,7 +6,7 @@ import base64
 import json
 import struct
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import FIELDS, EmbeddingIngested
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.pet.vectors import as_vector
+from tests.support import refusal
 
 VALUES = [0.5, -0.25, 1.0]  # exact in float16 too
 F32LE = struct.pack("<3f", *VALUES)
@@ -43,14 +44,6 @@ def fields(**changes: bytes | None) -> dict[bytes, bytes]:
 def kwargs(**changes: Any) -> dict[str, Any]:
     """Return the arguments of a valid event in a Dramatiq message, with changes."""
     return EmbeddingIngested.from_fields(fields()).to_kwargs() | changes
-
-
-def refusal(of: Callable[[], object]) -> InvalidInput:
-    with pytest.raises(InvalidInput) as refused:
-        of()
-    assert refused.value.problem
-    assert refused.value.hint
-    return refused.value
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,16 +11,8 @@ import pytest
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.split import SplitCluster
 from sploot_cluster.decide.corrections.undo import UndoFeedback
-from sploot_cluster.errors import InvalidInput
 from tasks.contracts import ReclusterPet, stream_of
-
-
-def refusal(of: Callable[[], object]) -> InvalidInput:
-    with pytest.raises(InvalidInput) as refused:
-        of()
-    assert refused.value.problem
-    assert refused.value.hint
-    return refused.value
+from tests.support import refusal
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
-from sploot_cluster.decide.corrections.facts import aliased, aliases_of, groups_of, named
-from sploot_cluster.errors import InvalidInput, UnknownMedia
+from sploot_cluster.decide.corrections.facts import aliased, aliases_of, groups_of, items_in, named, renamed_in
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ListOf, Text, checked, given
 from sploot_cluster.limits import MAX_MEDIA_IDS
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Corrected, MediaId, Origin, PetState, Signature
@@ -35,18 +35,13 @@ class DismissMedia(LedgerRequest):
 
         from sploot_cluster.decide.corrections import planning
 
-        media = [MediaId(item) for item in self.media_ids]
-        unknown = tuple(item for item in media if item not in state.rows)
-        if unknown:
-            raise UnknownMedia(pet=state.pet, media=unknown, where="any cluster or the noise")
-        rows = planning.present(state, media)
+        rows = planning.rows_of_known(state, self.media_ids)
         rows = np.sort(rows[state.origins[rows] != Origin.DISMISSED])
         if not len(rows):
             raise InvalidInput("media_ids", "all items are already dismissed", "to restore them, undo the dismissal")
-        clusters: list[ClusterId] = np.unique(state.labels[rows]).tolist()
         dismissal = Dismissal(
             *planning.signature(self, state, operation),
-            groups={cluster: planning.media_at(state, rows[state.labels[rows] == cluster]) for cluster in clusters},
+            groups=planning.by_cluster(state, rows),
             aliases={
                 old: now for old, now in state.aliases.items() if np.isin(planning.rows_of(state, now), rows).all()
             },
@@ -72,10 +67,10 @@ class Dismissal(Statement):
     aliases: Mapping[ClusterId, ClusterId] = field(default_factory=dict)
 
     def media(self) -> Sequence[MediaId]:
-        return tuple(item for members in self.groups.values() for item in members)
+        return items_in(self.groups)
 
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Dismissal:
-        return replace(self, groups={cluster: name(members) for cluster, members in self.groups.items()})
+        return replace(self, groups=renamed_in(self.groups, name))
 
     def ids(self) -> Iterable[ClusterId]:
         return ()

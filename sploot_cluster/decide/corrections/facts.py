@@ -1,8 +1,8 @@
-"""Conversion to and from the JSON that several kinds of correction share: items, items by cluster, and aliases."""
+"""What several kinds of correction have in common: items by cluster, aliases, and the JSON of both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from sys import intern
 from typing import Any
 
@@ -33,3 +33,15 @@ def named(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[str, list[Media
 def aliased(aliases: Mapping[ClusterId, ClusterId]) -> dict[str, object]:
     """Return the aliases as a JSON object under their key; empty if there are none."""
     return {"aliases": {str(old): now for old, now in aliases.items()}} if aliases else {}
+
+
+def items_in(groups: Mapping[ClusterId, Sequence[MediaId]]) -> list[MediaId]:
+    """Return the items of all groups."""
+    return [item for members in groups.values() for item in members]
+
+
+def renamed_in(
+    groups: Mapping[ClusterId, tuple[MediaId, ...]], name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]
+) -> dict[ClusterId, tuple[MediaId, ...]]:
+    """Return the groups with other names for their items."""
+    return {cluster: name(members) for cluster, members in groups.items()}

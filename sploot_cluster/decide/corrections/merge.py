@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
-from sploot_cluster.decide.corrections.facts import aliased, aliases_of, groups_of, named
+from sploot_cluster.decide.corrections.facts import aliased, aliases_of, groups_of, items_in, named, renamed_in
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, ListOf, checked, given
 from sploot_cluster.limits import MAX_CLUSTER_IDS
@@ -86,10 +86,10 @@ class Merge(Statement):
         return self.into
 
     def media(self) -> Sequence[MediaId]:
-        return [item for members in self.groups.values() for item in members]
+        return items_in(self.groups)
 
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Merge:
-        return replace(self, groups={cluster: name(members) for cluster, members in self.groups.items()})
+        return replace(self, groups=renamed_in(self.groups, name))
 
     def ids(self) -> Iterable[ClusterId]:
         return self.groups

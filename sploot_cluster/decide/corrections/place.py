@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
-from sploot_cluster.decide.corrections.facts import groups_of, media_of, named
-from sploot_cluster.errors import InvalidInput, UnknownMedia
+from sploot_cluster.decide.corrections.facts import groups_of, items_in, media_of, named, renamed_in
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, ListOf, Text, checked, given
 from sploot_cluster.limits import MAX_MEDIA_IDS
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Corrected, MediaId, Origin, PetState, Signature
@@ -39,26 +39,22 @@ class PlaceMedia(LedgerRequest):
 
         from sploot_cluster.decide.corrections import planning
 
-        media = [MediaId(item) for item in self.media_ids]
-        unknown = tuple(item for item in media if item not in state.rows)
-        if unknown:
-            raise UnknownMedia(pet=state.pet, media=unknown, where="any cluster or the noise")
+        rows = np.sort(planning.rows_of_known(state, self.media_ids))
         into = state.next_cluster if self.into is None else planning.living(state, self.into, "into")
-        rows = np.sort(planning.present(state, media))
         is_there = (state.labels[rows] == into) & (state.origins[rows] == Origin.CORRECTED)
         if is_there.all():
             problem = f"a person has already placed all of them in cluster {into}"
             raise InvalidInput("media_ids", problem, "send items that are elsewhere, or leave it as it is")
         rows = rows[~is_there]
-        origins: list[ClusterId] = np.unique(state.labels[rows]).tolist()
+        groups = planning.by_cluster(state, rows)
         placement = Placement(
             *planning.signature(self, state, operation),
             into=into,
             anchors=planning.anchors(state, into, without=rows),
-            groups={cluster: planning.media_at(state, rows[state.labels[rows] == cluster]) for cluster in origins},
+            groups=groups,
             remaining={
                 cluster: planning.anchors(state, cluster, without=rows)
-                for cluster in origins
+                for cluster in groups
                 if cluster not in (NOISE, into)
             },
         )
@@ -97,17 +93,17 @@ class Placement(Statement):
 
     @property
     def placed(self) -> Sequence[MediaId]:
-        return [item for members in self.groups.values() for item in members]
+        return items_in(self.groups)
 
     def media(self) -> Sequence[MediaId]:
-        return [*self.anchors, *self.placed, *(item for members in self.remaining.values() for item in members)]
+        return [*self.anchors, *self.placed, *items_in(self.remaining)]
 
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Placement:
         return replace(
             self,
             anchors=name(self.anchors),
-            groups={cluster: name(members) for cluster, members in self.groups.items()},
-            remaining={cluster: name(members) for cluster, members in self.remaining.items()},
+            groups=renamed_in(self.groups, name),
+            remaining=renamed_in(self.remaining, name),
         )
 
     def ids(self) -> Iterable[ClusterId]:

@@ -166,6 +166,25 @@ def media_at(state: PetState, rows: Rows) -> tuple[MediaId, ...]:
     return tuple(state.media[row] for row in rows.tolist())
 
 
+def rows_of_known(state: PetState, media_ids: Iterable[str]) -> Rows:
+    """Return the rows of items.
+
+    Raises:
+        UnknownMedia: items that the pet does not have.
+    """
+    media = [MediaId(item) for item in media_ids]
+    unknown = tuple(item for item in media if item not in state.rows)
+    if unknown:
+        raise UnknownMedia(pet=state.pet, media=unknown, where="any cluster or the noise")
+    return present(state, media)
+
+
+def by_cluster(state: PetState, rows: Rows) -> dict[ClusterId, tuple[MediaId, ...]]:
+    """Return the items of rows by the cluster where each is now, including NOISE."""
+    clusters: list[ClusterId] = np.unique(state.labels[rows]).tolist()
+    return {cluster: media_at(state, rows[state.labels[rows] == cluster]) for cluster in clusters}
+
+
 def present(state: PetState, media: Iterable[MediaId]) -> Rows:
     """Return the rows of the given items; items that the pet no longer has are left out."""
     return np.array([state.rows[item] for item in media if item in state.rows], dtype=np.intp)
