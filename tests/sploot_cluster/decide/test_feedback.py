@@ -13,6 +13,17 @@ from tests.sploot_cluster.albums import PET, grouped, name, names, take
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
 
 
+@pytest.fixture
+def store() -> MemoryPetStore:
+    return MemoryPetStore()
+
+
+@pytest.fixture
+def service(store: MemoryPetStore) -> ClusterService:
+    """A service whose clusters 1, 2 and 3 have twelve items each, of subjects 0, 1 and 2 respectively."""
+    return grouped(store, 3, range(12))
+
+
 def where(store: MemoryPetStore, item: MediaId) -> int:
     state = store.load(PET)
     return int(state.labels[state.rows[item]])

@@ -8,9 +8,20 @@ from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia
 from sploot_cluster.pet.models import ClusterId, MediaId, Origin
 from sploot_cluster.store.memory import MemoryPetStore
-from tests.sploot_cluster.albums import PET, name, names, take
+from tests.sploot_cluster.albums import PET, grouped, name, names, take
 
 ONE, TWO, THREE, FOUR = (ClusterId(number) for number in range(1, 5))
+
+
+@pytest.fixture
+def store() -> MemoryPetStore:
+    return MemoryPetStore()
+
+
+@pytest.fixture
+def service(store: MemoryPetStore) -> ClusterService:
+    """A service whose clusters 1, 2 and 3 have twelve items each, of subjects 0, 1 and 2 respectively."""
+    return grouped(store, 3, range(12))
 
 
 def where(store: MemoryPetStore, *items: MediaId) -> list[int]:

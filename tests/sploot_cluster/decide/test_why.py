@@ -11,10 +11,21 @@ from sploot_cluster.errors import UnknownCluster, UnknownMedia
 from sploot_cluster.pet.models import ClusterId, MediaId, Origin
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.memory import MemoryPetStore
-from tests.sploot_cluster.albums import DIM, MODEL, PET, name, names, picture, take
+from tests.sploot_cluster.albums import DIM, MODEL, PET, grouped, name, names, picture, take
 from tests.sploot_cluster.states import looks, pet_state
 
 ONE, TWO, THREE = ClusterId(1), ClusterId(2), ClusterId(3)
+
+
+@pytest.fixture
+def store() -> MemoryPetStore:
+    return MemoryPetStore()
+
+
+@pytest.fixture
+def service(store: MemoryPetStore) -> ClusterService:
+    """A service whose clusters 1, 2 and 3 have twelve items each, of subjects 0, 1 and 2 respectively."""
+    return grouped(store, 3, range(12))
 
 
 # -- why -------------------------------------------------------------------------------------------------------------
