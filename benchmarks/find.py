@@ -18,7 +18,7 @@ import redis
 
 from broker import RedisStreamsBroker
 from sploot_cluster.event import EmbeddingIngested
-from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.queue_ops.pet_index import KeepPetIndex, PetIndex, find_jobs
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("jobs", type=int, nargs="?", default=100_000, help="number of waiting jobs")
     n = parser.parse_args().jobs
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
-        broker = RedisStreamsBroker(client=client, middleware=[])
+        broker = RedisStreamsBroker(client=client, group=GROUP, middleware=[])
         fill(client, broker, n)
         (found, n_indexed), cold_s = timed(lambda: find_jobs(broker, client, 42))
         print(f"redis-server {client.info()['redis_version']}, {n:,} jobs of {N_PETS:,} pets, {DIM} values each")

@@ -73,7 +73,7 @@ class RedisStreamsBroker(Broker):
         *,
         client: redis.Redis | redis.RedisCluster | None = None,
         namespace: str = "streams",
-        group: str = "cluster-workers",
+        group: str = "workers",
         middleware: list[Middleware] | None = None,
         lease_ms: int = 30_000,
         max_deliveries: int = 5,

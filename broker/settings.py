@@ -62,7 +62,7 @@ class BrokerSettings:
     """
 
     namespace: str = "streams"
-    group: str = "cluster-workers"
+    group: str = "workers"
     lease_ms: int = 30_000
     max_deliveries: int = 5
     max_message_bytes: int = 1 << 20

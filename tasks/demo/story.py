@@ -120,7 +120,7 @@ class Story:
     ) -> None:
         self.stack, self.albums, self.console, self.on_chapter = stack, albums, console, on_chapter
         self.redis = redis.Redis.from_url(redis_url)
-        self.broker = RedisStreamsBroker(client=self.redis, middleware=[])
+        self.broker = RedisStreamsBroker(client=self.redis, group=GROUP, middleware=[])
         self.tasks = ClusterTasks(client=self.redis)
         self.api = Api(stack.http)
         self.seen = Seen()

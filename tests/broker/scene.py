@@ -23,7 +23,7 @@ from broker.scripts import BEAT, Script
 
 QUEUE = "q"
 KEYS = QueueKeys("streams", QUEUE)
-GROUP = "cluster-workers"
+GROUP = "workers"
 
 
 def message(label: str, **options: Any) -> dramatiq.Message[Any]:

@@ -208,8 +208,8 @@ def test_large_entries_of_a_dead_process_become_dead_letters(scene: Scene) -> No
     ((entry_id, _),) = scene.client.xrange(KEYS.stream)
     # an entry that was delivered to the same process in a reply that was lost
     large = scene.client.xadd(KEYS.stream, {"label": "large", "data": b"x" * (10 * LIMIT)})
-    scene.client.xgroup_setid(KEYS.stream, "cluster-workers", entry_id)
-    scene.client.xreadgroup("cluster-workers", dead, {KEYS.stream: ">"}, count=1)
+    scene.client.xgroup_setid(KEYS.stream, "workers", entry_id)
+    scene.client.xreadgroup("workers", dead, {KEYS.stream: ">"}, count=1)
     scene.age(dead, idle_ms=60_000)
 
     (taken,) = received(bounded(scene, "second"), 1)

@@ -56,7 +56,7 @@ def test_every_message_runs_once_and_leaves_nothing(redis_url: str, redis_client
 
     assert ran == Counter(range(2_000))
     assert redis_client.xlen(STREAM) == 0
-    assert redis_client.xpending(STREAM, "cluster-workers")["pending"] == 0
+    assert redis_client.xpending(STREAM, "workers")["pending"] == 0
 
 
 def test_job_reads_no_message_field_through_the_slow_proxy(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,8 +152,8 @@ def test_callers_waiting_for_results_learn_of_messages_that_never_run(
 
         doomed = work.message("kills its workers")
         entry = redis_client.xadd(STREAM, {"message": doomed.encode()})
-        redis_client.xgroup_create(STREAM, "cluster-workers", "0")
-        redis_client.xreadgroup("cluster-workers", "dead", {STREAM: ">"})
+        redis_client.xgroup_create(STREAM, "workers", "0")
+        redis_client.xreadgroup("workers", "dead", {STREAM: ">"})
         redis_client.hset("{streams:default}:suspects", entry, "4 1 dead")
         redis_client.zadd("{streams:default}:consumers", {"dead": 0})
         oversize, elsewhere = work.message("x" * (1 << 20)), work.message("lost").copy(queue_name="elsewhere")
@@ -222,7 +222,7 @@ def test_unstarted_messages_are_handed_back_when_a_worker_stops(redis_url: str, 
             release.set()
             stopping.join(30)
 
-    pending: Any = redis_client.xpending_range(STREAM, "cluster-workers", "-", "+", 100)
+    pending: Any = redis_client.xpending_range(STREAM, "workers", "-", "+", 100)
     assert all(entry["times_delivered"] == 0 for entry in pending), "giving back burns no delivery"
     assert redis_client.xlen(STREAM) >= 8
 

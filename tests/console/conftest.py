@@ -29,6 +29,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.composition import build_app
+from tasks.contracts import GROUP
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.job_records import JobRecords, TrackJobs
 from tasks.settings import Settings
@@ -206,6 +207,7 @@ def worker(redis_url: str, redis_client: redis.Redis, service: ClusterService) -
     """A worker in this process that runs corrections and reclusters."""
     broker = RedisStreamsBroker(
         redis_url,
+        group=GROUP,
         middleware=[TimeLimit(), Retries(), CurrentMessage(), TrackJobs(JobRecords(redis_client))],
         decoders=DECODERS,
     )

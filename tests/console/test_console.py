@@ -97,7 +97,7 @@ def test_queue_can_be_paused_by_a_plan_and_resumed(page: Page, redis_client: red
 def test_queues_page_distinguishes_healthy_queues_from_failed_jobs(
     page: Page, redis_client: redis.Redis, redis_url: str, worker: None
 ) -> None:
-    with closing(RedisStreamsBroker(redis_url, middleware=[])) as samples:
+    with closing(RedisStreamsBroker(redis_url, group=GROUP, middleware=[])) as samples:
         samples.declare_queue(CLUSTER_MAINTENANCE)
         samples.consume(CLUSTER_MAINTENANCE, timeout=100)
         page.open("queues")

@@ -16,7 +16,7 @@ import redis
 from tests.faults import QUEUE, QUEUES
 from tests.faults.ledger import Entries
 
-GROUP = "cluster-workers"
+GROUP = "workers"
 
 
 def stream_of(queue: str) -> str:

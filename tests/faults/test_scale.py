@@ -13,7 +13,7 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.slow
 
-STREAM, GROUP = "streams:q", "cluster-workers"
+STREAM, GROUP = "streams:q", "workers"
 N = 200_000
 # entries per call, so that a loaded machine answers before the client times out
 STEP = 10_000

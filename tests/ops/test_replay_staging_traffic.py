@@ -114,7 +114,7 @@ def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
             service.assign(PetId(42), MediaId(f"item-{number}"), model="test@1", vector=vector, occurred_at=noon)
         desk.add(1, pet_id=42)
         desk.bury(2, pet_id=42)
-        broker = RedisStreamsBroker(client=client, middleware=[])
+        broker = RedisStreamsBroker(client=client, group=GROUP, middleware=[])
         captured = capture_pet(42, store=store, broker=broker, client=client, settings=ClusterSettings())
         write_capture(captured, file)
     return file

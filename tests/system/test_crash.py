@@ -16,7 +16,7 @@ import redis
 from broker import RedisStreamsBroker
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.demo.stack import BOOT_TIMEOUT_MS, STOP_WITHIN_S, Pod, Pods
 from tasks.embedded_redis import EmbeddedRedis
 from tests.support import eventually
@@ -47,7 +47,7 @@ def test_items_are_stored_exactly_once_when_workers_are_killed(tmp_path: Path) -
         redis.Redis.from_url(server.url) as client,
         Pods(workers := [worker_pod(n, server.url, tmp_path) for n in (1, 2)], stop_within_s=STOP_WITHIN_S),
     ):
-        broker = RedisStreamsBroker(client=client, middleware=[])
+        broker = RedisStreamsBroker(client=client, group=GROUP, middleware=[])
         kill_after = set(rng.sample(range(20, len(events)), N_KILLS))
         killed: set[int] = set()
         for number, event in enumerate(events):

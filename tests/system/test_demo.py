@@ -25,7 +25,7 @@ from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.client import ClusterTasks
 from tasks.composition import build_app
-from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.demo import run
 from tasks.demo.maps import draw_map
 from tasks.demo.story import Story
@@ -71,6 +71,7 @@ def rehearsal_stack(redis_url: str, *_: object, **__: object) -> Iterator[Simple
     with redis.Redis.from_url(redis_url) as client:
         broker = RedisStreamsBroker(
             redis_url,
+            group=GROUP,
             middleware=[TimeLimit(), Retries(), CurrentMessage(), TrackJobs(JobRecords(client))],
             decoders=DECODERS,
         )

@@ -27,6 +27,7 @@ from tasks.contracts import (
     CLUSTER_MAINTENANCE,
     CLUSTER_RECLUSTER,
     EMBEDDING_INGESTED,
+    GROUP,
     PREVIEW_RECLUSTER,
     RECLUSTER_PET,
 )
@@ -108,7 +109,9 @@ def test_policies_cover_exactly_the_actors_of_a_worker(service: ClusterService) 
     broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit(), PeriodiqMiddleware()])
 
     declare_actors(broker, service)
-    declare_periodic_actors(broker, BacklogSampler(RedisStreamsBroker(client=client, middleware=[]), client), client)
+    declare_periodic_actors(
+        broker, BacklogSampler(RedisStreamsBroker(client=client, group=GROUP, middleware=[]), client), client
+    )
     declare_media_actor(broker, MediaSampler(service, client), client)
 
     assert broker.actors.keys() == POLICIES.keys()

@@ -29,7 +29,7 @@ from tasks.capture.file import Capture, capture_dead_letter, capture_pet, pet_in
 from tasks.capture.replay import replay, settings_of
 from tasks.cli import main
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP
 from tests.system.events import flat_event
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
@@ -44,7 +44,7 @@ class Album:
         self.client = client
         self.store = RedisPetStore(client)
         self.service = ClusterService(self.store)
-        self.broker = RedisStreamsBroker(client=client, middleware=[])
+        self.broker = RedisStreamsBroker(client=client, group=GROUP, middleware=[])
         looks = np.random.default_rng(5).normal(size=(4, DIM))
         self._looks = looks / np.linalg.norm(looks, axis=1)[:, None]
 

@@ -23,7 +23,7 @@ from sploot_cluster.pet.models import ClusterId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.composition import build_app
-from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tasks.job_records import JobRecords, TrackJobs
 from tasks.settings import Settings
 from tasks.wire import DECODERS
@@ -61,6 +61,7 @@ def jobs_running(redis_url: str, client: redis.Redis, service: ClusterService) -
     """Run a worker in this process for corrections and reclusters."""
     broker = RedisStreamsBroker(
         redis_url,
+        group=GROUP,
         middleware=[TimeLimit(), Retries(), CurrentMessage(), TrackJobs(JobRecords(client))],
         decoders=DECODERS,
         lease_ms=2_000,

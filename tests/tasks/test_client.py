@@ -18,7 +18,7 @@ from broker import RedisStreamsBroker
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import JobQueue, ReclusterRequests
 from tasks.client import ClusterTasks, InvalidInput, QueueUnavailable
-from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, stream_of
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_job_record_expires_a_day_after_its_last_change(tasks: ClusterTasks, red
 
 def test_worker_decodes_messages_of_the_client(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     tasks.split(42, 3, ["a.jpg", "b.jpg"])
-    broker = RedisStreamsBroker(client=redis_client, middleware=[])
+    broker = RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[])
     broker.declare_queue(CLUSTER_FEEDBACK)
 
     consumer = broker.consume(CLUSTER_FEEDBACK, timeout=5_000)

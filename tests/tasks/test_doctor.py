@@ -46,7 +46,7 @@ class Ward:
 
     def diagnose(self, environ: Mapping[str, str] | None = None, **more: Any) -> list[Finding]:
         settings = Settings(redis_url=self.url, **self.settings)
-        broker = RedisStreamsBroker(client=self.client, middleware=[], lease_ms=2_000)
+        broker = RedisStreamsBroker(client=self.client, group=GROUP, middleware=[], lease_ms=2_000)
         return diagnose(Installation(settings, environ or {}, self.client, broker, **more))
 
     def wrong(self, environ: Mapping[str, str] | None = None, **more: Any) -> list[Finding]:

@@ -21,7 +21,7 @@ from sploot_cluster.pet.models import MediaId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.erasure import Erasure
 from tasks.job_records import JobOwner, JobRecords, TrackJobs
 from tasks.wire import DECODERS
@@ -31,7 +31,7 @@ SECRET = "strand é.jpg"
 
 @pytest.fixture
 def erasure(redis_client: redis.Redis) -> Iterator[Erasure]:
-    broker = RedisStreamsBroker(client=redis_client, middleware=[], decoders=DECODERS)
+    broker = RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[], decoders=DECODERS)
     yield Erasure(broker, redis_client)
     broker.close()
 
@@ -60,6 +60,7 @@ def run_all(client: redis.Redis) -> None:
     """Let a worker run all waiting jobs."""
     broker = RedisStreamsBroker(
         client=client,
+        group=GROUP,
         middleware=[CurrentMessage(), TimeLimit(), Retries(), TrackJobs(JobRecords(client))],
         decoders=DECODERS,
     )

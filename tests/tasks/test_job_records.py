@@ -18,7 +18,7 @@ from redis.retry import Retry
 from broker import RedisStreamsBroker
 from sploot_cluster.jobs import JobState, JobStatus
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, GROUP
 from tasks.job_records import RECORD_TTL_S, How, JobOwner, JobRecords, TrackJobs, answer
 from tests.support import eventually
 
@@ -41,7 +41,7 @@ def working(
     client: redis.Redis, run: Callable[..., None], *, max_retries: int = 0, min_backoff: int = 1
 ) -> Iterator[RedisStreamsBroker]:
     """Run a worker whose ``undo_feedback`` is this function."""
-    broker = RedisStreamsBroker(client=client, middleware=[TrackJobs(JobRecords(client)), Retries()])
+    broker = RedisStreamsBroker(client=client, group=GROUP, middleware=[TrackJobs(JobRecords(client)), Retries()])
     dramatiq.actor(
         actor_name="undo_feedback",
         queue_name=CLUSTER_FEEDBACK,
@@ -87,7 +87,7 @@ def test_status_reports_that_no_worker_takes_the_job(tasks: ClusterTasks) -> Non
 
 
 def test_status_reports_a_paused_queue(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
-    broker = RedisStreamsBroker(client=redis_client, middleware=[])
+    broker = RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[])
     broker.pause(CLUSTER_FEEDBACK)
 
     job_status = status(tasks, tasks.undo(42, 17).job_id)
@@ -219,7 +219,7 @@ def test_tracked_message_of_an_actor_has_a_record(tasks: ClusterTasks, redis_cli
 def test_job_runs_when_its_record_cannot_be_written(redis_client: redis.Redis) -> None:
     ran = threading.Event()
     unreachable = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
-    broker = RedisStreamsBroker(client=redis_client, middleware=[TrackJobs(JobRecords(unreachable))])
+    broker = RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[TrackJobs(JobRecords(unreachable))])
     actor = dramatiq.actor(actor_name="a", queue_name="q", broker=broker)(ran.set)
     worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
     worker.start()

@@ -11,7 +11,7 @@ from dramatiq.middleware import Retries
 
 from broker import RedisStreamsBroker
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, GROUP, stream_of
 from tests.support import eventually
 
 
@@ -22,7 +22,7 @@ def commands_until(monitor: Any, mark: str) -> Iterator[str]:
 
 
 def test_life_of_a_job_touches_no_key_of_ordering_keys(redis_client: redis.Redis) -> None:
-    broker = RedisStreamsBroker(client=redis_client, middleware=[Retries(max_retries=1, min_backoff=1)])
+    broker = RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[Retries(max_retries=1, min_backoff=1)])
     ran: list[int] = []
 
     def undo(revision: int, **_: Any) -> None:

@@ -21,6 +21,7 @@ from tasks.contracts import (
     CLUSTER_EMBEDDING,
     CLUSTER_FEEDBACK,
     EMBEDDING_INGESTED,
+    GROUP,
     QUEUE_OF,
     QUEUES,
     stream_of,
@@ -203,7 +204,7 @@ def test_messages_of_clients_and_retries_are_accepted(redis_client: redis.Redis)
             raise RuntimeError("not yet")
 
     broker = RedisStreamsBroker(
-        client=redis_client, middleware=[Retries(), CurrentMessage()], decoders=DECODERS, checks=CHECKS
+        client=redis_client, group=GROUP, middleware=[Retries(), CurrentMessage()], decoders=DECODERS, checks=CHECKS
     )
     dramatiq.actor(actor_name=CLUSTER_EMBEDDING, queue_name=EMBEDDING_INGESTED, broker=broker, min_backoff=1)(fail_once)
     worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
@@ -223,7 +224,7 @@ def test_messages_of_clients_and_retries_are_accepted(redis_client: redis.Redis)
 
 def test_forged_message_becomes_a_dead_letter_naming_the_option(redis_client: redis.Redis) -> None:
     ran: list[str] = []
-    broker = RedisStreamsBroker(client=redis_client, middleware=[], decoders=DECODERS, checks=CHECKS)
+    broker = RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[], decoders=DECODERS, checks=CHECKS)
     for actor, queue in ((CLUSTER_EMBEDDING, EMBEDDING_INGESTED), ("dismiss_media", CLUSTER_FEEDBACK)):
         dramatiq.actor(actor_name=actor, queue_name=queue, broker=broker)(lambda **_: ran.append("ran"))
     forged = (

@@ -21,7 +21,7 @@ from sentry_sdk.transport import Transport
 from broker import RedisStreamsBroker
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
-from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED
+from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP
 from tasks.observe.error_reports import ReportDeadJobs, configure_error_reports
 from tasks.settings import Settings
 from tasks.wire import DECODERS
@@ -57,7 +57,7 @@ def transport() -> Iterator[InMemory]:
 @contextmanager
 def worker_running(client: redis.Redis, run: Any, *, max_retries: int) -> Iterator[RedisStreamsBroker]:
     broker = RedisStreamsBroker(
-        client=client, middleware=[Retries(), ReportDeadJobs()], decoders=DECODERS, lease_ms=2_000
+        client=client, group=GROUP, middleware=[Retries(), ReportDeadJobs()], decoders=DECODERS, lease_ms=2_000
     )
     declare = dramatiq.actor(
         actor_name=CLUSTER_EMBEDDING,

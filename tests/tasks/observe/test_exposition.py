@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker import RedisStreamsBroker
 from tasks.client import ClusterTasks
-from tasks.contracts import EMBEDDING_INGESTED
+from tasks.contracts import EMBEDDING_INGESTED, GROUP
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.exposition import expose, why_not_ready
 from tasks.settings import Settings
@@ -87,7 +87,7 @@ def test_pod_metrics_cover_all_processes_including_killed_ones(tmp_path: Path) -
         tasks.ingest_many(events)
         eventually(lambda: samples(port)["cluster_jobs_total", "success"] >= 40, within_s=60)
 
-        broker = RedisStreamsBroker(client=client, middleware=[])
+        broker = RedisStreamsBroker(client=client, group=GROUP, middleware=[])
         pids = {int(consumer.name.split(":")[1]) for consumer in broker.stats(EMBEDDING_INGESTED).consumers}
         assert len(pids) == 2
         os.kill(pids.pop(), signal.SIGKILL)

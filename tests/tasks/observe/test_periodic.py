@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker import RedisStreamsBroker
-from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, stream_of
+from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, GROUP, stream_of
 from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.observe.periodic import declare_periodic_actors, rest_of_minute
 from tests.support import eventually
@@ -46,7 +46,9 @@ class Pods:
         self.client = client
         self.now = at(0.2)
         self.broker = RedisStreamsBroker(
-            client=client, middleware=[CurrentMessage(), Retries(), TimeLimit(), periodiq.PeriodiqMiddleware()]
+            client=client,
+            group=GROUP,
+            middleware=[CurrentMessage(), Retries(), TimeLimit(), periodiq.PeriodiqMiddleware()],
         )
         self.worker = dramatiq.Worker(self.broker, worker_threads=1, worker_timeout=50)
 
@@ -236,7 +238,7 @@ def test_scheduler_survives_and_logs_a_redis_outage(
     monkeypatch.setattr("tasks.observe.periodic.BEAT", tmp_path / "beat")
     unreachable = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))
     middleware = [CurrentMessage(), Retries(), TimeLimit(), periodiq.PeriodiqMiddleware()]
-    broker = RedisStreamsBroker(client=unreachable, middleware=middleware, enqueue_timeout_ms=50)
+    broker = RedisStreamsBroker(client=unreachable, group=GROUP, middleware=middleware, enqueue_timeout_ms=50)
     declare_periodic_actors(broker, BacklogSampler(broker, unreachable), unreachable)
     actors = list(broker.actors.values())
 
@@ -407,7 +409,7 @@ def test_samples_run_before_all_other_jobs(pods: Pods) -> None:
 def test_broker_without_required_middleware_is_refused(lacking: type[Any], redis_client: redis.Redis) -> None:
     needed = (CurrentMessage, Retries, TimeLimit, periodiq.PeriodiqMiddleware)
     broker = StubBroker(middleware=[middleware() for middleware in needed if middleware is not lacking])
-    sampler = BacklogSampler(RedisStreamsBroker(client=redis_client, middleware=[]), redis_client)
+    sampler = BacklogSampler(RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[]), redis_client)
 
     with pytest.raises(ValueError, match=r"[Mm]iddleware"):
         declare_periodic_actors(broker, sampler, redis_client)

@@ -69,7 +69,7 @@ def process_running(
     url: str, tmp_path: Path, clock: Hours, run: Any = lambda **_: None
 ) -> Iterator[tuple[RedisStreamsBroker, dramatiq.Worker, KeepPulse]]:
     keeper = KeepPulse(tmp_path, hung_after_s=HUNG_AFTER_S, clock=clock)
-    broker = RedisStreamsBroker(url, middleware=[keeper], lease_ms=2_000)
+    broker = RedisStreamsBroker(url, group=GROUP, middleware=[keeper], lease_ms=2_000)
     dramatiq.actor(actor_name=CLUSTER_EMBEDDING, queue_name=EMBEDDING_INGESTED, broker=broker)(run)
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
     worker.start()

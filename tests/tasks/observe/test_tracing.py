@@ -56,7 +56,7 @@ def traces() -> Traces:
 @contextmanager
 def worker_running(client: redis.Redis, traces: Traces, run: Any) -> Iterator[RedisStreamsBroker]:
     middleware = [NameJobs(), TraceJobs(traces.provider), Retries()]
-    broker = RedisStreamsBroker(client=client, middleware=middleware, decoders=DECODERS, lease_ms=2_000)
+    broker = RedisStreamsBroker(client=client, group=GROUP, middleware=middleware, decoders=DECODERS, lease_ms=2_000)
     declare = dramatiq.actor(
         actor_name=CLUSTER_EMBEDDING,
         queue_name=EMBEDDING_INGESTED,
