@@ -2,7 +2,7 @@
 
 In this repository the package is called ``broker``, a word too common to install under. It imports only Dramatiq,
 redis-py and, by relative imports, itself, so a copy under another name works unchanged. Only the absolute imports in
-its README and docstrings are renamed.
+docstrings are renamed; the README is written for the wheel.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ def build(directory: Path) -> Path:
     with tempfile.TemporaryDirectory(prefix="broker-wheel-") as temporary:
         source = Path(temporary)
         shutil.copytree(ROOT / "broker", source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
-        readme = renamed((ROOT / "broker" / "README.md").read_text())
-        for place in (source, source / PACKAGE):
-            (place / "README.md").write_text(readme)
-        for module in (source / PACKAGE).glob("*.py"):
+        shutil.copy(ROOT / "broker" / "README.md", source)
+        for module in (source / PACKAGE).rglob("*.py"):
             module.write_text(renamed(module.read_text()))
         shutil.copy(ROOT / "LICENSE", source)
         shutil.copy(Path(__file__).with_name("pyproject.toml"), source)
