@@ -85,7 +85,8 @@ class RedisStreamsBroker(Broker):
         decoders: Mapping[str, EntryDecoder] | None = None,
         checks: Mapping[str, MessageCheck] | None = None,
         dead_letter_ttl_ms: int = 7 * DAY_MS,
-        dead_letter_max: int = 100_000,
+        dead_letter_max: int = 10_000,
+        dead_letter_max_bytes: int = 64 << 20,
         unique_for_ms: int = DAY_MS,
         enqueue_timeout_ms: int = 5_000,
         keeper_process: bool = True,
@@ -107,6 +108,7 @@ class RedisStreamsBroker(Broker):
             queue_priorities=dict(queue_priorities or {}),
             dead_letter_ttl_ms=dead_letter_ttl_ms,
             dead_letter_max=dead_letter_max,
+            dead_letter_max_bytes=dead_letter_max_bytes,
             unique_for_ms=unique_for_ms,
             enqueue_timeout_ms=enqueue_timeout_ms,
             keeper_process=keeper_process,
@@ -237,6 +239,7 @@ class RedisStreamsBroker(Broker):
         - enqueued; coalesced: not added because a message with the same unique key was waiting
         - acked; late: acknowledged after another process had taken the message over
         - retried; dead: became dead letters; requeued: dead letters put back to work
+        - dead_bytes: the sizes of all messages that became dead letters, with their reasons and tracebacks
         - promoted: delayed messages that fell due
         - removed: entries that this broker removed from the stream, however they ended
         - recovered: taken over from dead consumers; redelivered: read again because the delivery reply was lost

@@ -23,7 +23,7 @@ from dramatiq.threading import Interrupt
 from .bounded_read import MOST_PARTS, Bounds, CutFields
 from .connections import BlockingRead, Connections
 from .deliveries import Deliveries, Delivery, Unhandled
-from .entries import EntryDecoder, MessageCheck, Oversize, decode, fields_of, has_run, size_of
+from .entries import MESSAGE_FIELD, EntryDecoder, MessageCheck, Oversize, decode, fields_of, has_run, size_of
 from .errors import UndecodableEntry
 from .isolation import Isolation
 from .janitor import Janitor, Round
@@ -537,18 +537,19 @@ class StreamsConsumer(Consumer):
                 except UndecodableEntry as error:
                     self._process.outcomes.bury_entry(self._keys, entry_id, deliveries, fields, error)
                     continue
-                accepted.append(
-                    Delivery(
-                        message,
-                        entry_id=entry_id,
-                        queue=self._keys.queue_name,
-                        consumer_name=self._process.consumer_name,
-                        deliveries=deliveries,
-                        pid=self._process.pid,
-                        charges=charges,
-                        is_doomed=is_doomed,
-                    )
+                delivery = Delivery(
+                    message,
+                    entry_id=entry_id,
+                    queue=self._keys.queue_name,
+                    consumer_name=self._process.consumer_name,
+                    deliveries=deliveries,
+                    pid=self._process.pid,
+                    charges=charges,
+                    is_doomed=is_doomed,
                 )
+                if "traceback" in message.options and len(fields) == 1:
+                    delivery.payload = fields.get(MESSAGE_FIELD)
+                accepted.append(delivery)
         finally:
             # this runs even if a dead letter could not be written: the entries before it were accepted
             self._buffer.extend(self._queue.deliveries.add(accepted))

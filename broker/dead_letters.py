@@ -7,9 +7,10 @@ A dead letter is an entry of the queue's dead stream with these fields; fields w
                 not-enqueued: it is a follow-up message that could not be enqueued
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
-    traceback   the end of the traceback, at most 8 KiB
+    traceback   the end of the traceback of the last failure, at most 8 KiB; none for a message that killed its workers
     actor, message_id, entry_id, deliveries, ordering_key, unique_key
-    entry:…     every field of the original entry; a requeue restores exactly these
+    entry:…     every field of the original entry; a requeue restores exactly these. A retried message is stored without
+                its option ``traceback``, the traceback of the failure before the last
     left_out    the number of fields beyond 2,000, which are not stored
 """
 
@@ -104,6 +105,10 @@ class DeadLetters:
 
     def __len__(self) -> int:
         return int(self._connections.run("XLEN", self._keys.dead))
+
+    def n_bytes(self) -> int:
+        """Return how much of the server's memory the dead letters use. The server needs about 10 ms for 100,000."""
+        return int(self._connections.run("MEMORY", "USAGE", self._keys.dead, "SAMPLES", 0, key=self._keys.dead) or 0)
 
     def list(
         self, limit: int = 100, *, before: str | None = None, **wanted: Unpack[Wanted]
@@ -361,7 +366,7 @@ def _facts(
         value: Any = getattr(exception, name, None)
         if value is not None:
             facts[name] = _cut(str(value), MAX_ERROR_BYTES)
-    if exception is not None and exception.__traceback__ is not None:
+    if exception is not None and exception.__traceback__ is not None and reason != "delivery-limit":
         text = "".join(traceback.format_exception(exception)).encode(errors="replace")
         facts["traceback"] = text[-MAX_TRACEBACK_BYTES:].decode(errors="ignore")
     return facts

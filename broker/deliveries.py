@@ -92,6 +92,7 @@ class Delivery(MessageProxy):
         is_sent_again: whether a middleware enqueued it again as a separate message with the same id.
         unhandled: why it must not be acknowledged although no middleware rejected it; see ``Unhandled``.
         is_noted: whether Redis still records it as the waiting message of its unique key.
+        payload: the encoded message as it was delivered, if it has the traceback of an earlier failure.
         coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
         pid: the pid of the process that received it, which differs from that of a process that its job forks.
         begun_at: when it began to run, on the monotonic clock; None before that.
@@ -109,6 +110,7 @@ class Delivery(MessageProxy):
     is_sent_again = False
     unhandled: Unhandled | None = None
     coalesced: bytes | None = None
+    payload: bytes | None = None
 
     def __init__(
         self,

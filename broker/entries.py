@@ -85,6 +85,16 @@ def was_retried(fields: Mapping[bytes, bytes]) -> bool:
         return False
 
 
+def without_traceback(payload: bytes) -> bytes | None:
+    """Return an encoded message without the traceback that Retries added; None if it cannot be encoded again."""
+    try:
+        message = dramatiq.Message.decode(payload)
+        message.options.pop("traceback", None)
+        return message.encode()
+    except Exception:  # an encoder may raise anything
+        return None
+
+
 def has_run(message: dramatiq.Message[Any]) -> bool:
     return bool(message.options.get("retries"))
 

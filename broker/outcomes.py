@@ -20,7 +20,7 @@ from dramatiq.logging import get_logger
 from .connections import Connections
 from .dead_letters import dead_letter_from, facts_of_delivery, facts_of_entry, facts_of_follower, reason_of, stored_from
 from .deliveries import Delivery, PendingRetry, unhandled_failure
-from .entries import Oversize, check_text, with_types
+from .entries import MESSAGE_FIELD, Oversize, check_text, with_types, without_traceback
 from .errors import UndecodableEntry
 from .keeper import Keeper
 from .keys import KeysByQueue, QueueKeys
@@ -145,16 +145,18 @@ class Outcomes:
         """Make a failed message a dead letter, unless another process holds it."""
         keys = self._keys[delivery.queue]
         facts = facts_of_delivery(delivery)
+        # the facts have the traceback of the last failure; the message has that of the failure before it
+        lean = without_traceback(delivery.payload) if delivery.payload and "traceback" in facts[::2] else None
         answer = self._fenced(
             BURY,
             keys,
             delivery,
             (*keys.work, keys.dead, keys.suspects, keys.counters),
-            (self._settings.dead_letter_ttl_ms, self._settings.dead_letter_max, delivery.ordering_key or "", *facts),
+            (*self._bounds(), delivery.ordering_key or "", lean or "", *facts),
         )
         if answer[0] == b"BURIED":
             # only the server has the fields of the entry; the encoded message stands in for them here
-            stored = stored_from(facts, _fields_of(delivery))
+            stored = stored_from(facts, _fields_of(delivery) if lean is None else {MESSAGE_FIELD: lean})
             dead_letter = dead_letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
             self._emit("after_dead_letter", dead_letter)
 
@@ -182,9 +184,9 @@ class Outcomes:
                 deliveries,
                 entry_id,
                 message_id,
-                self._settings.dead_letter_ttl_ms,
-                self._settings.dead_letter_max,
+                *self._bounds(),
                 ordering_key,
+                "",
                 *facts,
             ),
         )
@@ -221,8 +223,7 @@ class Outcomes:
             (
                 follower_id,
                 REMEMBER_FOLLOWERS_MS,
-                self._settings.dead_letter_ttl_ms,
-                self._settings.dead_letter_max,
+                *self._bounds(),
                 *(part for pair in stored.items() for part in pair),
             ),
         )
@@ -244,6 +245,11 @@ class Outcomes:
         if delivery._exception is not None:
             delivery.fail()
             self._emit("after_nack", delivery)
+
+    def _bounds(self) -> tuple[int, int, int]:
+        """Return for how many ms dead letters are kept, how many of them, and how many bytes."""
+        settings = self._settings
+        return settings.dead_letter_ttl_ms, settings.dead_letter_max, settings.dead_letter_max_bytes
 
     def _report_refusal(self, message: Message[Any], error: Exception) -> None:
         """Emit ``after_nack`` for a message that the Worker never sees: callers may be waiting for its result."""

@@ -39,6 +39,8 @@ class BrokerSettings:
         wait_when_full_ms: how long ``enqueue`` waits for room before it raises ``QueueFull``; 0 = not at all.
         dead_letter_ttl_ms: how long dead letters are kept; 7 days, as in Dramatiq's own brokers.
         dead_letter_max: how many dead letters a queue keeps, approximately; the oldest are removed first.
+        dead_letter_max_bytes: how much of the server's memory the dead letters of a queue may use, approximately; the
+            oldest are removed first. The newest is kept whatever its size.
         unique_for_ms: the maximum lifetime of the lock of a ``unique_key``, counted from the end of the delay, unless
             the message sets its own.
         enqueue_timeout_ms: how long ``enqueue`` retries after a lost connection before it raises.
@@ -71,7 +73,8 @@ class BrokerSettings:
     queue_priorities: Mapping[str, int] = field(default_factory=dict)
     wait_when_full_ms: int = 0
     dead_letter_ttl_ms: int = 7 * DAY_MS
-    dead_letter_max: int = 100_000
+    dead_letter_max: int = 10_000
+    dead_letter_max_bytes: int = 64 << 20
     unique_for_ms: int = DAY_MS
     enqueue_timeout_ms: int = 5_000
     keeper_process: bool = True
@@ -93,6 +96,7 @@ class BrokerSettings:
             "wait_when_full_ms": 0,
             "dead_letter_ttl_ms": 1,
             "dead_letter_max": 1,
+            "dead_letter_max_bytes": 1,
             "unique_for_ms": 1,
             "enqueue_timeout_ms": 0,
             "master_grace_ms": 0,

@@ -73,6 +73,7 @@ def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Mi
         max_deliveries=settings.max_deliveries,
         dead_letter_ttl_ms=settings.dead_letter_days * DAY_MS,
         dead_letter_max=settings.max_dead_letters,
+        dead_letter_max_bytes=settings.max_dead_letters_mb << 20,
         read_ahead_ms=settings.read_ahead_ms,
         keeper_process=settings.keeper_process,
         decoders=DECODERS,

@@ -425,7 +425,7 @@ def _queues(installation: Installation) -> Iterator[Finding]:
             *_of_ids(installation, stats),
             *_of_limit(stats, limit),
             *_of_queue(stats, len(unowned.orphans), len(unowned.ghosts)),
-            *_of_dead_letters(stats, installation.settings),
+            *_of_dead_letters(installation, stats),
         ]
         yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} in progress")]
 
@@ -541,16 +541,24 @@ def _of_limit(stats: QueueStats, limit: int) -> Iterator[Finding]:
         )
 
 
-def _of_dead_letters(stats: QueueStats, settings: Settings) -> Iterator[Finding]:
-    queue = stats.queue_name
+def _of_dead_letters(installation: Installation, stats: QueueStats) -> Iterator[Finding]:
+    queue, settings = stats.queue_name, installation.settings
+    if not stats.dead:
+        return
+    used_mb = installation.broker.dead_letters(queue).n_bytes() / 2**20
+    bound = variable = ""
     if stats.dead >= FULL_WARNING * settings.max_dead_letters:
+        bound, variable = f"{settings.max_dead_letters}", "SPLOOT_MAX_DEAD_LETTERS"
+    elif used_mb >= FULL_WARNING * settings.max_dead_letters_mb:
+        bound, variable = f"{settings.max_dead_letters_mb} MB", "SPLOOT_MAX_DEAD_LETTERS_MB"
+    if bound:
         yield Finding(
             queue,
             "wrong",
-            f"{_n(stats.dead, 'dead letter')}, and beyond about {settings.max_dead_letters} the oldest are deleted",
-            f"requeue or purge them, or raise SPLOOT_MAX_DEAD_LETTERS: sploot-cluster queue dead list {queue} --groups",
+            f"{_n(stats.dead, 'dead letter')} of {used_mb:.1f} MB, and beyond about {bound} the oldest are deleted",
+            f"requeue or purge them, or raise {variable}: sploot-cluster queue dead list {queue} --groups",
         )
-    elif stats.dead:
+    else:
         yield Finding(
             queue,
             "warning",

@@ -74,7 +74,14 @@ class Settings:
         "SPLOOT_MAX_DEAD_LETTERS",
         "about how many dead letters a queue keeps; beyond that, workers delete the oldest",
         unit="dead letters",
-        default=100_000,
+        default=10_000,
+        accepts=_whole(1),
+    )
+    max_dead_letters_mb: int = _setting(
+        "SPLOOT_MAX_DEAD_LETTERS_MB",
+        "about how much of Redis' memory the dead letters of a queue may use; beyond that, workers delete the oldest",
+        unit="MB",
+        default=64,
         accepts=_whole(1),
     )
     max_queue_length: int = _setting(

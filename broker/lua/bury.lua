@@ -2,7 +2,8 @@
 --
 -- KEYS     1–8 work  9 dead  10 suspects  11 counters  12 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id,
---          ms to keep dead letters, how many to keep, ordering key ("" = none),
+--          ms to keep dead letters, how many to keep, how many bytes to keep, ordering key ("" = none),
+--          the message to store instead of the entry's ("" = the entry's),
 --          then names and values of the dead letter's own fields
 -- Returns  {"BURIED", id of the dead letter}, or why nothing was written: {"FENCED"}, {"GONE"}
 --
@@ -14,7 +15,8 @@
 local MOST_FIELDS = 2000
 local stream, dead, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local keep_ms, keep_n, key = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
+local keep_ms, keep_n, keep_bytes, key = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local payload = ARGV[10]
 
 redis.call('ZREM', work.delayed, '')
 local entry = redis.call('XRANGE', stream, id, id)[1]
@@ -29,19 +31,17 @@ if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~
   return {'FENCED'}
 end
 
-local letter = {unpack(ARGV, 9)}
+local letter = {unpack(ARGV, 11)}
 local n_fields = #entry[2] / 2
 for i = 1, 2 * math.min(n_fields, MOST_FIELDS), 2 do
   letter[#letter + 1] = 'entry:' .. entry[2][i]
-  letter[#letter + 1] = entry[2][i + 1]
+  letter[#letter + 1] = entry[2][i] == 'message' and payload ~= '' and payload or entry[2][i + 1]
 end
 if n_fields > MOST_FIELDS then
   letter[#letter + 1] = 'left_out'
-  letter[#letter + 1] = n_fields - MOST_FIELDS
+  letter[#letter + 1] = tostring(n_fields - MOST_FIELDS)
 end
-local dead_letter_id = redis.call('XADD', dead, '*', unpack(letter))
-redis.call('XTRIM', dead, 'MAXLEN', '~', keep_n)
-redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, server_ms() - keep_ms)))
+local dead_letter_id = add_dead_letter(dead, counters, letter, server_ms(), keep_ms, keep_n, keep_bytes)
 
 redis.call('XACK', stream, group, id)
 redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
@@ -52,5 +52,4 @@ end
 if key ~= '' then
   next_in_line(key, id)
 end
-redis.call('HINCRBY', counters, 'dead', 1)
 return {'BURIED', dead_letter_id}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tasks.queue_ops import Operations
 
 VIA: Final = "command line"
-MOST_GROUPED: Final = 100_000  # maximum number of dead letters that a queue keeps
+MOST_GROUPED: Final = 100_000  # dead letters of a queue that are read
 
 app = typer.Typer(help="Inspect and repair queues.", no_args_is_help=True)
 dead = typer.Typer(help="Dead letters: jobs that failed permanently.", no_args_is_help=True)

@@ -89,6 +89,7 @@ ALLOWED = {
         f"XACK {STREAM} {GROUP} 1-0",
         f"XDEL {STREAM} 1-0",
         f"XADD {DEAD} * reason r",
+        f"MEMORY USAGE {DEAD} SAMPLES 0",
         "HSET {pet:1}:meta revision 1",
         "SADD sploot:pets 1",
         "HSET sploot:backlog a 1",
@@ -324,7 +325,7 @@ def commands_of_scripts(*patterns: str) -> set[str]:
         re.findall(r"""redis\.p?call\(\s*['"](\w+)['"](?:,\s*['"]([A-Z]+)['"])?""", text, flags=re.DOTALL)
         for text in texts
     ]
-    families = ("XGROUP", "XINFO")
+    families = ("XGROUP", "XINFO", "MEMORY")
     return {
         f"{name}|{more}".lower() if name.upper() in families else name.lower()
         for found in called

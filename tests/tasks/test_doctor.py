@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import socket
 import subprocess
@@ -225,14 +226,23 @@ def test_queue_limit_that_differs_from_the_stored_one_is_a_warning(ward: Ward) -
     assert "SPLOOT_MAX_QUEUE_LENGTH is 0" in found.seen
 
 
-def test_dead_letters_near_their_bound_are_wrong(ward: Ward) -> None:
-    ward.settings["max_dead_letters"] = 5
+@pytest.mark.parametrize(
+    ("setting", "bound", "variable"),
+    [
+        ("max_dead_letters", 5, "SPLOOT_MAX_DEAD_LETTERS"),
+        ("max_dead_letters_mb", 1, "SPLOOT_MAX_DEAD_LETTERS_MB"),
+    ],
+)
+def test_dead_letters_near_their_bound_are_wrong(ward: Ward, setting: str, bound: int, variable: str) -> None:
+    ward.settings[setting] = bound
     ward.desk.bury(1, 2, 3, 4)
+    if setting == "max_dead_letters_mb":
+        ward.client.xadd(KEYS.dead, {"reason": "failed", "entry:message": b"x" * 900_000})
 
     (found,) = [f for f in ward.wrong() if f.check == EMBEDDING_INGESTED and "dead letters" in f.seen]
 
-    assert "beyond about 5 the oldest are deleted" in found.seen
-    assert "SPLOOT_MAX_DEAD_LETTERS" in found.hint
+    assert re.search(rf"beyond about {bound}( MB)? the oldest are deleted", found.seen)
+    assert f"raise {variable}:" in found.hint
 
 
 def test_nearly_full_server_is_found_before_it_refuses(ward: Ward) -> None:

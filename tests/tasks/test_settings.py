@@ -12,6 +12,7 @@ import redis
 from broker.settings import DAY_MS, BrokerSettings
 from sploot_cluster.errors import InvalidInput
 from tasks.composition import build_broker, build_service
+from tasks.contracts import GROUP
 from tasks.settings import Settings, masked
 
 
@@ -67,6 +68,7 @@ def test_settings_are_read_from_their_variables() -> None:
         ("SPLOOT_DEAD_LETTER_DAYS", "3651"),
         ("SPLOOT_DEAD_LETTER_DAYS", "7.5"),
         ("SPLOOT_MAX_DEAD_LETTERS", "0"),
+        ("SPLOOT_MAX_DEAD_LETTERS_MB", "0"),
         ("SPLOOT_MAX_QUEUE_LENGTH", "-1"),
         ("SPLOOT_READ_AHEAD_MS", "1001"),
         ("SPLOOT_KEEPER_PROCESS", "no"),
@@ -106,12 +108,13 @@ def test_accepted_range_is_in_the_meaning_and_in_the_error() -> None:
 
 
 def test_broker_of_every_process_has_the_operators_settings() -> None:
-    defaults, client = BrokerSettings(), redis.Redis()  # the client is never used for a call
+    defaults, client = BrokerSettings(group=GROUP), redis.Redis()  # the client is never used for a call
     environ = {
         "SPLOOT_LEASE_MS": "5000",
         "SPLOOT_MAX_DELIVERIES": "3",
         "SPLOOT_DEAD_LETTER_DAYS": "30",
         "SPLOOT_MAX_DEAD_LETTERS": "500",
+        "SPLOOT_MAX_DEAD_LETTERS_MB": "3",
         "SPLOOT_READ_AHEAD_MS": "0",
         "SPLOOT_KEEPER_PROCESS": "false",
     }
@@ -126,6 +129,7 @@ def test_broker_of_every_process_has_the_operators_settings() -> None:
         max_deliveries=3,
         dead_letter_ttl_ms=30 * DAY_MS,
         dead_letter_max=500,
+        dead_letter_max_bytes=3 << 20,
         read_ahead_ms=0,
         keeper_process=False,
     )

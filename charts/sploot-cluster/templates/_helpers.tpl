@@ -72,6 +72,8 @@ capabilities:
   value: {{ $v.settings.deadLetterDays | int | quote }}
 - name: SPLOOT_MAX_DEAD_LETTERS
   value: {{ $v.settings.maxDeadLetters | int64 | quote }}
+- name: SPLOOT_MAX_DEAD_LETTERS_MB
+  value: {{ $v.settings.maxDeadLettersMb | int64 | quote }}
 - name: SPLOOT_MAX_QUEUE_LENGTH
   value: {{ $v.settings.maxQueueLength | int64 | quote }}
 - name: SPLOOT_READ_AHEAD_MS

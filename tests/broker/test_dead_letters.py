@@ -1,0 +1,115 @@
+"""Dead letters: what they keep, and how their number and size are bounded."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import dramatiq
+
+from tests.broker.scene import KEYS, QUEUE, Scene, message, received
+
+LONG = "x" * 1_000
+
+
+def failed() -> ValueError:
+    """Return an exception with a traceback."""
+    try:
+        raise ValueError("the disk is full")
+    except ValueError as error:
+        return error
+
+
+def fail_twice(scene: Scene, name: str) -> dramatiq.Message[Any]:
+    """Fail a message, retry it with the traceback that Retries adds, fail it again; return the retry as delivered."""
+    consumer, broker = scene.consumer(name), scene.brokers[name]
+    broker.enqueue(message("one", unique_key="k"))
+    (first,) = received(consumer, 1)
+    first.options |= {"retries": 1, "traceback": f"Traceback: {LONG}"}
+    retry: Any = first  # Retries passes the delivery, too
+    broker.enqueue(retry, delay=1)
+    consumer.ack(first)
+    (second,) = received(consumer, 1)
+    delivered: dramatiq.Message[Any] = second.copy()
+    second.options |= {"retries": 2}
+    second.stuff_exception(failed())
+    consumer.nack(second)
+    return delivered
+
+
+def test_dead_letter_keeps_one_traceback(scene: Scene) -> None:
+    delivered = fail_twice(scene, "a")
+
+    (dead_letter,) = scene.brokers["a"].dead_letters(QUEUE).list()
+
+    assert dead_letter.traceback is not None
+    assert "the disk is full" in dead_letter.traceback
+    kept = json.loads(dead_letter.fields[b"message"])
+    assert kept["options"] == {"unique_key": "k", "retries": 1}
+    assert "traceback" in delivered.options
+
+
+def test_requeued_dead_letter_is_the_original_message_without_traceback(scene: Scene) -> None:
+    delivered = fail_twice(scene, "a")
+    dead_letters = scene.brokers["a"].dead_letters(QUEUE)
+
+    assert dead_letters.requeue([dead_letters.list()[0].id]) == 1
+
+    ((_, fields),) = scene.client.xrange(KEYS.stream)
+    del delivered.options["traceback"]
+    assert dramatiq.Message.decode(fields[b"message"]) == delivered
+    assert scene.state().locks == ("k",)
+
+
+def test_message_that_killed_its_workers_keeps_the_traceback_of_its_last_failure(scene: Scene) -> None:
+    consumer = scene.consumer("a", max_deliveries=2)
+    broker = scene.brokers["a"]
+    broker.enqueue(message("one", retries=1, traceback=LONG))
+    (one,) = received(consumer, 1)
+    one.is_doomed = True
+    try:
+        broker.emit_before("process_message", one)
+    except dramatiq.middleware.SkipMessage as error:
+        one.stuff_exception(error)
+    consumer.nack(one)
+
+    (dead_letter,) = broker.dead_letters(QUEUE).list()
+
+    assert (dead_letter.reason, dead_letter.traceback) == ("delivery-limit", None)
+    assert json.loads(dead_letter.fields[b"message"])["options"]["traceback"] == LONG
+
+
+def test_oldest_dead_letters_are_deleted_beyond_the_limit_in_bytes(scene: Scene) -> None:
+    limit = 1 << 20
+    consumer = scene.consumer("a", prefetch=400, dead_letter_max_bytes=limit)
+    broker = scene.brokers["a"]
+    # small ones first: the average of all is of no use then
+    broker.enqueue_many([message(str(n) + "x" * (100 if n < 200 else 20_000)) for n in range(400)])
+    ids = []
+    for delivery in received(consumer, 400):
+        consumer.nack(delivery)
+        ids.append(delivery.entry_id)
+
+    dead_letters = broker.dead_letters(QUEUE)
+    kept = [dead_letter.entry_id for dead_letter in reversed(dead_letters.list(1_000))]
+
+    assert limit * 0.8 < dead_letters.n_bytes() < limit * 1.1
+    assert kept == ids[-len(kept) :]
+    assert broker.counters(QUEUE)["dead_bytes"] > 4_000_000
+
+
+def test_newest_dead_letter_is_kept_whatever_its_size(scene: Scene) -> None:
+    consumer = scene.consumer("a", dead_letter_max_bytes=1)
+    broker = scene.brokers["a"]
+    for label in ("one", "two" * 10_000):
+        broker.enqueue(message(label))
+        consumer.nack(received(consumer, 1)[0])
+
+    dead_letters = broker.dead_letters(QUEUE)
+
+    assert [json.loads(one.fields[b"message"])["args"] for one in dead_letters.list()] == [["two" * 10_000]]
+    assert dead_letters.n_bytes() > 30_000
+
+
+def test_queue_without_dead_letters_has_zero_bytes_of_them(scene: Scene) -> None:
+    assert scene.process("a").dead_letters(QUEUE).n_bytes() == 0
