@@ -35,7 +35,7 @@ class Slots:
         Raises:
             redis.ConnectionError: no node has its slot at the moment.
         """
-        slot = key_slot(key.encode())
+        slot = slot_of(key)
         with self._lock:
             corrected = self._corrected.get(slot)
         if corrected is not None:
@@ -61,6 +61,11 @@ class Slots:
             self._client.nodes_manager.initialize()
         except (RedisClusterException, redis.RedisError, OSError):
             return
+
+
+def slot_of(key: str) -> int:
+    """Return the number of the slot that has this key."""
+    return int(key_slot(key.encode()))
 
 
 def redirected(error: redis.exceptions.AskError, asked: Node) -> Node:

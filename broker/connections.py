@@ -29,7 +29,7 @@ from redis.retry import Retry
 
 from .addresses import Address, address_of
 from .bounded_read import BoundedReader, Bounds
-from .cluster import Node, Slots, redirected
+from .cluster import Node, Slots, redirected, slot_of
 from .errors import SettingsError
 from .scripts import Script
 
@@ -169,6 +169,18 @@ class Connections:
             ):
                 answers[place] = answer
         return answers
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete keys: in one command, or with a cluster in one for each slot."""
+        by_slot: defaultdict[int | None, list[str]] = defaultdict(list)
+        for key in keys:
+            by_slot[None if self._slots is None else slot_of(key)].append(key)
+        for of_slot in by_slot.values():
+            self.run("DEL", *of_slot)
+
+    def share_slot(self, one: str, another: str) -> bool:
+        """Return whether a script may use both keys."""
+        return self._slots is None or slot_of(one) == slot_of(another)
 
     def together(self, keys: Sequence[str]) -> list[list[str]]:
         """Return the keys grouped by node, because one node may answer when another does not."""

@@ -249,6 +249,7 @@ class StreamsConsumer(Consumer):
             self._bury_unhandled(message)
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
+            self._process.outcomes.forget_followers(message)
         else:
             self._process.settler.settle(self._keys, self._queue.deliveries, message)
             message.is_settled = True
@@ -301,6 +302,7 @@ class StreamsConsumer(Consumer):
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         self._queue.deliveries.forget([message])
+        self._process.outcomes.forget_followers(message)
         self._process.isolation.leave(message)
 
     def _enqueue_followers(self, message: Delivery) -> None:

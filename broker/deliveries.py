@@ -94,6 +94,7 @@ class Delivery(MessageProxy):
         is_noted: whether Redis still records it as the waiting message of its unique key.
         payload: the encoded message as it was delivered, if it has the traceback of an earlier failure.
         coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
+        follower_keys: the keys that remember its follow-up messages, so that they are added once if it runs again.
         pid: the pid of the process that received it, which differs from that of a process that its job forks.
         begun_at: when it began to run, on the monotonic clock; None before that.
         is_ended: whether its job has ended and its outcome is being written.
@@ -111,6 +112,7 @@ class Delivery(MessageProxy):
     unhandled: Unhandled | None = None
     coalesced: bytes | None = None
     payload: bytes | None = None
+    follower_keys: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -161,6 +163,11 @@ class Delivery(MessageProxy):
     def name_of_follower(self, message: dramatiq.Message[Any]) -> str:
         """Return an id for the follow-up message. It stays the same when this entry runs again."""
         return f"{self.entry_id}/{message.message_id}"
+
+    def remember_follower(self, key: str) -> None:
+        """Note the key that remembers a follow-up message, to delete it once this message cannot run again."""
+        if key not in self.follower_keys:
+            self.follower_keys = (*self.follower_keys, key)
 
     @property
     def is_handled(self) -> bool:

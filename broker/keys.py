@@ -14,6 +14,7 @@
                                      +<id> -> the newest message coalesced onto it
     {ns:q}:suspects          hash    entry -> crash count [delivery, consumer, isolated?]  when settled
     {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
+                                     <producer> is <entry>/<id> for a follow-up message    with the entry, or 15 min
     {ns:q}:timer             stream  one entry; wakes janitors when there is news          never
     {ns:q}:paused            string  present while delivery is paused                      at resume
     {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; about 15 fields

@@ -29,7 +29,8 @@ from .scripts import BURY, CONDEMN, RETRY, START
 from .settings import BrokerSettings
 
 # If a worker dies before the acknowledgement, the message runs again and enqueues its follow-up messages again. They
-# are remembered for longer than a crash is likely to go unnoticed, so that they are added once.
+# are remembered for longer than a crash is likely to go unnoticed, so that they are added once. The end of the message
+# deletes what remembers them.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 
 
@@ -117,6 +118,7 @@ class Outcomes:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         delivery.is_settled = True
         delivery.pending_retry = None
+        delivery.is_lost = answer == b"FENCED"
         if answer != b"RETRIED":
             # FENCED: another process holds it. GONE: it was flushed, or an earlier attempt wrote this very retry.
             self._logger.info("retry not written", extra={"entry": delivery.entry_id, "answer": answer.decode()})
@@ -154,6 +156,7 @@ class Outcomes:
             (*keys.work, keys.dead, keys.suspects, keys.counters),
             (*self._bounds(), delivery.ordering_key or "", lean or "", *facts),
         )
+        delivery.is_lost = answer[0] == b"FENCED"
         if answer[0] == b"BURIED":
             # only the server has the fields of the entry; the encoded message stands in for them here
             stored = stored_from(facts, _fields_of(delivery) if lean is None else {MESSAGE_FIELD: lean})
@@ -217,9 +220,11 @@ class Outcomes:
         facts = facts_of_follower(error, message, entry_id=finished.entry_id)
         stored = stored_from(facts, fields)
         follower_id = finished.name_of_follower(message)
+        recent = keys.recent(follower_id)
+        finished.remember_follower(recent)
         dead_letter_id = self._connections.run_script(
             CONDEMN,
-            (keys.dead, keys.recent(follower_id), keys.counters),
+            (keys.dead, recent, keys.counters),
             (
                 follower_id,
                 REMEMBER_FOLLOWERS_MS,
@@ -236,6 +241,18 @@ class Outcomes:
                 "after_dead_letter", dead_letter_from(dead_letter_id.decode(), stored, queue_name=keys.queue_name)
             )
             self._report_refusal(message, error)
+
+    def forget_followers(self, delivery: Delivery) -> None:
+        """Delete the keys that remember the follow-up messages of a message whose entry was removed; best-effort.
+
+        Not done if another process holds the message: it may enqueue the same follow-up messages.
+        """
+        if not delivery.follower_keys or delivery.is_lost:
+            return
+        try:
+            self._connections.delete(delivery.follower_keys)
+        except (BrokerConnectionError, redis.RedisError) as error:
+            self._logger.info("keys of follow-up messages were not deleted; they expire", extra={"error": str(error)})
 
     def bury_unhandled(self, delivery: Delivery) -> None:
         """Make a message a dead letter if the Worker acknowledges it though nothing rejected, retried or skipped it."""

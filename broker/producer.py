@@ -281,7 +281,9 @@ class Producer:
         # If the worker dies before the acknowledgement, the job runs again and enqueues its follow-up message again,
         # from the same entry and with the same message id. A retry has a new entry, so its follow-up messages are new.
         enqueue_id = following.name_of_follower(chunk[0].message)
-        return keys.recent(enqueue_id), enqueue_id, REMEMBER_FOLLOWERS_MS
+        recent = keys.recent(enqueue_id)
+        following.remember_follower(recent)
+        return recent, enqueue_id, REMEMBER_FOLLOWERS_MS
 
     def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
         """Return the replies of enqueue.lua, trying full queues again for ``wait_when_full_ms``.

@@ -100,23 +100,51 @@ class Settler:
         n_written = 0
         while of_queue:
             chunk = of_queue[:ENTRIES_PER_CALL]
-            script_keys = [*keys.work, keys.suspects, keys.counters]
-            ordered = [delivery for delivery in chunk if delivery.ordering_key is not None]
-            args: list[Argument] = [self._group, self._consumer_name, len(chunk), len(ordered)]
-            for delivery in chunk:
-                args += (delivery.entry_id, delivery.deliveries)
-            for delivery in ordered:
-                args += (delivery.entry_id, delivery.ordering_key or "")
-            for delivery in chunk:
-                unique_key = unique_key_of(delivery.options) if delivery.is_noted else None
-                if unique_key is not None:
-                    script_keys.append(keys.unique(unique_key))
-                    args += (delivery.message_id, delivery.entry_id)
-            self._connections.run_script(SETTLE, script_keys, args)
+            script_keys, args, elsewhere = self._call(keys, chunk)
+            n_held, *_ = self._connections.run_script(SETTLE, script_keys, args)
             del of_queue[: len(chunk)]
             deliveries.forget(chunk)
             n_written += len(chunk)
+            # another consumer that holds one of these messages may enqueue the same follow-up messages
+            if elsewhere and n_held == len(chunk):
+                self._delete(elsewhere)
         return n_written
+
+    def _call(self, keys: QueueKeys, chunk: list[Delivery]) -> tuple[list[str], list[Argument], list[str]]:
+        """Return KEYS and ARGV of settle.lua, and the keys of follow-up messages in other slots of a cluster."""
+        script_keys = [*keys.work, keys.suspects, keys.counters]
+        ordered = [delivery for delivery in chunk if delivery.ordering_key is not None]
+        noted = [
+            (delivery, unique_key)
+            for delivery in chunk
+            if delivery.is_noted and (unique_key := unique_key_of(delivery.options)) is not None
+        ]
+        args: list[Argument] = [self._group, self._consumer_name, len(chunk), len(ordered), len(noted)]
+        for delivery in chunk:
+            args += (delivery.entry_id, delivery.deliveries)
+        for delivery in ordered:
+            args += (delivery.entry_id, delivery.ordering_key or "")
+        for delivery, unique_key in noted:
+            script_keys.append(keys.unique(unique_key))
+            args += (delivery.message_id, delivery.entry_id)
+        elsewhere: list[str] = []
+        for place, delivery in enumerate(chunk, start=1):
+            for key in delivery.follower_keys:
+                if self._connections.share_slot(keys.stream, key):
+                    script_keys.append(key)
+                    args.append(place)
+                else:
+                    elsewhere.append(key)
+        return script_keys, args, elsewhere
+
+    def _delete(self, keys: list[str]) -> None:
+        """Delete keys that no script of this queue may use, because they are in other slots of a cluster."""
+        if not keys:
+            return
+        try:
+            self._connections.delete(keys)
+        except (BrokerConnectionError, redis.RedisError) as error:
+            self._logger.info("keys of follow-up messages were not deleted; they expire", extra={"error": str(error)})
 
     def stop(self, *, timeout_s: float = 5.0) -> int:
         """Try for at most ``timeout_s`` to write the waiting acknowledgements; return how many were not written.

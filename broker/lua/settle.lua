@@ -1,25 +1,31 @@
 -- Acknowledges finished messages and removes their entries.
 --
--- KEYS     1–8 work  9 suspects  10 counters  11… the unique key of each message that is still in holders
--- ARGV     group, consumer, number of entries, number of those that have an ordering key,
+-- KEYS     1–8 work  9 suspects  10 counters  11… the unique key of each message that is still in holders, then recent of
+--          each follow-up message that these messages enqueued
+-- ARGV     group, consumer, number of entries, number of those that have an ordering key, number of unique keys,
 --          then per entry: id, delivery count; then per entry that has an ordering key: id, ordering key;
---          then per unique key: message id, entry id
+--          then per unique key: message id, entry id; then per follow-up message: the place of its entry, from 1
 -- Returns  {acked, late, gone}   late: finished here although another consumer holds it now; gone: already removed
 --
 -- Success is accepted whichever consumer holds the entry now, because the job is done. Messages must be acknowledged
 -- even when the server's memory is full: Redis lets a script finish then if its first write needs no memory.
+--
+-- The keys that remember follow-up messages go with their entry. They stay, and expire, if another consumer holds the
+-- entry now: it may enqueue the same follow-up messages.
 
-local FIXED = 4
+local FIXED = 5
 local stream, suspects, counters = KEYS[1], KEYS[9], KEYS[10]
 local group, consumer, n, n_ordered = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local n_unique = tonumber(ARGV[5])
 
-local ids, n_held = {}, 0
+local ids, is_held, n_held = {}, {}, 0
 for i = FIXED + 1, FIXED + 2 * n, 2 do
   local id = ARGV[i]
   ids[#ids + 1] = id
   local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
   if not pending.err and pending[1] and pending[1][2] == consumer and pending[1][4] == tonumber(ARGV[i + 1]) then
     n_held = n_held + 1
+    is_held[#ids] = true
   end
 end
 if redis.call('EXISTS', suspects) == 1 then
@@ -33,9 +39,15 @@ local n_late = math.max(0, n_removed - n_held)
 for i = FIXED + 2 * n + 1, FIXED + 2 * (n + n_ordered), 2 do
   next_in_line(ARGV[i + 1], ARGV[i])
 end
-for i = 11, #KEYS do
+for i = 11, 10 + n_unique do
   local at = FIXED + 2 * (n + n_ordered + i - 11)
   unlock(KEYS[i], ARGV[at + 1], ARGV[at + 2])
+end
+local at_followers = FIXED + 2 * (n + n_ordered + n_unique)
+for i = 11 + n_unique, #KEYS do
+  if is_held[tonumber(ARGV[at_followers + i - 10 - n_unique])] then
+    redis.call('DEL', KEYS[i])
+  end
 end
 
 redis.call('HINCRBY', counters, 'acked', n_removed)

@@ -15,7 +15,7 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.errors import BrokerConnectionError
-from dramatiq.middleware import Retries
+from dramatiq.middleware import Pipelines, Retries
 from redis.crc import key_slot
 
 from broker import RedisStreamsBroker
@@ -130,6 +130,27 @@ def test_queues_spread_over_nodes_and_each_uses_one_slot(cluster: Cluster, broke
         keys = QueueKeys("streams", queue)
         slots = {key_slot(key.encode()) for key in (*keys.work, keys.dead, keys.counters, keys.unique("k"))}
         assert slots == {key_slot(keys.stream.encode())}
+
+
+def test_pipeline_over_several_nodes_leaves_no_keys(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+    broker.add_middleware(Pipelines())
+    ran: list[str] = []
+
+    def actor_of(queue: str) -> dramatiq.Actor[..., None]:
+        return dramatiq.actor(broker=broker, queue_name=queue, actor_name=queue)(lambda *_: ran.append(queue))
+
+    actors = [actor_of(queue) for queue in QUEUES]
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=2)
+    worker.start()
+    try:
+        for _ in range(5):
+            dramatiq.pipeline([actor.message() for actor in actors], broker=broker).run()
+        eventually(lambda: len(ran) == 15)
+    finally:
+        worker.stop()
+    broker.close()  # writes the acknowledgements
+
+    assert [key for node in cluster.nodes.values() for key in node.keys("*:recent:*/*")] == []
 
 
 @pytest.mark.slow
