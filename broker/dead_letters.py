@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 import dramatiq
 import redis
@@ -34,7 +34,7 @@ from .deliveries import Delivery
 from .entries import LONGEST_SHOWN, PAGE_BYTES, WrongQueue, fields_of, was_retried
 from .errors import DeadLetterTooLarge, DeliveryLimitReached, UndecodableEntry
 from .keys import QueueKeys
-from .options import ordering_key_of, unique_key_of
+from .options import is_part_of_composition, ordering_key_of, unique_key_of
 from .scripts import HEADS, LOOK_UP, REQUEUE
 from .settings import BrokerSettings
 
@@ -42,6 +42,10 @@ MAX_TRACEBACK_BYTES = 8 * 1024
 MAX_ERROR_BYTES = 2 * 1024
 ENTRY_PREFIX = b"entry:"
 PAGE = 500
+
+# What ``put_back`` returns for dead letters that have no new entry id.
+IN_LINE: Final = "in-line"
+KEY_HELD: Final = "key-held"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,7 @@ class DeadLetters:
             end = f"({found[-1][0].decode()}"
 
     def requeue_where(self, **wanted: Unpack[Wanted]) -> int:
-        """Requeue every matching dead letter; return how many there were.
+        """Requeue every matching dead letter as ``requeue`` does; return how many were requeued.
 
         Messages that fail again during the call become new dead letters; these are not requeued.
 
@@ -177,21 +181,23 @@ class DeadLetters:
         )
 
     def requeue(self, dead_letter_ids: Iterable[str]) -> int:
-        """Requeue dead letters unchanged at the end of the queue; return how many there were.
+        """Requeue dead letters unchanged at the end of the queue; return how many were requeued.
 
-        A dead letter takes the lock of its unique key if no other message with that key is waiting.
+        A dead letter takes the lock of its unique key. If another message with that key is waiting, it stays a dead
+        letter and is not counted: requeue it later, or purge it.
 
         Raises:
             DeadLetterTooLarge: a dead letter is larger than ``max_message_bytes``, so workers would refuse it. It
                 stays; the others were requeued.
         """
-        return sum(entry_id is not None for entry_id in self.put_back(dead_letter_ids))
+        return sum(map(is_requeued, self.put_back(dead_letter_ids)))
 
     def put_back(self, dead_letter_ids: Iterable[str]) -> Sequence[str | None]:
         """Requeue dead letters as ``requeue`` does; return their new entry ids in the same order.
 
-        The entry id is None for a dead letter that no longer exists, and ``in-line`` for one that waits for another
-        message with its ordering key.
+        The entry id is None for a dead letter that no longer exists, ``in-line`` for one that waits for another message
+        with its ordering key, and ``key-held`` for one that stays because another message with its unique key is
+        waiting.
         """
         ids = list(dead_letter_ids)
         entries: builtins.list[str | None] = []
@@ -279,6 +285,11 @@ def dead_letter_from(
     )
 
 
+def is_requeued(entry_id: str | None) -> bool:
+    """Return whether ``DeadLetters.put_back`` requeued the dead letter for which it returned this."""
+    return entry_id not in (None, KEY_HELD)
+
+
 def _is_wanted(dead_letter: DeadLetter, wanted: Wanted) -> bool:
     asked = ((name, wanted.get(name)) for name in ("reason", "actor_name", "message_id"))
     where = wanted.get("where")
@@ -328,7 +339,9 @@ def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliv
 
 def _named(message: dramatiq.Message[Any] | Delivery) -> dict[str, str]:
     """Return the message's actor and id, and the keys that a requeue needs."""
-    keys = {"ordering_key": ordering_key_of(message.options), "unique_key": unique_key_of(message.options)}
+    # a part of a pipeline or group is never coalesced, so a requeue must not look at its unique key
+    unique_key = None if is_part_of_composition(message.options) else unique_key_of(message.options)
+    keys = {"ordering_key": ordering_key_of(message.options), "unique_key": unique_key}
     return {
         "actor": message.actor_name,
         "message_id": message.message_id,

@@ -102,7 +102,7 @@ class DeadLetterTooLarge(MessageTooLarge):
 
     Attributes:
         dead_letter_ids: the ids of the dead letters that stay; ``message_id`` is the message id of the first one.
-        entry_ids: the new entry ids of the others, which were requeued, as ``DeadLetters.put_back`` returns them.
+        entry_ids: what ``DeadLetters.put_back`` returns for the others.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class DeadLetterTooLarge(MessageTooLarge):
     @property
     def n_requeued(self) -> int:
         """The number of dead letters that were requeued all the same."""
-        return sum(entry_id is not None for entry_id in self.entry_ids)
+        return sum(entry_id not in (None, "key-held") for entry_id in self.entry_ids)
 
 
 class InvalidOption(InvalidField):

@@ -17,7 +17,7 @@ import redis
 from .connections import Argument, Connections
 from .entries import LONGEST_SHOWN, PAGE_BYTES, EntryDecoder, MessageCheck, decode, fields_of
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import HEADS, RESCUE, RETIRE, UNOWNED
+from .scripts import HEADS, RESCUE, RETIRE, STALE_LOCKS, UNOWNED
 from .settings import BrokerSettings
 from .stats import LAST_ID
 
@@ -204,6 +204,23 @@ class Inspector:
             if len(orphans) >= limit or len(ghosts) >= limit:
                 break
         return Unowned(tuple(orphans[:limit]), tuple(ghosts[:limit]))
+
+    def stale_locks(self, limit: int = 10_000) -> list[str]:
+        """Return the ids of messages that were removed by hand, such as by ``XDEL``, while they held a unique key.
+
+        The next message with such a key takes it. Janitors forget these messages within about 25 s.
+
+        Args:
+            limit: about how many unique keys to check; the result covers only these.
+        """
+        found: list[str] = []
+        cursor: bytes | str = "0"
+        for _ in range(0, limit, PAGE):
+            cursor, *ids = self._connections.run_script(STALE_LOCKS, self.keys.work, (cursor, PAGE))
+            found += [message_id.decode() for message_id in ids]
+            if cursor == b"0":
+                break
+        return found
 
     def rescue(self, entries: Sequence[PendingEntry]) -> Rescued:
         """Requeue entries, skipping any whose holder or delivery count has changed. Ghosts are removed.

@@ -47,6 +47,9 @@ class QueueStatus:
     orphaned: int = dataclasses.field(metadata=described("Delivered jobs that are in no pending list."))
     dead: int = dataclasses.field(metadata=described("Dead letters."))
     overdue: int = dataclasses.field(metadata=described("Jobs that live workers hold beyond their time limits."))
+    stale_locks: int = dataclasses.field(
+        metadata=described("Unique keys whose waiting job was removed by hand; the next job with the key takes it.")
+    )
     oldest_age_s: float | None = dataclasses.field(metadata=described("Age of the oldest job; null if there is none."))
     oldest_pending_s: float | None = dataclasses.field(
         metadata=described("Idle time of the oldest pending job; null if there is none.")

@@ -416,6 +416,7 @@ def _queues(installation: Installation) -> Iterator[Finding]:
         try:
             stats = installation.broker.stats(queue)
             unowned = installation.broker.inspector(queue).unowned()
+            stale = installation.broker.inspector(queue).stale_locks()
             overdue = overdue_jobs(installation.broker, stats)
         except BrokerConnectionError as error:
             yield Finding(queue, "unknown", str(error), "sploot-cluster doctor")
@@ -425,6 +426,7 @@ def _queues(installation: Installation) -> Iterator[Finding]:
             *_of_ids(installation, stats),
             *_of_limit(stats, limit),
             *_of_queue(stats, len(unowned.orphans), len(unowned.ghosts)),
+            *_of_stale_locks(queue, len(stale)),
             *_of_dead_letters(installation, stats),
         ]
         yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} in progress")]
@@ -538,6 +540,16 @@ def _of_limit(stats: QueueStats, limit: int) -> Iterator[Finding]:
             "wrong" if share >= FULL_WRONG else "warning",
             f"{held} of at most {limit} jobs: " + ("producers are refused" if held >= limit else "nearly full"),
             "add workers, or raise SPLOOT_MAX_QUEUE_LENGTH of the workers",
+        )
+
+
+def _of_stale_locks(queue: str, n: int) -> Iterator[Finding]:
+    if n:
+        yield Finding(
+            queue,
+            "warning",
+            f"{_n(n, 'unique key')} of jobs removed by hand, e.g. by XDEL: the next job with such a key takes it",
+            "start a worker, which frees them: sploot-cluster worker",
         )
 
 

@@ -1,14 +1,14 @@
 -- Requeues dead letters: each becomes its original entry again, at the end of the stream or of its ordering key's line.
--- It takes the lock of its unique key if no other message with that key is waiting.
+-- It takes the lock of its unique key. If another message with that key is waiting, it stays a dead letter.
 --
 -- KEYS     1–8 work  9 dead  10 counters  11… the unique key of each dead letter that has one
 -- ARGV     ms after which unique locks end, then per dead letter: its id, number of its unique key in KEYS (0 = none)
--- Returns  per dead letter the id of its new entry, "in-line" if it waits for another message with its ordering key, or
---          "" if the dead letter does not exist
+-- Returns  per dead letter the id of its new entry, "in-line" if it waits for another message with its ordering key,
+--          "key-held" if it stays, or "" if it does not exist
 
 local stream, dead, counters, lock_ms = KEYS[1], KEYS[9], KEYS[10], ARGV[1]
 
-local n, entries = 0, {}
+local n, n_stale, entries = 0, 0, {}
 for i = 2, #ARGV, 2 do
   local id, lock = ARGV[i], tonumber(ARGV[i + 1])
   local letter = redis.call('XRANGE', dead, id, id)[1]
@@ -29,8 +29,15 @@ for i = 2, #ARGV, 2 do
         entry[#entry + 1] = value
       end
     end
+    local holder, is_stale = false, false
+    if lock > 0 and message_id then
+      holder, is_stale = holder_of(KEYS[lock])
+    end
+    n_stale = n_stale + (is_stale and 1 or 0)
     local where
-    if key and payload and is_at_work(key) then
+    if holder and holder ~= message_id then
+      entries[#entries] = 'key-held'
+    elseif key and payload and is_at_work(key) then
       where = stand_in_line(key, 0, payload)
       entries[#entries] = 'in-line'
     else
@@ -40,14 +47,19 @@ for i = 2, #ARGV, 2 do
       end
       entries[#entries] = where
     end
-    if lock > 0 and message_id then
-      take_lock(KEYS[lock], message_id, lock_ms, where)
+    if where then
+      if lock > 0 and message_id then
+        take_lock(KEYS[lock], message_id, lock_ms, where)
+      end
+      redis.call('XDEL', dead, id)
+      n = n + 1
     end
-    redis.call('XDEL', dead, id)
-    n = n + 1
   end
 end
 if n > 0 then
   redis.call('HINCRBY', counters, 'requeued', n)
+end
+if n_stale > 0 then
+  redis.call('HINCRBY', counters, 'stale_locks', n_stale)
 end
 return entries

@@ -79,6 +79,10 @@ def queue_status(as_json: AsJson = False) -> None:
     for queue in queues:
         if any((queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned)):
             out.print(f"{queue.queue}: {queue.reason}", soft_wrap=True)
+        if queue.stale_locks:
+            many = f"{queue.stale_locks} unique keys are held by jobs that were"
+            held = "1 unique key is held by a job that was" if queue.stale_locks == 1 else many
+            out.print(f"{queue.queue}: {held} removed by hand; the next job with such a key takes it", soft_wrap=True)
     consumers = [(queue.queue, one) for queue in queues for one in queue.consumers]
     if consumers:
         table = table_of("consumer", "queue", "holds", "heartbeat", "alive")

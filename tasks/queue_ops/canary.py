@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from broker import DeadLetter, DeadLetterTooLarge, RedisStreamsBroker
+from broker.dead_letters import KEY_HELD, is_requeued
 from sploot_cluster.queues import Plan
 from tasks.queue_ops.dead_letters import message_id_of
 
 POLL_S: Final = 0.2
 ENDED: Final = "ended"
+HELD: Final = "a job with the same unique key waits; requeue them when it has started, or purge them"
 
 Fate = Literal["succeeded", "died", "unknown"]
 
@@ -29,7 +31,8 @@ class Requeued:
     Attributes:
         n_requeued: number of dead letters that were requeued.
         n_died: how many of them failed again.
-        n_left: number of dead letters that were not requeued, because the canary stopped or they are too large.
+        n_left: number of dead letters that were not requeued: the canary stopped, they are too large, or a job with
+            their unique key waits.
         reason: the reason for the result, in one sentence.
     """
 
@@ -79,6 +82,8 @@ class Canary:
             (entry_id,) = dead_letters.put_back([first.id])
         except DeadLetterTooLarge as refused:
             return Requeued(0, 0, len(found), False, f"the first one stays a dead letter: {refused}; stopped")
+        if entry_id == KEY_HELD:
+            return Requeued(0, 0, len(found), False, f"the first one stays a dead letter: {HELD}; stopped")
         if entry_id is None:
             return Requeued(0, 0, len(rest), False, f"{first.id} was taken by another operator meanwhile; plan again")
         self._on_step(1, 0)
@@ -103,7 +108,10 @@ class Canary:
                 why = f"{n_died} failed again, the last with: {watch.last_error}; stopped"
                 return Requeued(n_requeued, n_died, n_left + len(rest) - number, False, why)
             try:
-                n_requeued += dead_letters.requeue([dead_letter.id])
+                (entry_id,) = dead_letters.put_back([dead_letter.id])
+                n_requeued += is_requeued(entry_id)
+                if entry_id == KEY_HELD:
+                    n_left, why_left = n_left + 1, HELD
             except DeadLetterTooLarge as refused:
                 n_left, why_left = n_left + 1, str(refused)
             self._on_step(n_requeued, n_died)

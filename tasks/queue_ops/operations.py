@@ -11,6 +11,7 @@ from typing import Final, assert_never
 import redis
 
 from broker import DeadLetter, DeadLetterTooLarge, Inspector, PendingEntry, QueueStats, RedisStreamsBroker
+from broker.dead_letters import KEY_HELD, is_requeued
 from broker.keys import HANDED_BACK, QueueKeys
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.queues import (
@@ -26,7 +27,7 @@ from sploot_cluster.queues import (
 )
 from tasks.contracts import NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
-from tasks.queue_ops.canary import Canary
+from tasks.queue_ops.canary import HELD, Canary
 from tasks.queue_ops.dead_letters import select, view_of
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
@@ -321,18 +322,25 @@ class Operations:
                 self._broker.resume(plan.queue)
                 return _ended(plan, 0, f"{plan.queue} is resumed")
             case "requeue":
-                try:
-                    n = self._broker.dead_letters(plan.queue).requeue([entry.id for entry in plan.entries])
-                except DeadLetterTooLarge as refused:
-                    n, n_refused = refused.n_requeued, len(refused.dead_letter_ids)
-                    reason = f"{n} of {len(plan.entries)} put back to work; {n_refused} stay dead letters: {refused}"
-                    return _ended(plan, n, reason, is_complete=False)
-                return _ended(plan, n, f"{n} of {len(plan.entries)} put back to work" + _gone(plan, n))
+                return self._requeue(plan)
             case "purge":
                 n = self._broker.dead_letters(plan.queue).purge([entry.id for entry in plan.entries])
                 return _ended(plan, n, f"{n} of {len(plan.entries)} deleted" + _gone(plan, n))
             case _:
                 assert_never(plan.action)
+
+    def _requeue(self, plan: Plan) -> Done:
+        stay = ""
+        try:
+            put_back = self._broker.dead_letters(plan.queue).put_back([entry.id for entry in plan.entries])
+        except DeadLetterTooLarge as refused:
+            put_back = refused.entry_ids
+            stay = f"; {len(refused.dead_letter_ids)} stay dead letters: {refused}"
+        n, n_held, n_gone = sum(map(is_requeued, put_back)), put_back.count(KEY_HELD), put_back.count(None)
+        if n_held:
+            stay += f"; {n_held} stay dead letters, because {HELD}"
+        gone = f"; {n_gone} were gone already" if n_gone else ""
+        return _ended(plan, n, f"{n} of {len(plan.entries)} put back to work{stay}{gone}", is_complete=not stay)
 
     def _retire(self, plan: Plan) -> Done:
         assert plan.consumer is not None
@@ -371,6 +379,7 @@ class Operations:
             orphaned=stats.orphaned,
             dead=stats.dead,
             overdue=len(overdue),
+            stale_locks=len(self._broker.inspector(queue).stale_locks()),
             oldest_age_s=_seconds(stats.oldest_age_ms),
             oldest_pending_s=_seconds(stats.oldest_pending_idle_ms),
             consumers=[

@@ -158,23 +158,73 @@ def test_retry_leaves_the_unique_lock_to_a_message_enqueued_while_it_ran(scene: 
     assert broker.enqueue(message("third", unique_key="u")).message_id == second.message_id
 
 
-def test_one_of_several_requeued_dead_letters_takes_the_unique_lock(scene: Scene) -> None:
-    consumer = scene.consumer("a")
+def bury(scene: Scene, consumer: StreamsConsumer, *labels: str, **options: Any) -> None:
+    """Enqueue messages one after the other; each starts and becomes a dead letter."""
     broker = scene.brokers["a"]
-    ids = []
-    for label in ("one", "two"):
-        broker.enqueue(message(label, unique_key="u"))
+    for label in labels:
+        broker.enqueue(message(label, **options))
         (delivery,) = received(consumer, 1)
         broker.emit_before("process_message", delivery)
         delivery.stuff_exception(ValueError("dies"))
         consumer.nack(delivery)
-        ids.append(delivery.message_id)
-    assert scene.state().locks == ()
 
-    assert broker.dead_letters(QUEUE).requeue_where(reason="failed") == 2
 
-    assert broker.enqueue(message("three", unique_key="u")).message_id in ids
-    assert sorted(scene.state().waiting) == ["one", "two"]
+def test_one_of_several_dead_letters_of_a_unique_key_is_requeued(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker, dead_letters = scene.brokers["a"], scene.brokers["a"].dead_letters(QUEUE)
+    bury(scene, consumer, "one", "two", "three", unique_key="u")
+    bury(scene, consumer, "other")
+    oldest_first = [dead_letter.id for dead_letter in dead_letters.list()][::-1]
+
+    put_back = dead_letters.put_back(oldest_first)
+
+    assert put_back[1:3] == ["key-held", "key-held"]
+    assert scene.state().waiting == ("one", "other")
+    assert [label for _, label in scene.state().dead] == ["two", "three"]
+    assert scene.state().locks == ("u",)
+    assert broker.counters(QUEUE)["requeued"] == 2
+    # once it has started, the next one of them can be requeued
+    for delivery in received(consumer, 2):
+        broker.emit_before("process_message", delivery)
+        consumer.ack(delivery)
+    assert dead_letters.requeue_where(reason="failed") == 1
+    assert scene.state().waiting == ("three",)
+
+
+def test_dead_letter_stays_while_a_new_message_holds_its_unique_key(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker, dead_letters = scene.brokers["a"], scene.brokers["a"].dead_letters(QUEUE)
+    bury(scene, consumer, "old", unique_key="u")
+    broker.enqueue(message("new", unique_key="u"))
+
+    assert dead_letters.requeue([dead_letters.list()[0].id]) == 0
+
+    assert scene.state() == QueueState(waiting=("new",), dead=(("failed", "old"),), locks=("u",))
+    removed_by(scene, "XTRIM")
+    assert dead_letters.requeue([dead_letters.list()[0].id]) == 1
+    assert broker.counters(QUEUE)["stale_locks"] == 1
+
+
+def test_dead_letter_of_a_pipeline_is_requeued_though_its_unique_key_is_held(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker, dead_letters = scene.brokers["a"], scene.brokers["a"].dead_letters(QUEUE)
+    bury(scene, consumer, "stage", unique_key="u", pipe_target=message("next").asdict())
+    broker.enqueue(message("waits", unique_key="u"))
+
+    assert dead_letters.requeue([dead_letters.list()[0].id]) == 1
+
+    assert scene.state().waiting == ("waits", "stage")
+
+
+def test_stale_locks_are_those_of_messages_removed_by_hand(scene: Scene) -> None:
+    broker = scene.process("a")
+    kept = [broker.enqueue(message(str(n), unique_key=str(n)), delay=60_000) for n in range(600)]
+    removed = [broker.enqueue(message(str(n), unique_key=str(n))) for n in range(600, 602)]
+
+    removed_by(scene, "XTRIM")
+
+    assert sorted(broker.inspector(QUEUE).stale_locks()) == sorted(one.message_id for one in removed)
+    assert broker.enqueue(message("again", unique_key="0")).message_id == kept[0].message_id
 
 
 def test_finished_message_leaves_nothing_behind_for_its_unique_key(scene: Scene) -> None:

@@ -167,6 +167,16 @@ def test_status_gives_the_reason_why_jobs_wait(cli: Cli, desk: Desk) -> None:
     assert f"embedding.ingested: {status['reason']}\n" in text
 
 
+def test_status_counts_unique_keys_of_jobs_removed_by_hand(cli: Cli, desk: Desk) -> None:
+    desk.broker.enqueue(desk.message(1, unique_key="k"))
+    desk.client.xtrim(KEYS.stream, maxlen=0)
+
+    status = {queue["queue"]: queue["stale_locks"] for queue in cli("status", "--json").json}
+
+    assert {queue for queue, n in status.items() if n} == {"embedding.ingested"}
+    assert "embedding.ingested: 1 unique key is held by a job that was removed by hand" in cli("status").out
+
+
 def test_ids_are_not_wrapped_in_a_narrow_terminal(cli: Cli, desk: Desk) -> None:
     (entry_id,) = desk.add(1)
     desk.deliver("a-consumer-with-a-long-name-as-they-have:17:df8372f6.124956")

@@ -245,6 +245,15 @@ def test_dead_letters_near_their_bound_are_wrong(ward: Ward, setting: str, bound
     assert f"raise {variable}:" in found.hint
 
 
+def test_unique_keys_of_jobs_removed_by_hand_are_a_warning(ward: Ward) -> None:
+    ward.desk.broker.enqueue(ward.desk.message(1, unique_key="k"))
+    ward.client.xtrim(STREAM, maxlen=0)
+
+    found = [f for f in ward.diagnose() if f.check == EMBEDDING_INGESTED and "unique key" in f.seen]
+
+    assert [finding.level for finding in found] == ["warning"]
+
+
 def test_nearly_full_server_is_found_before_it_refuses(ward: Ward) -> None:
     # so large that changes of client buffers do not matter; made by the server, because sending it would fill a buffer
     ward.client.setrange("ballast", 16_000_000, b"x")

@@ -57,6 +57,26 @@ class Desk:
             ids.append(self.client.xadd(KEYS.dead, facts | fields).decode())
         return ids
 
+    def bury_with_unique_key(self, *numbers: int, unique_key: str = "k") -> list[str]:
+        """Add dead letters of messages with one unique key; return their ids."""
+        ids = []
+        for number in numbers:
+            message = self.message(number, unique_key=unique_key)
+            facts = {"reason": "failed", "error": "ValueError: no", "entry_id": "1-1", "deliveries": 1}
+            facts |= {"actor": message.actor_name, "message_id": message.message_id, "unique_key": unique_key}
+            ids.append(self.client.xadd(KEYS.dead, {**facts, "entry:message": message.encode()}).decode())
+        return ids
+
+    def message(self, number: int, **options: Any) -> dramatiq.Message[Any]:
+        """Return a message for the actor of embeddings."""
+        return dramatiq.Message(
+            queue_name=EMBEDDING_INGESTED,
+            actor_name=CLUSTER_EMBEDDING,
+            args=(),
+            kwargs={"pet_id": 7, "media_id": f"media-{number}"},
+            options=options,
+        )
+
     def bury_too_large(self) -> str:
         """Add a dead letter larger than a message may be; return its id."""
         facts = {"reason": "oversize", "error": "MessageTooLarge", "entry_id": "1-1", "deliveries": 1}

@@ -78,6 +78,25 @@ def test_canary_succeeds_when_dead_letters_are_gone(desk: Desk) -> None:
     assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were already gone")
 
 
+@pytest.mark.parametrize(("is_first", "n_requeued", "n_left"), [(True, 0, 2), (False, 1, 1)])
+def test_canary_leaves_dead_letters_whose_unique_key_is_held(
+    desk: Desk, redis_client: redis.Redis, is_first: bool, n_requeued: int, n_left: int
+) -> None:
+    desk.broker.enqueue(desk.message(9, unique_key="k"), delay=3_600_000)
+    if not is_first:
+        desk.bury(1)
+    held = desk.bury_with_unique_key(2)
+    if is_first:
+        desk.bury(1)
+
+    with worker_that_refuses(redis_client):
+        done = careful(desk)
+
+    assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (n_requeued, 0, n_left, False)
+    assert "a job with the same unique key waits" in done.reason
+    assert held[0] in desk.dead_letter_ids()
+
+
 @pytest.mark.parametrize(("is_first", "n_requeued", "n_left"), [(True, 0, 4), (False, 3, 1)])
 def test_canary_leaves_dead_letters_that_are_too_large(
     desk: Desk, redis_client: redis.Redis, is_first: bool, n_requeued: int, n_left: int

@@ -231,6 +231,17 @@ def test_requeue_leaves_too_large_dead_letters_and_names_the_limit(desk: Desk) -
     assert len(desk.entry_ids()) == 2
 
 
+def test_requeue_leaves_dead_letters_whose_unique_key_is_held(desk: Desk) -> None:
+    ids = desk.bury_with_unique_key(1, 2, 3)
+    plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
+
+    done = desk.operations.act(plan, by="ada", via="test")
+
+    assert (done.n_done, done.is_complete) == (1, False)
+    assert "1 of 3 put back to work; 2 stay dead letters, because a job with the same unique key waits" in done.reason
+    assert desk.dead_letter_ids() == ids[1:]
+
+
 def test_purge_deletes_the_planned_dead_letters(desk: Desk) -> None:
     first, second = desk.bury(1, 2)
 
