@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import redis
 from dramatiq import Actor, Broker, Message, Middleware
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines
+from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines, SkipMessage
 from dramatiq.threading import Interrupt
 
 from . import master
@@ -344,18 +344,46 @@ class RedisStreamsBroker(Broker):
             self._session.isolation.release()
             if (ours := master.of_this_process()) is not None:
                 ours.is_draining = True
+        elif signal in ("ack", "nack") and isinstance(args[0], Delivery):
+            self._before_settling(signal, args[0])
+            return
         name = f"before_{signal}"
-        for method in self._listeners.of(self.middleware, name):
+        listening = iter(self._listeners.of(self.middleware, name))
+        for method in listening:
             try:
                 method(self, *args, **kwargs)
-            except MiddlewareError:
-                # The outcome of a delivery was decided earlier. If a middleware could refuse it here, the message would
-                # be neither acknowledged nor rejected.
-                if signal not in ("ack", "nack") or not isinstance(args[0], Delivery):
-                    raise
-                self._log_failure_of(name, method)
+            except (MiddlewareError, Interrupt) as error:
+                if signal == "process_message":
+                    self._complete_pairs(args[0], list(listening), error)
+                raise
             except Exception:
                 self._log_failure_of(name, method)
+
+    def _before_settling(self, signal: str, delivery: Delivery) -> None:
+        """Call the middleware before an acknowledgement or rejection, once. The Worker repeats both until one succeeds.
+
+        The outcome was decided earlier. If a middleware could refuse it here, the message would be neither acknowledged
+        nor rejected, so what it raises is only logged.
+        """
+        if delivery.announced != signal:
+            delivery.announced = signal
+            self._call_listeners(f"before_{signal}", delivery)
+
+    def _complete_pairs(self, message: Any, rest: Sequence[Method], error: BaseException) -> None:
+        """Call the other middleware before a message that one of them refused to run.
+
+        Dramatiq calls all of them after it, so a gauge would be decreased that was never increased. Middleware that is
+        not called after such a message is left out.
+        """
+        after = "after_skip_message" if isinstance(error, SkipMessage) else "after_process_message"
+        for method in self._listeners.of_pair(self.middleware, "before_process_message", after):
+            if method in rest:
+                try:
+                    method(self, message)
+                except SkipMessage:  # it is skipped already
+                    pass
+                except (Exception, Interrupt):
+                    self._log_failure_of("before_process_message", method)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_boot":  # emitted only by Dramatiq's command, in its worker processes
@@ -426,7 +454,11 @@ class RedisStreamsBroker(Broker):
         """
         if delivery.is_doomed:
             delivery.fail()
-            raise DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
+            error = DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
+            self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
+            # reported here, where error trackers have noted which message they observe
+            self.logger.error("A message killed its workers; it becomes a dead letter.", exc_info=error)
+            raise error
         disturbed = self._session.isolation.enter(delivery)  # Consumer.ack and Consumer.nack call ``leave``
         if disturbed is not None:
             self._session.outcomes.record_alongside(disturbed)
@@ -467,13 +499,14 @@ class RedisStreamsBroker(Broker):
         return session
 
     def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
-        """Call the method ``signal`` of every middleware that has it, the last middleware first.
+        """Call the method ``signal`` of every middleware that has it, in Dramatiq's order: backwards after an event.
 
         Returns:
             The methods that raised, each with its exception.
         """
         failures: list[tuple[Method, BaseException]] = []
-        for method in reversed(self._listeners.of(self.middleware, signal)):
+        methods = self._listeners.of(self.middleware, signal)
+        for method in methods if signal.startswith("before_") else reversed(methods):
             try:
                 method(self, *args, **kwargs)
             except (Exception, Interrupt) as error:

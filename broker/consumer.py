@@ -259,13 +259,13 @@ class StreamsConsumer(Consumer):
         self._process.isolation.leave(message)
 
     def _write_lost_retry(self, message: Delivery) -> None:
-        """Write a retry that Retries counted but did not enqueue: a middleware refused it, or a time limit expired.
+        """Write a retry that Retries counted but did not enqueue, for example because a time limit expired.
 
-        Dramatiq swallows both exceptions and acknowledges the message.
+        Dramatiq swallows the exception and acknowledges the message.
         """
         delay = message.retry_delay if message.retry_asked else LOST_RETRY_DELAY_MS
         try:
-            self._process.outcomes.begin_retry(message, message.copy(), delay)
+            self._process.outcomes.begin_retry(message, delay)
         except BrokerConnectionError:
             raise
         except Exception as error:

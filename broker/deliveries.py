@@ -23,8 +23,14 @@ NOBODY_WAITS = -1
 
 @dataclass(frozen=True, slots=True)
 class PendingRetry:
-    """A retry that has not been written yet. Until then, the failed message must not be acknowledged."""
+    """A retry that has not been written yet. Until then, the failed message must not be acknowledged.
 
+    Attributes:
+        message, delay: the arguments with which middleware is called after the retry was enqueued.
+    """
+
+    message: dramatiq.Message[Any]
+    delay: int | None
     payload: bytes
     delay_ms: int
     name: str
@@ -33,10 +39,16 @@ class PendingRetry:
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """A follow-up message, such as the next stage of a pipeline, that has not been enqueued yet."""
+    """A follow-up message, such as the next stage of a pipeline, that has not been enqueued yet.
+
+    Attributes:
+        refused_by: the error with which it was refused, so that it becomes a dead letter; None if only the connection
+            failed. Middleware was called before the enqueueing in both cases.
+    """
 
     message: dramatiq.Message[Any]
     delay: int | None
+    refused_by: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,7 @@ class Delivery(MessageProxy):
         pid: the pid of the process that received it, which differs from that of a process that its job forks.
         begun_at: when it began to run, on the monotonic clock; None before that.
         is_ended: whether its job has ended and its outcome is being written.
+        announced: ``ack`` or ``nack`` once middleware was called before it.
     """
 
     # These are defaults of the class, because most deliveries never change them, and setting them costs time for every
@@ -145,6 +158,7 @@ class Delivery(MessageProxy):
         self.pid = pid
         self.begun_at: float | None = None
         self.is_ended = False
+        self.announced: str | None = None
         self.is_settled = False
         self.pending_followers: list[Follower] = []
         self.is_noted = unique_key_of(message.options) is not None

@@ -34,3 +34,9 @@ class Listeners:
                 method for method in named if method is not None and getattr(method, "__func__", method) is not empty
             ]
         return found
+
+    def of_pair(self, middleware: list[Middleware], before: str, after: str) -> Sequence[Method]:
+        """Return the non-empty methods ``before`` of the middleware whose method ``after`` is not empty either."""
+        methods = self.of(middleware, before)
+        with_after = {id(getattr(method, "__self__", None)) for method in self.of(middleware, after)}
+        return [method for method in methods if id(getattr(method, "__self__", None)) in with_after]

@@ -122,26 +122,33 @@ class Outcomes:
         if answer != b"RETRIED":
             # FENCED: another process holds it. GONE: it was flushed, or an earlier attempt wrote this very retry.
             self._logger.info("retry not written", extra={"entry": delivery.entry_id, "answer": answer.decode()})
-        return bool(answer == b"RETRIED")
+            return False
+        self._emit("after_enqueue", pending.message, pending.delay)
+        return True
 
-    def begin_retry(self, delivery: Delivery, message: Any, delay: int | None) -> bool:
-        """Write the retry of a failed message, which cannot be acknowledged until the retry is written.
+    def begin_retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
+        """Write the retry of a failed message, which cannot be acknowledged until the retry is written; return it.
 
         The retry is written whatever its size: the message was accepted, and no producer is left to receive an error.
+        For the same reason, middleware cannot refuse it.
 
         Raises:
             BrokerConnectionError: Redis did not accept the retry. ``Consumer.ack`` tries again.
             Exception: the retry cannot be encoded, or its delay is not a number.
         """
+        message: Message[Any] = delivery.copy()
         delay_ms = delay_ms_of(delay)
+        self._emit("before_enqueue", message, delay)
         payload = message.encode()
         if len(payload) > self._settings.max_message_bytes:
             # Retries adds a traceback of any length; a dead letter will store a traceback of its own
             message.options.pop("traceback", None)
             payload = message.encode()
         lock_ms = self._settings.lock_ms(message.options, delay_ms)
-        delivery.pending_retry = PendingRetry(payload, delay_ms, name_in_delayed(delivery.ordering_key), lock_ms)
-        return self.write_retry(delivery)
+        name = name_in_delayed(delivery.ordering_key)
+        delivery.pending_retry = PendingRetry(message, delay, payload, delay_ms, name, lock_ms)
+        self.write_retry(delivery)
+        return message
 
     def bury_delivery(self, delivery: Delivery) -> None:
         """Make a failed message a dead letter, unless another process holds it."""
@@ -261,7 +268,7 @@ class Outcomes:
         self.bury_delivery(delivery)
         if delivery._exception is not None:
             delivery.fail()
-            self._emit("after_nack", delivery)
+            self._report_nack(delivery)
 
     def _bounds(self) -> tuple[int, int, int]:
         """Return for how many ms dead letters are kept, how many of them, and how many bytes."""
@@ -269,11 +276,15 @@ class Outcomes:
         return settings.dead_letter_ttl_ms, settings.dead_letter_max, settings.dead_letter_max_bytes
 
     def _report_refusal(self, message: Message[Any], error: Exception) -> None:
-        """Emit ``after_nack`` for a message that the Worker never sees: callers may be waiting for its result."""
+        """Report the rejection of a message that the Worker never sees: callers may be waiting for its result."""
         refused = MessageProxy(message)
         refused.fail()
         refused.stuff_exception(error)
-        self._emit("after_nack", refused)
+        self._report_nack(refused)
+
+    def _report_nack(self, message: MessageProxy) -> None:
+        self._emit("before_nack", message)
+        self._emit("after_nack", message)
 
     def _fenced(
         self, script: Any, keys: QueueKeys, delivery: Delivery, script_keys: tuple[str, ...], args: Any = ()

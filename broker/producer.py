@@ -84,13 +84,9 @@ class Producer:
         return self._enqueue([(message, message.options.get("delay")) for message in messages])
 
     def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
-        message: Message[Any] = delivery.copy()
-        # From here on, the retry is certain: if a middleware or Redis refuses it now, ``Consumer.ack`` writes it.
+        # From here on, the retry is certain: if Redis refuses it now, ``Consumer.ack`` writes it.
         delivery.retry_asked, delivery.retry_delay = True, delay
-        self._broker.emit_before("enqueue", message, delay)
-        if self._outcomes.begin_retry(delivery, message, delay):
-            self._broker.emit_after("enqueue", message, delay)
-        return message
+        return self._outcomes.begin_retry(delivery, delay)
 
     def follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
         """Enqueue a follow-up message of a finished message, such as a pipeline's next stage or a callback.
@@ -105,11 +101,7 @@ class Producer:
                 encoded. The finished message becomes a dead letter instead.
         """
         try:
-            followed = self._enqueue([(message, delay)])[0]
-        except BrokerConnectionError as error:
-            self._logger.warning("follow-up message waits for Redis; it is enqueued before the ack: %s", error)
-            finished.pending_followers.append(Follower(message, delay))
-            followed = message
+            followed = self._follow(finished, self._outgoing(0, message, delay))
         except Exception as error:
             try:
                 followed = self._condemn(finished, message, delay, error)
@@ -121,6 +113,14 @@ class Producer:
             finished.is_sent_again = True
         return followed
 
+    def _follow(self, finished: Delivery, outgoing: _Outgoing) -> Message[Any]:
+        try:
+            return self._send_out([outgoing])[0]
+        except BrokerConnectionError as error:
+            self._logger.warning("follow-up message waits for Redis; it is enqueued before the ack: %s", error)
+            finished.pending_followers.append(Follower(outgoing.message, outgoing.delay))
+            return outgoing.message
+
     def _condemn(self, finished: Delivery, message: Message[Any], delay: int | None, error: Exception) -> Message[Any]:
         """Make a follow-up message that cannot be enqueued a dead letter, or keep it if Redis is unavailable."""
         if isinstance(message, MessageProxy):
@@ -128,8 +128,8 @@ class Producer:
         try:
             self._outcomes.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError) as unreachable:
-            self._logger.warning("follow-up message waits for Redis; it is enqueued before the ack: %s", unreachable)
-            finished.pending_followers.append(Follower(message, delay))
+            self._logger.warning("a refused follow-up message waits for Redis, to be a dead letter: %s", unreachable)
+            finished.pending_followers.append(Follower(message, delay, refused_by=error))
         return message
 
     def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
@@ -152,8 +152,10 @@ class Producer:
             while finished.pending_followers:
                 follower = finished.pending_followers[0]
                 try:
+                    if follower.refused_by is not None:
+                        raise follower.refused_by
                     # same enqueue id as the first attempt: if that one succeeded, this one adds nothing
-                    self._enqueue([(follower.message, follower.delay)])
+                    self._send_out([self._encoded(0, follower.message, follower.delay)])
                 except BrokerConnectionError:
                     raise
                 except Exception as error:
@@ -163,7 +165,9 @@ class Producer:
             self.finished.delivery = None
 
     def _enqueue(self, messages: Sequence[tuple[Message[Any], int | None]]) -> list[Message[Any]]:
-        all_outgoing = [self._outgoing(place, message, delay) for place, (message, delay) in enumerate(messages)]
+        return self._send_out([self._outgoing(place, *one) for place, one in enumerate(messages)])
+
+    def _send_out(self, all_outgoing: Sequence[_Outgoing]) -> list[Message[Any]]:
         if len(all_outgoing) == 1 and self._is_plain(all_outgoing[0]):
             return [self._enqueue_plain(all_outgoing[0])]
         by_queue: dict[str, list[_Outgoing]] = {}
@@ -218,6 +222,7 @@ class Producer:
         return outgoing.message
 
     def _outgoing(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
+        """Call the middleware before a message is enqueued, then check and encode the message."""
         if isinstance(message, MessageProxy):
             message = message.copy()
         try:
@@ -229,6 +234,9 @@ class Producer:
                 check_options({"delay": delay})
         except (UndecodableEntry, InvalidOption) as error:
             raise InvalidMessage(error, message_id=str(message.message_id)) from error
+        return self._encoded(place, message, delay)
+
+    def _encoded(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
         stored = message
         if "eta" in message.options:
             # an eta is on the producer's clock; delays count on the server's, so the remaining time becomes the delay
