@@ -24,9 +24,12 @@ from .errors import (
     UndecodableEntry,
 )
 from .inspector import Inspector, PendingEntry, Rescued, Retired, Unowned
+from .metrics import exposition
 from .middleware import StreamsMiddleware
 from .settings import BrokerSettings
 from .stats import ConsumerStats, QueueStats
+
+__version__ = "0.1.0"
 
 __all__ = [
     "BrokerSettings",
@@ -55,4 +58,5 @@ __all__ = [
     "StreamsMiddleware",
     "UndecodableEntry",
     "Unowned",
+    "exposition",
 ]

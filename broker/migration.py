@@ -1,8 +1,8 @@
 """The migration from Dramatiq's RedisBroker: moves the messages of its queues to this broker, one by one.
 
-    python -m broker.migration OLD_URL NEW_URL [--max-message-bytes N] [--namespace NAME] [--old-namespace NAME]
+    python -m broker migrate OLD_URL --url NEW_URL
 
-Point producers at the new broker, stop the old workers, and run this until it prints that nothing is left. A message is
+Point producers at the new broker, stop the old workers, and run this until nothing is left. A message is
 added to the new queue before it is removed from the old one: a crash between the two adds it twice and loses nothing.
 Messages that a live worker has fetched are left to it and counted. A message that the new broker refuses, such as one
 that is too large, stays in the old queue and is listed; the others move. Dead letters stay where they are; RedisBroker
@@ -11,8 +11,6 @@ deletes them after seven days.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +22,6 @@ from dramatiq.errors import BrokerConnectionError
 
 from .broker import RedisStreamsBroker
 from .errors import QueueFull
-from .settings import BrokerSettings
 
 # RedisBroker's default: a worker without a heartbeat for this long is dead.
 HEARTBEAT_TIMEOUT_MS = 60_000
@@ -153,55 +150,3 @@ def _fetched_by_live_workers(client: Any, namespace: str, queue_name: str, timeo
     for worker in client.zrangebyscore(f"{namespace}:__heartbeats__", since_ms, "+inf"):
         fetched |= client.smembers(f"{namespace}:__acks__.{worker.decode()}.{queue_name}")
     return fetched
-
-
-def main() -> int:
-    given = _arguments()
-    broker = RedisStreamsBroker(
-        given.new_url, middleware=[], namespace=given.namespace, max_message_bytes=given.max_message_bytes
-    )
-    with redis.Redis.from_url(given.old_url) as old:
-        drained = drain(old, broker, namespace=given.old_namespace)
-    broker.close()
-    for queue_name, one in drained.items():
-        n_refused = f", {len(one.refused)} refused" if one.refused else ""
-        print(f"{queue_name}: {one.moved} moved, {one.left} left to live workers{n_refused}")
-        for message in one.refused:
-            print(f"{queue_name}: {message.message_id} stays in the old queue: {message.error}")
-    n_left = sum(one.left for one in drained.values())
-    n_refused_in_all = sum(len(one.refused) for one in drained.values())
-    if n_left:
-        print(f"{n_left} left: stop the old workers and run this again")
-    if n_refused_in_all:
-        print(f"{n_refused_in_all} refused: fix the messages listed above and run this again")
-    if not n_left and not n_refused_in_all:
-        print("nothing is left")
-    return 1 if n_left or n_refused_in_all else 0
-
-
-def _arguments() -> argparse.Namespace:
-    defaults = BrokerSettings()
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {__spec__.name}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("old_url", help="URL of the server with RedisBroker's queues")
-    parser.add_argument("new_url", help="URL of the server to move them to; may be the same")
-    parser.add_argument(
-        "--max-message-bytes",
-        type=int,
-        default=defaults.max_message_bytes,
-        help="largest message, as in the settings of the new workers (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--namespace", default=defaults.namespace, help="prefix of the new broker's keys (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--old-namespace", default="dramatiq", help="prefix of RedisBroker's keys (default: %(default)s)"
-    )
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,9 +9,7 @@ characters as escapes.
 from __future__ import annotations
 
 import json
-import re
 import traceback
-import unicodedata
 from dataclasses import is_dataclass
 from datetime import datetime
 from types import TracebackType
@@ -23,24 +21,16 @@ from rich.text import Text
 
 from sploot_cluster.answer_fields import public
 
-# Control, format, surrogate, line separator, paragraph separator.
-_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-
 
 def shown(value: object) -> str:
     """Return a value as text, with every character that a terminal would act on as an escape, such as ``\\x1b``."""
     text = str(value)
-    if text.isprintable():  # false for harmless characters too, such as wide spaces: these are checked below
+    if text.isprintable():
         return text
-    return "".join(_escape(character) if _is_hidden(character) else character for character in text)
+    # imported when needed: importing the broker takes a tenth of a second
+    from broker.command.screen import shown as escaped
 
-
-def _is_hidden(character: str) -> bool:
-    return unicodedata.category(character) in _HIDDEN
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return escaped(text)
 
 
 class Screen(Console):
@@ -87,17 +77,17 @@ def print_json(value: object) -> None:
     Characters that a terminal would act on become JSON escapes, so programs read the original text.
     """
     text = json.dumps(value, default=_simple, indent=2, ensure_ascii=False)
-    print(re.sub(r"[^\n -~]", lambda found: _in_json(found[0]), text))
+    if not text.isascii() or "\x7f" in text:
+        from broker.command.screen import shown_json
+
+        text = shown_json(text)
+    print(text)
 
 
 def _simple(item: object) -> object:
     if is_dataclass(item):
         return public(item)
     return item.isoformat() if isinstance(item, datetime) else str(item)
-
-
-def _in_json(character: str) -> str:
-    return json.dumps(character)[1:-1] if _is_hidden(character) else character
 
 
 def show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

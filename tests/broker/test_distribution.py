@@ -21,6 +21,7 @@ PROGRAM = f"""
 import sys
 import dramatiq
 from {PACKAGE} import RedisStreamsBroker
+from {PACKAGE}.command import main
 
 assert "broker" not in sys.modules, "the copy imports the original"
 assert not [place for place in sys.path if place.startswith({str(ROOT)!r})], sys.path
@@ -39,6 +40,7 @@ worker.start()
 broker.join("default", timeout=30_000)
 worker.stop()
 broker.close()
+assert main(["status", "--url", sys.argv[1]]) == 0
 print(sorted(ran), sys.modules["{PACKAGE}"].__file__)
 """
 
@@ -54,18 +56,20 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_wheel_contains_scripts_types_and_readme(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    here = {path.name for path in Path(broker.__file__).parent.iterdir() if path.suffix == ".py"}
-    here |= {f"lua/{path.name}" for path in Path(broker.__file__).with_name("lua").iterdir()}
+    package = Path(broker.__file__).parent
+    here = {str(path.relative_to(package)) for suffix in ("py", "lua") for path in package.rglob(f"*.{suffix}")}
 
     assert {name.partition("/")[2] for name in names if name.startswith(f"{PACKAGE}/")} == {
         *here,
         "py.typed",
         "README.md",
+        "CHANGELOG.md",
     }
     (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
     described = zipfile.ZipFile(wheel).read(metadata).decode()
     assert f"from {PACKAGE} import RedisStreamsBroker" in described
     assert "from broker import" not in described
+    assert f"\nVersion: {broker.__version__}\n" in described
 
 
 @pytest.mark.slow
@@ -86,8 +90,9 @@ def test_wheel_runs_a_message_without_this_repository(
     )
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("] ")[0] + "]" == "['one', 'two']"
-    assert str(target) in done.stdout
+    *shown, ran = done.stdout.splitlines()
+    assert shown[1].split()[:2] == ["default", "0"]
+    assert ran == f"['one', 'two'] {target / PACKAGE / '__init__.py'}"
 
 
 def test_wheel_has_the_same_requirements_as_the_base_installation() -> None:
@@ -97,4 +102,10 @@ def test_wheel_has_the_same_requirements_as_the_base_installation() -> None:
     project = tomllib.loads((ROOT / "deploy" / "broker_distribution" / "pyproject.toml").read_text())["project"]
 
     assert project["dependencies"] == wanted
-    assert project["version"] == setup["metadata"]["version"]
+
+
+def test_changelog_has_a_dated_section_for_the_version() -> None:
+    sections = re.findall(r"^## (.+)$", Path(broker.__file__).with_name("CHANGELOG.md").read_text(), flags=re.MULTILINE)
+
+    assert sections[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(broker.__version__)} – \d{{4}}-\d\d-\d\d", sections[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import redis
 from dramatiq.brokers.redis import RedisBroker
 
-from broker import migration
+from broker.command import main
 from broker.migration import Drained, drain
 from tests.broker.test_dramatiq_options import broker_on, working
 from tests.support import eventually
@@ -85,22 +84,15 @@ def test_migration_leaves_messages_that_a_live_worker_has_fetched(
         assert broker.stats("default").waiting == 1
 
 
-def migrate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Run the migration in this process and return its exit status. test_broker_readme.py runs the real command."""
-    monkeypatch.setattr(sys, "argv", ["broker.migration", *arguments])
-    return migration.main()
-
-
 def test_migration_command_prints_its_results(
     old: RedisBroker,
     redis_url: str,
     redis_client: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     actor_on(old, Counter()).send("one")
 
-    assert migrate(monkeypatch, redis_url, redis_url) == 0
+    assert main(["migrate", redis_url, "--url", redis_url]) == 0
 
     assert capsys.readouterr().out == "default: 1 moved, 0 left to live workers\nnothing is left\n"
     assert redis_client.xlen("streams:default") == 1
@@ -159,17 +151,16 @@ def test_migration_lists_refused_messages_and_moves_them_with_a_higher_limit(
     old: RedisBroker,
     redis_url: str,
     redis_client: redis.Redis,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     work = actor_on(old, Counter())
     large = work.send("x" * 20_000)
     work.send("small")
-    arguments = (redis_url, redis_url, "--namespace", "new", "--max-message-bytes")
+    arguments = ["migrate", "--url", redis_url, "--namespace", "new", "--max-message-bytes"]
 
-    assert migrate(monkeypatch, *arguments, "10000") == 1
+    assert main([*arguments, "10000"]) == 1
     refused = capsys.readouterr().out
-    assert migrate(monkeypatch, *arguments, "30000") == 0
+    assert main([*arguments, "30000"]) == 0
     moved = capsys.readouterr().out
 
     assert "default: 1 moved, 0 left to live workers, 1 refused\n" in refused
@@ -179,13 +170,11 @@ def test_migration_lists_refused_messages_and_moves_them_with_a_higher_limit(
     assert redis_client.xlen("new:default") == 2
 
 
-def test_migration_command_reads_queues_in_another_namespace(
-    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_migration_command_reads_queues_in_another_namespace(redis_url: str, redis_client: redis.Redis) -> None:
     old = RedisBroker(url=redis_url, middleware=[], namespace="ours")
     actor_on(old, Counter()).send("one")
 
-    assert migrate(monkeypatch, redis_url, redis_url, "--old-namespace", "ours") == 0
+    assert main(["migrate", "--url", redis_url, "--old-namespace", "ours"]) == 0
 
     assert redis_client.xlen("streams:default") == 1
     old.client.close()

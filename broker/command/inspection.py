@@ -1,0 +1,132 @@
+"""Commands that show queues and change nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import dramatiq
+
+from ..errors import UndecodableEntry
+from ..inspector import Inspector
+from ..stats import QueueStats
+from .options import DONE, Commands, duration_ms, facts_of, opened, positive
+from .screen import age, call, json_text, table
+
+PAGE = 100
+
+
+def add_to(commands: Commands) -> None:
+    status = commands.add("status", show_status, "show what every queue holds, and its workers", is_listing=True)
+    status.add_argument("queues", nargs="*", metavar="QUEUE", help="default: all queues")
+    peek = commands.add("peek", show_waiting, "show the next waiting messages without taking them", is_listing=True)
+    peek.add_argument("queue", metavar="QUEUE")
+    peek.add_argument("--limit", type=positive, default=10, help="how many to show (default: %(default)s)")
+    pending = commands.add("pending", show_pending, "show messages that workers hold, oldest first", is_listing=True)
+    pending.add_argument("queue", metavar="QUEUE")
+    pending.add_argument("--consumer", help="only those of this consumer")
+    pending.add_argument(
+        "--idle", type=duration_ms, default=0, metavar="TIME", help="only those held for at least 30s, 15m, 2h"
+    )
+    pending.add_argument("--limit", type=positive, default=50, help="how many to show (default: %(default)s)")
+
+
+def show_status(given: argparse.Namespace) -> int:
+    with opened(given) as desk:
+        found = [(desk.broker.stats(name), desk.broker.counters(name)) for name in desk.chosen(given.queues)]
+    if given.json:
+        print(json_text([{"stats": stats, "counters": counters} for stats, counters in found]))
+        return DONE
+    if not found:
+        print("There are no queues.")
+        return DONE
+    columns = ("queue", "waiting", "in flight", "delayed", "dead", "oldest", "workers", "")
+    print(table(columns, [_status_row(stats) for stats, _ in found]))
+    consumers = [(stats.queue_name, one) for stats, _ in found for one in stats.consumers]
+    if consumers:
+        rows = [
+            (one.name, queue_name, one.pending, age(one.heartbeat_age_ms), "yes" if one.is_alive else "no")
+            for queue_name, one in consumers
+        ]
+        print(f"\n{table(('consumer', 'queue', 'holds', 'heartbeat', 'alive'), rows)}")
+    return DONE
+
+
+def show_waiting(given: argparse.Namespace) -> int:
+    with opened(given) as desk:
+        inspector = desk.broker.inspector(desk.named(given.queue))
+        rows: list[dict[str, Any]] = [
+            {"entry_id": entry_id, **seen(inspector, entry_id, fields)}
+            for entry_id, fields in inspector.waiting(given.limit)
+        ]
+    if given.json:
+        print(json_text(rows))
+    else:
+        print(table(("entry", "message id", "message"), [(row["entry_id"], *texts(row)) for row in rows]))
+    return DONE
+
+
+def show_pending(given: argparse.Namespace) -> int:
+    with opened(given) as desk:
+        inspector = desk.broker.inspector(desk.named(given.queue))
+        entries = inspector.pending(given.limit, consumer=given.consumer, idle_ms=given.idle)
+        rows: list[dict[str, Any]] = []
+        for start in range(0, len(entries), PAGE):
+            page = entries[start : start + PAGE]
+            for entry, fields in zip(page, inspector.entries([one.id for one in page]), strict=True):
+                facts = {"entry_id": entry.id, "holder": entry.holder, "deliveries": entry.deliveries}
+                rows.append({**facts, "idle_ms": entry.idle_ms, **seen(inspector, entry.id, fields)})
+    if given.json:
+        print(json_text(rows))
+        return DONE
+    columns = ("entry", "message id", "message", "deliveries", "held for", "by")
+    print(
+        table(
+            columns,
+            [
+                (row["entry_id"], *texts(row), row["deliveries"], age(row["idle_ms"]), row["holder"] or None)
+                for row in rows
+            ],
+        )
+    )
+    return DONE
+
+
+def seen(inspector: Inspector, entry_id: str, fields: Mapping[bytes, bytes] | None) -> dict[str, object]:
+    """Return what lists show of an entry; it may be unreadable, or gone."""
+    if fields is None:
+        return {"problem": "its entry no longer exists"}
+    try:
+        return facts_of(inspector.decode(entry_id, fields))
+    except UndecodableEntry as error:
+        return {"problem": str(error)}
+
+
+def texts(facts: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Return the message id of an entry, and the message as text."""
+    if "problem" in facts:
+        return None, f"unreadable: {facts['problem']}"
+    return facts["message_id"], call(facts["actor"], facts["args"], facts["kwargs"])
+
+
+def decoded(encoded: bytes) -> dict[str, object]:
+    """Return what lists show of an encoded message."""
+    try:
+        return facts_of(dramatiq.Message.decode(encoded))
+    except Exception as error:  # any bytes may be there
+        return {"problem": f"{type(error).__name__}: {error}"}
+
+
+def _status_row(stats: QueueStats) -> tuple[object, ...]:
+    alive = sum(one.is_alive for one in stats.consumers)
+    numbers = (stats.waiting, stats.in_flight, stats.delayed, stats.dead)
+    return (stats.queue_name, *numbers, age(stats.oldest_age_ms), alive, _why_it_waits(stats, alive))
+
+
+def _why_it_waits(stats: QueueStats, n_alive: int) -> str:
+    if stats.paused:
+        return "paused"
+    if not n_alive and (stats.waiting or stats.in_flight or stats.delayed):
+        return "no worker is alive"
+    return ""

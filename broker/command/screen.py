@@ -1,0 +1,92 @@
+"""The output of the command: tables and JSON, with text from other programs shown only as text.
+
+Names, arguments and errors come from producers. On a terminal, a control sequence in one of them could set the title or
+forge a row; a bidirectional control could reverse an id. They are shown as escapes, and are JSON escapes in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from typing import Any, Final
+
+# Control, format, surrogate, line separator, paragraph separator.
+_HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+LONGEST_CELL: Final = 100
+
+
+def shown(value: object) -> str:
+    """Return a value as text, with every character that a terminal would act on as an escape, such as ``\\x1b``."""
+    text = str(value)
+    if text.isprintable():  # false for harmless characters too, such as wide spaces: these are checked below
+        return text
+    return "".join(_escape(character) if _is_hidden(character) else character for character in text)
+
+
+def json_text(value: object) -> str:
+    """Return JSON that a terminal shows as it is, and from which programs read the original text.
+
+    Dataclasses become objects, times ISO 8601, and bytes text.
+    """
+    return shown_json(json.dumps(value, default=_simple, indent=2, ensure_ascii=False))
+
+
+def shown_json(text: str) -> str:
+    """Return JSON with the characters that a terminal would act on as JSON escapes."""
+    return re.sub(r"[^\n -~]", lambda found: _in_json(found[0]), text)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as aligned text; None is shown as ``-``, and long cells are cut."""
+    lines = [[column.upper() for column in columns], *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def age(ms: int | None) -> str | None:
+    """Return a time in ms as people read it."""
+    if ms is None:
+        return None
+    for unit, of_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+        if ms >= 2 * of_ms:
+            return f"{ms / of_ms:.0f} {unit}"
+    return f"{ms / 1000:.1f} s"
+
+
+def call(actor: str | None, args: Sequence[object], kwargs: dict[str, object]) -> str:
+    """Return a message as the call of its actor: ``resize("cat.jpg", width=3)``."""
+    words = [_json(value) for value in args] + [f"{name}={_json(value)}" for name, value in kwargs.items()]
+    return f"{actor}({', '.join(words)})"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _cell(value: object) -> str:
+    text = "-" if value is None else shown(value)
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+
+
+def _is_hidden(character: str) -> bool:
+    return unicodedata.category(character) in _HIDDEN
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _in_json(character: str) -> str:
+    return json.dumps(character)[1:-1] if _is_hidden(character) else character
+
+
+def _simple(value: Any) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,258 @@
+"""The command: what it shows, what it changes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.errors import ConnectionFailed
+from dramatiq.middleware import Retries
+
+import broker as broker_package
+from broker import RedisStreamsBroker, exposition
+from broker.command import main
+from broker.command.metrics_server import server
+from broker.metrics import TOTALS
+from tests.broker.scene import GROUP, QUEUE, message
+
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def broker(redis_url: str, redis_client: redis.Redis) -> Iterator[RedisStreamsBroker]:
+    """A broker on an empty server."""
+    with closing(RedisStreamsBroker(redis_url, middleware=[Retries(max_retries=0)], lease_ms=2_000)) as broker:
+        broker.declare_queue(QUEUE)
+        yield broker
+
+
+@pytest.fixture
+def run(redis_url: str) -> Run:
+    return lambda *arguments: main([*arguments, "--url", redis_url])
+
+
+def bury(broker: RedisStreamsBroker, *labels: str) -> None:
+    """Make dead letters of messages with these labels."""
+
+    @dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")
+    def work(label: str) -> None:
+        raise ValueError(f"bad {label}")
+
+    broker.enqueue_many([message(label) for label in labels])
+    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
+    worker.start()
+    broker.join(QUEUE, timeout=20_000)
+    worker.stop()
+
+
+def hold(broker: RedisStreamsBroker, *labels: str) -> Any:
+    """Deliver messages to a consumer of this process, which stays alive."""
+    broker.enqueue_many([message(label) for label in labels])
+    consumer = broker.consume(QUEUE, prefetch=len(labels), timeout=5_000)
+    for _ in labels:
+        assert next(consumer) is not None
+    return consumer
+
+
+def listed(run: Run, capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert run(*arguments, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_status_finds_the_queues_and_names_the_reason_for_waiting(
+    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: redis.Redis
+) -> None:
+    broker.enqueue(message("a"))
+    broker.enqueue(message("later"), delay=60_000)
+    redis_client.xadd("streams:foreign", {"form": "flat"})
+    redis_client.xadd("other:stream", {"not": "ours"})
+    broker.pause(QUEUE)
+
+    assert run("status") == 0
+
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:5] for line in lines[1:]] == [["foreign", "1", "0", "0", "0"], [QUEUE, "1", "0", "1", "0"]]
+    assert [line[-1] for line in lines[1:]] == ["alive", "paused"]
+    queues = listed(run, capsys, "status", QUEUE)
+    assert [(one["stats"]["waiting"], one["counters"]["enqueued"]) for one in queues] == [(1, 2)]
+
+
+def test_lists_show_messages_as_calls_and_unreadable_entries_with_the_reason(
+    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: redis.Redis
+) -> None:
+    with closing(hold(broker, "held")):
+        broker.enqueue(message("\x1b[31mred"))
+        redis_client.xadd(f"streams:{QUEUE}", {"form": "flat"})
+
+        (held,) = listed(run, capsys, "pending", QUEUE)
+        first, second = listed(run, capsys, "peek", QUEUE)
+        assert run("peek", QUEUE, "--limit", "1") == 0
+
+    assert (held["args"], held["holder"], held["deliveries"]) == (["held"], broker.consumer_name, 1)
+    assert (first["args"], first["actor"]) == (["\x1b[31mred"], "work")
+    assert second["problem"].startswith("message: is missing")
+    shown = capsys.readouterr().out
+    assert 'work("\\u001b[31mred")' in shown
+    assert "flat" not in shown
+
+
+def test_dead_letters_are_listed_shown_and_requeued_or_purged_with_yes(
+    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bury(broker, "a", "b", "c")
+    ids = {one["error"]: one["id"] for one in listed(run, capsys, "dead", "list", "--reason", "failed")}
+    shown = listed(run, capsys, "dead", "show", QUEUE, ids["ValueError: bad b"])
+
+    assert run("requeue", QUEUE, "--error", "bad a") == 4
+    assert len(broker.dead_letters(QUEUE)) == 3
+    assert run("requeue", QUEUE, "--error", "bad a", "--yes") == 0
+    assert run("purge", QUEUE, ids["ValueError: bad b"], "--yes") == 0
+    assert run("dead", "show", QUEUE, ids["ValueError: bad c"]) == 0
+
+    assert shown["hint"] is None
+    assert "raise ValueError" in shown["traceback"]
+    assert [one.args for one in waiting(broker)] == [("a",)]
+    assert [one.error for one in broker.dead_letters(QUEUE).list()] == ["ValueError: bad c"]
+    printed = capsys.readouterr().out
+    assert "Plan: put 1 dead letter of q back at the end of the queue." in printed
+    assert 'work("c")' in printed
+
+
+def waiting(broker: RedisStreamsBroker) -> list[dramatiq.Message[Any]]:
+    inspector = broker.inspector(QUEUE)
+    return [inspector.decode(entry_id, fields) for entry_id, fields in inspector.waiting()]
+
+
+def test_rescue_leaves_messages_of_live_workers_unless_asked(
+    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: redis.Redis
+) -> None:
+    with closing(hold(broker, "held", "lost")):
+        lost = broker.inspector(QUEUE).pending()[1].id
+        redis_client.xack(f"streams:{QUEUE}", GROUP, lost)
+
+        assert run("rescue", QUEUE, "--unowned", "--yes") == 0
+        assert run("rescue", QUEUE, "--consumer", broker.consumer_name, "--yes") == 0
+        assert "1 of live workers left out" in capsys.readouterr().out
+        assert broker.counters(QUEUE)["rescued"] == 1
+        assert run("rescue", QUEUE, "--idle", "0s", "--even-if-alive", "--yes") == 2
+        assert run("rescue", QUEUE, broker.inspector(QUEUE).pending()[0].id, "--even-if-alive", "--yes") == 0
+
+    assert broker.counters(QUEUE)["rescued"] == 2
+
+
+def test_pause_and_resume_need_yes(broker: RedisStreamsBroker, run: Run) -> None:
+    broker.enqueue(message("a"))
+    tried = (("pause", QUEUE), ("pause", QUEUE, "--yes"), ("resume", QUEUE), ("resume", QUEUE, "--yes"))
+
+    paused = [(run(*arguments), broker.stats(QUEUE).paused) for arguments in tried]
+
+    assert paused == [(4, False), (0, True), (4, True), (0, False)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("peek", "qq"), "there is no queue 'qq' in the namespace 'streams'; did you mean q?"),
+        (("status", "q", "--namespace", "a b"), "namespace: expected a word"),
+        (("dead", "show", "q", "1-1"), "1-1 is not a dead letter of q"),
+        (("requeue", "q"), "give ids, filters or --all"),
+        (("requeue", "q", "1-1", "--yes"), "1-1 is not a dead letter of q"),
+        (("rescue", "q", "1-1", "--yes"), "no worker holds 1-1"),
+        (("status", "--app", "no.such.module"), "No module named 'no'"),
+        (("status", "--app", "json"), "expected a RedisStreamsBroker"),
+    ],
+)
+def test_usage_errors_end_with_2_and_a_hint(
+    arguments: tuple[str, ...], text: str, broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker.enqueue(message("a"))
+
+    assert run(*arguments) == 2
+
+    assert text in capsys.readouterr().err
+
+
+def test_unreachable_server_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [main([*command, "--url", "redis://127.0.0.1:1"]) for command in (["status"], ["peek", "q"])] == [3, 3]
+    assert capsys.readouterr().err.count("no answer from Redis") == 2
+
+
+def test_app_names_the_broker_of_a_program(
+    redis_url: str,
+    redis_client: redis.Redis,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "shop_jobs.py").write_text(
+        "from broker import RedisStreamsBroker\n"
+        f"theirs = RedisStreamsBroker({redis_url!r}, namespace='shop', group='shop')\n"
+        "theirs.declare_queue('orders')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    redis_client.xadd("shop:orders", {"form": "flat"})
+
+    assert main(["status", "--app", "shop_jobs:theirs"]) == 0
+
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["orders", "1"]
+
+
+def test_exposition_has_zeros_and_no_value_for_unknown_ages(broker: RedisStreamsBroker) -> None:
+    broker.enqueue(message("a"))
+    broker.enqueue(message("later"), delay=90_000)
+
+    text = exposition(broker, [QUEUE, 'odd"queue'])
+
+    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert samples['dramatiq_streams_waiting_messages{queue="q"}'] == "1"
+    assert samples['dramatiq_streams_enqueued_total{queue="q"}'] == "2"
+    assert samples['dramatiq_streams_acked_total{queue="odd\\"queue"}'] == "0"
+    assert 60 < float(samples['dramatiq_streams_next_due_seconds{queue="q"}']) <= 90
+    assert 'dramatiq_streams_oldest_message_age_seconds{queue="odd\\"queue"}' not in samples
+    assert text.count("# TYPE") == len({line.partition("{")[0] for line in text.splitlines() if line[0] != "#"} | {
+        "dramatiq_streams_oldest_pending_idle_seconds"})  # fmt: skip
+
+
+def test_every_counter_of_the_scripts_has_a_help_text() -> None:
+    scripts = [path.read_text() for path in (Path(broker_package.__file__).with_name("lua")).glob("*.lua")]
+    counted = {name for script in scripts for name in re.findall(r"'HINCRBY', [^,]+, '(\w+)'", script)}
+
+    assert counted == TOTALS.keys()
+
+
+def test_metrics_server_answers_503_while_redis_does_not() -> None:
+    answers = iter(["metric 1\n"])
+
+    def text() -> str:
+        try:
+            return next(answers)
+        except StopIteration:
+            raise ConnectionFailed("no answer") from None
+
+    with server(text, "127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        url = f"http://127.0.0.1:{listening.server_address[1]}"
+        with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:
+            found = response.read(), response.headers["Content-Type"]
+        statuses = []
+        for path in ("/metrics", "/other"):
+            with pytest.raises(HTTPError) as refused:
+                urllib.request.urlopen(f"{url}{path}", timeout=10)
+            statuses.append(refused.value.code)
+            refused.value.close()
+        listening.shutdown()
+        thread.join()
+
+    assert found == (b"metric 1\n", "text/plain; version=0.0.4; charset=utf-8")
+    assert statuses == [503, 404]
