@@ -165,7 +165,8 @@ class RedisStreamsBroker(Broker):
 
         Raises:
             ConnectionFailed: nothing was sent.
-            EnqueueUncertain: the message was sent, but no reply came within ``enqueue_timeout_ms``.
+            EnqueueUncertain: the message was sent, but no reply came within ``enqueue_timeout_ms``, nor on a new
+                connection if the first one had been idle.
             QueueFull: the queue has held ``max_queue_length`` messages for ``wait_when_full_ms``.
             MessageTooLarge: the message is larger than ``max_message_bytes``.
             InvalidMessage: the message could not run: a field or an option has the wrong type.

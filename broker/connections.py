@@ -1,7 +1,9 @@
 """Connections to Redis: commands that are sent once, and blocking reads that can be interrupted.
 
 redis-py repeats a command when its connection breaks. If only the reply to an XADD was lost, this adds the entry twice.
-Here, no command is repeated implicitly: callers decide, because they know whether that is safe.
+Here, callers decide, because they know whether that is safe. One case is common to all: a connection that was idle is
+dead, because a firewall or a lost host forgot it without closing it. Then the other idle connections are dropped, and a
+script that is marked as repeatable is sent once more on a new connection.
 
 This module translates redis-py's errors to Dramatiq's: ``ConnectionFailed`` if nothing was sent, ``ConnectionClosed``
 if the connection broke later or the server cannot execute the command now. Other error replies stay
@@ -13,14 +15,15 @@ from __future__ import annotations
 import os
 import selectors
 import socket
+import struct
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import redis
 from dramatiq.errors import ConnectionClosed, ConnectionFailed
@@ -34,6 +37,7 @@ from .errors import SettingsError
 from .scripts import Script
 
 Argument = str | bytes | int
+T = TypeVar("T")
 
 # Error replies that mean "not now": a failover, a start, a full disk or memory, a busy script. They are recognized by
 # their text, because errors from inside a script keep only the text and not the class.
@@ -62,9 +66,10 @@ POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 # limit if the server hangs or its machine is gone.
 TIMEOUT_S: Final = 5.0
 
-# A connection that was idle for longer may have been closed by the server or by the network.
+# A connection that was idle for longer may have been closed by the server or forgotten by the network.
 PROBE_AFTER_IDLE_S: Final = 1.0
-
+# How long such a connection gets to answer a command that can be repeated; half the read timeout if that is less.
+IDLE_ANSWER_S: Final = 1.0
 
 # The number of cluster redirects that a command follows.
 MOST_REDIRECTS: Final = 4
@@ -105,6 +110,10 @@ class Connections:
             "protocol": 2,
         }
 
+    @cached_property
+    def _idle_answer_s(self) -> float:
+        return min(IDLE_ANSWER_S, float(self._template[1]["socket_timeout"]) / 2)
+
     def connect(self, key: str, *, extra_timeout_s: float = 0.0) -> redis.Connection:
         """Return a new connection to the node of ``key``, owned by the caller.
 
@@ -129,18 +138,17 @@ class Connections:
             settings = {name: value for name, value in settings.items() if name != "redis_connect_func"}
         return address_of(connection_class, settings, node)
 
-    def run(self, *command: Argument, key: str | None = None) -> Any:
+    def run(self, *command: Argument, key: str | None = None, is_repeatable: bool = False) -> Any:
         """Run one command and return its reply.
 
         Args:
             key: any key of the queue; by default the command's second word.
+            is_repeatable: whether it may be sent twice, if an idle connection turns out to be dead.
         """
         node = self._node_of(str(command[1]) if key is None else key)
         for _ in range(MOST_REDIRECTS):
             try:
-                with self._borrowed(node) as connection, translated(ConnectionClosed):
-                    connection.send_command(*command)
-                    return self.answer(connection)
+                return self._exchange(node, [command], self.answer, is_repeatable=is_repeatable)
             except Redirected as redirect:
                 node = redirect.to
                 if redirect.is_asking:
@@ -151,9 +159,9 @@ class Connections:
         """Run a script, loading it if the server does not know it, and return its reply."""
         rest = (len(keys), *keys, *args)
         try:
-            return self.run("EVALSHA", script.sha, *rest, key=keys[0])
+            return self.run("EVALSHA", script.sha, *rest, key=keys[0], is_repeatable=script.is_repeatable)
         except redis.exceptions.NoScriptError:
-            return self.run("EVAL", script.text, *rest, key=keys[0])
+            return self.run("EVAL", script.text, *rest, key=keys[0], is_repeatable=script.is_repeatable)
 
     def run_scripts(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
         """Run many calls of a script in one round trip to each node; return their replies in order."""
@@ -223,13 +231,14 @@ class Connections:
         self, node: Node | None, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]
     ) -> list[Any]:
         tails = [(len(keys), *keys, *args) for keys, args in calls]
-        answers: list[Any] = []
+        # EVAL first: it loads the script for the other calls if the server does not know it.
+        commands = [("EVAL", script.text, *tails[0]), *(("EVALSHA", script.sha, *tail) for tail in tails[1:])]
         again: list[int] = []
-        first_error: redis.ResponseError | None = None
-        with self._borrowed(node) as connection, translated(ConnectionClosed):
-            # EVAL first: it loads the script for the other calls if the server does not know it.
-            commands = [("EVAL", script.text, *tails[0]), *(("EVALSHA", script.sha, *tail) for tail in tails[1:])]
-            connection.send_packed_command(connection.pack_commands(commands))
+
+        def answers_of(connection: redis.Connection) -> list[Any]:
+            answers: list[Any] = []
+            first_error: redis.ResponseError | None = None
+            again.clear()
             for place in range(len(commands)):
                 # read every reply: the next user of the connection would get one that was left unread
                 try:
@@ -247,13 +256,47 @@ class Connections:
                     answers.append(None)
             if first_error is not None:
                 raise first_error
+            return answers
+
+        answers = self._exchange(node, commands, answers_of, is_repeatable=script.is_repeatable)
         for place in again:
             answers[place] = self.run_script(script, *calls[place])
         return answers
 
+    def _exchange(
+        self,
+        node: Node | None,
+        commands: Sequence[Sequence[Argument]],
+        answer: Callable[[redis.Connection], T],
+        *,
+        is_repeatable: bool,
+    ) -> T:
+        """Send commands and return what ``answer`` reads.
+
+        Repeatable commands are sent again, on a new connection, if the first one had been idle and is dead.
+        """
+        borrowed = Borrowed(self, node)
+        try:
+            with borrowed as connection, translated(ConnectionClosed):
+                _send(connection, commands)
+                if is_repeatable and borrowed.was_idle and not connection.can_read(self._idle_answer_s):
+                    raise redis.TimeoutError("no answer on a connection that had been idle")
+                return answer(connection)
+        except ConnectionClosed as error:
+            if not (is_repeatable and borrowed.was_idle) or _is_answer(error):
+                raise
+            dead = error
+        try:
+            with Borrowed(self, node) as connection, translated(ConnectionClosed):
+                _send(connection, commands)
+                return answer(connection)
+        except ConnectionFailed as error:
+            # the first connection may have carried the commands to the server
+            raise ConnectionClosed(f"{dead}; no new connection: {error}") from error.__cause__
+
     def _ask(self, node: Node, command: Sequence[Argument]) -> Any:
         """Run a command on the node to which a slot is migrating; return its reply."""
-        with self._borrowed(node) as connection, translated(ConnectionClosed):
+        with Borrowed(self, node) as connection, translated(ConnectionClosed):
             connection.send_command("ASKING")
             connection.read_response()
             connection.send_command(*command)
@@ -306,19 +349,30 @@ class Connections:
                     self._slots.read_again()
             raise
 
-    def _borrowed(self, node: Node | None) -> Borrowed:
-        return Borrowed(self, node)
-
     def give_back(self, node: Node | None, connection: redis.Connection) -> None:
         self._idle[node].append((connection, time.monotonic()))
 
-    def take(self, node: Node | None) -> redis.Connection:
+    def drop_idle(self, node: Node | None) -> None:
+        """Drop the connections that were idle for as long as one that turned out to be dead."""
+        idle = self._idle[node]
+        for _ in range(len(idle)):
+            try:
+                connection, since = idle.popleft()
+            except IndexError:
+                return
+            if time.monotonic() - since > PROBE_AFTER_IDLE_S:
+                connection.disconnect()
+            idle.append((connection, since))
+
+    def take(self, node: Node | None) -> tuple[redis.Connection, bool]:
+        """Return a connection, and whether it is open and was idle for so long that it may be dead."""
         try:
             connection, since = self._idle[node].pop()
         except IndexError:
-            return self._connect(node)
+            return self._connect(node), False
+        was_idle = time.monotonic() - since > PROBE_AFTER_IDLE_S and _socket_of(connection) is not None
         with translated(ConnectionFailed):
-            if time.monotonic() - since > PROBE_AFTER_IDLE_S and _socket_of(connection) is not None:
+            if was_idle:
                 try:
                     is_dirty = connection.can_read(0)
                 except (redis.ConnectionError, redis.TimeoutError, OSError):
@@ -327,20 +381,26 @@ class Connections:
                     connection.disconnect()
         if _socket_of(connection) is None:
             self._open(connection)
-        return connection
+            was_idle = False
+        return connection, was_idle
 
 
 class Borrowed:
-    """A connection borrowed for one command. It is not a generator: one would cost as much as packing the command."""
+    """A connection borrowed for one command. It is not a generator: one would cost as much as packing the command.
 
-    __slots__ = ("_connection", "_connections", "_node")
+    Attributes:
+        was_idle: whether the connection was idle for so long that it may be dead.
+    """
+
+    __slots__ = ("_connection", "_connections", "_node", "was_idle")
 
     def __init__(self, connections: Connections, node: Node | None) -> None:
         self._connections, self._node = connections, node
+        self.was_idle = False
 
     def __enter__(self) -> redis.Connection:
         try:
-            self._connection = self._connections.take(self._node)
+            self._connection, self.was_idle = self._connections.take(self._node)
         except ConnectionFailed as error:
             if _is_silence(error):
                 self._connections.note_silence(self._node)
@@ -350,7 +410,11 @@ class Borrowed:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not _is_answer(error):
             # Whatever was raised (even a time limit), the reply may still come, and the next user would get it.
+            if _is_silence(error):
+                _discard_unsent(self._connection)
             self._connection.disconnect()
+            if self.was_idle:
+                self._connections.drop_idle(self._node)
             if _is_silence(error):
                 self._connections.note_silence(self._node)
         else:
@@ -483,6 +547,13 @@ class BlockingRead:
             raise
 
 
+def _send(connection: redis.Connection, commands: Sequence[Sequence[Argument]]) -> None:
+    if len(commands) == 1:
+        connection.send_command(*commands[0])
+    else:
+        connection.send_packed_command(connection.pack_commands(commands))
+
+
 def _is_answer(error: BaseException) -> bool:
     cause = error.__cause__ if isinstance(error, ConnectionClosed) else error
     return isinstance(cause, redis.ResponseError | Redirected)
@@ -496,6 +567,14 @@ def _socket_of(connection: Any) -> socket.socket | None:
     """Return the connection's socket, or None if it is not connected. redis-py offers no public access to it."""
     found: socket.socket | None = connection._sock
     return found
+
+
+def _discard_unsent(connection: redis.Connection) -> None:
+    """Make the kernel drop what it has not delivered: the command must not arrive later, after it was sent again."""
+    sock = _socket_of(connection)
+    if sock is not None:
+        with suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _node_at(connection: Any) -> Node:

@@ -13,25 +13,31 @@ from importlib.resources import files
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script and the name under which a server caches it."""
+    """A script and the name under which a server caches it.
+
+    Attributes:
+        is_repeatable: whether a call that got no reply may be sent again as it is, because the second call changes
+            nothing and returns what the first one returned.
+    """
 
     name: str
     text: str
     sha: str
+    is_repeatable: bool = False
 
 
-def _load(name: str, *shared: str) -> Script:
+def _load(name: str, *shared: str, is_repeatable: bool = False) -> Script:
     text = "".join(map(_text, (*shared, name)))
     # Redis names scripts by their SHA-1; it is not used for security.
-    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), is_repeatable)
 
 
 def _text(name: str) -> str:
     return files(__package__).joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
 
 
-ENQUEUE = _load("enqueue", "work")
-ENQUEUE_PLAIN = _load("enqueue_plain")
+ENQUEUE = _load("enqueue", "work", is_repeatable=True)
+ENQUEUE_PLAIN = _load("enqueue_plain", is_repeatable=True)
 SETTLE = _load("settle", "work")
 RETRY = _load("retry", "work")
 BURY = _load("bury", "work", "dead")
@@ -41,15 +47,15 @@ TAKE = _load("take", "head")
 RESYNC = _load("resync", "head")
 HEADS = _load("heads", "group", "head")
 HAND_BACK = _load("hand_back")
-BEAT = _load("beat")
+BEAT = _load("beat", is_repeatable=True)
 LEAVE = _load("leave")
 TICK = _load("tick", "work")
 ADVANCE = _load("advance", "work")
 FORGET = _load("forget", "work")
 SWEEP = _load("sweep", "group")
 STALE_LOCKS = _load("stale_locks", "work")
-STATS = _load("stats", "group")
-SIZE = _load("size")
+STATS = _load("stats", "group", is_repeatable=True)
+SIZE = _load("size", is_repeatable=True)
 FLUSH = _load("flush")
 LOOK_UP = _load("look_up")
 PAUSE = _load("pause")

@@ -6,6 +6,7 @@ It is a module of its own because loading Dramatiq and redis-py, with the asynci
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -65,7 +66,7 @@ class Transport:
         """Enqueue a message as a tracked job. If a job with the same ``unique_key`` is waiting, return that job."""
         message = _message(task, job_id=job_id, tracked=True, **({"unique_key": unique_key} if unique_key else {}))
         now = datetime.now(UTC)
-        with _enqueuing("nothing was enqueued"):
+        with self._without_dead_connections(), _enqueuing("nothing was enqueued"):
             # written before the job is enqueued, because a worker may start the job before this call returns
             self._records.write(
                 message.message_id,
@@ -88,13 +89,16 @@ class Transport:
     def enqueue_many(self, events: Sequence[EmbeddingIngested]) -> None:
         """Enqueue events, ``BATCH`` per round trip, as jobs that are not tracked."""
         messages = [_message(event, job_id=event.event_id) for event in events]
-        with _enqueuing("some may have been enqueued; sending all again is safe"):
+        with (
+            self._without_dead_connections(),
+            _enqueuing("some may have been enqueued; sending all again is safe"),
+        ):
             for start in range(0, len(messages), BATCH):
                 self._for_producers().enqueue_many(messages[start : start + BATCH])
 
     def status(self, job_id: str) -> JobStatus | None:
         """Return the status of a job; None if it was never tracked or ended more than a day ago."""
-        with reaching_redis("the job was not looked up"):
+        with self._without_dead_connections(), reaching_redis("the job was not looked up"):
             record = self._records.find(job_id)
             return status_of(record, self._stats, now=datetime.now(UTC)) if record else None
 
@@ -104,6 +108,20 @@ class Transport:
             one.close()
         if self._owns_client:
             self._client.close()
+
+    @contextmanager
+    def _without_dead_connections(self) -> Iterator[None]:
+        """Drop the idle connections of this object's own client if one of them seems to be dead.
+
+        A firewall forgets them all at once. The broker does this for its own connections.
+        """
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            pool = getattr(self._client, "connection_pool", None)  # a cluster client has a pool per node
+            if self._owns_client and pool is not None and time.monotonic() - start >= ANSWER_TIMEOUT_S:
+                pool.disconnect(inuse_connections=False)
 
     def _for_producers(self) -> RedisStreamsBroker:
         """Return a broker that refuses messages beyond the queue limit, if there is a limit."""
@@ -167,6 +185,6 @@ def _impatient_client(redis_url: str) -> redis.Redis:
         redis_url,
         connect_timeout_s=CONNECT_TIMEOUT_S,
         answer_timeout_s=ANSWER_TIMEOUT_S,
-        # retry once if an idle connection turns out to be closed; a timeout is not retried
-        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        # retry once on a new connection if an idle one turns out to be closed or dead: all commands may be repeated
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError, redis.TimeoutError)),
     )

@@ -56,6 +56,7 @@ class Outage:
         self._server: asyncio.Server | None = None
         self._flows = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._forgotten: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
 
@@ -117,6 +118,20 @@ class Outage:
         finally:
             self._call(self._set_flowing(True))
 
+    def forget(self) -> None:
+        """Pass no more data on the open connections, and close none of them, as a firewall does with idle ones."""
+        self._forgotten.update(self._writers)
+
+    @property
+    def n_open(self) -> int:
+        """The number of open connections, without forgotten ones."""
+        return len(self._writers - self._forgotten)
+
+    @property
+    def n_forgotten(self) -> int:
+        """The number of forgotten connections that the clients have not closed."""
+        return len(self._forgotten)
+
     def _call(self, coroutine: object) -> None:
         assert asyncio.iscoroutine(coroutine)
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
@@ -165,7 +180,7 @@ class Outage:
                 answers, upstream = await asyncio.open_connection(*self._target)
             conversation = _Conversation()
             both = [
-                asyncio.ensure_future(self._send_up(reader, upstream, conversation)),
+                asyncio.ensure_future(self._send_up(reader, upstream, conversation, writer)),
                 asyncio.ensure_future(self._send_down(answers, writer, conversation)),
             ]
             try:
@@ -180,17 +195,24 @@ class Outage:
             pass  # the proxy is stopping
         finally:
             self._writers.discard(writer)
+            self._forgotten.discard(writer)
             self._tasks.discard(task)
             writer.transport.abort()
             if upstream is not None:
                 upstream.transport.abort()
 
     async def _send_up(
-        self, reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, conversation: _Conversation
+        self,
+        reader: asyncio.StreamReader,
+        upstream: asyncio.StreamWriter,
+        conversation: _Conversation,
+        writer: asyncio.StreamWriter,
     ) -> None:
         with suppress(ConnectionError):
             while data := await reader.read(1 << 16):
                 await self._flows.wait()
+                if writer in self._forgotten:
+                    continue
                 for name, where in self._hits(data):
                     if where == "before":
                         self.cuts[name, where] += 1

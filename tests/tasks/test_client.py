@@ -19,6 +19,9 @@ from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import JobQueue, ReclusterRequests
 from tasks.client import ClusterTasks, InvalidInput, QueueUnavailable
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, stream_of
+from tasks.embedded_redis import EmbeddedRedis
+from tests.faults.outage import Outage
+from tests.support import eventually
 
 
 @pytest.fixture
@@ -176,6 +179,22 @@ def test_unreadable_status_raises_queue_unavailable(redis_url: str) -> None:
 
     with ClusterTasks(f"redis://127.0.0.1:{port}/0") as tasks, pytest.raises(QueueUnavailable):
         tasks.job("any")
+
+
+@pytest.mark.slow
+def test_client_works_after_idle_connections_died(
+    redis_server: EmbeddedRedis, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.connections.PROBE_AFTER_IDLE_S", 0.0)
+    with Outage(redis_server.url.removeprefix("unix://")) as network, ClusterTasks(network.url) as tasks:
+        tasks.recluster(42)
+        network.forget()
+
+        jobs = [tasks.recluster(43), tasks.recluster(44)]
+
+        waiting = {message["message_id"] for message in sent(redis_client, CLUSTER_RECLUSTER)}
+        assert {job.job_id for job in jobs} <= waiting
+        eventually(lambda: network.n_forgotten == 0)
 
 
 def test_closed_connection_is_reopened(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
