@@ -24,6 +24,7 @@ from .errors import (
     UndecodableEntry,
 )
 from .inspector import Inspector, PendingEntry, Rescued, Retired, Unowned
+from .keys_at_work import KeyAtWork, MessageAtWork
 from .metrics import exposition
 from .middleware import StreamsMiddleware
 from .settings import BrokerSettings
@@ -45,7 +46,9 @@ __all__ = [
     "InvalidField",
     "InvalidMessage",
     "InvalidOption",
+    "KeyAtWork",
     "LeaseLost",
+    "MessageAtWork",
     "MessageCheck",
     "MessageTooLarge",
     "PendingEntry",

@@ -88,6 +88,7 @@ class RedisStreamsBroker(Broker):
         dead_letter_max: int = 10_000,
         dead_letter_max_bytes: int = 64 << 20,
         unique_for_ms: int = DAY_MS,
+        ordering_hold_ms: int | None = DAY_MS,
         enqueue_timeout_ms: int = 5_000,
         keeper_process: bool = True,
         master_grace_ms: int | None = 30_000,
@@ -110,6 +111,7 @@ class RedisStreamsBroker(Broker):
             dead_letter_max=dead_letter_max,
             dead_letter_max_bytes=dead_letter_max_bytes,
             unique_for_ms=unique_for_ms,
+            ordering_hold_ms=ordering_hold_ms,
             enqueue_timeout_ms=enqueue_timeout_ms,
             keeper_process=keeper_process,
             master_grace_ms=master_grace_ms,
@@ -152,7 +154,8 @@ class RedisStreamsBroker(Broker):
         """Add a message to its queue. Neither the queue nor the actor needs to be declared here. Thread-safe.
 
         Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued. A
-        delayed message, or one that is waiting for its retry, holds up those behind it.
+        delayed message, or one that is waiting for its retry, holds up those behind it; retries for at most
+        ``ordering_hold_ms``, an option of the message or a setting of the broker.
 
         Args:
             delay: ms from now, on the server's clock.
@@ -288,7 +291,8 @@ class RedisStreamsBroker(Broker):
                 keys.line,
                 keys.delayed_messages,
                 keys.messages_in_line,
-                keys.ordered,
+                keys.at_work,
+                keys.limits,
                 keys.holders,
                 keys.suspects,
             ),

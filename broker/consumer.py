@@ -242,6 +242,8 @@ class StreamsConsumer(Consumer):
         self._enqueue_followers(message)
         if message.pending_retry is not None:
             self._process.outcomes.write_retry(message)
+            if message.unhandled is not None:
+                self._bury_unhandled(message)
         elif message.is_being_retried and not message.is_lost:
             self._write_lost_retry(message)
         elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
@@ -266,6 +268,8 @@ class StreamsConsumer(Consumer):
         delay = message.retry_delay if message.retry_asked else LOST_RETRY_DELAY_MS
         try:
             self._process.outcomes.begin_retry(message, delay)
+            if message.unhandled is not None:
+                self._bury_unhandled(message)
         except BrokerConnectionError:
             raise
         except Exception as error:

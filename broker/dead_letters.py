@@ -4,7 +4,9 @@ A dead letter is an entry of the queue's dead stream with these fields; fields w
 
     reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize;
                 unhandled: nothing rejected, retried or skipped it, and it must not be acknowledged;
-                not-enqueued: it is a follow-up message that could not be enqueued
+                not-enqueued: it is a follow-up message that could not be enqueued;
+                held-too-long: its retries have held its ordering key for ``ordering_hold_ms``;
+                passed-over: an operator let the other messages of its ordering key pass it
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
     traceback   the end of the traceback of the last failure, at most 8 KiB; none for a message that killed its workers
@@ -313,7 +315,7 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
     """Return the field names and values of the dead letter for a message that failed here."""
     exception, unhandled = delivery._exception, delivery.unhandled
     facts = _facts(
-        _reason(exception) if unhandled is None else "unhandled",
+        _reason(exception) if unhandled is None else unhandled.reason,
         exception,
         entry_id=delivery.entry_id,
         deliveries=delivery.deliveries,
@@ -335,6 +337,21 @@ def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliv
     """Return the field names and values of the dead letter for an entry that is not a message."""
     named = {} if error.message is None else _named(error.message)
     return flat(_facts(reason, error, entry_id=entry_id, deliveries=deliveries, **named))
+
+
+def facts_of_passed_over(
+    message: dramatiq.Message[Any] | None, ordering_key: str, *, entry_id: str, deliveries: int
+) -> list[Argument]:
+    """Return the field names and values of the dead letter for a message that an operator passed over."""
+    facts: dict[str, Argument] = {
+        "reason": "passed-over",
+        "error": "an operator let the other messages of its ordering key pass it",
+        "hint": "requeue this dead letter: it runs after the messages of its key that wait then",
+        "entry_id": entry_id,
+        "deliveries": deliveries,
+        "ordering_key": ordering_key,
+    }
+    return flat(facts | (_named(message) if message is not None else {}))
 
 
 def _named(message: dramatiq.Message[Any] | Delivery) -> dict[str, str]:

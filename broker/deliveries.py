@@ -58,10 +58,12 @@ class Unhandled:
     Attributes:
         problem: what happened to the message.
         hint: how to fix it.
+        reason: the reason of its dead letter, one word.
     """
 
     problem: str
     hint: str
+    reason: str = "unhandled"
 
 
 def unhandled_failure(*raised: str) -> Unhandled:
@@ -74,6 +76,15 @@ def unhandled_failure(*raised: str) -> Unhandled:
     if raised:
         return Unhandled(problem, "fix the middleware that raised, then requeue this dead letter")
     return Unhandled(problem, "add dramatiq.middleware.Retries to the broker, then requeue this dead letter")
+
+
+def held_too_long(hold_ms: float) -> Unhandled:
+    """Return the reason for a failed message whose retries have held its ordering key for as long as they may."""
+    return Unhandled(
+        f"its retries have held its ordering key for {hold_ms / 1000:g} s, while the later messages of the key waited",
+        "fix the cause, then requeue this dead letter: it runs after the messages of its key that wait then",
+        reason="held-too-long",
+    )
 
 
 def not_followed(problem: str) -> Unhandled:

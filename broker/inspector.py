@@ -15,13 +15,19 @@ import dramatiq
 import redis
 
 from .connections import Argument, Connections
-from .entries import LONGEST_SHOWN, PAGE_BYTES, EntryDecoder, MessageCheck, decode, fields_of
+from .dead_letters import facts_of_passed_over
+from .entries import LONGEST_SHOWN, MESSAGE_FIELD, PAGE_BYTES, EntryDecoder, MessageCheck, decode, fields_of
+from .errors import UndecodableEntry
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import HEADS, RESCUE, RETIRE, STALE_LOCKS, UNOWNED
+from .keys_at_work import KeyAtWork, MessageAtWork
+from .options import unique_key_of
+from .scripts import HEADS, KEYS_AT_WORK, PASS_OVER, RESCUE, RETIRE, STALE_LOCKS, UNOWNED
 from .settings import BrokerSettings
 from .stats import LAST_ID
 
 PAGE = 500
+
+PassedOver = Literal["passed", "moved", "received"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +158,75 @@ class Inspector:
         """Yield the encoded messages that wait for another one with their ordering key, in no particular order."""
         for stored in self._values(self.keys.messages_in_line):
             yield stored.partition(b" ")[2]  # the first part is the time at which it is due
+
+    def keys_at_work(self, limit: int = 100, *, after: str = "") -> list[KeyAtWork]:
+        """Return the ordering keys that have a message at work, with that message and the number of those in line.
+
+        Args:
+            limit: the largest number of keys, in the order of their bytes.
+            after: the key at which the previous page ended.
+        """
+        args = (self.group, after, limit, 1, LONGEST_SHOWN // 4)
+        return [self._key_at_work(*one) for one in self._connections.run_script(KEYS_AT_WORK, self.keys.work, args)]
+
+    def _key_at_work(self, raw_key: bytes, _n: int, n_in_line: int, failing: int, wait: int, found: Any) -> KeyAtWork:
+        key = raw_key.decode(errors="replace")
+        at_work = tuple(
+            MessageAtWork(
+                key,
+                place,
+                self._message(place, payload),
+                due_ms=None if int(due) < 0 else int(due),
+                consumer="" if consumer == HANDED_BACK.encode() else consumer.decode(errors="replace"),
+                deliveries=int(deliveries),
+                age_ms=int(age),
+            )
+            for place, due, consumer, deliveries, age, payload in found
+        )
+        return KeyAtWork(
+            key,
+            at_work,
+            in_line=int(n_in_line),
+            longest_wait_ms=None if int(wait) < 0 else int(wait),
+            failing_for_ms=None if int(failing) < 0 else int(failing),
+        )
+
+    def _message(self, place: bytes, payload: bytes) -> dramatiq.Message[Any] | None:
+        try:
+            return self.decode(place.decode(errors="replace"), {MESSAGE_FIELD: payload})
+        except UndecodableEntry:
+            return None
+
+    def pass_over(self, seen: MessageAtWork, *, even_if_received: bool = False) -> PassedOver:
+        """Make a message at work a dead letter with the reason ``passed-over``, so that the next one of its key runs.
+
+        The dead letter can be requeued, and then runs after the messages of its key that wait at that time. Its
+        result is not stored, and callbacks are not called.
+
+        Args:
+            seen: the message, as ``keys_at_work`` returned it.
+            even_if_received: also if a worker has received it. A worker that is running it continues, at the same time
+                as the next message of the key; its success changes nothing any more, and its failure is not retried.
+
+        Returns:
+            ``passed``; or the reason why nothing was changed: it ``moved`` since it was seen, or a worker ``received``
+            it.
+        """
+        message, script_keys = seen.message, [*self.keys.work, self.keys.dead, self.keys.suspects, self.keys.counters]
+        unique_key = None if message is None else unique_key_of(message.options)
+        if unique_key is not None:
+            script_keys.append(self.keys.unique(unique_key))
+        args: list[Argument] = [self.group, HANDED_BACK, seen.key, seen.place]
+        args += ["" if message is None else message.message_id, int(even_if_received)]
+        args += [
+            self._settings.dead_letter_ttl_ms,
+            self._settings.dead_letter_max,
+            self._settings.dead_letter_max_bytes,
+        ]
+        entry_id = "" if seen.due_ms is not None else seen.place.decode()
+        args += facts_of_passed_over(message, seen.key, entry_id=entry_id, deliveries=seen.deliveries)
+        answer: PassedOver = self._connections.run_script(PASS_OVER, script_keys, args).decode().lower()
+        return answer
 
     def _values(self, key: str) -> Iterator[bytes]:
         cursor: Any = 0

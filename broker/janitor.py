@@ -81,7 +81,7 @@ class Janitor:
         self._timer = BlockingRead(connections, keys.stream, block_ms=settings.idle_read_ms)
         self._last_timer: bytes = b"0-0"
         self._sweep_cursor: str | bytes = "-"
-        self._advance_cursor: str | bytes = "0"
+        self._advance_cursor: str | bytes = ""
         self._forget_cursor: str | bytes = "0"
         self._next_sweep_at = 0.0
         self._next_round_at = 0.0
@@ -187,13 +187,13 @@ class Janitor:
         return n_found
 
     def _advance(self) -> None:
-        """Unblock ordering keys whose current message is gone, looking at a few pages of the keys."""
+        """Bring the next messages of a key to work if one at work is gone, looking at a few pages of the keys."""
         for _ in range(20):
             cursor, n = self._connections.run_script(ADVANCE, self._keys.work, (self._advance_cursor, SWEEP_PAGE))
             self._advance_cursor = cursor
             if n:
-                self._logger.warning("unblocked ordering keys whose message disappeared", extra={"n": n})
-            if cursor == b"0":
+                self._logger.warning("brought messages in line to work: those before them disappeared", extra={"n": n})
+            if not cursor:
                 return
 
     def _forget_holders(self) -> None:

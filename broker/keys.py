@@ -4,9 +4,10 @@
     ns:q                     stream  waiting and in-flight messages; one group             entry by entry, when settled
     {ns:q}:delayed           zset    due (ms, server time) -> name                         at promotion
     {ns:q}:delayed:messages  hash    name -> message                                       at promotion
-    {ns:q}:ordered           hash    ordering key -> its current message: entry or name    after its last message
+    {ns:q}:ordered:at-work   zset    ordering key, 0 byte, place -> 0: at work             when it leaves
     {ns:q}:ordered:line      zset    ordering key, 0 byte, place -> 0: waiting in line     at its turn
     {ns:q}:ordered:messages  hash    member of the line -> due (ms), message               at its turn
+    {ns:q}:ordered:limits    hash    ordering key, 0 byte, since -> its first failure (ms)  when the message leaves
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
     {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     at a clean stop, by janitors
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             at job start, time limit
@@ -78,8 +79,8 @@ class QueueKeys:
         return self._of("counters")
 
     @cached_property
-    def ordered(self) -> str:
-        return self._of("ordered")
+    def at_work(self) -> str:
+        return self._of("ordered:at-work")
 
     @cached_property
     def line(self) -> str:
@@ -88,6 +89,10 @@ class QueueKeys:
     @cached_property
     def messages_in_line(self) -> str:
         return self._of("ordered:messages")
+
+    @cached_property
+    def limits(self) -> str:
+        return self._of("ordered:limits")
 
     @cached_property
     def holders(self) -> str:
@@ -101,10 +106,11 @@ class QueueKeys:
             self.delayed,
             self.delayed_messages,
             self.timer,
-            self.ordered,
+            self.at_work,
             self.line,
             self.messages_in_line,
             self.holders,
+            self.limits,
         )
 
     def recent(self, producer: str) -> str:

@@ -2,6 +2,7 @@
 
 unique_key, unique_for_ms   at most one message with the key waits
 ordering_key                messages with the key run one at a time, in the order in which they were enqueued
+ordering_hold_ms            how long its retries may hold the ordering key
 delay                       for ``enqueue_many``: ms from now
 
 Dramatiq's middleware does not check its options. A value of the wrong type causes an exception where the outcome of a
@@ -83,6 +84,11 @@ def _is_count(value: object) -> bool:
     return value is None or value == float("inf") or _is_number(value)
 
 
+def _is_hold(value: object) -> bool:
+    """Return whether the value is a number, or means no limit: None."""
+    return value is None or _is_number(value)
+
+
 def _is_whole_number(value: object) -> bool:
     return isinstance(value, int) and 0 <= value <= LARGEST
 
@@ -141,6 +147,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "pipe_target": (_is_follower, "a message, as Message.asdict() makes it"),
     "group_completion_uuid": (_is_name, "a text"),
     "group_completion_callbacks": (_are_followers, "a list of messages, as Message.asdict() makes them"),
+    "ordering_hold_ms": (_is_hold, "a number of milliseconds, at least 0, or None"),
     "unique_for_ms": (_is_finite, "a number of milliseconds, or None"),
     "delay": (_is_finite, "a number of milliseconds, or None"),
 }

@@ -19,7 +19,7 @@ from dramatiq.logging import get_logger
 
 from .connections import Connections
 from .dead_letters import dead_letter_from, facts_of_delivery, facts_of_entry, facts_of_follower, reason_of, stored_from
-from .deliveries import Delivery, PendingRetry, unhandled_failure
+from .deliveries import Delivery, PendingRetry, held_too_long, unhandled_failure
 from .entries import MESSAGE_FIELD, Oversize, check_text, with_types, without_traceback
 from .errors import UndecodableEntry
 from .keeper import Keeper
@@ -93,12 +93,16 @@ class Outcomes:
         return bool(answer == b"RUN")
 
     def write_retry(self, delivery: Delivery) -> bool:
-        """Write the retry of a message and remove its entry; return whether this process still held it.
+        """Write the retry of a message and remove its entry; return whether it was written.
+
+        It is not written if another process holds the message, or if retries have held its ordering key for as long as
+        they may: the message must become a dead letter then, and ``delivery.unhandled`` has the reason.
 
         Raises:
             BrokerConnectionError: it is unknown whether the retry was written. Calling again writes it once.
         """
         pending, keys = delivery.pending_retry, self._keys[delivery.queue]
+        hold_ms = self._settings.hold_ms(delivery.options)
         assert pending is not None
         try:
             answer = self._fenced(
@@ -112,12 +116,16 @@ class Outcomes:
                     pending.delay_ms,
                     delivery.ordering_key or "",
                     pending.lock_ms,
+                    hold_ms,
                 ),
             )
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
-        delivery.is_settled = True
         delivery.pending_retry = None
+        if answer == b"HELD":
+            delivery.unhandled = held_too_long(hold_ms)
+            return False
+        delivery.is_settled = True
         delivery.is_lost = answer == b"FENCED"
         if answer != b"RETRIED":
             # FENCED: another process holds it. GONE: it was flushed, or an earlier attempt wrote this very retry.

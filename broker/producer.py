@@ -86,7 +86,10 @@ class Producer:
     def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
         # From here on, the retry is certain: if Redis refuses it now, ``Consumer.ack`` writes it.
         delivery.retry_asked, delivery.retry_delay = True, delay
-        return self._outcomes.begin_retry(delivery, delay)
+        message = self._outcomes.begin_retry(delivery, delay)
+        if delivery.unhandled is not None:
+            delivery.fail()
+        return message
 
     def follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
         """Enqueue a follow-up message of a finished message, such as a pipeline's next stage or a callback.

@@ -43,6 +43,8 @@ class BrokerSettings:
             oldest are removed first. The newest is kept whatever its size.
         unique_for_ms: the maximum lifetime of the lock of a ``unique_key``, counted from the end of the delay, unless
             the message sets its own.
+        ordering_hold_ms: how long a message may hold its ordering key from its first failure, unless the message sets
+            its own; None = until its retries end. Its last attempt runs then; if that fails, it becomes a dead letter.
         enqueue_timeout_ms: how long ``enqueue`` retries after a lost connection before it raises.
         keeper_process: whether a child process (about 4 MB) writes the heartbeats, outside the interpreter lock;
             otherwise a thread does.
@@ -76,6 +78,7 @@ class BrokerSettings:
     dead_letter_max: int = 10_000
     dead_letter_max_bytes: int = 64 << 20
     unique_for_ms: int = DAY_MS
+    ordering_hold_ms: int | None = DAY_MS
     enqueue_timeout_ms: int = 5_000
     keeper_process: bool = True
     master_grace_ms: int | None = 30_000
@@ -98,6 +101,7 @@ class BrokerSettings:
             "dead_letter_max": 1,
             "dead_letter_max_bytes": 1,
             "unique_for_ms": 1,
+            "ordering_hold_ms": 0,
             "enqueue_timeout_ms": 0,
             "master_grace_ms": 0,
             "overrun_ms": 0,
@@ -120,6 +124,11 @@ class BrokerSettings:
         """Return the longest time in ms for which a message with these options may hold its unique key from now on."""
         asked = options.get("unique_for_ms")
         return min(max(1, delay_ms + self.unique_for_ms if asked is None else int(asked)), LONGEST_LOCK_MS)
+
+    def hold_ms(self, options: Mapping[str, Any]) -> int:
+        """Return for how many ms retries of a message with these options may hold its ordering key; -1 = no limit."""
+        asked = options.get("ordering_hold_ms", self.ordering_hold_ms)
+        return -1 if asked is None else int(asked)
 
     @property
     def beat_ms(self) -> int:

@@ -1,6 +1,6 @@
 -- Moves an entry to the dead letters, with its original fields.
 --
--- KEYS     1–8 work  9 dead  10 suspects  11 counters  12 unique key of the message (optional)
+-- KEYS     1–9 work  10 dead  11 suspects  12 counters  13 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id,
 --          ms to keep dead letters, how many to keep, how many bytes to keep, ordering key ("" = none),
 --          the message to store instead of the entry's ("" = the entry's),
@@ -13,7 +13,7 @@
 -- its first write needs no memory.
 
 local MOST_FIELDS = 2000
-local stream, dead, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local stream, dead, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
 local keep_ms, keep_n, keep_bytes, key = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 local payload = ARGV[10]
@@ -22,7 +22,7 @@ redis.call('ZREM', work.delayed, '')
 local entry = redis.call('XRANGE', stream, id, id)[1]
 if not entry then
   redis.pcall('XACK', stream, group, id)
-  next_in_line(key, id)
+  leave_work(key, id)
   return {'GONE'}
 end
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
@@ -50,6 +50,6 @@ if unique then
   unlock(unique, message_id, id)
 end
 if key ~= '' then
-  next_in_line(key, id)
+  leave_work(key, id)
 end
 return {'BURIED', dead_letter_id}

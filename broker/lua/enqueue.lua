@@ -1,6 +1,6 @@
 -- Adds messages to one queue, all or none. Single messages without options use enqueue_plain.lua.
 --
--- KEYS     1–8 work  9 recent of this producer  10 counters  11… one per unique key
+-- KEYS     1–9 work  10 recent of this producer  11 counters  12… one per unique key
 -- ARGV     enqueue id, ms to remember it     recognises a call that is repeated after a lost reply; a producer
 --                                            repeats only its last call
 --          max_queue_length                  how many messages the stream and the line may hold; 0 = no limit
@@ -14,7 +14,7 @@
 -- A repeated call returns what the first one returned, as far as the locks still show it.
 
 local FIXED, PER_MESSAGE = 3, 8
-local stream, recent, counters = KEYS[1], KEYS[9], KEYS[10]
+local stream, recent, counters = KEYS[1], KEYS[10], KEYS[11]
 local enqueue_id, remember_ms, max_length = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local n = (#ARGV - FIXED) / PER_MESSAGE
 
@@ -61,21 +61,16 @@ for i = 1, n do
       now = now or server_ms()
     end
     local where = name
-    if key ~= '' and is_at_work(key) then
-      where = stand_in_line(key, delay > 0 and now + delay or 0, payload)
+    if key ~= '' then
+      where = arrive(key, name, delay > 0 and now + delay or 0, payload)
+    elseif delay > 0 then
+      redis.call('HSET', work.messages, name, payload)
+      redis.call('ZADD', work.delayed, now + delay, name)
+      if not earliest or now + delay < earliest then
+        earliest = now + delay
+      end
     else
-      if delay > 0 then
-        redis.call('HSET', work.messages, name, payload)
-        redis.call('ZADD', work.delayed, now + delay, name)
-        if not earliest or now + delay < earliest then
-          earliest = now + delay
-        end
-      else
-        where = redis.call('XADD', stream, '*', 'message', payload)
-      end
-      if key ~= '' then
-        note_where(key, nil, where)
-      end
+      where = redis.call('XADD', stream, '*', 'message', payload)
     end
     if lock > 0 and not holder then
       redis.call('SET', KEYS[lock], id, 'PX', ARGV[at + 6])

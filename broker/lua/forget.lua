@@ -1,7 +1,7 @@
 -- Forgets the messages that hold unique keys if they disappeared, for example by a manual XDEL. The next message with
 -- the key takes the lock, or the lock expires.
 --
--- KEYS     1–8 work
+-- KEYS     1–9 work
 -- ARGV     cursor ("0" at first), approximate number of fields to check
 -- Returns  {next cursor ("0" = the pass is complete), how many messages were forgotten}
 

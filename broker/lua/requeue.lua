@@ -1,12 +1,12 @@
 -- Requeues dead letters: each becomes its original entry again, at the end of the stream or of its ordering key's line.
 -- It takes the lock of its unique key. If another message with that key is waiting, it stays a dead letter.
 --
--- KEYS     1–8 work  9 dead  10 counters  11… the unique key of each dead letter that has one
+-- KEYS     1–9 work  10 dead  11 counters  12… the unique key of each dead letter that has one
 -- ARGV     ms after which unique locks end, then per dead letter: its id, number of its unique key in KEYS (0 = none)
 -- Returns  per dead letter the id of its new entry, "in-line" if it waits for another message with its ordering key,
 --          "key-held" if it stays, or "" if it does not exist
 
-local stream, dead, counters, lock_ms = KEYS[1], KEYS[9], KEYS[10], ARGV[1]
+local stream, dead, counters, lock_ms = KEYS[1], KEYS[10], KEYS[11], ARGV[1]
 
 local n, n_stale, entries = 0, 0, {}
 for i = 2, #ARGV, 2 do
@@ -37,17 +37,13 @@ for i = 2, #ARGV, 2 do
     local where
     if holder and holder ~= message_id then
       entries[#entries] = 'key-held'
-    elseif key and payload and is_at_work(key) then
-      where = stand_in_line(key, 0, payload)
-      entries[#entries] = 'in-line'
+    elseif key and payload then
+      where = arrive(key, '', 0, payload)
     else
       where = redis.call('XADD', stream, '*', unpack(entry))
-      if key then
-        note_where(key, nil, where)
-      end
-      entries[#entries] = where
     end
     if where then
+      entries[#entries] = string.find(where, '\0', 1, true) and 'in-line' or where
       if lock > 0 and message_id then
         take_lock(KEYS[lock], message_id, lock_ms, where)
       end

@@ -1,24 +1,27 @@
 -- Adds the retry of a failed message and removes its entry, in one step.
 --
--- KEYS     1–8 work  9 suspects  10 counters  11 unique key of the message (optional)
+-- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, payload, name in delayed, delay in ms (0 = none),
---          ordering key ("" = none), ms after which the unique lock ends
--- Returns  RETRIED, or why nothing was written: FENCED (the caller does not hold it) or GONE (the entry was removed)
+--          ordering key ("" = none), ms after which the unique lock ends,
+--          ms for which retries may hold the ordering key (-1 = no limit)
+-- Returns  RETRIED, or why nothing was written: FENCED (the caller does not hold it), GONE (the entry was removed), or
+--          HELD (retries have held the ordering key for as long as they may)
 --
 -- The retry waits like any message: it takes the lock of its unique key, unless a message that was enqueued during the
--- job has it.
+-- job has it. It is due no later than the time until which it may hold its ordering key, so that the last attempt runs
+-- then.
 -- Works when the server's memory is full: it only moves the message, and Redis lets a script finish if its first write
 -- needs no memory.
 
-local stream, suspects, counters, unique = KEYS[1], KEYS[9], KEYS[10], KEYS[11]
+local stream, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12]
 local group, consumer, deliveries, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local message_id, payload, name, delay = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
-local key, lock_ms = ARGV[9], ARGV[10]
+local key, lock_ms, hold_ms = ARGV[9], ARGV[10], tonumber(ARGV[11])
 
 redis.call('ZREM', work.delayed, '')
 if not redis.call('XRANGE', stream, id, id)[1] then
   redis.pcall('XACK', stream, group, id)
-  next_in_line(key, id)
+  leave_work(key, id)
   return 'GONE'
 end
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
@@ -26,15 +29,24 @@ if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~
   redis.call('HINCRBY', counters, 'fenced', 1)
   return 'FENCED'
 end
+local now = server_ms()
+if key ~= '' and hold_ms >= 0 then
+  local held_ms = now - tonumber(redis.call('HGET', work.limits, key .. '\0since') or now)
+  if held_ms >= hold_ms then
+    return 'HELD'
+  end
+  delay = math.min(delay, hold_ms - held_ms)
+end
 
 local where = name
 if delay > 0 then
-  put_off(name, server_ms() + delay, payload)
+  put_off(name, now + delay, payload)
 else
   where = redis.call('XADD', stream, '*', 'message', payload)
 end
 if key ~= '' then
-  note_where(key, id, where)
+  move_at_work(key, id, where)
+  redis.call('HSETNX', work.limits, key .. '\0since', now)
 end
 redis.call('XACK', stream, group, id)
 redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))

@@ -1,7 +1,7 @@
 -- Acknowledges finished messages and removes their entries.
 --
--- KEYS     1–8 work  9 suspects  10 counters  11… the unique key of each message that is still in holders, then recent of
---          each follow-up message that these messages enqueued
+-- KEYS     1–9 work  10 suspects  11 counters  12… the unique key of each message that is still in holders, then recent
+--          of each follow-up message that these messages enqueued
 -- ARGV     group, consumer, number of entries, number of those that have an ordering key, number of unique keys,
 --          then per entry: id, delivery count; then per entry that has an ordering key: id, ordering key;
 --          then per unique key: message id, entry id; then per follow-up message: the place of its entry, from 1
@@ -14,7 +14,7 @@
 -- entry now: it may enqueue the same follow-up messages.
 
 local FIXED = 5
-local stream, suspects, counters = KEYS[1], KEYS[9], KEYS[10]
+local stream, suspects, counters = KEYS[1], KEYS[10], KEYS[11]
 local group, consumer, n, n_ordered = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local n_unique = tonumber(ARGV[5])
 
@@ -37,15 +37,15 @@ local n_removed = redis.call('XDEL', stream, unpack(ids))
 local n_late = math.max(0, n_removed - n_held)
 
 for i = FIXED + 2 * n + 1, FIXED + 2 * (n + n_ordered), 2 do
-  next_in_line(ARGV[i + 1], ARGV[i])
+  leave_work(ARGV[i + 1], ARGV[i])
 end
-for i = 11, 10 + n_unique do
-  local at = FIXED + 2 * (n + n_ordered + i - 11)
+for i = 12, 11 + n_unique do
+  local at = FIXED + 2 * (n + n_ordered + i - 12)
   unlock(KEYS[i], ARGV[at + 1], ARGV[at + 2])
 end
 local at_followers = FIXED + 2 * (n + n_ordered + n_unique)
-for i = 11 + n_unique, #KEYS do
-  if is_held[tonumber(ARGV[at_followers + i - 10 - n_unique])] then
+for i = 12 + n_unique, #KEYS do
+  if is_held[tonumber(ARGV[at_followers + i - 11 - n_unique])] then
     redis.call('DEL', KEYS[i])
   end
 end

@@ -1,6 +1,6 @@
 -- Finds unique keys whose waiting message was removed by hand, such as by XDEL. Writes nothing.
 --
--- KEYS     1–8 work
+-- KEYS     1–9 work
 -- ARGV     cursor ("0" at first), approximate number of fields to check
 -- Returns  {next cursor ("0" = the pass is complete), ids of the messages that were removed…}
 

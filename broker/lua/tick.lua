@@ -1,6 +1,6 @@
 -- One round of the janitor: moves due messages to the stream, and checks whether there are entries to take over.
 --
--- KEYS     1–8 work  9 consumers  10 paused  11 counters
+-- KEYS     1–9 work  10 consumers  11 paused  12 counters
 -- ARGV     group, consumer, consumer of handed-back entries, lease in ms, largest number of messages to promote
 -- Returns  {how many were promoted, ms until the next message is due (-1 = none is delayed), last id of the timer, are
 --           there entries to take over, number of entries this consumer owns, is the queue paused, ms until the first
@@ -8,7 +8,7 @@
 --           consumers…}
 
 local stream, delayed, messages, timer = work.stream, work.delayed, work.messages, work.timer
-local consumers, paused, counters = KEYS[9], KEYS[10], KEYS[11]
+local consumers, paused, counters = KEYS[10], KEYS[11], KEYS[12]
 local group, me, handed_back, lease, limit = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 
 local now = server_ms()
@@ -28,7 +28,7 @@ for _, name in ipairs(names) do
     redis.call('HDEL', messages, name)
     local zero = string.find(name, '\0', 1, true)
     if zero then
-      note_where(string.sub(name, 1, zero - 1), name, id)
+      move_at_work(string.sub(name, 1, zero - 1), name, id)
     end
     if are_held then
       move_holder(name, id)

@@ -1,10 +1,15 @@
--- Functions that add and move waiting messages, keep the order of each ordering key, and maintain unique locks.
--- Included at the top of scripts whose first eight KEYS are ``work`` in keys.py.
+-- Functions that add and move waiting messages, keep the limits of each key, and maintain unique locks.
+-- Included at the top of scripts whose first nine KEYS are ``work`` in keys.py.
 --
--- One message per ordering key is current: it is in the stream, in flight or delayed (as a retry, too). The others wait
--- in line until it is done or a dead letter. The line is one sorted set with equal scores, so that Redis orders it by
--- member. A member consists of the ordering key, a zero byte and the place in line. A delayed message with an ordering
--- key is named by its ordering key, a zero byte and random text, or by the member that it was in the line.
+-- A message with an ordering key is *at work* while it is in the stream, in flight or delayed (as a retry, too). One
+-- message per key is at work; the others wait in line. The set of messages at work has a member per message: the key, a
+-- zero byte and its place (entry id, or name in delayed). When a message leaves, the next in line comes to work.
+--
+-- The line is one sorted set with equal scores, so that Redis orders it by member. A member consists of the key, a zero
+-- byte and the place in line: the time in microseconds, or one more than the last place. A delayed message with a key is
+-- named by its key, a zero byte and random text, or by the member that it was in the line.
+--
+-- The hash of limits has a field '<key>', a zero byte, 'since': when the message at work of an ordering key failed first.
 --
 -- The lock of a unique key holds the id of the message that took it. The hash of holders has two fields for that
 -- message: '=<id>' -> its place (entry id, name in delayed or member of the line), and '@<place>' -> its id. So the
@@ -13,12 +18,16 @@
 
 local work = {
   stream = KEYS[1], delayed = KEYS[2], messages = KEYS[3], timer = KEYS[4],
-  heads = KEYS[5], line = KEYS[6], in_line = KEYS[7], holders = KEYS[8],
+  at_work = KEYS[5], line = KEYS[6], in_line = KEYS[7], holders = KEYS[8], limits = KEYS[9],
 }
 
-local function server_ms()
+local function server_us()
   local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  return time[1] * 1000000 + time[2]
+end
+
+local function server_ms()
+  return math.floor(server_us() / 1000)
 end
 
 -- Records the place of the message that took the lock of a unique key.
@@ -91,20 +100,15 @@ local function put_off(name, due, payload)
   end
 end
 
-local function is_at_work(key)
-  return redis.call('HEXISTS', work.heads, key) == 1
-end
-
--- Records the new place of this key's current message, if its place was ``before`` (nil = it is a new message).
-local function note_where(key, before, now)
-  if not before or redis.call('HGET', work.heads, key) == before then
-    redis.call('HSET', work.heads, key, now)
-  end
+-- Returns the first message in line for a key, or nil.
+local function first_in_line(key)
+  return redis.call('ZRANGEBYLEX', work.line, '[' .. key .. '\0', '(' .. key .. '\1', 'LIMIT', 0, 1)[1]
 end
 
 local function stand_in_line(key, due, payload)
   local last = redis.call('ZREVRANGEBYLEX', work.line, '(' .. key .. '\1', '[' .. key .. '\0', 'LIMIT', 0, 1)[1]
-  local place = last and tonumber(string.sub(last, -16)) + 1 or 1
+  -- the time, so that no place is given twice: a message that left the line for delayed keeps its member as its name
+  local place = math.max(server_us(), last and tonumber(string.sub(last, -16)) + 1 or 0)
   local member = key .. '\0' .. string.format('%016d', place)
   -- Lua would format a large number as 1.8e+18
   redis.call('HSET', work.in_line, member, string.format('%.0f', due) .. ' ' .. payload)
@@ -112,25 +116,57 @@ local function stand_in_line(key, due, payload)
   return member
 end
 
--- Starts the next message of a key if its current message was at this place and is gone.
-local function next_in_line(key, gone)
-  if redis.call('HGET', work.heads, key) ~= gone then
-    return
+-- Brings a message to work, in the stream or (until it is due) delayed, if the limits of its key allow it.
+-- Returns its place; nil if it has to wait in line.
+local function bring_to_work(key, name, due, payload)
+  if redis.call('ZLEXCOUNT', work.at_work, '[' .. key .. '\0', '(' .. key .. '\1') > 0 then
+    return nil
   end
-  local member = redis.call('ZRANGEBYLEX', work.line, '[' .. key .. '\0', '(' .. key .. '\1', 'LIMIT', 0, 1)[1]
-  if not member then
-    redis.call('HDEL', work.heads, key)
-    return
-  end
-  local due, payload = string.match(redis.call('HGET', work.in_line, member) or '0 ', '^(%d+) (.*)$')
-  if tonumber(due) > server_ms() then
-    put_off(member, due, payload)
-    redis.call('HSET', work.heads, key, member)
+  local where = name
+  if due > 0 and due > server_ms() then
+    put_off(name, due, payload)
   else
-    local id = redis.call('XADD', work.stream, '*', 'message', payload)
-    redis.call('HSET', work.heads, key, id)
-    move_holder(member, id)
+    where = redis.call('XADD', work.stream, '*', 'message', payload)
   end
-  redis.call('ZREM', work.line, member)
-  redis.call('HDEL', work.in_line, member)
+  redis.call('ZADD', work.at_work, 0, key .. '\0' .. where)
+  return where
+end
+
+-- Adds a message with a key: brings it to work, or lets it stand in line. Returns its place.
+local function arrive(key, name, due, payload)
+  return not first_in_line(key) and bring_to_work(key, name, due, payload) or stand_in_line(key, due, payload)
+end
+
+-- Brings the next messages of a key to work, as many as its limits allow.
+local function next_in_line(key)
+  local member = first_in_line(key)
+  while member do
+    local due, payload = string.match(redis.call('HGET', work.in_line, member) or '0 ', '^(%d+) (.*)$')
+    local where = bring_to_work(key, member, tonumber(due), payload)
+    if not where then
+      return
+    end
+    if where ~= member then
+      move_holder(member, where)
+    end
+    redis.call('ZREM', work.line, member)
+    redis.call('HDEL', work.in_line, member)
+    member = first_in_line(key)
+  end
+end
+
+-- Records that a message at work has moved; does nothing if it was not at work there.
+local function move_at_work(key, before, now)
+  if redis.call('ZREM', work.at_work, key .. '\0' .. before) == 1 then
+    redis.call('ZADD', work.at_work, 0, key .. '\0' .. now)
+  end
+end
+
+-- Ends the work of a message that was at this place and is gone, and brings the next ones to work.
+-- Does nothing if it was not at work there.
+local function leave_work(key, gone)
+  if redis.call('ZREM', work.at_work, key .. '\0' .. gone) == 1 then
+    redis.call('HDEL', work.limits, key .. '\0since')
+    next_in_line(key)
+  end
 end

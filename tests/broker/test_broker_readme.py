@@ -150,7 +150,7 @@ def test_readme_names_every_redis_key() -> None:
     properties = [name for name, of_class in vars(QueueKeys).items() if isinstance(of_class, cached_property)]
     single = {getattr(keys, name) for name in properties if name != "work"}
 
-    named = set(re.findall(r"`((?:\{streams:<queue>\})?:[\w:]+(?:<\w+>)?)`", README))
+    named = set(re.findall(r"`((?:\{streams:<queue>\})?:[\w:-]+(?:<\w+>)?)`", README))
 
     assert {f"{{streams:<queue>}}{name.removeprefix('{streams:<queue>}')}" for name in named} == {
         *single - {keys.stream},

@@ -10,6 +10,8 @@ import dramatiq
 import pytest
 import redis
 from dramatiq.middleware import Retries
+from dramatiq.results import ResultFailure, Results
+from dramatiq.results.backends import StubBackend
 
 from broker import RedisStreamsBroker
 from broker.consumer import StreamsConsumer
@@ -23,7 +25,7 @@ def of_key(key: str, *names: str, **options: Any) -> list[dramatiq.Message[Any]]
 
 def nothing_is_left(scene: Scene) -> bool:
     is_empty = scene.state() == QueueState(dead=scene.state().dead)
-    return is_empty and not any(scene.client.exists(key) for key in (KEYS.ordered, KEYS.line, KEYS.messages_in_line))
+    return is_empty and not any(scene.client.exists(key) for key in KEYS.work[4:7])
 
 
 def next_of(consumer: StreamsConsumer) -> Any:
@@ -224,3 +226,132 @@ def test_huge_delay_does_not_affect_other_messages(scene: Scene) -> None:
     consumer.ack(next_of(consumer))
 
     eventually(lambda: scene.state() == QueueState(delayed=("in a billion years",)))
+
+
+def due_in_ms(broker: RedisStreamsBroker) -> int:
+    due = broker.stats(QUEUE).next_due_ms
+    assert due is not None
+    return due
+
+
+def test_last_attempt_is_due_when_its_ordering_key_must_be_released(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", "one", "two", ordering_hold_ms=60_000))
+
+    fail(broker, next_of(consumer), delay=10**9)
+
+    assert due_in_ms(broker) <= 60_000
+    assert broker.stats(QUEUE).in_line == 1
+
+
+@pytest.mark.parametrize("when", ["at the retry", "at the acknowledgement"])
+def test_message_that_holds_its_ordering_key_too_long_becomes_a_dead_letter(scene: Scene, when: str) -> None:
+    consumer = scene.consumer("a", ordering_hold_ms=60_000)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", "one", "two"))
+    fail(broker, next_of(consumer), delay=0)
+    again = next_of(consumer)
+    again.stuff_exception(ValueError("still"))
+    scene.client.hset(KEYS.limits, "k\0since", 1)
+
+    if when == "at the retry":
+        fail(broker, again)
+        assert again.failed, "the Worker rejects it, so its result is an error"
+        consumer.nack(again)
+    else:  # the retry could not be written while the job's middleware ran
+        again.options["retries"] += 1
+        consumer.ack(again)
+
+    two = next_of(consumer)
+    (dead_letter,) = broker.dead_letters(QUEUE).list()
+    assert (two.args[0], dead_letter.reason, dead_letter.message_id) == ("two", "held-too-long", again.message_id)
+    fail(broker, two)
+    assert broker.stats(QUEUE).delayed == 1, "the next message may hold the key for as long again"
+
+
+def test_ordering_key_may_be_held_until_retries_end(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", "one", ordering_hold_ms=None))
+    fail(broker, next_of(consumer), delay=0)
+    scene.client.hset(KEYS.limits, "k\0since", 1)
+
+    fail(broker, next_of(consumer), delay=10**9)
+
+    assert due_in_ms(broker) > 10**8
+
+
+def test_result_of_a_message_that_held_its_ordering_key_too_long_is_an_error(redis_url: str) -> None:
+    results = StubBackend()
+    broker = RedisStreamsBroker(
+        redis_url,
+        middleware=[Retries(min_backoff=1), Results(backend=results, store_results=True)],
+        ordering_hold_ms=50,
+        lease_ms=2_000,
+    )
+
+    @dramatiq.actor(broker=broker)
+    def work(label: str) -> str:
+        if label == "bad":
+            raise ValueError("always")
+        return label
+
+    bad, good = (work.send_with_options(args=(label,), ordering_key="k") for label in ("bad", "good"))
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=1)
+    worker.start()
+    try:
+        assert good.get_result(backend=results, block=True, timeout=20_000) == "good"
+        with pytest.raises(ResultFailure, match="always"):
+            bad.get_result(backend=results, block=True, timeout=20_000)
+    finally:
+        worker.stop()
+        broker.close()
+
+
+def test_inspector_lists_who_holds_an_ordering_key_and_how_many_wait(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([*of_key("k", "k1", "k2", "k3"), *of_key("l", "l1"), message("free")])
+    for one in received(consumer, 3):
+        if one.args[0] == "l1":
+            fail(broker, one)
+
+    k, ll = broker.inspector(QUEUE).keys_at_work()
+
+    (k1,), (l1,) = k.at_work, ll.at_work
+    assert k1.message is not None
+    assert l1.message is not None
+    assert (k.key, k1.message.args, k.in_line, k1.consumer) == ("k", ("k1",), 2, broker.consumer_name)
+    assert (k.failing_for_ms, k1.due_ms, ll.longest_wait_ms) == (None, None, None)
+    assert (ll.key, l1.message.args, ll.in_line, l1.consumer) == ("l", ("l1",), 0, "")
+    assert l1.due_ms is not None
+    assert ll.failing_for_ms is not None
+    assert 0 < l1.due_ms <= 60_000
+    assert k.longest_wait_ms is not None
+    (again,) = broker.inspector(QUEUE).keys_at_work(after="k")
+    assert again.key == "l"
+
+
+@pytest.mark.parametrize("where", ["delayed", "undelivered", "received"])
+def test_operator_passes_over_a_message_that_holds_its_ordering_key(scene: Scene, where: str) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_key("k", "one", unique_key="u"))
+    broker.enqueue_many(of_key("k", "two"))
+    inspector = broker.inspector(QUEUE)
+    if where != "undelivered":
+        one = next_of(consumer)
+        if where == "delayed":
+            fail(broker, one)
+    ((seen,),) = (key.at_work for key in inspector.keys_at_work())
+
+    if where == "received":
+        assert inspector.pass_over(seen) == "received"
+    assert inspector.pass_over(seen, even_if_received=where == "received") == "passed"
+    assert inspector.pass_over(seen) == "moved"
+
+    assert labels(received(consumer, 1)) == ["two"]
+    assert scene.state() == QueueState(pending={"two": ("a", 1)}, dead=(("passed-over", "one"),))
+    (dead_letter,) = broker.dead_letters(QUEUE).list()
+    assert broker.dead_letters(QUEUE).put_back([dead_letter.id]) == ["in-line"]

@@ -198,7 +198,7 @@ DENIED = {
         "DEL sploot:{jobs}:pet:1",
         "SET sploot:max-queue-length 0",
         f"ZADD {{{STREAM}}}:ordered:line 0 m",
-        f"HSET {{{STREAM}}}:ordered key m",
+        f"ZADD {{{STREAM}}}:ordered:at-work 0 m",
         f"EVAL {BY_SCRIPT!r} 1 {STREAM} XACK {STREAM} {GROUP} 1-0",
     ),
     "worker": (

@@ -30,7 +30,7 @@ def key_of(queue: str, what: str) -> str:
 STREAM = stream_of(QUEUE)
 DELAYED = key_of(QUEUE, "delayed")
 DELAYED_MESSAGES = key_of(QUEUE, "delayed:messages")
-AT_WORK = key_of(QUEUE, "ordered")
+AT_WORK = key_of(QUEUE, "ordered:at-work")
 LINE = key_of(QUEUE, "ordered:line")
 IN_LINE = key_of(QUEUE, "ordered:messages")
 LOCKS = key_of(QUEUE, "unique:*")
@@ -101,7 +101,7 @@ def _snapshot_of(client: redis.Redis, queue: str) -> Snapshot:
         ("XRANGE", key_of(queue, "dead"), "-", "+"),
         ("ZRANGE", key_of(queue, "ordered:line"), 0, -1),
         ("HGETALL", key_of(queue, "ordered:messages")),
-        ("HLEN", key_of(queue, "ordered")),
+        ("ZCARD", key_of(queue, "ordered:at-work")),
         ("KEYS", key_of(queue, "unique:*")),
     ):
         pipe.execute_command(*command)

@@ -126,7 +126,7 @@ def test_snapshot_includes_every_place(redis_client: redis.Redis) -> None:
     client.xadd(checker.DEAD, {"reason": "failed", "entry:message": payload("dead")})
     client.zadd(checker.LINE, {"key\0001": 0, "half a place": 0})
     client.hset(checker.IN_LINE, "key\0001", f"0 {payload('third')}")
-    client.hset(checker.AT_WORK, "key", "1-1")
+    client.zadd(checker.AT_WORK, {"key\0" + "1-1": 0})
     client.set(checker.LOCKS.replace("*", "key"), "message")
 
     seen = snapshot(client)

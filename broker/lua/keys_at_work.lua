@@ -1,0 +1,55 @@
+-- Lists the keys that have messages at work, for operators. Writes nothing.
+--
+-- KEYS     1–9 work
+-- ARGV     group, last key of the previous page ("" at first), largest number of keys, of messages at work per key,
+--          largest message in bytes (only the head of a larger one is returned)
+-- Returns  per key {key, number of messages at work, number in line, ms since its message at work failed first (-1 = it
+--          did not), ms since its first message in line stands there (-1 = none does), {message at work, …}};
+--          a message at work: {place, ms until it is due (-1 = it is in the stream), its consumer ("" = none),
+--          delivery count, ms since it came to the stream, the encoded message}
+
+local group, from, n_keys, n_messages, longest = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local now = server_ms()
+
+local function message_at(where)
+  local due = redis.call('ZSCORE', work.delayed, where)
+  if due then
+    local payload = redis.call('HGET', work.messages, where) or ''
+    return {where, math.max(0, tonumber(due) - now), '', 0, 0, string.sub(payload, 1, longest)}
+  end
+  local entry = redis.pcall('XRANGE', work.stream, where, where)[1]
+  local payload = ''
+  for i = 1, entry and #entry[2] or 0, 2 do
+    if entry[2][i] == 'message' then
+      payload = entry[2][i + 1]
+    end
+  end
+  local pending = redis.pcall('XPENDING', work.stream, group, where, where, 1)
+  local held = not pending.err and pending[1] or {where, '', 0, 0}
+  local age = math.max(0, now - tonumber(string.match(where, '^%d+') or now))
+  return {where, -1, held[2], held[4], age, string.sub(payload, 1, longest)}
+end
+
+local found = {}
+while #found < n_keys do
+  local start = from == '' and '-' or '(' .. from .. '\1'
+  local member = redis.call('ZRANGEBYLEX', work.at_work, start, '+', 'LIMIT', 0, 1)[1]
+  if not member then
+    break
+  end
+  local key = string.match(member, '^(%Z*)%z')
+  local lowest, highest = '[' .. key .. '\0', '(' .. key .. '\1'
+  local messages = {}
+  for i, one in ipairs(redis.call('ZRANGEBYLEX', work.at_work, lowest, highest, 'LIMIT', 0, n_messages)) do
+    messages[i] = message_at(string.sub(one, #key + 2))
+  end
+  local since, first = redis.call('HGET', work.limits, key .. '\0since'), first_in_line(key)
+  found[#found + 1] = {
+    key, redis.call('ZLEXCOUNT', work.at_work, lowest, highest), redis.call('ZLEXCOUNT', work.line, lowest, highest),
+    since and math.max(0, now - tonumber(since)) or -1,
+    first and math.max(0, now - math.floor(tonumber(string.sub(first, -16)) / 1000)) or -1,
+    messages,
+  }
+  from = key
+end
+return found

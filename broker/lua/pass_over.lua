@@ -1,0 +1,50 @@
+-- Makes a message at work a dead letter, for an operator, so that the next message of its key comes to work.
+--
+-- KEYS     1–9 work  10 dead  11 suspects  12 counters  13 unique key of the message (optional)
+-- ARGV     group, consumer of handed-back entries, key, place of the message, message id, 1: even if it may be running,
+--          ms to keep dead letters, how many to keep, how many bytes of memory they may need, then names and values of
+--          the dead letter's own fields
+-- Returns  PASSED, or why nothing changed: MOVED (no message of the key is at work at this place), or RECEIVED (by a
+--          worker, which may be running it)
+--
+-- A worker that is running it continues: its success changes nothing any more, and its failure is not retried.
+
+local stream, dead, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local group, handed_back, key, where, message_id, is_forced = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1'
+local keep_ms, keep_n, keep_bytes = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
+
+redis.call('ZREM', work.delayed, '')
+if not redis.call('ZSCORE', work.at_work, key .. '\0' .. where) or not is_there(where) then
+  return 'MOVED'
+end
+local letter = {unpack(ARGV, 10)}
+local payload = redis.call('HGET', work.messages, where)
+if payload then
+  letter[#letter + 1] = 'entry:message'
+  letter[#letter + 1] = payload
+else
+  local pending = redis.pcall('XPENDING', stream, group, where, where, 1)
+  if not pending.err and pending[1] and pending[1][2] ~= handed_back and not is_forced then
+    return 'RECEIVED'
+  end
+  local fields = redis.call('XRANGE', stream, where, where)[1][2]
+  for i = 1, math.min(#fields, 4000), 2 do
+    letter[#letter + 1] = 'entry:' .. fields[i]
+    letter[#letter + 1] = fields[i + 1]
+  end
+end
+add_dead_letter(dead, counters, letter, server_ms(), keep_ms, keep_n, keep_bytes)
+
+if payload then
+  redis.call('ZREM', work.delayed, where)
+  redis.call('HDEL', work.messages, where)
+else
+  redis.pcall('XACK', stream, group, where)
+  redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, where))
+  redis.call('HDEL', suspects, where)
+end
+if unique then
+  unlock(unique, message_id, where)
+end
+leave_work(key, where)
+return 'PASSED'
