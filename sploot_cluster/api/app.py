@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from sploot_cluster.api import problems
@@ -18,7 +18,7 @@ from sploot_cluster.api.loopback import LoopbackGuard
 from sploot_cluster.api.routes.clusters import clusters_router
 from sploot_cluster.api.routes.embeddings import embeddings_router
 from sploot_cluster.api.routes.health import ReadinessReport, health_router
-from sploot_cluster.api.routes.jobs import PREFIX, jobs_router
+from sploot_cluster.api.routes.jobs import jobs_router
 from sploot_cluster.api.routes.pets import PetService, pets_router
 from sploot_cluster.api.routes.queues import queues_router
 from sploot_cluster.api.tokens import Tokens
@@ -139,16 +139,18 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
     held = idempotency or MemoryIdempotencyStore()
     admission = Admission(tokens, held, max_body_bytes)
     wide_admission = Admission(tokens, held, max_embeddings_bytes)
-    internal = APIRouter(prefix=PREFIX)
-    internal.include_router(clusters_router(admission, jobs, service, preview_wait_s=preview_wait_s))
-    internal.include_router(embeddings_router(wide_admission, jobs, max_batch=max_batch))
-    internal.include_router(pets_router(admission, service, traces))
-    internal.include_router(jobs_router(admission, jobs))
-    if operations is not None:
-        internal.include_router(queues_router(admission, operations))
-    app.include_router(internal)
-    app.include_router(health_router(ready, metrics))
-    app.include_router(console_router())
+    routers = [
+        clusters_router(admission, jobs, service, preview_wait_s=preview_wait_s),
+        embeddings_router(wide_admission, jobs, max_batch=max_batch),
+        pets_router(admission, service, traces),
+        jobs_router(admission, jobs),
+        *([] if operations is None else [queues_router(admission, operations)]),
+        health_router(ready, metrics),
+        console_router(),
+    ]
+    for router in routers:
+        # include_router would analyse every route a second time, which takes half the time to build the application
+        app.router.routes += router.routes
     return app
 
 

@@ -20,7 +20,7 @@ from sploot_cluster.api.problems import (
     Refusal,
     documented,
 )
-from sploot_cluster.api.routes.jobs import accepted, location_header
+from sploot_cluster.api.routes.jobs import PREFIX, accepted, location_header
 from sploot_cluster.api.tokens import Caller
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request as CorrectionRequest
@@ -43,7 +43,7 @@ class Previews(Revisions, Protocol):
 def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, preview_wait_s: float) -> APIRouter:
     """Return the routes under ``/clusters``; a request waits up to ``preview_wait_s`` for its preview."""
     router = APIRouter(
-        prefix="/clusters",
+        prefix=f"{PREFIX}/clusters",
         tags=["clusters"],
         route_class=admission.route_class(),
         dependencies=[BEARER, IDEMPOTENCY_KEY],

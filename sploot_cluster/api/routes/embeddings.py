@@ -15,13 +15,15 @@ from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, WRITES, Admiss
 from sploot_cluster.api.answers import EmbeddingAccepted, EmbeddingOutcome, EmbeddingOutcomes
 from sploot_cluster.api.bodies import Embeddings, event_of
 from sploot_cluster.api.problems import FieldProblem, InvalidFields, documented
-from sploot_cluster.api.routes.jobs import accepted, location_header
+from sploot_cluster.api.routes.jobs import PREFIX, accepted, location_header
 from sploot_cluster.jobs import JobQueue
 
 
 def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -> APIRouter:
     """Return the route ``/embeddings``, which accepts lists of up to ``max_batch`` entries."""
-    router = APIRouter(tags=["embeddings"], route_class=admission.route_class(), dependencies=[BEARER, IDEMPOTENCY_KEY])
+    router = APIRouter(
+        prefix=PREFIX, tags=["embeddings"], route_class=admission.route_class(), dependencies=[BEARER, IDEMPOTENCY_KEY]
+    )
 
     @router.post(
         "/embeddings",

@@ -36,7 +36,9 @@ def location_header() -> dict[str, Any]:
 
 def jobs_router(admission: Admission, jobs: JobQueue) -> APIRouter:
     """Return the routes under ``/jobs``."""
-    router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=admission.route_class(), dependencies=[BEARER])
+    router = APIRouter(
+        prefix=f"{PREFIX}/jobs", tags=["jobs"], route_class=admission.route_class(), dependencies=[BEARER]
+    )
 
     @router.get(
         "/{job_id}",

@@ -22,6 +22,7 @@ from sploot_cluster.api.problems import (
     shown,
 )
 from sploot_cluster.api.routes.clusters import Previews
+from sploot_cluster.api.routes.jobs import PREFIX
 from sploot_cluster.decide.why import Why
 from sploot_cluster.errors import UnknownMedia, UnknownPet
 from sploot_cluster.jobs import JobTraces, Traces
@@ -67,7 +68,7 @@ PetInPath = Annotated[IdInAddress, Path(description="Id of the pet.", examples=[
 def pets_router(admission: Admission, service: PetService, traces: JobTraces | None) -> APIRouter:
     """Return the routes under ``/pets``; ``traces`` removes the job records and dead letters of deleted data."""
     router = APIRouter(
-        prefix="/pets/{pet_id}",
+        prefix=f"{PREFIX}/pets/{{pet_id}}",
         tags=["pets"],
         route_class=admission.route_class(),
         dependencies=[BEARER],

@@ -11,6 +11,7 @@ from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, READS, WRITES,
 from sploot_cluster.api.bodies import Apply, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
 from sploot_cluster.api.numbers import IdInAddress, Seconds
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
+from sploot_cluster.api.routes.jobs import PREFIX
 from sploot_cluster.queues import (
     AuditRecord,
     DeadLetterFilter,
@@ -49,7 +50,9 @@ class DeadLetters(BaseModel):
 
 def queues_router(admission: Admission, operations: QueueOperations) -> APIRouter:
     """Return the routes under ``/queues``."""
-    router = APIRouter(prefix="/queues", tags=["queues"], route_class=admission.route_class(), dependencies=[BEARER])
+    router = APIRouter(
+        prefix=f"{PREFIX}/queues", tags=["queues"], route_class=admission.route_class(), dependencies=[BEARER]
+    )
     reads = documented(*READS, NOT_FOUND, QUEUE_UNAVAILABLE)
     writes = documented(*WRITES)
 
