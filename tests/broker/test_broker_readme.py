@@ -17,6 +17,7 @@ import redis
 import broker
 from broker import RedisStreamsBroker
 from broker.keys import QueueKeys
+from broker.metrics import GAUGES
 from broker.read_ahead import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S
 from deploy.broker_distribution import PACKAGE
 from tests.faults.nemeses import BY_NAME
@@ -164,6 +165,13 @@ def test_readme_examples_import_only_public_names() -> None:
 
     assert names
     assert names <= set(broker.__all__)
+
+
+def test_readme_names_every_gauge_and_the_wheel_of_this_version() -> None:
+    (gauges,) = re.findall(r"^- Gauges: (.*?)\n- ", README, flags=re.MULTILINE | re.DOTALL)
+
+    assert re.findall(r"`(\w+)`", gauges) == [name for name, *_ in GAUGES]
+    assert f"pip install {PACKAGE}-{broker.__version__}-py3-none-any.whl\n" in README
 
 
 def test_readme_lists_the_limits_of_reading_ahead() -> None:
