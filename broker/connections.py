@@ -18,10 +18,10 @@ import socket
 import struct
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -34,6 +34,7 @@ from .addresses import Address, address_of
 from .bounded_read import BoundedReader, Bounds
 from .cluster import Node, Slots, redirected, slot_of
 from .errors import SettingsError
+from .pool import CLOSE_AFTER_IDLE_S, Limit, Pool, socket_of
 from .scripts import Script
 
 Argument = str | bytes | int
@@ -66,9 +67,8 @@ POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 # limit if the server hangs or its machine is gone.
 TIMEOUT_S: Final = 5.0
 
-# A connection that was idle for longer may have been closed by the server or forgotten by the network.
-PROBE_AFTER_IDLE_S: Final = 1.0
-# How long such a connection gets to answer a command that can be repeated; half the read timeout if that is less.
+# How long a connection that was idle for a while gets to answer a command that can be repeated; half the read timeout
+# if that is less.
 IDLE_ANSWER_S: Final = 1.0
 
 # The number of cluster redirects that a command follows.
@@ -81,7 +81,7 @@ OVERDUE_AFTER_S: Final = 5.0
 
 
 class Connections:
-    """The connections of one process to Redis. Threads borrow them; each node has at most one connection per thread."""
+    """The connections of one process to Redis: a pool for each node."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         if client.get_encoder().decode_responses:
@@ -93,8 +93,11 @@ class Connections:
         self._slots = Slots(client) if isinstance(client, redis.RedisCluster) else None
         # Connections ask a Sentinel pool for the master's address, so the pool must outlive them.
         self._pool: Any = client.connection_pool if isinstance(client, redis.Redis) else None
-        self._idle: defaultdict[Node | None, deque[tuple[redis.Connection, float]]] = defaultdict(deque)
+        self._pools: dict[Node | None, Pool] = {}
         self._silent: set[Node | None] = set()
+        self._lock = threading.Lock()
+        self._closer: threading.Thread | None = None
+        self._is_closed = threading.Event()
 
     @cached_property
     def _template(self) -> tuple[type[redis.Connection], dict[str, Any]]:
@@ -111,16 +114,31 @@ class Connections:
         }
 
     @cached_property
+    def _limit(self) -> Limit:
+        pool = self._pool if self._slots is None else self._slots.pool
+        return Limit.of(pool, self._template[1]["socket_timeout"])
+
+    @cached_property
     def _idle_answer_s(self) -> float:
         return min(IDLE_ANSWER_S, float(self._template[1]["socket_timeout"]) / 2)
 
-    def connect(self, key: str, *, extra_timeout_s: float = 0.0) -> redis.Connection:
-        """Return a new connection to the node of ``key``, owned by the caller.
+    def own(self, key: str) -> Owned:
+        """Return a new connection to the node of ``key`` for a blocking read.
 
-        Args:
-            extra_timeout_s: added to the read timeout, for commands that block at the server.
+        Raises:
+            ConnectionFailed: it cannot be opened, or ``max_connections`` of the client leaves none for commands.
         """
-        return self._connect(self._node_of(key), extra_timeout_s=extra_timeout_s)
+        pool = self._pool_of(self._node_of(key))
+        return Owned(pool, pool.own())
+
+    def most_owned(self, key: str) -> int:
+        """Return how many connections to the node of ``key`` blocking reads may own."""
+        return self._pool_of(self._node_of(key)).most_owned
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether queues are spread over the nodes of a cluster, so that one command reads only one of them."""
+        return self._slots is not None
 
     def address(self, key: str) -> Address | None:
         """Return the address at which another process can reach the server of ``key``; None if only this one can.
@@ -223,9 +241,9 @@ class Connections:
 
     def close(self) -> None:
         """Close all idle connections. Borrowed ones stay open until they are garbage-collected."""
-        for idle in list(self._idle.values()):
-            while idle:
-                idle.pop()[0].disconnect()
+        self._is_closed.set()
+        for pool in list(self._pools.values()):
+            pool.close()
 
     def _run_scripts_at(
         self, node: Node | None, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]
@@ -308,15 +326,17 @@ class Connections:
         with translated(ConnectionFailed):
             return self._slots.node_of(key)
 
-    def _connect(self, node: Node | None, *, extra_timeout_s: float = 0.0) -> redis.Connection:
+    def _pool_of(self, node: Node | None) -> Pool:
+        found = self._pools.get(node)
+        if found is None:
+            with self._lock:
+                found = self._pools.setdefault(node, Pool(partial(self._connect, node), self._limit))
+        return found
+
+    def _connect(self, node: Node | None) -> redis.Connection:
         where: dict[str, Any] = {} if node is None else {"host": node[0], "port": node[1]}
         connection_class, settings = self._template
-        where["socket_timeout"] = settings["socket_timeout"] + extra_timeout_s
         connection = connection_class(**{**settings, **where})
-        self._open(connection)
-        return connection
-
-    def _open(self, connection: redis.Connection) -> None:
         try:
             with translated(ConnectionFailed):
                 connection.connect()
@@ -324,6 +344,7 @@ class Connections:
             if self._slots is not None:
                 self._slots.read_again()
             raise
+        return connection
 
     def answer(self, connection: redis.Connection, reader: BoundedReader | None = None) -> Any:
         """Return the reply to the command that was sent, read through ``reader`` if one is given.
@@ -350,39 +371,49 @@ class Connections:
             raise
 
     def give_back(self, node: Node | None, connection: redis.Connection) -> None:
-        self._idle[node].append((connection, time.monotonic()))
+        self._pools[node].give_back(connection)
+        if self._closer is None:
+            self._start_closer()
+
+    def take(self, node: Node | None) -> tuple[redis.Connection, bool]:
+        """Return a connection, and whether it was idle for so long that it may be dead."""
+        pool = self._pools.get(node)
+        return (self._pool_of(node) if pool is None else pool).take()
 
     def drop_idle(self, node: Node | None) -> None:
         """Drop the connections that were idle for as long as one that turned out to be dead."""
-        idle = self._idle[node]
-        for _ in range(len(idle)):
-            try:
-                connection, since = idle.popleft()
-            except IndexError:
-                return
-            if time.monotonic() - since > PROBE_AFTER_IDLE_S:
-                connection.disconnect()
-            idle.append((connection, since))
+        self._pool_of(node).drop_idle()
 
-    def take(self, node: Node | None) -> tuple[redis.Connection, bool]:
-        """Return a connection, and whether it is open and was idle for so long that it may be dead."""
-        try:
-            connection, since = self._idle[node].pop()
-        except IndexError:
-            return self._connect(node), False
-        was_idle = time.monotonic() - since > PROBE_AFTER_IDLE_S and _socket_of(connection) is not None
-        with translated(ConnectionFailed):
-            if was_idle:
-                try:
-                    is_dirty = connection.can_read(0)
-                except (redis.ConnectionError, redis.TimeoutError, OSError):
-                    is_dirty = True
-                if is_dirty:
-                    connection.disconnect()
-        if _socket_of(connection) is None:
-            self._open(connection)
-            was_idle = False
-        return connection, was_idle
+    def _start_closer(self) -> None:
+        with self._lock:
+            if self._closer is None and not self._is_closed.is_set():
+                self._closer = threading.Thread(target=self._close_unused, name="broker-connections", daemon=True)
+                self._closer.start()
+
+    def _close_unused(self) -> None:
+        """Close connections that were idle for long. The thread ends when none is idle, until another one is."""
+        wait_s = 0.0
+        while not self._is_closed.wait(wait_s):
+            with self._lock:
+                # in this order, so that a connection given back now either is seen here or finds no thread
+                self._closer = None
+                found = [pool.close_idle(CLOSE_AFTER_IDLE_S) for pool in self._pools.values()]
+                due = [at for at in found if at is not None]
+                if not due:
+                    return
+                self._closer = threading.current_thread()
+            wait_s = max(0.05, min(due) - time.monotonic())
+
+
+class Owned:
+    """The connection of a blocking read, which it keeps until it closes it."""
+
+    def __init__(self, pool: Pool, connection: redis.Connection) -> None:
+        self._pool = pool
+        self.connection = connection
+
+    def close(self) -> None:
+        self._pool.disown(self.connection)
 
 
 class Borrowed:
@@ -447,7 +478,7 @@ class BlockingRead:
         self._reader: BoundedReader | None = None
         self._key = key
         self._block_ms = block_ms
-        self._connection: redis.Connection | None = None
+        self._owned: Owned | None = None
         self._selector: selectors.BaseSelector | None = None
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
@@ -458,13 +489,13 @@ class BlockingRead:
 
     def send(self, *command: Argument) -> None:
         """Send the command, connecting if necessary."""
-        if self._connection is None:
-            self._connection = self._connections.connect(self._key, extra_timeout_s=self._block_ms / 1000)
-            sock = _socket_of(self._connection)
+        if self._owned is None:
+            self._owned = self._connections.own(self._key)
+            sock = socket_of(self._owned.connection)
             if self._bounds is not None and sock is not None:
                 self._reader = BoundedReader(sock, self._bounds)
         with translated(ConnectionClosed), self._dropped_on_error():
-            self._connection.send_command(*command)
+            self._owned.connection.send_command(*command)
             self.is_waiting = True
             self._overdue_at = time.monotonic() + self._block_ms / 1000 + OVERDUE_AFTER_S
 
@@ -480,8 +511,8 @@ class BlockingRead:
         if self._selector is None:
             selector = selectors.DefaultSelector()
             selector.register(self._wake_read, selectors.EVENT_READ)
-            if self._connection is not None:
-                sock = _socket_of(self._connection)
+            if self._owned is not None:
+                sock = socket_of(self._owned.connection)
                 assert sock is not None
                 selector.register(sock, selectors.EVENT_READ)
             self._selector = selector
@@ -496,12 +527,12 @@ class BlockingRead:
 
     def answer(self) -> Any:
         """Return the reply to the command; None if a cluster moved the key, as for a read without new entries."""
-        assert self._connection is not None
+        assert self._owned is not None
         self.is_waiting = False
         self._overdue_at = float("inf")
         with translated(ConnectionClosed), self._dropped_on_error():
             try:
-                return self._connections.answer(self._connection, self._reader)
+                return self._connections.answer(self._owned.connection, self._reader)
             except Redirected:
                 pass
         # Nothing was delivered; another attempt goes to the new node of the slot.
@@ -521,9 +552,9 @@ class BlockingRead:
         if self._selector is not None:
             self._selector.close()
             self._selector = None
-        if self._connection is not None:
-            self._connection.disconnect()
-            self._connection = self._reader = None
+        if self._owned is not None:
+            self._owned.close()
+            self._owned = self._reader = None
 
     def close(self) -> None:
         self.drop()
@@ -539,7 +570,7 @@ class BlockingRead:
         try:
             yield
         except redis.ResponseError:
-            if self._connection is not None and _socket_of(self._connection) is None:
+            if self._owned is not None and socket_of(self._owned.connection) is None:
                 self.drop()
             raise
         except BaseException:
@@ -563,15 +594,9 @@ def _is_silence(error: BaseException) -> bool:
     return isinstance(error.__cause__ or error, redis.TimeoutError | TimeoutError)
 
 
-def _socket_of(connection: Any) -> socket.socket | None:
-    """Return the connection's socket, or None if it is not connected. redis-py offers no public access to it."""
-    found: socket.socket | None = connection._sock
-    return found
-
-
 def _discard_unsent(connection: redis.Connection) -> None:
     """Make the kernel drop what it has not delivered: the command must not arrive later, after it was sent again."""
-    sock = _socket_of(connection)
+    sock = socket_of(connection)
     if sock is not None:
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,4 +1,4 @@
-"""Connections of producers and workers: idle ones that died."""
+"""Connections of producers and workers: idle ones that died or are not needed, and limits on their number."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import redis
+from dramatiq.errors import ConnectionFailed
 
 from broker import EnqueueUncertain, RedisStreamsBroker
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message
+from tests.broker.test_dramatiq_options import broker_on
 from tests.faults.outage import Outage
 from tests.support import eventually
 
@@ -26,7 +28,7 @@ def network(redis_server: EmbeddedRedis, redis_client: redis.Redis) -> Iterator[
 @pytest.fixture
 def producer(network: Outage, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisStreamsBroker]:
     """A producer whose connections count as idle at once. Its enqueue timeout is less than its read timeout."""
-    monkeypatch.setattr("broker.connections.PROBE_AFTER_IDLE_S", 0.0)
+    monkeypatch.setattr("broker.pool.PROBE_AFTER_IDLE_S", 0.0)
     monkeypatch.setattr("broker.connections.IDLE_ANSWER_S", 0.05)
     client = redis.Redis.from_url(network.url, socket_timeout=1)
     broker = RedisStreamsBroker(client=client, middleware=[], enqueue_timeout_ms=0)
@@ -95,6 +97,83 @@ def test_enqueue_is_uncertain_if_the_server_hangs(network: Outage, producer: Red
         producer.enqueue(message("after"))
 
     assert len(raised.value.message_ids) == 1
+
+
+def enqueue_at_once(network: Outage, broker: RedisStreamsBroker, n: int, *, n_open: int) -> list[Exception]:
+    """Enqueue from ``n`` threads while the network hangs, until it has ``n_open`` connections; return the errors."""
+    raised: list[Exception] = []
+
+    def enqueue(label: str) -> None:
+        try:
+            broker.enqueue(message(label))
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=enqueue, args=(f"{number}",)) for number in range(n)]
+    with network.hanging():
+        for thread in threads:
+            thread.start()
+        eventually(lambda: network.n_open == n_open)
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+@pytest.mark.parametrize("kind", [redis.ConnectionPool, redis.BlockingConnectionPool])
+def test_threads_share_as_many_connections_as_the_client_allows(
+    network: Outage, redis_client: Any, kind: type[redis.ConnectionPool]
+) -> None:
+    pool = kind.from_url(network.url, max_connections=2)
+    broker = RedisStreamsBroker(client=redis.Redis(connection_pool=pool), middleware=[])
+
+    raised = enqueue_at_once(network, broker, 12, n_open=2)
+
+    assert raised == []
+    assert network.n_open == 2
+    assert redis_client.xlen(KEYS.stream) == 12
+    broker.close()
+
+
+def test_enqueue_fails_if_no_connection_becomes_free_in_time(network: Outage) -> None:
+    pool = redis.BlockingConnectionPool.from_url(network.url, max_connections=1, timeout=0.05, socket_timeout=1)
+    broker = RedisStreamsBroker(client=redis.Redis(connection_pool=pool), middleware=[], enqueue_timeout_ms=0)
+    first = threading.Thread(target=broker.enqueue, args=(message("first"),))
+
+    with network.hanging():
+        first.start()
+        eventually(lambda: network.n_open == 1)
+        with pytest.raises(ConnectionFailed, match="raise max_connections"):
+            broker.enqueue(message("second"))
+    first.join()
+    broker.close()
+
+
+def test_idle_connections_are_closed(network: Outage, redis_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.connections.CLOSE_AFTER_IDLE_S", 0.05)
+    with broker_on(network.url) as broker:
+        enqueue_at_once(network, broker, 3, n_open=3)
+
+        eventually(lambda: network.n_open == 0)
+
+        broker.enqueue(message("after"))
+        assert redis_client.xlen(KEYS.stream) == 4
+        eventually(lambda: network.n_open == 0)
+
+
+def test_threads_share_connections_if_the_server_accepts_no_more_clients(network: Outage, redis_client: Any) -> None:
+    with broker_on(network.url) as broker:
+        broker.enqueue(message("first"))
+        n_connected = redis_client.info("clients")["connected_clients"]
+        before = redis_client.config_get("maxclients")["maxclients"]
+        redis_client.config_set("maxclients", n_connected)
+        try:
+            raised = enqueue_at_once(network, broker, 6, n_open=6)
+        finally:
+            redis_client.config_set("maxclients", before)
+
+        assert raised == []
+        assert redis_client.xlen(KEYS.stream) == 7
+        eventually(lambda: network.n_open == 1)
 
 
 def test_statistics_are_read_after_idle_connections_died(network: Outage, producer: RedisStreamsBroker) -> None:

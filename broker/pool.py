@@ -1,0 +1,244 @@
+"""The pool of connections to one server: how many are open, which are idle, and which have been idle for too long.
+
+Threads borrow a connection for one command. Blocking reads own one. Together they never exceed ``max_connections`` of
+the client that the broker was given: a thread waits until a connection is free. Idle connections are closed after a
+minute, because servers, proxies and firewalls forget them sooner or later, and small servers have few.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import redis
+from dramatiq.errors import ConnectionFailed
+from dramatiq.logging import get_logger
+
+# A connection that was idle for longer may have been closed by the server or forgotten by the network.
+PROBE_AFTER_IDLE_S: Final = 1.0
+CLOSE_AFTER_IDLE_S: Final = 60.0
+# From this number on, a thread waits a moment for a free connection before it opens another one: commands are short, so
+# a burst of threads needs few connections.
+ENOUGH: Final = 4
+MOMENT_S: Final = 0.01
+# How long no connections are opened after the server refused one because it has too many clients.
+REFUSED_FOR_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many connections a pool may open.
+
+    Attributes:
+        most: the number of connections.
+        wait_s: how long a thread waits for one.
+    """
+
+    most: int
+    wait_s: float
+
+    @classmethod
+    def of(cls, pool: Any, timeout_s: float) -> Limit:
+        """Return the limit of redis-py's pool; ``timeout_s`` is for pools that do not wait themselves."""
+        wait_s = getattr(pool, "timeout", None) if isinstance(pool, redis.BlockingConnectionPool) else timeout_s
+        return cls(int(pool.max_connections), threading.TIMEOUT_MAX if wait_s is None else float(wait_s))
+
+
+class Pool:
+    """The connections to one server. Thread-safe."""
+
+    def __init__(self, connect: Callable[[], redis.Connection], limit: Limit) -> None:
+        """
+        Args:
+            connect: opens a connection; raises ``ConnectionFailed``.
+        """
+        self._connect = connect
+        self._limit = limit
+        self._logger: logging.Logger = get_logger(__name__, type(self))
+        # Borrowers take from the right, so that those on the left stay idle. A deque needs no lock for that.
+        self._idle: deque[tuple[redis.Connection, float]] = deque()
+        self._changed = threading.Condition()
+        self._n_open = 0
+        self._n_owned = 0
+        self._n_waiting = 0
+        self._refused_until = 0.0
+
+    def take(self) -> tuple[redis.Connection, bool]:
+        """Return a connection, and whether it was idle for so long that it may be dead.
+
+        Raises:
+            ConnectionFailed: none is free and none can be opened.
+        """
+        while True:
+            try:
+                connection, since = self._idle.pop()
+            except IndexError:
+                connection, since = self._freed_or_new()
+            if time.monotonic() - since <= PROBE_AFTER_IDLE_S:
+                return connection, False
+            if _is_clean(connection):
+                return connection, True
+            self._discard(connection)
+
+    def give_back(self, connection: redis.Connection) -> None:
+        """Return a borrowed connection; a disconnected one is forgotten."""
+        if socket_of(connection) is None:
+            self._discard(connection)
+            return
+        self._idle.append((connection, time.monotonic()))
+        if self._n_waiting:
+            with self._changed:
+                self._changed.notify()
+
+    def own(self) -> redis.Connection:
+        """Return a new connection for a blocking read, which keeps it until ``disown``.
+
+        Raises:
+            ConnectionFailed: it cannot be opened, or blocking reads would leave no connection for commands.
+        """
+        deadline = time.monotonic() + self._limit.wait_s
+        with self._changed:
+            if self._n_owned + 1 >= self._limit.most:
+                raise ConnectionFailed(
+                    f"expected max_connections to be more than {self._n_owned + 1}, got {self._limit.most}; raise it, "
+                    "because this process needs more connections for blocking reads"
+                )
+            while self._n_open >= self._limit.most and not self._close_one():
+                self._wait(deadline)
+            self._n_owned += 1
+            self._n_open += 1
+        try:
+            return self._connect()
+        except BaseException:
+            self._forget(is_owned=True)
+            raise
+
+    def disown(self, connection: redis.Connection) -> None:
+        """Close a connection of a blocking read."""
+        connection.disconnect()
+        self._forget(is_owned=True)
+
+    @property
+    def most_owned(self) -> int:
+        """The number of connections that blocking reads may own."""
+        return self._limit.most - 1
+
+    def drop_idle(self) -> None:
+        """Close the connections that were idle for as long as one that turned out to be dead."""
+        self.close_idle(PROBE_AFTER_IDLE_S)
+
+    def close_idle(self, idle_s: float) -> float | None:
+        """Close connections that were idle for longer; return when the next one will have been, None if none is."""
+        while True:
+            try:
+                connection, since = self._idle.popleft()
+            except IndexError:
+                return None
+            if time.monotonic() - since <= idle_s:
+                self._idle.appendleft((connection, since))
+                if self._n_waiting:
+                    with self._changed:
+                        self._changed.notify()
+                return since + idle_s
+            self._discard(connection)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        self.close_idle(-1.0)
+
+    def _freed_or_new(self) -> tuple[redis.Connection, float]:
+        """Return a connection that another thread gave back, or a new one."""
+        start = time.monotonic()
+        deadline = start + self._limit.wait_s
+        while True:
+            with self._changed:
+                self._n_waiting += 1
+                try:
+                    while True:
+                        if self._idle:
+                            try:
+                                return self._idle.pop()
+                            except IndexError:  # another thread, which needs no lock, was faster
+                                continue
+                        n_borrowed = self._n_open - self._n_owned
+                        now = time.monotonic()
+                        if n_borrowed >= ENOUGH and now < start + MOMENT_S:
+                            self._changed.wait(start + MOMENT_S - now)
+                        elif self._n_open >= self._limit.most or (n_borrowed and now < self._refused_until):
+                            self._wait(deadline)
+                        else:
+                            self._n_open += 1
+                            break
+                finally:
+                    self._n_waiting -= 1
+            try:
+                return self._connect(), time.monotonic()
+            except BaseException as error:
+                self._forget()
+                if not self._shares(error):
+                    raise
+
+    def _shares(self, error: BaseException) -> bool:
+        """Return whether the server has too many clients, but this pool has connections that threads can share."""
+        if "max number of clients" not in str(error) or not self._n_open - self._n_owned:
+            return False
+        if time.monotonic() >= self._refused_until:
+            self._logger.warning(
+                "the server accepts no more clients; threads share the open connections",
+                extra={"n": self._n_open, "error": str(error)},
+            )
+        self._refused_until = time.monotonic() + REFUSED_FOR_S
+        return True
+
+    def _wait(self, deadline: float) -> None:
+        """Wait for a change, with the lock held.
+
+        Raises:
+            ConnectionFailed: none came before the deadline.
+        """
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not self._changed.wait(min(left_s, threading.TIMEOUT_MAX)):
+            raise ConnectionFailed(
+                f"expected a free connection within {self._limit.wait_s:g} s, but all {self._n_open} are in use; "
+                "raise max_connections of the client, or the server's maxclients"
+            )
+
+    def _close_one(self) -> bool:
+        """Close one idle connection, with the lock held; return whether there was one."""
+        try:
+            connection, _ = self._idle.popleft()
+        except IndexError:
+            return False
+        connection.disconnect()
+        self._n_open -= 1
+        return True
+
+    def _discard(self, connection: redis.Connection) -> None:
+        connection.disconnect()
+        self._forget()
+
+    def _forget(self, *, is_owned: bool = False) -> None:
+        with self._changed:
+            self._n_open -= 1
+            self._n_owned -= is_owned
+            self._changed.notify()
+
+
+def socket_of(connection: Any) -> socket.socket | None:
+    """Return the connection's socket, or None if it is not connected. redis-py offers no public access to it."""
+    found: socket.socket | None = connection._sock
+    return found
+
+
+def _is_clean(connection: redis.Connection) -> bool:
+    """Return whether a connection is open and has no unread data."""
+    try:
+        return not connection.can_read(0)
+    except (redis.ConnectionError, redis.TimeoutError, OSError):
+        return False
