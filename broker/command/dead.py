@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from ..dead_letters import KEY_HELD, DeadLetter, DeadLetters, Wanted, is_requeued
 from ..errors import DeadLetterTooLarge
-from .inspection import decoded, texts
+from .messages import decoded, texts
 from .options import DONE, FAILED, Commands, UsageError, confirmed, counted, duration_ms, opened, positive
 from .screen import json_text, shown, table
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
-import dramatiq
-
-from ..errors import UndecodableEntry
-from ..inspector import Inspector
 from ..stats import QueueStats
-from .options import DONE, Commands, duration_ms, facts_of, opened, positive
-from .screen import age, call, json_text, table
+from .messages import seen, texts
+from .options import DONE, Commands, duration_ms, opened, positive
+from .screen import age, json_text, table
 
 PAGE = 100
 
@@ -91,31 +87,6 @@ def show_pending(given: argparse.Namespace) -> int:
         )
     )
     return DONE
-
-
-def seen(inspector: Inspector, entry_id: str, fields: Mapping[bytes, bytes] | None) -> dict[str, object]:
-    """Return what lists show of an entry; it may be unreadable, or gone."""
-    if fields is None:
-        return {"problem": "its entry no longer exists"}
-    try:
-        return facts_of(inspector.decode(entry_id, fields))
-    except UndecodableEntry as error:
-        return {"problem": str(error)}
-
-
-def texts(facts: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return the message id of an entry, and the message as text."""
-    if "problem" in facts:
-        return None, f"unreadable: {facts['problem']}"
-    return facts["message_id"], call(facts["actor"], facts["args"], facts["kwargs"])
-
-
-def decoded(encoded: bytes) -> dict[str, object]:
-    """Return what lists show of an encoded message."""
-    try:
-        return facts_of(dramatiq.Message.decode(encoded))
-    except Exception as error:  # any bytes may be there
-        return {"problem": f"{type(error).__name__}: {error}"}
 
 
 def _status_row(stats: QueueStats) -> tuple[object, ...]:

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, Final
 
-import dramatiq
 import redis
 from dramatiq.cli import import_broker
 
@@ -191,14 +190,3 @@ def confirmed(given: argparse.Namespace, plan: str, act: Callable[[], str], *, n
 def counted(n: int, one: str) -> str:
     """Return a count with its noun, such as ``1 message`` or ``1,000 messages``."""
     return f"{n:,} {one}" if n == 1 else f"{n:,} {one}s"
-
-
-def facts_of(message: dramatiq.Message[Any]) -> dict[str, object]:
-    """Return what lists show of a message."""
-    return {
-        "message_id": message.message_id,
-        "actor": message.actor_name,
-        "args": message.args,
-        "kwargs": message.kwargs,
-        "options": message.options,
-    }

@@ -57,16 +57,6 @@ def age(ms: int | None) -> str | None:
     return f"{ms / 1000:.1f} s"
 
 
-def call(actor: str | None, args: Sequence[object], kwargs: dict[str, object]) -> str:
-    """Return a message as the call of its actor: ``resize("cat.jpg", width=3)``."""
-    words = [_json(value) for value in args] + [f"{name}={_json(value)}" for name, value in kwargs.items()]
-    return f"{actor}({', '.join(words)})"
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, default=str, ensure_ascii=False)
-
-
 def _cell(value: object) -> str:
     text = "-" if value is None else shown(value)
     return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
