@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..inspector import Inspector
 from ..stats import QueueStats
 from .messages import seen, texts
 from .options import DONE, Commands, duration_ms, opened, positive
@@ -30,7 +31,9 @@ def add_to(commands: Commands) -> None:
 
 def show_status(given: argparse.Namespace) -> int:
     with opened(given) as desk:
-        found = [(desk.broker.stats(name), desk.broker.counters(name)) for name in desk.chosen(given.queues)]
+        names = desk.chosen(given.queues)
+        found = [(desk.broker.stats(name), desk.broker.counters(name)) for name in names]
+        reasons = [_why_it_waits(stats, desk.broker.inspector(stats.queue_name)) for stats, _ in found]
     if given.json:
         print(json_text([{"stats": stats, "counters": counters} for stats, counters in found]))
         return DONE
@@ -38,14 +41,15 @@ def show_status(given: argparse.Namespace) -> int:
         print("There are no queues.")
         return DONE
     columns = ("queue", "waiting", "in flight", "delayed", "dead", "oldest", "workers", "")
-    print(table(columns, [_status_row(stats) for stats, _ in found]))
+    rows = [(*_status_row(stats), reason) for (stats, _), reason in zip(found, reasons, strict=True)]
+    print(table(columns, rows))
     consumers = [(stats.queue_name, one) for stats, _ in found for one in stats.consumers]
     if consumers:
-        rows = [
+        held = [
             (one.name, queue_name, one.pending, age(one.heartbeat_age_ms), "yes" if one.is_alive else "no")
             for queue_name, one in consumers
         ]
-        print(f"\n{table(('consumer', 'queue', 'holds', 'heartbeat', 'alive'), rows)}")
+        print(f"\n{table(('consumer', 'queue', 'holds', 'heartbeat', 'alive'), held)}")
     return DONE
 
 
@@ -90,14 +94,20 @@ def show_pending(given: argparse.Namespace) -> int:
 
 
 def _status_row(stats: QueueStats) -> tuple[object, ...]:
-    alive = sum(one.is_alive for one in stats.consumers)
     numbers = (stats.waiting, stats.in_flight, stats.delayed, stats.dead)
-    return (stats.queue_name, *numbers, age(stats.oldest_age_ms), alive, _why_it_waits(stats, alive))
+    return (stats.queue_name, *numbers, age(stats.oldest_age_ms), _n_alive(stats))
 
 
-def _why_it_waits(stats: QueueStats, n_alive: int) -> str:
+def _why_it_waits(stats: QueueStats, inspector: Inspector) -> str:
     if stats.paused:
         return "paused"
-    if not n_alive and (stats.waiting or stats.in_flight or stats.delayed):
-        return "no worker is alive"
-    return ""
+    if not (stats.waiting or stats.in_flight or stats.delayed):
+        return ""
+    groups = inspector.groups()
+    if groups and inspector.group not in groups:
+        return f"the workers have another group: --group {groups[0]}"
+    return "" if _n_alive(stats) else "no worker is alive"
+
+
+def _n_alive(stats: QueueStats) -> int:
+    return sum(one.is_alive for one in stats.consumers)

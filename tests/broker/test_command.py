@@ -87,6 +87,15 @@ def test_status_finds_the_queues_and_names_the_reason_for_waiting(
     assert [(one["stats"]["waiting"], one["counters"]["enqueued"]) for one in queues] == [(1, 2)]
 
 
+def test_status_names_the_group_of_the_workers_if_it_differs(
+    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(hold(broker, "held")):
+        assert run("status", "--group", "other") == 0
+
+    assert f"the workers have another group: --group {GROUP}" in capsys.readouterr().out
+
+
 def test_lists_show_messages_as_calls_and_unreadable_entries_with_the_reason(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: redis.Redis
 ) -> None:
