@@ -24,7 +24,7 @@ from .errors import (
     UndecodableEntry,
 )
 from .inspector import Inspector, PendingEntry, Rescued, Retired, Unowned
-from .keys_at_work import KeyAtWork, MessageAtWork
+from .key_limits import KeyAtWork, KeyLimits, MessageAtWork, Rate
 from .metrics import exposition
 from .middleware import StreamsMiddleware
 from .settings import BrokerSettings
@@ -47,6 +47,7 @@ __all__ = [
     "InvalidMessage",
     "InvalidOption",
     "KeyAtWork",
+    "KeyLimits",
     "LeaseLost",
     "MessageAtWork",
     "MessageCheck",
@@ -54,6 +55,7 @@ __all__ = [
     "PendingEntry",
     "QueueFull",
     "QueueStats",
+    "Rate",
     "RedisStreamsBroker",
     "Rescued",
     "Retired",

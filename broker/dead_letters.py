@@ -10,7 +10,8 @@ A dead letter is an entry of the queue's dead stream with these fields; fields w
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
     traceback   the end of the traceback of the last failure, at most 8 KiB; none for a message that killed its workers
-    actor, message_id, entry_id, deliveries, ordering_key, unique_key
+    actor, message_id, entry_id, deliveries, unique_key
+    ordering_key, concurrency_key or rate_key, limits: see KeyLimits
     entry:…     every field of the original entry; a requeue restores exactly these. A retried message is stored without
                 its option ``traceback``, the traceback of the failure before the last
     left_out    the number of fields beyond 2,000, which are not stored
@@ -35,8 +36,9 @@ from .connections import Argument, Connections
 from .deliveries import Delivery
 from .entries import LONGEST_SHOWN, PAGE_BYTES, WrongQueue, fields_of, was_retried
 from .errors import DeadLetterTooLarge, DeliveryLimitReached, UndecodableEntry
+from .key_limits import KeyLimits, key_limits_of
 from .keys import QueueKeys
-from .options import is_part_of_composition, ordering_key_of, unique_key_of
+from .options import is_part_of_composition, unique_key_of
 from .scripts import HEADS, LOOK_UP, REQUEUE
 from .settings import BrokerSettings
 
@@ -340,16 +342,16 @@ def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliv
 
 
 def facts_of_passed_over(
-    message: dramatiq.Message[Any] | None, ordering_key: str, *, entry_id: str, deliveries: int
+    message: dramatiq.Message[Any] | None, limits: KeyLimits, *, entry_id: str, deliveries: int
 ) -> list[Argument]:
     """Return the field names and values of the dead letter for a message that an operator passed over."""
     facts: dict[str, Argument] = {
         "reason": "passed-over",
-        "error": "an operator let the other messages of its ordering key pass it",
+        "error": "an operator let the other messages of its key pass it",
         "hint": "requeue this dead letter: it runs after the messages of its key that wait then",
         "entry_id": entry_id,
         "deliveries": deliveries,
-        "ordering_key": ordering_key,
+        **limits.facts,
     }
     return flat(facts | (_named(message) if message is not None else {}))
 
@@ -358,11 +360,12 @@ def _named(message: dramatiq.Message[Any] | Delivery) -> dict[str, str]:
     """Return the message's actor and id, and the keys that a requeue needs."""
     # a part of a pipeline or group is never coalesced, so a requeue must not look at its unique key
     unique_key = None if is_part_of_composition(message.options) else unique_key_of(message.options)
-    keys = {"ordering_key": ordering_key_of(message.options), "unique_key": unique_key}
+    limits = key_limits_of(message)
     return {
         "actor": message.actor_name,
         "message_id": message.message_id,
-        **{name: key for name, key in keys.items() if key is not None},
+        **({} if limits is None else limits.facts),
+        **({} if unique_key is None else {"unique_key": unique_key}),
     }
 
 

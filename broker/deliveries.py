@@ -14,7 +14,8 @@ from typing import Any
 import dramatiq
 from dramatiq.broker import MessageProxy
 
-from .options import ordering_key_of, unique_key_of
+from .key_limits import KeyLimits, key_limits_of
+from .options import unique_key_of
 
 # How long a read waits so that it can ask for more messages at once. Shorter than the round trip that this saves.
 GATHER_S = 0.001
@@ -108,7 +109,7 @@ class Delivery(MessageProxy):
             delayed or retried message that is the timestamp; a foreign entry has only its id.
         charges: the crash count: how often its process died while it was running, without the first time; see take.lua.
         is_doomed: whether its worker processes died too often: it becomes a dead letter instead of running.
-        ordering_key: its ordering key, or None.
+        limits: the limits of its key, or None.
         is_alone: whether it runs in isolation, so that a crash can be attributed to it; see ``Isolation``.
         is_lost: whether another process holds it now, so that its outcome here changes nothing.
         retry_asked: whether a middleware asked for a retry, with the delay ``retry_delay``.
@@ -174,7 +175,7 @@ class Delivery(MessageProxy):
         self.pending_followers: list[Follower] = []
         self.is_noted = unique_key_of(message.options) is not None
         self._retries_when_delivered = message.options.get("retries", 0)
-        self.ordering_key = ordering_key_of(message.options)
+        self.limits: KeyLimits | None = key_limits_of(message)
 
     @property
     def enqueued_at_ms(self) -> int:

@@ -16,7 +16,8 @@ from dramatiq.errors import DecodeError
 
 from .bounded_read import MOST_PARTS
 from .errors import InvalidOption, UndecodableEntry
-from .options import check_options, ordering_key_of, shown, unique_key_of
+from .key_limits import key_limits_of
+from .options import check_options, shown, unique_key_of
 
 # Takes an entry's id and fields, and returns a message of the entry's queue or raises UndecodableEntry.
 EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
@@ -220,12 +221,13 @@ def check_text(message: dramatiq.Message[Any]) -> None:
     options = message.options
     if not options and (message.queue_name + message.actor_name + message.message_id).isascii():  # the common case
         return
+    limits = key_limits_of(message)
     for name, text in (
         ("queue_name", message.queue_name),
         ("actor_name", message.actor_name),
         ("message_id", message.message_id),
         ("unique_key", unique_key_of(options)),
-        ("ordering_key", ordering_key_of(options)),
+        *([] if limits is None else [(f"{limits.kind}_key", limits.key)]),
     ):
         if text is not None and not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UndecodableEntry(name, "contains an unpaired surrogate", "send text that can be encoded as UTF-8")

@@ -18,14 +18,16 @@ from .connections import Argument, Connections
 from .dead_letters import facts_of_passed_over
 from .entries import LONGEST_SHOWN, MESSAGE_FIELD, PAGE_BYTES, EntryDecoder, MessageCheck, decode, fields_of
 from .errors import UndecodableEntry
+from .key_limits import KeyAtWork, MessageAtWork, limits_from
 from .keys import HANDED_BACK, QueueKeys
-from .keys_at_work import KeyAtWork, MessageAtWork
 from .options import unique_key_of
 from .scripts import HEADS, KEYS_AT_WORK, PASS_OVER, RESCUE, RETIRE, STALE_LOCKS, UNOWNED
 from .settings import BrokerSettings
 from .stats import LAST_ID
 
 PAGE = 500
+# How many messages at work are listed per key.
+MOST_AT_WORK = 10
 
 PassedOver = Literal["passed", "moved", "received"]
 
@@ -159,21 +161,24 @@ class Inspector:
         for stored in self._values(self.keys.messages_in_line):
             yield stored.partition(b" ")[2]  # the first part is the time at which it is due
 
-    def keys_at_work(self, limit: int = 100, *, after: str = "") -> list[KeyAtWork]:
-        """Return the ordering keys that have a message at work, with that message and the number of those in line.
+    def keys_at_work(self, limit: int = 100, *, after: KeyAtWork | None = None) -> list[KeyAtWork]:
+        """Return the keys that have messages at work, with their limits and the number of messages in line.
 
         Args:
-            limit: the largest number of keys, in the order of their bytes.
-            after: the key at which the previous page ended.
+            limit: the largest number of keys. Keys are in the order of their bytes: those of concurrency first, then
+                rates, then ordering keys.
+            after: the last key of the previous page.
         """
-        args = (self.group, after, limit, 1, LONGEST_SHOWN // 4)
-        return [self._key_at_work(*one) for one in self._connections.run_script(KEYS_AT_WORK, self.keys.work, args)]
+        start = "" if after is None else ("\3" if after.limits.kind == "rate" else "") + after.limits.name
+        args = (self.group, start, limit, MOST_AT_WORK, LONGEST_SHOWN // 4)
+        return [self._key_at_work(one) for one in self._connections.run_script(KEYS_AT_WORK, self.keys.work, args)]
 
-    def _key_at_work(self, raw_key: bytes, _n: int, n_in_line: int, failing: int, wait: int, found: Any) -> KeyAtWork:
-        key = raw_key.decode(errors="replace")
+    def _key_at_work(self, answer: Sequence[Any]) -> KeyAtWork:
+        name, stored, n, n_started, in_line, failing, wait, found = answer
+        limits = limits_from(name.decode(errors="replace"), stored.decode())
         at_work = tuple(
             MessageAtWork(
-                key,
+                limits,
                 place,
                 self._message(place, payload),
                 due_ms=None if int(due) < 0 else int(due),
@@ -184,9 +189,11 @@ class Inspector:
             for place, due, consumer, deliveries, age, payload in found
         )
         return KeyAtWork(
-            key,
+            limits,
+            int(n),
             at_work,
-            in_line=int(n_in_line),
+            n_started=int(n_started),
+            in_line=int(in_line),
             longest_wait_ms=None if int(wait) < 0 else int(wait),
             failing_for_ms=None if int(failing) < 0 else int(failing),
         )
@@ -216,7 +223,7 @@ class Inspector:
         unique_key = None if message is None else unique_key_of(message.options)
         if unique_key is not None:
             script_keys.append(self.keys.unique(unique_key))
-        args: list[Argument] = [self.group, HANDED_BACK, seen.key, seen.place]
+        args: list[Argument] = [self.group, HANDED_BACK, seen.limits.name, seen.place]
         args += ["" if message is None else message.message_id, int(even_if_received)]
         args += [
             self._settings.dead_letter_ttl_ms,
@@ -224,7 +231,7 @@ class Inspector:
             self._settings.dead_letter_max_bytes,
         ]
         entry_id = "" if seen.due_ms is not None else seen.place.decode()
-        args += facts_of_passed_over(message, seen.key, entry_id=entry_id, deliveries=seen.deliveries)
+        args += facts_of_passed_over(message, seen.limits, entry_id=entry_id, deliveries=seen.deliveries)
         answer: PassedOver = self._connections.run_script(PASS_OVER, script_keys, args).decode().lower()
         return answer
 

@@ -4,10 +4,10 @@
     ns:q                     stream  waiting and in-flight messages; one group             entry by entry, when settled
     {ns:q}:delayed           zset    due (ms, server time) -> name                         at promotion
     {ns:q}:delayed:messages  hash    name -> message                                       at promotion
-    {ns:q}:ordered:at-work   zset    ordering key, 0 byte, place -> 0: at work             when it leaves
-    {ns:q}:ordered:line      zset    ordering key, 0 byte, place -> 0: waiting in line     at its turn
+    {ns:q}:ordered:at-work   zset    key, 0 byte, place -> 0: at work, see work.lua        when its turn ends
+    {ns:q}:ordered:line      zset    key, 0 byte, place -> 0: waiting in line              at its turn
     {ns:q}:ordered:messages  hash    member of the line -> due (ms), message               at its turn
-    {ns:q}:ordered:limits    hash    ordering key, 0 byte, since -> its first failure (ms)  when the message leaves
+    {ns:q}:ordered:limits    hash    key -> limits; key, 0 byte, what -> starts, failures  when no longer needed
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
     {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     at a clean stop, by janitors
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             at job start, time limit

@@ -22,7 +22,7 @@ Number = int | float
 GAUGES: Final[tuple[tuple[str, str, Callable[[QueueStats], Number | None]], ...]] = (
     ("waiting_messages", "Messages that no worker has.", lambda stats: stats.waiting),
     ("undelivered_messages", "Messages that were never delivered.", lambda stats: stats.undelivered),
-    ("in_line_messages", "Messages that wait for another one of their ordering key.", lambda stats: stats.in_line),
+    ("in_line_messages", "Messages that wait for the limits of their key.", lambda stats: stats.in_line),
     ("in_flight_messages", "Messages that workers hold.", lambda stats: stats.in_flight),
     ("delayed_messages", "Messages that are not due yet, retries included.", lambda stats: stats.delayed),
     ("orphaned_messages", "Delivered entries in no pending list; workers requeue them.", lambda stats: stats.orphaned),

@@ -3,6 +3,8 @@
 unique_key, unique_for_ms   at most one message with the key waits
 ordering_key                messages with the key run one at a time, in the order in which they were enqueued
 ordering_hold_ms            how long its retries may hold the ordering key
+concurrency_key, max_concurrent  at most that many messages with the key run at once
+rate, rate_key              at most that many messages with the key start per period
 delay                       for ``enqueue_many``: ms from now
 
 Dramatiq's middleware does not check its options. A value of the wrong type causes an exception where the outcome of a
@@ -12,15 +14,17 @@ message is decided, or ends the worker thread. So options are checked before a m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from secrets import token_hex
 from typing import Any, Final
 
 import dramatiq
 
 from .errors import InvalidOption
+from .key_limits import rate_from
 
 # 285,000 years in milliseconds. Beyond it, arithmetic such as that for a back-off exceeds a float's precision.
 LARGEST: Final = 2**53
+
+_LIMITING: Final = frozenset({"ordering_key", "concurrency_key", "max_concurrent", "rate", "rate_key"})
 
 
 def unique_key_of(options: Mapping[str, Any]) -> str | None:
@@ -29,20 +33,9 @@ def unique_key_of(options: Mapping[str, Any]) -> str | None:
     return None if unique_key is None else str(unique_key)
 
 
-def ordering_key_of(options: Mapping[str, Any]) -> str | None:
-    """Return the message's ordering key, or None. Zero bytes, which end the key in Redis, are removed."""
-    ordering_key = options.get("ordering_key")
-    return None if ordering_key in (None, "") else str(ordering_key).replace("\0", "")
-
-
 def delay_ms_of(delay: float | None) -> int:
     """Return a delay in whole milliseconds, capped at ``LARGEST``."""
     return min(max(0, int(delay or 0)), LARGEST)
-
-
-def name_in_delayed(ordering_key: str | None) -> str:
-    """Return a new name for a delayed message. The script that promotes it reads the ordering key from the name."""
-    return token_hex(8) if ordering_key is None else f"{ordering_key}\0{token_hex(8)}"
 
 
 def is_part_of_composition(options: Mapping[str, Any]) -> bool:
@@ -61,6 +54,26 @@ def check_options(options: Mapping[str, Any]) -> None:
         if kind is not None and not kind[0](value):
             problem = f"expected {kind[1]}, got {shown(value)}"
             raise InvalidOption(str(name), problem, f"correct the option {name}, or leave it out")
+    if not _LIMITING.isdisjoint(options):
+        _check_limits({name: options[name] for name in _LIMITING if options.get(name) is not None})
+
+
+def _check_limits(given: Mapping[str, Any]) -> None:
+    """Check that a message has one key and that its limits belong together.
+
+    Raises:
+        InvalidOption: they do not.
+    """
+    keys = [name for name in ("ordering_key", "concurrency_key", "rate_key") if name in given]
+    if len(keys) > 1:
+        raise InvalidOption(keys[1], f"a message has one key, got {' and '.join(keys)}", f"leave out {keys[1]}")
+    for name, needed, hint in (
+        ("concurrency_key", "max_concurrent", "set max_concurrent to the number of messages that may run at once"),
+        ("max_concurrent", "concurrency_key", "set concurrency_key, which may be the same for all messages"),
+        ("rate_key", "rate", 'set rate, for example "100/min"'),
+    ):
+        if name in given and needed not in given:
+            raise InvalidOption(name, f"needs the option {needed}", hint)
 
 
 def shown(value: object) -> str:
@@ -82,6 +95,18 @@ def _is_limit(value: object) -> bool:
 def _is_count(value: object) -> bool:
     """Return whether the value is a number, or means no limit: None, infinity."""
     return value is None or value == float("inf") or _is_number(value)
+
+
+def _is_key(value: object) -> bool:
+    return value is None or (isinstance(value, str | int) and str(value) != "")
+
+
+def _is_many(value: object) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000)
+
+
+def _is_rate(value: object) -> bool:
+    return value is None or rate_from(value) is not None
 
 
 def _is_hold(value: object) -> bool:
@@ -148,6 +173,10 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "group_completion_uuid": (_is_name, "a text"),
     "group_completion_callbacks": (_are_followers, "a list of messages, as Message.asdict() makes them"),
     "ordering_hold_ms": (_is_hold, "a number of milliseconds, at least 0, or None"),
+    "concurrency_key": (_is_key, "a text"),
+    "max_concurrent": (_is_many, "a whole number of at least 1"),
+    "rate": (_is_rate, 'a number of starts per s, min, h or day, such as "100/min"'),
+    "rate_key": (_is_key, "a text"),
     "unique_for_ms": (_is_finite, "a number of milliseconds, or None"),
     "delay": (_is_finite, "a number of milliseconds, or None"),
 }

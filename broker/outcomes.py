@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from secrets import token_hex
 from typing import Any, Protocol
 
 import redis
@@ -23,8 +24,9 @@ from .deliveries import Delivery, PendingRetry, held_too_long, unhandled_failure
 from .entries import MESSAGE_FIELD, Oversize, check_text, with_types, without_traceback
 from .errors import UndecodableEntry
 from .keeper import Keeper
+from .key_limits import key_limits_of
 from .keys import KeysByQueue, QueueKeys
-from .options import delay_ms_of, name_in_delayed, ordering_key_of, unique_key_of
+from .options import delay_ms_of, unique_key_of
 from .scripts import BURY, CONDEMN, RETRY, START
 from .settings import BrokerSettings
 
@@ -71,6 +73,7 @@ class Outcomes:
             delivery.deliveries == 1
             and self._keeper.is_sure_of(delivery.queue)
             and unique_key_of(delivery.options) is None
+            and (delivery.limits is None or delivery.limits.rate is None)
         ):
             return True
         return self._start(delivery)
@@ -84,8 +87,9 @@ class Outcomes:
 
     def _start(self, delivery: Delivery, *, is_running: bool = False) -> bool:
         keys = self._keys[delivery.queue]
-        script_keys = (keys.stream, keys.suspects, keys.counters, keys.holders)
-        args = (int(delivery.is_alone), int(is_running))
+        script_keys = (*keys.work, keys.suspects, keys.counters)
+        key, limits = _key_and_limits(delivery) if delivery.limits is not None and delivery.limits.rate else ("", "")
+        args = (int(delivery.is_alone), int(is_running), key, limits)
         answer, *coalesced = self._fenced(START, keys, delivery, script_keys, args)
         if answer == b"RUN":
             delivery.coalesced = coalesced[0] if coalesced else None
@@ -114,7 +118,7 @@ class Outcomes:
                     pending.payload,
                     pending.name,
                     pending.delay_ms,
-                    delivery.ordering_key or "",
+                    *_key_and_limits(delivery),
                     pending.lock_ms,
                     hold_ms,
                 ),
@@ -153,7 +157,7 @@ class Outcomes:
             message.options.pop("traceback", None)
             payload = message.encode()
         lock_ms = self._settings.lock_ms(message.options, delay_ms)
-        name = name_in_delayed(delivery.ordering_key)
+        name = token_hex(8) if delivery.limits is None else delivery.limits.name_in_delayed()
         delivery.pending_retry = PendingRetry(message, delay, payload, delay_ms, name, lock_ms)
         self.write_retry(delivery)
         return message
@@ -169,7 +173,7 @@ class Outcomes:
             keys,
             delivery,
             (*keys.work, keys.dead, keys.suspects, keys.counters),
-            (*self._bounds(), delivery.ordering_key or "", lean or "", *facts),
+            (*self._bounds(), _key_and_limits(delivery)[0], lean or "", *facts),
         )
         delivery.is_lost = answer[0] == b"FENCED"
         if answer[0] == b"BURIED":
@@ -184,12 +188,13 @@ class Outcomes:
         """Make an entry that is not a message a dead letter."""
         reason = "oversize" if isinstance(error, Oversize) else reason_of(error)
         facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
-        message_id = ordering_key = ""
+        message_id = key = ""
         script_keys = [*keys.work, keys.dead, keys.suspects, keys.counters]
         if error.message is not None and error.message.queue_name == keys.queue_name:
             # its unique key and its place in line are freed with it
             message_id = error.message.message_id
-            ordering_key = ordering_key_of(error.message.options) or ""
+            limits = key_limits_of(error.message)
+            key = "" if limits is None else limits.name
             unique_key = unique_key_of(error.message.options)
             if unique_key is not None:
                 script_keys.append(keys.unique(unique_key))
@@ -203,7 +208,7 @@ class Outcomes:
                 entry_id,
                 message_id,
                 *self._bounds(),
-                ordering_key,
+                key,
                 "",
                 *facts,
             ),
@@ -311,6 +316,11 @@ class Outcomes:
                 *args,
             ),
         )
+
+
+def _key_and_limits(delivery: Delivery) -> tuple[str, str]:
+    """Return the key of a message and its limits, as the scripts know them."""
+    return ("", "") if delivery.limits is None else (delivery.limits.name, delivery.limits.stored)
 
 
 def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:

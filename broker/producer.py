@@ -25,8 +25,9 @@ from .connections import Argument, Connections
 from .deliveries import Delivery, Follower, not_followed
 from .entries import check_text, with_types
 from .errors import EnqueueUncertain, InvalidMessage, InvalidOption, MessageTooLarge, QueueFull, UndecodableEntry
+from .key_limits import key_limits_of
 from .keys import KeysByQueue, QueueKeys
-from .options import check_options, delay_ms_of, is_part_of_composition, name_in_delayed, ordering_key_of, unique_key_of
+from .options import check_options, delay_ms_of, is_part_of_composition, unique_key_of
 from .outcomes import REMEMBER_FOLLOWERS_MS, Outcomes
 from .scripts import ENQUEUE, ENQUEUE_PLAIN
 from .settings import BrokerSettings
@@ -213,7 +214,7 @@ class Producer:
             not outgoing.delay
             and self._settings.max_queue_length is None
             and unique_key_of(options) is None
-            and ordering_key_of(options) is None
+            and key_limits_of(outgoing.message) is None
         )
 
     def _enqueue_plain(self, outgoing: _Outgoing) -> Message[Any]:
@@ -270,10 +271,13 @@ class Producer:
                 script_keys.append(keys.unique(unique_key))
                 lock = len(script_keys)
                 unique_for_ms = self._settings.lock_ms(outgoing.message.options, delay_ms)
-            ordering_key = ordering_key_of(outgoing.message.options)
-            name = name_in_delayed(ordering_key) if delay_ms else ""
+            limits = key_limits_of(outgoing.message)
+            name = "" if limits is None else limits.name_in_delayed()
+            if limits is None and delay_ms:
+                name = token_hex(8)
             args += (outgoing.payload, name, delay_ms, outgoing.message.message_id, lock, unique_for_ms)
-            args += (ordering_key or "", int(not self._is_waited_for(outgoing.message, following)))
+            args += ("", "") if limits is None else (limits.name, limits.stored)
+            args.append(int(not self._is_waited_for(outgoing.message, following)))
         return script_keys, args
 
     def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:

@@ -57,8 +57,8 @@ class Settler:
         """Queue the acknowledgement of ``delivery`` for the next batch, without waiting."""
         deliveries.begin_settling(delivery)
         self._waiting.append((keys, deliveries, delivery))
-        if delivery.ordering_key is not None or delivery.charges:
-            # another message waits for this one: the next with its ordering key, or the next suspect
+        if delivery.limits is not None or delivery.charges:
+            # another message waits for this one: the next with its key, or the next suspect
             self._is_urgent.set()
         if not self._has_work.is_set():
             self._has_work.set()
@@ -113,17 +113,17 @@ class Settler:
     def _call(self, keys: QueueKeys, chunk: list[Delivery]) -> tuple[list[str], list[Argument], list[str]]:
         """Return KEYS and ARGV of settle.lua, and the keys of follow-up messages in other slots of a cluster."""
         script_keys = [*keys.work, keys.suspects, keys.counters]
-        ordered = [delivery for delivery in chunk if delivery.ordering_key is not None]
+        limited = [(delivery.entry_id, delivery.limits.name) for delivery in chunk if delivery.limits is not None]
         noted = [
             (delivery, unique_key)
             for delivery in chunk
             if delivery.is_noted and (unique_key := unique_key_of(delivery.options)) is not None
         ]
-        args: list[Argument] = [self._group, self._consumer_name, len(chunk), len(ordered), len(noted)]
+        args: list[Argument] = [self._group, self._consumer_name, len(chunk), len(limited), len(noted)]
         for delivery in chunk:
             args += (delivery.entry_id, delivery.deliveries)
-        for delivery in ordered:
-            args += (delivery.entry_id, delivery.ordering_key or "")
+        for entry_id_and_key in limited:
+            args += entry_id_and_key
         for delivery, unique_key in noted:
             script_keys.append(keys.unique(unique_key))
             args += (delivery.message_id, delivery.entry_id)

@@ -36,7 +36,7 @@ class QueueStats:
     Attributes:
         waiting: messages that no worker has: undelivered, orphaned and in line.
         undelivered: entries that were never delivered.
-        in_line: messages that wait for another message with their ordering key; they are not in the stream yet.
+        in_line: messages that wait for the limits of their key; they are not in the stream yet.
         in_flight: pending entries of the group, as XPENDING counts them.
         oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it; None if no
             entry is pending.

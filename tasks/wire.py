@@ -66,7 +66,7 @@ def check_message(message: dramatiq.Message[Any]) -> None:
     """Refuse a message that asks for more than its queue offers.
 
     Raises:
-        UndecodableEntry: its actor belongs to a different queue, it has an ordering key, or, on ``embedding.ingested``,
+        UndecodableEntry: its actor belongs to a different queue, a key limits it, or, on ``embedding.ingested``,
             it has an option or an option's value that neither clients nor retries write.
     """
     queue = QUEUE_OF.get(message.actor_name)
@@ -78,11 +78,9 @@ def check_message(message: dramatiq.Message[Any]) -> None:
             message=message,
         )
     if message.queue_name != EMBEDDING_INGESTED:
-        if "ordering_key" in message.options:
+        for name in _LIMITING & message.options.keys():
             # messages in line are kept outside the stream, where none of our commands and metrics include them
-            raise UndecodableEntry(
-                "options.ordering_key", "is not an option of this queue", "leave it out", message=message
-            )
+            raise UndecodableEntry(f"options.{name}", "is not an option of this queue", "leave it out", message=message)
         return
     for name, value in message.options.items():
         expected = _OPTIONS.get(name)
@@ -100,6 +98,8 @@ def check_message(message: dramatiq.Message[Any]) -> None:
             )
 
 
+# Options that let a message wait for others, by a key.
+_LIMITING: Final = frozenset({"ordering_key", "concurrency_key", "rate"})
 _LONGEST_NAME: Final = 64  # maximum length of an option's name in an error, in characters
 _MOST_RETRIES: Final = 1_000  # far above every policy; with a negative number, a message would be retried endlessly
 

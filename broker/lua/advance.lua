@@ -1,12 +1,12 @@
--- Repairs the limits of keys after messages disappeared, for example by a manual XDEL: their work ends, and messages in
+-- Repairs what the limits of keys count after messages disappeared, for example by a manual XDEL: their work ends, and messages in
 -- line come to work.
 --
 -- KEYS     1–9 work
 -- ARGV     cursor ("" at first), approximate number of messages or keys to check
 -- Returns  {next cursor ("" = the pass is complete), how many messages at work had disappeared}
 --
--- A pass has two parts, named by the first letter of the cursor: "w" goes through the messages at work, "l" through the
--- keys that have messages in line.
+-- A pass has three parts, named by the first letter of the cursor: "w" goes through the messages at work, "h" through the
+-- hash of limits, to forget those that no message needs, and "l" through the keys that have messages in line.
 
 local cursor, page = ARGV[1], tonumber(ARGV[2])
 
@@ -24,11 +24,26 @@ if part == 'w' then
   for i = 1, #found, 2 do
     local key, where = string.match(found[i], '^(%Z*)%z(.*)$')
     if not is_there(where) then
-      leave_work(key, where)
+      leave_work(string.match(key, '^\3?(.*)$'), where)
+      redis.call('ZREM', work.at_work, found[i])
       n = n + 1
     end
   end
-  return {next_cursor == '0' and 'l' or 'w' .. next_cursor, n}
+  return {next_cursor == '0' and 'h0' or 'w' .. next_cursor, n}
+end
+
+if part == 'h' then
+  local now = server_ms()
+  local next_cursor, found = unpack(redis.call('HSCAN', work.limits, from, 'COUNT', page))
+  for i = 1, #found, 2 do
+    local key, what = string.match(found[i], '^(%Z*)%z?(.*)$')
+    if what == 'starts' then
+      save_starts(key, (recent_starts(key, now)))
+    elseif n_members(work.at_work, key) + n_members(work.at_work, unstarted(key)) == 0 and not first_in_line(key) then
+      redis.call('HDEL', work.limits, found[i])
+    end
+  end
+  return {next_cursor == '0' and 'l' or 'h' .. next_cursor, 0}
 end
 
 for _ = 1, page do

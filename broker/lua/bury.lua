@@ -2,7 +2,7 @@
 --
 -- KEYS     1–9 work  10 dead  11 suspects  12 counters  13 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id,
---          ms to keep dead letters, how many to keep, how many bytes to keep, ordering key ("" = none),
+--          ms to keep dead letters, how many to keep, how many bytes to keep, key ("" = none; see work.lua),
 --          the message to store instead of the entry's ("" = the entry's),
 --          then names and values of the dead letter's own fields
 -- Returns  {"BURIED", id of the dead letter}, or why nothing was written: {"FENCED"}, {"GONE"}

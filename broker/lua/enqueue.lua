@@ -4,16 +4,16 @@
 -- ARGV     enqueue id, ms to remember it     recognises a call that is repeated after a lost reply; a producer
 --                                            repeats only its last call
 --          max_queue_length                  how many messages the stream and the line may hold; 0 = no limit
---          then eight per message: payload, name in delayed, delay in ms (0 = none), message id,
---          number of its unique key in KEYS (0 = none), ms after which the unique lock ends, ordering key ("" = none),
---          1: it may be coalesced onto the waiting message of its unique key
+--          then nine per message: payload, name in delayed, delay in ms (0 = none), message id,
+--          number of its unique key in KEYS (0 = none), ms after which the unique lock ends, key ("" = none) and limits
+--          (see work.lua), 1: it may be coalesced onto the waiting message of its unique key
 -- Returns  {"ADDED", id, …}       per message: its own id, or the id of the waiting message of its unique key
 --          {"FULL", length}       nothing was added
 --
 -- If a message disappeared, for example by a manual XDEL, the next message takes its lock.
 -- A repeated call returns what the first one returned, as far as the locks still show it.
 
-local FIXED, PER_MESSAGE = 3, 8
+local FIXED, PER_MESSAGE = 3, 9
 local stream, recent, counters = KEYS[1], KEYS[10], KEYS[11]
 local enqueue_id, remember_ms, max_length = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local n = (#ARGV - FIXED) / PER_MESSAGE
@@ -23,7 +23,7 @@ if redis.call('SET', recent, enqueue_id, 'PX', remember_ms, 'GET') == enqueue_id
   for i = 1, n do
     local at = FIXED + (i - 1) * PER_MESSAGE
     local lock = tonumber(ARGV[at + 5])
-    local holder = lock > 0 and ARGV[at + 8] == '1' and redis.call('GET', KEYS[lock])
+    local holder = lock > 0 and ARGV[at + 9] == '1' and redis.call('GET', KEYS[lock])
     reply[#reply + 1] = holder or ARGV[at + 4]
   end
   return reply
@@ -42,7 +42,7 @@ local now, earliest = nil, nil
 for i = 1, n do
   local at = FIXED + (i - 1) * PER_MESSAGE
   local payload, name, delay, id = ARGV[at + 1], ARGV[at + 2], tonumber(ARGV[at + 3]), ARGV[at + 4]
-  local lock, key = tonumber(ARGV[at + 5]), ARGV[at + 7]
+  local lock, key, limits = tonumber(ARGV[at + 5]), ARGV[at + 7], ARGV[at + 8]
   local holder, is_stale = false, false
   if lock > 0 then
     holder, is_stale = holder_of(KEYS[lock])
@@ -50,7 +50,7 @@ for i = 1, n do
   if is_stale then
     n_stale = n_stale + 1
   end
-  if holder and ARGV[at + 8] == '1' then
+  if holder and ARGV[at + 9] == '1' then
     n_coalesced = n_coalesced + 1
     if holder ~= id then
       redis.call('HSET', work.holders, '+' .. holder, payload)
@@ -62,7 +62,12 @@ for i = 1, n do
     end
     local where = name
     if key ~= '' then
-      where = arrive(key, name, delay > 0 and now + delay or 0, payload)
+      set_limits(key, limits)
+      if delay > 0 and not is_ordering(key) then
+        put_off(name, now + delay, payload)
+      else
+        where = arrive(key, name, delay > 0 and now + delay or 0, payload)
+      end
     elseif delay > 0 then
       redis.call('HSET', work.messages, name, payload)
       redis.call('ZADD', work.delayed, now + delay, name)

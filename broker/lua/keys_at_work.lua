@@ -3,8 +3,9 @@
 -- KEYS     1–9 work
 -- ARGV     group, last key of the previous page ("" at first), largest number of keys, of messages at work per key,
 --          largest message in bytes (only the head of a larger one is returned)
--- Returns  per key {key, number of messages at work, number in line, ms since its message at work failed first (-1 = it
---          did not), ms since its first message in line stands there (-1 = none does), {message at work, …}};
+-- Returns  per key {key, limits ("" = none are stored), number of messages at work, number of starts whose period has not
+--          passed, number in line, ms since the message at work of an ordering key failed first (-1 = it did not),
+--          ms since the first message in line stands there (-1 = none does), {message at work, …}};
 --          a message at work: {place, ms until it is due (-1 = it is in the stream), its consumer ("" = none),
 --          delivery count, ms since it came to the stream, the encoded message}
 
@@ -37,19 +38,21 @@ while #found < n_keys do
   if not member then
     break
   end
-  local key = string.match(member, '^(%Z*)%z')
-  local lowest, highest = '[' .. key .. '\0', '(' .. key .. '\1'
-  local messages = {}
-  for i, one in ipairs(redis.call('ZRANGEBYLEX', work.at_work, lowest, highest, 'LIMIT', 0, n_messages)) do
-    messages[i] = message_at(string.sub(one, #key + 2))
+  from = string.match(member, '^(%Z*)%z')
+  local key = string.match(from, '^\3?(.*)$')
+  -- a key with a rate has a second member per message; only a rate without another key has no first one
+  if key == from or string.byte(key) == 2 then
+    local messages = {}
+    for i, one in ipairs(redis.call('ZRANGEBYLEX', work.at_work, '[' .. from .. '\0', '(' .. from .. '\1', 'LIMIT', 0, n_messages)) do
+      messages[i] = message_at(string.sub(one, #from + 2))
+    end
+    local since, first = redis.call('HGET', work.limits, key .. '\0since'), first_in_line(key)
+    local _, n_started = recent_starts(key, now)
+    found[#found + 1] = {
+      key, redis.call('HGET', work.limits, key) or '', n_members(work.at_work, from), n_started,
+      n_members(work.line, key), since and math.max(0, now - tonumber(since)) or -1,
+      first and math.max(0, now - math.floor(tonumber(string.sub(first, -16)) / 1000)) or -1, messages,
+    }
   end
-  local since, first = redis.call('HGET', work.limits, key .. '\0since'), first_in_line(key)
-  found[#found + 1] = {
-    key, redis.call('ZLEXCOUNT', work.at_work, lowest, highest), redis.call('ZLEXCOUNT', work.line, lowest, highest),
-    since and math.max(0, now - tonumber(since)) or -1,
-    first and math.max(0, now - math.floor(tonumber(string.sub(first, -16)) / 1000)) or -1,
-    messages,
-  }
-  from = key
 end
 return found

@@ -1,7 +1,7 @@
 -- Makes a message at work a dead letter, for an operator, so that the next message of its key comes to work.
 --
 -- KEYS     1–9 work  10 dead  11 suspects  12 counters  13 unique key of the message (optional)
--- ARGV     group, consumer of handed-back entries, key, place of the message, message id, 1: even if it may be running,
+-- ARGV     group, consumer of handed-back entries, key (see work.lua), place of the message, message id, 1: even if it may be running,
 --          ms to keep dead letters, how many to keep, how many bytes of memory they may need, then names and values of
 --          the dead letter's own fields
 -- Returns  PASSED, or why nothing changed: MOVED (no message of the key is at work at this place), or RECEIVED (by a
@@ -14,7 +14,9 @@ local group, handed_back, key, where, message_id, is_forced = ARGV[1], ARGV[2], 
 local keep_ms, keep_n, keep_bytes = tonumber(ARGV[7]), ARGV[8], tonumber(ARGV[9])
 
 redis.call('ZREM', work.delayed, '')
-if not redis.call('ZSCORE', work.at_work, key .. '\0' .. where) or not is_there(where) then
+local member = '\0' .. where
+if not (redis.call('ZSCORE', work.at_work, key .. member) or redis.call('ZSCORE', work.at_work, unstarted(key) .. member))
+  or not is_there(where) then
   return 'MOVED'
 end
 local letter = {unpack(ARGV, 10)}

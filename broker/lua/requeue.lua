@@ -1,10 +1,10 @@
--- Requeues dead letters: each becomes its original entry again, at the end of the stream or of its ordering key's line.
+-- Requeues dead letters: each becomes its original entry again, at the end of the stream or of the line of its key.
 -- It takes the lock of its unique key. If another message with that key is waiting, it stays a dead letter.
 --
 -- KEYS     1–9 work  10 dead  11 counters  12… the unique key of each dead letter that has one
 -- ARGV     ms after which unique locks end, then per dead letter: its id, number of its unique key in KEYS (0 = none)
--- Returns  per dead letter the id of its new entry, "in-line" if it waits for another message with its ordering key,
---          "key-held" if it stays, or "" if it does not exist
+-- Returns  per dead letter the id of its new entry, "in-line" if the limits of its key let it wait outside the
+--          stream, "key-held" if it stays, or "" if it does not exist
 
 local stream, dead, counters, lock_ms = KEYS[1], KEYS[10], KEYS[11], ARGV[1]
 
@@ -14,11 +14,17 @@ for i = 2, #ARGV, 2 do
   local letter = redis.call('XRANGE', dead, id, id)[1]
   entries[#entries + 1] = ''
   if letter then
-    local entry, key, message_id, payload = {}, nil, nil, nil
+    local entry, key, limits, message_id, payload = {}, nil, '', nil, nil
     for j = 1, #letter[2], 2 do
       local name, value = letter[2][j], letter[2][j + 1]
       if name == 'ordering_key' then
         key = value
+      elseif name == 'concurrency_key' then
+        key = '\1' .. value
+      elseif name == 'rate_key' then
+        key = '\2' .. value
+      elseif name == 'limits' then
+        limits = value
       elseif name == 'message_id' then
         message_id = value
       elseif name == 'entry:message' then
@@ -38,7 +44,8 @@ for i = 2, #ARGV, 2 do
     if holder and holder ~= message_id then
       entries[#entries] = 'key-held'
     elseif key and payload then
-      where = arrive(key, '', 0, payload)
+      set_limits(key, limits)
+      where = arrive(key, key .. '\0' .. id, 0, payload)
     else
       where = redis.call('XADD', stream, '*', unpack(entry))
     end

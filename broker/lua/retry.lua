@@ -2,13 +2,14 @@
 --
 -- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, payload, name in delayed, delay in ms (0 = none),
---          ordering key ("" = none), ms after which the unique lock ends,
---          ms for which retries may hold the ordering key (-1 = no limit)
+--          key ("" = none) and limits (see work.lua), ms after which the unique lock ends,
+--          ms for which retries may hold an ordering key (-1 = no limit)
 -- Returns  RETRIED, or why nothing was written: FENCED (the caller does not hold it), GONE (the entry was removed), or
 --          HELD (retries have held the ordering key for as long as they may)
 --
 -- The retry waits like any message: it takes the lock of its unique key, unless a message that was enqueued during the
--- job has it. It is due no later than the time until which it may hold its ordering key, so that the last attempt runs
+-- job has it. The retry of a message with another key than an ordering key is not at work until it is due: then it comes
+-- to work or stands in line. The retry of an ordering key is due no later than the time until which it may hold its ordering key, so that the last attempt runs
 -- then.
 -- Works when the server's memory is full: it only moves the message, and Redis lets a script finish if its first write
 -- needs no memory.
@@ -16,7 +17,8 @@
 local stream, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12]
 local group, consumer, deliveries, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local message_id, payload, name, delay = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
-local key, lock_ms, hold_ms = ARGV[9], ARGV[10], tonumber(ARGV[11])
+local key, limits, lock_ms, hold_ms = ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
+local holds = key ~= '' and is_ordering(key)
 
 redis.call('ZREM', work.delayed, '')
 if not redis.call('XRANGE', stream, id, id)[1] then
@@ -30,7 +32,7 @@ if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~
   return 'FENCED'
 end
 local now = server_ms()
-if key ~= '' and hold_ms >= 0 then
+if holds and hold_ms >= 0 then
   local held_ms = now - tonumber(redis.call('HGET', work.limits, key .. '\0since') or now)
   if held_ms >= hold_ms then
     return 'HELD'
@@ -38,19 +40,26 @@ if key ~= '' and hold_ms >= 0 then
   delay = math.min(delay, hold_ms - held_ms)
 end
 
-local where = name
-if delay > 0 then
-  put_off(name, now + delay, payload)
-else
-  where = redis.call('XADD', stream, '*', 'message', payload)
-end
-if key ~= '' then
-  move_at_work(key, id, where)
-  redis.call('HSETNX', work.limits, key .. '\0since', now)
-end
 redis.call('XACK', stream, group, id)
 redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
 redis.call('HDEL', suspects, id)
+if key ~= '' and not holds then
+  leave_work(key, id)
+end
+local where = name
+if delay > 0 or (holds and limits ~= '') then -- janitors then ask whether it may start
+  put_off(name, now + delay, payload)
+elseif holds or key == '' then
+  where = redis.call('XADD', stream, '*', 'message', payload)
+else
+  set_limits(key, limits)
+  where = arrive(key, name, 0, payload)
+end
+if holds then
+  redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. id)
+  move_at_work(key, id, where)
+  redis.call('HSETNX', work.limits, key .. '\0since', now)
+end
 if unique then
   let_go(message_id, id)
   take_lock(unique, message_id, lock_ms, where)

@@ -2,8 +2,8 @@
 --
 -- KEYS     1–9 work  10 suspects  11 counters  12… the unique key of each message that is still in holders, then recent
 --          of each follow-up message that these messages enqueued
--- ARGV     group, consumer, number of entries, number of those that have an ordering key, number of unique keys,
---          then per entry: id, delivery count; then per entry that has an ordering key: id, ordering key;
+-- ARGV     group, consumer, number of entries, number of those that have a key, number of unique keys,
+--          then per entry: id, delivery count; then per entry that has a key: id, key (see work.lua);
 --          then per unique key: message id, entry id; then per follow-up message: the place of its entry, from 1
 -- Returns  {acked, late, gone}   late: finished here although another consumer holds it now; gone: already removed
 --

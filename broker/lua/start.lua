@@ -1,8 +1,9 @@
 -- Decides whether a message may start. Called only if the message was delivered before, if the lease may have lapsed,
--- or if the message has a unique key; and when the isolation of a running message ends.
+-- or if the message has a unique key or a rate; and when the isolation of a running message ends.
 --
--- KEYS     1 stream  2 suspects  3 counters  4 holders  5 unique key of the message (optional)
--- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it is running
+-- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
+-- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it is running,
+--          key with a rate ("" = none) and its limits (see work.lua)
 -- Returns  {RUN}, {RUN, the newest message that was coalesced onto it}, or {LOST}: another consumer holds the entry now
 --
 -- A coalesced message is kept until the message that it was coalesced onto has ended: if that is skipped, the coalesced
@@ -10,9 +11,9 @@
 -- against messages that ran, and not against those that only waited in the same process. If a running message has ended
 -- or lost its entry when its isolation ends, this does not count as fenced.
 
-local stream, suspects, counters, holders, unique = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local stream, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local is_running = ARGV[7] == '1'
+local is_running, key, limits = ARGV[7] == '1', ARGV[8], ARGV[9]
 local company = ARGV[6] == '1' and '' or ' alongside others'
 
 -- A server whose memory is full lets a script finish if its first write needs no memory.
@@ -28,14 +29,17 @@ if deliveries > 1 then
   local charges = string.match(redis.call('HGET', suspects, id) or '0', '^%S+')
   redis.call('HSET', suspects, id, charges .. ' ' .. deliveries .. ' ' .. consumer .. company)
 end
+if key ~= '' and not is_running then
+  start_work(key, id, limits)
+end
 if unique then
   if redis.call('GET', unique) == message_id then
     redis.call('DEL', unique)
   end
-  local coalesced = redis.call('HGET', holders, '+' .. message_id)
+  local coalesced = redis.call('HGET', work.holders, '+' .. message_id)
   if coalesced then
     return {'RUN', coalesced}
   end
-  redis.call('HDEL', holders, '=' .. message_id, '@' .. id)
+  redis.call('HDEL', work.holders, '=' .. message_id, '@' .. id)
 end
 return {'RUN'}

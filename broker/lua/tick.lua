@@ -20,18 +20,21 @@ for _, name in ipairs(names) do
   -- This write needs no memory, and comes first: then even a server whose memory is full lets the script finish.
   redis.call('ZREM', delayed, name)
   if payload then
-    local id = redis.pcall('XADD', stream, '*', 'message', payload)
-    if type(id) == 'table' then -- the stream has no more ids; the message stays delayed and is tried again
-      redis.call('ZADD', delayed, now + 1000, name)
-      break
+    local where
+    local key, limits = string.match(name, '^(%Z+)%z%Z*%z?(.*)$')
+    if key then
+      redis.call('HDEL', messages, name)
+      where = come_due(key, name, limits, payload)
+    else
+      where = redis.pcall('XADD', stream, '*', 'message', payload)
+      if type(where) == 'table' then -- the stream has no more ids; the message stays delayed and is tried again
+        redis.call('ZADD', delayed, now + 1000, name)
+        break
+      end
+      redis.call('HDEL', messages, name)
     end
-    redis.call('HDEL', messages, name)
-    local zero = string.find(name, '\0', 1, true)
-    if zero then
-      move_at_work(string.sub(name, 1, zero - 1), name, id)
-    end
-    if are_held then
-      move_holder(name, id)
+    if are_held and where ~= name then
+      move_holder(name, where)
     end
   end
   n_promoted = n_promoted + 1

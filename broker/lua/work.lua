@@ -1,15 +1,28 @@
 -- Functions that add and move waiting messages, keep the limits of each key, and maintain unique locks.
 -- Included at the top of scripts whose first nine KEYS are ``work`` in keys.py.
 --
--- A message with an ordering key is *at work* while it is in the stream, in flight or delayed (as a retry, too). One
--- message per key is at work; the others wait in line. The set of messages at work has a member per message: the key, a
--- zero byte and its place (entry id, or name in delayed). When a message leaves, the next in line comes to work.
+-- A message with a key is *at work* from its turn on, and the others of its key wait in line:
+--   an ordering key       one is at work at a time, until it is done; it stays so while it is delayed (as a retry, too)
+--   a concurrency key     at most ``max`` are at work: in the stream or in flight; it begins with the byte 1
+--   a rate                at most ``n`` start per period. A message takes a place when it comes to work; when it starts,
+--                         the place is free again after a period. Rates without another key begin with the byte 2
+-- A message that can come to work at a known time, when the place of an earlier start is free again, has taken that place
+-- and is delayed until then. So at any time the messages that have not started and the starts of the last period are at
+-- most ``n``, however long a message waits for a worker.
+--
+-- The set of messages at work has a member for each: the key, a zero byte and its place (entry id, or name in delayed).
+-- If the key has a rate, a message that has not started has a second member, which begins with the byte 3.
 --
 -- The line is one sorted set with equal scores, so that Redis orders it by member. A member consists of the key, a zero
 -- byte and the place in line: the time in microseconds, or one more than the last place. A delayed message with a key is
--- named by its key, a zero byte and random text, or by the member that it was in the line.
+-- named by its key, a zero byte and random text (and, if it is not at work, a zero byte and the limits), or by the
+-- member that it was in the line.
 --
--- The hash of limits has a field '<key>', a zero byte, 'since': when the message at work of an ordering key failed first.
+-- The hash of limits has these fields for a key:
+--   <key>                 "<max> <n> <period in ms>" (0 = no limit), as the newest message set them; an ordering key
+--                         without a rate has none
+--   <key>, 0, since       when the message at work of an ordering key failed first
+--   <key>, 0, starts      "<time>:<number> …": how many places of starts are free again at which time
 --
 -- The lock of a unique key holds the id of the message that took it. The hash of holders has two fields for that
 -- message: '=<id>' -> its place (entry id, name in delayed or member of the line), and '@<place>' -> its id. So the
@@ -116,19 +129,126 @@ local function stand_in_line(key, due, payload)
   return member
 end
 
+local function n_members(set, key)
+  return redis.call('ZLEXCOUNT', set, '[' .. key .. '\0', '(' .. key .. '\1')
+end
+
+-- Returns whether a message of this key stays at work while it is delayed.
+local function is_ordering(key)
+  local first = string.byte(key)
+  return first ~= 1 and first ~= 2
+end
+
+local function unstarted(key)
+  return '\3' .. key
+end
+
+-- Returns how many messages of a key may be at work, how many may start per period, and the period in ms; 0 = no limit.
+local function limits_of(key)
+  local stored = redis.call('HGET', work.limits, key)
+  if not stored then
+    return string.byte(key) == 2 and 0 or 1, 0, 0
+  end
+  local max, n, period = string.match(stored, '^(%d+) (%d+) (%d+)$')
+  return tonumber(max), tonumber(n), tonumber(period)
+end
+
+local function set_limits(key, limits)
+  if limits ~= '' then
+    redis.call('HSET', work.limits, key, limits)
+  elseif is_ordering(key) then
+    redis.call('HDEL', work.limits, key)
+  end
+end
+
+-- Returns the starts of a key whose places are not free yet, as a list of {time, number}, and their number.
+local function recent_starts(key, now)
+  local starts, total = {}, 0
+  for free_at, count in string.gmatch(redis.call('HGET', work.limits, key .. '\0starts') or '', '(%d+):(%d+)') do
+    if tonumber(free_at) > now then
+      starts[#starts + 1] = {tonumber(free_at), tonumber(count)}
+      total = total + count
+    end
+  end
+  return starts, total
+end
+
+local function save_starts(key, starts)
+  local parts = {}
+  for _, start in ipairs(starts) do
+    if start[2] > 0 then
+      parts[#parts + 1] = string.format('%.0f:%.0f', start[1], start[2])
+    end
+  end
+  if #parts > 0 then
+    redis.call('HSET', work.limits, key .. '\0starts', table.concat(parts, ' '))
+  else
+    redis.call('HDEL', work.limits, key .. '\0starts')
+  end
+end
+
+-- Records a start. Above 50 starts per period, times are rounded up to a fiftieth of the period, to bound the list.
+local function record_start(key, n, period, now)
+  local starts = recent_starts(key, now)
+  local step = n > 50 and math.ceil(period / 50) or 1
+  local free_at, last = math.ceil((now + period) / step) * step, starts[#starts]
+  if last and last[1] >= free_at then
+    last[2] = last[2] + 1
+  else
+    starts[#starts + 1] = {free_at, 1}
+  end
+  save_starts(key, starts)
+end
+
+-- Takes a place for a start. Returns the time from which it is free, 0 = now; nil if none is before a message starts.
+local function take_place(key, n, now)
+  local starts, total = recent_starts(key, now)
+  if n_members(work.at_work, unstarted(key)) + total < n then
+    return 0
+  elseif not starts[1] then
+    return nil
+  end
+  starts[1][2] = starts[1][2] - 1
+  save_starts(key, starts)
+  return starts[1][1]
+end
+
+-- Adds a message that is due to the stream, and returns its entry id. Delays it if the stream has no more ids.
+local function add_to_stream(name, payload)
+  local id = redis.pcall('XADD', work.stream, '*', 'message', payload)
+  if type(id) == 'table' then
+    put_off(name, server_ms() + 1000, payload)
+    return name
+  end
+  return id
+end
+
 -- Brings a message to work, in the stream or (until it is due) delayed, if the limits of its key allow it.
 -- Returns its place; nil if it has to wait in line.
 local function bring_to_work(key, name, due, payload)
-  if redis.call('ZLEXCOUNT', work.at_work, '[' .. key .. '\0', '(' .. key .. '\1') > 0 then
+  local max, n = limits_of(key)
+  if max > 0 and n_members(work.at_work, key) >= max then
     return nil
+  end
+  if n > 0 then
+    local free_at = take_place(key, n, server_ms())
+    if not free_at then
+      return nil
+    end
+    due = math.max(due, free_at)
   end
   local where = name
   if due > 0 and due > server_ms() then
     put_off(name, due, payload)
   else
-    where = redis.call('XADD', work.stream, '*', 'message', payload)
+    where = add_to_stream(name, payload)
   end
-  redis.call('ZADD', work.at_work, 0, key .. '\0' .. where)
+  if max > 0 then
+    redis.call('ZADD', work.at_work, 0, key .. '\0' .. where)
+  end
+  if n > 0 then
+    redis.call('ZADD', work.at_work, 0, unstarted(key) .. '\0' .. where)
+  end
   return where
 end
 
@@ -137,7 +257,7 @@ local function arrive(key, name, due, payload)
   return not first_in_line(key) and bring_to_work(key, name, due, payload) or stand_in_line(key, due, payload)
 end
 
--- Brings the next messages of a key to work, as many as its limits allow.
+-- Brings the next messages of a key to work, as many as its limits allow. Forgets limits that no message needs.
 local function next_in_line(key)
   local member = first_in_line(key)
   while member do
@@ -153,20 +273,66 @@ local function next_in_line(key)
     redis.call('HDEL', work.in_line, member)
     member = first_in_line(key)
   end
+  if redis.call('HEXISTS', work.limits, key) == 1
+    and n_members(work.at_work, key) + n_members(work.at_work, unstarted(key)) == 0 then
+    redis.call('HDEL', work.limits, key)
+  end
 end
 
 -- Records that a message at work has moved; does nothing if it was not at work there.
 local function move_at_work(key, before, now)
-  if redis.call('ZREM', work.at_work, key .. '\0' .. before) == 1 then
-    redis.call('ZADD', work.at_work, 0, key .. '\0' .. now)
+  for _, one in ipairs({key, unstarted(key)}) do
+    if redis.call('ZREM', work.at_work, one .. '\0' .. before) == 1 then
+      redis.call('ZADD', work.at_work, 0, one .. '\0' .. now)
+    end
   end
+end
+
+-- Adds a delayed message with a key that is due now, and returns its place: it comes to the stream if it is at work
+-- already, and otherwise to work or in line.
+local function come_due(key, name, limits, payload)
+  local is_unstarted = redis.call('ZSCORE', work.at_work, unstarted(key) .. '\0' .. name)
+  if not is_unstarted and not redis.call('ZSCORE', work.at_work, key .. '\0' .. name) then
+    set_limits(key, limits)
+    return arrive(key, name, 0, payload)
+  end
+  local where
+  local _, n = limits_of(key)
+  if n > 0 and not is_unstarted then -- the retry of an ordering key with a rate
+    local now = server_ms()
+    local free_at = take_place(key, n, now) or now
+    redis.call('ZADD', work.at_work, 0, unstarted(key) .. '\0' .. name)
+    if free_at > now then
+      put_off(name, free_at, payload)
+      return name
+    end
+  end
+  where = add_to_stream(name, payload)
+  move_at_work(key, name, where)
+  return where
+end
+
+-- Records that a message of a key with a rate has started: its place is free again after a period.
+local function start_work(key, where, limits)
+  local _, n, period = string.match(limits, '^(%d+) (%d+) (%d+)$')
+  redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. where)
+  record_start(key, tonumber(n), tonumber(period), server_ms())
+  next_in_line(key)
 end
 
 -- Ends the work of a message that was at this place and is gone, and brings the next ones to work.
 -- Does nothing if it was not at work there.
 local function leave_work(key, gone)
-  if redis.call('ZREM', work.at_work, key .. '\0' .. gone) == 1 then
-    redis.call('HDEL', work.limits, key .. '\0since')
+  local was_unstarted = redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. gone) == 1
+  local _, n, period = limits_of(key)
+  if was_unstarted and n > 0 and not string.find(gone, '^%d+%-%d+$') then
+    -- it was delayed until the place that it had taken is free, so nothing else may start there before
+    record_start(key, n, period, server_ms())
+  end
+  if redis.call('ZREM', work.at_work, key .. '\0' .. gone) == 1 or was_unstarted then
+    if is_ordering(key) then
+      redis.call('HDEL', work.limits, key .. '\0since')
+    end
     next_in_line(key)
   end
 end

@@ -30,6 +30,13 @@ from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, messag
 from tests.support import eventually
 
 WHICH = st.integers(0, 99)
+# What messages of a key have in common. The period of the rate never passes.
+LIMITS: dict[str | None, dict[str, Any]] = {
+    "k": {"ordering_key": "k"},
+    "l": {"ordering_key": "l"},
+    "c": {"concurrency_key": "c", "max_concurrent": 2},
+    "r": {"rate_key": "r", "rate": "4/day"},
+}
 
 
 class Queue(RuleBasedStateMachine):
@@ -58,6 +65,8 @@ class Queue(RuleBasedStateMachine):
         self.begin()
         self.enqueue(0, 4, None, None, None)
         self.enqueue(0, 3, None, None, "k")
+        self.enqueue(0, 4, None, None, "c")
+        self.enqueue(0, 3, None, None, "r")
         self.enqueue(0, 1, None, "u", None)
         self.enqueue(0, 2, 3_600_000, None, None)
         self.receive(0, 3)
@@ -92,14 +101,14 @@ class Queue(RuleBasedStateMachine):
         n=st.integers(1, 4),
         delay=st.sampled_from([None, None, 3_600_000]),
         unique=st.sampled_from([None, None, None, "u"]),
-        key=st.sampled_from([None, None, "k", "l"]),
+        key=st.sampled_from([None, None, "k", "l", "c", "r"]),
     )
     def enqueue(self, which: int, n: int, delay: int | None, unique: str | None, key: str | None) -> None:
         _, broker, _ = self.a_process(which)
         for _ in range(n):
             label = f"m{self.n_messages}"
             self.n_messages += 1
-            options = {name: value for name, value in (("unique_key", unique), ("ordering_key", key)) if value}
+            options = {**LIMITS.get(key, {}), **({"unique_key": unique} if unique else {})}
             is_locked = unique is not None and bool(self.client.exists(KEYS.unique(unique)))
             sent = message(label, **options)
 
@@ -231,9 +240,14 @@ class Queue(RuleBasedStateMachine):
         at_work = Counter(
             self.key_of[label]
             for label, where in self.places().items()
-            if label in self.key_of and where in (["stream"], ["delayed"])
+            if self.key_of.get(label) in ("k", "l") and where in (["stream"], ["delayed"])
         )
         assert all(n == 1 for n in at_work.values()), at_work
+
+    @invariant()
+    def no_more_messages_of_a_concurrency_key_can_run_than_its_limit(self) -> None:
+        where = [where for label, where in self.places().items() if self.key_of.get(label) == "c"]
+        assert where.count(["stream"]) <= 2, where
 
     def places(self) -> dict[str, list[str]]:
         pipe = self.client.pipeline(transaction=True)

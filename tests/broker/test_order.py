@@ -322,15 +322,15 @@ def test_inspector_lists_who_holds_an_ordering_key_and_how_many_wait(scene: Scen
     (k1,), (l1,) = k.at_work, ll.at_work
     assert k1.message is not None
     assert l1.message is not None
-    assert (k.key, k1.message.args, k.in_line, k1.consumer) == ("k", ("k1",), 2, broker.consumer_name)
+    assert (k.limits.key, k1.message.args, k.in_line, k1.consumer) == ("k", ("k1",), 2, broker.consumer_name)
     assert (k.failing_for_ms, k1.due_ms, ll.longest_wait_ms) == (None, None, None)
-    assert (ll.key, l1.message.args, ll.in_line, l1.consumer) == ("l", ("l1",), 0, "")
+    assert (ll.limits.key, l1.message.args, ll.in_line, l1.consumer) == ("l", ("l1",), 0, "")
     assert l1.due_ms is not None
     assert ll.failing_for_ms is not None
     assert 0 < l1.due_ms <= 60_000
     assert k.longest_wait_ms is not None
-    (again,) = broker.inspector(QUEUE).keys_at_work(after="k")
-    assert again.key == "l"
+    (again,) = broker.inspector(QUEUE).keys_at_work(after=k)
+    assert again.limits.key == "l"
 
 
 @pytest.mark.parametrize("where", ["delayed", "undelivered", "received"])

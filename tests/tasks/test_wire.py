@@ -156,14 +156,15 @@ def test_unknown_option_is_refused(option: dict[str, Any]) -> None:
     assert "leave it out" in refused.value.hint
 
 
+@pytest.mark.parametrize("option", [{"ordering_key": "7"}, {"concurrency_key": "7"}, {"rate": "9/s"}], ids=str)
 @pytest.mark.parametrize("queue", QUEUES)
-def test_ordering_key_is_refused_in_every_queue(queue: str) -> None:
+def test_limits_per_key_are_refused_in_every_queue(queue: str, option: dict[str, str]) -> None:
     actor = next(actor for actor, of_actor in QUEUE_OF.items() if of_actor == queue)
 
     with pytest.raises(UndecodableEntry) as refused:
-        CHECKS[queue](sent(actor, queue, ordering_key="pet 7"))
+        CHECKS[queue](sent(actor, queue, **option))
 
-    assert refused.value.field == "options.ordering_key"
+    assert refused.value.field == f"options.{next(iter(option))}"
 
 
 @pytest.mark.parametrize(

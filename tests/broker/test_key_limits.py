@@ -1,0 +1,418 @@
+"""Limits per key: how many messages run at once, how many start per period, and what operators see of it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from typing import Any
+
+import dramatiq
+import pytest
+import redis
+from dramatiq.middleware import Retries
+
+from broker import InvalidMessage, RedisStreamsBroker
+from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
+from tests.support import eventually
+
+
+def of_tenant(*names: str, n: int = 2, **options: Any) -> list[dramatiq.Message[Any]]:
+    return [message(name, concurrency_key="tenant", max_concurrent=n, **options) for name in names]
+
+
+def is_clean(scene: Scene) -> bool:
+    return not any(scene.client.exists(key) for key in (*KEYS.work[4:7], KEYS.limits))
+
+
+def test_no_more_messages_of_a_concurrency_key_are_delivered_than_may_run(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([*of_tenant("1", "2", "3", "4", "5"), message("free")])
+
+    one, two, free = received(consumer, 3)
+    assert labels([one, two, free]) == ["1", "2", "free"]
+    assert next(consumer) is None
+    assert broker.stats(QUEUE).in_line == 3
+
+    consumer.ack(two)
+    (three,) = received(consumer, 1)
+    consumer.ack(one)
+    (four,) = received(consumer, 1)
+    assert labels([three, four]) == ["3", "4"]
+    assert next(consumer) is None
+    for delivery in (three, four, free):
+        consumer.ack(delivery)
+    consumer.ack(received(consumer, 1)[0])
+    eventually(lambda: scene.state() == QueueState() and is_clean(scene))
+
+
+def test_waiting_retry_leaves_its_turn_to_others_and_returns_to_the_line(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_tenant("1", "2", "3", n=1))
+
+    fail(broker, received(consumer, 1)[0], delay=60_000)
+    (two,) = received(consumer, 1)
+    scene.promote("a")
+    assert next(consumer) is None, "the retry is due, and its key has no room"
+    assert scene.state().delayed == ()
+    consumer.ack(two)
+    (three,) = received(consumer, 1)
+    consumer.ack(three)
+    (one,) = received(consumer, 1)
+    fail(broker, one, delay=0)
+    (again,) = received(consumer, 1)
+    consumer.ack(again)
+
+    assert labels([two, three, one, again]) == ["2", "3", "1", "1"]
+    assert again.deliveries == 1
+    eventually(lambda: is_clean(scene))
+
+
+def test_delayed_message_takes_no_turn_before_it_is_due(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    (later, now) = of_tenant("later", "now", n=1)
+    broker.enqueue(later, delay=60_000)
+    broker.enqueue(now)
+
+    (running,) = received(consumer, 1)
+    scene.promote("a")
+    assert next(consumer) is None
+    consumer.ack(running)
+
+    assert labels([running, *received(consumer, 1)]) == ["now", "later"]
+
+
+@pytest.mark.parametrize("how", ["dies", "is handed back", "is deleted", "is rejected", "is passed over", "is flushed"])
+def test_turn_is_free_again_when_a_message_of_the_key(scene: Scene, how: str) -> None:
+    first = scene.consumer("a", timeout=100)
+    other = scene.process("c")
+    other.enqueue_many(of_tenant("1", "2", n=1))
+    (one,) = received(first, 1)
+    expected = "2"
+    match how:
+        case "dies":
+            scene.die("a")
+            expected = "1"
+        case "is handed back":
+            first.requeue([one])
+            first.close()
+            expected = "1"
+        case "is deleted":
+            scene.client.xdel(KEYS.stream, one.entry_id)
+            scene.sweep("c")
+        case "is rejected":
+            first.nack(one)
+        case "is passed over":
+            inspector = other.inspector(QUEUE)
+            ((seen,),) = (key.at_work for key in inspector.keys_at_work())
+            assert inspector.pass_over(seen, even_if_received=True) == "passed"
+        case "is flushed":
+            other.flush(QUEUE)
+            other.enqueue_many(of_tenant("2", n=1))
+    consumer = scene.consumer("b", timeout=100)
+
+    assert labels(received(consumer, 1)) == [expected]
+    assert next(consumer) is None
+
+
+def test_requeued_dead_letter_obeys_the_limit_of_its_concurrency_key(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_tenant("1", "2", n=1))
+    consumer.nack(received(consumer, 1)[0])
+    (two,) = received(consumer, 1)
+
+    (dead_letter,) = broker.dead_letters(QUEUE).list()
+    assert broker.dead_letters(QUEUE).put_back([dead_letter.id]) == ["in-line"]
+    assert next(consumer) is None
+    consumer.ack(two)
+
+    assert labels(received(consumer, 1)) == ["1"]
+
+
+def test_newest_message_sets_the_limit_of_its_concurrency_key(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_tenant("1", "2", "3", "4", n=1))
+    (one,) = received(consumer, 1)
+
+    broker.enqueue_many(of_tenant("5", n=3))
+    scene.sweep("a")
+
+    assert labels([one, *received(consumer, 2)]) == ["1", "2", "3"]
+    assert next(consumer) is None
+
+
+def test_message_with_a_concurrency_key_keeps_its_unique_key_in_line(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_tenant("1", n=1))
+    (waiting,) = broker.enqueue_many(of_tenant("2", n=1, unique_key="u"))
+
+    (same,) = broker.enqueue_many(of_tenant("3", n=1, unique_key="u"))
+    assert same.message_id == waiting.message_id
+    consumer.ack(received(consumer, 1)[0])
+    (two,) = received(consumer, 1)
+    (same,) = broker.enqueue_many(of_tenant("4", n=1, unique_key="u"))
+
+    assert two.message_id == same.message_id == waiting.message_id
+
+
+def test_inspector_lists_the_messages_of_a_concurrency_key(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many([*of_tenant("1", "2", "3"), message("o", ordering_key="o")])
+    received(consumer, 1)
+
+    tenant, o = broker.inspector(QUEUE).keys_at_work()
+
+    assert (tenant.limits.kind, tenant.limits.key, tenant.limits.max_concurrent) == ("concurrency", "tenant", 2)
+    assert (tenant.n_at_work, tenant.in_line, o.limits.key) == (2, 1, "o")
+    assert [one.message and one.message.args for one in tenant.at_work] == [("1",), ("2",)]
+    assert [key.limits.key for key in broker.inspector(QUEUE).keys_at_work(after=tenant)] == ["o"]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"concurrency_key": "k"}, "concurrency_key"),
+        ({"max_concurrent": 3}, "max_concurrent"),
+        ({"concurrency_key": "k", "max_concurrent": 0}, "max_concurrent"),
+        ({"concurrency_key": "", "max_concurrent": 1}, "concurrency_key"),
+        ({"concurrency_key": "k", "max_concurrent": 2, "ordering_key": "k"}, "concurrency_key"),
+        ({"rate": "many"}, "rate"),
+        ({"rate": "0/s"}, "rate"),
+        ({"rate_key": "k"}, "rate_key"),
+        ({"rate_key": "k", "rate": "1/s", "ordering_key": "k"}, "rate_key"),
+        ({"ordering_hold_ms": -1}, "ordering_hold_ms"),
+    ],
+)
+def test_limits_that_cannot_hold_are_refused_at_enqueue(stage: Scene, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        stage.process("a").enqueue(message("m", **options))
+
+    assert refused.value.field == field
+
+
+def test_limits_hold_among_workers_while_jobs_fail_at_random(redis_url: str, redis_client: redis.Redis) -> None:
+    seed, most, n = 11, {"a": 1, "b": 3}, 40
+    rng = random.Random(seed)
+    lock, running, done = threading.Lock(), Counter[str](), Counter[str]()
+    highest = Counter[str]()
+    brokers, workers = [], []
+    for _ in range(2):
+        broker = RedisStreamsBroker(
+            redis_url, middleware=[Retries(min_backoff=1, max_backoff=5, max_retries=50)], lease_ms=2_000
+        )
+
+        @dramatiq.actor(broker=broker)
+        def work(key: str, number: int) -> None:
+            with lock:
+                running[key] += 1
+                highest[key] = max(highest[key], running[key])
+            try:
+                if rng.random() < 0.3:
+                    raise RuntimeError("not yet")
+                done[key] += 1
+            finally:
+                with lock:
+                    running[key] -= 1
+
+        brokers.append(broker)
+        workers.append(dramatiq.Worker(broker, worker_timeout=100, worker_threads=4))
+    brokers[0].enqueue_many(
+        work.message_with_options(args=(key, number), concurrency_key=key, max_concurrent=most[key])
+        for number in range(n)
+        for key in most
+    )
+    for worker in workers:
+        worker.start()
+    try:
+        brokers[0].join("default", timeout=60_000)
+    finally:
+        for worker, broker in zip(workers, brokers, strict=True):
+            worker.stop()
+            broker.close()
+
+    assert done == dict.fromkeys(most, n), f"seed {seed}"
+    assert all(highest[key] <= most[key] for key in most), f"{highest}, seed {seed}"
+    assert redis_client.keys("*ordered*") == []
+
+
+def started(scene: Scene, name: str, delivery: Any) -> None:
+    """Begin to run a message, as the Worker does."""
+    scene.brokers[name].emit_before("process_message", delivery)
+
+
+def at_rate(rate: str, *names: str, **options: Any) -> list[dramatiq.Message[Any]]:
+    return [message(name, rate=rate, **options) for name in names]
+
+
+def a_period_passes(scene: Scene, name: str) -> None:
+    """Make the places of all earlier starts free, and the messages due that wait for them."""
+    for field in scene.client.hkeys(KEYS.limits):
+        if field.endswith(b"\0starts"):
+            scene.client.hdel(KEYS.limits, field)
+    scene.promote(name)
+
+
+def test_messages_beyond_the_rate_wait_until_earlier_starts_are_a_period_old(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([*at_rate("2/day", "1", "2", "3", "4", "5"), message("free")])
+
+    first = received(consumer, 3)
+    assert labels(first) == ["1", "2", "free"]
+    assert next(consumer) is None, "neither has started, and both may start at any time"
+    assert (broker.stats(QUEUE).in_line, broker.stats(QUEUE).delayed) == (3, 0)
+    for delivery in first[:2]:
+        started(scene, "a", delivery)
+    assert (broker.stats(QUEUE).in_line, broker.stats(QUEUE).delayed) == (1, 2)
+    due = broker.stats(QUEUE).next_due_ms
+    assert due is not None
+    assert 86_000_000 < due <= 86_400_000
+    for delivery in first:
+        consumer.ack(delivery)
+    assert next(consumer) is None
+
+    a_period_passes(scene, "a")
+    second = received(consumer, 2)
+    assert sorted(labels(second)) == ["3", "4"]
+    assert [one.deliveries for one in second] == [1, 1]
+    assert next(consumer) is None
+
+
+def test_backlog_does_not_burst_when_workers_return(scene: Scene) -> None:
+    producer = scene.process("p")
+    producer.enqueue_many(at_rate("2/day", "1", "2", "3", "4", "5"))
+    a_period_passes(scene, "p")
+    consumer = scene.consumer("a", timeout=100)
+
+    for delivery in received(consumer, 2):
+        started(scene, "a", delivery)
+        consumer.ack(delivery)
+
+    assert next(consumer) is None
+    assert producer.stats(QUEUE).delayed == 2
+
+
+def test_rate_of_a_concurrency_key_limits_both(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(of_tenant("1", "2", "3", "4", n=1, rate="2/day"))
+
+    for label in ("1", "2"):
+        (delivery,) = received(consumer, 1)
+        assert delivery.args[0] == label
+        started(scene, "a", delivery)
+        assert next(consumer) is None
+        consumer.ack(delivery)
+
+    assert next(consumer) is None
+    eventually(lambda: scene.state().delayed == ("3",))
+    a_period_passes(scene, "a")
+    assert labels(received(consumer, 1)) == ["3"]
+
+
+@pytest.mark.parametrize("key", [{"ordering_key": "k"}, {"rate_key": "k"}])
+def test_retry_counts_as_a_start_of_its_rate(scene: Scene, key: dict[str, str]) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(at_rate("1/day", "1", **key))
+    (one,) = received(consumer, 1)
+    started(scene, "a", one)
+
+    fail(broker, one, delay=0)
+    scene.sweep("a")
+
+    assert next(consumer) is None
+    assert scene.state().delayed == ("1",)
+    a_period_passes(scene, "a")
+    (again,) = received(consumer, 1)
+    started(scene, "a", again)
+    consumer.ack(again)
+    a_period_passes(scene, "a")
+    eventually(lambda: is_clean(scene))
+
+
+@pytest.mark.parametrize("place", ["undelivered", "delayed"])
+def test_removed_message_gives_its_place_in_the_rate_to_the_next(scene: Scene, place: str) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(at_rate("1/day", "1", "2", "3"))
+    if place == "undelivered":
+        scene.client.xtrim(KEYS.stream, maxlen=0)
+    else:
+        started(scene, "a", received(consumer, 1)[0])
+        scene.client.delete(KEYS.delayed, KEYS.delayed_messages)
+
+    scene.sweep("a")
+
+    if place == "undelivered":
+        assert labels(received(consumer, 1)) == ["2"]
+    else:  # "3" takes the place of "2", and still not before a period has passed
+        assert scene.state().delayed == ("3",)
+
+
+def test_rates_without_a_key_are_those_of_actors(scene: Scene) -> None:
+    consumer = scene.consumer("a", timeout=100)
+    broker = scene.brokers["a"]
+    other: dramatiq.Message[Any] = dramatiq.Message(
+        queue_name=QUEUE, actor_name="other", args=("o1",), kwargs={}, options={"rate": "1/h"}
+    )
+    broker.enqueue_many([*at_rate("1/h", "1", "2"), other, *at_rate("1/h", "k1", "k2", rate_key="k")])
+
+    assert labels(received(consumer, 3)) == ["1", "o1", "k1"]
+    keys = broker.inspector(QUEUE).keys_at_work()
+    assert [(key.limits.kind, key.limits.key, str(key.limits.rate), key.in_line) for key in keys] == [
+        ("rate", "k", "1/h", 1),
+        ("rate", "other", "1/h", 0),
+        ("rate", "work", "1/h", 1),
+    ]
+
+
+def test_memory_of_a_rate_is_bounded_and_ends_with_its_period(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=400)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(at_rate("1000/day", *map(str, range(300))))
+    for delivery in received(consumer, 300):
+        started(scene, "a", delivery)
+        consumer.ack(delivery)
+    eventually(lambda: scene.state() == QueueState())
+
+    ((field, value),) = scene.client.hgetall(KEYS.limits).items()
+    assert field == b"\2work\0starts"
+    assert sum(int(part.split(b":")[1]) for part in value.split()) == 300
+    assert len(value.split()) <= 2, "starts within a fiftieth of the period are stored together"
+
+    scene.client.hset(KEYS.limits, field, "1000:300")
+    scene.sweep("a")
+    assert is_clean(scene)
+
+
+@pytest.mark.slow
+def test_rate_holds_among_worker_threads(redis_url: str) -> None:
+    begun: list[float] = []
+    broker = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
+
+    @dramatiq.actor(broker=broker)
+    def work(number: int) -> None:
+        begun.append(time.monotonic())
+
+    broker.enqueue_many(work.message_with_options(args=(number,), rate="5/s") for number in range(7))
+    worker = dramatiq.Worker(broker, worker_timeout=100, worker_threads=4)
+    since = time.monotonic()
+    worker.start()
+    try:
+        broker.join("default", timeout=60_000)
+    finally:
+        worker.stop()
+        broker.close()
+
+    assert len(begun) == 7
+    # the sixth start is a second after the first one, which came after the worker began
+    assert sorted(begun)[5] - since > 0.99
