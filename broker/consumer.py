@@ -34,6 +34,7 @@ from .read_ahead import ReadAhead
 from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
 from .settler import Settler
+from .shared_reads import Timers
 
 # If this consumer has owned an entry for this long without receiving it, the reply is not late but lost.
 LOST_AFTER_MS = 5_000
@@ -57,6 +58,7 @@ class Process(Protocol):
     consumer_name: str
     pid: int
     connections: Connections
+    timers: Timers
     settler: Settler
     keeper: Keeper
     outcomes: Outcomes
@@ -93,6 +95,7 @@ class ConsumedQueue:
             process.connections,
             process.settings,
             keys,
+            process.timers,
             consumer_name=process.consumer_name,
             on_round=self._after_round,
         )

@@ -17,11 +17,12 @@ import redis
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
 
-from .connections import BlockingRead, Connections
+from .connections import Connections
 from .identity import is_dead_sibling
 from .keys import HANDED_BACK, QueueKeys
 from .scripts import ADVANCE, FORGET, LEAVE, SWEEP, TICK
 from .settings import BrokerSettings
+from .shared_reads import Timers
 
 # The shortest pause between rounds. Under load, due messages follow each other closely, and one round promotes several.
 SHORTEST_WAIT_S = 0.005
@@ -68,6 +69,7 @@ class Janitor:
         connections: Connections,
         settings: BrokerSettings,
         keys: QueueKeys,
+        timers: Timers,
         *,
         consumer_name: str,
         on_round: Callable[[Round], bool],
@@ -78,7 +80,7 @@ class Janitor:
         self._consumer_name = consumer_name
         self._on_round = on_round
         self._logger: logging.Logger = get_logger(__name__, f"Janitor({keys.queue_name})")
-        self._timer = BlockingRead(connections, keys.stream, block_ms=settings.idle_read_ms)
+        self._timer = timers.timer(keys.timer)
         self._last_timer: bytes = b"0-0"
         self._sweep_cursor: str | bytes = "-"
         self._advance_cursor: str | bytes = ""
@@ -219,27 +221,20 @@ class Janitor:
                 if self._is_stopping.is_set():
                     break  # a stop may close the connections before this thread has ended
                 self._logger.warning("a round of the janitor failed; trying again", extra={"error": str(error)})
-                self._timer.drop()
                 pause_s = 0.5
             except Exception:
                 self._logger.exception("a round of the janitor failed")
-                self._timer.drop()
                 pause_s = 1.0
         self._timer.close()
 
     def _wait_for_news(self) -> None:
         """Wait until the next round is due, or until there is news: a message due earlier, a pause, a dead process."""
         wait_until = max(min(self._next_round_at, self._next_sweep_at), time.monotonic() + SHORTEST_WAIT_S)
+        self._timer.expect(self._last_timer)
         while not self._is_stopping.is_set():
-            if not self._timer.is_waiting:
-                self._timer.send(
-                    "XREAD", "BLOCK", self._settings.idle_read_ms, "STREAMS", self._keys.timer, self._last_timer
-                )
             left_s = wait_until - time.monotonic()
             if left_s <= 0:
                 return
-            if self._timer.wait(min(left_s, LOOK_AT_SIBLINGS_S) if self._others else left_s):
-                if self._timer.answer():
-                    return
-            elif any(is_dead_sibling(name) for name in self._others):
+            wait_s = min(left_s, LOOK_AT_SIBLINGS_S) if self._others else left_s
+            if self._timer.wait(wait_s) or any(is_dead_sibling(name) for name in self._others):
                 return

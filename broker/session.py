@@ -30,6 +30,7 @@ from .progress import Judgement, Limits, judge
 from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
+from .shared_reads import Timers
 
 # How long a stop may take: if Redis answers; and if it does not, so that only threads are waited for.
 STOP_S: Final = 5.0
@@ -56,6 +57,7 @@ class Session:
         self.consumer_name = consumer_name()
         self.pid = os.getpid()
         self.connections = Connections(client)
+        self.timers = Timers(self.connections, block_ms=settings.idle_read_ms)
         self.settler = Settler(self.connections, group=settings.group, consumer_name=self.consumer_name)
         self.keeper = Keeper(
             self.connections,
@@ -142,8 +144,10 @@ class Session:
         deadline = time.monotonic() + (SILENT_STOP_S if is_silent else STOP_S)
         for queue in queues:
             queue.janitor.begin_stop()
+        self.timers.begin_stop()
         for queue in queues:
             queue.janitor.stop(timeout_s=_left_s(deadline))
+        self.timers.stop(timeout_s=_left_s(deadline))
         n_unwritten = self.settler.stop(timeout_s=_left_s(deadline))
         if n_unwritten:
             self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})

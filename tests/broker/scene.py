@@ -20,6 +20,7 @@ from broker.keeper import Keeper
 from broker.keys import KeysByQueue, QueueKeys
 from broker.outcomes import Outcomes
 from broker.scripts import BEAT, Script
+from broker.shared_reads import Timers
 
 QUEUE = "q"
 KEYS = QueueKeys("streams", QUEUE)
@@ -211,6 +212,7 @@ class Scene:
             self._connections,
             broker.settings,
             KEYS,
+            Timers(self._connections, block_ms=1_000),
             consumer_name=broker.consumer_name,
             on_round=lambda _: False,
         )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import dramatiq
 import pytest
 import redis
 from dramatiq.errors import ConnectionFailed
@@ -13,7 +15,7 @@ from dramatiq.errors import ConnectionFailed
 from broker import EnqueueUncertain, RedisStreamsBroker
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message
-from tests.broker.test_dramatiq_options import broker_on
+from tests.broker.test_dramatiq_options import broker_on, working
 from tests.faults.outage import Outage
 from tests.support import eventually
 
@@ -181,3 +183,61 @@ def test_statistics_are_read_after_idle_connections_died(network: Outage, produc
     network.forget()
 
     assert producer.stats(QUEUE).undelivered == 1
+
+
+QUEUES = [f"q{number}" for number in range(6)]
+
+
+def blocked(client: Any, command: str) -> list[str]:
+    """Return the ids of the clients that are blocked in this command."""
+    return [one["id"] for one in client.client_list() if one["cmd"] == command and "b" in one["flags"]]
+
+
+@contextmanager
+def consuming(broker: RedisStreamsBroker) -> Iterator[list[str]]:
+    """Run a worker of six queues; yield the names of the queues whose messages ran."""
+    ran: list[str] = []
+    for queue in QUEUES:
+        broker.declare_actor(
+            dramatiq.Actor(ran.append, broker=broker, actor_name=queue, queue_name=queue, priority=0, options={})
+        )
+    with working(broker):
+        yield ran
+
+
+def send(broker: RedisStreamsBroker, queue: str, *, delay: int | None = None) -> None:
+    broker.enqueue(dramatiq.Message(queue, queue, (queue,), {}, {}), delay=delay)
+
+
+def test_one_connection_waits_for_news_of_all_queues(redis_url: str, redis_client: Any) -> None:
+    with broker_on(redis_url) as broker, consuming(broker) as ran:
+        eventually(lambda: len(blocked(redis_client, "xread")) == 1)
+
+        for round_of in (1, 2):
+            for queue in QUEUES:
+                send(broker, queue, delay=60_000)
+                send(broker, queue, delay=1)
+            eventually(lambda: sorted(ran) == sorted(round_of * QUEUES))  # noqa: B023
+
+
+def test_news_arrive_after_the_connection_that_waits_for_them_was_lost(redis_url: str, redis_client: Any) -> None:
+    with broker_on(redis_url) as broker, consuming(broker) as ran:
+        (lost,) = eventually(lambda: blocked(redis_client, "xread"))
+        redis_client.client_kill_filter(_id=lost)
+        eventually(lambda: blocked(redis_client, "xread") not in ([], [lost]))
+
+        send(broker, "q3", delay=1)
+
+        eventually(lambda: ran == ["q3"])
+
+
+def test_news_arrive_after_all_keys_were_deleted(redis_url: str, redis_client: Any) -> None:
+    with broker_on(redis_url) as broker, consuming(broker) as ran:
+        broker.pause("q3")
+        broker.resume("q3")
+        eventually(lambda: blocked(redis_client, "xread"))
+        redis_client.flushall()
+
+        send(broker, "q3", delay=1)
+
+        eventually(lambda: ran == ["q3"])

@@ -17,6 +17,7 @@ from broker.consumer import StreamsConsumer
 from broker.keeper import Keeper
 from broker.keys import HANDED_BACK
 from broker.scripts import RESYNC, SETTLE, TAKE, Script
+from broker.shared_reads import Timers
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
 from tests.support import eventually
 
@@ -678,9 +679,9 @@ def test_any_number_of_ghosts_is_removed_in_steps(scene: Scene) -> None:
 
 def test_janitor_that_was_never_started_leaves_no_open_file_descriptor(redis_client: redis.Redis) -> None:
     n_before = len(list(Path("/proc/self/fd").iterdir()))
-    idle = janitor.Janitor(
-        Connections(redis_client), BrokerSettings(), KEYS, consumer_name="me", on_round=lambda _: False
-    )
+    connections = Connections(redis_client)
+    timers = Timers(connections, block_ms=1_000)
+    idle = janitor.Janitor(connections, BrokerSettings(), KEYS, timers, consumer_name="me", on_round=lambda _: False)
 
     idle.stop()
 

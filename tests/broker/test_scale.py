@@ -16,6 +16,7 @@ from broker import RedisStreamsBroker
 from broker.connections import Connections
 from broker.janitor import Janitor
 from broker.keys import QueueKeys
+from broker.shared_reads import Timers
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.processes import started
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, message, scene_on
@@ -98,7 +99,8 @@ def test_orphans_behind_200_000_pending_entries_are_found_in_one_sweep(large: Sc
 
     connections = Connections(large.client)
     name = broker.consumer_name
-    janitor = Janitor(connections, broker.settings, KEYS, consumer_name=name, on_round=lambda _: False)
+    timers = Timers(connections, block_ms=1_000)
+    janitor = Janitor(connections, broker.settings, KEYS, timers, consumer_name=name, on_round=lambda _: False)
     began, n_found, n_rounds = time.monotonic(), 0, 0
     while n_found < n_orphans and n_rounds < 1_000:
         n_found += janitor.run_once().n_orphans
