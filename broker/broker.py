@@ -94,6 +94,7 @@ class RedisStreamsBroker(Broker):
         master_grace_ms: int | None = 30_000,
         overrun_ms: int | None = 60_000,
         read_ahead_ms: int = 15,
+        long_job_ms: int | None = 50,
     ) -> None:
         if client is not None and url is not None:
             raise TypeError("expected a url or a client, got both; pass one of them")
@@ -117,6 +118,7 @@ class RedisStreamsBroker(Broker):
             master_grace_ms=master_grace_ms,
             overrun_ms=overrun_ms,
             read_ahead_ms=read_ahead_ms,
+            long_job_ms=long_job_ms,
         )
         self._client: redis.Redis | redis.RedisCluster = (
             client if client is not None else redis.Redis.from_url(url or DEFAULT_URL)
@@ -196,8 +198,8 @@ class RedisStreamsBroker(Broker):
         """Return a consumer of a declared queue.
 
         Args:
-            prefetch: how many messages the Worker may hold at once, running ones included. ``read_ahead_ms`` limits
-                how many more the consumer reads ahead.
+            prefetch: how many messages the Worker may hold at once, running ones included; fewer where jobs are long,
+                see ``long_job_ms``. ``read_ahead_ms`` limits how many more the consumer reads ahead.
             timeout: ms after which the consumer's ``__next__`` returns None.
 
         Raises:
@@ -344,6 +346,8 @@ class RedisStreamsBroker(Broker):
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
             self._before_run(args[0])
+        elif signal == "worker_boot":
+            self._session.places.worker = args[0]
         elif signal == "worker_shutdown":
             self._session.is_draining = True
             self._session.isolation.release()

@@ -1,7 +1,7 @@
 """The consumer of one queue in one process: reads messages, gives them to the Worker, settles them, hands them back.
 
 The Worker never holds more than its prefetch. One read asks for as many messages as the Worker has room for. Where jobs
-are short, it asks for some more; these stay here until there is room: see read_ahead.py. After an error, Dramatiq
+are short, it asks for some more; these stay here until there is room: see places.py. After an error, Dramatiq
 creates a new consumer. It first takes the entries that this process owns but never received, because a reply was lost.
 """
 
@@ -30,7 +30,7 @@ from .janitor import Janitor, Round
 from .keeper import Keeper
 from .keys import HANDED_BACK, QueueKeys
 from .outcomes import Emit, Outcomes
-from .read_ahead import ReadAhead
+from .places import Durations, Places, ReadAhead
 from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
 from .settler import Settler
@@ -63,6 +63,7 @@ class Process(Protocol):
     keeper: Keeper
     outcomes: Outcomes
     isolation: Isolation
+    places: Places
     emit: Emit
     enqueue_followers: Callable[[Delivery], None]
     moved_at: dict[str, float]
@@ -84,6 +85,8 @@ class ConsumedQueue:
         self.check = check
         self.logger: logging.Logger = get_logger(__name__, f"Consumer({keys.queue_name})")
         self.deliveries = Deliveries()
+        self.durations = Durations((process.settings.long_job_ms or 0) / 1000)
+        self.served_at = float("-inf")
         self.is_paused = False
         self.is_takeable = True  # handed-back entries are older than undelivered ones, so they are taken first
         self.has_lost_entries = False
@@ -112,6 +115,21 @@ class ConsumedQueue:
     def is_waiting(self) -> bool:
         """Whether messages are waiting in Redis or have been read ahead."""
         return self.has_backlog or (self._consumer is not None and self._consumer.is_ahead)
+
+    @property
+    def are_jobs_long(self) -> bool:
+        return self.durations.are_long
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether this queue would take messages now, because some are waiting in Redis as far as is known."""
+        return (self.is_takeable or self.has_backlog) and not self.must_yield()
+
+    @property
+    def n_at_worker(self) -> int:
+        """The number of messages that the Worker holds, running ones included."""
+        consumer = self._consumer
+        return self.deliveries.n_held - (0 if consumer is None else consumer.n_buffered)
 
     def must_yield(self) -> bool:
         """Return whether a higher-priority queue of this process has messages waiting in Redis."""
@@ -188,6 +206,7 @@ class StreamsConsumer(Consumer):
         # server also sends less.
         self._most_asked = NO_LIMIT
         self._n_asked = 0
+        self._is_ahead_allowed = True
         self._is_resynced = False
         self._is_closed = False
         queue.attach(self)
@@ -226,6 +245,9 @@ class StreamsConsumer(Consumer):
         self._end(self._ack, message)
 
     def _end(self, write: Callable[[Delivery], None], message: Delivery) -> None:
+        if message.begun_at is not None and not message.is_ended:
+            now = self._process.places.ended_at = time.monotonic()
+            self._queue.durations.record(now - message.begun_at)
         message.is_ended = True
         try:
             try:
@@ -240,6 +262,8 @@ class StreamsConsumer(Consumer):
             # If this were raised, the Worker would try again until its shutdown times out. The entry stays pending, and
             # another process runs the job again as soon as this one has ended.
             self._queue.logger.warning("a job's outcome was not written; it runs again", extra={"error": str(error)})
+        if self._process.places.awaiting:
+            self._process.places.let_others_look(self._queue)
 
     def _ack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
@@ -366,17 +390,25 @@ class StreamsConsumer(Consumer):
         self._read.wake()
 
     @property
+    def n_buffered(self) -> int:
+        """The number of received messages that the Worker does not have yet."""
+        return len(self._buffer)
+
+    @property
     def is_ahead(self) -> bool:
         """Whether the consumer holds more messages than the Worker has room for."""
         return len(self._buffer) > self._n_places
 
     @property
-    def _n_at_worker(self) -> int:
-        return self._queue.deliveries.n_held - len(self._buffer)
+    def _n_room(self) -> int:
+        """How many more messages the Worker may have now."""
+        room = self._prefetch - self._queue.n_at_worker
+        places = self._process.places
+        return min(room, places.n_free(self._queue)) if places.are_few(self._queue) else room
 
     @property
     def _n_finished(self) -> int:
-        return self._n_given - self._n_at_worker
+        return self._n_given - (self._queue.deliveries.n_held - len(self._buffer))
 
     def _wait_for_place(self, timeout_s: float) -> None:
         """Wait until the Worker has room; hand back the messages that were read ahead if that takes too long."""
@@ -387,9 +419,7 @@ class StreamsConsumer(Consumer):
             self._read_ahead.stalled()
             self._give_back(len(self._buffer))
         else:
-            self._n_places = self._queue.deliveries.wait_for_room(
-                self._prefetch, min(timeout_s, left_s), n_ahead=len(self._buffer)
-            )
+            self._n_places = self._wait_for_room(min(timeout_s, left_s))
 
     def _fill(self, timeout_s: float) -> None:
         """Read entries into the buffer, or wait."""
@@ -406,11 +436,17 @@ class StreamsConsumer(Consumer):
             self._queue.has_lost_entries = False
             self._resync(min_idle_ms=LOST_AFTER_MS)
             return
+        timeout_s = min(timeout_s, self._stalls_in_s())
         # A read that waits at the server may return entries at any time, whether there is room or not: keep polling it.
-        room = self._queue.deliveries.wait_for_room(self._prefetch, 0 if self._read.is_waiting else timeout_s)
+        room = self._wait_for_room(0 if self._read.is_waiting else timeout_s)
         must_yield = self._queue.must_yield()
         if room and self._queue.is_takeable and not must_yield:
-            self._take(room + self._read_ahead.expect(self._n_finished))
+            try:
+                self._take(room + self._n_expected())
+            finally:
+                self._end_turn()
+        elif self._read.is_waiting and not room and self._has_no_thread():
+            self._stop_reading()
         elif self._read.is_waiting:
             self._read_new(room, min(timeout_s, LOOK_AGAIN_S) if self._queue.is_takeable else timeout_s)
         elif must_yield:
@@ -418,9 +454,52 @@ class StreamsConsumer(Consumer):
         elif room:
             self._read_new(room, timeout_s)
 
+    def _stalls_in_s(self) -> float:
+        """Return in how many seconds messages that wait in the Worker must be taken back; takes them if it is time."""
+        places = self._process.places
+        left_s = places.stalls_in_s(self._queue)
+        if left_s is None:
+            return float("inf")
+        if left_s <= 0 and (taken := places.take_back(self._keys.queue_name)):
+            self._hand_back(taken)
+            self._queue.is_takeable = True
+        # they may be another queue's, or have arrived just now
+        return max(left_s, LOOK_AGAIN_S)
+
+    def _wait_for_room(self, timeout_s: float) -> int:
+        """Return how many more messages the Worker may have; 0 after ``timeout_s`` without room."""
+        places, queue = self._process.places, self._queue
+        n_ahead = len(self._buffer)
+        if not places.are_few(queue):
+            return queue.deliveries.wait_for_room(self._prefetch, timeout_s, n_ahead=n_ahead)
+        places.awaiting.add(queue)
+        room = queue.deliveries.wait_for_room(
+            self._prefetch, timeout_s, n_ahead=n_ahead, most=lambda: places.n_free(queue)
+        )
+        if not (room and queue.is_takeable and queue.is_eager):
+            self._end_turn()
+        return room
+
+    def _has_no_thread(self) -> bool:
+        """Return whether to wait in turn for a thread, instead of reading what would be handed back."""
+        places, queue = self._process.places, self._queue
+        return (queue.is_takeable and places.are_few(queue)) or places.is_saturated(queue)
+
+    def _end_turn(self) -> None:
+        """Let the next queue have the free thread."""
+        places = self._process.places
+        if self._queue in places.awaiting:
+            places.awaiting.discard(self._queue)
+            places.let_others_look(self._queue)
+
+    def _n_expected(self) -> int:
+        """Return how many messages to read beyond the room of the Worker."""
+        self._is_ahead_allowed = not self._process.places.are_few(self._queue)
+        return self._read_ahead.expect(self._n_finished) if self._is_ahead_allowed else 0
+
     def _read_new(self, room: int, timeout_s: float) -> None:
         if not self._read.is_waiting:
-            self._n_asked = min(room + self._read_ahead.expect(self._n_finished), self._most_asked)
+            self._n_asked = min(room + self._n_expected(), self._most_asked)
             self._most_asked = min(2 * self._most_asked, NO_LIMIT)
             self._read.send(
                 "XREADGROUP",
@@ -456,10 +535,10 @@ class StreamsConsumer(Consumer):
             raise
         self._queue.has_backlog = bool(answer) and len(answer[0][1]) >= self._n_asked
         if answer:
-            n_ahead = self._read_ahead.n_still_expected()
+            n_ahead = self._read_ahead.n_still_expected() if self._is_ahead_allowed else 0
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in answer[0][1])
             # there are too many if the read waited for long, or if other entries were taken over while it waited
-            self._give_back(self._queue.deliveries.n_held - self._prefetch - n_ahead)
+            self._give_back(len(self._buffer) - self._n_places - n_ahead)
 
     def _take(self, room: int) -> None:
         """Take over entries that were handed back or belong to dead consumers."""
@@ -567,7 +646,9 @@ class StreamsConsumer(Consumer):
                 self._run_hand_back(uncounted)
                 self._queue.is_takeable = True
             if accepted:
-                self._n_places = self._prefetch - self._n_at_worker
+                self._n_places = max(0, self._n_room)
+                if self._n_places:
+                    self._queue.served_at = time.monotonic()
                 self._read_ahead.filled(self._n_finished)
 
     def _is_only_short_of_room(self, flat: CutFields) -> bool:

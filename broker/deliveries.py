@@ -7,7 +7,7 @@ while messages of the old one are still running.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,7 +254,9 @@ class Deliveries:
             if len(self._held) <= self._awaited_held or self._n_await_writing:
                 self._changed.notify_all()
 
-    def wait_for_room(self, prefetch: int, timeout_s: float, *, n_ahead: int = 0) -> int:
+    def wait_for_room(
+        self, prefetch: int, timeout_s: float, *, n_ahead: int = 0, most: Callable[[], int] | None = None
+    ) -> int:
         """Return how many more messages the Worker may have; 0 after ``timeout_s`` without room.
 
         Once there is room, it waits a moment longer, until a quarter of the prefetch is free: otherwise each message
@@ -262,18 +264,23 @@ class Deliveries:
 
         Args:
             n_ahead: how many of the held messages the Worker does not have yet.
+            most: returns another limit. It may change with the messages of other queues, so whoever changes it calls
+                ``wake``.
         """
         limit = prefetch + n_ahead
-        enough = max(1, prefetch // 4)
+        enough = 1 if most else max(1, prefetch // 4)
         # unwritten acknowledgements are bounded, too: reading must stop when the server accepts no writes
         most_settling = 1_000 + limit
 
         def room() -> int:
-            return 0 if len(self._settling) > most_settling else limit - len(self._held)
+            if len(self._settling) > most_settling:
+                return 0
+            free = limit - len(self._held)
+            return free if most is None else min(free, most())
 
         with self._lock:
             try:
-                self._awaited_held = limit - 1
+                self._awaited_held = limit if most else limit - 1
                 if self._changed.wait_for(lambda: room() >= 1, timeout_s):
                     self._awaited_held = limit - enough
                     self._changed.wait_for(lambda: room() >= enough, GATHER_S)
@@ -302,8 +309,7 @@ class Deliveries:
 
     @property
     def n_held(self) -> int:
-        with self._lock:
-            return len(self._held)
+        return len(self._held)  # without the lock: another queue may ask while it waits with its own
 
     def __len__(self) -> int:
         with self._lock:

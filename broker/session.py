@@ -26,6 +26,7 @@ from .isolation import Isolation
 from .keeper import Keeper
 from .keys import KeysByQueue, QueueKeys
 from .outcomes import Emit, Outcomes
+from .places import Places
 from .progress import Judgement, Limits, judge
 from .scripts import LEAVE
 from .settings import BrokerSettings
@@ -72,6 +73,7 @@ class Session:
         self.isolation = Isolation(patience_s=settings.lease_ms / 1000)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
+        self.places = Places(settings.long_job_ms, lambda: list(self._queues.values()))
         self.moved_at: dict[str, float] = {}
         self.is_draining = False  # the Worker is shutting down and starts no more jobs
         self.moves = threading.Event()  # cleared while this process is stuck

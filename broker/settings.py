@@ -57,6 +57,9 @@ class BrokerSettings:
             time, at most 128. Messages for which the Worker has no room within 50 ms are handed back. 0 = nothing is
             read ahead. The default saves nine of ten reads for no-op jobs, and is too short to be noticed by people or
             timeouts.
+        long_job_ms: where most jobs of a queue take longer than this, its Worker gets no more messages than it has free
+            threads, so that the others wait in Redis for idle processes. Messages that wait in the Worker are taken
+            back if no job of the process ends within this time. None = the Worker always gets its prefetch.
         idle_read_ms: how long one blocking read waits at the server.
         tick_ms: the time between rounds of a queue's janitor while a lease has lapsed or a reply seems to be lost. The
             messages of a dead process must be found within two seconds after its lease; the default leaves half a
@@ -84,6 +87,7 @@ class BrokerSettings:
     master_grace_ms: int | None = 30_000
     overrun_ms: int | None = 60_000
     read_ahead_ms: int = 15
+    long_job_ms: int | None = 50
     idle_read_ms: int = 20_000
     tick_ms: int = 1_500
     sweep_ms: int = 25_000
@@ -106,6 +110,7 @@ class BrokerSettings:
             "master_grace_ms": 0,
             "overrun_ms": 0,
             "read_ahead_ms": 0,
+            "long_job_ms": 1,
             "idle_read_ms": 1,
             "tick_ms": 1,
             "sweep_ms": 1,

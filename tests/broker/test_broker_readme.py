@@ -18,7 +18,7 @@ import broker
 from broker import RedisStreamsBroker
 from broker.keys import QueueKeys
 from broker.metrics import GAUGES
-from broker.read_ahead import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S
+from broker.places import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S
 from deploy.broker_distribution import PACKAGE
 from tests.faults.nemeses import BY_NAME
 from tests.support import eventually

@@ -13,7 +13,7 @@ import redis
 
 from broker import Delivery, RedisStreamsBroker
 from broker import consumer as consumer_module
-from broker.read_ahead import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S, ReadAhead
+from broker.places import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S, ReadAhead
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, labels, message, received
 from tests.support import eventually
 
@@ -302,7 +302,7 @@ def test_full_consumer_hands_back_a_message_that_its_blocked_read_receives(stage
     assert labels(received(other, 1)) == ["next"]
 
 
-def test_long_jobs_hold_up_no_more_messages_than_the_prefetch(redis_url: str) -> None:
+def test_long_jobs_hold_up_no_more_messages_than_the_worker_has_threads(redis_url: str) -> None:
     n, first_long = 1_000, 400
     may_end, ran_at_a, ran_at_b = threading.Event(), Counter[int](), list[int]()
     a = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
@@ -327,7 +327,7 @@ def test_long_jobs_hold_up_no_more_messages_than_the_prefetch(redis_url: str) ->
             if isinstance(delivery, Delivery):
                 ran_at_b.append(delivery.args[0])
                 idle.ack(delivery)
-            return len(ran_at_b) >= n - first_long - worker.queue_prefetch
+            return len(ran_at_b) >= n - first_long - worker.worker_threads
 
         eventually(runs_at_b, within_s=60, every_s=0)
         may_end.set()
