@@ -229,7 +229,7 @@ broker = RedisStreamsBroker(sys.argv[1], middleware=[], decoders={"q": decode}, 
 broker.declare_queue("q")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 consumer = broker.consume("q", prefetch=8, timeout=500)
-while broker.stats("q").dead < int(sys.argv[2]):
+while broker.counters("q")["dead"] < int(sys.argv[2]):
     next(consumer)
 consumer.close()
 broker.close()
