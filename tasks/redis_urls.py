@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import redis
-from redis.cluster import ClusterNode
-from redis.exceptions import RedisClusterException
-from redis.retry import Retry
-from redis.sentinel import Sentinel
-
 from sploot_cluster.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import redis
+    from redis.retry import Retry
 
 ONE_SERVER: Final = ("redis", "rediss", "unix")
 SENTINEL: Final = ("redis+sentinel", "rediss+sentinel")
@@ -50,6 +48,12 @@ def connect(url: str, *, connect_timeout_s: float, answer_timeout_s: float, retr
         InvalidInput: the URL has no known form; the text shows no secrets.
         redis.ConnectionError: no node of the Cluster answers.
     """
+    # imported here, because the import takes longer than --help and a check of the settings
+    import redis
+    from redis.cluster import ClusterNode
+    from redis.exceptions import RedisClusterException
+    from redis.sentinel import Sentinel
+
     options: dict[str, Any] = {"socket_connect_timeout": connect_timeout_s, "socket_timeout": answer_timeout_s}
     if retry is not None:
         options["retry"] = retry

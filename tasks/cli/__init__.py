@@ -31,17 +31,10 @@ except ImportError as missing:
     )
     raise SystemExit(2) from None
 
-import redis
-from dramatiq.errors import BrokerConnectionError
-
 from sploot_cluster import __version__
-from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePreview, StoreUnavailable
-from sploot_cluster.jobs import QueueFull, QueueUnavailable
-from sploot_cluster.queues import PlanUnknown
-from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli import captures, config, corrections, doctor, models, pets, processes, queues
 from tasks.cli.screen import show_uncaught
-from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, fail, shown_url
+from tasks.cli.shared import fail
 
 app = typer.Typer(
     name="sploot-cluster",
@@ -83,24 +76,12 @@ def main() -> None:
         sys.excepthook = show_uncaught
     try:
         app()
-    except InvalidInput as refused:
-        fail(USAGE, str(refused))
-    except (StalePreview, PetExists, QueueFull) as refused:
-        fail(REFUSED, str(refused))
-    except (QueueUnavailable, StoreUnavailable, BrokerConnectionError, *REDIS_ERRORS) as error:
-        fail(*_of_redis(error))
-    except (ClusterError, PlanUnknown) as error:
-        fail(FAILED, str(error))
     except KeyboardInterrupt:
         fail(130, "interrupted")
+    except Exception as error:
+        from tasks.cli.failures import failure_of
 
-
-def _of_redis(error: Exception) -> tuple[int, str]:
-    """Return the exit code and one line of text for an error of Redis, such as a refusal or no answer."""
-    is_translated = isinstance(error, QueueUnavailable | StoreUnavailable)
-    text = " ".join((str(error) if is_translated else explained(error, hint="")).split())
-    if refusal_of(error) is not None:
-        return UNREACHABLE, f"Redis at {shown_url()} refuses: {text}"
-    if isinstance(error, redis.ResponseError):
-        return FAILED, f"Redis at {shown_url()} answered with an error: {text}"
-    return UNREACHABLE, f"no answer from Redis at {shown_url()}: {text}"
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        fail(*failure)

@@ -16,7 +16,6 @@ from rich.console import Console
 from sploot_cluster.errors import InvalidInput
 from tasks.cli.shared import REFUSED, USAGE, become, settings_of_environment
 from tasks.contracts import QUEUES
-from tasks.observe.logs import SERVICE, configure_logging
 
 app = typer.Typer()
 
@@ -38,6 +37,8 @@ PERIODIQ: Final = (
 @contextmanager
 def _errors_as_json() -> Iterator[None]:
     """If a process does not start, log the reason as JSON, like the rest of its log."""
+    from tasks.observe.logs import configure_logging
+
     configure_logging("INFO")
     try:
         yield
@@ -46,6 +47,8 @@ def _errors_as_json() -> Iterator[None]:
 
 
 def _do_not_start(code: int, refused: Exception) -> NoReturn:
+    from tasks.observe.logs import SERVICE
+
     logging.getLogger(SERVICE).critical(f"cannot start: {refused}")
     raise SystemExit(code) from None
 
@@ -98,6 +101,7 @@ def serve(
     from sploot_cluster.api import serve as serve_app
     from tasks.composition import build_app, build_client
     from tasks.observe.error_reports import configure_error_reports
+    from tasks.observe.logs import configure_logging
     from tasks.queue_ops.pet_index import KeepPetIndex
 
     settings = settings_of_environment()

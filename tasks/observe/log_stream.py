@@ -12,6 +12,7 @@ import io
 import os
 import select
 import stat
+import sys
 import threading
 import time
 import weakref
@@ -21,8 +22,6 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any, Final
-
-from dramatiq.compat import StreamablePipe
 
 # In bytes. Some 10,000 lines: about a minute of output from a busy process, at little cost in memory.
 MOST_WAITING: Final = 4 * 1024 * 1024
@@ -180,9 +179,15 @@ def stream_over(under: Any, *, report: Callable[[int], str], count: Callable[[in
     return under if isinstance(under, LogStream) else LogStream(under, report=report, count=count)
 
 
+def _is_pipe_of_dramatiq(under: Any) -> bool:
+    # a process that has not imported Dramatiq has no such pipe
+    compat = sys.modules.get("dramatiq.compat")
+    return compat is not None and isinstance(under, compat.StreamablePipe)
+
+
 def _way_to(under: Any) -> tuple[Send, int | None]:
     """Return the function that sends bytes to a stream, and the stream's descriptor (None for one in memory)."""
-    if isinstance(under, StreamablePipe):
+    if _is_pipe_of_dramatiq(under):
         # duplicate the descriptor: Dramatiq closes its pipe before a process logs its last lines
         pipe = Connection(os.dup(under.fileno()), readable=False)
         return pipe.send_bytes, pipe.fileno()

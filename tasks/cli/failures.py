@@ -1,0 +1,41 @@
+"""The exit code and the line of text with which a command ends after an error.
+
+Loaded when an error occurs: it needs redis-py and Dramatiq, whose import takes longer than many commands.
+"""
+
+from __future__ import annotations
+
+import redis
+from dramatiq.errors import BrokerConnectionError
+
+from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePreview, StoreUnavailable
+from sploot_cluster.jobs import QueueFull, QueueUnavailable
+from sploot_cluster.queues import PlanUnknown
+from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
+from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, shown_url
+
+
+def failure_of(error: Exception) -> tuple[int, str] | None:
+    """Return the exit code and one line of text for an error; None for one that is a defect of this program."""
+    match error:
+        case InvalidInput():
+            return USAGE, str(error)
+        case StalePreview() | PetExists() | QueueFull():
+            return REFUSED, str(error)
+        case QueueUnavailable() | StoreUnavailable() | BrokerConnectionError():
+            return _of_redis(error)
+        case ClusterError() | PlanUnknown():
+            return FAILED, str(error)
+        case _:
+            return _of_redis(error) if isinstance(error, REDIS_ERRORS) else None
+
+
+def _of_redis(error: Exception) -> tuple[int, str]:
+    """Return the exit code and one line of text for an error of Redis, such as a refusal or no answer."""
+    is_translated = isinstance(error, QueueUnavailable | StoreUnavailable)
+    text = " ".join((str(error) if is_translated else explained(error, hint="")).split())
+    if refusal_of(error) is not None:
+        return UNREACHABLE, f"Redis at {shown_url()} refuses: {text}"
+    if isinstance(error, redis.ResponseError):
+        return FAILED, f"Redis at {shown_url()} answered with an error: {text}"
+    return UNREACHABLE, f"no answer from Redis at {shown_url()}: {text}"
