@@ -26,7 +26,7 @@ from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
 from .deliveries import Delivery, not_followed, unhandled_failure
 from .entries import EntryDecoder, MessageCheck
-from .errors import DeliveryLimitReached, LeaseLost
+from .errors import DeliveryLimitReached, LeaseLost, MessageExpired
 from .inspector import Inspector
 from .keys import KeysByQueue
 from .listeners import Listeners, Method
@@ -252,6 +252,7 @@ class RedisStreamsBroker(Broker):
         - handed_back: returned by a worker that had not started them; rescued: requeued by an operator
         - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry is gone
         - fenced: refused because the process had lost the entry
+        - expired: removed because they did not begin within ``expires_in_ms``
         - stale_locks: locks of unique keys left by messages that had been removed by hand
         """
         flat = self._session.connections.run("HGETALL", self._keys[queue_name].counters)
@@ -410,7 +411,7 @@ class RedisStreamsBroker(Broker):
         self._producer.finished.delivery = delivery
         try:
             failures = self._call_listeners(f"after_{signal}", *args, **kwargs)
-            if delivery.is_doomed:
+            if delivery.is_doomed or delivery.is_expired:
                 self._call_back_of_failure(delivery)
             if signal == "skip_message":
                 self._follow_with_coalesced(delivery)
@@ -493,6 +494,11 @@ class RedisStreamsBroker(Broker):
         if not may_run:
             delivery.is_lost = True
             raise LeaseLost(message_id=delivery.message_id, entry_id=delivery.entry_id)
+        if delivery.is_expired:
+            delivery.fail()
+            expired = MessageExpired(message_id=delivery.message_id)
+            self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), expired)
+            raise expired
         delivery.begun_at = time.monotonic()
 
     def _new_session(self) -> Session:

@@ -29,6 +29,7 @@ from .isolation import Isolation
 from .janitor import Janitor, Round
 from .keeper import Keeper
 from .keys import HANDED_BACK, QueueKeys
+from .options import EXPIRES_AT
 from .outcomes import Emit, Outcomes
 from .places import Durations, Places, ReadAhead
 from .scripts import HAND_BACK, RESYNC, TAKE
@@ -316,10 +317,10 @@ class StreamsConsumer(Consumer):
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def nack(self, message: MessageProxy) -> None:
-        """Make the message a dead letter.
+        """Make the message a dead letter, or remove it if it expired.
 
         Raises:
-            BrokerConnectionError: the dead letter could not be written. The Worker tries again.
+            BrokerConnectionError: Redis did not write that. The Worker tries again.
         """
         assert isinstance(message, Delivery)
         self._end(self._nack, message)
@@ -328,7 +329,10 @@ class StreamsConsumer(Consumer):
         self._enqueue_followers(message)
         try:
             if not (message.is_settled or message.is_lost):
-                self._process.outcomes.bury_delivery(message)
+                if message.is_expired and not message.options.get("keep_expired"):
+                    self._process.outcomes.expire(message)
+                else:
+                    self._process.outcomes.bury_delivery(message)
                 message.is_settled = True
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
@@ -635,7 +639,7 @@ class StreamsConsumer(Consumer):
                     charges=charges,
                     is_doomed=is_doomed,
                 )
-                if "traceback" in message.options and len(fields) == 1:
+                if len(fields) == 1 and ("traceback" in message.options or EXPIRES_AT in message.options):
                     delivery.payload = fields.get(MESSAGE_FIELD)
                 accepted.append(delivery)
         finally:

@@ -6,6 +6,7 @@ A dead letter is an entry of the queue's dead stream with these fields; fields w
                 unhandled: nothing rejected, retried or skipped it, and it must not be acknowledged;
                 not-enqueued: it is a follow-up message that could not be enqueued;
                 held-too-long: its retries have held its ordering key for ``ordering_hold_ms``;
+                expired: it did not begin within ``expires_in_ms``, and has the option ``keep_expired``;
                 passed-over: an operator let the other messages of its ordering key pass it
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
@@ -35,7 +36,7 @@ from dramatiq.middleware import SkipMessage
 from .connections import Argument, Connections
 from .deliveries import Delivery
 from .entries import LONGEST_SHOWN, PAGE_BYTES, WrongQueue, fields_of, was_retried
-from .errors import DeadLetterTooLarge, DeliveryLimitReached, UndecodableEntry
+from .errors import DeadLetterTooLarge, DeliveryLimitReached, MessageExpired, UndecodableEntry
 from .key_limits import KeyLimits, key_limits_of
 from .keys import QueueKeys
 from .options import is_part_of_composition, unique_key_of
@@ -377,6 +378,8 @@ def _reason(exception: BaseException | None) -> str:
     match exception:
         case DeliveryLimitReached():
             return "delivery-limit"
+        case MessageExpired():
+            return "expired"
         case ActorNotFound():
             return "unknown-actor"
         case SkipMessage():

@@ -116,7 +116,9 @@ class Delivery(MessageProxy):
         is_sent_again: whether a middleware enqueued it again as a separate message with the same id.
         unhandled: why it must not be acknowledged although no middleware rejected it; see ``Unhandled``.
         is_noted: whether Redis still records it as the waiting message of its unique key.
-        payload: the encoded message as it was delivered, if it has the traceback of an earlier failure.
+        payload: the encoded message as it was delivered, if a dead letter must not have all of its options: the
+            traceback of an earlier failure, or the time at which it expires.
+        is_expired: whether it did not begin in time and must not run.
         coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
         follower_keys: the keys that remember its follow-up messages, so that they are added once if it runs again.
         pid: the pid of the process that received it, which differs from that of a process that its job forks.
@@ -130,6 +132,7 @@ class Delivery(MessageProxy):
     # each instance a dict of its own.
     is_alone = False
     is_lost = False
+    is_expired = False
     pending_retry: PendingRetry | None = None
     retry_asked = False
     retry_delay: Any = None

@@ -17,7 +17,7 @@ from dramatiq.errors import DecodeError
 from .bounded_read import MOST_PARTS
 from .errors import InvalidOption, UndecodableEntry
 from .key_limits import key_limits_of
-from .options import check_options, shown, unique_key_of
+from .options import EXPIRES_AT, check_options, shown, unique_key_of
 
 # Takes an entry's id and fields, and returns a message of the entry's queue or raises UndecodableEntry.
 EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
@@ -86,11 +86,16 @@ def was_retried(fields: Mapping[bytes, bytes]) -> bool:
         return False
 
 
-def without_traceback(payload: bytes) -> bytes | None:
-    """Return an encoded message without the traceback that Retries added; None if it cannot be encoded again."""
+def as_dead_letter(payload: bytes, *, has_traceback: bool) -> bytes | None:
+    """Return an encoded message as its dead letter keeps it; None if it cannot be encoded again.
+
+    A requeued message does not expire. The traceback that Retries added is left out if the dead letter has its own.
+    """
     try:
         message = dramatiq.Message.decode(payload)
-        message.options.pop("traceback", None)
+        message.options.pop(EXPIRES_AT, None)
+        if has_traceback:
+            message.options.pop("traceback", None)
         return message.encode()
     except Exception:  # an encoder may raise anything
         return None

@@ -17,7 +17,8 @@
         └── UndecodableEntry            an entry is not a message; raised by decoders, too
     dramatiq.middleware.SkipMessage
     ├── DeliveryLimitReached            every process that ran this message died
-    └── LeaseLost                       another process holds this message now
+    ├── LeaseLost                       another process holds this message now
+    └── MessageExpired                  it did not begin within ``expires_in_ms``
 
 redis-py's errors are translated in ``connections.py`` and nowhere else.
 """
@@ -172,6 +173,14 @@ class LeaseLost(SkipMessage):
     def __init__(self, *, message_id: str, entry_id: str) -> None:
         super().__init__(f"message {message_id} (entry {entry_id}) is held by another process now")
         self.message_id, self.entry_id = message_id, entry_id
+
+
+class MessageExpired(SkipMessage):
+    """Raised instead of running a message that did not begin within ``expires_in_ms``. Results store it, too."""
+
+    def __init__(self, *, message_id: str) -> None:
+        super().__init__(f"message {message_id} did not begin within its expires_in_ms")
+        self.message_id = message_id
 
 
 def _invalid_message(message_id: str, field: str, problem: str, hint: str) -> InvalidMessage:

@@ -16,7 +16,16 @@ import redis
 
 from .connections import Argument, Connections
 from .dead_letters import facts_of_passed_over
-from .entries import LONGEST_SHOWN, MESSAGE_FIELD, PAGE_BYTES, EntryDecoder, MessageCheck, decode, fields_of
+from .entries import (
+    LONGEST_SHOWN,
+    MESSAGE_FIELD,
+    PAGE_BYTES,
+    EntryDecoder,
+    MessageCheck,
+    as_dead_letter,
+    decode,
+    fields_of,
+)
 from .errors import UndecodableEntry
 from .key_limits import KeyAtWork, MessageAtWork, limits_from
 from .keys import HANDED_BACK, QueueKeys
@@ -230,6 +239,7 @@ class Inspector:
             self._settings.dead_letter_max,
             self._settings.dead_letter_max_bytes,
         ]
+        args.append("" if message is None else as_dead_letter(message.encode(), has_traceback=False) or "")
         entry_id = "" if seen.due_ms is not None else seen.place.decode()
         args += facts_of_passed_over(message, seen.limits, entry_id=entry_id, deliveries=seen.deliveries)
         answer: PassedOver = self._connections.run_script(PASS_OVER, script_keys, args).decode().lower()

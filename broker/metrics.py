@@ -58,6 +58,7 @@ TOTALS: Final[Mapping[str, str]] = {
     "orphaned": "Delivered entries found in no pending list.",
     "ghosts": "Pending ids whose entry was gone.",
     "fenced": "Retries and rejections refused, because the process had lost the message.",
+    "expired": "Messages removed because they did not begin in time.",
     "stale_locks": "Unique keys left by messages that were removed by hand.",
 }
 

@@ -4,6 +4,7 @@ unique_key, unique_for_ms   at most one message with the key waits
 ordering_key                messages with the key run one at a time, in the order in which they were enqueued
 ordering_hold_ms            how long its retries may hold the ordering key
 concurrency_key, max_concurrent  at most that many messages with the key run at once
+expires_in_ms, keep_expired  the message must begin within this time; otherwise it is dropped, or becomes a dead letter
 rate, rate_key              at most that many messages with the key start per period
 delay                       for ``enqueue_many``: ms from now
 
@@ -24,6 +25,9 @@ from .key_limits import rate_from
 # 285,000 years in milliseconds. Beyond it, arithmetic such as that for a back-off exceeds a float's precision.
 LARGEST: Final = 2**53
 
+# The option in which an enqueued message carries the time at which it expires, in ms on the server's clock.
+EXPIRES_AT: Final = "expires_at_ms"
+
 _LIMITING: Final = frozenset({"ordering_key", "concurrency_key", "max_concurrent", "rate", "rate_key"})
 
 
@@ -36,6 +40,17 @@ def unique_key_of(options: Mapping[str, Any]) -> str | None:
 def delay_ms_of(delay: float | None) -> int:
     """Return a delay in whole milliseconds, capped at ``LARGEST``."""
     return min(max(0, int(delay or 0)), LARGEST)
+
+
+def expires_in_ms_of(options: Mapping[str, Any]) -> int | None:
+    """Return in how many ms after its delay a message expires that is enqueued now, or None."""
+    expires_in_ms = options.get("expires_in_ms")
+    return None if expires_in_ms is None else int(expires_in_ms)
+
+
+def expires_at_ms_of(options: Mapping[str, Any]) -> int:
+    """Return when a message expires that has not begun by then, on the server's clock; 0 = never."""
+    return int(options.get(EXPIRES_AT) or 0)
 
 
 def is_part_of_composition(options: Mapping[str, Any]) -> bool:
@@ -177,6 +192,9 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "max_concurrent": (_is_many, "a whole number of at least 1"),
     "rate": (_is_rate, 'a number of starts per s, min, h or day, such as "100/min"'),
     "rate_key": (_is_key, "a text"),
+    "expires_in_ms": (_is_hold, "a number of milliseconds, at least 0, or None"),
+    "keep_expired": (lambda value: value is None or isinstance(value, bool), "True or False"),
+    EXPIRES_AT: (_is_hold, "a number of milliseconds, at least 0, or None"),
     "unique_for_ms": (_is_finite, "a number of milliseconds, or None"),
     "delay": (_is_finite, "a number of milliseconds, or None"),
 }

@@ -21,13 +21,13 @@ from dramatiq.logging import get_logger
 from .connections import Connections
 from .dead_letters import dead_letter_from, facts_of_delivery, facts_of_entry, facts_of_follower, reason_of, stored_from
 from .deliveries import Delivery, PendingRetry, held_too_long, unhandled_failure
-from .entries import MESSAGE_FIELD, Oversize, check_text, with_types, without_traceback
+from .entries import MESSAGE_FIELD, Oversize, as_dead_letter, check_text, with_types
 from .errors import UndecodableEntry
 from .keeper import Keeper
 from .key_limits import key_limits_of
 from .keys import KeysByQueue, QueueKeys
-from .options import delay_ms_of, unique_key_of
-from .scripts import BURY, CONDEMN, RETRY, START
+from .options import EXPIRES_AT, delay_ms_of, expires_at_ms_of, unique_key_of
+from .scripts import BURY, CONDEMN, EXPIRE, RETRY, START
 from .settings import BrokerSettings
 
 # If a worker dies before the acknowledgement, the message runs again and enqueues its follow-up messages again. They
@@ -64,7 +64,9 @@ class Outcomes:
         self._logger: logging.Logger = get_logger(__name__, type(self))
 
     def may_run(self, delivery: Delivery) -> bool:
-        """Return whether this process still holds the message. Asks Redis only if that is not certain.
+        """Return whether this process still holds the message. Asks Redis only if necessary.
+
+        Sets ``delivery.is_expired`` if the message did not begin in time.
 
         Raises:
             BrokerConnectionError: Redis was asked and did not answer.
@@ -74,6 +76,7 @@ class Outcomes:
             and self._keeper.is_sure_of(delivery.queue)
             and unique_key_of(delivery.options) is None
             and (delivery.limits is None or delivery.limits.rate is None)
+            and not expires_at_ms_of(delivery.options)
         ):
             return True
         return self._start(delivery)
@@ -89,12 +92,13 @@ class Outcomes:
         keys = self._keys[delivery.queue]
         script_keys = (*keys.work, keys.suspects, keys.counters)
         key, limits = _key_and_limits(delivery) if delivery.limits is not None and delivery.limits.rate else ("", "")
-        args = (int(delivery.is_alone), int(is_running), key, limits)
+        args = (int(delivery.is_alone), int(is_running), key, limits, expires_at_ms_of(delivery.options))
         answer, *coalesced = self._fenced(START, keys, delivery, script_keys, args)
-        if answer == b"RUN":
+        if answer != b"LOST":
             delivery.coalesced = coalesced[0] if coalesced else None
             delivery.is_noted = bool(coalesced)
-        return bool(answer == b"RUN")
+        delivery.is_expired = answer == b"EXPIRED"
+        return bool(answer != b"LOST")
 
     def write_retry(self, delivery: Delivery) -> bool:
         """Write the retry of a message and remove its entry; return whether it was written.
@@ -149,6 +153,7 @@ class Outcomes:
             Exception: the retry cannot be encoded, or its delay is not a number.
         """
         message: Message[Any] = delivery.copy()
+        message.options.pop(EXPIRES_AT, None)  # it has begun
         delay_ms = delay_ms_of(delay)
         self._emit("before_enqueue", message, delay)
         payload = message.encode()
@@ -162,12 +167,19 @@ class Outcomes:
         self.write_retry(delivery)
         return message
 
+    def expire(self, delivery: Delivery) -> None:
+        """Remove a message that did not begin in time, unless another process holds it."""
+        keys = self._keys[delivery.queue]
+        script_keys = (*keys.work, keys.suspects, keys.counters)
+        answer = self._fenced(EXPIRE, keys, delivery, script_keys, (_key_and_limits(delivery)[0],))
+        delivery.is_lost = answer == b"FENCED"
+
     def bury_delivery(self, delivery: Delivery) -> None:
         """Make a failed message a dead letter, unless another process holds it."""
         keys = self._keys[delivery.queue]
         facts = facts_of_delivery(delivery)
         # the facts have the traceback of the last failure; the message has that of the failure before it
-        lean = without_traceback(delivery.payload) if delivery.payload and "traceback" in facts[::2] else None
+        lean = as_dead_letter(delivery.payload, has_traceback="traceback" in facts[::2]) if delivery.payload else None
         answer = self._fenced(
             BURY,
             keys,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import redis
 from dramatiq import Broker, Message
 from dramatiq.broker import MessageProxy
-from dramatiq.errors import BrokerConnectionError, ConnectionClosed
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed, ConnectionFailed
 from dramatiq.logging import get_logger
 
 from .connections import Argument, Connections
@@ -27,7 +27,15 @@ from .entries import check_text, with_types
 from .errors import EnqueueUncertain, InvalidMessage, InvalidOption, MessageTooLarge, QueueFull, UndecodableEntry
 from .key_limits import key_limits_of
 from .keys import KeysByQueue, QueueKeys
-from .options import check_options, delay_ms_of, is_part_of_composition, unique_key_of
+from .options import (
+    EXPIRES_AT,
+    LARGEST,
+    check_options,
+    delay_ms_of,
+    expires_in_ms_of,
+    is_part_of_composition,
+    unique_key_of,
+)
 from .outcomes import REMEMBER_FOLLOWERS_MS, Outcomes
 from .scripts import ENQUEUE, ENQUEUE_PLAIN
 from .settings import BrokerSettings
@@ -172,6 +180,8 @@ class Producer:
         return self._send_out([self._outgoing(place, *one) for place, one in enumerate(messages)])
 
     def _send_out(self, all_outgoing: Sequence[_Outgoing]) -> list[Message[Any]]:
+        if any(expires_in_ms_of(outgoing.message.options) is not None for outgoing in all_outgoing):
+            all_outgoing = self._with_expiry(all_outgoing)
         if len(all_outgoing) == 1 and self._is_plain(all_outgoing[0]):
             return [self._enqueue_plain(all_outgoing[0])]
         by_queue: dict[str, list[_Outgoing]] = {}
@@ -206,6 +216,38 @@ class Producer:
                 message_ids=tuple(message_id for _, message_ids in refused.values() for message_id in message_ids),
             )
         return returned
+
+    def _with_expiry(self, all_outgoing: Sequence[_Outgoing]) -> list[_Outgoing]:
+        """Return the messages with the times at which they expire, on the clocks of their servers."""
+        now_ms: dict[str, int] = {}
+        stamped = []
+        for outgoing in all_outgoing:
+            message, expires_in_ms = outgoing.message, expires_in_ms_of(outgoing.message.options)
+            if expires_in_ms is not None:
+                queue_name = message.queue_name
+                if queue_name not in now_ms:
+                    now_ms[queue_name] = self._server_ms(self._keys[queue_name])
+                expires_at_ms = now_ms[queue_name] + delay_ms_of(outgoing.delay) + expires_in_ms
+                options = {**message.options, EXPIRES_AT: min(expires_at_ms, LARGEST)}
+                options.pop("eta", None)
+                payload = dataclasses.replace(message, options=options).encode()
+                outgoing = dataclasses.replace(outgoing, payload=payload)
+            stamped.append(outgoing)
+        return stamped
+
+    def _server_ms(self, keys: QueueKeys) -> int:
+        """Return the time on the clock of a queue's server.
+
+        Raises:
+            ConnectionFailed: Redis did not answer. Nothing was enqueued.
+        """
+        try:
+            seconds, microseconds = self._until_answered(
+                lambda: self._connections.run("TIME", key=keys.stream, is_repeatable=True), ()
+            )
+        except ConnectionClosed as error:
+            raise ConnectionFailed(f"{error}; nothing was enqueued") from error
+        return int(seconds) * 1000 + int(microseconds) // 1000
 
     def _is_plain(self, outgoing: _Outgoing) -> bool:
         """Return whether enqueue_plain.lua suffices."""

@@ -2,8 +2,8 @@
 --
 -- KEYS     1–9 work  10 dead  11 suspects  12 counters  13 unique key of the message (optional)
 -- ARGV     group, consumer of handed-back entries, key (see work.lua), place of the message, message id, 1: even if it may be running,
---          ms to keep dead letters, how many to keep, how many bytes of memory they may need, then names and values of
---          the dead letter's own fields
+--          ms to keep dead letters, how many to keep, how many bytes of memory they may need, the message to store
+--          instead of the entry's ("" = the entry's), then names and values of the dead letter's own fields
 -- Returns  PASSED, or why nothing changed: MOVED (no message of the key is at work at this place), or RECEIVED (by a
 --          worker, which may be running it)
 --
@@ -19,11 +19,11 @@ if not (redis.call('ZSCORE', work.at_work, key .. member) or redis.call('ZSCORE'
   or not is_there(where) then
   return 'MOVED'
 end
-local letter = {unpack(ARGV, 10)}
+local letter, stored = {unpack(ARGV, 11)}, ARGV[10]
 local payload = redis.call('HGET', work.messages, where)
 if payload then
   letter[#letter + 1] = 'entry:message'
-  letter[#letter + 1] = payload
+  letter[#letter + 1] = stored ~= '' and stored or payload
 else
   local pending = redis.pcall('XPENDING', stream, group, where, where, 1)
   if not pending.err and pending[1] and pending[1][2] ~= handed_back and not is_forced then
@@ -32,7 +32,7 @@ else
   local fields = redis.call('XRANGE', stream, where, where)[1][2]
   for i = 1, math.min(#fields, 4000), 2 do
     letter[#letter + 1] = 'entry:' .. fields[i]
-    letter[#letter + 1] = fields[i + 1]
+    letter[#letter + 1] = fields[i] == 'message' and stored ~= '' and stored or fields[i + 1]
   end
 end
 add_dead_letter(dead, counters, letter, server_ms(), keep_ms, keep_n, keep_bytes)

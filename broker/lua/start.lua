@@ -1,19 +1,23 @@
 -- Decides whether a message may start. Called only if the message was delivered before, if the lease may have lapsed,
--- or if the message has a unique key or a rate; and when the isolation of a running message ends.
+-- or if the message has a unique key, a rate or an expiry; and when the isolation of a running message ends.
 --
 -- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it is running,
---          key with a rate ("" = none) and its limits (see work.lua)
--- Returns  {RUN}, {RUN, the newest message that was coalesced onto it}, or {LOST}: another consumer holds the entry now
+--          key with a rate ("" = none) and its limits (see work.lua), time at which it expires in ms (0 = never)
+-- Returns  {RUN} or {EXPIRED}: it has not begun in time; each with the newest message that was coalesced onto it, if any;
+--          or {LOST}: another consumer holds the entry now
 --
 -- A coalesced message is kept until the message that it was coalesced onto has ended: if that is skipped, the coalesced
 -- one runs instead. The script records which consumer runs an entry that was delivered before, so that a crash counts
 -- against messages that ran, and not against those that only waited in the same process. If a running message has ended
 -- or lost its entry when its isolation ends, this does not count as fenced.
+--
+-- A message that can expire is recorded among the suspects, too, when it begins: so it does not expire when it is
+-- delivered again after a crash.
 
 local stream, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12]
 local group, consumer, deliveries, id, message_id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5]
-local is_running, key, limits = ARGV[7] == '1', ARGV[8], ARGV[9]
+local is_running, key, limits, expires_at = ARGV[7] == '1', ARGV[8], ARGV[9], tonumber(ARGV[10])
 local company = ARGV[6] == '1' and '' or ' alongside others'
 
 -- A server whose memory is full lets a script finish if its first write needs no memory.
@@ -25,11 +29,19 @@ if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~
   end
   return {'LOST'}
 end
-if deliveries > 1 then
+local answer = 'RUN'
+if expires_at > 0 and redis.call('HEXISTS', suspects, id) == 0 then
+  if server_ms() >= expires_at and not is_running then
+    answer = 'EXPIRED'
+  else
+    redis.call('HSET', suspects, id, 0)
+  end
+end
+if deliveries > 1 and answer == 'RUN' then
   local charges = string.match(redis.call('HGET', suspects, id) or '0', '^%S+')
   redis.call('HSET', suspects, id, charges .. ' ' .. deliveries .. ' ' .. consumer .. company)
 end
-if key ~= '' and not is_running then
+if key ~= '' and not is_running and answer == 'RUN' then
   start_work(key, id, limits)
 end
 if unique then
@@ -38,8 +50,8 @@ if unique then
   end
   local coalesced = redis.call('HGET', work.holders, '+' .. message_id)
   if coalesced then
-    return {'RUN', coalesced}
+    return {answer, coalesced}
   end
   redis.call('HDEL', work.holders, '=' .. message_id, '@' .. id)
 end
-return {'RUN'}
+return {answer}
