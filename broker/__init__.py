@@ -7,10 +7,12 @@ README.md in this folder lists the guarantees; ``keys.py`` lists the Redis keys.
 """
 
 from .broker import RedisStreamsBroker
+from .cancellation import Cancellation, CancelOutcome
 from .dead_letters import DeadLetter, DeadLetters
 from .deliveries import Delivery
 from .entries import EntryDecoder, MessageCheck
 from .errors import (
+    Cancelled,
     DeadLetterTooLarge,
     DeliveryLimitReached,
     EnqueueUncertain,
@@ -18,6 +20,7 @@ from .errors import (
     InvalidMessage,
     InvalidOption,
     LeaseLost,
+    MessageCancelled,
     MessageExpired,
     MessageTooLarge,
     QueueFull,
@@ -35,6 +38,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BrokerSettings",
+    "CancelOutcome",
+    "Cancellation",
+    "Cancelled",
     "ConsumerStats",
     "DeadLetter",
     "DeadLetterTooLarge",
@@ -51,6 +57,7 @@ __all__ = [
     "KeyLimits",
     "LeaseLost",
     "MessageAtWork",
+    "MessageCancelled",
     "MessageCheck",
     "MessageExpired",
     "MessageTooLarge",

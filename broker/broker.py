@@ -11,8 +11,9 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from threading import get_ident
 from typing import Any, NoReturn
 
 import redis
@@ -22,11 +23,12 @@ from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipe
 from dramatiq.threading import Interrupt
 
 from . import master
+from .cancellation import Cancellation, Canceller, CancelOutcome
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
 from .deliveries import Delivery, not_followed, unhandled_failure
 from .entries import EntryDecoder, MessageCheck
-from .errors import DeliveryLimitReached, LeaseLost, MessageExpired
+from .errors import Cancelled, DeliveryLimitReached, LeaseLost, MessageCancelled, MessageExpired
 from .inspector import Inspector
 from .keys import KeysByQueue
 from .listeners import Listeners, Method
@@ -244,6 +246,7 @@ class RedisStreamsBroker(Broker):
 
         - enqueued; coalesced: not added because a message with the same unique key was waiting
         - acked; late: acknowledged after another process had taken the message over
+        - cancelled: by ``cancel`` or ``cancel_where``
         - retried; dead: became dead letters; requeued: dead letters put back to work
         - dead_bytes: the sizes of all messages that became dead letters, with their reasons and tracebacks
         - promoted: delayed messages that fell due
@@ -267,6 +270,60 @@ class RedisStreamsBroker(Broker):
         keys = self._keys[queue_name]
         decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
+
+    def cancel(self, message_id: str, queue_name: str | None = None) -> CancelOutcome:
+        """Cancel a message. It is found by searching its queue, which takes the server about a second per million.
+
+        A waiting message (undelivered, delayed, in line, or waiting for its retry) is removed. It frees its unique key
+        and its ordering key, and the message that was coalesced onto it takes its place. If a worker has received the
+        message, its job gets the exception :class:`Cancelled` as soon as it executes Python code again; a message that
+        has not begun is skipped. An actor may catch the exception to clean up, or poll
+        ``CurrentMessage.get_current_message().is_cancelled``.
+
+        A cancelled message is neither retried nor a dead letter, and callbacks are not called. Callers that wait for
+        its result get :class:`MessageCancelled`. The pipeline or group to which it belongs does not complete.
+        Middleware hears ``after_cancel``.
+
+        Args:
+            queue_name: the queue of the message; None to search every declared queue.
+
+        Returns:
+            ``cancelled``: it was waiting, and is gone. ``requested``: a worker has received it and will end it, unless
+            its job ends before that. ``not-found``: it is in none of the queues; it has ended or is a dead letter.
+        """
+        for name in sorted(self.queues) if queue_name is None else (queue_name,):
+            outcome = self._canceller(name).cancel(message_id)
+            if outcome != "not-found":
+                return outcome
+        return "not-found"
+
+    def cancel_where(
+        self,
+        queue_name: str,
+        *,
+        actor: str | None = None,
+        message_ids: Collection[str] | None = None,
+        where: Callable[[Message[Any]], bool] | None = None,
+    ) -> Cancellation:
+        """Cancel every message of a queue for which all given conditions hold, as ``cancel`` does.
+
+        A message that was coalesced onto one of them takes its place only if it does not match ``actor`` and ``where``.
+
+        Args:
+            actor: the name of its actor.
+            message_ids: the ids of messages.
+            where: any other condition on a message; it is called with messages of this queue only.
+
+        Raises:
+            TypeError: no condition was given.
+        """
+        if actor is None and message_ids is None and where is None:
+            raise TypeError("expected a condition, got none; give actor, message_ids or where")
+        return self._canceller(queue_name).cancel_where(actor, message_ids, where)
+
+    def _canceller(self, queue_name: str) -> Canceller:
+        keys, decoder = self._keys[queue_name], self._decoders.get(queue_name)
+        return Canceller(self._session.connections, self.settings, keys, decoder, self._call_listeners)
 
     def pause(self, queue_name: str) -> None:
         """Stop delivering messages of the queue in every process until ``resume``. Restarts do not end a pause.
@@ -298,6 +355,7 @@ class RedisStreamsBroker(Broker):
                 keys.limits,
                 keys.holders,
                 keys.suspects,
+                keys.cancelled,
             ),
             (self.settings.group,),
         )
@@ -368,6 +426,8 @@ class RedisStreamsBroker(Broker):
                 raise
             except Exception:
                 self._log_failure_of(name, method)
+        if signal == "process_message" and getattr(args[0], "is_cancelled", False):
+            raise Cancelled  # in the meantime
 
     def _before_settling(self, signal: str, delivery: Delivery) -> None:
         """Call the middleware before an acknowledgement or rejection, once. The Worker repeats both until one succeeds.
@@ -402,6 +462,9 @@ class RedisStreamsBroker(Broker):
         if not isinstance(delivery, Delivery):
             self._call_listeners(f"after_{signal}", *args, **kwargs)
             return
+        delivery.thread_id = None
+        if delivery.is_cancelled:
+            self._session.interrupts.end(delivery)
         if delivery.pid != self._session.pid:
             _end_child_of_job(kwargs.get("exception"))
         if delivery.is_lost:
@@ -410,10 +473,15 @@ class RedisStreamsBroker(Broker):
             return
         self._producer.finished.delivery = delivery
         try:
+            if delivery.is_cancelled and kwargs.get("exception") is not None:
+                delivery.end_cancelled()
+                self._after_interrupted(delivery, kwargs["exception"])
+                self._follow_with_coalesced(delivery)
+                return
             failures = self._call_listeners(f"after_{signal}", *args, **kwargs)
             if delivery.is_doomed or delivery.is_expired:
                 self._call_back_of_failure(delivery)
-            if signal == "skip_message":
+            if signal == "skip_message" or delivery.was_ended:
                 self._follow_with_coalesced(delivery)
             elif kwargs.get("exception") is not None:
                 self._check_failure(delivery, failures)
@@ -421,6 +489,21 @@ class RedisStreamsBroker(Broker):
                 self._check_success(delivery, failures)
         finally:
             self._producer.finished.delivery = None
+
+    def _after_interrupted(self, delivery: Delivery, error: BaseException) -> None:
+        """Call the middleware after a job that was cancelled while it ran.
+
+        The message counts as skipped: it has not failed, is not retried and calls nothing back. Middleware that does
+        not know skipped messages is called as after a failure if it was called before the job.
+        """
+        self._call_listeners("after_skip_message", delivery)
+        skipping = {_owner(method) for method in self._listeners.of(self.middleware, "after_skip_message")}
+        pairs = self._listeners.of_pair(self.middleware, "after_process_message", "before_process_message")
+        for method in reversed([method for method in pairs if _owner(method) not in skipping]):
+            try:
+                method(self, delivery, exception=error)
+            except (Exception, Interrupt):
+                self._log_failure_of("after_process_message", method)
 
     def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
         """Reject a message whose job failed, unless a middleware rejected or retried it."""
@@ -439,10 +522,11 @@ class RedisStreamsBroker(Broker):
 
     def _follow_with_coalesced(self, skipped: Delivery) -> None:
         """Enqueue the message that was coalesced onto a skipped message, such as one that was cancelled or too old."""
-        if skipped.coalesced is None:
+        replacement = skipped.replacement
+        if replacement is None:
             return
         try:
-            self._producer.follow(skipped, Message.decode(skipped.coalesced), None)
+            self._producer.follow(skipped, Message.decode(replacement), None)
         except Exception as error:
             self.logger.exception("the message coalesced onto a skipped one cannot be enqueued")
             skipped.unhandled = not_followed(f"{type(error).__name__}: {error}")
@@ -500,6 +584,12 @@ class RedisStreamsBroker(Broker):
             self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), expired)
             raise expired
         delivery.begun_at = time.monotonic()
+        delivery.thread_id = get_ident()
+        if delivery.is_cancelled:
+            delivery.end_cancelled()
+            cancelled = MessageCancelled(message_id=delivery.message_id)
+            self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), cancelled)
+            raise cancelled
 
     def _new_session(self) -> Session:
         session = Session(
@@ -541,6 +631,11 @@ class RedisStreamsBroker(Broker):
         self._producer = Producer(self, self.settings, self._keys)
         self._session.abandon()
         self._session = self._new_session()
+
+
+def _owner(method: Method) -> int:
+    """Return the identity of the middleware that a method belongs to."""
+    return id(getattr(method, "__self__", None))
 
 
 def _named(method: Method, error: BaseException) -> str:

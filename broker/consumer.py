@@ -11,9 +11,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import dramatiq
 import redis
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
@@ -21,8 +22,9 @@ from dramatiq.logging import get_logger
 from dramatiq.threading import Interrupt
 
 from .bounded_read import MOST_PARTS, Bounds, CutFields
+from .cancellation import Interrupts
 from .connections import BlockingRead, Connections
-from .deliveries import Deliveries, Delivery, Unhandled
+from .deliveries import Deliveries, Delivery, Follower, Unhandled
 from .entries import MESSAGE_FIELD, EntryDecoder, MessageCheck, Oversize, decode, fields_of, has_run, size_of
 from .errors import UndecodableEntry
 from .isolation import Isolation
@@ -67,6 +69,7 @@ class Process(Protocol):
     places: Places
     emit: Emit
     enqueue_followers: Callable[[Delivery], None]
+    interrupts: Interrupts
     moved_at: dict[str, float]
     is_draining: bool
     moves: threading.Event
@@ -92,6 +95,7 @@ class ConsumedQueue:
         self.is_takeable = True  # handed-back entries are older than undelivered ones, so they are taken first
         self.has_lost_entries = False
         self.has_backlog = False  # the last read returned as many entries as it asked for
+        self.cancelled: Mapping[str, str] = {}  # see Round
         self._n_unheld_rounds = 0
         self._resumed = threading.Event()
         self._consumer: StreamsConsumer | None = None
@@ -171,12 +175,22 @@ class ConsumedQueue:
                 self._resumed.clear()
             else:
                 self._resumed.set()
+        self.cancelled = done.cancelled
+        is_cancelling = self.cancel_held()
         if done.n_orphans:
             self.logger.warning("requeued orphaned entries", extra={"n": done.n_orphans})
             self.process.emit("after_orphans", self.keys.queue_name, done.n_orphans)
         if has_news:
             self.wake()
-        return self._n_unheld_rounds > 0
+        return is_cancelling or self._n_unheld_rounds > 0
+
+    def cancel_held(self) -> bool:
+        """End cancelled messages that this process holds; return whether one of them could not be interrupted yet."""
+        marks, is_cancelling = self.cancelled, False
+        for delivery in self.deliveries.held(marks) if marks else ():
+            delivery.dropped = marks[delivery.entry_id]
+            is_cancelling = not self.process.interrupts.cancel(delivery) or is_cancelling
+        return is_cancelling
 
 
 class StreamsConsumer(Consumer):
@@ -268,15 +282,10 @@ class StreamsConsumer(Consumer):
 
     def _ack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
-        if message.pending_retry is not None:
-            self._process.outcomes.write_retry(message)
-            if message.unhandled is not None:
-                self._bury_unhandled(message)
-        elif message.is_being_retried and not message.is_lost:
-            self._write_lost_retry(message)
-        elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
-            # An exception was raised where Dramatiq's Worker does not expect one, so no middleware was called.
-            self._bury_unhandled(message)
+        if not message.was_ended:
+            self._end_unhandled(message)
+        if message.was_ended and not (message.is_settled or message.is_lost):
+            self._end_cancelled(message)
         if message.is_settled or message.is_lost:
             self._queue.deliveries.forget([message])
             self._process.outcomes.forget_followers(message)
@@ -287,6 +296,32 @@ class StreamsConsumer(Consumer):
                 # wait, so that a crash caused by another message cannot be counted against this one
                 self._queue.deliveries.wait_until_written(message, 1.0)
         self._process.isolation.leave(message)
+
+    def _end_unhandled(self, message: Delivery) -> None:
+        """Write the retry or dead letter of a message that must not be acknowledged; do nothing for others."""
+        if message.pending_retry is not None:
+            self._process.outcomes.write_retry(message)
+            if message.unhandled is not None:
+                self._bury_unhandled(message)
+        elif message.is_being_retried and not message.is_lost:
+            self._write_lost_retry(message)
+        elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
+            # An exception was raised where Dramatiq's Worker does not expect one, so no middleware was called.
+            self._bury_unhandled(message)
+
+    def _end_cancelled(self, message: Delivery) -> None:
+        """End a message whose retry Redis refused, because it was cancelled before this process knew."""
+        if message.replacement is not None:
+            message.pending_followers.append(Follower(dramatiq.Message.decode(message.replacement), None))
+            self._enqueue_followers(message)
+        try:
+            self._process.outcomes.cancel_delivery(message)
+        except redis.RedisError as error:
+            raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
+        message.is_settled = True
+        # the Worker does not report it, because it acknowledges the message
+        self._process.emit("before_nack", message)
+        self._process.emit("after_nack", message)
 
     def _write_lost_retry(self, message: Delivery) -> None:
         """Write a retry that Retries counted but did not enqueue, for example because a time limit expired.
@@ -329,7 +364,9 @@ class StreamsConsumer(Consumer):
         self._enqueue_followers(message)
         try:
             if not (message.is_settled or message.is_lost):
-                if message.is_expired and not message.options.get("keep_expired"):
+                if message.was_ended:
+                    self._process.outcomes.cancel_delivery(message)
+                elif message.is_expired and not message.options.get("keep_expired"):
                     self._process.outcomes.expire(message)
                 else:
                     self._process.outcomes.bury_delivery(message)
@@ -645,6 +682,8 @@ class StreamsConsumer(Consumer):
         finally:
             # this runs even if a dead letter could not be written: the entries before it were accepted
             self._buffer.extend(self._queue.deliveries.add(accepted))
+            # these were marked before they came here, for example after the death of their worker
+            self._queue.cancel_held()
             if uncounted:
                 # they were cut only because the reply as a whole was too large; the next take reads them again
                 self._run_hand_back(uncounted)

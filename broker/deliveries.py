@@ -6,6 +6,7 @@ while messages of the old one are still running.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 import dramatiq
 from dramatiq.broker import MessageProxy
 
+from .errors import MessageCancelled
 from .key_limits import KeyLimits, key_limits_of
 from .options import unique_key_of
 
@@ -121,6 +123,12 @@ class Delivery(MessageProxy):
         is_expired: whether it did not begin in time and must not run.
         coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
         follower_keys: the keys that remember its follow-up messages, so that they are added once if it runs again.
+        is_cancelled: whether it was cancelled while this process holds it. A job may poll this, with
+            ``CurrentMessage.get_current_message().is_cancelled``.
+        was_ended: whether its job was ended, or did not begin, because it was cancelled.
+        dropped: the SHA-1 of the coalesced message that does not run in its place, or "".
+        thread_id: the thread that runs it; None before and after that.
+        is_interrupted: whether ``Cancelled`` was raised in that thread.
         pid: the pid of the process that received it, which differs from that of a process that its job forks.
         begun_at: when it began to run, on the monotonic clock; None before that.
         is_ended: whether its job has ended and its outcome is being written.
@@ -138,6 +146,10 @@ class Delivery(MessageProxy):
     retry_delay: Any = None
     is_sent_again = False
     unhandled: Unhandled | None = None
+    is_cancelled = False
+    was_ended = False
+    dropped = ""
+    is_interrupted = False
     coalesced: bytes | None = None
     payload: bytes | None = None
     follower_keys: tuple[str, ...] = ()
@@ -172,6 +184,7 @@ class Delivery(MessageProxy):
         self.is_doomed = is_doomed
         self.pid = pid
         self.begun_at: float | None = None
+        self.thread_id: int | None = None
         self.is_ended = False
         self.announced: str | None = None
         self.is_settled = False
@@ -189,6 +202,18 @@ class Delivery(MessageProxy):
         """Whether the Retries middleware has counted a failure since the delivery."""
         return not self.is_settled and self.options.get("retries", 0) != self._retries_when_delivered
 
+    def end_cancelled(self) -> None:
+        """Reject it because it was cancelled: callers that wait for its result get ``MessageCancelled``."""
+        self.is_cancelled = self.was_ended = True
+        self.fail()
+        self.stuff_exception(MessageCancelled(message_id=self.message_id))
+
+    @property
+    def replacement(self) -> bytes | None:
+        """The coalesced message that runs in its place if it is skipped or cancelled, or None."""
+        is_dropped = self.dropped and self.coalesced is not None and sha1_of(self.coalesced) == self.dropped
+        return None if is_dropped else self.coalesced
+
     def name_of_follower(self, message: dramatiq.Message[Any]) -> str:
         """Return an id for the follow-up message. It stays the same when this entry runs again."""
         return f"{self.entry_id}/{message.message_id}"
@@ -204,6 +229,11 @@ class Delivery(MessageProxy):
         return (
             self.failed or self.is_settled or self.is_sent_again or self.retry_asked or self.pending_retry is not None
         )
+
+
+def sha1_of(payload: bytes) -> str:
+    """Return the SHA-1 of a message, as ``redis.sha1hex`` does; it is not used for security."""
+    return hashlib.sha1(payload, usedforsecurity=False).hexdigest()
 
 
 class Deliveries:
@@ -236,6 +266,11 @@ class Deliveries:
                     self._held[entry_id] = delivery
                     added.append(delivery)
         return added
+
+    def held(self, entry_ids: Iterable[str]) -> list[Delivery]:
+        """Return the held deliveries of these entries."""
+        with self._lock:
+            return [self._held[entry_id] for entry_id in entry_ids if entry_id in self._held]
 
     def begin_settling(self, delivery: Delivery) -> None:
         """Mark a delivery as done, so that its place is free for another one."""

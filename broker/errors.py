@@ -16,9 +16,12 @@
         ├── InvalidMessage              see above
         └── UndecodableEntry            an entry is not a message; raised by decoders, too
     dramatiq.middleware.SkipMessage
+    ├── MessageCancelled                this message was cancelled; the result of every cancelled message
     ├── DeliveryLimitReached            every process that ran this message died
     ├── LeaseLost                       another process holds this message now
     └── MessageExpired                  it did not begin within ``expires_in_ms``
+    dramatiq.threading.Interrupt
+    └── Cancelled                       raised in the thread of a running job that was cancelled
 
 redis-py's errors are translated in ``connections.py`` and nowhere else.
 """
@@ -30,6 +33,7 @@ from typing import Any
 from dramatiq import Message
 from dramatiq.errors import BrokerError, ConnectionClosed
 from dramatiq.middleware import SkipMessage
+from dramatiq.threading import Interrupt
 
 
 class InvalidField(ValueError):
@@ -154,6 +158,21 @@ class UndecodableEntry(InvalidField):
     def __init__(self, field: str, problem: str, hint: str, *, message: Message[Any] | None = None) -> None:
         super().__init__(field, problem, hint)
         self.message = message
+
+
+class MessageCancelled(SkipMessage):
+    """Raised instead of running a cancelled message, and stored as the result of every cancelled message."""
+
+    def __init__(self, *, message_id: str) -> None:
+        super().__init__(f"message {message_id} was cancelled")
+        self.message_id = message_id
+
+
+class Cancelled(Interrupt):
+    """Raised in the thread of a running job when its message is cancelled.
+
+    An actor may catch it to clean up, and raise it again. If the actor returns instead, its job has succeeded.
+    """
 
 
 class DeliveryLimitReached(SkipMessage):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import redis
@@ -20,7 +20,7 @@ from dramatiq.logging import get_logger
 from .connections import Connections
 from .identity import is_dead_sibling
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import ADVANCE, FORGET, LEAVE, SWEEP, TICK
+from .scripts import ADVANCE, CANCELLED, FORGET, LEAVE, SWEEP, TICK
 from .settings import BrokerSettings
 from .shared_reads import Timers
 
@@ -45,6 +45,8 @@ class Round:
             a consumer with entries has lapsed; None if there is no such lease.
         n_owned: the number of entries in this consumer's own pending list.
         is_paused: whether delivery is paused.
+        cancelled: the entries of cancelled messages that workers have received, each with the SHA-1 of the coalesced
+            message to drop, or "".
         n_orphans: the number of orphans that were requeued.
     """
 
@@ -54,6 +56,7 @@ class Round:
     first_lapse_s: float | None
     n_owned: int
     is_paused: bool
+    cancelled: Mapping[str, str]
     n_orphans: int
 
 
@@ -115,10 +118,11 @@ class Janitor:
             self._declare_dead(name)
         answer = self._connections.run_script(
             TICK,
-            (*keys.work, keys.consumers, keys.paused, keys.counters),
+            (*keys.work, keys.consumers, keys.paused, keys.counters, keys.cancelled),
             (settings.group, self._consumer_name, HANDED_BACK, settings.lease_ms, settings.promote_batch),
         )
-        n_promoted, next_in_ms, self._last_timer, is_takeable, n_owned, is_paused, lapse_ms, *others = answer
+        n_promoted, next_in_ms, self._last_timer, is_takeable, n_owned, is_paused, lapse_ms, *rest = answer
+        is_any_cancelled, *others = rest
         self._others = tuple(name.decode() for name in others)
         done = Round(
             n_promoted=n_promoted,
@@ -127,6 +131,7 @@ class Janitor:
             first_lapse_s=None if lapse_ms < 0 else lapse_ms / 1000,
             n_owned=n_owned,
             is_paused=bool(is_paused),
+            cancelled=self._cancelled() if is_any_cancelled else {},
             n_orphans=self._sweep() if time.monotonic() >= self._next_sweep_at else 0,
         )
         is_odd = self._on_round(done)
@@ -159,6 +164,18 @@ class Janitor:
         """Declare a process of this machine dead, because its keeper has not reported its death."""
         keys = self._keys
         self._connections.run_script(LEAVE, (keys.stream, keys.consumers, keys.timer), (self._settings.group, name, 1))
+
+    def _cancelled(self) -> Mapping[str, str]:
+        """Return the marks of cancelled messages that workers have received."""
+        marks: dict[str, str] = {}
+        cursor: str | bytes = "0"
+        while True:
+            cursor, *page = self._connections.run_script(
+                CANCELLED, (self._keys.stream, self._keys.cancelled), (cursor, SWEEP_PAGE)
+            )
+            marks |= {entry.decode(): mark.decode() for entry, mark in zip(page[::2], page[1::2], strict=True)}
+            if cursor == b"0":
+                return marks
 
     def _sweep(self) -> int:
         """Look for orphans in a few pages of the pending entries; return how many were found."""

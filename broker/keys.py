@@ -13,6 +13,8 @@
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             at job start, time limit
     {ns:q}:holders           hash    =<id of such a message> -> its place, @<place> -> id  at job start or end
                                      +<id> -> the newest message coalesced onto it
+    {ns:q}:cancelled         hash    entry that a worker received and that was cancelled   when the entry ends
+                                     -> SHA-1 of the coalesced message to drop, or ""
     {ns:q}:suspects          hash    entry -> crash count [delivery, consumer, isolated?]  when settled
     {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
                                      <producer> is <entry>/<id> for a follow-up message    with the entry, or 15 min
@@ -95,6 +97,10 @@ class QueueKeys:
         return self._of("ordered:limits")
 
     @cached_property
+    def cancelled(self) -> str:
+        return self._of("cancelled")
+
+    @cached_property
     def holders(self) -> str:
         return self._of("holders")
 
@@ -112,6 +118,11 @@ class QueueKeys:
             self.holders,
             self.limits,
         )
+
+    def cancelling(self, unique_key: str | None) -> tuple[str, ...]:
+        """Return the KEYS of cancel.lua for a message with this unique key."""
+        keys = (*self.work, self.cancelled, self.suspects, self.counters, self.consumers)
+        return keys if unique_key is None else (*keys, self.unique(unique_key))
 
     def recent(self, producer: str) -> str:
         return self._of(f"recent:{producer}")

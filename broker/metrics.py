@@ -45,6 +45,7 @@ TOTALS: Final[Mapping[str, str]] = {
     "coalesced": "Messages not added, because one with the same unique key was waiting.",
     "acked": "Messages acknowledged.",
     "late": "Messages acknowledged after another process had taken them over.",
+    "cancelled": "Messages that were cancelled.",
     "retried": "Retries written.",
     "dead": "Messages that became dead letters.",
     "dead_bytes": "Bytes of the messages that became dead letters, with reasons and tracebacks.",

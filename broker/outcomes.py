@@ -25,9 +25,9 @@ from .entries import MESSAGE_FIELD, Oversize, as_dead_letter, check_text, with_t
 from .errors import UndecodableEntry
 from .keeper import Keeper
 from .key_limits import key_limits_of
-from .keys import KeysByQueue, QueueKeys
+from .keys import HANDED_BACK, KeysByQueue, QueueKeys
 from .options import EXPIRES_AT, delay_ms_of, expires_at_ms_of, unique_key_of
-from .scripts import BURY, CONDEMN, EXPIRE, RETRY, START
+from .scripts import BURY, CANCEL, CONDEMN, EXPIRE, RETRY, START
 from .settings import BrokerSettings
 
 # If a worker dies before the acknowledgement, the message runs again and enqueues its follow-up messages again. They
@@ -104,7 +104,8 @@ class Outcomes:
         """Write the retry of a message and remove its entry; return whether it was written.
 
         It is not written if another process holds the message, or if retries have held its ordering key for as long as
-        they may: the message must become a dead letter then, and ``delivery.unhandled`` has the reason.
+        they may: the message must become a dead letter then, and ``delivery.unhandled`` has the reason. Nor is it
+        written if the message was cancelled, which ``delivery.was_ended`` shows.
 
         Raises:
             BrokerConnectionError: it is unknown whether the retry was written. Calling again writes it once.
@@ -117,7 +118,7 @@ class Outcomes:
                 RETRY,
                 keys,
                 delivery,
-                (*keys.work, keys.suspects, keys.counters),
+                (*keys.work, keys.suspects, keys.counters, keys.cancelled),
                 (
                     pending.payload,
                     pending.name,
@@ -132,6 +133,10 @@ class Outcomes:
         delivery.pending_retry = None
         if answer == b"HELD":
             delivery.unhandled = held_too_long(hold_ms)
+            return False
+        if answer.startswith(b"CANCELLED"):
+            delivery.dropped = answer.partition(b" ")[2].decode()
+            delivery.end_cancelled()
             return False
         delivery.is_settled = True
         delivery.is_lost = answer == b"FENCED"
@@ -193,6 +198,26 @@ class Outcomes:
             stored = stored_from(facts, _fields_of(delivery) if lean is None else {MESSAGE_FIELD: lean})
             dead_letter = dead_letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
             self._emit("after_dead_letter", dead_letter)
+
+    def cancel_delivery(self, delivery: Delivery) -> None:
+        """Remove a cancelled message that this process has ended, unless another process holds it."""
+        keys = self._keys[delivery.queue]
+        args = (
+            self._settings.group,
+            delivery.entry_id,
+            delivery.message_id,
+            _key_and_limits(delivery)[0],
+            delivery.consumer_name,
+            delivery.deliveries,
+            HANDED_BACK,
+            self._settings.lease_ms,
+            "",
+            0,
+        )
+        (answer,) = self._connections.run_script(CANCEL, keys.cancelling(unique_key_of(delivery.options)), args)
+        delivery.is_lost = answer == b"FENCED"
+        if answer == b"CANCELLED":
+            self._emit("after_cancel", delivery)
 
     def bury_entry(
         self, keys: QueueKeys, entry_id: str, deliveries: int, fields: Mapping[bytes, bytes], error: UndecodableEntry

@@ -17,6 +17,7 @@ import redis
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
+from .cancellation import Interrupts
 from .connections import Connections
 from .consumer import ConsumedQueue, StreamsConsumer
 from .deliveries import Delivery
@@ -70,6 +71,7 @@ class Session:
         self.outcomes = Outcomes(
             self.connections, settings, keys, consumer_name=self.consumer_name, keeper=self.keeper, emit=emit
         )
+        self.interrupts = Interrupts()
         self.isolation = Isolation(patience_s=settings.lease_ms / 1000)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}

@@ -1,11 +1,12 @@
 -- Adds the retry of a failed message and removes its entry, in one step.
 --
--- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
+-- KEYS     1–9 work  10 suspects  11 counters  12 cancelled  13 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, payload, name in delayed, delay in ms (0 = none),
 --          key ("" = none) and limits (see work.lua), ms after which the unique lock ends,
 --          ms for which retries may hold an ordering key (-1 = no limit)
--- Returns  RETRIED, or why nothing was written: FENCED (the caller does not hold it), GONE (the entry was removed), or
---          HELD (retries have held the ordering key for as long as they may)
+-- Returns  RETRIED, or why nothing was written: FENCED (the caller does not hold it), GONE (the entry was removed),
+--          HELD (retries have held the ordering key for as long as they may), or CANCELLED, a space and the mark in
+--          cancelled
 --
 -- The retry waits like any message: it takes the lock of its unique key, unless a message that was enqueued during the
 -- job has it. The retry of a message with another key than an ordering key is not at work until it is due: then it comes
@@ -14,7 +15,7 @@
 -- Works when the server's memory is full: it only moves the message, and Redis lets a script finish if its first write
 -- needs no memory.
 
-local stream, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12]
+local stream, suspects, counters, cancelled, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local group, consumer, deliveries, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local message_id, payload, name, delay = ARGV[5], ARGV[6], ARGV[7], tonumber(ARGV[8])
 local key, limits, lock_ms, hold_ms = ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
@@ -30,6 +31,10 @@ local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
 if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~= deliveries then
   redis.call('HINCRBY', counters, 'fenced', 1)
   return 'FENCED'
+end
+local mark = redis.call('HGET', cancelled, id)
+if mark then
+  return 'CANCELLED ' .. mark
 end
 local now = server_ms()
 if holds and hold_ms >= 0 then

@@ -1,11 +1,11 @@
 -- One round of the janitor: moves due messages to the stream, and checks whether there are entries to take over.
 --
--- KEYS     1–9 work  10 consumers  11 paused  12 counters
+-- KEYS     1–9 work  10 consumers  11 paused  12 counters  13 cancelled
 -- ARGV     group, consumer, consumer of handed-back entries, lease in ms, largest number of messages to promote
 -- Returns  {how many were promoted, ms until the next message is due (-1 = none is delayed), last id of the timer, are
 --           there entries to take over, number of entries this consumer owns, is the queue paused, ms until the first
---           lease of another consumer could lapse (-1 = none can; 0 = one with entries has lapsed), names of the other
---           consumers…}
+--           lease of another consumer could lapse (-1 = none can; 0 = one with entries has lapsed), is a
+--           message of a worker cancelled, names of the other consumers…}
 
 local stream, delayed, messages, timer = work.stream, work.delayed, work.messages, work.timer
 local consumers, paused, counters = KEYS[10], KEYS[11], KEYS[12]
@@ -50,6 +50,7 @@ local last_timer = redis.call('XREVRANGE', timer, '+', '-', 'COUNT', 1)[1]
 local is_takeable, n_mine = 0, 0
 local first_lapse = -1
 local reply = {n_promoted, next_in, last_timer and last_timer[1] or '0-0', 0, 0, redis.call('EXISTS', paused), 0}
+reply[8] = redis.call('EXISTS', KEYS[13])
 local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
 if not listed.err then
   for _, consumer in ipairs(listed) do
