@@ -31,7 +31,7 @@ from .entries import EntryDecoder, MessageCheck
 from .errors import Cancelled, DeliveryLimitReached, LeaseLost, MessageCancelled, MessageExpired
 from .inspector import Inspector
 from .keys import KeysByQueue
-from .listeners import Listeners, Method
+from .middleware import Listeners, Method
 from .options import check_options
 from .producer import Producer
 from .progress import limits_of
@@ -400,7 +400,7 @@ class RedisStreamsBroker(Broker):
 
     # No position in Dramatiq's middleware list guarantees that a middleware is called first before a message and last
     # after it, whatever users add later. So the broker hooks into the signals themselves. Calling every middleware at
-    # every signal, as Dramatiq does, would take a third of the time of a short message; see listeners.py.
+    # every signal, as Dramatiq does, would take a third of the time of a short message; see ``Listeners``.
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
