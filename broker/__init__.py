@@ -27,7 +27,7 @@ from .errors import (
     SettingsError,
     UndecodableEntry,
 )
-from .inspector import Inspector, PendingEntry, Rescued, Retired, Unowned
+from .inspector import FoundMessage, Inspector, PendingEntry, Rescued, Retired, Selection, Unowned
 from .key_limits import KeyAtWork, KeyLimits, MessageAtWork, Rate
 from .metrics import exposition
 from .middleware import StreamsMiddleware
@@ -49,6 +49,7 @@ __all__ = [
     "DeliveryLimitReached",
     "EnqueueUncertain",
     "EntryDecoder",
+    "FoundMessage",
     "Inspector",
     "InvalidField",
     "InvalidMessage",
@@ -68,6 +69,7 @@ __all__ = [
     "RedisStreamsBroker",
     "Rescued",
     "Retired",
+    "Selection",
     "SettingsError",
     "StreamsMiddleware",
     "UndecodableEntry",

@@ -29,7 +29,7 @@ from .dead_letters import DeadLetters
 from .deliveries import Delivery, not_followed, unhandled_failure
 from .entries import EntryDecoder, MessageCheck
 from .errors import Cancelled, DeliveryLimitReached, LeaseLost, MessageCancelled, MessageExpired
-from .inspector import Inspector
+from .inspector import Inspector, Selection
 from .keys import KeysByQueue
 from .middleware import Listeners, Method
 from .options import check_options
@@ -307,7 +307,8 @@ class RedisStreamsBroker(Broker):
     ) -> Cancellation:
         """Cancel every message of a queue for which all given conditions hold, as ``cancel`` does.
 
-        A message that was coalesced onto one of them takes its place only if it does not match ``actor`` and ``where``.
+        A message that was coalesced onto one of them takes its place, unless ``actor`` or ``where`` is given and it
+        matches them: then it is cancelled, too.
 
         Args:
             actor: the name of its actor.
@@ -317,13 +318,14 @@ class RedisStreamsBroker(Broker):
         Raises:
             TypeError: no condition was given.
         """
-        if actor is None and message_ids is None and where is None:
+        wanted = Selection(actor, None if message_ids is None else frozenset(message_ids), where)
+        if wanted.is_empty:
             raise TypeError("expected a condition, got none; give actor, message_ids or where")
-        return self._canceller(queue_name).cancel_where(actor, message_ids, where)
+        return self._canceller(queue_name).cancel_where(wanted)
 
     def _canceller(self, queue_name: str) -> Canceller:
-        keys, decoder = self._keys[queue_name], self._decoders.get(queue_name)
-        return Canceller(self._session.connections, self.settings, keys, decoder, self._call_listeners)
+        keys, inspector = self._keys[queue_name], self.inspector(queue_name)
+        return Canceller(self._session.connections, self.settings, keys, inspector, self._call_listeners)
 
     def pause(self, queue_name: str) -> None:
         """Stop delivering messages of the queue in every process until ``resume``. Restarts do not end a pause.

@@ -1,20 +1,16 @@
-"""Cancelling messages: waiting ones are removed, running ones are interrupted.
+"""Cancelling messages: waiting ones are removed, running ones are interrupted. The inspector finds them.
 
 A message that no live worker has received is removed in one script, together with what it holds: its unique key and
 its turn among the messages of its other key. Otherwise, the script marks its entry, and the janitor of the worker's
 process finds the mark within milliseconds. The job gets the exception ``Cancelled``; a message that has not begun is
 skipped. If that worker dies, the mark is found by the process that takes the entry over. The mark ends with the entry.
-
-A message is found by searching the queue, in short scripts: the messages in line first, then the delayed ones, then the
-stream, because messages move in this direction.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any, Final, Literal
@@ -22,29 +18,23 @@ from typing import Any, Final, Literal
 import dramatiq
 from dramatiq import Message
 from dramatiq.broker import MessageProxy
-from dramatiq.encoder import JSONEncoder
 from dramatiq.threading import current_platform, raise_thread_exception, supported_platforms
 
 from .connections import Argument, Connections
 from .deliveries import Delivery, sha1_of
-from .entries import PAGE_BYTES, EntryDecoder, decode, fields_of
-from .errors import Cancelled, MessageCancelled, UndecodableEntry
+from .errors import Cancelled, MessageCancelled
+from .inspector import Inspector, Selection
 from .key_limits import key_limits_of
 from .keys import HANDED_BACK, QueueKeys
 from .options import unique_key_of
 from .outcomes import Emit
-from .scripts import CANCEL, SEARCH
+from .scripts import CANCEL
 from .settings import BrokerSettings
 
 CancelOutcome = Literal["cancelled", "requested", "not-found"]
 
-# In the order in which messages move.
-PLACES: Final = ("line", "delayed", "stream")
-PAGE: Final = 500
 # How often a queue is searched for a message that was retried, and so went back to the delayed ones, in the meantime.
 MOST_SEARCHES: Final = 3
-# With more texts to find, all messages are read and compared here.
-MOST_TEXTS: Final = 50
 # The code of the frame in which Dramatiq's Worker calls the function of an actor.
 RUNS_JOB: Final = dramatiq.Actor.__call__.__code__
 
@@ -63,76 +53,39 @@ class Cancellation:
     requested: tuple[str, ...] = ()
 
 
-Condition = Callable[[Message[Any]], bool]
-
-
 class Canceller:
     """The canceller of the messages of one queue."""
 
     def __init__(
-        self,
-        connections: Connections,
-        settings: BrokerSettings,
-        keys: QueueKeys,
-        decoder: EntryDecoder | None,
-        emit: Emit,
+        self, connections: Connections, settings: BrokerSettings, keys: QueueKeys, inspector: Inspector, emit: Emit
     ) -> None:
         self._connections = connections
         self._settings = settings
         self._keys = keys
-        self._decoder = decoder
+        self._inspector = inspector
         self._emit = emit
 
     def cancel(self, message_id: str) -> CancelOutcome:
         """Cancel one message. The message that was coalesced onto it takes its place."""
-        found = self._cancel_where([message_id], lambda message: message.message_id == message_id, is_first=True)
+        found = self._cancel(Selection(message_ids=[message_id]), is_first=True)
         return "cancelled" if found.cancelled else "requested" if found.requested else "not-found"
 
-    def cancel_where(
-        self, actor: str | None, message_ids: Collection[str] | None, where: Condition | None
-    ) -> Cancellation:
-        """Cancel every message for which all given conditions hold, and those coalesced onto them that match too."""
-        ids = None if message_ids is None else frozenset(message_ids)
+    def cancel_where(self, wanted: Selection) -> Cancellation:
+        """Cancel every message that is wanted."""
+        return self._cancel(wanted)
 
-        def matches(message: Message[Any]) -> bool:
-            return (
-                (actor is None or message.actor_name == actor)
-                and (ids is None or message.message_id in ids)
-                and (where is None or where(message))
-            )
-
-        def is_dropped(message: Message[Any]) -> bool:
-            # its id is unknown to callers: they know that of the message it was coalesced onto
-            return (actor is None or message.actor_name == actor) and (where is None or where(message))
-
-        if ids is not None:
-            texts: Collection[str] = ids
-        else:
-            # entries of other programs name no actor
-            texts = () if actor is None or self._decoder is not None else [actor]
-        return self._cancel_where(texts, matches, is_dropped)
-
-    def _cancel_where(
-        self,
-        texts: Collection[str],
-        matches: Condition,
-        is_dropped: Condition = lambda message: False,
-        *,
-        is_first: bool = False,
-    ) -> Cancellation:
+    def _cancel(self, wanted: Selection, *, is_first: bool = False) -> Cancellation:
         cancelled: list[str] = []
         requested: dict[str, None] = {}
         for _ in range(MOST_SEARCHES):
             n_retried, n_gone = self._n_retried(), 0
-            for place, message in self._search(texts):
-                if not matches(message):
-                    continue
-                outcome = self._end(place, message, is_dropped)
+            for found in self._inspector.find(wanted):
+                outcome = self._end(found.place, found.message, wanted.drops)
                 n_gone += outcome == b"GONE"
                 if outcome == b"CANCELLED":
-                    cancelled.append(message.message_id)
+                    cancelled.append(found.message.message_id)
                 elif outcome == b"MARKED":
-                    requested[message.message_id] = None
+                    requested[found.message.message_id] = None
                 if is_first and outcome != b"GONE":
                     return Cancellation(tuple(cancelled), tuple(requested))
             if not n_gone and self._n_retried() == n_retried:
@@ -142,41 +95,7 @@ class Canceller:
     def _n_retried(self) -> int:
         return int(self._connections.run("HGET", self._keys.counters, "retried") or 0)
 
-    def _search(self, texts: Collection[str]) -> Iterator[tuple[bytes, Message[Any]]]:
-        """Yield the places and messages of the queue; only those that contain one of the texts, if there are some."""
-        needles = _needles(texts)
-        for place_of in PLACES:
-            cursor: bytes | str = ""
-            while True:
-                args: Sequence[Argument] = (
-                    place_of,
-                    cursor,
-                    PAGE,
-                    2 * self._settings.max_message_bytes,
-                    PAGE_BYTES,
-                    *needles,
-                )
-                cursor, *found = self._connections.run_script(SEARCH, self._keys.work, args)
-                for place, flat in zip(found[::2], found[1::2], strict=True):
-                    message = self._decoded(place_of, place, flat)
-                    if message is not None:
-                        yield place, message
-                if not cursor:
-                    break
-
-    def _decoded(self, place_of: str, place: bytes, flat: Sequence[bytes]) -> Message[Any] | None:
-        entry_id = place.decode() if place_of == "stream" else ""
-        try:
-            return decode(
-                entry_id,
-                fields_of(flat),
-                queue_name=self._keys.queue_name,
-                decoder=self._decoder if place_of == "stream" else None,
-            )
-        except UndecodableEntry:  # it will become a dead letter
-            return None
-
-    def _end(self, place: bytes, message: Message[Any], is_dropped: Condition) -> bytes:
+    def _end(self, place: bytes, message: Message[Any], is_dropped: Callable[[Message[Any]], bool]) -> bytes:
         """Cancel the message at this place; return CANCELLED, MARKED or GONE."""
         script_keys = self._keys.cancelling(unique_key_of(message.options))
         limits, coalesced = key_limits_of(message), None
@@ -203,7 +122,7 @@ class Canceller:
             self._report(message)
         return bytes(answer)
 
-    def _about(self, coalesced: bytes, is_dropped: Condition) -> list[Argument]:
+    def _about(self, coalesced: bytes, is_dropped: Callable[[Message[Any]], bool]) -> list[Argument]:
         """Return what cancel.lua needs to know about a coalesced message."""
         message = Message.decode(coalesced)
         limits = key_limits_of(message)
@@ -279,10 +198,3 @@ def _runs_actor(thread_id: int) -> bool:
     while frame is not None and frame.f_code is not RUNS_JOB:
         frame = frame.f_back
     return frame is not None
-
-
-def _needles(texts: Collection[str]) -> list[str]:
-    """Return the texts as they are found in encoded messages; none if all messages must be read."""
-    if type(dramatiq.get_encoder()) is not JSONEncoder or len(texts) > MOST_TEXTS:
-        return []
-    return sorted({form for text in texts for form in (text, json.dumps(text)[1:-1])})

@@ -7,12 +7,14 @@ leave every entry in the stream or in a pending list, whichever step fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import dramatiq
 import redis
+from dramatiq.encoder import JSONEncoder
 
 from .connections import Argument, Connections
 from .dead_letters import facts_of_passed_over
@@ -30,15 +32,68 @@ from .errors import UndecodableEntry
 from .key_limits import KeyAtWork, MessageAtWork, limits_from
 from .keys import HANDED_BACK, QueueKeys
 from .options import unique_key_of
-from .scripts import HEADS, KEYS_AT_WORK, PASS_OVER, RESCUE, RETIRE, STALE_LOCKS, UNOWNED
+from .scripts import HEADS, KEYS_AT_WORK, PASS_OVER, RESCUE, RETIRE, SEARCH, STALE_LOCKS, UNOWNED
 from .settings import BrokerSettings
 from .stats import LAST_ID
 
+State = Literal["in-line", "delayed", "in-stream"]
+
 PAGE = 500
+# Where messages are, in the order in which they move, and the states in which ``find`` shows them.
+PLACES: Final[Mapping[str, State]] = {"line": "in-line", "delayed": "delayed", "stream": "in-stream"}
+# With more texts to search for, all messages are read and compared here.
+MOST_TEXTS: Final = 50
 # How many messages at work are listed per key.
 MOST_AT_WORK = 10
 
 PassedOver = Literal["passed", "moved", "received"]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A selection of messages: those for which all given conditions hold.
+
+    Attributes:
+        actor: the name of the actor.
+        message_ids: the message has one of these ids.
+        where: any other condition.
+    """
+
+    actor: str | None = None
+    message_ids: Collection[str] | None = None
+    where: Callable[[dramatiq.Message[Any]], bool] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no condition was given, so that all messages are selected."""
+        return self.actor is None and self.message_ids is None and self.where is None
+
+    def matches(self, message: dramatiq.Message[Any]) -> bool:
+        return (self.message_ids is None or message.message_id in self.message_ids) and self._matches(message)
+
+    def drops(self, coalesced: dramatiq.Message[Any]) -> bool:
+        """Return whether a message is cancelled together with the one that it was coalesced onto.
+
+        Callers do not know its id: they got that of the message it was coalesced onto.
+        """
+        return (self.actor is not None or self.where is not None) and self._matches(coalesced)
+
+    def _matches(self, message: dramatiq.Message[Any]) -> bool:
+        return (self.actor is None or message.actor_name == self.actor) and (self.where is None or self.where(message))
+
+
+@dataclass(frozen=True, slots=True)
+class FoundMessage:
+    """A message that has not ended.
+
+    Attributes:
+        place: its entry id, its name in the sorted set of delayed messages, or its member of the line.
+        state: ``in-stream``: it is undelivered, or a worker has received it.
+    """
+
+    place: bytes
+    state: State
+    message: dramatiq.Message[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +307,42 @@ class Inspector:
             yield from flat[1::2]
             if int(cursor) == 0:
                 return
+
+    def find(self, wanted: Selection) -> Iterator[FoundMessage]:
+        """Yield the selected messages that have not ended: first those in line, then delayed ones, then the stream.
+
+        Messages move in this direction, except for retries. The queue is searched in short scripts, about a second per
+        million messages. All messages are read to this process with an encoder of your own, more than 50 ids, or no
+        condition but ``where``. In a queue with a decoder, an entry of another program is found by its message id only
+        if one of its fields contains the id.
+        """
+        texts = self._texts(wanted)
+        for place_of, state in PLACES.items():
+            cursor: bytes | str = ""
+            while True:
+                args: list[Argument] = [place_of, cursor, PAGE, 2 * self._settings.max_message_bytes, PAGE_BYTES]
+                cursor, *page = self._connections.run_script(SEARCH, self.keys.work, [*args, *texts])
+                for place, flat in zip(page[::2], page[1::2], strict=True):
+                    message = self._decoded(place.decode(errors="replace"), flat)
+                    if message is not None and wanted.matches(message):
+                        yield FoundMessage(place, state, message)
+                if not cursor:
+                    break
+
+    def _texts(self, wanted: Selection) -> list[str]:
+        """Return the texts of which an encoded message contains one if it is wanted; none if all must be read."""
+        texts = wanted.message_ids
+        if texts is None and self._decoder is None and wanted.actor is not None:
+            texts = [wanted.actor]  # entries of other programs name no actor
+        if texts is None or len(texts) > MOST_TEXTS or type(dramatiq.get_encoder()) is not JSONEncoder:
+            return []
+        return sorted({form for text in texts for form in (text, json.dumps(text)[1:-1])})
+
+    def _decoded(self, entry_id: str, flat: Sequence[bytes]) -> dramatiq.Message[Any] | None:
+        try:
+            return decode(entry_id, fields_of(flat), queue_name=self.keys.queue_name, decoder=self._decoder, check=None)
+        except UndecodableEntry:  # it will become a dead letter
+            return None
 
     def entry(self, entry_id: str) -> Mapping[bytes, bytes] | None:
         """Return the fields of an entry, only the head of a large one; None if it is not in the stream."""

@@ -16,7 +16,7 @@ from dramatiq.middleware import AsyncIO, Callbacks, CurrentMessage, Pipelines, T
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import StubBackend
 
-from broker import Cancellation, Cancelled, Delivery, MessageCancelled, RedisStreamsBroker, StreamsMiddleware
+from broker import Cancellation, Cancelled, Delivery, MessageCancelled, RedisStreamsBroker, Selection, StreamsMiddleware
 from broker.consumer import StreamsConsumer
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, message, received
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
@@ -336,6 +336,28 @@ def test_cancel_where_drops_the_coalesced_message_if_it_matches(
 
     assert len(found.cancelled) == 1
     assert scene.state().waiting == left
+
+
+def test_coalesced_message_takes_the_place_of_one_cancelled_by_its_id(scene: Scene) -> None:
+    broker = scene.process("a")
+    first = broker.enqueue(message("first", unique_key="u"))
+    broker.enqueue(message("second", unique_key="u"))
+
+    assert broker.cancel_where(QUEUE, message_ids=[first.message_id]) == Cancellation(cancelled=(first.message_id,))
+
+    assert scene.state() == QueueState(waiting=("second",), locks=("u",))
+
+
+def test_find_shows_where_messages_are(scene: Scene) -> None:
+    broker = scene.process("a")
+    for options in ({"ordering_key": "k"}, {"ordering_key": "k"}, {}):
+        broker.enqueue(message("one", **options))
+    broker.enqueue(message("one"), delay=60_000)
+
+    found = list(broker.inspector(QUEUE).find(Selection(where=lambda message: message.args[0] == "one")))
+
+    assert [one.state for one in found] == ["in-line", "delayed", "in-stream", "in-stream"]
+    assert [one.state for one in broker.inspector(QUEUE).find(Selection(message_ids=["no-such-id"]))] == []
 
 
 def test_cancel_where_finds_more_ids_than_one_search_compares(scene: Scene) -> None:
