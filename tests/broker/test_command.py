@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,7 +24,7 @@ from broker import RedisStreamsBroker, exposition
 from broker.command import main
 from broker.command.metrics_server import server
 from broker.metrics import TOTALS
-from tests.broker.scene import GROUP, QUEUE, message
+from tests.broker.scene import GROUP, KEYS, QUEUE, message
 
 Run = Callable[..., int]
 
@@ -143,20 +144,71 @@ def waiting(broker: RedisStreamsBroker) -> list[dramatiq.Message[Any]]:
 
 
 def test_rescue_leaves_messages_of_live_workers_unless_asked(
-    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: redis.Redis
+    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: Any
 ) -> None:
-    with closing(hold(broker, "held", "lost")):
-        lost = broker.inspector(QUEUE).pending()[1].id
-        redis_client.xack(f"streams:{QUEUE}", GROUP, lost)
+    # no process consumes: its janitor would requeue the orphan
+    broker.enqueue_many([message("held"), message("lost")])
+    redis_client.xgroup_create(KEYS.stream, GROUP, "0")
+    redis_client.xreadgroup(GROUP, "live", {KEYS.stream: ">"})
+    redis_client.zadd(KEYS.consumers, {"live": int(time.time() * 1_000) + 60_000})
+    held, lost = (entry.id for entry in broker.inspector(QUEUE).pending())
+    redis_client.xack(KEYS.stream, GROUP, lost)
 
-        assert run("rescue", QUEUE, "--unowned", "--yes") == 0
-        assert run("rescue", QUEUE, "--consumer", broker.consumer_name, "--yes") == 0
-        assert "1 of live workers left out" in capsys.readouterr().out
-        assert broker.counters(QUEUE)["rescued"] == 1
-        assert run("rescue", QUEUE, "--idle", "0s", "--even-if-alive", "--yes") == 2
-        assert run("rescue", QUEUE, broker.inspector(QUEUE).pending()[0].id, "--even-if-alive", "--yes") == 0
+    codes = [
+        run("rescue", QUEUE, "--unowned", "--yes"),
+        run("rescue", QUEUE, "--consumer", "live", "--yes"),
+        run("rescue", QUEUE, held, "--even-if-alive"),
+        run("rescue", QUEUE, held, "--even-if-alive", "--yes"),
+    ]
 
+    assert codes == [0, 0, 4, 0]
+    assert "1 of live workers left out" in capsys.readouterr().out
     assert broker.counters(QUEUE)["rescued"] == 2
+
+
+def test_find_shows_where_messages_are_and_cancel_removes_those_that_wait(
+    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bury(broker, "cat dead")
+    with closing(hold(broker, "cat held")):
+        for label, options in (("cat waits", {}), ("dog", {}), ("Zoë's cat", {"delay": 60_000})):
+            broker.enqueue(message(label), **options)
+        first = broker.enqueue(message("cat at work", ordering_key="k"))
+        broker.enqueue(message("cat in line", ordering_key="k"))
+
+        cats = {one["args"][0]: one["state"] for one in listed(run, capsys, "find", "--text", "cat")}
+        (zoe,) = listed(run, capsys, "find", QUEUE, "--text", "Zoë", "--actor", "work")
+        (by_id,) = listed(run, capsys, "find", "--message-id", first.message_id)
+        assert run("find", "--actor", "other") == 0
+        assert run("cancel", QUEUE, "--text", "cat") == 4
+        assert run("cancel", QUEUE, "--text", "cat", "--yes") == 0
+        printed = capsys.readouterr().out
+        left = listed(run, capsys, "find", "--actor", "work", "--limit", "9")
+
+    assert cats == {
+        "cat dead": "dead: failed",
+        "cat held": "in-flight",
+        "cat waits": "waiting",
+        "cat at work": "waiting",
+        "cat in line": "in-line",
+        "Zoë's cat": "delayed",
+    }
+    assert "Done: 4 cancelled; workers end 1 that they have received.\n" in printed
+    assert (zoe["state"], by_id["args"]) == ("delayed", ["cat at work"])
+    assert [(one["args"][0], one["state"]) for one in left] == [
+        ("cat held", "in-flight"),
+        ("dog", "waiting"),
+        ("cat dead", "dead: failed"),
+    ]
+
+
+def test_cancel_by_message_id_runs_the_message_coalesced_onto_it(broker: RedisStreamsBroker, run: Run) -> None:
+    first = broker.enqueue(message("first", unique_key="k"))
+    broker.enqueue(message("second", unique_key="k"))
+
+    assert run("cancel", QUEUE, "--message-id", first.message_id, "--yes") == 0
+
+    assert [one.args for one in waiting(broker)] == [("second",)]
 
 
 def test_pause_and_resume_need_yes(broker: RedisStreamsBroker, run: Run) -> None:
@@ -177,6 +229,7 @@ def test_pause_and_resume_need_yes(broker: RedisStreamsBroker, run: Run) -> None
         (("requeue", "q"), "give ids, filters or --all"),
         (("requeue", "q", "1-1", "--yes"), "1-1 is not a dead letter of q"),
         (("rescue", "q", "1-1", "--yes"), "no worker holds 1-1"),
+        (("find",), "give --message-id, --actor or --text"),
         (("status", "--app", "no.such.module"), "No module named 'no'"),
         (("status", "--app", "json"), "expected a RedisStreamsBroker"),
     ],
