@@ -6,6 +6,7 @@
 README.md in this folder lists the guarantees; ``keys.py`` lists the Redis keys.
 """
 
+from .batches import BatchedMessage, NotDoneInBatch, batch
 from .broker import RedisStreamsBroker
 from .cancellation import Cancellation, CancelOutcome
 from .dead_letters import DeadLetter, DeadLetters
@@ -37,6 +38,7 @@ from .stats import ConsumerStats, QueueStats
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchedMessage",
     "BrokerSettings",
     "CancelOutcome",
     "Cancellation",
@@ -62,6 +64,7 @@ __all__ = [
     "MessageCheck",
     "MessageExpired",
     "MessageTooLarge",
+    "NotDoneInBatch",
     "PendingEntry",
     "QueueFull",
     "QueueStats",
@@ -74,5 +77,6 @@ __all__ = [
     "StreamsMiddleware",
     "UndecodableEntry",
     "Unowned",
+    "batch",
     "exposition",
 ]

@@ -19,10 +19,21 @@ from typing import Any, NoReturn
 import redis
 from dramatiq import Actor, Broker, Message, Middleware
 from dramatiq.errors import BrokerConnectionError, QueueJoinTimeout, QueueNotFound
-from dramatiq.middleware import Callbacks, GroupCallbacks, MiddlewareError, Pipelines, SkipMessage
+from dramatiq.middleware import (
+    Callbacks,
+    CurrentMessage,
+    GroupCallbacks,
+    MiddlewareError,
+    Pipelines,
+    Retries,
+    ShutdownNotifications,
+    SkipMessage,
+    TimeLimit,
+)
 from dramatiq.threading import Interrupt
 
 from . import master
+from .batches import Batch, Batcher, NotDoneInBatch
 from .cancellation import Cancellation, Canceller, CancelOutcome
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
@@ -44,6 +55,11 @@ DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
 # The middleware classes that enqueue follow-up messages. If one of them raises, its follow-up message would be lost.
 FOLLOWING = (Callbacks, Pipelines, GroupCallbacks)
+
+# The middleware classes that act on the thread that runs a message. Called once for a batch.
+OF_THREAD = (TimeLimit, ShutdownNotifications)
+# The middleware classes that decide what follows a failure. Not called for a message that its batch did not do.
+DECIDING = (Retries, Callbacks)
 
 _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
 
@@ -253,6 +269,7 @@ class RedisStreamsBroker(Broker):
         - removed: entries that this broker removed from the stream, however they ended
         - recovered: taken over from dead consumers; redelivered: read again because the delivery reply was lost
         - handed_back: returned by a worker that had not started them; rescued: requeued by an operator
+        - unbatched: not done by their batch, so that they run by themselves
         - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry is gone
         - fenced: refused because the process had lost the entry
         - expired: removed because they did not begin within ``expires_in_ms``
@@ -417,6 +434,10 @@ class RedisStreamsBroker(Broker):
         elif signal in ("ack", "nack") and isinstance(args[0], Delivery):
             self._before_settling(signal, args[0])
             return
+        elif args and isinstance(args[0], Batch):
+            if signal == "process_message":
+                self._before_batch(args[0])
+            return
         name = f"before_{signal}"
         listening = iter(self._listeners.of(self.middleware, name))
         for method in listening:
@@ -462,7 +483,10 @@ class RedisStreamsBroker(Broker):
             master.begin_watch(self.settings.master_grace_ms)
         delivery = args[0] if signal in ("process_message", "skip_message") else None
         if not isinstance(delivery, Delivery):
-            self._call_listeners(f"after_{signal}", *args, **kwargs)
+            if not args or not isinstance(args[0], Batch):
+                self._call_listeners(f"after_{signal}", *args, **kwargs)
+            elif delivery is not None:
+                self._after_batch(args[0], kwargs.get("exception"))
             return
         delivery.thread_id = None
         if delivery.is_cancelled:
@@ -593,6 +617,79 @@ class RedisStreamsBroker(Broker):
             self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), cancelled)
             raise cancelled
 
+    # Middleware that acts on the thread is called once for a batch. Other middleware is called for each of its
+    # messages, before the batch and, in reverse order, after it: it may have opened one scope within another.
+
+    def _before_batch(self, batch: Batch) -> None:
+        """Prepare a batch to run.
+
+        Raises:
+            SkipMessage: it is uncertain whether this process still holds the messages, so each is asked for by itself.
+        """
+        if not self._session.keeper.is_sure_of(batch.queue_name):
+            raise SkipMessage("it is uncertain whether this process still holds the messages")
+        disturbed = self._session.isolation.enter(batch)  # Consumer.ack calls ``leave``
+        if disturbed is not None:
+            self._session.outcomes.record_alongside(disturbed)
+        batch.begun_at = time.monotonic()
+        methods = self._listeners.of(self.middleware, "before_process_message")
+        for method in _of(OF_THREAD, methods):
+            method(self, batch)
+        each = _not_of((*OF_THREAD, CurrentMessage), methods)
+        for delivery in batch.deliveries:
+            batch.open.append(delivery)
+            if delivery.is_cancelled:
+                delivery.end_cancelled()
+                cancelled = MessageCancelled(message_id=delivery.message_id)
+                self._complete_pairs(delivery, each, cancelled)
+                batch.refusals[delivery.entry_id] = cancelled
+                continue
+            listening = iter(each)
+            for method in listening:
+                try:
+                    method(self, delivery)
+                except MiddlewareError as error:
+                    self._complete_pairs(delivery, list(listening), error)
+                    batch.refusals[delivery.entry_id] = error
+                except Exception:
+                    self._log_failure_of("before_process_message", method)
+        batch.prepare()
+
+    def _after_batch(self, batch: Batch, exception: BaseException | None) -> None:
+        """Call middleware after a batch. ``Consumer.ack`` hands back the messages that the batch did not do."""
+        if batch.deliveries[0].pid != self._session.pid:
+            _end_child_of_job(exception)
+        methods = self._listeners.of(self.middleware, "after_process_message")
+        for method in _of(OF_THREAD, methods):
+            method(self, batch)
+        undecided = _not_of((*OF_THREAD, *DECIDING), methods)
+        while batch.open:
+            delivery = batch.open.pop()
+            refusal, message = batch.refusals.get(delivery.entry_id), batch.done(delivery)
+            if refusal is not None:
+                self._after_refusal(delivery, refusal)
+            elif exception is None and message is not None:
+                self.emit_after("process_message", delivery, result=message.result)
+            else:
+                for method in reversed(undecided):
+                    try:
+                        method(self, delivery, exception=NotDoneInBatch())
+                    except (Exception, Interrupt):
+                        self._log_failure_of("after_process_message", method)
+                continue
+            batch.ended.append(delivery)
+
+    def _after_refusal(self, delivery: Delivery, refusal: BaseException) -> None:
+        """End a message of a batch that a middleware refused to run, as Dramatiq's Worker does."""
+        if not isinstance(refusal, SkipMessage):
+            delivery.stuff_exception(refusal)
+            self.emit_after("process_message", delivery, exception=refusal)
+            return
+        if delivery.failed:
+            delivery.stuff_exception(refusal)
+        self.logger.warning("Message %s was skipped.", delivery)
+        self.emit_after("skip_message", delivery)
+
     def _new_session(self) -> Session:
         session = Session(
             self._client,
@@ -601,6 +698,7 @@ class RedisStreamsBroker(Broker):
             self._call_listeners,
             self._producer.enqueue_followers,
             limits_of(self),
+            Batcher(self.actors, self.actor_options),
         )
         self._producer.use(session.connections, session.outcomes)
         return session
@@ -638,6 +736,15 @@ class RedisStreamsBroker(Broker):
 def _owner(method: Method) -> int:
     """Return the identity of the middleware that a method belongs to."""
     return id(getattr(method, "__self__", None))
+
+
+def _of(kinds: tuple[type, ...], methods: Sequence[Method]) -> Sequence[Method]:
+    """Return the methods of middleware of these classes."""
+    return [method for method in methods if isinstance(getattr(method, "__self__", None), kinds)]
+
+
+def _not_of(kinds: tuple[type, ...], methods: Sequence[Method]) -> Sequence[Method]:
+    return [method for method in methods if not isinstance(getattr(method, "__self__", None), kinds)]
 
 
 def _named(method: Method, error: BaseException) -> str:

@@ -21,6 +21,7 @@ from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 from dramatiq.threading import Interrupt
 
+from .batches import Batch, Batcher
 from .bounded_read import MOST_PARTS, Bounds, CutFields
 from .cancellation import Interrupts
 from .connections import BlockingRead, Connections
@@ -67,6 +68,7 @@ class Process(Protocol):
     outcomes: Outcomes
     isolation: Isolation
     places: Places
+    batcher: Batcher
     emit: Emit
     enqueue_followers: Callable[[Delivery], None]
     interrupts: Interrupts
@@ -132,9 +134,9 @@ class ConsumedQueue:
 
     @property
     def n_at_worker(self) -> int:
-        """The number of messages that the Worker holds, running ones included."""
+        """The number of messages that the Worker holds, running ones included. A batch counts as one."""
         consumer = self._consumer
-        return self.deliveries.n_held - (0 if consumer is None else consumer.n_buffered)
+        return self.deliveries.n_places - (0 if consumer is None else consumer.n_buffered)
 
     def must_yield(self) -> bool:
         """Return whether a higher-priority queue of this process has messages waiting in Redis."""
@@ -222,6 +224,10 @@ class StreamsConsumer(Consumer):
         self._most_asked = NO_LIMIT
         self._n_asked = 0
         self._is_ahead_allowed = True
+        # whether an actor of this queue has a batch function
+        self._has_batches = False
+        # how many messages like those of the last read one batch holds; 0 if they do not share a batch
+        self._n_per_batch = 0
         self._is_resynced = False
         self._is_closed = False
         queue.attach(self)
@@ -245,21 +251,32 @@ class StreamsConsumer(Consumer):
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
-    def _give(self) -> Delivery:
+    def _give(self) -> Delivery | Batch:
         self._n_places -= 1
         self._n_given += 1
-        return self._buffer.popleft()
+        if not self._has_batches:
+            return self._buffer.popleft()
+        given = self._process.batcher.take(self._buffer)
+        if isinstance(given, Batch):
+            self._n_given += len(given.deliveries) - 1
+            self._queue.deliveries.share_place(given, len(given.deliveries))
+        return given
 
     def ack(self, message: MessageProxy) -> None:
-        """Queue the acknowledgement for the next batch, after writing follow-up messages and retries not yet written.
+        """Queue the acknowledgement for the next write, after writing follow-up messages and retries not yet written.
+
+        Of a batch, the messages whose outcome is unknown are handed back, to run again by themselves.
 
         Raises:
             BrokerConnectionError: one of those could not be written. The Worker tries again.
         """
-        assert isinstance(message, Delivery)
-        self._end(self._ack, message)
+        if isinstance(message, Delivery):
+            self._end(self._ack, message)
+        else:
+            assert isinstance(message, Batch)
+            self._end(self._end_batch, message)
 
-    def _end(self, write: Callable[[Delivery], None], message: Delivery) -> None:
+    def _end(self, write: Callable[[Any], None], message: Delivery | Batch) -> None:
         if message.begun_at is not None and not message.is_ended:
             now = self._process.places.ended_at = time.monotonic()
             self._queue.durations.record(now - message.begun_at)
@@ -323,6 +340,49 @@ class StreamsConsumer(Consumer):
         self._process.emit("before_nack", message)
         self._process.emit("after_nack", message)
 
+    def _end_batch(self, batch: Batch) -> None:
+        self._queue.deliveries.end_sharing(batch)
+        done = [one for one in batch.ended if one.is_simply_done]
+        if done:
+            for delivery in done:
+                self._announce("ack", delivery)
+                delivery.is_ended = delivery.is_settled = True
+            self._process.settler.settle_all(self._keys, self._queue.deliveries, done)
+            for delivery in done:
+                self._process.emit("after_ack", delivery)
+        self._let_run_alone(batch)
+        for delivery in batch.ended:
+            if not (delivery.is_settled or delivery.is_lost):
+                outcome, write = ("nack", self._nack) if delivery.failed else ("ack", self._ack)
+                self._announce(outcome, delivery)
+                delivery.is_ended = True
+                write(delivery)
+                self._process.emit(f"after_{outcome}", delivery)
+        self._process.isolation.leave(batch)
+
+    def _announce(self, outcome: str, delivery: Delivery) -> None:
+        if delivery.announced != outcome:
+            delivery.announced = outcome
+            self._process.emit(f"before_{outcome}", delivery)
+
+    def _let_run_alone(self, batch: Batch) -> None:
+        """Hand back the messages that the batch did not do. Their delivery counts, so they are not batched again."""
+        undone = batch.undone
+        if not undone or batch.is_handed_back:
+            return
+        try:
+            self._refuse_silence()
+            self._hand_back(undone, counts=True)
+        except (BrokerConnectionError, redis.RedisError) as error:
+            self._queue.logger.warning(
+                "could not hand back messages of a batch; they run later",
+                extra={"n": len(undone), "error": str(error)},
+            )
+            self._queue.deliveries.forget(undone)
+        batch.is_handed_back = True
+        self._queue.is_takeable = True
+        self._queue.wake()
+
     def _write_lost_retry(self, message: Delivery) -> None:
         """Write a retry that Retries counted but did not enqueue, for example because a time limit expired.
 
@@ -357,8 +417,11 @@ class StreamsConsumer(Consumer):
         Raises:
             BrokerConnectionError: Redis did not write that. The Worker tries again.
         """
-        assert isinstance(message, Delivery)
-        self._end(self._nack, message)
+        if isinstance(message, Delivery):
+            self._end(self._nack, message)
+        else:
+            assert isinstance(message, Batch)
+            self._end(self._end_batch, message)
 
     def _nack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
@@ -386,13 +449,24 @@ class StreamsConsumer(Consumer):
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Hand back messages that were not started. They keep their place in the queue; the delivery does not count."""
-        returned = [message for message in messages if isinstance(message, Delivery)]
+        returned = self._each_of(messages)
         try:
             self._refuse_silence()
         except ConnectionClosed:
             self._queue.deliveries.forget(returned)
             raise
         self._hand_back(returned)
+
+    def _each_of(self, messages: Iterable[MessageProxy]) -> list[Delivery]:
+        """Return the messages, and those of batches, which are batches no longer."""
+        found: list[Delivery] = []
+        for message in messages:
+            if isinstance(message, Batch):
+                self._queue.deliveries.end_sharing(message)
+                found += message.deliveries
+            elif isinstance(message, Delivery):
+                found.append(message)
+        return found
 
     def close(self) -> None:
         """Stop reading, and hand back the messages that the Worker does not have yet. This process keeps the others."""
@@ -502,7 +576,7 @@ class StreamsConsumer(Consumer):
         if left_s is None:
             return float("inf")
         if left_s <= 0 and (taken := places.take_back(self._keys.queue_name)):
-            self._hand_back(taken)
+            self._hand_back(self._each_of(taken))
             self._queue.is_takeable = True
         # they may be another queue's, or have arrived just now
         return max(left_s, LOOK_AGAIN_S)
@@ -540,7 +614,8 @@ class StreamsConsumer(Consumer):
 
     def _read_new(self, room: int, timeout_s: float) -> None:
         if not self._read.is_waiting:
-            self._n_asked = min(room + self._n_expected(), self._most_asked)
+            wanted = max(room + self._n_expected(), self._n_per_batch)
+            self._n_asked = min(wanted, self._most_asked)
             self._most_asked = min(2 * self._most_asked, NO_LIMIT)
             self._read.send(
                 "XREADGROUP",
@@ -579,7 +654,7 @@ class StreamsConsumer(Consumer):
             n_ahead = self._read_ahead.n_still_expected() if self._is_ahead_allowed else 0
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in answer[0][1])
             # there are too many if the read waited for long, or if other entries were taken over while it waited
-            self._give_back(len(self._buffer) - self._n_places - n_ahead)
+            self._give_back(len(self._buffer) - self._n_places - max(n_ahead, self._n_per_batch))
 
     def _take(self, room: int) -> None:
         """Take over entries that were handed back or belong to dead consumers."""
@@ -616,8 +691,11 @@ class StreamsConsumer(Consumer):
         if found:
             self._queue.logger.info("reclaimed entries whose delivery reply was lost", extra={"n": len(found)})
         self._accept(
-            (entry_id, deliveries, CutFields(flat, n_bytes) if n_bytes else flat, 0, False)
-            for entry_id, deliveries, flat, n_bytes in found
+            (
+                (entry_id, deliveries, CutFields(flat, n_bytes) if n_bytes else flat, 0, False)
+                for entry_id, deliveries, flat, n_bytes in found
+            ),
+            are_reread=True,
         )
 
     def _lost_entries(self, min_idle_ms: int) -> Any:
@@ -635,7 +713,9 @@ class StreamsConsumer(Consumer):
             ),
         )
 
-    def _accept(self, entries: Iterable[tuple[bytes, int, list[bytes] | None, int, bool]]) -> None:
+    def _accept(
+        self, entries: Iterable[tuple[bytes, int, list[bytes] | None, int, bool]], *, are_reread: bool = False
+    ) -> None:
         """Decode entries into the buffer; entries that are not messages become dead letters."""
         accepted: list[Delivery] = []
         uncounted: list[Any] = []
@@ -676,6 +756,9 @@ class StreamsConsumer(Consumer):
                     charges=charges,
                     is_doomed=is_doomed,
                 )
+                delivery.n_bytes = n_bytes
+                if are_reread:
+                    delivery.is_reread = True
                 if len(fields) == 1 and ("traceback" in message.options or EXPIRES_AT in message.options):
                     delivery.payload = fields.get(MESSAGE_FIELD)
                 accepted.append(delivery)
@@ -693,6 +776,8 @@ class StreamsConsumer(Consumer):
                 if self._n_places:
                     self._queue.served_at = time.monotonic()
                 self._read_ahead.filled(self._n_finished)
+                self._has_batches = self._process.batcher.serves(self._keys.queue_name)
+                self._n_per_batch = self._process.batcher.size_for(accepted) if self._has_batches else 0
 
     def _is_only_short_of_room(self, flat: CutFields) -> bool:
         """Return whether an entry was cut only because of the entries before it in the same reply."""
@@ -717,20 +802,21 @@ class StreamsConsumer(Consumer):
             args = [part for entry_id, deliveries, *_ in lost for part in (entry_id, deliveries)]
             self._run_hand_back(args)
 
-    def _hand_back(self, deliveries: list[Delivery]) -> None:
+    def _hand_back(self, deliveries: list[Delivery], *, counts: bool = False) -> None:
         ours = [one for one in deliveries if not (one.is_settled or one.is_lost)]
         try:
             if ours:
-                self._run_hand_back([part for one in ours for part in (one.entry_id, one.deliveries)])
+                self._run_hand_back([part for one in ours for part in (one.entry_id, one.deliveries)], counts=counts)
         finally:
             # On failure they stay in this consumer's pending list without being held: the next consumer of this
             # process takes them, or the lease ends.
             self._queue.deliveries.forget(deliveries)
 
-    def _run_hand_back(self, args: list[Any]) -> None:
+    def _run_hand_back(self, args: list[Any], *, counts: bool = False) -> None:
+        fixed = (self._settings.group, self._process.consumer_name, HANDED_BACK, int(counts))
         for start in range(0, len(args), 1_000):
             self._process.connections.run_script(
                 HAND_BACK,
                 (self._keys.stream, self._keys.timer, self._keys.counters),
-                (self._settings.group, self._process.consumer_name, HANDED_BACK, *args[start : start + 1_000]),
+                (*fixed, *args[start : start + 1_000]),
             )

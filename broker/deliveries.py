@@ -21,7 +21,7 @@ from .options import unique_key_of
 
 # How long a read waits so that it can ask for more messages at once. Shorter than the round trip that this saves.
 GATHER_S = 0.001
-NOBODY_WAITS = -1
+NOBODY_WAITS = -(1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,8 @@ class Delivery(MessageProxy):
         begun_at: when it began to run, on the monotonic clock; None before that.
         is_ended: whether its job has ended and its outcome is being written.
         announced: ``ack`` or ``nack`` once middleware was called before it.
+        n_bytes: the size of its entry in bytes.
+        is_reread: whether it was read again because a reply was lost; the delivery count does not show that.
     """
 
     # These are defaults of the class, because most deliveries never change them, and setting them costs time for every
@@ -153,6 +155,7 @@ class Delivery(MessageProxy):
     coalesced: bytes | None = None
     payload: bytes | None = None
     follower_keys: tuple[str, ...] = ()
+    is_reread = False
 
     def __init__(
         self,
@@ -183,6 +186,7 @@ class Delivery(MessageProxy):
         self.charges = charges
         self.is_doomed = is_doomed
         self.pid = pid
+        self.n_bytes = 0
         self.begun_at: float | None = None
         self.thread_id: int | None = None
         self.is_ended = False
@@ -196,6 +200,17 @@ class Delivery(MessageProxy):
     @property
     def enqueued_at_ms(self) -> int:
         return min(int(self.entry_id.partition("-")[0]), self.message_timestamp)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is its first delivery, and no other message waits for it."""
+        return (
+            self.deliveries == 1
+            and not self.charges
+            and not self.is_doomed
+            and not self.is_reread
+            and self.limits is None
+        )
 
     @property
     def is_being_retried(self) -> bool:
@@ -224,6 +239,20 @@ class Delivery(MessageProxy):
             self.follower_keys = (*self.follower_keys, key)
 
     @property
+    def is_simply_done(self) -> bool:
+        """Whether nothing has to be written for it but its acknowledgement."""
+        return not (
+            self.failed
+            or self.is_settled
+            or self.is_lost
+            or self.unhandled
+            or self.pending_followers
+            or self.pending_retry
+            or self.is_being_retried
+            or self._exception
+        )
+
+    @property
     def is_handled(self) -> bool:
         """Whether its failure was handled: it was rejected, is retried, or was enqueued again."""
         return (
@@ -249,9 +278,12 @@ class Deliveries:
         # used directly on the hot path: entering a Condition runs Python code, entering a Lock does not
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        # The number of held messages at which a waiter is woken. A wake-up costs more than the rest of an ack.
+        # The number of occupied places at which a waiter is woken. A wake-up costs more than the rest of an ack.
         self._awaited_held = NOBODY_WAITS
         self._n_await_writing = 0
+        # how many held messages need no place of their own, because they share that of their batch; and of each batch
+        self._n_sharing = 0
+        self._sharing: dict[int, int] = {}
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Hold these deliveries, and return the added ones. Entries that are held or settling already are skipped.
@@ -279,8 +311,29 @@ class Deliveries:
             if self._held.get(entry_id) is delivery:
                 del self._held[entry_id]
             self._settling[entry_id] = delivery
-            if len(self._held) <= self._awaited_held:
+            if len(self._held) - self._n_sharing <= self._awaited_held:
                 self._changed.notify_all()
+
+    def begin_settling_all(self, deliveries: Iterable[Delivery]) -> None:
+        """Mark the deliveries of a batch as done, all at once."""
+        with self._lock:
+            for delivery in deliveries:
+                if self._held.get(delivery.entry_id) is delivery:
+                    del self._held[delivery.entry_id]
+                self._settling[delivery.entry_id] = delivery
+            self._changed.notify_all()
+
+    def share_place(self, batch: object, n: int) -> None:
+        """Let the ``n`` held messages of a batch share one place."""
+        with self._lock:
+            self._sharing[id(batch)] = n - 1
+            self._n_sharing = sum(self._sharing.values())
+
+    def end_sharing(self, batch: object) -> None:
+        """End that. A second call does nothing, so that it can be repeated after an interrupt."""
+        with self._lock:
+            self._sharing.pop(id(batch), None)
+            self._n_sharing = sum(self._sharing.values())
 
     def forget(self, deliveries: Iterable[Delivery]) -> None:
         """Remove deliveries that were settled, handed back or lost."""
@@ -289,7 +342,7 @@ class Deliveries:
                 for table in (self._settling, self._held):
                     if table.get(delivery.entry_id) is delivery:
                         del table[delivery.entry_id]
-            if len(self._held) <= self._awaited_held or self._n_await_writing:
+            if len(self._held) - self._n_sharing <= self._awaited_held or self._n_await_writing:
                 self._changed.notify_all()
 
     def wait_for_room(
@@ -313,7 +366,7 @@ class Deliveries:
         def room() -> int:
             if len(self._settling) > most_settling:
                 return 0
-            free = limit - len(self._held)
+            free = limit - len(self._held) + self._n_sharing
             return free if most is None else min(free, most())
 
         with self._lock:
@@ -348,6 +401,11 @@ class Deliveries:
     @property
     def n_held(self) -> int:
         return len(self._held)  # without the lock: another queue may ask while it waits with its own
+
+    @property
+    def n_places(self) -> int:
+        """The number of places that the held messages need. All messages of a batch share one."""
+        return len(self._held) - self._n_sharing
 
     def __len__(self) -> int:
         with self._lock:

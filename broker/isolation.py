@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 
+from .batches import Batch
 from .deliveries import Delivery
 
 
@@ -22,7 +23,7 @@ class Isolation:
 
     def __init__(self, *, patience_s: float) -> None:
         self._patience_s = patience_s
-        self._running: dict[int, Delivery] = {}
+        self._running: dict[int, Delivery | Batch] = {}
         self._changed = threading.Condition()
         self._holder: Delivery | None = None  # the suspect for which other messages must wait
         self._alone: Delivery | None = None  # the suspect that runs alone; None unless there is a holder
@@ -35,8 +36,8 @@ class Isolation:
         """Whether other messages must wait before they begin."""
         return self._holder is not None
 
-    def running(self) -> list[Delivery]:
-        """Return the messages that run now, and those whose outcome is being written."""
+    def running(self) -> list[Delivery | Batch]:
+        """Return the messages and batches that run now, and those whose outcome is being written."""
         return list(self._running.values())
 
     @property
@@ -44,8 +45,8 @@ class Isolation:
         """The number of messages that are waiting now."""
         return self._n_waiting
 
-    def enter(self, delivery: Delivery) -> Delivery | None:
-        """Wait until the message may run, and count it as running until ``leave``.
+    def enter(self, delivery: Delivery | Batch) -> Delivery | None:
+        """Wait until the message or batch may run, and count it as running until ``leave``.
 
         Sets ``delivery.is_alone`` if it runs alone.
 
@@ -54,6 +55,7 @@ class Isolation:
             cleared.
         """
         if delivery.charges:
+            assert isinstance(delivery, Delivery)
             return self._enter_alone(delivery)
         # Without a suspect, no lock is needed: each side first registers itself and then looks for the other.
         self._running[id(delivery)] = delivery
@@ -65,7 +67,7 @@ class Isolation:
             self._wait_while_held(time.monotonic() + self._patience_s)
             return self._enter_alongside(delivery)
 
-    def leave(self, delivery: Delivery) -> None:
+    def leave(self, delivery: Delivery | Batch) -> None:
         """Record that a message has ended. Does nothing if it was not running."""
         if self._running.pop(id(delivery), None) is None or self._holder is None:
             return
@@ -114,7 +116,7 @@ class Isolation:
         finally:
             self._n_waiting -= 1
 
-    def _enter_alongside(self, delivery: Delivery) -> Delivery | None:
+    def _enter_alongside(self, delivery: Delivery | Batch) -> Delivery | None:
         disturbed, self._alone = self._alone, None
         if disturbed is not None:
             disturbed.is_alone = False

@@ -55,6 +55,7 @@ TOTALS: Final[Mapping[str, str]] = {
     "recovered": "Messages taken over from dead consumers.",
     "redelivered": "Messages read again because a reply was lost.",
     "handed_back": "Messages returned by workers that had not started them.",
+    "unbatched": "Messages that their batch did not do, so that they run by themselves.",
     "rescued": "Messages requeued by operators.",
     "orphaned": "Delivered entries found in no pending list.",
     "ghosts": "Pending ids whose entry was gone.",

@@ -58,6 +58,11 @@ def is_part_of_composition(options: Mapping[str, Any]) -> bool:
     return bool(options.get("pipe_target") or options.get("group_completion_uuid"))
 
 
+def is_known(name: str) -> bool:
+    """Return whether the broker or Dramatiq's middleware reads an option of this name."""
+    return name in _KINDS or name in _LIMITING or name == "unique_key"
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Check the options that this broker and Dramatiq's middleware read; other options may have any value.
 

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from dramatiq import Worker
 from dramatiq.common import iter_queue
 
+from .batches import Batch
 from .deliveries import Deliveries, Delivery
 
 # A queue is judged by its last eight jobs, so that a single odd one changes nothing.
@@ -133,16 +134,16 @@ class Places:
             return None
         return max(self.ended_at, queue.served_at) + self._long_s - time.monotonic()
 
-    def take_back(self, queue_name: str) -> list[Delivery]:
+    def take_back(self, queue_name: str) -> list[Delivery | Batch]:
         """Take the messages of a queue from the Worker that none of its threads has begun, and return them."""
         if self.worker is None:
             return []
         waiting = self.worker.work_queue
-        taken: list[Delivery] = []
+        taken: list[Delivery | Batch] = []
         with self._lock:
             items = list(iter_queue(waiting))
             for item in items:
-                if isinstance(item.message, Delivery) and item.message.queue == queue_name:
+                if isinstance(item.message, Delivery | Batch) and item.message.queue == queue_name:
                     taken.append(item.message)
                 else:
                     waiting.put(item)

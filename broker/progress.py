@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import dramatiq
 from dramatiq.middleware import TimeLimit
 
+from .batches import OPTION, Batch, Batching
 from .deliveries import Delivery
 
 FOREVER = float("inf")
@@ -27,18 +28,18 @@ class Limits:
     """Time limits in seconds, infinite if there is none.
 
     Attributes:
-        of: returns the limit of one message.
+        of: returns the limit of one message or batch.
         longest: returns the longest limit of any message that this process may run.
     """
 
-    of: Callable[[Delivery], float]
+    of: Callable[[Delivery | Batch], float]
     longest: Callable[[], float]
 
 
 def limits_of(broker: dramatiq.Broker) -> Limits:
     """Return the time limits of a broker's messages, as its ``TimeLimit`` middleware reads them."""
 
-    def of(delivery: Delivery) -> float:
+    def of(delivery: Delivery | Batch) -> float:
         actor = broker.actors.get(delivery.actor_name)
         for middleware in broker.middleware:
             if isinstance(middleware, TimeLimit):
@@ -49,8 +50,13 @@ def limits_of(broker: dramatiq.Broker) -> Limits:
     def longest() -> float:
         for middleware in broker.middleware:
             if isinstance(middleware, TimeLimit):
-                of_actors = (actor.options.get("time_limit") for actor in list(broker.actors.values()))
-                return max(_seconds(limit or middleware.time_limit) for limit in (None, *of_actors))
+                limits: list[object] = [None]
+                for actor in list(broker.actors.values()):
+                    limits.append(actor.options.get("time_limit"))
+                    batching = actor.options.get(OPTION)
+                    if isinstance(batching, Batching):
+                        limits.append(batching.time_limit)
+                return max(_seconds(limit or middleware.time_limit) for limit in limits)
         return FOREVER
 
     return Limits(of=of, longest=longest)
@@ -75,7 +81,12 @@ class Judgement:
 
 
 def judge(
-    running: Iterable[Delivery], stalled_since: Mapping[str, float], limits: Limits, *, overrun_s: float, now: float
+    running: Iterable[Delivery | Batch],
+    stalled_since: Mapping[str, float],
+    limits: Limits,
+    *,
+    overrun_s: float,
+    now: float,
 ) -> Judgement:
     """Judge whether a process makes progress on its messages.
 

@@ -17,6 +17,7 @@ import redis
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
+from .batches import Batcher
 from .cancellation import Interrupts
 from .connections import Connections
 from .consumer import ConsumedQueue, StreamsConsumer
@@ -50,9 +51,11 @@ class Session:
         emit: Emit,
         enqueue_followers: Callable[[Delivery], None],
         limits: Limits,
+        batcher: Batcher,
     ) -> None:
         self.settings = settings
         self._limits = limits
+        self.batcher = batcher
         self.emit = emit
         self.enqueue_followers = enqueue_followers
         self.logger: logging.Logger = get_logger(__name__, type(self))

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import redis
 from dramatiq.errors import BrokerConnectionError
@@ -64,6 +64,14 @@ class Settler:
             self._has_work.set()
         if self._is_stopping.is_set():
             # This worker thread outlived the shutdown. The writing thread has ended, so this thread writes.
+            self._try_once()
+
+    def settle_all(self, keys: QueueKeys, deliveries: Deliveries, batch: Sequence[Delivery]) -> None:
+        """Queue the acknowledgements of a batch for one write, without waiting. None of them has an ordering key."""
+        deliveries.begin_settling_all(batch)
+        self._waiting.extend([(keys, deliveries, delivery) for delivery in batch])
+        self._has_work.set()
+        if self._is_stopping.is_set():
             self._try_once()
 
     def run_once(self) -> int:

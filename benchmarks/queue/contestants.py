@@ -71,6 +71,22 @@ CONTESTANTS: Final[tuple[Contestant, ...]] = (
         measures=_DRAINS,
     ),
     Contestant(
+        name="ours, each job one round trip",
+        environment="dramatiq",
+        adapter="dramatiq_brokers:ours-writing",
+        settings="jobs write one key each; default prefetch (8)",
+        drain_per_s=3_000,
+        measures=frozenset({"drain-1"}),
+    ),
+    Contestant(
+        name="ours, the same in batches",
+        environment="dramatiq",
+        adapter="dramatiq_brokers:ours-writing-batches",
+        settings="one round trip per batch of at most 64 jobs",
+        drain_per_s=15_000,
+        measures=frozenset({"drain-1"}),
+    ),
+    Contestant(
         name="Dramatiq RedisBroker",
         environment="dramatiq",
         adapter="dramatiq_brokers:redis",

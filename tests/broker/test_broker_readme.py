@@ -9,6 +9,7 @@ import subprocess
 import sys
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import dramatiq
 import pytest
@@ -63,6 +64,21 @@ def test_readme_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
 
     assert (stats.waiting, stats.delayed) == (1_003, 1)
     assert redis_client.xlen("streams:default") == 0
+
+
+def test_batch_example_runs(redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    used = RedisStreamsBroker(redis_url)
+    dramatiq.set_broker(used)
+    scope: dict[str, Any] = {"dramatiq": dramatiq, "client": redis_client}
+
+    exec(block("python", containing="@batch"), scope)
+    messages = [broker.BatchedMessage(scope["index"].message(document)) for document in ("a.txt", "b.txt")]
+    scope["index_many"](messages)
+    used.close()
+
+    assert all(message.is_done for message in messages)
+    assert redis_client.smembers("index") == {b"a.txt", b"b.txt"}
 
 
 def test_migration_example_runs_and_leaves_nothing_behind(

@@ -11,9 +11,10 @@ import dramatiq
 import pytest
 from dramatiq.middleware import TimeLimit
 
-from broker import RedisStreamsBroker
+from broker import RedisStreamsBroker, batch
+from broker.batches import Batch
 from broker.deliveries import Delivery
-from broker.progress import FOREVER, Limits, judge
+from broker.progress import FOREVER, Limits, judge, limits_of
 from tests.broker.scene import KEYS, QUEUE, Scene, labels, message, received
 from tests.support import eventually
 
@@ -58,6 +59,18 @@ TOO_LONG = LIMIT_S + OVERRUN_S + 1
 )
 def test_process_is_stuck_when_every_running_message_is_overdue(deliveries: list[Delivery], expected: bool) -> None:
     assert is_stuck(*deliveries) is expected
+
+
+def test_batch_has_a_time_limit_of_its_own() -> None:
+    broker = RedisStreamsBroker(middleware=[TimeLimit(time_limit=1_000)])
+    actor = dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(print)
+    batch(actor, time_limit=60_000)(print)
+    delivery = running("a", for_s=TOO_LONG)
+
+    limits = limits_of(broker)
+
+    assert (limits.of(delivery), limits.longest()) == (1, 60)
+    assert limits.of(Batch([delivery, delivery], actor.options["batch"])) == 60
 
 
 def test_process_is_stuck_when_its_consumer_hangs_while_holding_messages() -> None:

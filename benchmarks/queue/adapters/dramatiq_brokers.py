@@ -1,7 +1,8 @@
 """Adapters for everything that runs under Dramatiq's own Worker: this broker, RedisBroker, and upper bounds.
 
-Variants: ``ours``, ``redis``, ``bare`` (a minimal broker on Streams, without guarantees), ``memory`` (no Redis) and
-``raw`` (redis-py alone). The middleware is Dramatiq's default for all that use its Worker.
+Variants: ``ours``, ``ours-writing`` and ``ours-writing-batches`` (each job writes a key, by itself or in a batch),
+``redis``, ``bare`` (a minimal broker on Streams, without guarantees), ``memory`` (no Redis) and ``raw`` (redis-py
+alone). The middleware is Dramatiq's default for all that use its Worker.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import dramatiq
@@ -64,6 +65,31 @@ class DramatiqAdapter(Adapter):
             pass
         worker.stop(timeout=5_000)
         self.broker.close()
+
+
+class WritingAdapter(DramatiqAdapter):
+    """Jobs that write a key each, in a round trip for each job or for each batch."""
+
+    def __init__(self, variant: str, url: str, threads: int) -> None:
+        super().__init__(variant, url, threads)
+        self._client = redis.Redis.from_url(url)
+        self._noop = self._actor(self._write)
+        if variant.endswith("-batches"):
+            from broker import batch
+
+            batch(self._noop)(self._write_all)
+
+    def _write(self) -> None:
+        self._client.incr("written")
+        jobs.tally().count()
+
+    def _write_all(self, messages: Sequence[Any]) -> None:
+        pipeline = self._client.pipeline(transaction=False)
+        for message in messages:
+            pipeline.incr("written")
+            message.done()
+        pipeline.execute()
+        jobs.tally().count(len(messages))
 
 
 class BareBroker(Broker):
@@ -202,7 +228,7 @@ class RawLoops(Adapter):
 
 
 def _broker(variant: str, url: str) -> Broker:
-    match variant:
+    match variant.partition("-")[0]:
         case "ours":
             from broker import RedisStreamsBroker
 
@@ -219,4 +245,6 @@ def _broker(variant: str, url: str) -> Broker:
 
 
 def adapter(variant: str, url: str, threads: int) -> Adapter:
-    return RawLoops(variant, url, threads) if variant == "raw" else DramatiqAdapter(variant, url, threads)
+    if variant == "raw":
+        return RawLoops(variant, url, threads)
+    return (WritingAdapter if "-writing" in variant else DramatiqAdapter)(variant, url, threads)

@@ -1,0 +1,263 @@
+"""Batches: several waiting messages of one actor that one call handles together.
+
+A batch is a fast path and nothing else. It consists of messages that are waiting anyway and need nothing special; no
+message waits for others. The batch function marks the messages that it did. The others, or all if it raises, are handed
+back to the queue and run again, each by itself, like any message.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Any, Final, TypeVar
+
+import dramatiq
+from dramatiq.asyncio import async_to_sync
+from dramatiq.broker import MessageProxy
+from dramatiq.errors import Retry
+
+from .deliveries import Delivery
+from .errors import InvalidOption
+from .options import check_options, is_known
+
+# One call of settle.lua acknowledges this many messages at most; see settler.py.
+MOST_PER_BATCH: Final = 500
+OPTION: Final = "batch"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class NotDoneInBatch(Retry):
+    """The exception that middleware receives for a message that its batch did not do. It runs again by itself."""
+
+
+class BatchedMessage:
+    """One message of a batch, as the batch function receives it.
+
+    Attributes:
+        message: the whole message.
+        is_done: whether ``done`` was called.
+        result: the result that was passed to ``done``.
+    """
+
+    __slots__ = ("is_done", "message", "result")
+
+    def __init__(self, message: dramatiq.Message[Any]) -> None:
+        self.message = message
+        self.is_done = False
+        self.result: Any = None
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        return self.message.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        return self.message.kwargs
+
+    @property
+    def message_id(self) -> str:
+        return self.message.message_id
+
+    def done(self, result: Any = None) -> None:
+        """Mark the message as done. This counts once the batch function has returned; if it raises, nothing is done.
+
+        Args:
+            result: what the actor would have returned, for middleware such as Results.
+        """
+        self.is_done, self.result = True, result
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.message})"
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How the messages of an actor are batched; the option ``batch`` of the actor.
+
+    Attributes:
+        max_size: the largest number of messages in one batch.
+        max_bytes: the largest number of bytes of all encoded messages in one batch.
+        time_limit: the time limit of a batch in ms; None for that of the actor.
+    """
+
+    max_size: int
+    max_bytes: int
+    time_limit: int | None
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.max_size <= MOST_PER_BATCH:
+            problem = f"expected 2 to {MOST_PER_BATCH}, got {self.max_size}"
+            raise InvalidOption("max_size", problem, "choose another size, or declare no batch function")
+        if self.max_bytes < 1:
+            raise InvalidOption("max_bytes", f"expected at least 1, got {self.max_bytes}", "set a larger value")
+        check_options({"time_limit": self.time_limit})
+
+
+def batch(
+    actor: dramatiq.Actor[..., Any], *, max_size: int = 64, max_bytes: int = 4 << 20, time_limit: int | None = None
+) -> Callable[[F], F]:
+    """Declare a function that handles several waiting messages of ``actor`` in one call.
+
+    The function is called with a sequence of :class:`BatchedMessage`, and calls ``done`` on those that it did. The
+    others run again, each by itself, as a call of the actor. If the function raises or reaches its time limit, all of
+    them do. Other brokers than this one never call it: there, each message runs by itself.
+
+    Args:
+        actor: the actor that handles single messages. It must have the same effects.
+        max_size: the largest number of messages in one call, from 2 to 500.
+        max_bytes: the largest number of bytes of all encoded messages in one call.
+        time_limit: the time limit of one call in ms; None for that of the actor.
+
+    Raises:
+        InvalidOption: a value is invalid, or the actor has a batch function already.
+    """
+    batching = Batching(max_size, max_bytes, time_limit)
+    if OPTION in actor.options:
+        problem = f"actor {actor.actor_name!r} has a batch function already"
+        raise InvalidOption(OPTION, problem, "declare one batch function per actor")
+
+    def declare(function: F) -> F:
+        single: Callable[..., Any] = actor.fn
+        many: Callable[..., Any] = async_to_sync(function) if iscoroutinefunction(function) else function
+
+        def one_or_many(*args: Any, **kwargs: Any) -> Any:
+            if args and isinstance(args[0], _Messages):
+                if args[0]:
+                    many(args[0])
+                return None
+            return single(*args, **kwargs)
+
+        actor.options[OPTION] = batching
+        actor.fn = one_or_many
+        return function
+
+    return declare
+
+
+class _Messages(tuple[BatchedMessage, ...]):
+    """The argument with which the Worker calls the actor of a batch."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} messages>"
+
+
+class Batch(MessageProxy):
+    """A batch as Dramatiq's Worker receives it: one message of the actor, whose argument is all messages.
+
+    Attributes:
+        queue: the queue they were read from.
+        deliveries: the messages in it.
+        open: those for which middleware was called before the batch and not yet after it.
+        refusals: the exceptions with which middleware refused to run messages, by entry id.
+        ended: those whose outcome is known. The others are handed back.
+        is_handed_back: whether these were handed back.
+        begun_at, is_ended, is_lost, charges: as of a delivery.
+    """
+
+    is_lost = False
+    charges = 0
+    is_handed_back = False
+
+    def __init__(self, deliveries: Sequence[Delivery], batching: Batching) -> None:
+        first = deliveries[0]
+        super().__init__(first._message)
+        self.queue = self.queue_name = first.queue
+        self.actor_name = first.actor_name
+        self.message_id = first.message_id
+        self.message_timestamp = first.message_timestamp
+        self.options = {} if batching.time_limit is None else {"time_limit": batching.time_limit}
+        self.args: tuple[Any, ...] = (_Messages(),)
+        self.kwargs: dict[str, Any] = {}
+        self.deliveries = deliveries
+        self.open: list[Delivery] = []
+        self.refusals: dict[str, BaseException] = {}
+        self.ended: list[Delivery] = []
+        self.begun_at: float | None = None
+        self.is_ended = False
+        self._messages: dict[str, BatchedMessage] = {}
+
+    def prepare(self) -> None:
+        """Prepare the call: the batch function receives the messages that no middleware refused."""
+        self._messages = {
+            one.entry_id: BatchedMessage(one._message) for one in self.open if one.entry_id not in self.refusals
+        }
+        self.args = (_Messages(self._messages.values()),)
+
+    def done(self, delivery: Delivery) -> BatchedMessage | None:
+        """Return the message of this delivery if the batch function did it."""
+        message = self._messages.get(delivery.entry_id)
+        return message if message is not None and message.is_done else None
+
+    @property
+    def undone(self) -> list[Delivery]:
+        """The messages that have to run again."""
+        known = {one.entry_id for one in self.ended}
+        return [one for one in self.deliveries if one.entry_id not in known]
+
+    def __str__(self) -> str:
+        return f"{self.actor_name}(<{len(self.deliveries)} messages>)"
+
+
+class Batcher:
+    """Forms batches from the messages that a consumer has read. Not thread-safe by itself: each consumer has a buffer.
+
+    Args:
+        actors: the actors of the broker, by name.
+        declared: the names of the options that the broker's middleware reads.
+    """
+
+    def __init__(self, actors: Mapping[str, dramatiq.Actor[..., Any]], declared: Collection[str]) -> None:
+        self._actors = actors
+        self._declared = declared
+
+    def serves(self, queue_name: str) -> bool:
+        """Return whether an actor of the queue has a batch function."""
+        return any(OPTION in actor.options and actor.queue_name == queue_name for actor in list(self._actors.values()))
+
+    def take(self, buffer: deque[Delivery]) -> Delivery | Batch:
+        """Take the next message from the buffer, or a batch of it and of others in the buffer."""
+        first = buffer.popleft()
+        if not buffer:
+            return first
+        batching = self._batching_of(first)
+        if batching is None:
+            return first
+        taken, left, n_bytes = [first], deque[Delivery](), first.n_bytes
+        while buffer and len(taken) < batching.max_size:
+            one = buffer.popleft()
+            if self._batching_of(one) is batching and n_bytes + one.n_bytes <= batching.max_bytes:
+                taken.append(one)
+                n_bytes += one.n_bytes
+            else:
+                left.append(one)
+        buffer.extendleft(reversed(left))
+        return first if len(taken) == 1 else Batch(taken, batching)
+
+    def size_for(self, read: Sequence[Delivery]) -> int:
+        """Return how many messages one batch holds if all are like these; 0 if these would not share a batch."""
+        batching = self._batching_of(read[0])
+        if batching is None or any(self._batching_of(one) is not batching for one in read[1:]):
+            return 0
+        n = min(batching.max_size, batching.max_bytes // max(1, *(one.n_bytes for one in read)))
+        return n if n > 1 else 0
+
+    def _batching_of(self, delivery: Delivery) -> Batching | None:
+        """Return how the message may be batched; None if it must run by itself.
+
+        A message with an option that the broker or its middleware reads runs by itself. Other options, such as the
+        headers of a trace, do not matter.
+        """
+        actor = self._actors.get(delivery.actor_name)
+        if actor is None:
+            return None
+        batching: Batching | None = actor.options.get(OPTION)
+        if batching is None or not delivery.is_plain:
+            return None
+        if any(is_known(name) or name in self._declared for name in delivery.options):
+            return None
+        return batching
