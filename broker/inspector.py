@@ -230,10 +230,10 @@ class Inspector:
 
         Args:
             limit: the largest number of keys. Keys are in the order of their bytes: those of concurrency first, then
-                rates, then ordering keys.
+                rates and priorities, then ordering keys.
             after: the last key of the previous page.
         """
-        start = "" if after is None else ("\3" if after.limits.kind == "rate" else "") + after.limits.name
+        start = "" if after is None else ("\3" if after.limits.kind in ("rate", "priority") else "") + after.limits.name
         args = (self.group, start, limit, MOST_AT_WORK, LONGEST_SHOWN // 4)
         return [self._key_at_work(one) for one in self._connections.run_script(KEYS_AT_WORK, self.keys.work, args)]
 

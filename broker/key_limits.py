@@ -15,12 +15,18 @@ from typing import Any, Final, Literal
 import dramatiq
 from dramatiq.broker import MessageProxy
 
-Kind = Literal["ordering", "concurrency", "rate"]
+Kind = Literal["ordering", "concurrency", "rate", "priority"]
 
 # The first byte of a key tells its kind apart in Redis; an ordering key has none. The third is for messages that have
 # not started: see work.lua.
-_PREFIXES: Final[Mapping[Kind, str]] = {"ordering": "", "concurrency": "\1", "rate": "\2"}
-_RESERVED: Final = "\1\2\3"
+_PREFIXES: Final[Mapping[Kind, str]] = {"ordering": "", "concurrency": "\1", "rate": "\2", "priority": "\4"}
+_RESERVED: Final = "\1\2\3\4"
+
+# How many messages with a priority may be in the stream before they start, per queue: an urgent message can be behind
+# that many. Each start brings the next one, so that few suffice to keep any number of threads busy.
+MOST_UNSTARTED: Final = 8
+MOST_URGENT: Final = -1_000
+LEAST_URGENT: Final = 1_000
 
 _RATE: Final = re.compile(r"([1-9]\d{0,8})/(s|min|h|day)")
 _PERIODS_MS: Final = {"s": 1_000, "min": 60_000, "h": 3_600_000, "day": 86_400_000}
@@ -45,12 +51,14 @@ class KeyLimits:
     Attributes:
         key: the key that it shares with others of its queue.
         max_concurrent: how many messages of the key may be at work; None = any number.
+        priority: its place among the messages of the key that wait in line: lower numbers come first.
     """
 
     kind: Kind
     key: str
     max_concurrent: int | None
     rate: Rate | None
+    priority: int = 0
 
     @property
     def name(self) -> str:
@@ -59,11 +67,19 @@ class KeyLimits:
 
     @property
     def stored(self) -> str:
-        """The limits as the scripts know them; "" for an ordering key without a rate."""
+        """The limits as the scripts know them, with the message's priority; "" for an ordering key without a rate."""
         if self.kind == "ordering" and self.rate is None:
             return ""
         starts, period_ms = (0, 0) if self.rate is None else (self.rate.starts, self.rate.period_ms)
-        return f"{self.max_concurrent or 0} {starts} {period_ms}"
+        if self.kind == "priority":
+            starts = MOST_UNSTARTED
+        rank = "" if self.kind == "ordering" else f" p{self.priority - MOST_URGENT:04d}"
+        return f"{self.max_concurrent or 0} {starts} {period_ms}{rank}"
+
+    @property
+    def are_asked_at_start(self) -> bool:
+        """Whether the start of a message must be recorded."""
+        return self.rate is not None or self.kind == "priority"
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -88,14 +104,14 @@ def key_limits_of(message: dramatiq.Message[Any] | MessageProxy) -> KeyLimits | 
     options = message.options
     if not options:  # the common case
         return None
-    rate = rate_from(options.get("rate"))
+    rate, priority = rate_from(options.get("rate")), options.get("priority")
     if (key := _key(options, "ordering_key")) is not None:
         return KeyLimits("ordering", key, 1, rate)
     if (key := _key(options, "concurrency_key")) is not None:
-        return KeyLimits("concurrency", key, int(options.get("max_concurrent") or 1), rate)
-    if rate is None:
-        return None
-    return KeyLimits("rate", _key(options, "rate_key") or message.actor_name, None, rate)
+        return KeyLimits("concurrency", key, int(options.get("max_concurrent") or 1), rate, priority or 0)
+    if rate is not None:
+        return KeyLimits("rate", _key(options, "rate_key") or message.actor_name, None, rate, priority or 0)
+    return None if priority is None else KeyLimits("priority", "", None, None, priority)
 
 
 def _key(options: Mapping[str, Any], name: str) -> str | None:
@@ -115,13 +131,15 @@ def kind_and_key(name: str) -> tuple[Kind, str]:
 def limits_from(name: str, stored: str) -> KeyLimits:
     """Return the limits for a key and limits as the scripts know them."""
     kind, key = kind_and_key(name)
-    max_concurrent, starts, period_ms = map(int, stored.split()) if stored else (0 if kind == "rate" else 1, 0, 0)
-    return KeyLimits(kind, key, max_concurrent or None, Rate(starts, period_ms) if starts else None)
+    if not stored:
+        return KeyLimits(kind, key, 1 if kind in ("ordering", "concurrency") else None, None)
+    max_concurrent, starts, period_ms = map(int, stored.split())
+    return KeyLimits(kind, key, max_concurrent or None, Rate(starts, period_ms) if period_ms else None)
 
 
 @dataclass(frozen=True, slots=True)
 class MessageAtWork:
-    """A message at work, that is one that has not ended or, if its key has only a rate, that has not started.
+    """A message at work: one that has not ended or, if its key has only a rate or a priority, that has not started.
 
     Attributes:
         limits: its key, and the limits of the key.

@@ -6,6 +6,7 @@ ordering_hold_ms            how long its retries may hold the ordering key
 concurrency_key, max_concurrent  at most that many messages with the key run at once
 expires_in_ms, keep_expired  the message must begin within this time; otherwise it is dropped, or becomes a dead letter
 rate, rate_key              at most that many messages with the key start per period
+priority                    which waiting messages come first: those with lower numbers
 delay                       for ``enqueue_many``: ms from now
 
 Dramatiq's middleware does not check its options. A value of the wrong type causes an exception where the outcome of a
@@ -20,7 +21,7 @@ from typing import Any, Final
 import dramatiq
 
 from .errors import InvalidOption
-from .key_limits import rate_from
+from .key_limits import LEAST_URGENT, MOST_URGENT, rate_from
 
 # 285,000 years in milliseconds. Beyond it, arithmetic such as that for a back-off exceeds a float's precision.
 LARGEST: Final = 2**53
@@ -28,7 +29,7 @@ LARGEST: Final = 2**53
 # The option in which an enqueued message carries the time at which it expires, in ms on the server's clock.
 EXPIRES_AT: Final = "expires_at_ms"
 
-_LIMITING: Final = frozenset({"ordering_key", "concurrency_key", "max_concurrent", "rate", "rate_key"})
+_LIMITING: Final = frozenset({"ordering_key", "concurrency_key", "max_concurrent", "rate", "rate_key", "priority"})
 
 
 def unique_key_of(options: Mapping[str, Any]) -> str | None:
@@ -87,6 +88,8 @@ def _check_limits(given: Mapping[str, Any]) -> None:
     keys = [name for name in ("ordering_key", "concurrency_key", "rate_key") if name in given]
     if len(keys) > 1:
         raise InvalidOption(keys[1], f"a message has one key, got {' and '.join(keys)}", f"leave out {keys[1]}")
+    if "ordering_key" in given and "priority" in given:
+        raise InvalidOption("priority", "contradicts the order of an ordering key", "leave out one of the two")
     for name, needed, hint in (
         ("concurrency_key", "max_concurrent", "set max_concurrent to the number of messages that may run at once"),
         ("max_concurrent", "concurrency_key", "set concurrency_key, which may be the same for all messages"),
@@ -123,6 +126,11 @@ def _is_key(value: object) -> bool:
 
 def _is_many(value: object) -> bool:
     return value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000)
+
+
+def _is_priority(value: object) -> bool:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return value is None or (is_number and MOST_URGENT <= value <= LEAST_URGENT)  # type: ignore[operator]
 
 
 def _is_rate(value: object) -> bool:
@@ -197,6 +205,7 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "max_concurrent": (_is_many, "a whole number of at least 1"),
     "rate": (_is_rate, 'a number of starts per s, min, h or day, such as "100/min"'),
     "rate_key": (_is_key, "a text"),
+    "priority": (_is_priority, f"a whole number from {MOST_URGENT} to {LEAST_URGENT}"),
     "expires_in_ms": (_is_hold, "a number of milliseconds, at least 0, or None"),
     "keep_expired": (lambda value: value is None or isinstance(value, bool), "True or False"),
     EXPIRES_AT: (_is_hold, "a number of milliseconds, at least 0, or None"),

@@ -75,7 +75,7 @@ class Outcomes:
             delivery.deliveries == 1
             and self._keeper.is_sure_of(delivery.queue)
             and unique_key_of(delivery.options) is None
-            and (delivery.limits is None or delivery.limits.rate is None)
+            and not (delivery.limits is not None and delivery.limits.are_asked_at_start)
             and not expires_at_ms_of(delivery.options)
         ):
             return True
@@ -91,7 +91,8 @@ class Outcomes:
     def _start(self, delivery: Delivery, *, is_running: bool = False) -> bool:
         keys = self._keys[delivery.queue]
         script_keys = (*keys.work, keys.suspects, keys.counters)
-        key, limits = _key_and_limits(delivery) if delivery.limits is not None and delivery.limits.rate else ("", "")
+        is_asked = delivery.limits is not None and delivery.limits.are_asked_at_start
+        key, limits = _key_and_limits(delivery) if is_asked else ("", "")
         args = (int(delivery.is_alone), int(is_running), key, limits, expires_at_ms_of(delivery.options))
         answer, *coalesced = self._fenced(START, keys, delivery, script_keys, args)
         if answer != b"LOST":

@@ -44,8 +44,10 @@ class QueueStats:
         orphaned: delivered entries in no pending list; the janitors requeue them. Only those around the first 1,000
             pending entries are counted.
         dead: dead letters.
-        oldest_age_ms: time since the oldest entry was added, in flight or not. None if the stream is empty, or if the
-            entry's id is ahead of the clock because a producer chose the id or the clock was ahead at that time.
+        oldest_age_ms: time since the oldest entry was added, in flight or not, or since the oldest message with a
+            priority began to wait in line. Messages that wait for the limit of another key are not included. None if
+            there is none, or if the entry's id is ahead of the clock because a producer chose the id or the clock was
+            ahead at that time.
         entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2, only the
             messages that were enqueued through this broker.
         next_due_ms: time until the next delayed message is due, 0 if it is overdue; None if none is delayed.

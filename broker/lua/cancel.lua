@@ -88,11 +88,8 @@ if coalesced and not is_dropped then
     end
   else
     local its_place = name
-    if its_key ~= '' then
-      set_limits(its_key, its_limits)
-    end
     if its_key ~= '' and (due <= server_ms() or is_ordering(its_key)) then
-      its_place = arrive(its_key, name, due, coalesced)
+      its_place = arrive(its_key, name, due, coalesced, its_limits)
     elseif due > server_ms() then
       put_off(name, due, coalesced)
     else

@@ -62,11 +62,10 @@ for i = 1, n do
     end
     local where = name
     if key ~= '' then
-      set_limits(key, limits)
       if delay > 0 and not is_ordering(key) then
         put_off(name, now + delay, payload)
       else
-        where = arrive(key, name, delay > 0 and now + delay or 0, payload)
+        where = arrive(key, name, delay > 0 and now + delay or 0, payload, limits)
       end
     elseif delay > 0 then
       redis.call('HSET', work.messages, name, payload)

@@ -5,7 +5,7 @@
 --          largest message in bytes (only the head of a larger one is returned)
 -- Returns  per key {key, limits ("" = none are stored), number of messages at work, number of starts whose period has not
 --          passed, number in line, ms since the message at work of an ordering key failed first (-1 = it did not),
---          ms since the first message in line stands there (-1 = none does), {message at work, …}};
+--          ms since the oldest message in line stands there (-1 = none does), {message at work, …}};
 --          a message at work: {place, ms until it is due (-1 = it is in the stream), its consumer ("" = none),
 --          delivery count, ms since it came to the stream, the encoded message}
 
@@ -40,18 +40,18 @@ while #found < n_keys do
   end
   from = string.match(member, '^(%Z*)%z')
   local key = string.match(from, '^\3?(.*)$')
-  -- a key with a rate has a second member per message; only a rate without another key has no first one
-  if key == from or string.byte(key) == 2 then
+  -- a key with a rate has a second member per message; rates and priorities without another key have no first one
+  if key == from or string.byte(key) == 2 or string.byte(key) == 4 then
     local messages = {}
     for i, one in ipairs(redis.call('ZRANGEBYLEX', work.at_work, '[' .. from .. '\0', '(' .. from .. '\1', 'LIMIT', 0, n_messages)) do
       messages[i] = message_at(string.sub(one, #from + 2))
     end
-    local since, first = redis.call('HGET', work.limits, key .. '\0since'), first_in_line(key)
+    local since, first = redis.call('HGET', work.limits, key .. '\0since'), oldest_place(work.line, key)
     local _, n_started = recent_starts(key, now)
     found[#found + 1] = {
       key, redis.call('HGET', work.limits, key) or '', n_members(work.at_work, from), n_started,
       n_members(work.line, key), since and math.max(0, now - tonumber(since)) or -1,
-      first and math.max(0, now - math.floor(tonumber(string.sub(first, -16)) / 1000)) or -1, messages,
+      first and math.max(0, now - math.floor(first / 1000)) or -1, messages,
     }
   end
 end

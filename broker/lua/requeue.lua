@@ -23,6 +23,8 @@ for i = 2, #ARGV, 2 do
         key = '\1' .. value
       elseif name == 'rate_key' then
         key = '\2' .. value
+      elseif name == 'priority_key' then
+        key = '\4'
       elseif name == 'limits' then
         limits = value
       elseif name == 'message_id' then
@@ -44,8 +46,7 @@ for i = 2, #ARGV, 2 do
     if holder and holder ~= message_id then
       entries[#entries] = 'key-held'
     elseif key and payload then
-      set_limits(key, limits)
-      where = arrive(key, key .. '\0' .. id, 0, payload)
+      where = arrive(key, key .. '\0' .. id, 0, payload, limits)
     else
       where = redis.call('XADD', stream, '*', unpack(entry))
     end

@@ -57,8 +57,7 @@ if delay > 0 or (holds and limits ~= '') then -- janitors then ask whether it ma
 elseif holds or key == '' then
   where = redis.call('XADD', stream, '*', 'message', payload)
 else
-  set_limits(key, limits)
-  where = arrive(key, name, 0, payload)
+  where = arrive(key, name, 0, payload, limits)
 end
 if holds then
   redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. id)

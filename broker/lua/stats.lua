@@ -3,7 +3,8 @@
 -- KEYS     1 stream  2 delayed  3 dead  4 consumers  5 paused  6 counters  7 ordered:line
 -- ARGV     group, lease in ms, largest number of pending ids to check for orphans and ghosts (pending, entry deleted)
 -- Returns  {length, in flight, idle ms of the oldest pending (-1 = none), delayed, orphans, dead,
---           age in ms of the oldest entry (-1 = none, or its id is ahead of the clock), entries added,
+--           age in ms of the oldest entry or, if it is older, of the oldest message that waits for more urgent ones
+--           (-1 = none, or the entry's id is ahead of the clock), entries added,
 --           ms until the next delayed message is due (-1 = none), is paused, messages in line, ghosts,
 --           the clock in ms, id of the oldest entry ("" = none), the last id that the stream gave,
 --           entries that other programs removed (on Redis 6.2: ghosts that were found),
@@ -18,6 +19,13 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local length = redis.call('XLEN', stream)
 local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
 local oldest_age = first and math.max(-1, now - tonumber(string.match(first[1], '^%d+'))) or -1
+
+-- the oldest of the messages that wait for more urgent ones; for other keys, this would have to read the whole line
+local n_in_line = redis.call('ZCARD', KEYS[7])
+local place = n_in_line > 0 and oldest_place(KEYS[7], '\4')
+if place then
+  oldest_age = math.max(oldest_age, now - math.floor(place / 1000))
+end
 
 local added = tonumber(redis.call('HGET', counters, 'enqueued') or 0)
 local gone = tonumber(redis.call('HGET', counters, 'ghosts') or 0)
@@ -69,7 +77,7 @@ local next_due = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2]
 local reply = {
   length, in_flight, oldest_idle, redis.call('ZCARD', delayed), orphans, redis.call('XLEN', dead), oldest_age, added,
   next_due and math.max(0, tonumber(next_due) - now) or -1, redis.call('EXISTS', paused),
-  redis.call('ZCARD', KEYS[7]), ghosts, now, first and first[1] or '', last_id, gone,
+  n_in_line, ghosts, now, first and first[1] or '', last_id, gone,
 }
 
 local seen = {}

@@ -6,6 +6,8 @@
 --   a concurrency key     at most ``max`` are at work: in the stream or in flight; it begins with the byte 1
 --   a rate                at most ``n`` start per period. A message takes a place when it comes to work; when it starts,
 --                         the place is free again after a period. Rates without another key begin with the byte 2
+--   a priority            the most urgent messages come first, as places are free. A message gives its place back when it
+--                         starts (a period of 0). Messages with a priority and no other key share the key of the byte 4
 -- A message that can come to work at a known time, when the place of an earlier start is free again, has taken that place
 -- and is delayed until then. So at any time the messages that have not started and the starts of the last period are at
 -- most ``n``, however long a message waits for a worker.
@@ -14,9 +16,10 @@
 -- If the key has a rate, a message that has not started has a second member, which begins with the byte 3.
 --
 -- The line is one sorted set with equal scores, so that Redis orders it by member. A member consists of the key, a zero
--- byte and the place in line: the time in microseconds, or one more than the last place. A delayed message with a key is
--- named by its key, a zero byte and random text (and, if it is not at work, a zero byte and the limits), or by the
--- member that it was in the line.
+-- byte, the rank (of four digits, from its priority; none with an ordering key) and the place in line: the time in
+-- microseconds, or one more than the last place of that rank. A delayed message with a key is
+-- named by its key, a zero byte and random text (and, if it is not at work, a zero byte and the limits with its rank:
+-- "<max> <n> <period> p<rank>"), or by the member that it was in the line.
 --
 -- The hash of limits has these fields for a key:
 --   <key>                 "<max> <n> <period in ms>" (0 = no limit), as the newest message set them; an ordering key
@@ -118,11 +121,13 @@ local function first_in_line(key)
   return redis.call('ZRANGEBYLEX', work.line, '[' .. key .. '\0', '(' .. key .. '\1', 'LIMIT', 0, 1)[1]
 end
 
-local function stand_in_line(key, due, payload)
-  local last = redis.call('ZREVRANGEBYLEX', work.line, '(' .. key .. '\1', '[' .. key .. '\0', 'LIMIT', 0, 1)[1]
+local function stand_in_line(key, due, payload, limits)
+  local prefix = key .. '\0' .. (string.match(limits, 'p(%d+)$') or '')
+  -- a colon follows the last digit
+  local last = redis.call('ZREVRANGEBYLEX', work.line, '(' .. prefix .. ':', '[' .. prefix, 'LIMIT', 0, 1)[1]
   -- the time, so that no place is given twice: a message that left the line for delayed keeps its member as its name
   local place = math.max(server_us(), last and tonumber(string.sub(last, -16)) + 1 or 0)
-  local member = key .. '\0' .. string.format('%016d', place)
+  local member = prefix .. string.format('%016d', place)
   -- Lua would format a large number as 1.8e+18
   redis.call('HSET', work.in_line, member, string.format('%.0f', due) .. ' ' .. payload)
   redis.call('ZADD', work.line, 0, member)
@@ -136,7 +141,7 @@ end
 -- Returns whether a message of this key stays at work while it is delayed.
 local function is_ordering(key)
   local first = string.byte(key)
-  return first ~= 1 and first ~= 2
+  return first ~= 1 and first ~= 2 and first ~= 4
 end
 
 local function unstarted(key)
@@ -147,7 +152,7 @@ end
 local function limits_of(key)
   local stored = redis.call('HGET', work.limits, key)
   if not stored then
-    return string.byte(key) == 2 and 0 or 1, 0, 0
+    return (is_ordering(key) or string.byte(key) == 1) and 1 or 0, 0, 0
   end
   local max, n, period = string.match(stored, '^(%d+) (%d+) (%d+)$')
   return tonumber(max), tonumber(n), tonumber(period)
@@ -155,7 +160,7 @@ end
 
 local function set_limits(key, limits)
   if limits ~= '' then
-    redis.call('HSET', work.limits, key, limits)
+    redis.call('HSET', work.limits, key, string.match(limits, '^%d+ %d+ %d+'))
   elseif is_ordering(key) then
     redis.call('HDEL', work.limits, key)
   end
@@ -189,6 +194,9 @@ end
 
 -- Records a start. Above 50 starts per period, times are rounded up to a fiftieth of the period, to bound the list.
 local function record_start(key, n, period, now)
+  if period == 0 then
+    return
+  end
   local starts = recent_starts(key, now)
   local step = n > 50 and math.ceil(period / 50) or 1
   local free_at, last = math.ceil((now + period) / step) * step, starts[#starts]
@@ -253,8 +261,9 @@ local function bring_to_work(key, name, due, payload)
 end
 
 -- Adds a message with a key: brings it to work, or lets it stand in line. Returns its place.
-local function arrive(key, name, due, payload)
-  return not first_in_line(key) and bring_to_work(key, name, due, payload) or stand_in_line(key, due, payload)
+local function arrive(key, name, due, payload, limits)
+  set_limits(key, limits)
+  return not first_in_line(key) and bring_to_work(key, name, due, payload) or stand_in_line(key, due, payload, limits)
 end
 
 -- Brings the next messages of a key to work, as many as its limits allow. Forgets limits that no message needs.
@@ -293,8 +302,7 @@ end
 local function come_due(key, name, limits, payload)
   local is_unstarted = redis.call('ZSCORE', work.at_work, unstarted(key) .. '\0' .. name)
   if not is_unstarted and not redis.call('ZSCORE', work.at_work, key .. '\0' .. name) then
-    set_limits(key, limits)
-    return arrive(key, name, 0, payload)
+    return arrive(key, name, 0, payload, limits)
   end
   local where
   local _, n = limits_of(key)
@@ -312,9 +320,9 @@ local function come_due(key, name, limits, payload)
   return where
 end
 
--- Records that a message of a key with a rate has started: its place is free again after a period.
+-- Records that a message of a key with a rate or a priority has started: its place is free again after a period.
 local function start_work(key, where, limits)
-  local _, n, period = string.match(limits, '^(%d+) (%d+) (%d+)$')
+  local _, n, period = string.match(limits, '^(%d+) (%d+) (%d+)')
   redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. where)
   record_start(key, tonumber(n), tonumber(period), server_ms())
   next_in_line(key)

@@ -1,4 +1,4 @@
-"""Limits per key: how many messages run at once, how many start per period, and what operators see of it."""
+"""Limits per key: how many messages run at once, how many start per period, and which of them come first."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import redis
 from dramatiq.middleware import Retries
 
 from broker import InvalidMessage, RedisStreamsBroker
+from broker.consumer import StreamsConsumer
+from broker.key_limits import MOST_UNSTARTED
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.support import eventually
 
@@ -189,6 +191,9 @@ def test_inspector_lists_the_messages_of_a_concurrency_key(scene: Scene) -> None
         ({"rate_key": "k"}, "rate_key"),
         ({"rate_key": "k", "rate": "1/s", "ordering_key": "k"}, "rate_key"),
         ({"ordering_hold_ms": -1}, "ordering_hold_ms"),
+        ({"priority": 1, "ordering_key": "k"}, "priority"),
+        ({"priority": 1_001}, "priority"),
+        ({"priority": "high"}, "priority"),
     ],
 )
 def test_limits_that_cannot_hold_are_refused_at_enqueue(stage: Scene, options: dict[str, Any], field: str) -> None:
@@ -416,3 +421,105 @@ def test_rate_holds_among_worker_threads(redis_url: str) -> None:
     assert len(begun) == 7
     # the sixth start is a second after the first one, which came after the worker began
     assert sorted(begun)[5] - since > 0.99
+
+
+def run_next(scene: Scene, name: str, consumer: StreamsConsumer) -> str:
+    """Run and acknowledge the next message; return its label."""
+    (delivery,) = received(consumer, 1)
+    started(scene, name, delivery)
+    consumer.ack(delivery)
+    return str(delivery.args[0])
+
+
+def with_priority(priority: int, *names: str, **options: Any) -> list[dramatiq.Message[Any]]:
+    return [message(name, priority=priority, **options) for name in names]
+
+
+def test_urgent_message_overtakes_the_backlog_beyond_what_may_start_already(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=1)
+    broker = scene.brokers["a"]
+    broker.enqueue_many(with_priority(10, *(f"bulk {n}" for n in range(30))))
+    broker.enqueue_many([*with_priority(5, "soon", "soon too"), *with_priority(-5, "urgent"), message("plain")])
+    assert broker.stats(QUEUE).in_line == 30 - MOST_UNSTARTED + 3
+
+    ran = [run_next(scene, "a", consumer) for _ in range(34)]
+
+    # the first start, with which the first place becomes free, brings the urgent message to the stream
+    expected = [f"bulk {n}" for n in range(30)]
+    expected[MOST_UNSTARTED:MOST_UNSTARTED] = ["plain", "urgent", "soon", "soon too"]
+    assert ran == expected
+    eventually(lambda: scene.state() == QueueState() and is_clean(scene))
+
+
+@pytest.mark.parametrize("how", ["dies", "is deleted", "is retried", "is rejected and requeued"])
+def test_place_of_a_message_with_a_priority_is_free_again_when_it(scene: Scene, how: str) -> None:
+    first = scene.consumer("a", prefetch=1)
+    second = scene.process("b")
+    second.enqueue_many(with_priority(1, *map(str, range(MOST_UNSTARTED + 3))))
+    (zero,) = received(first, 1)
+    expected = [str(n) for n in range(1, MOST_UNSTARTED + 3)]
+    match how:
+        case "dies":
+            scene.die("a")
+            expected = ["0", *expected]
+        case "is deleted":
+            scene.client.xdel(KEYS.stream, zero.entry_id)
+            scene.sweep("b")
+        case "is retried":
+            started(scene, "a", zero)
+            fail(scene.brokers["a"], zero, delay=0)
+            expected = [*expected, "0"]
+        case "is rejected and requeued":
+            first.nack(zero)
+            (dead_letter,) = second.dead_letters(QUEUE).list()
+            assert second.dead_letters(QUEUE).put_back([dead_letter.id]) == ["in-line"]
+            expected = [*expected, "0"]
+    first.close()
+    consumer = second.consume(QUEUE, prefetch=1, timeout=500)
+
+    assert [run_next(scene, "b", consumer) for _ in expected] == expected
+    eventually(lambda: is_clean(scene))
+
+
+def test_delayed_message_has_its_priority_when_it_is_due(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=1)
+    broker = scene.brokers["a"]
+    broker.enqueue(*with_priority(-1, "urgent"), delay=60_000)
+    broker.enqueue_many(with_priority(1, *map(str, range(MOST_UNSTARTED + 2))))
+    scene.promote("a")
+
+    ran = [run_next(scene, "a", consumer) for _ in range(MOST_UNSTARTED + 3)]
+
+    assert ran.index("urgent") == MOST_UNSTARTED
+
+
+def test_priority_orders_the_line_of_a_concurrency_key(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    broker.enqueue_many(
+        [
+            *of_tenant("1", "2", n=1),
+            *of_tenant("later", n=1, priority=7),
+            *of_tenant("urgent", "urgent too", n=1, priority=-7),
+        ]
+    )
+
+    ran = [run_next(scene, "a", consumer) for _ in range(5)]
+
+    assert ran == ["1", "urgent", "urgent too", "2", "later"]
+
+
+def test_inspector_lists_how_many_wait_with_a_priority_and_for_how_long(scene: Scene) -> None:
+    broker = scene.process("a")
+    broker.enqueue_many(with_priority(9, *map(str, range(MOST_UNSTARTED + 2))))
+    scene.client.zadd(KEYS.line, {"\4\0" + "1009" + "0" * 16: 0})  # it has waited since 1970
+    broker.enqueue_many(with_priority(1, "urgent"))
+
+    (key,) = broker.inspector(QUEUE).keys_at_work()
+
+    assert (key.limits.kind, key.limits.key, key.n_at_work, key.in_line) == ("priority", "", MOST_UNSTARTED, 4)
+    assert key.longest_wait_ms is not None
+    assert key.longest_wait_ms > 10**12
+    oldest_age_ms = broker.stats(QUEUE).oldest_age_ms
+    assert oldest_age_ms is not None
+    assert oldest_age_ms > 10**12

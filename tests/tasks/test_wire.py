@@ -156,7 +156,9 @@ def test_unknown_option_is_refused(option: dict[str, Any]) -> None:
     assert "leave it out" in refused.value.hint
 
 
-@pytest.mark.parametrize("option", [{"ordering_key": "7"}, {"concurrency_key": "7"}, {"rate": "9/s"}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"ordering_key": "7"}, {"concurrency_key": "7"}, {"rate": "9/s"}, {"priority": 1}], ids=str
+)
 @pytest.mark.parametrize("queue", QUEUES)
 def test_limits_per_key_are_refused_in_every_queue(queue: str, option: dict[str, str]) -> None:
     actor = next(actor for actor, of_actor in QUEUE_OF.items() if of_actor == queue)
