@@ -28,6 +28,7 @@ from sploot_cluster.decide.corrections.base import Operation, Request, Signed
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
 from sploot_cluster.decide.corrections.merge import MergeClusters
+from sploot_cluster.decide.corrections.name import NameCluster
 from sploot_cluster.decide.corrections.place import PlaceMedia
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
@@ -226,6 +227,10 @@ class ClusterService:
     def dismiss(self, pet: PetId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
         """Dismiss items: put them in no cluster, until the dismissal is undone or overridden."""
         return self.correct(DismissMedia(pet, media_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def name(self, pet: PetId, cluster: ClusterId, name: str, **call: Unpack[Call]) -> Corrected:
+        """Name a cluster. The name stays with it, whatever items join or leave it, until the naming is undone."""
+        return self.correct(NameCluster(pet, cluster, name, **_signed(call)), operation_id=call["operation_id"])
 
     def undo(self, pet: PetId, revision: int, **call: Unpack[Call]) -> Corrected:
         """Undo the correction that created ``revision``. An undo can itself be undone."""

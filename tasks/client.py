@@ -15,6 +15,7 @@ from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER, Request, S
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
 from sploot_cluster.decide.corrections.merge import MergeClusters
+from sploot_cluster.decide.corrections.name import NameCluster
 from sploot_cluster.decide.corrections.place import PlaceMedia
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
@@ -99,6 +100,10 @@ class ClusterTasks:
     def dismiss(self, pet_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
         """Dismiss items: they are in no cluster until this is undone or a newer correction contradicts it."""
         return self.correct(DismissMedia(pet_id, media_ids, **signed))
+
+    def name(self, pet_id: int, cluster_id: int, name: str, **signed: Unpack[Signed]) -> JobRef:
+        """Name a cluster; the name stays with it until this is undone."""
+        return self.correct(NameCluster(pet_id, cluster_id, name, **signed))
 
     def undo(self, pet_id: int, revision: int, **signed: Unpack[Signed]) -> JobRef:
         """Undo the correction that made ``revision``."""

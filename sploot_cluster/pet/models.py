@@ -262,6 +262,10 @@ class ClusterView:
     """A cluster at one revision of its pet."""
 
     cluster_id: ClusterId
+    name: str | None = field(metadata=described("The name that a person gave it."))
+    other_names: tuple[str, ...] = field(
+        metadata=described("Names of clusters that were merged into it, newest first.")
+    )
     size: int
     media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in the order that was asked for."))
     origins: Mapping[str, int] = field(

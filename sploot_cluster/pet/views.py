@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +12,12 @@ from sploot_cluster.pet.times import ItemOrder, time_of
 from sploot_cluster.pet.vectors import OriginVector
 
 
-def view_of(state: PetState) -> PetView:
-    """Return the view of ``state`` for callers. O(n log n); vectors are not read."""
+def view_of(state: PetState, names: Mapping[ClusterId, Sequence[str]]) -> PetView:
+    """Return the view of ``state`` for callers. O(n log n); vectors are not read.
+
+    Args:
+        names: the names of clusters, as ``decide.naming.names_of`` returns them.
+    """
     # a stable sort keeps the items of a cluster in order of arrival
     order = np.argsort(state.labels, kind="stable")
     labels, first = np.unique(state.labels[order], return_index=True)
@@ -29,8 +33,11 @@ def view_of(state: PetState) -> PetView:
 
     def cluster(card: ClusterCard) -> ClusterView:
         rows = rows_of.get(card.id, no_rows)
+        name, *other_names = names.get(card.id, (None,))
         return ClusterView(
             card.id,
+            name,
+            tuple(other_names),
             size=len(rows),
             media_ids=media(rows.tolist()),
             origins=_count(state.origins[rows]),

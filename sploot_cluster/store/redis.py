@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
+from sploot_cluster.decide.naming import names_of
 from sploot_cluster.errors import (
     NotConserved,
     PetClaimed,
@@ -189,7 +190,8 @@ class RedisPetStore:
         return None if stored is None else previews.load(stored, pet=pet)
 
     def view(self, pet: PetId) -> PetView:
-        return view_of(self._read(pet, empty_state(pet), with_vectors=False))
+        state = self._read(pet, empty_state(pet), with_vectors=False)
+        return view_of(state, names_of(state))
 
     def revision(self, pet: PetId) -> int:
         with _translated(f"read the revision of pet {pet}"):

@@ -168,11 +168,13 @@ def clusters(
         + (f", model {view.model} with {view.dim} dimensions" if view.model else "")
     )
     origins = ("core", "arrived", "absorbed", "corrected")
-    table = table_of("cluster", "items", *origins, "since", "first items")
+    is_named = any(cluster.name for cluster in view.clusters)
+    table = table_of("cluster", *(["name"] if is_named else []), "items", *origins, "since", "first items")
     for cluster in view.clusters:
         counts = (str(cluster.origins.get(origin, 0)) for origin in origins)
         first = ", ".join(cluster.media_ids[:3]) + (", …" if cluster.size > 3 else "")
-        table.add_row(str(cluster.cluster_id), str(cluster.size), *counts, str(cluster.since), first)
+        name = [cluster.name or ""] if is_named else []
+        table.add_row(str(cluster.cluster_id), *name, str(cluster.size), *counts, str(cluster.since), first)
     out.print(table)
 
 

@@ -168,6 +168,27 @@ def test_item_can_be_placed_in_another_cluster(page: Page, album: ClusterService
     assert page.complaints() == []
 
 
+def test_cluster_can_be_named_and_the_name_undone(page: Page, album: ClusterService, worker: None) -> None:
+    cluster = album.clusters(PET).clusters[0].cluster_id
+    page.open(f"pet/{PET}")
+
+    page.labelled(f"Choose cluster {cluster}").click()
+    page.click(f"Name: cluster {cluster}")
+    page.browser.switch_to.active_element.send_keys("Rex at sea")
+    page.sees(f"sploot-cluster name {PET} {cluster} 'Rex at sea'")
+    page.click("Name", within="//dialog")
+    page.sees("Name a cluster: succeeded")
+    page.sees(f"cluster {cluster}, since revision")
+    named = album.clusters(PET).clusters[0].name
+    page.click("Undo…")
+    page.click("Undo", within="//dialog")
+
+    page.sees("Undo a correction: succeeded")
+    assert named == "Rex at sea"
+    assert album.clusters(PET).clusters[0].name is None
+    assert page.complaints() == []
+
+
 def test_item_shows_why_it_is_in_its_cluster(page: Page, album: ClusterService) -> None:
     cluster = album.clusters(PET).clusters[0]
     page.open(f"pet/{PET}")

@@ -27,7 +27,7 @@ from sploot_cluster.pet.times import ms_of
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture, taken_at
 from tests.sploot_cluster.lineage import Witness
-from tests.sploot_cluster.oracle import demands
+from tests.sploot_cluster.oracle import demands, names_in_force
 
 STEPS = 70
 EVENTS = 10_000
@@ -37,7 +37,7 @@ class Day:
     """A pet to which random events happen.
 
     Args:
-        upheavals: include deletions and model switches. Off by default, so that known seeds replay the same days.
+        upheavals: include deletions, model switches and names. Off by default, so that known seeds replay their days.
         store: the store that holds the pet.
     """
 
@@ -65,7 +65,7 @@ class Day:
             self.recluster: 10,
         }
         if upheavals:
-            self.deeds |= {self.delete: 2, self.switch: 1}
+            self.deeds |= {self.delete: 3, self.switch: 2, self.name: 6}
 
     def go_on(self) -> str:
         """Run a random event and return its name; raise AssertionError if a promise is broken afterwards."""
@@ -114,6 +114,10 @@ class Day:
         media = self.random.sample(list(state.media), min(state.n_media, self.random.randrange(1, 5)))
         into = self.random.choice([None, *sorted(state.clusters)])
         self.service.place(PET, media, into=into, operation_id=operation_id, by="ada")
+
+    def name(self, state: PetState, operation_id: str) -> None:
+        cluster = self.random.choice([ClusterId(1), *sorted(state.clusters)])
+        self.service.name(PET, cluster, f"subject {self.random.randrange(9)}", operation_id=operation_id, by="ada")
 
     def undo(self, state: PetState, operation_id: str) -> None:
         revisions = [correction.revision for correction in state.ledger] or [1]
@@ -217,6 +221,9 @@ def check(day: Day, context: str) -> None:
                 assert {cluster_of[item] for item in remaining} == {source}, context
             case Dismissal() as dismissal:
                 assert {cluster_of[item] for item in dismissal.media()} == {-1}, context
+    shown = {cluster.cluster_id: cluster.name for cluster in day.service.clusters(PET).clusters}
+    for cluster, wanted in names_in_force(state.ledger).items():
+        assert shown.get(cluster, wanted) == wanted, context
 
 
 def check_past(day: Day) -> None:

@@ -9,6 +9,7 @@ from itertools import combinations
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
 from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.name import Naming
 from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.decide.corrections.undo import Undo
@@ -58,6 +59,20 @@ class Demands:
         return broken
 
 
+def names_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, str]:
+    """Return the newest name in force of each cluster id that a person named."""
+    undone: set[int] = set()
+    result: dict[ClusterId, str] = {}
+    for correction in reversed(ledger):
+        if correction.revision in undone:
+            continue
+        if isinstance(correction, Undo):
+            undone.add(correction.undone)
+        elif isinstance(correction, Naming):
+            result.setdefault(correction.named, correction.name)
+    return result
+
+
 def demands(ledger: Sequence[Correction]) -> Demands:
     undone: set[int] = set()
     result = Demands()
@@ -74,6 +89,8 @@ def demands(ledger: Sequence[Correction]) -> Demands:
             continue
         if isinstance(correction, Undo):
             undone.add(correction.undone)
+            continue
+        if isinstance(correction, Naming):
             continue
         if {*correction.media()} & released:
             result.yielding.add(correction.revision)

@@ -31,8 +31,12 @@ _HEADERS: Final = {
 }
 
 
+# The fields of requests that the selection on the page fills in.
+_SELECTED: Final = ("cluster_ids", "cluster_id", "media_ids", "revision")
+
+
 def _corrections() -> bytes:
-    """Return the correction verbs as the page needs them: which part of the selection each takes, and its options."""
+    """Return the correction verbs as the page needs them: the selection that each takes and what it asks for."""
     verbs: list[dict[str, Any]] = []
     for verb, request in VERBS.items():
         fields = {name: field for name, field in request.body().items() if name != "pet_id"}
@@ -43,14 +47,15 @@ def _corrections() -> bytes:
                 "button": request.button,
                 "description": request.description(),
                 "takes": _selection(fields),
-                "options": [
+                "asks": [
                     {
                         "name": name,
                         "type": "id" if isinstance(field.kind, Whole) else "text",
                         "description": field.description,
+                        "required": name in required_of(request),
                     }
                     for name, field in fields.items()
-                    if name not in required_of(request)
+                    if name not in _SELECTED
                 ],
             }
         )
@@ -62,7 +67,7 @@ def _selection(fields: Collection[str]) -> str:
         return "clusters"
     if "media_ids" in fields:
         return "items of one cluster" if "cluster_id" in fields else "items"
-    return "revision"
+    return "cluster" if "cluster_id" in fields else "revision"
 
 
 def console_router() -> APIRouter:

@@ -9,6 +9,7 @@ from sploot_cluster.decide.corrections.base import LedgerEntry, Request
 from sploot_cluster.decide.corrections.dismiss import Dismissal, DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia, Exclusion
 from sploot_cluster.decide.corrections.merge import Merge, MergeClusters
+from sploot_cluster.decide.corrections.name import NameCluster, Naming
 from sploot_cluster.decide.corrections.place import PlaceMedia, Placement
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import Split, SplitCluster
@@ -21,10 +22,11 @@ _REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
     PlaceMedia,
     ExcludeMedia,
     DismissMedia,
+    NameCluster,
     UndoFeedback,
     RestoreRevision,
 )
-_ENTRIES: Final[tuple[type[LedgerEntry], ...]] = (Merge, Split, Placement, Exclusion, Dismissal, Undo)
+_ENTRIES: Final[tuple[type[LedgerEntry], ...]] = (Merge, Split, Placement, Exclusion, Dismissal, Naming, Undo)
 
 VERBS: Final[Mapping[str, type[Request[Any]]]] = {request.verb: request for request in _REQUESTS}
 ENTRIES: Final[Mapping[str, type[LedgerEntry]]] = {entry.kind: entry for entry in _ENTRIES}

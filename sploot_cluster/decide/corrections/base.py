@@ -203,11 +203,13 @@ class Statement(LedgerEntry):
 
     Attributes:
         noun: the word for it in sentences.
+        moves_items: whether it, or its undo, can move items.
     """
 
     __slots__ = ()
 
     noun: ClassVar[str]
+    moves_items: ClassVar[bool] = True
 
     @abstractmethod
     def constrain(self, demands: Demands) -> None:

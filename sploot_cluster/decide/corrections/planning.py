@@ -78,6 +78,20 @@ def correct(state: PetState, correction: Correction, plan: Plan, settings: Clust
     return change, answer
 
 
+def record(state: PetState, correction: Correction) -> tuple[Change, Corrected]:
+    """Return the change that appends a correction that moves no items, such as a naming."""
+    change = Change(
+        correction.kind,
+        next_cluster=state.next_cluster,
+        n_at_recluster=state.n_at_recluster,
+        noise_arrivals=state.noise_arrivals,
+        correction=correction,
+        by=correction.by,
+        summary=correction.summary(),
+    )
+    return change, Corrected(state.revision + 1, correction.cluster, n_moved=0, overridden=(), is_duplicate=False)
+
+
 def origins_after(origins: OriginVector, groups: LabelVector, rows: RowConstraints) -> OriginVector:
     """Return origins in which exactly the rows placed by a correction in force are CORRECTED.
 
@@ -190,7 +204,7 @@ def present(state: PetState, media: Iterable[MediaId]) -> Rows:
     return np.array([state.rows[item] for item in media if item in state.rows], dtype=np.intp)
 
 
-def anchors(state: PetState, cluster: ClusterId, *, without: Rows) -> tuple[MediaId, ...]:
+def anchors(state: PetState, cluster: ClusterId, *, without: Rows | None = None) -> tuple[MediaId, ...]:
     """Return the items that stand for a cluster in a correction: the most central of those that people placed.
 
     If people placed none, return the most central of the counted members, or else of all members.
@@ -198,7 +212,9 @@ def anchors(state: PetState, cluster: ClusterId, *, without: Rows) -> tuple[Medi
     Args:
         without: rows that are about to leave the cluster, or to be placed in it.
     """
-    members = np.setdiff1d(rows_of(state, cluster), without)
+    members = rows_of(state, cluster)
+    if without is not None:
+        members = np.setdiff1d(members, without)
     placed = members[state.origins[members] == Origin.CORRECTED]
     counted = members[state.origins[members] != Origin.ABSORBED]
     candidates = placed if len(placed) else counted if len(counted) else members

@@ -35,6 +35,8 @@ class UndoFeedback(LedgerRequest):
             raise UnknownRevision(pet=state.pet, revision=self.revision, problem="is already undone")
         undo = Undo(*planning.signature(self, state, operation), undone=self.revision)
         statement = statement_of(state.ledger, self.revision)
+        if not statement.moves_items:
+            return planning.record(state, undo)
         is_in_force = statement in in_force((*state.ledger, undo))
         plan = statement.plan_again(state) if is_in_force else statement.plan_back(state)
         return planning.correct(state, undo, plan, operation.settings)

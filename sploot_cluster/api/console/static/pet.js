@@ -49,14 +49,17 @@ export const pet = {
 // What each kind of verb needs from the selection; null if the selection lacks it.
 const FILLED = {
   clusters: ({ clusters }) => (clusters.size > 1 ? { cluster_ids: [...clusters].sort(byId) } : null),
+  cluster: ({ clusters }) => (clusters.size === 1 ? { cluster_id: [...clusters][0] } : null),
   "items of one cluster": ({ from, media }) => (media.size && from !== null ? { cluster_id: from, media_ids: [...media] } : null),
   items: ({ media }) => (media.size ? { media_ids: [...media] } : null),
 };
 
+const CHOOSE = { clusters: "clusters", cluster: "a cluster", "items of one cluster": "items", items: "items" };
+
 function verbs(data, again) {
   const button = (verb) => {
     const filled = FILLED[verb.takes](chosen);
-    const text = filled ? `${counted(filled)}…` : `choose ${verb.takes === "clusters" ? "clusters" : "items"}`;
+    const text = filled ? `${counted(filled)}…` : `choose ${CHOOSE[verb.takes]}`;
     return h("button", { type: "button", class: filled ? "main" : null, disabled: !filled, onclick: () => correct(data, verb, filled, again) }, `${verb.button}: ${text}`);
   };
   return h(
@@ -115,7 +118,7 @@ function clusterCard(cluster, data, again) {
   const card = h(
     "section",
     { class: `cluster ${choose.checked ? "is-chosen" : ""}`, "aria-label": `Cluster ${id}` },
-    h("header", {}, choose, h("strong", {}, id), h("span", { class: "quiet" }, `since revision ${cluster.since}`), h("span", { class: "size" }, `${count(cluster.size)} items`)),
+    h("header", {}, choose, h("strong", {}, titleOf(cluster)), h("span", { class: "quiet" }, cluster.name === null ? "" : `cluster ${id}, `, `since revision ${cluster.since}`), h("span", { class: "size" }, `${count(cluster.size)} items`)),
     strip(cluster.origins, cluster.size),
     h("p", { class: "quiet" }, `threshold for arrivals: ${cluster.threshold.toFixed(3)}`, lineage(cluster)),
     h("details", { open: chosen.from === id && chosen.media.size > 0 }, h("summary", {}, cluster.media_ids.slice(0, 3).join(", ") + (cluster.size > 3 ? ", …" : "")), mediaList(cluster.media_ids, id, data, again)),
@@ -123,8 +126,11 @@ function clusterCard(cluster, data, again) {
   return card;
 }
 
+/** The name that a person gave a cluster, or else its id. */
+const titleOf = ({ cluster_id, name }) => name ?? String(cluster_id);
+
 function lineage(cluster) {
-  const origins = [cluster.merged_from.length && `merged from ${cluster.merged_from.join(", ")}`, cluster.split_from !== null && `split from ${cluster.split_from}`].filter(Boolean);
+  const origins = [cluster.other_names.length && `also named ${cluster.other_names.join(", ")}`, cluster.merged_from.length && `merged from ${cluster.merged_from.join(", ")}`, cluster.split_from !== null && `split from ${cluster.split_from}`].filter(Boolean);
   return origins.length ? ` · ${origins.join(", ")}` : "";
 }
 
@@ -202,14 +208,14 @@ function historyTable(data, again) {
 
 /** Ask for the remaining fields of a correction, and send it. */
 async function correct(data, verb, filled, again) {
-  const given = (answers) => Object.fromEntries(verb.options.map(({ name }) => [name, answers.get(name)]).filter(([, value]) => value));
+  const given = (answers, isRequired) => Object.fromEntries(verb.asks.filter(({ required }) => required === isRequired).map(({ name }) => [name, answers.get(name)?.trim()]).filter(([, value]) => value));
   const answers = await ask({
-    title: `${verb.title}: ${filled.cluster_ids?.join(", ") ?? filled.revision ?? (filled.cluster_id ? `${counted(filled)} of cluster ${filled.cluster_id}` : counted(filled))}`,
-    body: [h("p", {}, verb.description), filled.media_ids && h("ul", { class: "media" }, filled.media_ids.map((item) => h("li", {}, item))), verb.options.map((option) => optional(option, filled, data))],
+    title: `${verb.title}: ${filled.revision ?? filled.cluster_ids?.join(", ") ?? counted(filled)}${filled.cluster_id && filled.media_ids ? ` of cluster ${filled.cluster_id}` : ""}`,
+    body: [h("p", {}, verb.description), filled.media_ids && h("ul", { class: "media" }, filled.media_ids.map((item) => h("li", {}, item))), verb.asks.map((one) => field(one, filled, data))],
     action: verb.button,
-    cli: (values) => ({ "On the command line:": shell(verb.verb, data.id, ...words(filled), ...Object.entries(given(values)).flatMap(([name, value]) => [`--${name}`, value])) }),
+    cli: (values) => ({ "On the command line:": shell(verb.verb, data.id, ...words(filled), ...Object.values(given(values, true)), ...Object.entries(given(values, false)).flatMap(([name, value]) => [`--${name}`, value])) }),
   });
-  if (answers) send(data, verb, { ...filled, ...given(answers) }, again);
+  if (answers) send(data, verb, { ...filled, ...given(answers, true), ...given(answers, false) }, again);
 }
 
 /** Send a correction based on the revision that is shown; the server refuses it if items were moved since. */
@@ -228,18 +234,18 @@ async function send(data, verb, body, again) {
   }
 }
 
-const counted = ({ cluster_ids, media_ids }) => (cluster_ids ? `${count(cluster_ids.length)} clusters` : manyItems(media_ids.length));
+const counted = ({ cluster_ids, cluster_id, media_ids }) => (cluster_ids ? `${count(cluster_ids.length)} clusters` : media_ids ? manyItems(media_ids.length) : `cluster ${cluster_id}`);
 
 /** Return the arguments of the command that makes the same correction. */
 const words = ({ cluster_ids = [], cluster_id, revision, media_ids = [] }) => [...cluster_ids, ...[cluster_id, revision].filter((id) => id !== undefined), ...media_ids.flatMap((item) => ["--media", item])];
 
-/** Return the input of an option: for an id a choice among the selected clusters, or all clusters; otherwise text. */
-function optional({ name, type, description }, { cluster_ids }, data) {
-  const sizes = new Map(data.clusters.clusters.map((cluster) => [cluster.cluster_id, cluster.size]));
+/** Return the input of a field: for an id a choice among the selected clusters, or all clusters; otherwise text. */
+function field({ name, type, description, required }, { cluster_ids }, data) {
+  const shown = new Map(data.clusters.clusters.map((cluster) => [cluster.cluster_id, `${titleOf(cluster)} (${count(cluster.size)} items)`]));
   const input =
     type === "id"
-      ? h("select", { name }, h("option", { value: "" }, "default"), (cluster_ids ?? [...sizes.keys()]).map((id) => h("option", { value: id }, `${id} (${count(sizes.get(id))} items)`)))
-      : h("input", { name });
+      ? h("select", { name }, h("option", { value: "" }, "default"), (cluster_ids ?? [...shown.keys()]).map((id) => h("option", { value: id }, shown.get(id))))
+      : h("input", { name, required });
   return h("label", { class: "row" }, `${description} `, input);
 }
 
