@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq.encoder import PickleEncoder
+from dramatiq.encoder import JSONEncoder, MessageData
 from dramatiq.middleware import AsyncIO, Callbacks, CurrentMessage, Pipelines, TimeLimit
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import StubBackend
@@ -158,15 +159,23 @@ def test_message_is_found_in_a_long_queue(scene: Scene) -> None:
     assert broker.stats(QUEUE).waiting == 1_100
 
 
+class CompressingEncoder(JSONEncoder):
+    def encode(self, data: MessageData) -> bytes:
+        return zlib.compress(super().encode(data))
+
+    def decode(self, data: bytes) -> MessageData:
+        return super().decode(zlib.decompress(data))
+
+
 @pytest.fixture
-def pickled() -> Iterator[None]:
+def compressed() -> Iterator[None]:
     before = dramatiq.get_encoder()
-    dramatiq.set_encoder(PickleEncoder())
+    dramatiq.set_encoder(CompressingEncoder())
     yield
     dramatiq.set_encoder(before)
 
 
-def test_message_is_found_whatever_its_encoder(scene: Scene, pickled: None) -> None:
+def test_message_is_found_whatever_its_encoder(scene: Scene, compressed: None) -> None:
     broker = scene.process("a")
     one = broker.enqueue(message("one"))
 
