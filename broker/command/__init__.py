@@ -19,7 +19,7 @@ from dramatiq.errors import BrokerConnectionError, BrokerError
 
 from .. import __version__
 from ..errors import InvalidField
-from . import actions, dead, inspection, metrics_server, migrate, search
+from . import actions, dead, inspection, keys, metrics_server, migrate, search
 from .options import FAILED, UNREACHABLE, USAGE, Commands, UsageError
 from .screen import shown
 
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"{PACKAGE} {__version__}")
     commands = Commands(parser)
-    for module in (inspection, search, dead, actions, metrics_server, migrate):
+    for module in (inspection, search, keys, dead, actions, metrics_server, migrate):
         module.add_to(commands)
     return parser
 

@@ -211,6 +211,24 @@ def test_cancel_by_message_id_runs_the_message_coalesced_onto_it(broker: RedisSt
     assert [one.args for one in waiting(broker)] == [("second",)]
 
 
+def test_keys_show_what_messages_wait_for_and_pass_over_lets_the_next_one_run(
+    broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = broker.enqueue(message("first", ordering_key="k"))
+    broker.enqueue(message("second", ordering_key="k"))
+    broker.enqueue(message("limited", concurrency_key="tenant", max_concurrent=3, rate="9/s"))
+
+    keys = {one["key"]: one for one in listed(run, capsys, "keys", QUEUE)}
+    codes = [run("pass-over", QUEUE, first.message_id), run("pass-over", QUEUE, first.message_id, "--yes")]
+    assert run("keys", QUEUE) == 0
+
+    assert keys["tenant"]["limit"] == "3 at once, 9/s"
+    assert (keys["k"]["kind"], keys["k"]["in_line"], keys["k"]["at_work"][0]["args"]) == ("ordering", 1, ["first"])
+    assert codes == [4, 0]
+    assert [one.reason for one in broker.dead_letters(QUEUE).list()] == ["passed-over"]
+    assert 'work("second")' in capsys.readouterr().out
+
+
 def test_pause_and_resume_need_yes(broker: RedisStreamsBroker, run: Run) -> None:
     broker.enqueue(message("a"))
     tried = (("pause", QUEUE), ("pause", QUEUE, "--yes"), ("resume", QUEUE), ("resume", QUEUE, "--yes"))
@@ -229,6 +247,7 @@ def test_pause_and_resume_need_yes(broker: RedisStreamsBroker, run: Run) -> None
         (("requeue", "q"), "give ids, filters or --all"),
         (("requeue", "q", "1-1", "--yes"), "1-1 is not a dead letter of q"),
         (("rescue", "q", "1-1", "--yes"), "no worker holds 1-1"),
+        (("pass-over", "q", "no-such-id", "--yes"), "no-such-id holds no key of q"),
         (("find",), "give --message-id, --actor or --text"),
         (("status", "--app", "no.such.module"), "No module named 'no'"),
         (("status", "--app", "json"), "expected a RedisStreamsBroker"),
