@@ -321,6 +321,7 @@ class RedisStreamsBroker(Broker):
         actor: str | None = None,
         message_ids: Collection[str] | None = None,
         where: Callable[[Message[Any]], bool] | None = None,
+        entry_ids: Collection[str] | None = None,
     ) -> Cancellation:
         """Cancel every message of a queue for which all given conditions hold, as ``cancel`` does.
 
@@ -331,11 +332,13 @@ class RedisStreamsBroker(Broker):
             actor: the name of its actor.
             message_ids: the ids of messages.
             where: any other condition on a message; it is called with messages of this queue only.
+            entry_ids: look only at these entries of the stream, which avoids a search; delayed messages and those in
+                line are searched all the same.
 
         Raises:
             TypeError: no condition was given.
         """
-        wanted = Selection(actor, None if message_ids is None else frozenset(message_ids), where)
+        wanted = Selection(actor, None if message_ids is None else frozenset(message_ids), where, entry_ids)
         if wanted.is_empty:
             raise TypeError("expected a condition, got none; give actor, message_ids or where")
         return self._canceller(queue_name).cancel_where(wanted)

@@ -57,11 +57,13 @@ class Selection:
         actor: the name of the actor.
         message_ids: the message has one of these ids.
         where: any other condition.
+        entry_ids: where to look in the stream, if that is known: only at these entries.
     """
 
     actor: str | None = None
     message_ids: Collection[str] | None = None
     where: Callable[[dramatiq.Message[Any]], bool] | None = None
+    entry_ids: Collection[str] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -318,16 +320,29 @@ class Inspector:
         """
         texts = self._texts(wanted)
         for place_of, state in PLACES.items():
-            cursor: bytes | str = ""
-            while True:
-                args: list[Argument] = [place_of, cursor, PAGE, 2 * self._settings.max_message_bytes, PAGE_BYTES]
-                cursor, *page = self._connections.run_script(SEARCH, self.keys.work, [*args, *texts])
-                for place, flat in zip(page[::2], page[1::2], strict=True):
-                    message = self._decoded(place.decode(errors="replace"), flat)
-                    if message is not None and wanted.matches(message):
-                        yield FoundMessage(place, state, message)
-                if not cursor:
-                    break
+            is_known = state == "in-stream" and wanted.entry_ids is not None
+            for place, flat in self._known(wanted.entry_ids or ()) if is_known else self._searched(place_of, texts):
+                message = self._decoded(place.decode(errors="replace"), flat)
+                if message is not None and wanted.matches(message):
+                    yield FoundMessage(place, state, message)
+
+    def _searched(self, place_of: str, texts: Sequence[str]) -> Iterator[tuple[bytes, Sequence[bytes]]]:
+        """Yield the places and fields of messages that contain one of the texts, or of all messages."""
+        cursor: bytes | str = ""
+        while True:
+            args: list[Argument] = [place_of, cursor, PAGE, 2 * self._settings.max_message_bytes, PAGE_BYTES]
+            cursor, *page = self._connections.run_script(SEARCH, self.keys.work, [*args, *texts])
+            yield from zip(page[::2], page[1::2], strict=True)
+            if not cursor:
+                return
+
+    def _known(self, entry_ids: Collection[str]) -> Iterator[tuple[bytes, Sequence[bytes]]]:
+        """Yield the ids and fields of these entries, as far as they exist."""
+        ids, longest = list(entry_ids), 2 * self._settings.max_message_bytes
+        for start in range(0, len(ids), 20):
+            calls = [((self.keys.stream,), ("XRANGE", one, one, 1, longest, 1)) for one in ids[start : start + 20]]
+            for found in self._connections.run_scripts(HEADS, calls):
+                yield from ((entry_id, flat) for entry_id, flat, n_bytes_cut in found if not n_bytes_cut)
 
     def _texts(self, wanted: Selection) -> list[str]:
         """Return the texts of which an encoded message contains one if it is wanted; none if all must be read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from sploot_cluster.answer_fields import described
 from sploot_cluster.event import EmbeddingIngested
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from sploot_cluster.decide.corrections.base import Request
     from sploot_cluster.refusals import RedisRefusal
 
-JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead"]
+JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled"]
+# States that a job does not leave by itself.
+ENDED: Final[frozenset[JobState]] = frozenset({"succeeded", "dead", "cancelled"})
+
+# What became of a job to cancel: it was waiting and is gone; its worker was asked to end it; it had ended already.
+CancelOutcome = Literal["cancelled", "requested", "not-found"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from sploot_cluster.answer_fields import described
 # A hundred years. Longer durations are typing errors, and would overflow in date arithmetic and in Redis.
 LONGEST_S: Final = 100 * 366 * 86_400
 
-Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge"]
+Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge", "cancel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,17 @@ class QueueStatus:
 
 @dataclass(frozen=True, slots=True)
 class PlannedEntry:
-    """A job or dead letter that a plan touches, as it was when the plan was made. A dead letter has no holder."""
+    """An entry, dead letter or job that a plan touches, as it was when the plan was made.
+
+    A dead letter has no holder. A job to cancel has its job id as ``id``.
+    """
 
     id: str
     holder: str = dataclasses.field(default="", metadata=described("The consumer that held it; empty for none."))
     deliveries: int = dataclasses.field(default=0, metadata=described("Its delivery count."))
+    entry_id: str = dataclasses.field(
+        default="", metadata=described("The entry of a job to cancel; empty for a delayed job.")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class Plan:
     @property
     def is_empty(self) -> bool:
         """Whether the plan would do nothing."""
-        return not self.entries and self.action in ("rescue", "requeue", "purge")
+        return not self.entries and self.action in ("rescue", "requeue", "purge", "cancel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +234,12 @@ class QueueOperations(Protocol):
         self, queue: str, *, dead_letter_ids: Sequence[str] = ..., matching: DeadLetterFilter | None = ...
     ) -> Plan:
         """Return a plan to delete dead letters permanently; arguments as in :meth:`plan_requeue`."""
+        ...
+
+    def plan_cancel(
+        self, queue: str, *, job_ids: Sequence[str] = ..., actor: str | None = ..., pet_id: int | None = ...
+    ) -> Plan:
+        """Return a plan to cancel unfinished jobs: either ``job_ids``, or all of an actor, of a pet, or of both."""
         ...
 
     def plan_pause(self, queue: str) -> Plan: ...

@@ -22,7 +22,7 @@ from sploot_cluster.decide.corrections.split import SplitCluster
 from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
-from sploot_cluster.jobs import JobRef, JobStatus, QueueFull, QueueUnavailable
+from sploot_cluster.jobs import CancelOutcome, JobRef, JobStatus, QueueFull, QueueUnavailable
 from tasks.contracts import EMBEDDING_INGESTED, MACHINE, PreviewRecluster, ReclusterPet
 from tasks.rollout import EVERYBODY, is_rolled_out
 
@@ -180,6 +180,19 @@ class ClusterTasks:
     def job(self, job_id: str) -> JobStatus | None:
         """Return the status of a job, with one reason if it waits; None if it was never tracked or ended a day ago."""
         return self._transport.status(job_id)
+
+    def cancel(self, job_id: str) -> CancelOutcome:
+        """Cancel a job: a waiting one is removed, a running one is interrupted. It is not retried.
+
+        A recluster or preview that was requested while this one waited runs in its place. The Redis user ``client``
+        may not cancel jobs; use ``operator`` or ``server``. Items that another program sent with a plain ``XADD`` are
+        not found; operators can cancel them.
+
+        Returns:
+            ``cancelled``: it was waiting, and is gone. ``requested``: its worker will end it, unless the job ends
+            before that. ``not-found``: it has ended, or never existed.
+        """
+        return self._transport.cancel(job_id)
 
     def close(self) -> None:
         """Close the connections that this client opened. Safe to call twice."""

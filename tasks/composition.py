@@ -84,9 +84,10 @@ def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Mi
 
 def build_operations(settings: Settings, client: redis.Redis) -> Operations:
     """Return the operations on queues."""
+    from tasks.job_records import JobRecords, TrackCancelled
     from tasks.queue_ops import Operations
 
-    return Operations(build_broker(settings, client, middleware=[]), client)
+    return Operations(build_broker(settings, client, middleware=[TrackCancelled(JobRecords(client))]), client)
 
 
 def build_erasure(settings: Settings, client: redis.Redis) -> Erasure:

@@ -172,15 +172,31 @@ class JobRecords:
             self._client.zrem(f"{PET_PREFIX}{pet_id}", *page)
 
 
-class TrackJobs(dramatiq.Middleware):
-    """Keeps records of messages with the option ``tracked``, such as those of ``send_with_options(tracked=True)``.
-
-    If a record cannot be written, this is logged and the job goes on.
-    """
+class TrackCancelled(dramatiq.Middleware):
+    """Keeps the records of tracked messages that this process cancels. For brokers of operators and producers."""
 
     def __init__(self, records: JobRecords, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._records = records
         self._clock = clock
+
+    def after_cancel(self, broker: Broker, message: dramatiq.Message[Any] | MessageProxy) -> None:
+        if _is_tracked(message):
+            self._write(message, state="cancelled", how="known", finished_at=self._clock())
+
+    def _write(self, message: dramatiq.Message[Any] | MessageProxy, *, state: JobState, **facts: Any) -> None:
+        pet_id = message.kwargs.get("pet_id")
+        owner = JobOwner(message.queue_name, message.actor_name, pet_id if type(pet_id) is int else None)
+        try:
+            self._records.write(message.message_id, owner, state=state, **facts)
+        except redis.RedisError:
+            logger.warning("job record not written", extra={"message_id": message.message_id}, exc_info=True)
+
+
+class TrackJobs(TrackCancelled):
+    """Keeps records of messages with the option ``tracked``, such as those of ``send_with_options(tracked=True)``.
+
+    If a record cannot be written, this is logged and the job goes on.
+    """
 
     @property
     def actor_options(self) -> set[str]:
@@ -233,14 +249,6 @@ class TrackJobs(dramatiq.Middleware):
         except redis.RedisError:
             logger.warning("job record not written", extra={"message_id": dead_letter.message_id}, exc_info=True)
 
-    def _write(self, message: dramatiq.Message[Any] | MessageProxy, *, state: JobState, **facts: Any) -> None:
-        pet_id = message.kwargs.get("pet_id")
-        owner = JobOwner(message.queue_name, message.actor_name, pet_id if type(pet_id) is int else None)
-        try:
-            self._records.write(message.message_id, owner, state=state, **facts)
-        except redis.RedisError:
-            logger.warning("job record not written", extra={"message_id": message.message_id}, exc_info=True)
-
 
 class Stats(Protocol):
     """Reads the state of a queue, such as ``RedisStreamsBroker.stats``."""
@@ -279,6 +287,8 @@ def _state_and_reason(record: JobRecord, stats: Stats, now: datetime) -> tuple[J
             if any(consumer.name == record.worker and consumer.is_alive for consumer in queue.consumers):
                 return "running", f"attempt {record.attempts} {_how_it_runs(record, now)}"
             return "queued", f"its worker {record.worker} died; {_why_it_waits(queue)}"
+        case "cancelled":
+            return "cancelled", "was cancelled"
         case "retrying":
             if record.due_at is not None and record.due_at > now:
                 return "retrying", f"{failed}next attempt at {_clock_time(record.due_at)}"

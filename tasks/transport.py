@@ -23,10 +23,10 @@ from broker import EnqueueUncertain, MessageTooLarge, QueueStats, RedisStreamsBr
 from broker import QueueFull as BrokerQueueFull
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
-from sploot_cluster.jobs import JobRef, JobStatus, QueueFull, QueueUnavailable
+from sploot_cluster.jobs import CancelOutcome, JobRef, JobStatus, QueueFull, QueueUnavailable
 from sploot_cluster.refusals import refusal_of
-from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, Contract
-from tasks.job_records import JobOwner, JobRecords, status_of
+from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, QUEUES, Contract
+from tasks.job_records import JobOwner, JobRecords, TrackCancelled, status_of
 from tasks.queue_limit import QueueLimit
 from tasks.redis_errors import reaching_redis
 from tasks.redis_urls import connect
@@ -55,10 +55,10 @@ class Transport:
         """
         self._owns_client = client is None
         self._client = client or _impatient_client(str(redis_url))
+        self._records = JobRecords(self._client)
         self._broker = self._new_broker(None)
         self._limit = QueueLimit(self._client)
         self._bounded: dict[int, RedisStreamsBroker] = {}
-        self._records = JobRecords(self._client)
 
     def enqueue(
         self, task: Contract, *, job_id: str | None = None, unique_key: str | None = None, delay_ms: int = 0
@@ -102,6 +102,16 @@ class Transport:
             record = self._records.find(job_id)
             return status_of(record, self._stats, now=datetime.now(UTC)) if record else None
 
+    def cancel(self, job_id: str) -> CancelOutcome:
+        """Cancel a job in its queue if it is tracked, otherwise in whichever queue it is."""
+        with self._without_dead_connections(), reaching_redis("the job may or may not have been cancelled"):
+            record = self._records.find(job_id)
+            for queue in QUEUES if record is None else (record.queue,):
+                outcome = self._broker.cancel(job_id, queue)
+                if outcome != "not-found":
+                    return outcome
+        return "not-found"
+
     def close(self) -> None:
         """Close the connections that this object opened. Safe to call twice."""
         for one in (self._broker, *self._bounded.values()):
@@ -137,7 +147,7 @@ class Transport:
             client=self._client,
             namespace=NAMESPACE,
             group=GROUP,
-            middleware=[],
+            middleware=[TrackCancelled(self._records)],
             enqueue_timeout_ms=ENQUEUE_TIMEOUT_MS,
             max_queue_length=max_queue_length,
         )

@@ -272,6 +272,16 @@ class ChosenDeadLetters(_Body):
         return None if self.matching is None else DeadLetterFilter(**self.matching.model_dump())
 
 
+class CancelJobs(_Body):
+    """The unfinished jobs to cancel: either by id, or all of an actor, of a pet, or of both."""
+
+    job_ids: Annotated[list[Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]], Field(max_length=MAX_IDS)] = []
+    actor: str | None = None
+    pet_id: PetNumber | None = None
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42}]})
+
+
 class Apply(_Body):
     """The confirmation of a plan."""
 

@@ -70,6 +70,7 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "plan_resume": _OPERATORS,
     "plan_requeue": _OPERATORS,
     "plan_purge": _OPERATORS,
+    "plan_cancel": _OPERATORS,
     "apply_plan": _OPERATORS,
 }
 

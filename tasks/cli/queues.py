@@ -254,6 +254,23 @@ def queue_resume(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_jso
         _action(operations, operations.plan_resume(queue), by=by, note=note, yes=yes, as_json=as_json)
 
 
+@app.command("cancel")
+def queue_cancel(
+    queue: Queue,
+    by: By,
+    job_ids: Annotated[list[str] | None, typer.Argument(help="Job ids, e.g. from the log.", metavar="JOB")] = None,
+    actor: Actor = None,
+    pet: OfPet = None,
+    note: Note = "",
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel unfinished jobs: by id, or all of an actor or a pet. Running ones are interrupted; none is retried."""
+    with _operations() as operations:
+        plan = operations.plan_cancel(queue, job_ids=job_ids or (), actor=actor, pet_id=pet)
+        _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
+
+
 @app.command("apply")
 def queue_apply(
     plan_id: Annotated[str, typer.Argument(help="Plan id printed by the action.", metavar="PLAN")],

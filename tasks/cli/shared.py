@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 
 from sploot_cluster.answer_fields import public
-from sploot_cluster.jobs import JobRef, JobStatus, QueueUnavailable
+from sploot_cluster.jobs import ENDED, JobRef, JobStatus, QueueUnavailable
 from tasks.cli.screen import err, out, print_json
 from tasks.observe.log_stream import drain_all
 from tasks.settings import Settings, masked
@@ -112,7 +112,7 @@ def ended(tasks: ClusterTasks, job: JobRef, wait_s: float) -> JobStatus:
         status = tasks.job(job.job_id)
         if status is None:
             raise QueueUnavailable("the job's record no longer exists")
-        if status.state in ("succeeded", "dead") or time.monotonic() > deadline:
+        if status.state in ENDED or time.monotonic() > deadline:
             return status
         time.sleep(POLL_S)
 

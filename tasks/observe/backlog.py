@@ -83,6 +83,7 @@ class BacklogSampler:
             sample[f"{queue}:dead"] = stats.dead
             sample[f"{queue}:overdue"] = len(overdue_jobs(self._broker, stats))
             sample[f"{queue}:added"] = stats.entries_added
+            sample[f"{queue}:cancelled"] = self._broker.counters(queue)["cancelled"]
         self._write(sample)
         self._client.set(MAX_QUEUE_LENGTH, self._max_queue_length)
 
@@ -292,6 +293,13 @@ _OF_STREAMS: Final = (
         "Jobs ever added to the stream, including retries that became due. No increase: no uploads, or producers do "
         "not reach Redis.",
         "added",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_cancelled_jobs_total",
+        "Jobs of the stream that operators or producers cancelled. They are neither failures nor dead letters; "
+        "sploot-cluster queue audit shows who cancelled them.",
+        "cancelled",
         ("stream",),
     ),
     _Row(

@@ -75,6 +75,19 @@ class RecordJobs(dramatiq.Middleware):
         if close_job() is not None:
             self._metrics.in_progress.dec()
 
+    def after_cancel(self, broker: Broker, message: dramatiq.Message[Any] | MessageProxy) -> None:
+        """Log a job that was cancelled while this process held it. It counts as no attempt and no failure."""
+        logger.info(
+            "job cancelled",
+            extra={
+                "pet_id": pet_id_of(message),
+                "message_id": message.message_id,
+                "actor": message.actor_name,
+                "queue": message.queue_name,
+                "outcome": "cancelled",
+            },
+        )
+
     def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
         self._metrics.threads.set(worker.worker_threads)
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("sploot-cluster.queue")
 AUDIT: Final = "sploot:audit"
 KEPT: Final = 10_000
 SHOWN_IDS: Final = 100
-POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "resume"})
+POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "resume", "cancel"})
 
 
 @dataclass

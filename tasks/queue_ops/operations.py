@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from itertools import islice
 from typing import Final, assert_never
 
 import redis
 
-from broker import DeadLetter, DeadLetterTooLarge, Inspector, PendingEntry, QueueStats, RedisStreamsBroker
+from broker import DeadLetter, DeadLetterTooLarge, Inspector, PendingEntry, QueueStats, RedisStreamsBroker, Selection
 from broker.dead_letters import KEY_HELD, is_requeued
 from broker.keys import HANDED_BACK, QueueKeys
 from sploot_cluster.errors import InvalidInput
@@ -25,7 +26,7 @@ from sploot_cluster.queues import (
     PlannedEntry,
     QueueStatus,
 )
-from tasks.contracts import NAMESPACE, QUEUES, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import HELD, Canary
 from tasks.queue_ops.dead_letters import select, view_of
@@ -37,6 +38,11 @@ from tasks.redis_errors import reaching_redis
 # One plan touches at most this many entries; their ids and holders take some megabytes.
 MOST_ENTRIES: Final = 100_000
 SHOWN_IDS: Final = 3
+# What users and producers lose with cancelled jobs, by queue.
+CANCEL_LOSES: Final = {
+    EMBEDDING_INGESTED: "the items of cancelled uploads are missing from their pets until they are sent again",
+    CLUSTER_FEEDBACK: "cancelled corrections are lost: users have to make them again",
+}
 ACTED: Final = "it may have run in part: see the audit, then plan again"
 
 
@@ -272,6 +278,41 @@ class Operations:
             warnings=["this cannot be undone; sploot-cluster capture keeps a copy"] if ids else [],
         )
 
+    def plan_cancel(
+        self, queue: str, *, job_ids: Sequence[str] = (), actor: str | None = None, pet_id: int | None = None
+    ) -> Plan:
+        """Plan to cancel unfinished jobs: given ids, or all of an actor, of a pet, or of both."""
+        if bool(job_ids) == (actor is not None or pet_id is not None):
+            hint = "give their ids, or an actor, a pet or both"
+            raise InvalidInput("job_ids", "expected exactly one selection of jobs", hint)
+        queue = queue_named(queue)
+        with reaching_redis():
+            found = self._unfinished(queue, job_ids, actor, pet_id)
+            pending = {entry.id: entry for entry in self._broker.inspector(queue).pending(MOST_ENTRIES)}
+            alive = self._alive(queue)
+        entries = []
+        for job_id, entry_id in found.items():
+            held = pending.get(entry_id)
+            holder, deliveries = ("", 0) if held is None or held.is_handed_back else (held.holder, held.deliveries)
+            entries.append(PlannedEntry(job_id, holder, deliveries, entry_id))
+        keys = QueueKeys(NAMESPACE, queue)
+        n_running = sum(entry.holder in alive for entry in entries)
+        warnings = [CANCEL_LOSES[queue]] if entries and queue in CANCEL_LOSES else []
+        if n_running:
+            warnings.append(
+                f"{n_running} of them are with live workers: what runs is interrupted, and what ends before is done"
+            )
+        if len(entries) == MOST_ENTRIES:
+            warnings.append(f"these are the first {MOST_ENTRIES:,}; plan again for the rest")
+        return self._plan(
+            "cancel",
+            queue,
+            f"cancel {_n(len(entries), 'job')} of {queue}; they are not retried, and their unique keys are free",
+            _commands_to_cancel(keys, entries, alive),
+            entries=entries,
+            warnings=warnings,
+        )
+
     def keep(self, plan: Plan) -> None:
         with reaching_redis():
             self._plans.keep(plan)
@@ -326,8 +367,24 @@ class Operations:
             case "purge":
                 n = self._broker.dead_letters(plan.queue).purge([entry.id for entry in plan.entries])
                 return _ended(plan, n, f"{n} of {len(plan.entries)} deleted" + _gone(plan, n))
+            case "cancel":
+                return self._cancel(plan)
             case _:
                 assert_never(plan.action)
+
+    def _cancel(self, plan: Plan) -> Done:
+        done = self._broker.cancel_where(
+            plan.queue,
+            message_ids=[entry.id for entry in plan.entries],
+            entry_ids=[entry.entry_id for entry in plan.entries if entry.entry_id],
+            # so that jobs that were coalesced onto them, with the same pet and actor, do not run in their place
+            where=lambda message: True,
+        )
+        n, n_requested = len(done.cancelled) + len(done.requested), len(done.requested)
+        reason = f"{n} of {len(plan.entries)} cancelled"
+        if n_requested:
+            reason += f", {n_requested} of these by the workers that hold them"
+        return _ended(plan, n, reason + _gone(plan, n))
 
     def _requeue(self, plan: Plan) -> Done:
         stay = ""
@@ -418,6 +475,27 @@ class Operations:
             seen.append(entry)
         return seen
 
+    def _unfinished(self, queue: str, job_ids: Sequence[str], actor: str | None, pet_id: int | None) -> dict[str, str]:
+        """Return the selected jobs: their ids, each with its entry id, or an empty string if it is delayed.
+
+        Raises:
+            InvalidInput: one of ``job_ids`` is not an unfinished job of the queue.
+        """
+        if pet_id is not None:
+            jobs, _ = find_jobs(self._broker, self._client, pet_id, limit=MOST_ENTRIES)
+            of_queue = [job for job in jobs if job.queue == queue and actor in (None, job.actor)]
+            return {job.message_id: job.entry_id or "" for job in of_queue if job.message_id is not None}
+        wanted = Selection(actor=actor, message_ids=frozenset(job_ids) or None)
+        found = {
+            one.message.message_id: one.place.decode() if one.state == "in-stream" else ""
+            for one in islice(self._broker.inspector(queue).find(wanted), MOST_ENTRIES)
+        }
+        for job_id in job_ids:
+            if job_id not in found:
+                hint = f"it has ended, is a dead letter, or is in another queue; see sploot-cluster job {job_id}"
+                raise InvalidInput("job_ids", f"{job_id} is not an unfinished job of {queue}", hint)
+        return found
+
     def _chosen(self, queue: str, dead_letter_ids: Sequence[str], matching: DeadLetterFilter | None) -> Sequence[str]:
         """Return the ids of the selected dead letters, oldest first."""
         if bool(dead_letter_ids) == (matching is not None):
@@ -485,6 +563,24 @@ def queue_named(text: str) -> str:
     if len(found) == 1:
         return found[0]
     raise InvalidInput("queue", f"{text!r} matches {len(found)} queues", f"choose from {', '.join(found or QUEUES)}")
+
+
+def _commands_to_cancel(keys: QueueKeys, entries: Sequence[PlannedEntry], alive: Collection[str]) -> list[str]:
+    """Return the main Redis commands; the scripts also free unique keys."""
+    waiting = [entry.entry_id for entry in entries if entry.entry_id and entry.holder not in alive]
+    delayed = [entry.id for entry in entries if not entry.entry_id]
+    received = [entry.entry_id for entry in entries if entry.entry_id and entry.holder in alive]
+    commands = []
+    if waiting:
+        commands.append(f"XDEL {keys.stream} {_some(waiting)}")
+    if delayed:
+        commands.append(f"ZREM {keys.delayed} …  # the delayed jobs {_some(delayed)}")
+    if received:
+        commands.append(
+            f"HSET {keys.cancelled} {received[0]} …  # for each of {_some(received)}; their workers end them"
+        )
+        commands.append(f"XADD {keys.timer} MAXLEN 1 * cancelled {received[0]}")
+    return commands
 
 
 def _why(stats: QueueStats, overdue: Sequence[OverdueJob]) -> str:

@@ -357,6 +357,18 @@ def test_coalesced_message_takes_the_place_of_one_cancelled_by_its_id(scene: Sce
     assert scene.state() == QueueState(waiting=("second",), locks=("u",))
 
 
+def test_cancel_where_looks_only_at_the_given_entries(scene: Scene) -> None:
+    broker = scene.process("a")
+    broker.enqueue_many([message(str(n)) for n in range(4)])
+    broker.enqueue(message("delayed"), delay=60_000)
+    ids = [entry_id.decode() for entry_id, _ in scene.client.xrange(KEYS.stream)]
+
+    found = broker.cancel_where(QUEUE, where=lambda message: True, entry_ids=[*ids[1:3], "1-1"])
+
+    assert len(found.cancelled) == 3
+    assert scene.state() == QueueState(waiting=("0", "3"))
+
+
 def test_find_shows_where_messages_are(scene: Scene) -> None:
     broker = scene.process("a")
     for options in ({"ordering_key": "k"}, {"ordering_key": "k"}, {}):

@@ -12,6 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from sploot_cluster import ClusterService
+from tasks.client import ClusterTasks
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import PET, take
 from tests.support import eventually
@@ -81,6 +82,36 @@ def test_enter_in_the_note_does_not_confirm_a_purge(page: Page, desk: Desk) -> N
     assert desk.dead_letter_ids() == dead_letters
     page.click("Yes, 2 entries", within="//dialog")
     eventually(lambda: desk.dead_letter_ids() == [], within_s=30)
+
+
+def test_jobs_of_a_pet_are_cancelled_after_their_plan_was_shown(page: Page, desk: Desk) -> None:
+    desk.broker.enqueue(desk.message(1), delay=3_600_000)
+    page.open("queues")
+    page.click("Cancel jobs…")
+    page.sees("Enter a job id")
+    page.browser.find_element(By.NAME, "pet").send_keys("7")
+    assert commands(page) == ["sploot-cluster queue cancel embedding.ingested --pet 7"]
+    page.click("Show the plan", within="//dialog")
+    page.sees("Redis commands:")
+
+    page.click("Yes, 1 entry", within="//dialog")
+
+    page.sees("1 of 1 cancelled")
+    assert desk.broker.stats("embedding.ingested").delayed == 0
+
+
+def test_job_is_cancelled_from_its_page(page: Page, redis_client: redis.Redis) -> None:
+    with ClusterTasks(client=redis_client) as tasks:
+        tasks.request_recluster(7, reason="it grew", delay_ms=3_600_000)
+        job_id = tasks.recluster(7).job_id
+    page.open(f"job/{job_id}")
+    page.click("Cancel…")
+    page.sees("Redis commands:")
+
+    page.click("Yes, 1 entry", within="//dialog")
+
+    page.sees("was cancelled")
+    assert not page.browser.find_elements(By.XPATH, "//button[text()='Cancel…']")
 
 
 @pytest.mark.parametrize("way_out", ["Cancel", Keys.ESCAPE])

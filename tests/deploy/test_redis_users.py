@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from deploy.redis_users import TEMPLATE, USERS, PasswordUnusable, render
 from sploot_cluster import ClusterService
-from sploot_cluster.jobs import QueueFull
+from sploot_cluster.jobs import QueueFull, QueueUnavailable
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.composition import build_app
@@ -380,6 +380,19 @@ def test_permissions_of_a_client_suffice_for_enqueueing_and_job_status(users: di
         told = tasks.job(jobs[0].job_id)
         assert told is not None
         assert told.state == "queued"
+
+
+def test_only_users_of_operators_may_cancel_jobs(users: dict[str, redis.Redis]) -> None:
+    with ClusterTasks(client=users["client"]) as tasks:
+        job = tasks.merge(9, [1, 2])
+        with pytest.raises(QueueUnavailable, match="user"):
+            tasks.cancel(job.job_id)
+    for user in ("server", "operator"):
+        with ClusterTasks(client=users["client"]) as tasks:
+            waiting, delayed = tasks.merge(9, [1, 2]), tasks.recluster(9)
+            tasks.recluster(9)
+        with ClusterTasks(client=users[user]) as tasks:
+            assert [tasks.cancel(one.job_id) for one in (waiting, delayed)] == ["cancelled", "cancelled"]
 
 
 def delete_over_http(redis_url: str) -> None:

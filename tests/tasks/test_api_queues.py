@@ -58,6 +58,7 @@ PLANNING: list[tuple[str, dict[str, Any]]] = [
     ("/embedding.ingested/rescue", {"idle_s": 0}),
     ("/embedding/retire-consumer", {"consumer": STUCK}),
     ("/embedding/pause", {}),
+    ("/embedding/cancel", {"pet_id": 7}),
     ("/embedding/resume", {}),
     ("/embedding/requeue", {"matching": {}}),
     ("/embedding/purge", {"matching": {"reason": "failed"}}),

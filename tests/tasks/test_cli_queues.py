@@ -38,6 +38,8 @@ ACTIONS = [
     ["retire-consumer", "embedding", STUCK],
     ["pause", "embedding"],
     ["resume", "embedding"],
+    ["cancel", "embedding", "--pet", "7"],
+    ["cancel", "embedding", "--actor", "cluster_embedding"],
     ["dead", "requeue", "embedding", "--all"],
     ["dead", "requeue", "embedding", "--all", "--canary"],
     ["dead", "purge", "embedding", "--reason", "failed"],

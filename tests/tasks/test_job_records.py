@@ -15,7 +15,7 @@ from dramatiq.middleware import Retries
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from broker import RedisStreamsBroker
+from broker import Cancelled, RedisStreamsBroker
 from sploot_cluster.jobs import JobState, JobStatus
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, GROUP
@@ -146,6 +146,51 @@ def test_failed_job_is_dead_with_its_error(tasks: ClusterTasks, redis_client: re
     assert job_status.attempts == 2
     assert job_status.reason == "RuntimeError: no such revision"
     assert job_status.finished_at == dead_letters[0].died_at
+
+
+def test_cancelled_job_that_waited_is_shown_as_cancelled(tasks: ClusterTasks) -> None:
+    job, other = tasks.undo(42, 17), tasks.undo(42, 18)
+
+    assert tasks.cancel(job.job_id) == "cancelled"
+    assert tasks.cancel(job.job_id) == "not-found"
+
+    job_status = status(tasks, job.job_id)
+    assert (job_status.state, job_status.reason) == ("cancelled", "was cancelled")
+    assert job_status.finished_at is not None
+    assert status(tasks, other.job_id).state == "queued"
+
+
+def test_cancelled_job_that_ran_is_shown_as_cancelled(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    interrupted = threading.Event()
+
+    def undo(**_: Any) -> None:
+        try:
+            while True:  # in short steps, because an interrupt cannot end a wait
+                threading.Event().wait(0.01)
+        except Cancelled:
+            interrupted.set()
+            raise
+
+    with working(redis_client, undo, max_retries=3):
+        job = tasks.undo(42, 17)
+        reaches(tasks, job.job_id, "running")
+        assert tasks.cancel(job.job_id) == "requested"
+        job_status = reaches(tasks, job.job_id, "cancelled")
+
+    assert interrupted.is_set()
+    assert job_status.attempts == 1
+
+
+def test_job_without_a_record_is_cancelled_in_whichever_queue_it_is(
+    tasks: ClusterTasks, redis_client: redis.Redis
+) -> None:
+    job = tasks.recluster(42)
+    redis_client.delete(f"sploot:{{jobs}}:record:{job.job_id}")
+
+    assert tasks.cancel(job.job_id) == "cancelled"
+    assert tasks.cancel("no-such-job") == "not-found"
+    # its unique key is free
+    assert not tasks.recluster(42).coalesced
 
 
 def test_job_of_an_unknown_actor_is_dead(tasks: ClusterTasks, redis_client: redis.Redis) -> None:

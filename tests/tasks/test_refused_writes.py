@@ -119,6 +119,7 @@ BODIES: Final[dict[str, Any]] = {
     "plan_pause": {},
     "plan_resume": {},
     "plan_requeue": {},
+    "plan_cancel": {"pet_id": 42},
     "plan_purge": {},
     "apply_plan": {"plan_id": "p-00000000"},
 }
@@ -265,6 +266,7 @@ COMMANDS: Final = {
     "queue audit": [],
     "queue dead list": ["embedding"],
     "queue dead purge": ["embedding", "--all", "--yes"],
+    "queue cancel": ["embedding", "--pet", str(PET), "--yes"],
     "queue pause": ["embedding", "--yes"],
     "queue resume": ["embedding", "--yes"],
     "queue rescue (plan)": ["embedding", "--idle", "0s"],

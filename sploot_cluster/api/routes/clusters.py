@@ -25,7 +25,7 @@ from sploot_cluster.api.tokens import Caller
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request as CorrectionRequest
 from sploot_cluster.errors import StalePreview
-from sploot_cluster.jobs import JobQueue, JobRef
+from sploot_cluster.jobs import ENDED, JobQueue, JobRef
 from sploot_cluster.pet.models import PetId, Reclustered
 from sploot_cluster.pet.previews import Previewed
 
@@ -135,7 +135,7 @@ def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: float) -
         status = jobs.job(job.job_id)
         if status is not None and status.state == "succeeded":
             return str((status.result or {})["token"])
-        if status is not None and status.state == "dead":
+        if status is not None and status.state in ENDED:
             raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.reason}")
         if time.monotonic() > ends_at:
             return None

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, READS, WRITES, Admission, CallerOf
-from sploot_cluster.api.bodies import Apply, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
+from sploot_cluster.api.bodies import Apply, CancelJobs, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
 from sploot_cluster.api.numbers import IdInAddress, Seconds
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
 from sploot_cluster.api.routes.jobs import PREFIX
@@ -90,6 +90,30 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
             raise Refusal(NOT_FOUND, f"queue {shown(queue)} has no dead letter {shown(dead_letter_id)}")
         return dead_letter
 
+    _add_plans(router, operations, writes)
+
+    @router.post(
+        "/plans/{plan_id}/apply",
+        operation_id="apply_plan",
+        summary="Apply a plan",
+        status_code=202,
+        dependencies=[IDEMPOTENCY_KEY],
+        responses=documented(*WRITES, NOT_FOUND),
+    )
+    def apply_plan(plan_id: str, body: Apply, caller: CallerOf) -> Done:
+        """Apply a plan once, to exactly the ids that it listed. `is_complete` states whether it took full effect."""
+        try:
+            plan = operations.take(plan_id)
+        except PlanUnknown as unknown:
+            raise Refusal(NOT_FOUND, str(unknown)) from unknown
+        return operations.act(plan, by=caller.name, via=VIA, note=body.note)
+
+    return router
+
+
+def _add_plans(router: APIRouter, operations: QueueOperations, writes: Any) -> None:
+    """Add the routes that plan an action."""
+
     def kept(plan: Plan) -> Plan:
         operations.keep(plan)
         return plan
@@ -143,20 +167,10 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         """Plan to delete dead letters by id, or all that match. Nothing is changed until the plan is applied."""
         return kept(operations.plan_purge(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
-    @router.post(
-        "/plans/{plan_id}/apply",
-        operation_id="apply_plan",
-        summary="Apply a plan",
-        status_code=202,
-        dependencies=[IDEMPOTENCY_KEY],
-        responses=documented(*WRITES, NOT_FOUND),
-    )
-    def apply_plan(plan_id: str, body: Apply, caller: CallerOf) -> Done:
-        """Apply a plan once, to exactly the ids that it listed. `is_complete` states whether it took full effect."""
-        try:
-            plan = operations.take(plan_id)
-        except PlanUnknown as unknown:
-            raise Refusal(NOT_FOUND, str(unknown)) from unknown
-        return operations.act(plan, by=caller.name, via=VIA, note=body.note)
+    @router.post("/{queue}/cancel", operation_id="plan_cancel", summary="Plan to cancel jobs", **planning)
+    def plan_cancel(queue: str, body: CancelJobs) -> Plan:
+        """Plan to cancel unfinished jobs by id, or all of an actor or a pet. Applying it removes waiting jobs.
 
-    return router
+        Running ones are interrupted. Nothing is changed until the plan is applied.
+        """
+        return kept(operations.plan_cancel(queue, job_ids=body.job_ids, actor=body.actor, pet_id=body.pet_id))

@@ -38,6 +38,7 @@ OF_STREAMS = (
     "media_cluster_dead_letters",
     "media_cluster_oldest_job_age_seconds",
     "media_cluster_entries_added_total",
+    "media_cluster_cancelled_jobs_total",
     "media_cluster_ids_ahead_seconds",
     "media_cluster_stream_exhausted",
     "media_cluster_entries_vanished_total",
@@ -147,6 +148,7 @@ def test_only_totals_are_counters(registry: CollectorRegistry) -> None:
     kinds = {family.name: family.type for family in registry.collect()}
 
     assert {name for name, kind in kinds.items() if kind == "counter"} == {
+        "media_cluster_cancelled_jobs",
         "media_cluster_entries_added",
         "media_cluster_entries_vanished",
     }
@@ -172,6 +174,8 @@ def test_jobs_are_counted_by_state(
 ) -> None:
     send(broker, 5)
     send(broker, 2, delay=60_000)
+    cancelled = broker.enqueue(dramatiq.Message(CLUSTER_FEEDBACK, "merge_clusters", (), {}, {}), delay=60_000)
+    broker.cancel(cancelled.message_id, CLUSTER_FEEDBACK)
     consumer = broker.consume(CLUSTER_FEEDBACK, prefetch=3, timeout=5_000)
     first, second = next(consumer), next(consumer)
     assert first is not None
@@ -187,6 +191,7 @@ def test_jobs_are_counted_by_state(
     assert of_stream(registry, "media_cluster_undelivered_jobs") == 2
     assert of_stream(registry, "media_cluster_delayed_jobs") == 2
     assert of_stream(registry, "media_cluster_dead_letters") == 1
+    assert of_stream(registry, "media_cluster_cancelled_jobs_total") == 1
     assert of_stream(registry, "media_cluster_orphaned_jobs") == 0
     assert of_stream(registry, "media_cluster_entries_added_total") == 5
     consumer.ack(second)

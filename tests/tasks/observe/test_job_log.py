@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from broker import DeadLetter, RedisStreamsBroker
 from sploot_cluster.errors import DimensionMismatch, InvalidInput
-from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, RECLUSTER_PET
+from tasks.contracts import CLUSTER_MAINTENANCE, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, RECLUSTER_PET
 from tasks.observe.job_facts import current_job
 from tasks.observe.job_log import LoadEngine, RecordJobs, outcome_of
 from tasks.observe.metrics import JobMetrics
@@ -185,6 +185,33 @@ def test_recluster_records_its_noise_and_succeeds_if_that_fails(pool: Pool, logg
 
     eventually(lambda: lines(logged, "could not record the noise of a recluster"))
     assert pool.noise.noted == [31]
+
+
+def test_cancelled_job_is_logged_and_counts_as_no_failure(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+    began = threading.Event()
+
+    @dramatiq.actor(actor_name="recluster_pet", queue_name=CLUSTER_RECLUSTER, broker=pool.broker)
+    def recluster(pet_id: int) -> None:
+        began.set()
+        while True:  # in short steps, because an interrupt cannot end a wait
+            threading.Event().wait(0.01)
+
+    message = recluster.send(pet_id=42)
+    pool.worker.start()
+    eventually(began.is_set)
+    pool.broker.cancel(message.message_id)
+    eventually(lambda: lines(logged, "job cancelled"))
+
+    (line,) = lines(logged, "job cancelled")
+    assert {name: line[name] for name in ("pet_id", "message_id", "actor", "outcome")} == {
+        "pet_id": 42,
+        "message_id": message.message_id,
+        "actor": "recluster_pet",
+        "outcome": "cancelled",
+    }
+    assert lines(logged, "job failed") == []
+    eventually(lambda: pool.count("cluster_jobs_in_progress") == 0)
+    assert pool.jobs("error") == 0
 
 
 def test_in_progress_gauge_falls_back_to_zero(pool: Pool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -240,6 +241,94 @@ def test_requeue_leaves_dead_letters_whose_unique_key_is_held(desk: Desk) -> Non
     assert (done.n_done, done.is_complete) == (1, False)
     assert "1 of 3 put back to work; 2 stay dead letters, because a job with the same unique key waits" in done.reason
     assert desk.dead_letter_ids() == ids[1:]
+
+
+# -- cancel ------------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_removes_the_planned_jobs(desk: Desk) -> None:
+    ids = [desk.broker.enqueue(desk.message(n)).message_id for n in range(3)]
+    delayed = desk.broker.enqueue(desk.message(3), delay=3_600_000).message_id
+    plan = desk.operations.plan_cancel("embedding", job_ids=[*ids[:2], delayed])
+
+    done = desk.operations.act(plan, by="ada", via="test", note="INC-7")
+
+    assert [entry.id for entry in plan.entries] == [delayed, *ids[:2]]
+    assert any(command.startswith("XDEL streams:embedding.ingested ") for command in plan.commands)
+    assert any(command.startswith("ZREM {streams:embedding.ingested}:delayed ") for command in plan.commands)
+    assert (done.n_done, done.is_complete, done.reason) == (3, True, "3 of 3 cancelled")
+    assert len(desk.entry_ids()) == 1
+    assert desk.broker.stats(EMBEDDING_INGESTED).delayed == 0
+    assert [(one.by, one.action, one.note) for one in desk.operations.audit(1)] == [("ada", "cancel", "INC-7")]
+
+
+def test_cancel_finds_flat_events_of_a_pet(desk: Desk) -> None:
+    desk.add(1, 2, pet_id=7)
+    (other,) = desk.add(3, pet_id=8)
+    desk.broker.enqueue(desk.message(4), delay=3_600_000)
+    plan = desk.operations.plan_cancel("embedding", pet_id=7)
+    late = desk.add(5, pet_id=7)
+
+    done = desk.operations.act(plan, by="ada", via="test")
+
+    assert (len(plan.entries), done.n_done) == (3, 3)
+    assert "the items of cancelled uploads are missing" in plan.warnings[0]
+    assert desk.entry_ids() == [other, *late]
+
+
+def test_cancel_of_an_actor_and_a_pet_needs_both_to_match(desk: Desk) -> None:
+    desk.add(1, pet_id=7)
+
+    assert desk.operations.plan_cancel("embedding", pet_id=7, actor="somebody").is_empty
+    assert desk.operations.plan_cancel("embedding", actor="somebody").is_empty
+    assert len(desk.operations.plan_cancel("embedding", pet_id=7, actor="cluster_embedding").entries) == 1
+    assert len(desk.operations.plan_cancel("embedding", actor="cluster_embedding").entries) == 1
+
+
+def test_cancel_leaves_what_has_ended_since_the_plan(desk: Desk) -> None:
+    first, _ = desk.add(1, 2)
+    plan = desk.operations.plan_cancel("embedding", pet_id=7)
+    desk.client.xdel(KEYS.stream, first)
+
+    done = desk.operations.act(plan, by="ada", via="test")
+
+    assert (done.n_done, done.reason) == (1, "1 of 2 cancelled; 1 were gone already")
+    assert desk.entry_ids() == []
+
+
+def test_cancel_reports_jobs_that_workers_hold(desk: Desk) -> None:
+    desk.broker.declare_queue(EMBEDDING_INGESTED)
+    consumer = desk.broker.consume(EMBEDDING_INGESTED, prefetch=1)
+    desk.add(1, 2)
+    eventually(lambda: next(consumer) is not None)
+    plan = desk.operations.plan_cancel("embedding", pet_id=7)
+
+    done = desk.operations.act(plan, by="ada", via="test")
+    desk.broker.close()
+
+    assert [bool(entry.holder) for entry in plan.entries] == [True, False]
+    assert any(warning.startswith("1 of them are with live workers") for warning in plan.warnings)
+    assert any(command.startswith("HSET {streams:embedding.ingested}:cancelled ") for command in plan.commands)
+    assert (done.n_done, done.reason) == (2, "2 of 2 cancelled, 1 of these by the workers that hold them")
+    assert len(desk.entry_ids()) == 1
+
+
+def test_cancel_drops_the_job_that_was_coalesced_onto_a_cancelled_one(desk: Desk) -> None:
+    first = desk.broker.enqueue(desk.message(1, unique_key="k"))
+    desk.broker.enqueue(desk.message(2, unique_key="k"))
+
+    desk.operations.act(desk.operations.plan_cancel("embedding", job_ids=[first.message_id]), by="ada", via="test")
+
+    assert desk.entry_ids() == []
+    assert desk.broker.enqueue(desk.message(3, unique_key="k")).message_id != first.message_id
+
+
+@pytest.mark.parametrize("chosen", [{}, {"job_ids": ["a"], "pet_id": 7}, {"job_ids": ["no-such-job"]}])
+def test_invalid_choice_of_jobs_to_cancel_names_the_field(desk: Desk, chosen: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        desk.operations.plan_cancel("embedding", **chosen)
+
+    assert refused.value.field == "job_ids"
 
 
 def test_purge_deletes_the_planned_dead_letters(desk: Desk) -> None:

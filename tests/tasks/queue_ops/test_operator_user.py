@@ -72,12 +72,14 @@ def test_operator_user_may_run_all_runbook_commands(cli: Cli, desk: Desk, tmp_pa
     desk.deliver()
     desk.client.xack("streams:embedding.ingested", "cluster-workers", orphan)
     desk.add(3, pet_id=42)
+    desk.add(8, 9, pet_id=43)
     one, two, three, _ = desk.bury(4, 5, 6, 7, pet_id=42)
 
     for command in (
         ("queue", "status"),
         ("queue", "pending", "embedding"),
         ("queue", "peek", "embedding"),
+        ("queue", "cancel", "embedding", "--pet", 43, "--yes"),
         ("queue", "find", "--pet", 42),
         ("queue", "rescue", "embedding", held, "--yes"),
         ("queue", "rescue", "embedding", "--unowned", "--yes"),

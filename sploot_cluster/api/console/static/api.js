@@ -57,7 +57,7 @@ export const get = (path) => call("GET", path);
 export const post = (path, body, headers) => call("POST", path, body, headers);
 export const remove = (path) => call("DELETE", path);
 
-const ENDED = new Set(["succeeded", "dead"]);
+export const ENDED = new Set(["succeeded", "dead", "cancelled"]);
 
 /** Poll a job until it ends. `onStatus` is called with each status on the way. */
 export async function follow(job, onStatus) {

@@ -1,6 +1,7 @@
 // The page of one job, and the notice that follows a job until it ends.
 
-import { follow, get } from "./api.js";
+import { act } from "./actions.js";
+import { ENDED, follow, get } from "./api.js";
 import { write } from "./exact.js";
 import { h, notice, when } from "./dom.js";
 
@@ -8,7 +9,7 @@ export const job = {
   title: ({ rest }) => (rest[0] ? `Job ${rest[0]}` : "Jobs"),
   every: 3000,
   load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : null),
-  draw(status, { rest }) {
+  draw(status, { rest }, again) {
     const id = h("input", { name: "id", value: rest[0] ?? "", required: true, size: 40, placeholder: "job id", "aria-label": "Job id" });
     const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), (location.hash = `#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Show"));
     if (!status) return [h("h1", {}, "Jobs"), h("p", { class: "quiet" }, "Corrections, reclusters and uploads run as jobs. Enter the id of a job to see its state."), form];
@@ -31,9 +32,15 @@ export const job = {
         status.due_at && fact("due", when(status.due_at)),
         ...Object.entries(status.result ?? {}).map(([name, value]) => fact(name.replaceAll("_", " "), typeof value === "object" ? write(value) : String(value))),
       ),
+      ENDED.has(status.state) ? null : h("p", {}, cancelButton(status, again)),
     ];
   },
 };
+
+function cancelButton({ job_id: id, queue }, again) {
+  const options = { title: `Cancel ${id}`, cli: ["queue", "cancel", queue, id], danger: true, again };
+  return h("button", { type: "button", onclick: () => act(queue, "cancel", { job_ids: [id] }, options) }, "Cancel…");
+}
 
 const fact = (name, value) => [h("dt", {}, name), h("dd", {}, value)];
 

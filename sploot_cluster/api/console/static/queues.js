@@ -1,7 +1,7 @@
 // The page of the queues: their figures, their workers, the reasons for waiting work, and the audit log.
 
 import { get } from "./api.js";
-import { count, duration, h, number, table, when } from "./dom.js";
+import { ask, count, duration, h, number, shell, table, when } from "./dom.js";
 import { act } from "./actions.js";
 import { levelOf, thresholds } from "./thresholds.js";
 
@@ -20,7 +20,7 @@ export const queues = {
     const rows = queues.map((queue) => [
       h("td", {}, h("strong", {}, queue.queue), h("p", { class: "quiet" }, queue.reason)),
       ...figures(queue).map(([text, level]) => number(text, level)),
-      h("td", { class: "actions" }, pauseButton(queue, again)),
+      h("td", { class: "actions" }, pauseButton(queue, again), " ", cancelButton(queue, again)),
     ]);
     return [
       h("h1", {}, "Queues"),
@@ -73,6 +73,36 @@ function pauseButton(queue, again) {
     { type: "button", onclick: () => act(queue.queue, action, {}, { title: `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}`, cli: ["queue", action, queue.queue], again }) },
     queue.is_paused ? "Resume…" : "Pause…",
   );
+}
+
+function cancelButton(queue, again) {
+  return h("button", { type: "button", onclick: () => cancelJobs(queue.queue, again) }, "Cancel jobs…");
+}
+
+/** Ask which jobs to cancel, then show the plan as for every action. */
+async function cancelJobs(queue, again) {
+  const title = `Cancel jobs of ${queue}`;
+  const chosen = await ask({
+    title,
+    action: "Show the plan",
+    cli: (values) => ({ "On the command line, to show the plan:": shell("queue", "cancel", queue, ...choice(values).words) }),
+    body: [
+      h("p", {}, "Waiting jobs are removed, and running ones are interrupted. Enter a job id, or a pet, an actor or both."),
+      ["job id", "pet", "actor"].map((name) => h("p", {}, h("label", {}, `${name}: `, h("input", { name, size: 40 })))),
+    ],
+  });
+  if (!chosen) return;
+  const { body, words } = choice(chosen);
+  act(queue, "cancel", body, { title, cli: ["queue", "cancel", queue, ...words], danger: true, again });
+}
+
+function choice(values) {
+  const [job, pet, actor] = ["job id", "pet", "actor"].map((name) => values.get(name).trim());
+  if (job) return { body: { job_ids: [job] }, words: [job] };
+  return {
+    body: { ...(pet && { pet_id: pet }), ...(actor && { actor }) },
+    words: [...(pet ? ["--pet", pet] : []), ...(actor ? ["--actor", actor] : [])],
+  };
 }
 
 function workers(queues, again) {
