@@ -280,6 +280,9 @@ local function next_in_line(key)
     end
     redis.call('ZREM', work.line, member)
     redis.call('HDEL', work.in_line, member)
+    if is_ordering(key) then
+      return
+    end
     member = first_in_line(key)
   end
   if redis.call('HEXISTS', work.limits, key) == 1
@@ -331,9 +334,9 @@ end
 -- Ends the work of a message that was at this place and is gone, and brings the next ones to work.
 -- Does nothing if it was not at work there.
 local function leave_work(key, gone)
-  local was_unstarted = redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. gone) == 1
   local _, n, period = limits_of(key)
-  if was_unstarted and n > 0 and not string.find(gone, '^%d+%-%d+$') then
+  local was_unstarted = n > 0 and redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. gone) == 1
+  if was_unstarted and not string.find(gone, '^%d+%-%d+$') then
     -- it was delayed until the place that it had taken is free, so nothing else may start there before
     record_start(key, n, period, server_ms())
   end

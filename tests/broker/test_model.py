@@ -36,6 +36,8 @@ LIMITS: dict[str | None, dict[str, Any]] = {
     "l": {"ordering_key": "l"},
     "c": {"concurrency_key": "c", "max_concurrent": 2},
     "r": {"rate_key": "r", "rate": "4/day"},
+    "p": {"priority": 5},
+    "q": {"priority": -5},
 }
 
 
@@ -67,6 +69,7 @@ class Queue(RuleBasedStateMachine):
         self.enqueue(0, 3, None, None, "k")
         self.enqueue(0, 4, None, None, "c")
         self.enqueue(0, 3, None, None, "r")
+        self.enqueue(0, 4, None, None, "p")
         self.enqueue(0, 1, None, "u", None)
         self.enqueue(0, 2, 3_600_000, None, None)
         self.receive(0, 3)
@@ -101,7 +104,7 @@ class Queue(RuleBasedStateMachine):
         n=st.integers(1, 4),
         delay=st.sampled_from([None, None, 3_600_000]),
         unique=st.sampled_from([None, None, None, "u"]),
-        key=st.sampled_from([None, None, "k", "l", "c", "r"]),
+        key=st.sampled_from([None, None, "k", "l", "c", "r", "p", "q"]),
     )
     def enqueue(self, which: int, n: int, delay: int | None, unique: str | None, key: str | None) -> None:
         _, broker, _ = self.a_process(which)

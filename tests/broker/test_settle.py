@@ -296,6 +296,30 @@ def test_full_server_settles_everything_and_refuses_only_new_messages(scene: Sce
     eventually(lambda: scene.state() == then)
 
 
+def test_full_server_brings_messages_in_line_to_work(scene: Scene) -> None:
+    consumer = scene.consumer("a")
+    broker = scene.brokers["a"]
+    limits = {"concurrency_key": "k", "max_concurrent": 1, "rate": "9/day", "expires_in_ms": 60_000}
+    broker.enqueue_many([message(label, **limits) for label in ("done", "retried", "later", "dies", "last")])
+
+    with full(scene):
+        for label in ("done", "retried", "later", "dies"):
+            (delivery,) = received(consumer, 1)
+            broker.emit_before("process_message", delivery)
+            assert delivery.args == (label,)
+            if label in ("retried", "later"):
+                fail(broker, delivery, delay=0 if label == "retried" else 60_000)
+            else:
+                (consumer.ack if label == "done" else consumer.nack)(delivery)
+        assert labels(received(consumer, 1)) == ["last"]
+    (later,) = scene.client.zrange(KEYS.delayed, 0, -1)
+    scene.client.zadd(KEYS.delayed, {later: 1})
+    with full(scene):
+        scene.sweep("a")
+
+    assert broker.stats(QUEUE).in_line == 2
+
+
 def test_full_server_redelivers_messages_that_ran_in_two_crashes(scene: Scene) -> None:
     scene.process("producer").enqueue(message("one"))
     scene.die_running("a", "b")

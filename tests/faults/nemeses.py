@@ -45,6 +45,9 @@ USUAL: Final = {
     "slow": 20,
     "fails": 15,
     "ordered-fails-once": 10,
+    "at-most-two": 30,
+    "rated": 30,
+    "prioritised": 30,
     "long": 2,
 }
 

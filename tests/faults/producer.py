@@ -30,6 +30,12 @@ def messages_of(uid: str, kind: str, rng: random.Random) -> dramatiq.Message[Any
         options["delay"] = rng.randrange(1, 2_000)
     if kind.startswith("ordered"):
         options["ordering_key"] = f"{uid.partition('-')[0]}/{rng.randrange(N_LINES)}"
+    if kind == "at-most-two":
+        options |= {"concurrency_key": rng.choice("abc"), "max_concurrent": 2}
+    if kind == "rated":
+        options |= {"rate": "50/s"}
+    if kind == "prioritised":
+        options |= {"priority": rng.randrange(-2, 3)}
     if kind == "unique":
         options["unique_key"] = uid
     if kind == "pipeline":
