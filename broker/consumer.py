@@ -29,7 +29,7 @@ from .deliveries import Deliveries, Delivery, Follower, Unhandled
 from .entries import MESSAGE_FIELD, EntryDecoder, MessageCheck, Oversize, decode, fields_of, has_run, size_of
 from .errors import UndecodableEntry
 from .isolation import Isolation
-from .janitor import Janitor, Round
+from .janitor import LOST_AFTER_MS, Janitor, Round
 from .keeper import Keeper
 from .keys import HANDED_BACK, QueueKeys
 from .options import EXPIRES_AT
@@ -39,9 +39,6 @@ from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
 from .settler import Settler
 from .shared_reads import Timers
-
-# If this consumer has owned an entry for this long without receiving it, the reply is not late but lost.
-LOST_AFTER_MS = 5_000
 
 NO_LIMIT = 1 << 20
 
@@ -98,7 +95,6 @@ class ConsumedQueue:
         self.has_lost_entries = False
         self.has_backlog = False  # the last read returned as many entries as it asked for
         self.cancelled: Mapping[str, str] = {}  # see Round
-        self._n_unheld_rounds = 0
         self._resumed = threading.Event()
         self._consumer: StreamsConsumer | None = None
         self.janitor = Janitor(
@@ -108,6 +104,8 @@ class ConsumedQueue:
             process.timers,
             consumer_name=process.consumer_name,
             on_round=self._after_round,
+            on_takeable=self._take_over,
+            n_held=self.deliveries.__len__,
         )
 
     def attach(self, consumer: StreamsConsumer) -> None:
@@ -162,14 +160,9 @@ class ConsumedQueue:
         has_news = False
         if done.is_takeable:
             self.is_takeable = has_news = True
-        if done.n_owned > len(self.deliveries):
-            # If two rounds in a row find this, a delivery reply was lost on a live connection.
-            self._n_unheld_rounds += 1
-            if self._n_unheld_rounds >= 2:
-                self._n_unheld_rounds = 0
-                self.has_lost_entries = has_news = True
-        else:
-            self._n_unheld_rounds = 0
+        if done.owned and not set(self.deliveries.ids()).issuperset(done.owned):
+            # a delivery reply was lost on a live connection
+            self.has_lost_entries = has_news = True
         if done.is_paused != self.is_paused:
             self.is_paused = done.is_paused
             has_news = True
@@ -184,7 +177,12 @@ class ConsumedQueue:
             self.process.emit("after_orphans", self.keys.queue_name, done.n_orphans)
         if has_news:
             self.wake()
-        return is_cancelling or self._n_unheld_rounds > 0
+        return is_cancelling
+
+    def _take_over(self) -> None:
+        """Let the consumer look for entries to take over."""
+        self.is_takeable = True
+        self.wake()
 
     def cancel_held(self) -> bool:
         """End cancelled messages that this process holds; return whether one of them could not be interrupted yet."""

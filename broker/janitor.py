@@ -1,13 +1,18 @@
 """The janitor of a queue: promotes due messages, finds entries of dead consumers, and requeues orphans.
 
-Every process that consumes a queue has a janitor, and none of them is a leader: every step is one script that is safe
-to run twice. Between rounds, a janitor waits for an entry in the queue's timer stream. So a message delayed by 50 ms is
-promoted after 50 ms, while an idle queue costs next to nothing.
+Every process that consumes a queue has a janitor. Every step is one script that is safe to run twice. Between rounds, a
+janitor waits for entries of the queue's timer stream. So a message delayed by 50 ms is promoted after 50 ms, while an
+idle queue costs next to nothing.
+
+Rounds would be too many if every process woke up for every due message. So the process that promoted last wakes up for
+the next one, and the others only look from time to time whether a message is overdue: together a few times a second,
+however many they are. One process at a time goes through all entries to find orphans.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,9 +25,24 @@ from dramatiq.logging import get_logger
 from .connections import Connections
 from .identity import is_dead_sibling
 from .keys import HANDED_BACK, QueueKeys
-from .scripts import ADVANCE, CANCELLED, FORGET, LEAVE, SWEEP, TICK
+from .scripts import ADVANCE, CANCELLED, FORGET, LEAVE, RESIGN, SWEEP, TICK
 from .settings import BrokerSettings
 from .shared_reads import Timers
+
+# If this consumer has owned an entry for this long without receiving it, the reply is not late but lost.
+LOST_AFTER_MS = 5_000
+
+# For this long after a promotion, no other process promotes. If the promoter was lost, another one follows after this
+# and the next look of any process.
+PROMOTE_ALONE_MS = 1_000
+# How often the other processes look for overdue messages, all of them together. That none does for half a second has a
+# probability of 2 %, for a second 0.03 %.
+LOOKS_PER_S = 8.0
+
+# The news after which there are entries to take over.
+TAKEABLE_NEWS = frozenset({b"handed_back", b"rescued", b"orphans", b"died"})
+# The news after which there may be no promoter.
+PROMOTER_NEWS = frozenset({b"died", b"left"})
 
 # The shortest pause between rounds. Under load, due messages follow each other closely, and one round promotes several.
 SHORTEST_WAIT_S = 0.005
@@ -43,7 +63,7 @@ class Round:
         is_takeable: whether there are entries to take over.
         first_lapse_s: seconds until the first lease of another consumer lapses if no heartbeat comes; 0 if the lease of
             a consumer with entries has lapsed; None if there is no such lease.
-        n_owned: the number of entries in this consumer's own pending list.
+        owned: the ids of entries that have been in this consumer's pending list for ``LOST_AFTER_MS``.
         is_paused: whether delivery is paused.
         cancelled: the entries of cancelled messages that workers have received, each with the SHA-1 of the coalesced
             message to drop, or "".
@@ -54,7 +74,7 @@ class Round:
     next_due_s: float | None
     is_takeable: bool
     first_lapse_s: float | None
-    n_owned: int
+    owned: tuple[str, ...]
     is_paused: bool
     cancelled: Mapping[str, str]
     n_orphans: int
@@ -65,6 +85,8 @@ class Janitor:
 
     Args:
         on_round: called with the findings of every round; returns whether another round should follow soon.
+        on_takeable: called when there are entries to take over.
+        n_held: returns how many entries this process holds.
     """
 
     def __init__(
@@ -76,12 +98,14 @@ class Janitor:
         *,
         consumer_name: str,
         on_round: Callable[[Round], bool],
+        on_takeable: Callable[[], None] = lambda: None,
+        n_held: Callable[[], int] = lambda: 0,
     ) -> None:
         self._connections = connections
         self._settings = settings
         self._keys = keys
         self._consumer_name = consumer_name
-        self._on_round = on_round
+        self._on_round, self._on_takeable, self._n_held = on_round, on_takeable, n_held
         self._logger: logging.Logger = get_logger(__name__, f"Janitor({keys.queue_name})")
         self._timer = timers.timer(keys.timer)
         self._last_timer: bytes = b"0-0"
@@ -90,7 +114,11 @@ class Janitor:
         self._forget_cursor: str | bytes = "0"
         self._next_sweep_at = 0.0
         self._next_round_at = 0.0
-        self._others: tuple[str, ...] = ()
+        # any process may have to promote the first due message, so each one begins as a promoter
+        self._is_promoter = True
+        self._next_due_at: float | None = None
+        self._n_consumers = -1
+        self._siblings: tuple[str, ...] = ()
         self._round = threading.Lock()
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -114,22 +142,36 @@ class Janitor:
 
     def _run_once(self) -> Round:
         keys, settings = self._keys, self._settings
-        for name in [name for name in self._others if is_dead_sibling(name)]:
+        for name in [name for name in self._siblings if is_dead_sibling(name)]:
             self._declare_dead(name)
         answer = self._connections.run_script(
             TICK,
-            (*keys.work, keys.consumers, keys.paused, keys.counters, keys.cancelled),
-            (settings.group, self._consumer_name, HANDED_BACK, settings.lease_ms, settings.promote_batch),
+            (*keys.work, keys.consumers, keys.paused, keys.counters, keys.cancelled, keys.promoter),
+            (
+                settings.group,
+                self._consumer_name,
+                HANDED_BACK,
+                settings.lease_ms,
+                settings.promote_batch,
+                PROMOTE_ALONE_MS,
+                LOST_AFTER_MS,
+                self._n_held(),
+                self._consumer_name.partition(":")[0] + ":",
+                self._n_consumers,
+            ),
         )
-        n_promoted, next_in_ms, self._last_timer, is_takeable, n_owned, is_paused, lapse_ms, *rest = answer
-        is_any_cancelled, *others = rest
-        self._others = tuple(name.decode() for name in others)
+        n_promoted, next_in_ms, self._last_timer, is_takeable, is_other, is_paused, lapse_ms, *rest = answer
+        is_any_cancelled, self._n_consumers, owned, siblings = rest
+        if siblings is not None:
+            self._siblings = tuple(name.decode() for name in siblings)
+        self._is_promoter = n_promoted > 0 or (self._is_promoter and not is_other)
+        self._next_due_at = None if next_in_ms < 0 else time.monotonic() + next_in_ms / 1000
         done = Round(
             n_promoted=n_promoted,
             next_due_s=None if next_in_ms < 0 else next_in_ms / 1000,
             is_takeable=bool(is_takeable),
             first_lapse_s=None if lapse_ms < 0 else lapse_ms / 1000,
-            n_owned=n_owned,
+            owned=tuple(entry_id.decode() for entry_id in owned),
             is_paused=bool(is_paused),
             cancelled=self._cancelled() if is_any_cancelled else {},
             n_orphans=self._sweep() if time.monotonic() >= self._next_sweep_at else 0,
@@ -140,12 +182,20 @@ class Janitor:
             wait_s = min(wait_s, done.first_lapse_s)
         if is_odd or wait_s * 1000 < settings.tick_ms:
             wait_s = min(wait_s or settings.tick_ms / 1000, settings.tick_ms / 1000)
-        if done.next_due_s is not None:
-            wait_s = min(wait_s, done.next_due_s)
         if done.n_promoted >= settings.promote_batch:
             wait_s = 0.0
         self._next_round_at = time.monotonic() + wait_s
+        self._await_due()
         return done
+
+    def _await_due(self) -> None:
+        """Plan a round for the next due message: in time if this process promotes, otherwise some time later."""
+        if self._next_due_at is not None:
+            late_s = 0.0
+            if not self._is_promoter:
+                # Without coordination, these looks are spread evenly over time, whatever the number of processes.
+                late_s = random.expovariate(LOOKS_PER_S / max(1, self._n_consumers - 1))
+            self._next_round_at = min(self._next_round_at, self._next_due_at + late_s)
 
     def begin_stop(self) -> None:
         """Ask the thread to end after its round, without waiting."""
@@ -184,9 +234,9 @@ class Janitor:
         # A few pages per round: 200,000 pending entries take about twenty rounds, and no script takes more than a
         # millisecond.
         for _ in range(20):
-            next_cursor, n = self._connections.run_script(
+            next_cursor, n, due_in_ms = self._connections.run_script(
                 SWEEP,
-                (keys.stream, keys.consumers, keys.dead, keys.timer, keys.suspects, keys.counters),
+                (keys.stream, keys.consumers, keys.dead, keys.timer, keys.suspects, keys.counters, keys.swept),
                 (
                     settings.group,
                     HANDED_BACK,
@@ -194,8 +244,12 @@ class Janitor:
                     SWEEP_PAGE,
                     settings.dead_letter_ttl_ms,
                     FORGET_CONSUMER_MS + settings.lease_ms,
+                    settings.sweep_ms,
                 ),
             )
+            if due_in_ms:  # another process has made this pass
+                self._next_sweep_at = time.monotonic() + due_in_ms / 1000
+                break
             n_found += n
             self._sweep_cursor = next_cursor or "-"
             if not next_cursor:
@@ -242,16 +296,47 @@ class Janitor:
             except Exception:
                 self._logger.exception("a round of the janitor failed")
                 pause_s = 1.0
+        self._resign()
         self._timer.close()
 
+    def _resign(self) -> None:
+        """Let another process promote the delayed messages, if this one did."""
+        keys = self._keys
+        if self._is_promoter and self._next_due_at is not None and not self._connections.is_silent(keys.stream):
+            try:
+                self._connections.run_script(RESIGN, (keys.promoter, keys.timer), (self._consumer_name,))
+            except (BrokerConnectionError, redis.RedisError) as error:
+                self._logger.debug("could not resign as the promoter; another process follows: %s", error)
+
     def _wait_for_news(self) -> None:
-        """Wait until the next round is due, or until there is news: a message due earlier, a pause, a dead process."""
-        wait_until = max(min(self._next_round_at, self._next_sweep_at), time.monotonic() + SHORTEST_WAIT_S)
+        """Wait until the next round is due, or until there is news that needs one."""
+        earliest = time.monotonic() + SHORTEST_WAIT_S
         self._timer.expect(self._last_timer)
         while not self._is_stopping.is_set():
-            left_s = wait_until - time.monotonic()
+            left_s = max(min(self._next_round_at, self._next_sweep_at), earliest) - time.monotonic()
             if left_s <= 0:
                 return
-            wait_s = min(left_s, LOOK_AT_SIBLINGS_S) if self._others else left_s
-            if self._timer.wait(wait_s) or any(is_dead_sibling(name) for name in self._others):
+            wait_s = min(left_s, LOOK_AT_SIBLINGS_S) if self._siblings else left_s
+            if self._timer.wait(wait_s):
+                if self._needs_round():
+                    return
+            elif any(is_dead_sibling(name) for name in self._siblings):
                 return
+
+    def _needs_round(self) -> bool:
+        """Act on the news of the timer; return whether it needs a round, for example because of a pause."""
+        entries = self._timer.entries()
+        if entries is None:
+            return True
+        self._last_timer = entries[-1][0]
+        news = {kind for _, (kind, *_) in entries}
+        for entry_id, (kind, value, *_) in entries:
+            if kind == b"due":
+                # the id is the time on the server's clock at which the message was delayed
+                due_at = time.monotonic() + (int(value) - int(entry_id.partition(b"-")[0])) / 1000
+                self._next_due_at = due_at if self._next_due_at is None else min(due_at, self._next_due_at)
+        self._is_promoter = self._is_promoter or bool(news & PROMOTER_NEWS)
+        self._await_due()
+        if news & TAKEABLE_NEWS:
+            self._on_takeable()
+        return not news <= TAKEABLE_NEWS | PROMOTER_NEWS | {b"due"}

@@ -18,7 +18,9 @@
     {ns:q}:suspects          hash    entry -> crash count [delivery, consumer, isolated?]  when settled
     {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
                                      <producer> is <entry>/<id> for a follow-up message    with the entry, or 15 min
-    {ns:q}:timer             stream  one entry; wakes janitors when there is news          never
+    {ns:q}:timer             stream  news for janitors; the last 16 entries                never
+    {ns:q}:promoter          string  the consumer that promoted due messages last          expires, 1 s
+    {ns:q}:swept             string  present until another pass over all entries is due    expires, 25 s
     {ns:q}:paused            string  present while delivery is paused                      at resume
     {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; about 15 fields
 
@@ -71,6 +73,14 @@ class QueueKeys:
     @cached_property
     def timer(self) -> str:
         return self._of("timer")
+
+    @cached_property
+    def promoter(self) -> str:
+        return self._of("promoter")
+
+    @cached_property
+    def swept(self) -> str:
+        return self._of("swept")
 
     @cached_property
     def paused(self) -> str:

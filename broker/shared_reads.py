@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Final
 
 import redis
@@ -22,6 +23,11 @@ LONGEST_PAUSE_S: Final = 2.0
 # New timers often come together, when a process starts. Each set of timers costs a connection.
 GATHER_S: Final = 0.02
 LOOK_AGAIN_S: Final = 60.0
+# The number of entries that scripts keep in the stream of a timer.
+MOST_ENTRIES: Final = 16
+
+# The id of an entry, then names and values.
+Entry = tuple[bytes, list[bytes]]
 
 
 class Timers:
@@ -89,6 +95,7 @@ class Timer:
         self.key = key
         self.last_id = b"0-0"
         self._has_news = threading.Event()
+        self._entries: list[Entry] = []
 
     def expect(self, last_id: bytes) -> None:
         """Wait from now on for an entry newer than ``last_id``, which the janitor has just read as the newest one."""
@@ -104,14 +111,23 @@ class Timer:
         self._has_news.clear()
         return has_news
 
+    def entries(self) -> list[Entry] | None:
+        """Return the entries that were announced since the last call; None if others may have come before them.
+
+        The stream keeps its newest entries only, and ``wake`` announces none.
+        """
+        entries, self._entries = self._entries, []
+        return entries if 0 < len(entries) < MOST_ENTRIES else None
+
     def wake(self) -> None:
         """Make ``wait`` return, from any thread."""
         self._has_news.set()
 
-    def announce(self, entry_id: bytes) -> None:
-        """Record an entry that was added."""
-        if entry_id != self.last_id:
-            self.last_id = entry_id
+    def announce(self, entries: Sequence[Entry]) -> None:
+        """Record entries that were added."""
+        if entries[-1][0] != self.last_id:
+            self.last_id = entries[-1][0]
+            self._entries += entries
             self._has_news.set()
 
     def close(self) -> None:
@@ -188,7 +204,7 @@ class _Watch:
             by_key = {timer.key.encode(): timer for timer in self._known()}
             for key, entries in self._read.answer() or ():
                 if key in by_key:
-                    by_key[key].announce(entries[-1][0])
+                    by_key[key].announce(entries)
         elif self._must_ask_again:
             self._read.drop()
 

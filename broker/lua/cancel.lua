@@ -53,7 +53,7 @@ if is_entry then
     local beat = tonumber(redis.call('ZSCORE', consumers, owner) or 0)
     if beat > 0 and beat >= server_ms() - lease then
       redis.call('HSET', cancelled, where, coalesced and is_dropped and seen or '')
-      redis.call('XADD', work.timer, 'MAXLEN', 1, '*', 'cancelled', where)
+      redis.call('XADD', work.timer, 'MAXLEN', 16, '*', 'cancelled', where)
       return {'MARKED'}
     end
   end

@@ -87,7 +87,7 @@ end
 
 if earliest and tonumber(redis.call('ZRANGE', work.delayed, 0, 0, 'WITHSCORES')[2]) >= earliest then
   -- a new message is due before all others: wake the janitors, which wait for the one that was first before
-  redis.call('XADD', work.timer, 'MAXLEN', 1, '*', 'due', earliest)
+  redis.call('XADD', work.timer, 'MAXLEN', 16, '*', 'due', earliest)
 end
 if n_added > 0 then
   redis.call('HINCRBY', counters, 'enqueued', n_added)

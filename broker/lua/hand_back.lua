@@ -25,6 +25,6 @@ if n > 0 then
   else
     redis.call('HINCRBY', counters, 'handed_back', n)
   end
-  redis.call('XADD', timer, 'MAXLEN', 1, '*', 'handed_back', n)
+  redis.call('XADD', timer, 'MAXLEN', 16, '*', 'handed_back', n)
 end
 return n

@@ -38,7 +38,7 @@ end
 if n_back > 0 then
   -- pcall: a server whose memory is full refuses these two writes, but the entries are handed back all the same
   redis.pcall('HINCRBY', counters, 'rescued', n_back)
-  redis.pcall('XADD', timer, 'MAXLEN', 1, '*', 'rescued', n_back)
+  redis.pcall('XADD', timer, 'MAXLEN', 16, '*', 'rescued', n_back)
 end
 if n_ghosts > 0 then
   redis.pcall('HINCRBY', counters, 'ghosts', n_ghosts)

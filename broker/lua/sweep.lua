@@ -1,17 +1,27 @@
 -- Requeues the orphans around one page of pending entries. Orphans are entries that were delivered and are in no
 -- pending list; a manual XACK, XCLAIM with FORCE or XGROUP DELCONSUMER leaves them behind.
 --
--- KEYS     1 stream  2 consumers  3 dead  4 timer  5 suspects  6 counters
+-- KEYS     1 stream  2 consumers  3 dead  4 timer  5 suspects  6 counters  7 swept
 -- ARGV     group, consumer of handed-back entries, cursor ("-" at first), size of a page, ms to keep dead letters,
---          ms after which an idle consumer without entries is forgotten
--- Returns  {next cursor ("" = the pass is complete), orphans found}; a full page of orphans ends a call, too
+--          ms after which an idle consumer without entries is forgotten, ms between two passes of all processes
+-- Returns  {next cursor ("" = the pass is complete), orphans found, ms until the next pass is due if this one is not,
+--           otherwise 0}; a full page of orphans ends a call, too
 --
+-- One process makes the pass. If it dies meanwhile, another one makes the next pass.
 -- Settled entries are removed. So every entry up to the last delivered one is pending or an orphan, and all entries
 -- between two successive ids of the pending lists are orphans. Only the payloads of orphans are read.
 
 local stream, consumers, dead, timer, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, handed_back, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local keep_ms, forget_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
+
+if cursor == '-' then
+  -- A server whose memory is full lets a script finish if its first write needs no memory.
+  redis.call('HDEL', suspects, '')
+  if not redis.call('SET', KEYS[7], '1', 'NX', 'PX', ARGV[7]) then
+    return {'', 0, math.max(1, redis.call('PTTL', KEYS[7]))}
+  end
+end
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -28,7 +38,7 @@ local last_delivered = last_delivered_id(stream, group)
 if not last_delivered then
   -- keep consumers that were declared dead: after a manual SETID 0, they may hold entries
   forget_silent('(0', {})
-  return {'', 0}
+  return {'', 0, 0}
 end
 
 local n_orphans, from = 0, cursor
@@ -62,7 +72,7 @@ local next_cursor = is_complete and '' or from or ''
 
 if n_orphans > 0 then
   redis.call('HINCRBY', counters, 'orphaned', n_orphans)
-  redis.call('XADD', timer, 'MAXLEN', 1, '*', 'orphans', n_orphans)
+  redis.call('XADD', timer, 'MAXLEN', 16, '*', 'orphans', n_orphans)
 end
 if next_cursor == '' then
   redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
@@ -77,10 +87,15 @@ if next_cursor == '' then
     -- a consumer that reads is not declared dead, but a reply to it may still be in transit
     if n_pending > 0 or (beat == '0' and idle < 60000) then
       holds[name] = true
+      if not beat and name ~= handed_back then
+        -- a consumer that someone made by hand: its entries are taken over when they have been idle for a lease
+        redis.call('ZADD', consumers, 1, name)
+        redis.call('XADD', timer, 'MAXLEN', 16, '*', 'unknown', name)
+      end
     elseif beat == '0' or (not beat and idle > forget_ms) then
       redis.call('XGROUP', 'DELCONSUMER', stream, group, name)
     end
   end
   forget_silent('-inf', holds)
 end
-return {next_cursor, n_orphans}
+return {next_cursor, n_orphans, 0}

@@ -9,6 +9,7 @@
 --
 -- A consumer is dead if it was declared dead (heartbeat 0) or has no heartbeat younger than the lease. In the latter
 -- case, its entries must also have been idle for a lease, so that an entry claimed by hand comes back after a lease.
+-- sweep.lua gives consumers that were made by hand an old heartbeat, so that not all consumers must be listed here.
 -- Ghosts are removed (Redis 6.2 keeps them).
 --
 -- The first crash during an entry's delivery is not counted against it; from then on, start.lua records which entries
@@ -27,8 +28,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- A server whose memory is full lets a script finish if its first write needs no memory.
 redis.call('HDEL', suspects, '')
-local listed = redis.pcall('XINFO', 'CONSUMERS', stream, group)
-if listed.err then
+if redis.pcall('XPENDING', stream, group, '-', '+', 1).err then -- the group is gone
   return {}
 end
 
@@ -86,16 +86,16 @@ local function take_from(owner, min_idle)
 end
 
 take_from(handed_back, 0)
-for _, consumer in ipairs(listed) do
-  local name, pending = consumer[2], consumer[4]
-  if pending > 0 and name ~= me and name ~= handed_back then
-    local beat = redis.call('ZSCORE', consumers, name)
-    if beat == '0' then
-      take_from(name, 0)
-    elseif believe_stale and (not beat or tonumber(beat) < now - lease) then
-      take_from(name, lease)
+local function take_from_all(from, to, min_idle)
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', consumers, from, to)) do
+    if name ~= me then
+      take_from(name, min_idle)
     end
   end
+end
+take_from_all(0, 0, 0)
+if believe_stale then
+  take_from_all('(0', '(' .. (now - lease), lease)
 end
 
 if n_recovered > 0 then

@@ -112,7 +112,7 @@ local function put_off(name, due, payload)
   redis.call('HSET', work.messages, name, payload)
   redis.call('ZADD', work.delayed, due, name)
   if redis.call('ZRANGE', work.delayed, 0, 0)[1] == name then
-    redis.call('XADD', work.timer, 'MAXLEN', 1, '*', 'due', due)
+    redis.call('XADD', work.timer, 'MAXLEN', 16, '*', 'due', due)
   end
 end
 

@@ -52,7 +52,8 @@ def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
 
 def main() -> None:
     url, lease_ms, threads, queues = sys.argv[1], *map(int, sys.argv[2:])
-    broker = RedisStreamsBroker(url, middleware=[Retries()], lease_ms=lease_ms)
+    # messages wait in the Worker behind long jobs, so that tests can see what happens to them
+    broker = RedisStreamsBroker(url, middleware=[Retries()], lease_ms=lease_ms, long_job_ms=None)
     declare(broker, redis.Redis.from_url(url))
     for number in range(1, queues):
         broker.declare_queue(f"{QUEUE}-{number}")

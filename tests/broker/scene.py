@@ -208,6 +208,8 @@ class Scene:
     def sweep(self, name: str) -> Round:
         """Run one round of a janitor of this process, including a sweep for orphans; return its findings."""
         broker = self.brokers[name]
+        # otherwise another process might have to do it for now
+        self.client.delete(KEYS.promoter, KEYS.swept)
         janitor = Janitor(
             self._connections,
             broker.settings,

@@ -253,9 +253,9 @@ def test_tick_script_promotes_no_more_than_its_batch_size(scene: Scene) -> None:
     broker.enqueue_many([message(str(number), delay=60_000) for number in range(30)])
     for name in scene.client.zrange(KEYS.delayed, 0, -1):
         scene.client.zadd(KEYS.delayed, {name: 1})
-    keys = (*KEYS.work, KEYS.consumers, KEYS.paused, KEYS.counters)
+    keys = (*KEYS.work, KEYS.consumers, KEYS.paused, KEYS.counters, KEYS.cancelled, KEYS.promoter)
 
-    answer = scene.run(TICK, keys, GROUP, "me", HANDED_BACK, 2_000, 20)
+    answer = scene.run(TICK, keys, GROUP, "me", HANDED_BACK, 2_000, 20, 1_500, 5_000, 0, "host:", -1)
 
     assert answer[0] == 20
     assert len(scene.state().delayed) == 10

@@ -95,7 +95,7 @@ class Hang:
 @contextmanager
 def hanging(scene: Scene, middleware: list[dramatiq.Middleware]) -> Iterator[tuple[RedisStreamsBroker, Hang]]:
     hang = Hang()
-    broker = scene.process("hanging", middleware=middleware, lease_ms=LEASE_MS, overrun_ms=0)
+    broker = scene.process("hanging", middleware=middleware, lease_ms=LEASE_MS, overrun_ms=0, long_job_ms=None)
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(hang)
     broker.enqueue_many([message(label) for label in "ab"])
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
