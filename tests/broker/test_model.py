@@ -1,7 +1,7 @@
 """Whatever happens to a queue, in any order, every message is in exactly one place until it is done.
 
-The model only knows whether a message lives, is a dead letter, or is gone (done or purged). Raw commands in one
-transaction read from the server where the messages are. The suite always runs the same few short examples;
+The model only knows whether a message lives, is a dead letter, or is gone (done, purged or cancelled). Raw commands in
+one transaction read from the server where the messages are. The suite always runs the same few short examples;
 ``make test-model`` runs hundreds of long, random ones.
 """
 
@@ -57,6 +57,11 @@ class Queue(RuleBasedStateMachine):
         self.dead: set[str] = set()
         self.gone: set[str] = set()
         self.key_of: dict[str, str] = {}
+        self.id_of: dict[str, str] = {}
+        self.unique: set[str] = set()
+        # what was coalesced onto a message, and messages that were cancelled while a process held them
+        self.coalesced: dict[str, str] = {}
+        self.marked: set[str] = set()
         self.consumers: dict[str, StreamsConsumer] = {}
         self.held: dict[str, list[Delivery]] = {}
 
@@ -118,10 +123,15 @@ class Queue(RuleBasedStateMachine):
             answered = broker.enqueue(sent, delay=delay)
 
             assert (answered.message_id != sent.message_id) is is_locked
-            if not is_locked:
+            self.id_of[label] = sent.message_id
+            if key is not None:
+                self.key_of[label] = key
+            if unique is not None:
+                self.unique.add(label)
+            if is_locked:
+                self.coalesced[self.label_with(answered.message_id)] = label
+            else:
                 self.living.add(label)
-                if key is not None:
-                    self.key_of[label] = key
 
     @rule(which=WHICH, n=st.integers(1, 5))
     def receive(self, which: int, n: int) -> None:
@@ -153,15 +163,21 @@ class Queue(RuleBasedStateMachine):
                 if was_there:  # a success is accepted from any process
                     self.living.remove(label)
                     self.gone.add(label)
+                    self.coalesced.pop(label, None)
             case "reject":
                 delivery.stuff_exception(ValueError("rejected"))
                 consumer.nack(delivery)
                 if does_own:
                     self.living.remove(label)
                     self.dead.add(label)
+                    self.coalesced.pop(label, None)
             case "retry" | "retry later":
                 fail(self.scene.brokers[name], delivery, delay=0 if how == "retry" else 3_600_000)
                 consumer.ack(delivery)
+                if does_own:
+                    replacement = self.coalesced.pop(label, None)
+                    if label in self.marked:
+                        self.be_cancelled(label, replacement)
             case "give back":
                 consumer.requeue([delivery])
 
@@ -209,6 +225,35 @@ class Queue(RuleBasedStateMachine):
             case "XCLAIM" if one:
                 self.scene.client.xclaim(KEYS.stream, GROUP, "rescue-consumer", 0, [one["message_id"]], idle=60_000)
 
+    @rule(which=WHICH)
+    def cancel(self, which: int) -> None:
+        label = f"m{which % self.n_messages}"
+        _, broker, _ = self.a_process(which)
+
+        outcome = broker.cancel(self.id_of[label], QUEUE)
+
+        assert (outcome == "not-found") is (label not in self.living), outcome
+        if outcome == "requested":
+            self.marked.add(label)
+        elif outcome == "cancelled":
+            self.be_cancelled(label, self.coalesced.pop(label, None))
+
+    def be_cancelled(self, label: str, replacement: str | None) -> None:
+        self.living.remove(label)
+        self.gone.add(label)
+        if replacement is None:
+            return
+        holder: Any = self.client.get(KEYS.unique("u"))
+        holding = None if holder is None else self.label_with(holder.decode())
+        if holding in (None, replacement):
+            self.living.add(replacement)
+        else:  # another message has taken the key
+            assert holding is not None
+            self.coalesced.setdefault(holding, replacement)
+
+    def label_with(self, message_id: str) -> str:
+        return next(label for label, one in self.id_of.items() if one == message_id)
+
     @rule(which=WHICH, what=st.sampled_from(["requeue", "requeue", "purge", "pause"]))
     def operate(self, which: int, what: str) -> None:
         _, broker, _ = self.a_process(which)
@@ -219,9 +264,12 @@ class Queue(RuleBasedStateMachine):
             label = sorted(self.dead)[which % len(self.dead)]
             dead_letters = broker.dead_letters(QUEUE)
             (dead_letter_id,) = [one.id for one in dead_letters.list() if label_of(one.fields) == label]
-            assert (dead_letters.purge if what == "purge" else dead_letters.requeue)([dead_letter_id]) == 1
-            self.dead.remove(label)
-            (self.gone if what == "purge" else self.living).add(label)
+            is_held = what == "requeue" and label in self.unique and self.client.exists(KEYS.unique("u"))
+            assert (dead_letters.purge if what == "purge" else dead_letters.requeue)([dead_letter_id]) == (not is_held)
+            if not is_held:
+                self.dead.remove(label)
+                self.marked.discard(label)
+                (self.gone if what == "purge" else self.living).add(label)
 
     def time_passes(self) -> None:
         """Make all delayed messages fall due."""
