@@ -27,6 +27,7 @@ from sploot_cluster.decide.assignment import decide, recluster_reason
 from sploot_cluster.decide.corrections.base import Operation, Request, Signed
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
+from sploot_cluster.decide.corrections.keep_apart import KeepApart
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
 from sploot_cluster.decide.corrections.place import PlaceMedia
@@ -207,6 +208,10 @@ class ClusterService:
     def split(self, pet: PetId, cluster: ClusterId, media_ids: Sequence[MediaId], **call: Unpack[Call]) -> Corrected:
         """Split items off into a new cluster. They stay apart from the rest until the split is undone or overridden."""
         return self.correct(SplitCluster(pet, cluster, media_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def keep_apart(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
+        """Keep clusters apart: no machine puts items of different ones together, until this is undone or overridden."""
+        return self.correct(KeepApart(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def place(
         self, pet: PetId, media_ids: Sequence[MediaId], *, into: ClusterId | None = None, **call: Unpack[Call]

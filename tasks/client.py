@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER, Request, Signed
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
+from sploot_cluster.decide.corrections.keep_apart import KeepApart
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
 from sploot_cluster.decide.corrections.place import PlaceMedia
@@ -88,6 +89,10 @@ class ClusterTasks:
     def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str], **signed: Unpack[Signed]) -> JobRef:
         """Split these items off from a cluster into a new one."""
         return self.correct(SplitCluster(pet_id, cluster_id, media_ids, **signed))
+
+    def keep_apart(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
+        """Keep clusters apart: no machine puts their items together, until this is undone or they are merged."""
+        return self.correct(KeepApart(pet_id, cluster_ids, **signed))
 
     def place(self, pet_id: int, media_ids: Sequence[str], into: int | None = None, **signed: Unpack[Signed]) -> JobRef:
         """Place items in the cluster ``into``, wherever they are now; without ``into``, in a new cluster."""

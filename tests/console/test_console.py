@@ -178,7 +178,7 @@ def test_cluster_can_be_named_and_the_name_undone(page: Page, album: ClusterServ
     page.sees(f"sploot-cluster name {PET} {cluster} 'Rex at sea'")
     page.click("Name", within="//dialog")
     page.sees("Name a cluster: succeeded")
-    page.sees(f"cluster {cluster}, since revision")
+    page.sees(f"cluster {cluster} since revision")
     named = album.clusters(PET).clusters[0].name
     page.click("Undo…")
     page.click("Undo", within="//dialog")

@@ -37,7 +37,8 @@ class Day:
     """A pet to which random events happen.
 
     Args:
-        upheavals: include deletions, model switches and names. Off by default, so that known seeds replay their days.
+        upheavals: include deletions, model switches, names and separations.
+            Off by default, so that known seeds replay their days.
         store: the store that holds the pet.
     """
 
@@ -65,7 +66,7 @@ class Day:
             self.recluster: 10,
         }
         if upheavals:
-            self.deeds |= {self.delete: 3, self.switch: 2, self.name: 6}
+            self.deeds |= {self.delete: 3, self.switch: 2, self.name: 6, self.keep_apart: 6}
 
     def go_on(self) -> str:
         """Run a random event and return its name; raise AssertionError if a promise is broken afterwards."""
@@ -114,6 +115,10 @@ class Day:
         media = self.random.sample(list(state.media), min(state.n_media, self.random.randrange(1, 5)))
         into = self.random.choice([None, *sorted(state.clusters)])
         self.service.place(PET, media, into=into, operation_id=operation_id, by="ada")
+
+    def keep_apart(self, state: PetState, operation_id: str) -> None:
+        ids = self.random.sample(sorted(state.clusters), min(len(state.clusters), self.random.choice([2, 2, 3])))
+        self.service.keep_apart(PET, ids, operation_id=operation_id, by="ada")
 
     def name(self, state: PetState, operation_id: str) -> None:
         cluster = self.random.choice([ClusterId(1), *sorted(state.clusters)])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.keep_apart import Separation
 from sploot_cluster.decide.corrections.merge import Merge
 from sploot_cluster.decide.corrections.name import Naming
 from sploot_cluster.decide.corrections.place import Placement
@@ -61,20 +62,25 @@ class Demands:
 
 def names_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, str]:
     """Return the newest name in force of each cluster id that a person named."""
-    undone: set[int] = set()
     result: dict[ClusterId, str] = {}
-    for correction in reversed(ledger):
-        if correction.revision in undone:
-            continue
-        if isinstance(correction, Undo):
-            undone.add(correction.undone)
-        elif isinstance(correction, Naming):
+    for correction in _in_force(ledger):
+        if isinstance(correction, Naming):
             result.setdefault(correction.named, correction.name)
     return result
 
 
-def demands(ledger: Sequence[Correction]) -> Demands:
+def _in_force(ledger: Sequence[Correction]) -> Iterator[Correction]:
+    """Yield the corrections that are not undone, newest first."""
     undone: set[int] = set()
+    for correction in reversed(ledger):
+        if correction.revision not in undone:
+            if isinstance(correction, Undo):
+                undone.add(correction.undone)
+            else:
+                yield correction
+
+
+def demands(ledger: Sequence[Correction]) -> Demands:
     result = Demands()
     newer_sides: list[tuple[set[MediaId], set[MediaId]]] = []  # the two sides of each newer split or exclusion
     # for each newer exclusion: the items that really left, and those that remained
@@ -84,12 +90,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
     def heard(media: Iterable[MediaId]) -> tuple[MediaId, ...]:
         return tuple(item for item in media if item not in released)
 
-    for correction in reversed(ledger):
-        if correction.revision in undone:
-            continue
-        if isinstance(correction, Undo):
-            undone.add(correction.undone)
-            continue
+    for correction in _in_force(ledger):
         if isinstance(correction, Naming):
             continue
         if {*correction.media()} & released:
@@ -99,6 +100,9 @@ def demands(ledger: Sequence[Correction]) -> Demands:
             result.dismissed |= {item for item in media if item not in result.placed}
             if any(item in result.placed for item in media):
                 result.yielding.add(correction.revision)
+            continue
+        if isinstance(correction, Separation):
+            newer_sides += _keep_apart(result, correction, {*released})
             continue
         if isinstance(correction, (Split, Exclusion)):
             moved = heard(correction.moved if isinstance(correction, Split) else correction.excluded)
@@ -136,6 +140,19 @@ def _gone(
     """Return the items of ``media`` that newer corrections removed: dismissed items, and items excluded from others."""
     exits = [left & media for left, remained in newer_exits if remained & media]
     return (media & dismissed).union(*exits)
+
+
+def _keep_apart(
+    result: Demands, correction: Separation, released: set[MediaId]
+) -> list[tuple[set[MediaId], set[MediaId]]]:
+    """Separate each group from all later ones; return the two sides of each separation."""
+    sides = []
+    left = [{*members} - released for _, members in sorted(correction.groups.items())]
+    for at, members in enumerate(left[:-1], start=1):
+        others = {item for group in left[at:] for item in group}
+        _part(result, correction.revision, sorted(members), sorted(others))
+        sides.append((members, others))
+    return sides
 
 
 def _part(result: Demands, revision: int, moved: Sequence[MediaId], remaining: Sequence[MediaId]) -> set[MediaId]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sploot_cluster.decide.corrections.base import LedgerEntry, Request
 from sploot_cluster.decide.corrections.dismiss import Dismissal, DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia, Exclusion
+from sploot_cluster.decide.corrections.keep_apart import KeepApart, Separation
 from sploot_cluster.decide.corrections.merge import Merge, MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster, Naming
 from sploot_cluster.decide.corrections.place import PlaceMedia, Placement
@@ -19,6 +20,7 @@ from sploot_cluster.decide.corrections.undo import Undo, UndoFeedback
 _REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
     MergeClusters,
     SplitCluster,
+    KeepApart,
     PlaceMedia,
     ExcludeMedia,
     DismissMedia,
@@ -26,7 +28,16 @@ _REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
     UndoFeedback,
     RestoreRevision,
 )
-_ENTRIES: Final[tuple[type[LedgerEntry], ...]] = (Merge, Split, Placement, Exclusion, Dismissal, Naming, Undo)
+_ENTRIES: Final[tuple[type[LedgerEntry], ...]] = (
+    Merge,
+    Split,
+    Separation,
+    Placement,
+    Exclusion,
+    Dismissal,
+    Naming,
+    Undo,
+)
 
 VERBS: Final[Mapping[str, type[Request[Any]]]] = {request.verb: request for request in _REQUESTS}
 ENTRIES: Final[Mapping[str, type[LedgerEntry]]] = {entry.kind: entry for entry in _ENTRIES}

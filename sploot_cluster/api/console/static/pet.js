@@ -118,16 +118,16 @@ function clusterCard(cluster, data, again) {
   const card = h(
     "section",
     { class: `cluster ${choose.checked ? "is-chosen" : ""}`, "aria-label": `Cluster ${id}` },
-    h("header", {}, choose, h("strong", {}, titleOf(cluster)), h("span", { class: "quiet" }, cluster.name === null ? "" : `cluster ${id}, `, `since revision ${cluster.since}`), h("span", { class: "size" }, `${count(cluster.size)} items`)),
+    h("header", {}, choose, h("strong", {}, titleOf(cluster)), h("span", { class: "size" }, `${count(cluster.size)} items`)),
     strip(cluster.origins, cluster.size),
-    h("p", { class: "quiet" }, `threshold for arrivals: ${cluster.threshold.toFixed(3)}`, lineage(cluster)),
+    h("p", { class: "quiet" }, `cluster ${id} since revision ${cluster.since} · threshold for arrivals ${cluster.threshold.toFixed(3)}`, lineage(cluster)),
     h("details", { open: chosen.from === id && chosen.media.size > 0 }, h("summary", {}, cluster.media_ids.slice(0, 3).join(", ") + (cluster.size > 3 ? ", …" : "")), mediaList(cluster.media_ids, id, data, again)),
   );
   return card;
 }
 
 /** The name that a person gave a cluster, or else its id. */
-const titleOf = ({ cluster_id, name }) => name ?? String(cluster_id);
+const titleOf = ({ cluster_id, name }) => name ?? `Cluster ${cluster_id}`;
 
 function lineage(cluster) {
   const origins = [cluster.other_names.length && `also named ${cluster.other_names.join(", ")}`, cluster.merged_from.length && `merged from ${cluster.merged_from.join(", ")}`, cluster.split_from !== null && `split from ${cluster.split_from}`].filter(Boolean);
