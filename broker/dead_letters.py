@@ -7,12 +7,12 @@ A dead letter is an entry of the queue's dead stream with these fields; fields w
                 not-enqueued: it is a follow-up message that could not be enqueued;
                 held-too-long: its retries have held its ordering key for ``ordering_hold_ms``;
                 expired: it did not begin within ``expires_in_ms``, and has the option ``keep_expired``;
-                passed-over: an operator let the other messages of its ordering key pass it
+                passed-over: an operator let the other messages of its key pass it
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
     traceback   the end of the traceback of the last failure, at most 8 KiB; none for a message that killed its workers
     actor, message_id, entry_id, deliveries, unique_key
-    ordering_key, concurrency_key or rate_key, limits: see KeyLimits
+    ordering_key, concurrency_key or rate_key; limits: see KeyLimits
     entry:…     every field of the original entry; a requeue restores exactly these. A retried message is stored without
                 its option ``traceback``, the traceback of the failure before the last
     left_out    the number of fields beyond 2,000, which are not stored

@@ -84,7 +84,7 @@ class KeyLimits:
     @property
     def facts(self) -> Mapping[str, str]:
         """What a dead letter keeps of them, so that a requeue obeys them."""
-        facts = {f"{self.kind}_key": self.key}
+        facts = {} if self.kind == "priority" else {f"{self.kind}_key": self.key}
         return facts | {"limits": self.stored} if self.stored else facts
 
     def name_in_delayed(self) -> str:
@@ -104,14 +104,26 @@ def key_limits_of(message: dramatiq.Message[Any] | MessageProxy) -> KeyLimits | 
     options = message.options
     if not options:  # the common case
         return None
-    rate, priority = rate_from(options.get("rate")), options.get("priority")
+    rate = rate_from(options.get("rate"))
+    priority = options.get("priority") if is_priority(options.get("priority")) else None
     if (key := _key(options, "ordering_key")) is not None:
         return KeyLimits("ordering", key, 1, rate)
     if (key := _key(options, "concurrency_key")) is not None:
-        return KeyLimits("concurrency", key, int(options.get("max_concurrent") or 1), rate, priority or 0)
+        asked = options.get("max_concurrent")
+        return KeyLimits("concurrency", key, asked if is_number_of_messages(asked) else 1, rate, priority or 0)
     if rate is not None:
         return KeyLimits("rate", _key(options, "rate_key") or message.actor_name, None, rate, priority or 0)
     return None if priority is None else KeyLimits("priority", "", None, None, priority)
+
+
+def is_priority(value: object) -> bool:
+    """Return whether the value is a valid priority of a message."""
+    return isinstance(value, int) and not isinstance(value, bool) and MOST_URGENT <= value <= LEAST_URGENT
+
+
+def is_number_of_messages(value: object) -> bool:
+    """Return whether the value can limit how many messages run at once."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
 
 
 def _key(options: Mapping[str, Any], name: str) -> str | None:

@@ -21,7 +21,7 @@ from typing import Any, Final
 import dramatiq
 
 from .errors import InvalidOption
-from .key_limits import LEAST_URGENT, MOST_URGENT, rate_from
+from .key_limits import LEAST_URGENT, MOST_URGENT, is_number_of_messages, is_priority, rate_from
 
 # 285,000 years in milliseconds. Beyond it, arithmetic such as that for a back-off exceeds a float's precision.
 LARGEST: Final = 2**53
@@ -125,12 +125,11 @@ def _is_key(value: object) -> bool:
 
 
 def _is_many(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000)
+    return value is None or is_number_of_messages(value)
 
 
 def _is_priority(value: object) -> bool:
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return value is None or (is_number and MOST_URGENT <= value <= LEAST_URGENT)  # type: ignore[operator]
+    return value is None or is_priority(value)
 
 
 def _is_rate(value: object) -> bool:

@@ -23,8 +23,6 @@ for i = 2, #ARGV, 2 do
         key = '\1' .. value
       elseif name == 'rate_key' then
         key = '\2' .. value
-      elseif name == 'priority_key' then
-        key = '\4'
       elseif name == 'limits' then
         limits = value
       elseif name == 'message_id' then
@@ -36,6 +34,9 @@ for i = 2, #ARGV, 2 do
         entry[#entry + 1] = string.sub(name, 7)
         entry[#entry + 1] = value
       end
+    end
+    if not key and limits ~= '' then -- those of a priority without another key
+      key = '\4'
     end
     local holder, is_stale = false, false
     if lock > 0 and message_id then

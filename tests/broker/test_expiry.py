@@ -70,7 +70,7 @@ def test_expired_message_becomes_a_dead_letter_on_request_and_never_expires_agai
 
 
 def test_expiry_counts_on_the_clock_of_the_server_from_the_end_of_the_delay(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     before = server_ms(scene)
     broker.enqueue(message("m", expires_in_ms=30_000), delay=60_000)

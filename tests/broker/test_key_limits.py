@@ -29,7 +29,7 @@ def is_clean(scene: Scene) -> bool:
 
 
 def test_no_more_messages_of_a_concurrency_key_are_delivered_than_may_run(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many([*of_tenant("1", "2", "3", "4", "5"), message("free")])
 
@@ -51,7 +51,7 @@ def test_no_more_messages_of_a_concurrency_key_are_delivered_than_may_run(scene:
 
 
 def test_waiting_retry_leaves_its_turn_to_others_and_returns_to_the_line(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many(of_tenant("1", "2", "3", n=1))
 
@@ -74,7 +74,7 @@ def test_waiting_retry_leaves_its_turn_to_others_and_returns_to_the_line(scene: 
 
 
 def test_delayed_message_takes_no_turn_before_it_is_due(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     (later, now) = of_tenant("later", "now", n=1)
     broker.enqueue(later, delay=60_000)
@@ -90,7 +90,7 @@ def test_delayed_message_takes_no_turn_before_it_is_due(scene: Scene) -> None:
 
 @pytest.mark.parametrize("how", ["dies", "is handed back", "is deleted", "is rejected", "is passed over", "is flushed"])
 def test_turn_is_free_again_when_a_message_of_the_key(scene: Scene, how: str) -> None:
-    first = scene.consumer("a", timeout=100)
+    first = scene.consumer("a", timeout=50)
     other = scene.process("c")
     other.enqueue_many(of_tenant("1", "2", n=1))
     (one,) = received(first, 1)
@@ -115,14 +115,14 @@ def test_turn_is_free_again_when_a_message_of_the_key(scene: Scene, how: str) ->
         case "is flushed":
             other.flush(QUEUE)
             other.enqueue_many(of_tenant("2", n=1))
-    consumer = scene.consumer("b", timeout=100)
+    consumer = scene.consumer("b", timeout=50)
 
     assert labels(received(consumer, 1)) == [expected]
     assert next(consumer) is None
 
 
 def test_requeued_dead_letter_obeys_the_limit_of_its_concurrency_key(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many(of_tenant("1", "2", n=1))
     consumer.nack(received(consumer, 1)[0])
@@ -136,22 +136,22 @@ def test_requeued_dead_letter_obeys_the_limit_of_its_concurrency_key(scene: Scen
     assert labels(received(consumer, 1)) == ["1"]
 
 
-def test_newest_message_sets_the_limit_of_its_concurrency_key(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
-    broker = scene.brokers["a"]
+def test_newest_message_sets_the_limit_of_its_concurrency_key(stage: Scene) -> None:
+    consumer = stage.consumer("a", timeout=50)
+    broker = stage.brokers["a"]
     broker.enqueue_many(of_tenant("1", "2", "3", "4", n=1))
     (one,) = received(consumer, 1)
 
     broker.enqueue_many(of_tenant("5", n=3))
-    scene.sweep("a")
+    stage.sweep("a")
 
     assert labels([one, *received(consumer, 2)]) == ["1", "2", "3"]
     assert next(consumer) is None
 
 
-def test_message_with_a_concurrency_key_keeps_its_unique_key_in_line(scene: Scene) -> None:
-    consumer = scene.consumer("a")
-    broker = scene.brokers["a"]
+def test_message_with_a_concurrency_key_keeps_its_unique_key_in_line(stage: Scene) -> None:
+    consumer = stage.consumer("a")
+    broker = stage.brokers["a"]
     broker.enqueue_many(of_tenant("1", n=1))
     (waiting,) = broker.enqueue_many(of_tenant("2", n=1, unique_key="u"))
 
@@ -164,9 +164,9 @@ def test_message_with_a_concurrency_key_keeps_its_unique_key_in_line(scene: Scen
     assert two.message_id == same.message_id == waiting.message_id
 
 
-def test_inspector_lists_the_messages_of_a_concurrency_key(scene: Scene) -> None:
-    consumer = scene.consumer("a")
-    broker = scene.brokers["a"]
+def test_inspector_lists_the_messages_of_a_concurrency_key(stage: Scene) -> None:
+    consumer = stage.consumer("a")
+    broker = stage.brokers["a"]
     broker.enqueue_many([*of_tenant("1", "2", "3"), message("o", ordering_key="o")])
     received(consumer, 1)
 
@@ -201,6 +201,26 @@ def test_limits_that_cannot_hold_are_refused_at_enqueue(stage: Scene, options: d
         stage.process("a").enqueue(message("m", **options))
 
     assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"concurrency_key": "k", "max_concurrent": "three"},
+        {"concurrency_key": {"k": 1}, "max_concurrent": 1.5},
+        {"rate": ["9/s"], "rate_key": 7},
+        {"priority": "high"},
+        {"priority": 10**9},
+        {"expires_in_ms": "soon", "expires_at_ms": "then", "ordering_hold_ms": "long", "ordering_key": "\1"},
+    ],
+)
+def test_entry_with_invalid_limits_becomes_a_dead_letter(stage: Scene, options: dict[str, Any]) -> None:
+    consumer = stage.consumer("a")
+    stage.client.xadd(KEYS.stream, {"message": message("bad", **options).encode()})
+    stage.client.xadd(KEYS.stream, {"message": message("good").encode()})
+
+    assert labels(received(consumer, 1)) == ["good"]
+    assert stage.state().dead == (("undecodable", "bad"),)
 
 
 def test_limits_hold_among_workers_while_jobs_fail_at_random(redis_url: str, redis_client: redis.Redis) -> None:
@@ -266,7 +286,7 @@ def a_period_passes(scene: Scene, name: str) -> None:
 
 
 def test_messages_beyond_the_rate_wait_until_earlier_starts_are_a_period_old(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many([*at_rate("2/day", "1", "2", "3", "4", "5"), message("free")])
 
@@ -295,7 +315,7 @@ def test_backlog_does_not_burst_when_workers_return(scene: Scene) -> None:
     producer = scene.process("p")
     producer.enqueue_many(at_rate("2/day", "1", "2", "3", "4", "5"))
     a_period_passes(scene, "p")
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
 
     for delivery in received(consumer, 2):
         started(scene, "a", delivery)
@@ -306,7 +326,7 @@ def test_backlog_does_not_burst_when_workers_return(scene: Scene) -> None:
 
 
 def test_rate_of_a_concurrency_key_limits_both(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many(of_tenant("1", "2", "3", "4", n=1, rate="2/day"))
 
@@ -325,7 +345,7 @@ def test_rate_of_a_concurrency_key_limits_both(scene: Scene) -> None:
 
 @pytest.mark.parametrize("key", [{"ordering_key": "k"}, {"rate_key": "k"}])
 def test_retry_counts_as_a_start_of_its_rate(scene: Scene, key: dict[str, str]) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many(at_rate("1/day", "1", **key))
     (one,) = received(consumer, 1)
@@ -346,7 +366,7 @@ def test_retry_counts_as_a_start_of_its_rate(scene: Scene, key: dict[str, str]) 
 
 @pytest.mark.parametrize("place", ["undelivered", "delayed"])
 def test_removed_message_gives_its_place_in_the_rate_to_the_next(scene: Scene, place: str) -> None:
-    consumer = scene.consumer("a", timeout=100)
+    consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many(at_rate("1/day", "1", "2", "3"))
     if place == "undelivered":
@@ -363,9 +383,9 @@ def test_removed_message_gives_its_place_in_the_rate_to_the_next(scene: Scene, p
         assert scene.state().delayed == ("3",)
 
 
-def test_rates_without_a_key_are_those_of_actors(scene: Scene) -> None:
-    consumer = scene.consumer("a", timeout=100)
-    broker = scene.brokers["a"]
+def test_rates_without_a_key_are_those_of_actors(stage: Scene) -> None:
+    consumer = stage.consumer("a", timeout=50)
+    broker = stage.brokers["a"]
     other: dramatiq.Message[Any] = dramatiq.Message(
         queue_name=QUEUE, actor_name="other", args=("o1",), kwargs={}, options={"rate": "1/h"}
     )
@@ -380,23 +400,23 @@ def test_rates_without_a_key_are_those_of_actors(scene: Scene) -> None:
     ]
 
 
-def test_memory_of_a_rate_is_bounded_and_ends_with_its_period(scene: Scene) -> None:
-    consumer = scene.consumer("a", prefetch=400)
-    broker = scene.brokers["a"]
+def test_memory_of_a_rate_is_bounded_and_ends_with_its_period(stage: Scene) -> None:
+    consumer = stage.consumer("a", prefetch=400)
+    broker = stage.brokers["a"]
     broker.enqueue_many(at_rate("1000/day", *map(str, range(300))))
     for delivery in received(consumer, 300):
-        started(scene, "a", delivery)
+        started(stage, "a", delivery)
         consumer.ack(delivery)
-    eventually(lambda: scene.state() == QueueState())
+    eventually(lambda: stage.state() == QueueState())
 
-    ((field, value),) = scene.client.hgetall(KEYS.limits).items()
+    ((field, value),) = stage.client.hgetall(KEYS.limits).items()
     assert field == b"\2work\0starts"
     assert sum(int(part.split(b":")[1]) for part in value.split()) == 300
     assert len(value.split()) <= 2, "starts within a fiftieth of the period are stored together"
 
-    scene.client.hset(KEYS.limits, field, "1000:300")
-    scene.sweep("a")
-    assert is_clean(scene)
+    stage.client.hset(KEYS.limits, field, "1000:300")
+    stage.sweep("a")
+    assert is_clean(stage)
 
 
 @pytest.mark.slow
@@ -481,21 +501,21 @@ def test_place_of_a_message_with_a_priority_is_free_again_when_it(scene: Scene, 
     eventually(lambda: is_clean(scene))
 
 
-def test_delayed_message_has_its_priority_when_it_is_due(scene: Scene) -> None:
-    consumer = scene.consumer("a", prefetch=1)
-    broker = scene.brokers["a"]
+def test_delayed_message_has_its_priority_when_it_is_due(stage: Scene) -> None:
+    consumer = stage.consumer("a", prefetch=1)
+    broker = stage.brokers["a"]
     broker.enqueue(*with_priority(-1, "urgent"), delay=60_000)
     broker.enqueue_many(with_priority(1, *map(str, range(MOST_UNSTARTED + 2))))
-    scene.promote("a")
+    stage.promote("a")
 
-    ran = [run_next(scene, "a", consumer) for _ in range(MOST_UNSTARTED + 3)]
+    ran = [run_next(stage, "a", consumer) for _ in range(MOST_UNSTARTED + 3)]
 
     assert ran.index("urgent") == MOST_UNSTARTED
 
 
-def test_priority_orders_the_line_of_a_concurrency_key(scene: Scene) -> None:
-    consumer = scene.consumer("a")
-    broker = scene.brokers["a"]
+def test_priority_orders_the_line_of_a_concurrency_key(stage: Scene) -> None:
+    consumer = stage.consumer("a")
+    broker = stage.brokers["a"]
     broker.enqueue_many(
         [
             *of_tenant("1", "2", n=1),
@@ -504,7 +524,7 @@ def test_priority_orders_the_line_of_a_concurrency_key(scene: Scene) -> None:
         ]
     )
 
-    ran = [run_next(scene, "a", consumer) for _ in range(5)]
+    ran = [run_next(stage, "a", consumer) for _ in range(5)]
 
     assert ran == ["1", "urgent", "urgent too", "2", "later"]
 
