@@ -223,7 +223,7 @@ class Inspector:
         yield from self._values(self.keys.delayed_messages)
 
     def in_line(self) -> Iterator[bytes]:
-        """Yield the encoded messages that wait for another one with their ordering key, in no particular order."""
+        """Yield the encoded messages that wait for the limits of their keys, in no particular order."""
         for stored in self._values(self.keys.messages_in_line):
             yield stored.partition(b" ")[2]  # the first part is the time at which it is due
 
@@ -269,6 +269,17 @@ class Inspector:
             return self.decode(place.decode(errors="replace"), {MESSAGE_FIELD: payload})
         except UndecodableEntry:
             return None
+
+    def in_line_for(self, key: KeyAtWork, limit: int = 100) -> list[bytes]:
+        """Return the encoded messages that wait for the limits of a key, at most ``limit``, the next one first."""
+        name = key.limits.name.encode()
+        lowest, highest = b"[" + name + b"\0", b"(" + name + b"\1"
+        members = self._connections.run("ZRANGEBYLEX", self.keys.line, lowest, highest, "LIMIT", 0, limit)
+        if not members:
+            return []
+        stored = self._connections.run("HMGET", self.keys.messages_in_line, *members)
+        # the first part is the time at which it is due; one that came to work meanwhile is gone
+        return [one.partition(b" ")[2] for one in stored if one is not None]
 
     def pass_over(self, seen: MessageAtWork, *, even_if_received: bool = False) -> PassedOver:
         """Make a message at work a dead letter with the reason ``passed-over``, so that the next one of its key runs.

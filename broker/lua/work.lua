@@ -211,14 +211,20 @@ end
 -- Takes a place for a start. Returns the time from which it is free, 0 = now; nil if none is before a message starts.
 local function take_place(key, n, now)
   local starts, total = recent_starts(key, now)
-  if n_members(work.at_work, unstarted(key)) + total < n then
+  -- positive if the rate has been lowered: that many places must not be used again
+  local excess = n_members(work.at_work, unstarted(key)) + total - n
+  if excess < 0 then
     return 0
-  elseif not starts[1] then
-    return nil
   end
-  starts[1][2] = starts[1][2] - 1
-  save_starts(key, starts)
-  return starts[1][1]
+  for _, start in ipairs(starts) do
+    if start[2] > excess then
+      start[2] = start[2] - 1
+      save_starts(key, starts)
+      return start[1]
+    end
+    excess = excess - start[2]
+  end
+  return nil
 end
 
 -- Adds a message that is due to the stream, and returns its entry id. Delays it if the stream has no more ids.

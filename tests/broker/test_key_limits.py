@@ -383,6 +383,19 @@ def test_removed_message_gives_its_place_in_the_rate_to_the_next(scene: Scene, p
         assert scene.state().delayed == ("3",)
 
 
+def test_lowered_rate_holds_although_more_have_started(scene: Scene) -> None:
+    broker = scene.process("a")
+    seconds, _ = scene.client.time()
+    starts = " ".join(f"{(seconds + 1_000 * n) * 1_000}:1" for n in (1, 2, 3, 4))
+    scene.client.hset(KEYS.limits, "\2work\0starts", starts)
+
+    broker.enqueue_many(at_rate("2/day", "1", "2", "3"))
+
+    due = [int(ms // 1_000 - seconds) for _, ms in scene.client.zrange(KEYS.delayed, 0, -1, withscores=True)]
+    assert due == [3_000, 4_000], "two of the four places are not used again"
+    assert broker.stats(QUEUE).in_line == 1
+
+
 def test_rates_without_a_key_are_those_of_actors(stage: Scene) -> None:
     consumer = stage.consumer("a", timeout=50)
     broker = stage.brokers["a"]
@@ -527,6 +540,18 @@ def test_priority_orders_the_line_of_a_concurrency_key(stage: Scene) -> None:
     ran = [run_next(stage, "a", consumer) for _ in range(5)]
 
     assert ran == ["1", "urgent", "urgent too", "2", "later"]
+
+
+def test_inspector_lists_what_waits_for_a_key_in_its_order(stage: Scene) -> None:
+    broker = stage.process("a")
+    broker.enqueue_many([*of_tenant("1", "2", n=1), *of_tenant("3", n=1, priority=-1), *of_tenant("4", n=1)])
+    inspector = broker.inspector(QUEUE)
+    (key,) = inspector.keys_at_work()
+
+    waiting = [dramatiq.Message.decode(encoded).args[0] for encoded in inspector.in_line_for(key)]
+
+    assert waiting == ["3", "2", "4"]
+    assert len(inspector.in_line_for(key, limit=1)) == 1
 
 
 def test_inspector_lists_how_many_wait_with_a_priority_and_for_how_long(scene: Scene) -> None:
