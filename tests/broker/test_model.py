@@ -349,6 +349,9 @@ class Queue(RuleBasedStateMachine):
         eventually(work, within_s=30)
         eventually(lambda: not self.client.xlen(KEYS.stream))
         self.every_message_is_in_exactly_one_place()
+        self.scene.sweep(name)
+        left = [self.client.zrange(key, 0, -1) for key in (KEYS.at_work, KEYS.line)]
+        assert left == [[], []], "every turn has ended"
 
 
 @pytest.mark.slow
