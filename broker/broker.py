@@ -289,7 +289,7 @@ class RedisStreamsBroker(Broker):
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
 
     def cancel(self, message_id: str, queue_name: str | None = None) -> CancelOutcome:
-        """Cancel a message. It is found by searching its queue, which takes the server about a second per million.
+        """Cancel a message. It is found by searching its queue, which takes about three seconds per million small ones.
 
         A waiting message (undelivered, delayed, in line, or waiting for its retry) is removed. It frees its unique key
         and its ordering key, and the message that was coalesced onto it takes its place. If a worker has received the

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from secrets import token_hex
 from typing import Any, Final, Literal
 
@@ -23,7 +24,7 @@ from dramatiq.threading import current_platform, raise_thread_exception, support
 from .connections import Argument, Connections
 from .deliveries import Delivery, sha1_of
 from .errors import Cancelled, MessageCancelled
-from .inspector import Inspector, Selection
+from .inspector import FoundMessage, Inspector, Selection
 from .key_limits import key_limits_of
 from .keys import HANDED_BACK, QueueKeys
 from .options import unique_key_of
@@ -33,6 +34,8 @@ from .settings import BrokerSettings
 
 CancelOutcome = Literal["cancelled", "requested", "not-found"]
 
+# How many messages are cancelled in one round trip.
+AT_ONCE: Final = 100
 # How often a queue is searched for a message that was retried, and so went back to the delayed ones, in the meantime.
 MOST_SEARCHES: Final = 3
 # The code of the frame in which Dramatiq's Worker calls the function of an actor.
@@ -51,6 +54,9 @@ class Cancellation:
 
     cancelled: tuple[str, ...] = ()
     requested: tuple[str, ...] = ()
+
+
+Condition = Callable[[Message[Any]], bool]
 
 
 class Canceller:
@@ -79,14 +85,15 @@ class Canceller:
         requested: dict[str, None] = {}
         for _ in range(MOST_SEARCHES):
             n_retried, n_gone = self._n_retried(), 0
-            for found in self._inspector.find(wanted):
-                outcome = self._end(found.place, found.message, wanted.drops)
-                n_gone += outcome == b"GONE"
-                if outcome == b"CANCELLED":
-                    cancelled.append(found.message.message_id)
-                elif outcome == b"MARKED":
-                    requested[found.message.message_id] = None
-                if is_first and outcome != b"GONE":
+            found = self._inspector.find(wanted)
+            while page := [*islice(found, 1 if is_first else AT_ONCE)]:
+                for one, outcome in zip(page, self._end(page, wanted.drops), strict=True):
+                    n_gone += outcome == b"GONE"
+                    if outcome == b"CANCELLED":
+                        cancelled.append(one.message.message_id)
+                    elif outcome == b"MARKED":
+                        requested[one.message.message_id] = None
+                if is_first and not n_gone:
                     return Cancellation(tuple(cancelled), tuple(requested))
             if not n_gone and self._n_retried() == n_retried:
                 break
@@ -95,34 +102,38 @@ class Canceller:
     def _n_retried(self) -> int:
         return int(self._connections.run("HGET", self._keys.counters, "retried") or 0)
 
-    def _end(self, place: bytes, message: Message[Any], is_dropped: Callable[[Message[Any]], bool]) -> bytes:
-        """Cancel the message at this place; return CANCELLED, MARKED or GONE."""
-        script_keys = self._keys.cancelling(unique_key_of(message.options))
-        limits, coalesced = key_limits_of(message), None
-        while True:  # again if another message was coalesced onto it in the meantime
-            args: list[Argument] = [
-                self._settings.group,
-                place,
-                message.message_id,
-                "" if limits is None else limits.name,
-                "",
-                0,
-                HANDED_BACK,
-                self._settings.lease_ms,
-            ]
-            if coalesced is not None:
-                args += self._about(coalesced, is_dropped)
-            else:
-                args += ["", 0]
-            answer, *more = self._connections.run_script(CANCEL, script_keys, args)
-            if answer != b"COALESCED":
-                break
-            coalesced = more[0]
-        if answer == b"CANCELLED":
-            self._report(message)
-        return bytes(answer)
+    def _end(self, found: Sequence[FoundMessage], is_dropped: Condition) -> list[bytes]:
+        """Cancel the messages at these places in one round trip; return CANCELLED, MARKED or GONE for each."""
+        answers = self._connections.run_scripts(CANCEL, [self._call(one, None, is_dropped) for one in found])
+        outcomes: list[bytes] = []
+        for one, (answer, *more) in zip(found, answers, strict=True):
+            outcome = answer
+            while outcome == b"COALESCED":  # once, or again if another message is coalesced onto it in the meantime
+                outcome, *more = self._connections.run_script(CANCEL, *self._call(one, more[0], is_dropped))
+            if outcome == b"CANCELLED":
+                self._report(one.message)
+            outcomes.append(outcome)
+        return outcomes
 
-    def _about(self, coalesced: bytes, is_dropped: Callable[[Message[Any]], bool]) -> list[Argument]:
+    def _call(
+        self, found: FoundMessage, coalesced: bytes | None, is_dropped: Condition
+    ) -> tuple[Sequence[str], Sequence[Argument]]:
+        """Return KEYS and ARGV of cancel.lua."""
+        message = found.message
+        limits = key_limits_of(message)
+        return self._keys.cancelling(unique_key_of(message.options)), [
+            self._settings.group,
+            found.place,
+            message.message_id,
+            "" if limits is None else limits.name,
+            "",
+            0,
+            HANDED_BACK,
+            self._settings.lease_ms,
+            *(("", 0) if coalesced is None else self._about(coalesced, is_dropped)),
+        ]
+
+    def _about(self, coalesced: bytes, is_dropped: Condition) -> list[Argument]:
         """Return what cancel.lua needs to know about a coalesced message."""
         message = Message.decode(coalesced)
         limits = key_limits_of(message)

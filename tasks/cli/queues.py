@@ -258,7 +258,9 @@ def queue_resume(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_jso
 def queue_cancel(
     queue: Queue,
     by: By,
-    job_ids: Annotated[list[str] | None, typer.Argument(help="Job ids, e.g. from the log.", metavar="JOB")] = None,
+    job_ids: Annotated[
+        list[str] | None, typer.Argument(help="Job ids; see `queue find --json` and the log.", metavar="JOB")
+    ] = None,
     actor: Actor = None,
     pet: OfPet = None,
     note: Note = "",
