@@ -6,7 +6,6 @@
 README.md in this folder lists the guarantees; ``keys.py`` lists the Redis keys.
 """
 
-from .batches import BatchedMessage, NotDoneInBatch, batch
 from .broker import RedisStreamsBroker
 from .cancellation import Cancellation, CancelOutcome
 from .dead_letters import DeadLetter, DeadLetters
@@ -32,6 +31,8 @@ from .inspector import FoundMessage, Inspector, PendingEntry, Rescued, Retired, 
 from .key_limits import KeyAtWork, KeyLimits, MessageAtWork, Rate
 from .metrics import exposition
 from .middleware import StreamsMiddleware
+from .running.batches import BatchedMessage, NotDoneInBatch, batch
+from .running.progress import Progress, report_progress
 from .settings import BrokerSettings
 from .stats import ConsumerStats, QueueStats
 
@@ -66,6 +67,7 @@ __all__ = [
     "MessageTooLarge",
     "NotDoneInBatch",
     "PendingEntry",
+    "Progress",
     "QueueFull",
     "QueueStats",
     "Rate",
@@ -79,4 +81,5 @@ __all__ = [
     "Unowned",
     "batch",
     "exposition",
+    "report_progress",
 ]

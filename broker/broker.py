@@ -33,7 +33,6 @@ from dramatiq.middleware import (
 from dramatiq.threading import Interrupt
 
 from . import master
-from .batches import Batch, Batcher, NotDoneInBatch
 from .cancellation import Cancellation, Canceller, CancelOutcome
 from .consumer import StreamsConsumer
 from .dead_letters import DeadLetters
@@ -45,7 +44,9 @@ from .keys import KeysByQueue
 from .middleware import Listeners, Method
 from .options import check_options
 from .producer import Producer
-from .progress import limits_of
+from .running.batches import Batch, Batcher, NotDoneInBatch
+from .running.judgement import limits_of
+from .running.progress import Progress
 from .scripts import FLUSH, PAUSE, SIZE, STATS
 from .session import Session
 from .settings import DAY_MS, BrokerSettings
@@ -277,6 +278,17 @@ class RedisStreamsBroker(Broker):
         """
         flat = self._session.connections.run("HGETALL", self._keys[queue_name].counters)
         return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
+
+    def progress(self, queue_name: str, message_id: str) -> Progress | None:
+        """Return what the running job of this message last reported with ``report_progress``.
+
+        Returns:
+            None if the job has not begun, has reported nothing for an hour, or has ended, however it ended.
+
+        Raises:
+            BrokerConnectionError: Redis did not answer.
+        """
+        return self._session.progress.of(queue_name, message_id)
 
     def dead_letters(self, queue_name: str) -> DeadLetters:
         """Return the dead letters of the queue, to list, get, requeue or purge."""

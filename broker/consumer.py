@@ -21,7 +21,6 @@ from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 from dramatiq.threading import Interrupt
 
-from .batches import Batch, Batcher
 from .bounded_read import MOST_PARTS, Bounds, CutFields
 from .cancellation import Interrupts
 from .connections import BlockingRead, Connections
@@ -35,6 +34,7 @@ from .keys import HANDED_BACK, QueueKeys
 from .options import EXPIRES_AT
 from .outcomes import Emit, Outcomes
 from .places import Durations, Places, ReadAhead
+from .running.batches import Batch, Batcher
 from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
 from .settler import Settler

@@ -122,7 +122,10 @@ class Delivery(MessageProxy):
             traceback of an earlier failure, or the time at which it expires.
         is_expired: whether it did not begin in time and must not run.
         coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
-        follower_keys: the keys that remember its follow-up messages, so that they are added once if it runs again.
+        follower_keys: the keys that remember its follow-up messages, so that they are added once if it runs again; and
+            the key of its progress.
+        reports_again_at: when its progress may be stored again, on the monotonic clock.
+        is_complete: whether the progress that was stored last is complete.
         is_cancelled: whether it was cancelled while this process holds it. A job may poll this, with
             ``CurrentMessage.get_current_message().is_cancelled``.
         was_ended: whether its job was ended, or did not begin, because it was cancelled.
@@ -155,6 +158,8 @@ class Delivery(MessageProxy):
     coalesced: bytes | None = None
     payload: bytes | None = None
     follower_keys: tuple[str, ...] = ()
+    reports_again_at = float("-inf")
+    is_complete = False
     is_reread = False
 
     def __init__(
@@ -234,7 +239,7 @@ class Delivery(MessageProxy):
         return f"{self.entry_id}/{message.message_id}"
 
     def remember_follower(self, key: str) -> None:
-        """Note the key that remembers a follow-up message, to delete it once this message cannot run again."""
+        """Note a key that belongs to this message, to delete it once the message cannot run again."""
         if key not in self.follower_keys:
             self.follower_keys = (*self.follower_keys, key)
 

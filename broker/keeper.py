@@ -31,7 +31,7 @@ from dramatiq.logging import get_logger
 from . import master
 from .connections import Connections
 from .keys import QueueKeys
-from .progress import Judgement
+from .running.judgement import Judgement
 from .scripts import BEAT, LEAVE
 from .settings import BrokerSettings
 

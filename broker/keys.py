@@ -18,6 +18,7 @@
     {ns:q}:suspects          hash    entry -> crash count [delivery, consumer, isolated?]  when settled
     {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
                                      <producer> is <entry>/<id> for a follow-up message    with the entry, or 15 min
+    {ns:q}:progress:<id>     string  [done, total, note] of a running job, JSON            when it ends, or in an hour
     {ns:q}:timer             stream  news for janitors; the last 16 entries                never
     {ns:q}:promoter          string  the consumer that promoted due messages last          expires, 1 s
     {ns:q}:swept             string  present until another pass over all entries is due    expires, 25 s
@@ -136,6 +137,9 @@ class QueueKeys:
 
     def recent(self, producer: str) -> str:
         return self._of(f"recent:{producer}")
+
+    def progress(self, message_id: str) -> str:
+        return self._of(f"progress:{message_id}")
 
     def unique(self, unique_key: str) -> str:
         return self._of(f"unique:{unique_key}")

@@ -20,8 +20,8 @@ from typing import Final, Protocol
 from dramatiq import Worker
 from dramatiq.common import iter_queue
 
-from .batches import Batch
 from .deliveries import Deliveries, Delivery
+from .running.batches import Batch
 
 # A queue is judged by its last eight jobs, so that a single odd one changes nothing.
 ALL_WERE_LONG: Final = 0xFF

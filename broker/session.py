@@ -17,7 +17,6 @@ import redis
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
-from .batches import Batcher
 from .cancellation import Interrupts
 from .connections import Connections
 from .consumer import ConsumedQueue, StreamsConsumer
@@ -29,7 +28,9 @@ from .keeper import Keeper
 from .keys import KeysByQueue, QueueKeys
 from .outcomes import Emit, Outcomes
 from .places import Places
-from .progress import Judgement, Limits, judge
+from .running.batches import Batcher
+from .running.judgement import Judgement, Limits, judge
+from .running.progress import ProgressReports
 from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
@@ -76,6 +77,7 @@ class Session:
         )
         self.interrupts = Interrupts()
         self.isolation = Isolation(patience_s=settings.lease_ms / 1000)
+        self.progress = ProgressReports(self.connections, keys, self.isolation.running)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
         self.places = Places(settings.long_job_ms, lambda: list(self._queues.values()))

@@ -27,9 +27,9 @@ from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend as ResultBackend
 
 from broker import BatchedMessage, InvalidOption, NotDoneInBatch, RedisStreamsBroker, batch
-from broker.batches import Batch
 from broker.connections import Connections
 from broker.consumer import StreamsConsumer
+from broker.running.batches import Batch
 from broker.scripts import SETTLE
 from tests.broker.scene import QUEUE, QueueState, Scene, labels, message, received
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working

@@ -173,6 +173,7 @@ def test_readme_names_every_redis_key() -> None:
         *single - {keys.stream},
         keys.unique("<key>"),
         keys.recent("<producer>"),
+        keys.progress("<id>"),
     }
 
 

@@ -1,135 +1,175 @@
-"""A stuck process loses its messages; a process that merely works for a long time does not."""
+"""The progress that running jobs report, read by the ids of their messages."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq.middleware import TimeLimit
+import redis
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import ConnectionClosed
+from dramatiq.middleware import AsyncIO, CurrentMessage
 
-from broker import RedisStreamsBroker, batch
-from broker.batches import Batch
-from broker.deliveries import Delivery
-from broker.progress import FOREVER, Limits, judge, limits_of
-from tests.broker.scene import KEYS, QUEUE, Scene, labels, message, received
+from broker import Progress, report_progress
+from broker.connections import Connections
+from broker.running.progress import REPORT_EVERY_S
+from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
 from tests.support import eventually
 
-LIMIT_S, OVERRUN_S, NOW = 10.0, 5.0, 1_000.0
-LEASE_MS = 2_000
+PROGRESS_KEYS = "{streams:default}:progress:*"
 
 
-def running(label: str, *, for_s: float | None, limit_s: float = LIMIT_S, **facts: Any) -> Delivery:
-    """Return a message that has run for ``for_s`` seconds, or has not begun if ``for_s`` is None."""
-    delivery = Delivery(
-        message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1, pid=1
-    )
-    delivery.begun_at = None if for_s is None else NOW - for_s
-    for name, value in facts.items():
-        setattr(delivery, name, value)
-    return delivery
+def test_progress_of_a_running_job_is_readable_and_ends_with_it(redis_url: str, redis_client: redis.Redis) -> None:
+    reported, may_end = threading.Event(), threading.Event()
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            report_progress(3, 4, "nearly")
+            reported.set()
+            assert may_end.wait(30)
+
+        sent = work.send()
+        assert broker.progress("default", sent.message_id) is None
+        with working(broker):
+            assert reported.wait(30)
+            found = broker.progress("default", sent.message_id)
+            may_end.set()
+            broker.join("default", timeout=30_000)
+
+        assert found is not None
+        assert (found.done, found.total, found.note, found.fraction) == (3, 4, "nearly", 0.75)
+        assert 0 <= found.age_ms < 60_000
+        eventually(lambda: broker.progress("default", sent.message_id) is None)
+    assert redis_client.keys(PROGRESS_KEYS) == []
 
 
-def is_stuck(*deliveries: Delivery, stalled_s: float = 0.0, longest_s: float = LIMIT_S) -> bool:
-    limits = Limits(of=lambda delivery: float(delivery.options["limit_s"]), longest=lambda: longest_s)
-    judged = judge(deliveries, {QUEUE: NOW - stalled_s}, limits, overrun_s=OVERRUN_S, now=NOW)
-    assert (judged.stuck is None) == (judged.moves_until > NOW)
-    return judged.stuck is not None
+def test_reports_of_a_tight_loop_are_thinned_out_and_the_last_one_is_stored(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[str] = []
+    run = Connections.run
+
+    def counting(self: Connections, *command: Any, **options: Any) -> Any:
+        if command[0] == "SET":
+            stored.append(command[2])
+        return run(self, *command, **options)
+
+    monkeypatch.setattr(Connections, "run", counting)
+    began_at = time.monotonic()
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            for n in range(2_000):
+                report_progress(n, 1_000, f"turn {n}")
+
+        work.send()
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+    assert (stored[0], '[1000, 1000, "turn 1000"]' in stored) == ('[0, 1000, "turn 0"]', True)
+    assert len(stored) <= 3 + (time.monotonic() - began_at) / REPORT_EVERY_S
 
 
-TOO_LONG = LIMIT_S + OVERRUN_S + 1
+def test_coroutine_reports_its_progress(redis_url: str) -> None:
+    found: list[Progress | None] = []
+    with broker_on(redis_url, AsyncIO(), CurrentMessage()) as broker:
+
+        @dramatiq.actor(broker=broker)
+        async def work(message_id: str) -> None:
+            report_progress(1)
+            found.append(broker.progress("default", message_id))
+
+        message = work.message("")
+        broker.enqueue(message.copy(args=(message.message_id,)))
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+    assert [one and (one.done, one.total, one.fraction) for one in found] == [(1, None, None)]
+
+
+def test_progress_does_not_outlive_an_attempt(redis_url: str, redis_client: redis.Redis) -> None:
+    attempts: list[bool] = []
+    with broker_on(redis_url, quick_retries(1)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            attempts.append(bool(redis_client.keys(PROGRESS_KEYS)))
+            report_progress(1)
+            raise ValueError("as asked")
+
+        work.send()
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+        assert broker.counters("default")["dead"] == 1
+    assert attempts == [False, False]
+    assert redis_client.keys(PROGRESS_KEYS) == []
+
+
+def test_report_that_redis_refuses_does_not_fail_the_job(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+    run = Connections.run
+
+    def refusing(self: Connections, *command: Any, **options: Any) -> Any:
+        if command[0] == "SET":
+            tries.append(command[1])
+            raise ConnectionClosed("as asked")
+        return run(self, *command, **options)
+
+    monkeypatch.setattr(Connections, "run", refusing)
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            report_progress(1)
+            report_progress(2)
+
+        work.send()
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+        assert broker.dead_letters("default").list() == []
+    assert len(tries) == 1
+
+
+def test_job_that_reports_something_else_than_numbers_fails(redis_url: str) -> None:
+    with broker_on(redis_url, quick_retries(0)) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work() -> None:
+            report_progress("half of it")  # type: ignore[arg-type]
+
+        work.send()
+        with working(broker):
+            broker.join("default", timeout=30_000)
+
+        assert "ValueError" in broker.dead_letters("default").list()[0].error
+
+
+def test_report_outside_a_job_of_this_broker_does_nothing() -> None:
+    ran: list[int] = []
+    broker = StubBroker(middleware=[])
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        report_progress(1)
+        ran.append(1)
+
+    work()
+    work.send()
+    with working(broker):  # type: ignore[arg-type]  # any broker will do
+        broker.join("default")
+
+    assert ran == [1, 1]
 
 
 @pytest.mark.parametrize(
-    ("deliveries", "expected"),
-    [
-        pytest.param([], False, id="nothing-runs"),
-        pytest.param([running("a", for_s=LIMIT_S + 1)], False, id="within-the-grace"),
-        pytest.param([running("a", for_s=TOO_LONG)], True, id="beyond-it"),
-        pytest.param([running("a", for_s=TOO_LONG), running("b", for_s=1)], False, id="another-is-within-its-limit"),
-        pytest.param([running("a", for_s=TOO_LONG, limit_s=60)], False, id="of-a-long-limit"),
-        pytest.param([running("a", for_s=1e9, limit_s=FOREVER)], False, id="of-no-limit"),
-        pytest.param([running("a", for_s=TOO_LONG, is_ended=True)], False, id="ended-and-waits-for-Redis"),
-        pytest.param([running("a", for_s=TOO_LONG, is_lost=True)], False, id="of-another-process-now"),
-        pytest.param([running("a", for_s=None)], False, id="held-off-before-it-begins"),
-    ],
+    ("done", "total", "fraction"), [(1, 4, 0.25), (9, 4, 1.0), (-1, 4, 0.0), (1, None, None), (1, 0, None)]
 )
-def test_process_is_stuck_when_every_running_message_is_overdue(deliveries: list[Delivery], expected: bool) -> None:
-    assert is_stuck(*deliveries) is expected
-
-
-def test_batch_has_a_time_limit_of_its_own() -> None:
-    broker = RedisStreamsBroker(middleware=[TimeLimit(time_limit=1_000)])
-    actor = dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(print)
-    batch(actor, time_limit=60_000)(print)
-    delivery = running("a", for_s=TOO_LONG)
-
-    limits = limits_of(broker)
-
-    assert (limits.of(delivery), limits.longest()) == (1, 60)
-    assert limits.of(Batch([delivery, delivery], actor.options["batch"])) == 60
-
-
-def test_process_is_stuck_when_its_consumer_hangs_while_holding_messages() -> None:
-    assert is_stuck(stalled_s=TOO_LONG)
-    assert not is_stuck(stalled_s=LIMIT_S)
-    assert not is_stuck(stalled_s=1e9, longest_s=FOREVER)
-    assert not is_stuck(running("a", for_s=1), stalled_s=TOO_LONG), "a running message shows when it is overdue"
-
-
-class Hang:
-    """An actor that runs until it is released, whatever its time limit."""
-
-    def __init__(self) -> None:
-        self.goes_on = threading.Event()
-        self.began: list[str] = []
-
-    def __call__(self, label: str) -> None:
-        self.began.append(label)
-        assert self.goes_on.wait(60)
-
-
-@contextmanager
-def hanging(scene: Scene, middleware: list[dramatiq.Middleware]) -> Iterator[tuple[RedisStreamsBroker, Hang]]:
-    hang = Hang()
-    broker = scene.process("hanging", middleware=middleware, lease_ms=LEASE_MS, overrun_ms=0, long_job_ms=None)
-    dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(hang)
-    broker.enqueue_many([message(label) for label in "ab"])
-    worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
-    worker.start()
-    try:
-        eventually(lambda: hang.began)
-        yield broker, hang
-    finally:
-        hang.goes_on.set()
-        worker.stop()
-
-
-@pytest.mark.slow
-def test_messages_of_a_hung_process_run_elsewhere_until_it_recovers(stage: Scene) -> None:
-    with hanging(stage, [TimeLimit(time_limit=100)]) as (broker, hang):
-        other = stage.consumer("other", lease_ms=LEASE_MS, timeout=20_000)
-
-        taken = received(other, 2)
-
-        assert sorted(labels(taken)) == ["a", "b"]
-        assert {one.is_alive for one in broker.stats(QUEUE).consumers if one.name == broker.consumer_name} == {False}
-        for delivery in taken:
-            other.ack(delivery)
-        other.close()
-        hang.goes_on.set()
-        broker.enqueue(message("c"))
-        eventually(lambda: "c" in hang.began)
-
-
-@pytest.mark.slow
-def test_messages_without_a_time_limit_stay_with_a_live_process(stage: Scene) -> None:
-    with hanging(stage, []) as (broker, _):
-        for _ in range(2):
-            before = stage.client.zscore(KEYS.consumers, broker.consumer_name)
-            eventually(lambda: stage.client.zscore(KEYS.consumers, broker.consumer_name) > before)  # noqa: B023
-
-        assert next(stage.consumer("robber", timeout=100)) is None
+def test_fraction_is_between_zero_and_one(done: float, total: float | None, fraction: float | None) -> None:
+    assert Progress(done, total, None, age_ms=0).fraction == fraction

@@ -18,9 +18,9 @@ from dramatiq.asyncio import async_to_sync
 from dramatiq.broker import MessageProxy
 from dramatiq.errors import Retry
 
-from .deliveries import Delivery
-from .errors import InvalidOption
-from .options import check_options, is_known
+from ..deliveries import Delivery
+from ..errors import InvalidOption
+from ..options import check_options, is_known
 
 # One call of settle.lua acknowledges this many messages at most; see settler.py.
 MOST_PER_BATCH: Final = 500

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import dramatiq
 from dramatiq.middleware import TimeLimit
 
+from ..deliveries import Delivery
 from .batches import OPTION, Batch, Batching
-from .deliveries import Delivery
 
 FOREVER = float("inf")
 
