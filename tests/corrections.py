@@ -21,7 +21,7 @@ def as_words(request: Request[Any]) -> list[str]:
     words: list[str] = []
     for name, value in as_body(request).items():
         match value:
-            case int():
+            case int() | str():
                 words += [str(value)] if name in required_of(type(request)) else [f"--{name}", str(value)]
             case [str(), *_]:
                 words += [word for item in value for word in (f"--{name.removesuffix('_ids')}", item)]
