@@ -242,7 +242,8 @@ def delete(
         if found.n_waiting:
             fail(
                 REFUSED,
-                f"{found.n_waiting} waiting jobs would bring it back or name it; let them finish, then delete",
+                f"{found.n_waiting} waiting jobs would bring it back or name it; let them finish, or cancel them "
+                f"(sploot-cluster queue cancel QUEUE --pet {pet}), then delete",
             )
         if not has_something and not (found.n_records or found.n_dead_letters):
             fail(FAILED, f"found nothing to delete: {plan}")

@@ -671,6 +671,28 @@ def test_flush_removes_the_marks_of_cancelled_messages(scene: Scene) -> None:
     assert scene.client.exists(KEYS.cancelled) == 0
 
 
+def test_every_message_has_one_outcome_while_it_is_delivered_and_cancelled(redis_url: str) -> None:
+    ran: set[str] = set()
+    with broker_on(redis_url, quick_retries()) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(message_id: str) -> None:
+            ran.add(message_id)
+
+        messages = [work.message("") for _ in range(300)]
+        messages = [one.copy(args=(one.message_id,)) for one in messages]
+        with working(broker):
+            broker.enqueue_many(messages)
+            outcomes = {one.message_id: broker.cancel(one.message_id) for one in reversed(messages)}
+            broker.join("default", timeout=20_000)
+        counters = broker.counters("default")
+
+    assert counters["cancelled"] + counters["acked"] == 300
+    assert all(one not in ran for one, outcome in outcomes.items() if outcome == "cancelled")
+    assert all(one in ran for one, outcome in outcomes.items() if outcome == "not-found")
+    assert counters["retried"] == counters["dead"] == 0
+
+
 def test_job_that_was_interrupted_reports_no_option_of_ours(redis_url: str) -> None:
     """The interrupt is logged as expected, through Dramatiq's option ``throws``, which must not stay in the message."""
     seen: list[Any] = []

@@ -248,7 +248,7 @@ def _erased(
     if found is not None and found.n_waiting:
         detail = (
             f"{found.n_waiting} jobs that wait would restore or name it; stop its producer, let them run "
-            "(GET …/queues shows them), and delete again"
+            "(GET …/queues shows them) or cancel them (POST …/queues/<queue>/cancel), and delete again"
         )
         raise Refusal(EVENTS_WAIT, detail)
     try:
