@@ -438,6 +438,8 @@ class RedisStreamsBroker(Broker):
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_message" and isinstance(args[0], Delivery):
+            if args[0].pid != self._session.pid:  # forked by middleware; it has a copy of the Worker's messages
+                _end_child_of_job(None)
             self._before_run(args[0])
         elif signal == "worker_boot":
             self._session.places.worker = args[0]
@@ -451,6 +453,8 @@ class RedisStreamsBroker(Broker):
             return
         elif args and isinstance(args[0], Batch):
             if signal == "process_message":
+                if args[0].deliveries[0].pid != self._session.pid:
+                    _end_child_of_job(None)
                 self._before_batch(args[0])
             return
         name = f"before_{signal}"
@@ -473,6 +477,8 @@ class RedisStreamsBroker(Broker):
         The outcome was decided earlier. If a middleware could refuse it here, the message would be neither acknowledged
         nor rejected, so what it raises is only logged.
         """
+        if delivery.pid != self._session.pid:
+            _end_child_of_job(None)
         if delivery.announced != signal:
             delivery.announced = signal
             self._call_listeners(f"before_{signal}", delivery)
@@ -495,7 +501,7 @@ class RedisStreamsBroker(Broker):
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_boot":  # emitted only by Dramatiq's command, in its worker processes
-            master.begin_watch(self.settings.master_grace_ms)
+            master.begin_watch(self.settings.master_grace_ms, lambda: self._session.drain())
         delivery = args[0] if signal in ("process_message", "skip_message") else None
         if not isinstance(delivery, Delivery):
             if not args or not isinstance(args[0], Batch):

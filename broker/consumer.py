@@ -71,6 +71,7 @@ class Process(Protocol):
     interrupts: Interrupts
     moved_at: dict[str, float]
     is_draining: bool
+    is_orphaned: bool
     moves: threading.Event
 
     def has_more_important_work(self, queue_name: str) -> bool: ...
@@ -142,11 +143,14 @@ class ConsumedQueue:
 
     @property
     def must_rest(self) -> bool:
-        """Whether nothing may be read because the queue is paused or this process is stuck."""
-        return self.is_paused or not self.process.moves.is_set()
+        """Whether nothing may be read because the queue is paused, or this process is stuck or was orphaned."""
+        return self.is_paused or self.process.is_orphaned or not self.process.moves.is_set()
 
     def rest(self, timeout_s: float) -> None:
         """Wait until the pause or the stuck state ends, at most ``timeout_s``."""
+        if self.process.is_orphaned:
+            time.sleep(timeout_s)
+            return
         (self._resumed if self.is_paused else self.process.moves).wait(timeout_s)
 
     def wake(self) -> None:

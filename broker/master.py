@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from dramatiq.logging import get_logger
@@ -22,6 +23,8 @@ from dramatiq.logging import get_logger
 from .identity import OtherProcess
 
 LOOK_EVERY_S: Final = 0.5
+# If Dramatiq's main loop has not begun to stop by then, it cannot: it looks once a second.
+STUCK_AFTER_S: Final = 2.0
 
 
 class Master:
@@ -33,8 +36,13 @@ class Master:
         is_draining: whether the worker is shutting down already, so that another signal would end it at once.
     """
 
-    def __init__(self, pid: int, *, grace_s: float) -> None:
+    def __init__(self, pid: int, *, grace_s: float, drain: Callable[[], bool]) -> None:
+        """
+        Args:
+            drain: makes the process take no more messages; returns whether it holds none. It may be called again.
+        """
         self.pid, self.grace_s = pid, grace_s
+        self._drain = drain
         self.is_draining = False
         self._watched_by = os.getpid()
         self._process = OtherProcess(pid)
@@ -52,7 +60,13 @@ class Master:
             os.kill(os.getpid(), signal.SIGTERM)
         # In its own thread: a log pipe without a reader must not keep this thread from killing the process.
         threading.Thread(target=self._report, name="broker-master-report", daemon=True).start()
-        time.sleep(self.grace_s)
+        ended_at = time.monotonic()
+        while (left_s := ended_at + self.grace_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, LOOK_EVERY_S))
+            # A worker that boots waits until its master has noticed that, permanently if the master is dead.
+            is_stuck = not self.is_draining and time.monotonic() > ended_at + STUCK_AFTER_S
+            if is_stuck and self._drain():
+                break
         os.kill(os.getpid(), signal.SIGKILL)
 
     def _report(self) -> None:
@@ -69,11 +83,12 @@ def of_this_process() -> Master | None:
     return _master if _master is not None and _master.is_ours else None
 
 
-def begin_watch(grace_ms: int | None) -> None:
+def begin_watch(grace_ms: int | None, drain: Callable[[], bool]) -> None:
     """Watch the master of this process, if it has one. Called when Dramatiq's command boots a worker process.
 
     Args:
         grace_ms: how long jobs may continue after the master has ended; None lets the process outlive it.
+        drain: see ``Master``.
     """
     global _master
     import multiprocessing  # already loaded in worker processes; other processes do without it
@@ -84,7 +99,7 @@ def begin_watch(grace_ms: int | None) -> None:
     _close_inherited_pipes()
     if grace_ms is None or of_this_process() is not None:
         return
-    _master = Master(parent.pid, grace_s=grace_ms / 1000)
+    _master = Master(parent.pid, grace_s=grace_ms / 1000, drain=drain)
     threading.Thread(target=_master.watch, name="broker-master-watch", daemon=True).start()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -81,7 +82,8 @@ class Producer:
 
     def enqueue(self, message: Message[Any], delay: int | None) -> Message[Any]:
         """Enqueue one message, as ``RedisStreamsBroker.enqueue`` promises."""
-        if isinstance(message, Delivery) and message.is_being_retried:
+        # a child that a job forked can neither retry nor follow its parent's message: it sends one of its own
+        if isinstance(message, Delivery) and message.is_being_retried and message.pid == os.getpid():
             return self._retry(message, delay)
         finished = self.finished.delivery
         if finished is not None:

@@ -83,6 +83,7 @@ class Session:
         self.places = Places(settings.long_job_ms, lambda: list(self._queues.values()))
         self.moved_at: dict[str, float] = {}
         self.is_draining = False  # the Worker is shutting down and starts no more jobs
+        self.is_orphaned = False  # the master has ended, and the Worker cannot shut down
         self.moves = threading.Event()  # cleared while this process is stuck
         self.moves.set()
 
@@ -131,6 +132,14 @@ class Session:
             self.moves.clear()
         for queue in list(self._queues.values()):
             queue.wake()
+
+    def drain(self) -> bool:
+        """Read nothing more; return whether this process holds no message. For a Worker that cannot shut down."""
+        self.is_orphaned = True
+        queues = list(self._queues.values())
+        for queue in queues:
+            queue.wake()
+        return not any(len(queue.deliveries) for queue in queues)
 
     def has_more_important_work(self, queue_name: str) -> bool:
         """Return whether a queue with a lower priority number has messages waiting in Redis."""

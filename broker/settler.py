@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import redis
 from dramatiq.errors import BrokerConnectionError
@@ -31,6 +32,21 @@ GATHER_S = 0.002
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 
+@dataclass
+class _Failed:
+    """The acknowledgements of a queue that could not be written, until they are tried again.
+
+    Attributes:
+        pause_s: the length of the current pause.
+        until: when it ends, on the monotonic clock.
+    """
+
+    keys: QueueKeys
+    waiting: list[Delivery]
+    pause_s: float
+    until: float
+
+
 class Settler:
     """The batching writer of acknowledgements. ``start`` and ``stop`` may be called twice."""
 
@@ -42,6 +58,9 @@ class Settler:
         self._lock = threading.Lock()
         # Worker threads append on the right, the writing thread takes from the left: a deque needs no lock for that.
         self._waiting: deque[tuple[QueueKeys, Deliveries, Delivery]] = deque()
+        # A queue that fails pauses, and its acknowledgements wait here: those of other queues must not wait with them.
+        self._failed: dict[Deliveries, _Failed] = {}
+        self._writing = threading.Lock()
         self._has_work = threading.Event()
         self._is_urgent = threading.Event()
         self._is_stopping = threading.Event()
@@ -75,16 +94,29 @@ class Settler:
             self._try_once()
 
     def run_once(self) -> int:
-        """Write the waiting acknowledgements; return how many were written.
+        """Write the waiting acknowledgements, without those of queues that pause; return how many were written.
 
         Raises:
             BrokerConnectionError: Redis did not accept all of them; the rest are still waiting.
         """
-        by_queue: dict[Deliveries, tuple[QueueKeys, list[Delivery]]] = {}
+        with self._writing:  # a worker thread that outlived the shutdown writes too
+            return self._write_all(self._taken_by_queue())
+
+    def _taken_by_queue(self) -> dict[Deliveries, tuple[QueueKeys, list[Delivery]]]:
+        """Return the acknowledgements to write now; those of queues that pause stay in ``_failed``."""
+        now = time.monotonic()
+        by_queue = {
+            deliveries: (failed.keys, failed.waiting)
+            for deliveries, failed in self._failed.items()
+            if failed.until <= now or self._is_stopping.is_set()
+        }
         for keys, deliveries, delivery in self._taken():
-            if deliveries not in by_queue:
-                by_queue[deliveries] = keys, []
-            by_queue[deliveries][1].append(delivery)
+            failed = self._failed.get(deliveries)
+            waiting = failed.waiting if failed else by_queue.setdefault(deliveries, (keys, []))[1]
+            waiting.append(delivery)
+        return by_queue
+
+    def _write_all(self, by_queue: dict[Deliveries, tuple[QueueKeys, list[Delivery]]]) -> int:
         n_written, failure = 0, None
         try:
             for deliveries, (keys, of_queue) in by_queue.items():
@@ -98,10 +130,21 @@ class Settler:
                     failure = failure or error
         finally:
             for deliveries, (keys, of_queue) in by_queue.items():
-                self._waiting.extendleft((keys, deliveries, delivery) for delivery in reversed(of_queue))
+                self._note(deliveries, keys, of_queue)
         if failure is not None:
             raise failure
         return n_written
+
+    def _note(self, deliveries: Deliveries, keys: QueueKeys, unwritten: list[Delivery]) -> None:
+        """Let a queue pause if some of its acknowledgements were not written, each time for longer."""
+        failed = self._failed.pop(deliveries, None)
+        if unwritten:
+            pause_s = min(2 * failed.pause_s, LONGEST_PAUSE_S) if failed else FIRST_PAUSE_S
+            self._failed[deliveries] = _Failed(keys, unwritten, pause_s, time.monotonic() + pause_s)
+
+    @property
+    def _n_waiting(self) -> int:
+        return len(self._waiting) + sum(len(failed.waiting) for failed in list(self._failed.values()))
 
     def _write(self, keys: QueueKeys, deliveries: Deliveries, of_queue: list[Delivery]) -> int:
         """Write acknowledgements of one queue, removing them from ``of_queue``; return how many were written."""
@@ -166,16 +209,18 @@ class Settler:
         if self._thread is not None:
             self._thread.join(timeout_s)
         pause_s = FIRST_PAUSE_S
-        while self._waiting and not self._is_in_vain():
+        while self._n_waiting and not self._is_in_vain():
             if self._try_once() or time.monotonic() + pause_s >= deadline:
                 break
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        return len(self._waiting)
+        return self._n_waiting
 
     def _is_in_vain(self) -> bool:
         """Return whether none of the servers for which acknowledgements are waiting answers."""
-        return all(self._connections.is_silent(keys.stream) for keys, _, _ in list(self._waiting))
+        streams = {keys.stream for keys, _, _ in list(self._waiting)}
+        streams |= {failed.keys.stream for failed in list(self._failed.values())}
+        return all(self._connections.is_silent(stream) for stream in streams)
 
     def _taken(self) -> Iterator[tuple[QueueKeys, Deliveries, Delivery]]:
         """Yield the acknowledgements that are waiting now, and leave later ones for the next batch."""
@@ -186,31 +231,25 @@ class Settler:
                 return
 
     def _loop(self) -> None:
-        pause_s = 0.0
         while not self._is_stopping.is_set():
-            self._has_work.wait()
-            if pause_s:
-                self._is_stopping.wait(pause_s)
+            next_try_at = min((failed.until for failed in list(self._failed.values())), default=None)
+            self._has_work.wait(None if next_try_at is None else max(0.0, next_try_at - time.monotonic()))
             self._has_work.clear()
             self._is_urgent.clear()
-            if self._try_once():
-                pause_s = 0.0
-                # sleep through the batch window, so that acknowledgements within it cost no wake-up
-                self._is_urgent.wait(GATHER_S)
-            else:
-                self._has_work.set()
-                pause_s = min(2 * pause_s or FIRST_PAUSE_S, LONGEST_PAUSE_S)
+            self._try_once()
+            # sleep through the batch window, so that acknowledgements within it cost no wake-up
+            self._is_urgent.wait(GATHER_S)
 
     def _try_once(self) -> bool:
         try:
             self.run_once()
         except (BrokerConnectionError, redis.RedisError) as error:
             self._logger.warning(
-                "could not write acknowledgements; trying again", extra={"n": len(self._waiting), "error": str(error)}
+                "could not write acknowledgements; trying again", extra={"n": self._n_waiting, "error": str(error)}
             )
             return False
         except Exception:
             # whatever the error, this thread must go on: it is the only one that writes
-            self._logger.exception("could not write acknowledgements; trying again", extra={"n": len(self._waiting)})
+            self._logger.exception("could not write acknowledgements; trying again", extra={"n": self._n_waiting})
             return False
         return True

@@ -27,7 +27,7 @@ if not entry then
 end
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
 if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~= deliveries then
-  redis.call('HINCRBY', counters, 'fenced', 1)
+  redis.pcall('HINCRBY', counters, 'fenced', 1)
   return {'FENCED'}
 end
 
@@ -44,8 +44,8 @@ end
 local dead_letter_id = add_dead_letter(dead, counters, letter, server_ms(), keep_ms, keep_n, keep_bytes)
 
 redis.call('XACK', stream, group, id)
-redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
-redis.call('HDEL', suspects, id)
+redis.pcall('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
+redis.pcall('HDEL', suspects, id)
 if unique then
   unlock(unique, message_id, id)
 end

@@ -35,7 +35,7 @@ end
 
 local coalesced = false
 if unique and worker == '' then
-  coalesced = redis.call('HGET', work.holders, '+' .. message_id)
+  coalesced = in_holders('+' .. message_id)
   if coalesced and redis.sha1hex(coalesced) ~= seen then
     return {'COALESCED', coalesced}
   end
@@ -46,14 +46,14 @@ if is_entry then
   local owner = not pending.err and pending[1] and pending[1][2]
   if worker ~= '' then
     if owner ~= worker or pending[1][4] ~= deliveries then
-      redis.call('HINCRBY', counters, 'fenced', 1)
+      redis.pcall('HINCRBY', counters, 'fenced', 1)
       return {'FENCED'}
     end
   elseif owner and owner ~= handed_back then
     local beat = tonumber(redis.call('ZSCORE', consumers, owner) or 0)
     if beat > 0 and beat >= server_ms() - lease then
       redis.call('HSET', cancelled, where, coalesced and is_dropped and seen or '')
-      redis.call('XADD', work.timer, 'MAXLEN', 16, '*', 'cancelled', where)
+      redis.pcall('XADD', work.timer, 'MAXLEN', 16, '*', 'cancelled', where)
       return {'MARKED'}
     end
   end
@@ -62,8 +62,8 @@ end
 local due = 0
 if is_entry then
   redis.pcall('XACK', stream, group, where)
-  redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, where))
-  redis.call('HDEL', suspects, where)
+  redis.pcall('HINCRBY', counters, 'removed', redis.call('XDEL', stream, where))
+  redis.pcall('HDEL', suspects, where)
   redis.call('HDEL', cancelled, where)
 elseif redis.call('ZSCORE', work.line, where) then
   due = tonumber(string.match(redis.call('HGET', work.in_line, where) or '0 ', '^%d+'))
@@ -77,14 +77,14 @@ end
 if unique then
   unlock(unique, message_id, where)
 end
-redis.call('HINCRBY', counters, 'cancelled', 1)
+redis.pcall('HINCRBY', counters, 'cancelled', 1)
 
 if coalesced and not is_dropped then
   local name, its_key, its_limits, its_id, lock_ms = ARGV[11], ARGV[12], ARGV[13], ARGV[14], ARGV[15]
   local holder = holder_of(unique)
   if holder then
-    if redis.call('HEXISTS', work.holders, '+' .. holder) == 0 then
-      redis.call('HSET', work.holders, '+' .. holder, coalesced)
+    if not in_holders('+' .. holder) then
+      redis.pcall('HSET', work.holders, '+' .. holder, coalesced)
     end
   else
     local its_place = name
@@ -95,7 +95,7 @@ if coalesced and not is_dropped then
     else
       its_place = add_to_stream(name, coalesced)
     end
-    redis.call('HINCRBY', counters, 'enqueued', 1)
+    redis.pcall('HINCRBY', counters, 'enqueued', 1)
     take_lock(unique, its_id, lock_ms, its_place)
   end
 end

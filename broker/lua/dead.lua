@@ -27,10 +27,11 @@ local function add_dead_letter(dead, counters, letter, now, keep_ms, keep_n, kee
   for _, part in ipairs(letter) do
     n_bytes = n_bytes + #part
   end
-  local total, step = redis.call('HINCRBY', counters, 'dead_bytes', n_bytes), math.ceil(keep_bytes / CHECKS_PER_BOUND)
+  local total, step = redis.pcall('HINCRBY', counters, 'dead_bytes', n_bytes), math.ceil(keep_bytes / CHECKS_PER_BOUND)
+  total = tonumber(total) or n_bytes
   if math.floor(total / step) > math.floor((total - n_bytes) / step) then
     trim_to_bytes(dead, keep_bytes)
   end
-  redis.call('HINCRBY', counters, 'dead', 1)
+  redis.pcall('HINCRBY', counters, 'dead', 1)
   return id
 end

@@ -53,7 +53,7 @@ for i = 1, n do
   if holder and ARGV[at + 9] == '1' then
     n_coalesced = n_coalesced + 1
     if holder ~= id then
-      redis.call('HSET', work.holders, '+' .. holder, payload)
+      redis.pcall('HSET', work.holders, '+' .. holder, payload)
     end
     reply[#reply + 1] = holder
   else
@@ -87,15 +87,15 @@ end
 
 if earliest and tonumber(redis.call('ZRANGE', work.delayed, 0, 0, 'WITHSCORES')[2]) >= earliest then
   -- a new message is due before all others: wake the janitors, which wait for the one that was first before
-  redis.call('XADD', work.timer, 'MAXLEN', 16, '*', 'due', earliest)
+  redis.pcall('XADD', work.timer, 'MAXLEN', 16, '*', 'due', earliest)
 end
 if n_added > 0 then
-  redis.call('HINCRBY', counters, 'enqueued', n_added)
+  redis.pcall('HINCRBY', counters, 'enqueued', n_added)
 end
 if n_coalesced > 0 then
-  redis.call('HINCRBY', counters, 'coalesced', n_coalesced)
+  redis.pcall('HINCRBY', counters, 'coalesced', n_coalesced)
 end
 if n_stale > 0 then
-  redis.call('HINCRBY', counters, 'stale_locks', n_stale)
+  redis.pcall('HINCRBY', counters, 'stale_locks', n_stale)
 end
 return reply

@@ -10,6 +10,6 @@ local enqueue_id, remember_ms, payload = ARGV[1], ARGV[2], ARGV[3]
 
 if redis.call('SET', recent, enqueue_id, 'PX', remember_ms, 'GET') ~= enqueue_id then
   redis.call('XADD', stream, '*', 'message', payload)
-  redis.call('HINCRBY', counters, 'enqueued', 1)
+  redis.pcall('HINCRBY', counters, 'enqueued', 1)
 end
 return 'ADDED'

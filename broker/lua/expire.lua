@@ -14,18 +14,18 @@ redis.call('ZREM', work.delayed, '')
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
 if redis.call('XRANGE', stream, id, id)[1]
   and (pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~= deliveries) then
-  redis.call('HINCRBY', counters, 'fenced', 1)
+  redis.pcall('HINCRBY', counters, 'fenced', 1)
   return 'FENCED'
 end
 redis.pcall('XACK', stream, group, id)
 local n = redis.call('XDEL', stream, id)
-redis.call('HDEL', suspects, id)
+redis.pcall('HDEL', suspects, id)
 if unique then
   unlock(unique, message_id, id)
 end
 if key ~= '' then
   leave_work(key, id)
 end
-redis.call('HINCRBY', counters, 'removed', n)
-redis.call('HINCRBY', counters, 'expired', n)
+redis.pcall('HINCRBY', counters, 'removed', n)
+redis.pcall('HINCRBY', counters, 'expired', n)
 return n == 1 and 'EXPIRED' or 'GONE'

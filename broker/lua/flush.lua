@@ -8,7 +8,7 @@ local stream, group = KEYS[1], ARGV[1]
 
 local n = redis.call('XLEN', stream) + redis.call('ZCARD', KEYS[3]) + redis.call('ZCARD', KEYS[4])
 redis.call('DEL', unpack(KEYS, 3))
-redis.call('HINCRBY', KEYS[2], 'removed', redis.call('XTRIM', stream, 'MAXLEN', 0))
+redis.pcall('HINCRBY', KEYS[2], 'removed', redis.call('XTRIM', stream, 'MAXLEN', 0))
 while true do
   local pending = redis.pcall('XPENDING', stream, group, '-', '+', 500)
   if pending.err or #pending == 0 then

@@ -21,10 +21,10 @@ for i = 5, #ARGV, 2 do
 end
 if n > 0 then
   if is_undone then
-    redis.call('HINCRBY', counters, 'unbatched', n)
+    redis.pcall('HINCRBY', counters, 'unbatched', n)
   else
-    redis.call('HINCRBY', counters, 'handed_back', n)
+    redis.pcall('HINCRBY', counters, 'handed_back', n)
   end
-  redis.call('XADD', timer, 'MAXLEN', 16, '*', 'handed_back', n)
+  redis.pcall('XADD', timer, 'MAXLEN', 16, '*', 'handed_back', n)
 end
 return n

@@ -19,6 +19,6 @@ if #pending == 0 then
 end
 if is_dead then
   redis.call('ZADD', consumers, 0, me)
-  redis.call('XADD', timer, 'MAXLEN', 16, '*', 'died', me)
+  redis.pcall('XADD', timer, 'MAXLEN', 16, '*', 'died', me)
 end
 return 1

@@ -42,8 +42,8 @@ if payload then
   redis.call('HDEL', work.messages, where)
 else
   redis.pcall('XACK', stream, group, where)
-  redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, where))
-  redis.call('HDEL', suspects, where)
+  redis.pcall('HINCRBY', counters, 'removed', redis.call('XDEL', stream, where))
+  redis.pcall('HDEL', suspects, where)
 end
 if unique then
   unlock(unique, message_id, where)

@@ -10,5 +10,5 @@ redis.call('DEL', KEYS[1])
 if ARGV[1] == '1' then
   redis.call('SET', KEYS[1], '1')
 end
-redis.call('XADD', KEYS[2], 'MAXLEN', 16, '*', 'paused', ARGV[1])
+redis.pcall('XADD', KEYS[2], 'MAXLEN', 16, '*', 'paused', ARGV[1])
 return 'OK'

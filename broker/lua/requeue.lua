@@ -62,9 +62,9 @@ for i = 2, #ARGV, 2 do
   end
 end
 if n > 0 then
-  redis.call('HINCRBY', counters, 'requeued', n)
+  redis.pcall('HINCRBY', counters, 'requeued', n)
 end
 if n_stale > 0 then
-  redis.call('HINCRBY', counters, 'stale_locks', n_stale)
+  redis.pcall('HINCRBY', counters, 'stale_locks', n_stale)
 end
 return entries

@@ -30,7 +30,7 @@ for i = 3, #ARGV, 3 do
       n_back = n_back + 1
     else
       redis.call('XACK', stream, group, id)
-      redis.call('HDEL', suspects, id)
+      redis.pcall('HDEL', suspects, id)
       n_ghosts = n_ghosts + 1
     end
   end

@@ -6,5 +6,5 @@
 
 -- A server whose memory is full lets a script finish if its first write needs no memory.
 redis.call('DEL', KEYS[1])
-redis.call('XADD', KEYS[2], 'MAXLEN', 16, '*', 'left', ARGV[1])
+redis.pcall('XADD', KEYS[2], 'MAXLEN', 16, '*', 'left', ARGV[1])
 return 'OK'

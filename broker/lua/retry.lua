@@ -29,7 +29,7 @@ if not redis.call('XRANGE', stream, id, id)[1] then
 end
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
 if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~= deliveries then
-  redis.call('HINCRBY', counters, 'fenced', 1)
+  redis.pcall('HINCRBY', counters, 'fenced', 1)
   return 'FENCED'
 end
 local mark = redis.call('HGET', cancelled, id)
@@ -46,8 +46,8 @@ if holds and hold_ms >= 0 then
 end
 
 redis.call('XACK', stream, group, id)
-redis.call('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
-redis.call('HDEL', suspects, id)
+redis.pcall('HINCRBY', counters, 'removed', redis.call('XDEL', stream, id))
+redis.pcall('HDEL', suspects, id)
 if key ~= '' and not holds then
   leave_work(key, id)
 end
@@ -68,5 +68,5 @@ if unique then
   let_go(message_id, id)
   take_lock(unique, message_id, lock_ms, where)
 end
-redis.call('HINCRBY', counters, 'retried', 1)
+redis.pcall('HINCRBY', counters, 'retried', 1)
 return 'RETRIED'

@@ -29,7 +29,7 @@ for i = FIXED + 1, FIXED + 2 * n, 2 do
   end
 end
 if redis.call('EXISTS', suspects) == 1 then
-  redis.call('HDEL', suspects, unpack(ids))
+  redis.pcall('HDEL', suspects, unpack(ids))
 end
 
 redis.pcall('XACK', stream, group, unpack(ids))
@@ -50,9 +50,9 @@ for i = 12 + n_unique, #KEYS do
   end
 end
 
-redis.call('HINCRBY', counters, 'acked', n_removed)
-redis.call('HINCRBY', counters, 'removed', n_removed)
+redis.pcall('HINCRBY', counters, 'acked', n_removed)
+redis.pcall('HINCRBY', counters, 'removed', n_removed)
 if n_late > 0 then
-  redis.call('HINCRBY', counters, 'late', n_late)
+  redis.pcall('HINCRBY', counters, 'late', n_late)
 end
 return {n_removed - n_late, n_late, n - n_removed}

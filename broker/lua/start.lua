@@ -21,25 +21,26 @@ local is_running, key, limits, expires_at = ARGV[7] == '1', ARGV[8], ARGV[9], to
 local company = ARGV[6] == '1' and '' or ' alongside others'
 
 -- A server whose memory is full lets a script finish if its first write needs no memory.
-redis.call('HDEL', suspects, '')
+redis.pcall('HDEL', suspects, '')
 local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
 if pending.err or not pending[1] or pending[1][2] ~= consumer or pending[1][4] ~= deliveries then
   if not is_running then
-    redis.call('HINCRBY', counters, 'fenced', 1)
+    redis.pcall('HINCRBY', counters, 'fenced', 1)
   end
   return {'LOST'}
 end
 local answer = 'RUN'
-if expires_at > 0 and redis.call('HEXISTS', suspects, id) == 0 then
+local noted = redis.pcall('HGET', suspects, id)
+if expires_at > 0 and type(noted) ~= 'string' then
   if server_ms() >= expires_at and not is_running then
     answer = 'EXPIRED'
   else
-    redis.call('HSET', suspects, id, 0)
+    redis.pcall('HSET', suspects, id, 0)
   end
 end
 if deliveries > 1 and answer == 'RUN' then
-  local charges = string.match(redis.call('HGET', suspects, id) or '0', '^%S+')
-  redis.call('HSET', suspects, id, charges .. ' ' .. deliveries .. ' ' .. consumer .. company)
+  local charges = string.match(type(noted) == 'string' and noted or '0', '^%S+')
+  redis.pcall('HSET', suspects, id, charges .. ' ' .. deliveries .. ' ' .. consumer .. company)
 end
 if key ~= '' and not is_running and answer == 'RUN' then
   start_work(key, id, limits)
@@ -48,10 +49,10 @@ if unique then
   if redis.call('GET', unique) == message_id then
     redis.call('DEL', unique)
   end
-  local coalesced = redis.call('HGET', work.holders, '+' .. message_id)
+  local coalesced = in_holders('+' .. message_id)
   if coalesced then
     return {answer, coalesced}
   end
-  redis.call('HDEL', work.holders, '=' .. message_id, '@' .. id)
+  redis.pcall('HDEL', work.holders, '=' .. message_id, '@' .. id)
 end
 return {answer}

@@ -17,7 +17,7 @@ local keep_ms, forget_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 
 if cursor == '-' then
   -- A server whose memory is full lets a script finish if its first write needs no memory.
-  redis.call('HDEL', suspects, '')
+  redis.pcall('HDEL', suspects, '')
   if not redis.call('SET', KEYS[7], '1', 'NX', 'PX', ARGV[7]) then
     return {'', 0, math.max(1, redis.call('PTTL', KEYS[7]))}
   end
@@ -71,8 +71,8 @@ end
 local next_cursor = is_complete and '' or from or ''
 
 if n_orphans > 0 then
-  redis.call('HINCRBY', counters, 'orphaned', n_orphans)
-  redis.call('XADD', timer, 'MAXLEN', 16, '*', 'orphans', n_orphans)
+  redis.pcall('HINCRBY', counters, 'orphaned', n_orphans)
+  redis.pcall('XADD', timer, 'MAXLEN', 16, '*', 'orphans', n_orphans)
 end
 if next_cursor == '' then
   redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
@@ -90,7 +90,7 @@ if next_cursor == '' then
       if not beat and name ~= handed_back then
         -- a consumer that someone made by hand: its entries are taken over when they have been idle for a lease
         redis.call('ZADD', consumers, 1, name)
-        redis.call('XADD', timer, 'MAXLEN', 16, '*', 'unknown', name)
+        redis.pcall('XADD', timer, 'MAXLEN', 16, '*', 'unknown', name)
       end
     elseif beat == '0' or (not beat and idle > forget_ms) then
       redis.call('XGROUP', 'DELCONSUMER', stream, group, name)

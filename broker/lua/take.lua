@@ -27,7 +27,7 @@ local MOST_GHOSTS = 2000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- A server whose memory is full lets a script finish if its first write needs no memory.
-redis.call('HDEL', suspects, '')
+redis.pcall('HDEL', suspects, '')
 if redis.pcall('XPENDING', stream, group, '-', '+', 1).err then -- the group is gone
   return {}
 end
@@ -35,12 +35,16 @@ end
 local longest, budget = tonumber(ARGV[8]), tonumber(ARGV[9])
 local taken, n_recovered, n_ghosts, n_bytes = {}, 0, 0, 0
 
+local function noted(id)
+  local found = redis.pcall('HGET', suspects, id)
+  return type(found) == 'string' and found or '0'
+end
+
 local function charge(id, owner, deliveries)
-  local noted = redis.call('HGET', suspects, id)
-  if not noted then
-    return 0
+  local charges, ran = string.match(noted(id), '^(%S+)(.*)$')
+  if ran == '' then
+    return tonumber(charges)
   end
-  local charges, ran = string.match(noted, '^(%S+)(.*)$')
   local alone = ' ' .. deliveries .. ' ' .. owner
   charges = tonumber(charges)
   if ran == alone or (ran == alone .. ' alongside others' and charges == 0) then
@@ -48,7 +52,7 @@ local function charge(id, owner, deliveries)
   elseif ran == alone .. ' alongside others' then
     charges = charges + 0.25
   end
-  redis.call('HSET', suspects, id, charges)
+  redis.pcall('HSET', suspects, id, charges)
   return charges
 end
 
@@ -66,12 +70,12 @@ local function take_from(owner, min_idle)
       local entry = redis.call('XRANGE', stream, id, id)[1]
       if not entry then
         redis.call('XACK', stream, group, id)
-        redis.call('HDEL', suspects, id)
+        redis.pcall('HDEL', suspects, id)
         n_ghosts = n_ghosts + 1
       else
         local is_recovered = owner ~= handed_back
         local charges = is_recovered and charge(id, owner, deliveries)
-          or tonumber(string.match(redis.call('HGET', suspects, id) or '0', '^%S+'))
+          or tonumber(string.match(noted(id), '^%S+'))
         local is_doomed = charges >= 1 and charges + 1 >= limit
         redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', deliveries + 1, 'JUSTID')
         local fields, kept, cut = head_of(entry[2], longest)
@@ -99,9 +103,9 @@ if believe_stale then
 end
 
 if n_recovered > 0 then
-  redis.call('HINCRBY', counters, 'recovered', n_recovered)
+  redis.pcall('HINCRBY', counters, 'recovered', n_recovered)
 end
 if n_ghosts > 0 then
-  redis.call('HINCRBY', counters, 'ghosts', n_ghosts)
+  redis.pcall('HINCRBY', counters, 'ghosts', n_ghosts)
 end
 return taken

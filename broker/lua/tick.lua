@@ -24,8 +24,8 @@ local function next_due()
   return tonumber(redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')[2])
 end
 
-local owner, due = redis.call('GET', promoter), next_due()
-local is_other, is_due = owner and owner ~= me, due and due <= now
+local owner, due = redis.pcall('GET', promoter), next_due()
+local is_other, is_due = type(owner) == 'string' and owner ~= me, due and due <= now
 local names = {}
 if is_due and not is_other then
   names = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, limit)
@@ -100,7 +100,7 @@ if n_consumers ~= n_known then
 end
 
 local next_in = due and math.max(0, due - now) or -1
-local last_timer = redis.call('XREVRANGE', timer, '+', '-', 'COUNT', 1)[1]
+local last_timer = redis.pcall('XREVRANGE', timer, '+', '-', 'COUNT', 1)[1]
 local is_paused, is_any_cancelled = 0, 0
 if redis.call('EXISTS', paused, KEYS[13]) > 0 then
   is_paused, is_any_cancelled = redis.call('EXISTS', paused), redis.call('EXISTS', KEYS[13])

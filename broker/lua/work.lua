@@ -46,21 +46,29 @@ local function server_ms()
   return math.floor(server_us() / 1000)
 end
 
+-- A key of another type, which another program wrote, must not make the work fail that is recorded there. So errors of
+-- timer, counters, suspects and holders are ignored, here and in the scripts.
+
+local function in_holders(field)
+  local found = redis.pcall('HGET', work.holders, field)
+  return type(found) == 'string' and found
+end
+
 -- Records the place of the message that took the lock of a unique key.
 local function hold(id, where)
-  redis.call('HSET', work.holders, '=' .. id, where, '@' .. where, id)
+  redis.pcall('HSET', work.holders, '=' .. id, where, '@' .. where, id)
 end
 
 -- Removes the record of that message, and the message that was coalesced onto it.
 local function let_go(id, where)
-  redis.call('HDEL', work.holders, '=' .. id, '@' .. where, '+' .. id)
+  redis.pcall('HDEL', work.holders, '=' .. id, '@' .. where, '+' .. id)
 end
 
 -- Records that the message has moved from one place to another.
 local function move_holder(before, now)
-  local id = redis.call('HGET', work.holders, '@' .. before)
+  local id = in_holders('@' .. before)
   if id then
-    redis.call('HDEL', work.holders, '@' .. before)
+    redis.pcall('HDEL', work.holders, '@' .. before)
     hold(id, now)
   end
 end
@@ -81,7 +89,7 @@ local function holder_of(lock)
   if not id then
     return false, false
   end
-  local where = redis.call('HGET', work.holders, '=' .. id)
+  local where = in_holders('=' .. id)
   if where and is_there(where) then
     return id, false
   end
@@ -112,7 +120,7 @@ local function put_off(name, due, payload)
   redis.call('HSET', work.messages, name, payload)
   redis.call('ZADD', work.delayed, due, name)
   if redis.call('ZRANGE', work.delayed, 0, 0)[1] == name then
-    redis.call('XADD', work.timer, 'MAXLEN', 16, '*', 'due', due)
+    redis.pcall('XADD', work.timer, 'MAXLEN', 16, '*', 'due', due)
   end
 end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import time
@@ -15,6 +16,13 @@ from broker import RedisStreamsBroker
 
 URL = os.environ["BROKER_URL"]
 client = redis.Redis.from_url(URL)
+
+# a worker that is still booting when its master ends
+if os.environ.get("BOOT_WITHOUT_MASTER") and multiprocessing.parent_process() is not None:
+    client.rpush("booting", os.getpid())
+    master = os.getppid()
+    while os.getppid() == master:
+        time.sleep(0.01)
 
 
 def say_hello() -> int:

@@ -99,6 +99,23 @@ def test_job_ends_within_the_grace_but_cannot_write_to_the_masters_log(
     assert producer.counters("default")["recovered"] == 0
 
 
+def test_worker_that_boots_while_its_master_ends_does_not_outlive_it(
+    redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a worker waits in Dramatiq's code for its master, permanently, and would go on reading meanwhile."""
+    monkeypatch.setenv(GRACE, "600000")
+    monkeypatch.setenv("BOOT_WITHOUT_MASTER", "1")
+    with command(redis_url, "--threads", "1") as master:
+        eventually(lambda: client.llen("booting"), within_s=60)
+        worker = psutil.Process(int(client.lindex("booting", 0)))
+        master.kill()
+        master.wait()
+
+        eventually(lambda: have_ended([worker]), within_s=60)
+
+        eventually(lambda: not client.zcard("{streams:default}:consumers"))
+
+
 def test_workers_outlive_their_master_if_the_grace_is_none(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

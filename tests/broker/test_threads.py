@@ -196,8 +196,28 @@ import dramatiq
 from dramatiq.middleware import Retries
 from broker import RedisStreamsBroker
 
-broker = RedisStreamsBroker(sys.argv[1], middleware=[Retries(max_retries=0)])
-leave = {"exit": lambda: sys.exit(3), "raise": lambda: 1 / 0, "return": lambda: None}
+class Forking(dramatiq.Middleware):
+    def after_ack(self, broker, message):
+        if message.args == ("return",):
+            pid = os.fork()  # the child goes on with a copy of the Worker, which holds the next messages
+            if pid:
+                print("after ack", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+broker = RedisStreamsBroker(sys.argv[1], middleware=[Retries(max_retries=0), Forking()], long_job_ms=None)
+
+def retry():
+    message = broker.running
+    message.options["retries"] = 1
+    broker.enqueue(message, delay=3_600_000)
+    os._exit(4)
+
+leave = {"exit": lambda: sys.exit(3), "raise": lambda: 1 / 0, "return": lambda: None, "retry": retry}
+
+class Noting(dramatiq.Middleware):
+    def before_process_message(self, broker, message):
+        broker.running = message
+
+broker.add_middleware(Noting())
 
 @dramatiq.actor(broker=broker, queue_name="q", actor_name="work")
 def work(how):
@@ -209,7 +229,9 @@ def work(how):
 
 worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=1)
 worker.start()
-broker.join("q", timeout=60_000)
+deadline = time.monotonic() + 60
+while (broker.stats("q").undelivered or broker.stats("q").in_flight) and time.monotonic() < deadline:
+    time.sleep(0.01)
 worker.stop()
 broker.close()
 """
@@ -218,13 +240,14 @@ broker.close()
 @pytest.mark.slow
 def test_forked_child_that_leaves_its_job_settles_nothing(redis_client: redis.Redis, redis_url: str) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])
-    broker.enqueue_many([message(how) for how in ("exit", "raise", "return", "exit")])
+    broker.enqueue_many([message(how) for how in ("exit", "raise", "return", "exit", "retry")])
 
     done = subprocess.run(
         [sys.executable, "-c", LEAVES_ITS_JOB, redis_url], capture_output=True, text=True, check=True, timeout=90
     )
 
-    assert done.stdout.splitlines() == ["exit 3", "raise 1", "return 0", "exit 3"]
+    assert done.stdout.splitlines() == ["exit 3", "raise 1", "return 0", "after ack 0", "exit 3", "retry 4"]
     counters = broker.counters("q")
-    assert (counters["acked"], counters["dead"], counters["fenced"]) == (4, 0, 0)
+    assert (counters["acked"], counters["retried"], counters["dead"], counters["fenced"]) == (5, 0, 0, 0)
+    assert broker.stats("q").delayed == 1, "the child sent a message of its own"
     broker.close()
