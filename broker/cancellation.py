@@ -8,6 +8,7 @@ skipped. If that worker dies, the mark is found by the process that takes the en
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -39,7 +40,7 @@ AT_ONCE: Final = 100
 # How often a queue is searched for a message that was retried, and so went back to the delayed ones, in the meantime.
 MOST_SEARCHES: Final = 3
 # The code of the frame in which Dramatiq's Worker calls the function of an actor.
-RUNS_JOB: Final = dramatiq.Actor.__call__.__code__
+RUNS_JOB: Final = getattr(inspect.unwrap(dramatiq.Actor.__call__), "__code__", None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -338,9 +338,10 @@ class StreamsConsumer(Consumer):
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         message.is_settled = True
-        # the Worker does not report it, because it acknowledges the message
-        self._process.emit("before_nack", message)
-        self._process.emit("after_nack", message)
+        if not message.is_lost:
+            # the Worker does not report it, because it acknowledges the message
+            self._process.emit("before_nack", message)
+            self._process.emit("after_nack", message)
 
     def _end_batch(self, batch: Batch) -> None:
         self._queue.deliveries.end_sharing(batch)

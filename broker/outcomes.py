@@ -217,7 +217,7 @@ class Outcomes:
         )
         (answer,) = self._connections.run_script(CANCEL, keys.cancelling(unique_key_of(delivery.options)), args)
         delivery.is_lost = answer == b"FENCED"
-        if answer == b"CANCELLED":
+        if not delivery.is_lost:  # CANCELLED, or GONE if the reply to an earlier attempt was lost
             self._emit("after_cancel", delivery)
 
     def bury_entry(
