@@ -66,19 +66,25 @@ def test_readme_examples_run(redis_url: str, redis_client: redis.Redis) -> None:
     assert redis_client.xlen("streams:default") == 0
 
 
-def test_batch_example_runs(redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_features_run(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     used = RedisStreamsBroker(redis_url)
     dramatiq.set_broker(used)
-    scope: dict[str, Any] = {"dramatiq": dramatiq, "client": redis_client}
+    scope: dict[str, Any] = {"dramatiq": dramatiq, "resize": dramatiq.actor(actor_name="resize")(print)}
 
-    exec(block("python", containing="@batch"), scope)
+    for part in ("max_concurrent", "report_progress", "@batch"):
+        exec(block("python", containing=part), scope)
     messages = [broker.BatchedMessage(scope["index"].message(document)) for document in ("a.txt", "b.txt")]
     scope["index_many"](messages)
+    scope["export"](["a", "b"])
+    limits = [(key.limits.kind, key.n_at_work) for key in used.inspector("default").keys_at_work()]
     used.close()
 
     assert all(message.is_done for message in messages)
-    assert redis_client.smembers("index") == {b"a.txt", b"b.txt"}
+    assert capsys.readouterr().out == "indexing a.txt b.txt\n"
+    assert sorted(limits) == [("concurrency", 2), ("ordering", 1), ("rate", 1), ("rate", 1)]
 
 
 def test_migration_example_runs_and_leaves_nothing_behind(
