@@ -1,0 +1,60 @@
+"""Every sploot-cluster command in a document exists, with the options that it is given there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import Any
+
+import pytest
+import typer
+
+from tasks.cli import app
+from tests.docs.test_links import ROOT, documents
+
+FENCE = re.compile(r"^ *```(?:bash|sh|console)\n.*?^ *```", flags=re.DOTALL | re.MULTILINE)
+LINE = re.compile(r"^ *\$? *((?:\w+=\S+ )*sploot-cluster(?: .*)?)$", flags=re.MULTILINE)
+INLINE = re.compile(r"`(sploot-cluster(?: [^`\n]+)?)`")
+# What ends a command: a pipe, a comment, a redirection.
+END = re.compile(r" [|#&]| [0-9]?>|;|\)")
+
+
+def commands_in(text: str) -> list[str]:
+    blocks = "\n".join(FENCE.findall(text)).replace("\\\n", " ")
+    return [END.split(command)[0] for command in (*LINE.findall(blocks), *INLINE.findall(FENCE.sub("", text)))]
+
+
+def problem_with(command: str) -> str | None:
+    """Return what is wrong with a command, or None if it and its options exist."""
+    words = shlex.split(command.replace("…", "x"), posix=True)
+    words = words[words.index("sploot-cluster") + 1 :]
+    known: Any = typer.main.get_command(app)
+    while words and hasattr(known, "commands") and not words[0].startswith("-"):
+        name = words.pop(0)
+        if name not in known.commands:
+            return f"{command}: no command {name}"
+        known = known.commands[name]
+    options = {option for parameter in known.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    unknown = [
+        word for word in words if re.match(r"--?[a-z]", word) and word.partition("=")[0] not in {*options, "--help"}
+    ]
+    return f"{command}: no option {unknown[0]}" if unknown else None
+
+
+@pytest.mark.parametrize("name", documents())
+def test_commands_in_document_exist(name: str) -> None:
+    problems = [problem_with(command) for command in commands_in((ROOT / name).read_text(encoding="utf-8"))]
+
+    assert [problem for problem in problems if problem] == []
+
+
+def test_wrong_commands_are_found() -> None:
+    block = "```bash\nsploot-cluster queue lst\nA=1 sploot-cluster clusters 42 --jsn | head\n```"
+
+    problems = [problem_with(command) for command in commands_in(f"{block}\n`sploot-cluster merge 1 2 3`")]
+
+    assert problems == [
+        "sploot-cluster queue lst: no command lst",
+        "A=1 sploot-cluster clusters 42 --jsn: no option --jsn",
+        None,
+    ]
