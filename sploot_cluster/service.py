@@ -27,6 +27,7 @@ from sploot_cluster.decide.assignment import decide, recluster_reason
 from sploot_cluster.decide.corrections.base import Operation, Request, Signed
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
+from sploot_cluster.decide.corrections.hide import HideClusters, ShowClusters
 from sploot_cluster.decide.corrections.keep_apart import KeepApart
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
@@ -236,6 +237,14 @@ class ClusterService:
     def name(self, pet: PetId, cluster: ClusterId, name: str, **call: Unpack[Call]) -> Corrected:
         """Name a cluster. The name stays with it, whatever items join or leave it, until the naming is undone."""
         return self.correct(NameCluster(pet, cluster, name, **_signed(call)), operation_id=call["operation_id"])
+
+    def hide(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
+        """Hide clusters. They take in similar items, and are not shown until :meth:`show` or an undo."""
+        return self.correct(HideClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def show(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
+        """Show clusters that were hidden."""
+        return self.correct(ShowClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def undo(self, pet: PetId, revision: int, **call: Unpack[Call]) -> Corrected:
         """Undo the correction that created ``revision``. An undo can itself be undone."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER, Request, Signed
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
+from sploot_cluster.decide.corrections.hide import HideClusters, ShowClusters
 from sploot_cluster.decide.corrections.keep_apart import KeepApart
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
@@ -109,6 +110,14 @@ class ClusterTasks:
     def name(self, pet_id: int, cluster_id: int, name: str, **signed: Unpack[Signed]) -> JobRef:
         """Name a cluster; the name stays with it until this is undone."""
         return self.correct(NameCluster(pet_id, cluster_id, name, **signed))
+
+    def hide(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
+        """Hide clusters: they take in similar items, and are not shown."""
+        return self.correct(HideClusters(pet_id, cluster_ids, **signed))
+
+    def show(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
+        """Show clusters that were hidden."""
+        return self.correct(ShowClusters(pet_id, cluster_ids, **signed))
 
     def undo(self, pet_id: int, revision: int, **signed: Unpack[Signed]) -> JobRef:
         """Undo the correction that made ``revision``."""

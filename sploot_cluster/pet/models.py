@@ -266,6 +266,7 @@ class ClusterView:
     other_names: tuple[str, ...] = field(
         metadata=described("Names of clusters that were merged into it, newest first.")
     )
+    is_hidden: bool = field(metadata=described("Whether a person hid it."))
     size: int
     media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in the order that was asked for."))
     origins: Mapping[str, int] = field(

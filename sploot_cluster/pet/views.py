@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,12 +12,21 @@ from sploot_cluster.pet.times import ItemOrder, time_of
 from sploot_cluster.pet.vectors import OriginVector
 
 
-def view_of(state: PetState, names: Mapping[ClusterId, Sequence[str]]) -> PetView:
-    """Return the view of ``state`` for callers. O(n log n); vectors are not read.
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """How people want the clusters of a pet presented.
 
-    Args:
-        names: the names of clusters, as ``decide.naming.names_of`` returns them.
+    Attributes:
+        names: the names of a cluster, the one to show first; clusters without a name are left out.
+        hidden: the hidden clusters.
     """
+
+    names: Mapping[ClusterId, Sequence[str]]
+    hidden: Set[ClusterId]
+
+
+def view_of(state: PetState, presentation: Presentation) -> PetView:
+    """Return the view of ``state`` for callers. O(n log n); vectors are not read."""
     # a stable sort keeps the items of a cluster in order of arrival
     order = np.argsort(state.labels, kind="stable")
     labels, first = np.unique(state.labels[order], return_index=True)
@@ -33,11 +42,12 @@ def view_of(state: PetState, names: Mapping[ClusterId, Sequence[str]]) -> PetVie
 
     def cluster(card: ClusterCard) -> ClusterView:
         rows = rows_of.get(card.id, no_rows)
-        name, *other_names = names.get(card.id, (None,))
+        name, *other_names = presentation.names.get(card.id, (None,))
         return ClusterView(
             card.id,
             name,
             tuple(other_names),
+            is_hidden=card.id in presentation.hidden,
             size=len(rows),
             media_ids=media(rows.tolist()),
             origins=_count(state.origins[rows]),

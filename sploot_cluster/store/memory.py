@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from sploot_cluster.decide.naming import names_of
+from sploot_cluster.decide.presentation import presentation_of
 from sploot_cluster.errors import NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
 from sploot_cluster.pet.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, Origin, PetId, PetState, PetView
 from sploot_cluster.pet.past import KEPT, Overwritten, Past, overwritten_by
@@ -145,7 +145,7 @@ class MemoryPetStore:
 
     def view(self, pet: PetId) -> PetView:
         state = self.load(pet)
-        return view_of(state, names_of(state))
+        return view_of(state, presentation_of(state))
 
     def revision(self, pet: PetId) -> int:
         return self.load(pet).revision

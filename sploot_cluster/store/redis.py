@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
-from sploot_cluster.decide.naming import names_of
+from sploot_cluster.decide.presentation import presentation_of
 from sploot_cluster.errors import (
     NotConserved,
     PetClaimed,
@@ -191,7 +191,7 @@ class RedisPetStore:
 
     def view(self, pet: PetId) -> PetView:
         state = self._read(pet, empty_state(pet), with_vectors=False)
-        return view_of(state, names_of(state))
+        return view_of(state, presentation_of(state))
 
     def revision(self, pet: PetId) -> int:
         with _translated(f"read the revision of pet {pet}"):

@@ -189,6 +189,24 @@ def test_cluster_can_be_named_and_the_name_undone(page: Page, album: ClusterServ
     assert page.complaints() == []
 
 
+def test_cluster_can_be_hidden_and_shown(page: Page, album: ClusterService, worker: None) -> None:
+    cluster = album.clusters(PET).clusters[0].cluster_id
+    page.open(f"pet/{PET}")
+
+    page.labelled(f"Choose cluster {cluster}").click()
+    page.click("Hide: 1 cluster")
+    page.sees(f"sploot-cluster hide {PET} {cluster}")
+    page.click("Hide", within="//dialog")
+    page.click("Hidden (1)")
+    page.labelled(f"Choose cluster {cluster}").click()
+    page.click("Show: 1 cluster")
+    page.click("Show", within="//dialog")
+
+    page.sees("Show hidden clusters: succeeded")
+    assert not any(one.is_hidden for one in album.clusters(PET).clusters)
+    assert page.complaints() == []
+
+
 def test_item_shows_why_it_is_in_its_cluster(page: Page, album: ClusterService) -> None:
     cluster = album.clusters(PET).clusters[0]
     page.open(f"pet/{PET}")

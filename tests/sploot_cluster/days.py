@@ -37,7 +37,7 @@ class Day:
     """A pet to which random events happen.
 
     Args:
-        upheavals: include deletions, model switches, names and separations.
+        upheavals: include deletions, model switches, names, hiding and separations.
             Off by default, so that known seeds replay their days.
         store: the store that holds the pet.
     """
@@ -66,7 +66,7 @@ class Day:
             self.recluster: 10,
         }
         if upheavals:
-            self.deeds |= {self.delete: 3, self.switch: 2, self.name: 6, self.keep_apart: 6}
+            self.deeds |= {self.delete: 3, self.switch: 2, self.name: 6, self.keep_apart: 6, self.hide: 3}
 
     def go_on(self) -> str:
         """Run a random event and return its name; raise AssertionError if a promise is broken afterwards."""
@@ -119,6 +119,15 @@ class Day:
     def keep_apart(self, state: PetState, operation_id: str) -> None:
         ids = self.random.sample(sorted(state.clusters), min(len(state.clusters), self.random.choice([2, 2, 3])))
         self.service.keep_apart(PET, ids, operation_id=operation_id, by="ada")
+
+    def hide(self, state: PetState, operation_id: str) -> None:
+        change = self.random.choice([self.service.hide, self.service.hide, self.service.show])
+        change(
+            PET,
+            self.random.sample(sorted(state.clusters), min(len(state.clusters), 2)),
+            operation_id=operation_id,
+            by="ada",
+        )
 
     def name(self, state: PetState, operation_id: str) -> None:
         cluster = self.random.choice([ClusterId(1), *sorted(state.clusters)])

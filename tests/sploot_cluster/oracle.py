@@ -8,6 +8,7 @@ from itertools import combinations
 
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.hide import Hiding
 from sploot_cluster.decide.corrections.keep_apart import Separation
 from sploot_cluster.decide.corrections.merge import Merge
 from sploot_cluster.decide.corrections.name import Naming
@@ -91,7 +92,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
         return tuple(item for item in media if item not in released)
 
     for correction in _in_force(ledger):
-        if isinstance(correction, Naming):
+        if isinstance(correction, (Naming, Hiding)):
             continue
         if {*correction.media()} & released:
             result.yielding.add(correction.revision)

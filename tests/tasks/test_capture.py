@@ -237,11 +237,13 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     service.place(PET, [MediaId("m5")], operation_id="7", by="ada")  # revision 48
     service.name(PET, first, "Rex", operation_id="8", by="ada")  # revision 49
     service.keep_apart(PET, sorted(album.store.load(PET).clusters)[:2], operation_id="9", by="ada")  # revision 50
+    service.hide(PET, [first], operation_id="10", by="ada")  # revision 51
+    service.show(PET, [first], operation_id="11", by="ada")  # revision 52
     service.begin_model(PET, "test@2", DIM, by="eve")
     for number in range(40):
         album.take(number, model="test@2")
-    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 51
-    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 52
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 53
+    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 54
 
     capture = album.capture(tmp_path / "pet.zip")
     done = replay(capture, settings_of(capture, {}))
@@ -249,8 +251,8 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     assert set(kinds_of(capture)) == set(CHANGE_KINDS) - {"arrival"}
     assert [text.partition(" cannot be replayed")[0] for text in done.differences] == [
         "revision 40",
-        "revision 51: the switch from test@1 to test@2",
-        "revision 52: the deletion of 1 items",
+        "revision 53: the switch from test@1 to test@2",
+        "revision 54: the deletion of 1 items",
     ]
     assert done.n_media == 39
 

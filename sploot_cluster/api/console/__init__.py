@@ -8,7 +8,7 @@ policy blocks foreign scripts.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, Response
 
 from sploot_cluster.api.problems import NOT_FOUND, Refusal, shown
 from sploot_cluster.decide.corrections import ENTRIES, VERBS
-from sploot_cluster.fields import Whole, required_of
+from sploot_cluster.fields import Field, ListOf, Whole, required_of
 
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "json": "application/json"}
 
@@ -62,9 +62,10 @@ def _corrections() -> bytes:
     return json.dumps({"verbs": verbs, "undoable": [*ENTRIES]}).encode()
 
 
-def _selection(fields: Collection[str]) -> str:
-    if "cluster_ids" in fields:
-        return "clusters"
+def _selection(fields: Mapping[str, Field]) -> str:
+    match fields.get("cluster_ids"):
+        case Field(kind=ListOf(shortest=shortest)):
+            return "several clusters" if shortest > 1 else "clusters"
     if "media_ids" in fields:
         return "items of one cluster" if "cluster_id" in fields else "items"
     return "cluster" if "cluster_id" in fields else "revision"

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sploot_cluster.decide.corrections.base import LedgerEntry, Request
 from sploot_cluster.decide.corrections.dismiss import Dismissal, DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia, Exclusion
+from sploot_cluster.decide.corrections.hide import HideClusters, Hiding, ShowClusters, Showing
 from sploot_cluster.decide.corrections.keep_apart import KeepApart, Separation
 from sploot_cluster.decide.corrections.merge import Merge, MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster, Naming
@@ -25,6 +26,8 @@ _REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
     ExcludeMedia,
     DismissMedia,
     NameCluster,
+    HideClusters,
+    ShowClusters,
     UndoFeedback,
     RestoreRevision,
 )
@@ -36,6 +39,8 @@ _ENTRIES: Final[tuple[type[LedgerEntry], ...]] = (
     Exclusion,
     Dismissal,
     Naming,
+    Hiding,
+    Showing,
     Undo,
 )
 

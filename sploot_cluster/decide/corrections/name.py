@@ -35,7 +35,7 @@ class NameCluster(LedgerRequest):
 
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         from sploot_cluster.decide.corrections import planning
-        from sploot_cluster.decide.naming import names_of
+        from sploot_cluster.decide.presentation import names_of
 
         cluster = planning.living(state, self.cluster_id, "cluster_id")
         if self.name in names_of(state).get(cluster, ())[:1]:

@@ -99,7 +99,8 @@ def test_undo_of_a_naming_shows_the_name_before(service: ClusterService) -> None
 def test_name_follows_typical_items_when_the_id_has_ended(service: ClusterService) -> None:
     service.name(PET, TWO, "Rex", operation_id="1", by="ada")
 
-    service.place(PET, sorted(names(1, range(12))), operation_id="2", by="ada")
+    service.dismiss(PET, sorted(names(1, range(12))), operation_id="2", by="ada")
+    service.place(PET, sorted(names(1, range(12))), operation_id="3", by="ada")
 
     assert TWO not in named(service)
     assert named(service)[FOUR] == "Rex"

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
+from sploot_cluster.decide.corrections.hide import Hiding, Showing
+from sploot_cluster.decide.corrections.keep_apart import Separation
 from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.name import Naming
+from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.decide.corrections.undo import Undo
 from sploot_cluster.errors import UnreadablePet
@@ -47,6 +51,18 @@ corrections = st.one_of(
         groups=st.dictionaries(st.just(ClusterId(-1)) | cluster, several, max_size=3),
         aliases=st.dictionaries(cluster, cluster, max_size=3),
     ),
+    st.builds(Separation, **common, groups=st.dictionaries(cluster, several, max_size=3)),
+    st.builds(
+        Placement,
+        **common,
+        into=cluster,
+        anchors=several,
+        groups=st.dictionaries(cluster, several, max_size=3),
+        remaining=st.dictionaries(cluster, several, max_size=3),
+    ),
+    st.builds(Naming, **common, named=cluster, name=st.text(min_size=1, max_size=20), anchors=several),
+    st.builds(Hiding, **common, anchors=st.dictionaries(cluster, several, max_size=3)),
+    st.builds(Showing, **common, anchors=st.dictionaries(cluster, several, max_size=3)),
     st.builds(Undo, **common, undone=st.integers(1, 2**53)),
 )
 

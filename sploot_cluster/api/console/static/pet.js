@@ -29,6 +29,7 @@ export const pet = {
     if (!data) return [h("h1", {}, "Pets"), form];
     const { clusters: view } = data;
     keepWhatIsShown(view);
+    const hidden = view.clusters.filter((cluster) => cluster.is_hidden);
     return [
       h("h1", {}, `Pet ${data.id}`),
       form,
@@ -36,7 +37,8 @@ export const pet = {
       verbs(data, again),
       h("div", { class: "key" }, Object.entries(WAYS).map(([way, text]) => h("span", {}, h("span", { class: `dot is-${way}` }, "■ "), text))),
       h("h2", {}, "Clusters"),
-      view.clusters.length ? h("div", { class: "clusters" }, view.clusters.map((cluster) => clusterCard(cluster, data, again))) : h("p", { class: "quiet" }, "No clusters yet."),
+      view.clusters.length ? clusterCards(view.clusters.filter((cluster) => !cluster.is_hidden), data, again) : h("p", { class: "quiet" }, "No clusters yet."),
+      hidden.length > 0 && h("details", { open: hidden.some((cluster) => chosen.clusters.has(cluster.cluster_id)) }, h("summary", {}, `Hidden (${count(hidden.length)})`), clusterCards(hidden, data, again)),
       h("h2", {}, "Noise"),
       view.n_noise ? mediaList(view.noise, null, data, again) : h("p", { class: "quiet" }, "Every item is in a cluster."),
       view.dismissed.length > 0 && [h("h2", {}, "Dismissed"), h("p", { class: "quiet" }, "A person dismissed these items: they are in no cluster."), mediaList(view.dismissed, null, data)],
@@ -48,13 +50,14 @@ export const pet = {
 
 // What each kind of verb needs from the selection; null if the selection lacks it.
 const FILLED = {
-  clusters: ({ clusters }) => (clusters.size > 1 ? { cluster_ids: [...clusters].sort(byId) } : null),
+  "several clusters": ({ clusters }) => (clusters.size > 1 ? { cluster_ids: [...clusters].sort(byId) } : null),
+  clusters: ({ clusters }) => (clusters.size ? { cluster_ids: [...clusters].sort(byId) } : null),
   cluster: ({ clusters }) => (clusters.size === 1 ? { cluster_id: [...clusters][0] } : null),
   "items of one cluster": ({ from, media }) => (media.size && from !== null ? { cluster_id: from, media_ids: [...media] } : null),
   items: ({ media }) => (media.size ? { media_ids: [...media] } : null),
 };
 
-const CHOOSE = { clusters: "clusters", cluster: "a cluster", "items of one cluster": "items", items: "items" };
+const CHOOSE = { "several clusters": "clusters", clusters: "clusters", cluster: "a cluster", "items of one cluster": "items", items: "items" };
 
 function verbs(data, again) {
   const button = (verb) => {
@@ -101,6 +104,8 @@ function keepWhatIsShown(view) {
 function redrawVerbs(data, again) {
   document.getElementById("verbs").replaceWith(verbs(data, again));
 }
+
+const clusterCards = (clusters, data, again) => h("div", { class: "clusters" }, clusters.map((cluster) => clusterCard(cluster, data, again)));
 
 function clusterCard(cluster, data, again) {
   const id = cluster.cluster_id;
@@ -234,7 +239,7 @@ async function send(data, verb, body, again) {
   }
 }
 
-const counted = ({ cluster_ids, cluster_id, media_ids }) => (cluster_ids ? `${count(cluster_ids.length)} clusters` : media_ids ? manyItems(media_ids.length) : `cluster ${cluster_id}`);
+const counted = ({ cluster_ids, cluster_id, media_ids }) => (cluster_ids ? `${count(cluster_ids.length)} ${cluster_ids.length === 1 ? "cluster" : "clusters"}` : media_ids ? manyItems(media_ids.length) : `cluster ${cluster_id}`);
 
 /** Return the arguments of the command that makes the same correction. */
 const words = ({ cluster_ids = [], cluster_id, revision, media_ids = [] }) => [...cluster_ids, ...[cluster_id, revision].filter((id) => id !== undefined), ...media_ids.flatMap((item) => ["--media", item])];

@@ -1,0 +1,68 @@
+"""How people want clusters presented: their names, and which are hidden. Read from the corrections in force.
+
+A name, or the wish to hide, belongs to a cluster id. It follows that id into the cluster that it was merged into, and
+returns when the merge is undone. If the id has ended, for example because a recluster dissolved its cluster, it belongs
+to the cluster that has most of the items that were typical of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+
+from sploot_cluster.decide.corrections.hide import Hiding
+from sploot_cluster.decide.corrections.name import Naming
+from sploot_cluster.decide.resolving import in_force
+from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetState
+from sploot_cluster.pet.views import Presentation
+
+
+def presentation_of(state: PetState) -> Presentation:
+    """Return the names of living clusters, and those that are hidden."""
+    return Presentation(names_of(state), hidden_in(state))
+
+
+def names_of(state: PetState) -> Mapping[ClusterId, tuple[str, ...]]:
+    """Return the names of living clusters; clusters without a name are left out.
+
+    The first name of a cluster is the one to show: the newest of its own id, or else the newest of the ids that were
+    merged into it. The others are those of merged clusters, newest first, for people to choose from.
+    """
+    newest: dict[ClusterId, Naming] = {}
+    for statement in in_force(state.ledger):
+        if isinstance(statement, Naming):
+            newest.setdefault(statement.named, statement)
+    names: dict[ClusterId, list[str]] = {}
+    for naming in sorted(newest.values(), key=lambda naming: naming.named not in state.clusters):
+        cluster = _cluster_of(state, naming.named, naming.anchors)
+        if cluster is not None and naming.name not in names.setdefault(cluster, []):
+            names[cluster].append(naming.name)
+    return {cluster: tuple(found) for cluster, found in names.items()}
+
+
+def hidden_in(state: PetState) -> Set[ClusterId]:
+    """Return the hidden clusters: those that the newest hiding or showing of their own id hides.
+
+    A hidden cluster that people merged into another is shown or hidden as that one is.
+    """
+    newest: dict[ClusterId, tuple[bool, Sequence[MediaId]]] = {}
+    for statement in in_force(state.ledger):
+        if isinstance(statement, Hiding):
+            for cluster, items in statement.anchors.items():
+                newest.setdefault(cluster, (statement.is_hidden, items))
+    hidden: set[ClusterId] = set()
+    for cluster, (is_hidden, anchors) in newest.items():
+        now = None if cluster in state.aliases else _cluster_of(state, cluster, anchors)
+        if is_hidden and now is not None and (now == cluster or now not in newest):
+            hidden.add(now)
+    return hidden
+
+
+def _cluster_of(state: PetState, cluster: ClusterId, anchors: Sequence[MediaId]) -> ClusterId | None:
+    """Return the living cluster that an id resolves to, or else the one that has most of its anchors."""
+    now = state.aliases.get(cluster, cluster)
+    if now in state.clusters:
+        return now
+    labels = (int(state.labels[state.rows[item]]) for item in anchors if item in state.rows)
+    most = Counter(label for label in labels if label != NOISE).most_common(1)
+    return ClusterId(most[0][0]) if most and 2 * most[0][1] > len(anchors) else None

@@ -1,0 +1,85 @@
+"""The corrections ``hide`` and ``show``: a hidden cluster lives on, takes in its like, and is not shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import InvalidInput, UnknownCluster
+from sploot_cluster.pet.models import ClusterId
+from sploot_cluster.store.memory import MemoryPetStore
+from tests.sploot_cluster.albums import PET, grouped, names, take
+
+ONE, TWO, THREE, FOUR = (ClusterId(number) for number in range(1, 5))
+
+
+@pytest.fixture
+def service() -> ClusterService:
+    """A service whose clusters 1, 2 and 3 have twelve items each, of subjects 0, 1 and 2 respectively."""
+    return grouped(MemoryPetStore(), 3, range(12))
+
+
+def hidden(service: ClusterService) -> set[int]:
+    return {view.cluster_id for view in service.clusters(PET).clusters if view.is_hidden}
+
+
+def test_hidden_cluster_takes_in_its_like_and_is_no_noise(service: ClusterService) -> None:
+    service.hide(PET, [TWO], operation_id="1", by="ada")
+
+    take(service, 1, range(12, 30))
+    service.recluster(PET)
+
+    view = service.clusters(PET)
+    assert hidden(service) == {TWO}
+    assert view.n_noise == 0
+    assert {one.cluster_id: one.size for one in view.clusters} == {ONE: 12, TWO: 30, THREE: 12}
+
+
+def test_shown_cluster_can_be_hidden_again_by_an_undo(service: ClusterService) -> None:
+    service.hide(PET, [ONE, TWO], operation_id="1", by="ada")
+
+    shown = service.show(PET, [TWO], operation_id="2", by="ada")
+    after_show = hidden(service)
+    service.undo(PET, shown.revision, operation_id="3", by="ada")
+
+    assert after_show == {ONE}
+    assert hidden(service) == {ONE, TWO}
+
+
+def test_cluster_merged_into_a_shown_one_is_shown(service: ClusterService) -> None:
+    service.hide(PET, [TWO], operation_id="1", by="ada")
+
+    merge = service.merge(PET, [ONE, TWO], into=ONE, operation_id="2", by="ada")
+    merged = hidden(service)
+    service.undo(PET, merge.revision, operation_id="3", by="ada")
+
+    assert merged == set()
+    assert hidden(service) == {TWO}
+
+
+def test_cluster_with_most_items_of_a_hidden_id_that_ended_is_hidden(service: ClusterService) -> None:
+    service.hide(PET, [TWO], operation_id="1", by="ada")
+
+    service.dismiss(PET, sorted(names(1, range(12))), operation_id="2", by="ada")
+    ended = hidden(service)
+    service.place(PET, sorted(names(1, range(12))), operation_id="3", by="ada")
+
+    assert ended == set()
+    assert hidden(service) == {FOUR}
+
+
+@pytest.mark.parametrize("ids", [[], [ClusterId(9)]])
+def test_invalid_hiding_is_refused(service: ClusterService, ids: list[ClusterId]) -> None:
+    with pytest.raises((InvalidInput, UnknownCluster)) as refused:
+        service.hide(PET, ids, operation_id="1", by="ada")
+
+    assert refused.value.field == "cluster_ids"
+
+
+def test_hiding_what_is_hidden_and_showing_what_is_shown_is_refused(service: ClusterService) -> None:
+    service.hide(PET, [TWO], operation_id="1", by="ada")
+
+    with pytest.raises(InvalidInput, match="hidden already"):
+        service.hide(PET, [TWO], operation_id="2", by="ada")
+    with pytest.raises(InvalidInput, match="shown already"):
+        service.show(PET, [ONE], operation_id="3", by="ada")
