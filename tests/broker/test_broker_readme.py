@@ -17,6 +17,7 @@ import redis
 
 import broker
 from broker import RedisStreamsBroker
+from broker.command import main
 from broker.keys import QueueKeys
 from broker.metrics import GAUGES
 from broker.places import HAND_BACK_AFTER_S, MOST_AHEAD, NOTHING_AHEAD_FOR_S
@@ -105,8 +106,8 @@ def test_migration_example_runs_and_leaves_nothing_behind(
         used.declare_queue("default")
         used.enqueue(dramatiq.Message("default", "resize", (type(used).__name__,), {}, {}))
         used.close()
-    words = shlex.split(migrate.replace("redis://127.0.0.1:6379/0", redis_url).replace(PACKAGE, "broker"))
-    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True, cwd=ROOT)
+    _, *arguments = shlex.split(migrate.replace("redis://127.0.0.1:6379/0", redis_url))
+    done = subprocess.run([sys.executable, "-m", "broker", *arguments], capture_output=True, text=True, cwd=ROOT)
 
     assert done.stdout.endswith("nothing is left\n"), done.stderr
     assert redis_client.xlen("streams:default") == 2
@@ -134,6 +135,23 @@ def test_redis_commands_shown_in_the_readme_work(redis_url: str, redis_client: r
     assert len(answers) == 4
     (dead_letter,) = answers[2]
     assert b"failed" in dead_letter[1].values()
+
+
+def test_commands_shown_in_the_readme_run(redis_url: str, redis_client: redis.Redis) -> None:
+    used = RedisStreamsBroker(redis_url, middleware=[])
+    used.enqueue(dramatiq.Message("default", "resize", ("cat.jpg",), {}, {}))
+    used.close()
+    shown = [line for one in blocks("bash") for line in one.splitlines() if line.startswith("dramatiq-durable-streams")]
+
+    codes = {}
+    for line in shown:
+        command, *arguments = shlex.split(line, comments=True)[1:]
+        if command not in ("metrics", "migrate"):
+            codes[command] = main([command, *arguments, "--url", redis_url])
+
+    assert len(codes) >= 9
+    assert set(codes.values()) == {0}
+    assert redis_client.xlen("streams:default") == 0, "the message was cancelled"
 
 
 def test_every_test_named_in_the_guarantees_exists() -> None:
