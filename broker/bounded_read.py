@@ -11,6 +11,7 @@ Only version 2 of the Redis protocol is understood; ``Connections`` uses this ve
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -97,13 +98,13 @@ class BoundedReader:
                 return _UNKNOWN
             parser.feed(chunk)
             answer = parser.gets()
-        if isinstance(answer, redis.RedisError):
-            raise answer
         if parser.has_data() or any(
-            fields and len(fields) > MOST_PARTS for _, entries in answer or () for _, fields in entries
+            fields and len(fields) > MOST_PARTS for _, entries in _streams_of(answer) for _, fields in entries
         ):
             return _UNKNOWN
         self._buffer.clear()
+        if isinstance(answer, redis.RedisError):
+            raise answer
         return answer
 
     def _value(self, depth: int) -> Any:
@@ -192,6 +193,11 @@ class BoundedReader:
             raise redis.ConnectionError("Connection closed by server.")
         self._buffer += chunk
         return chunk
+
+
+def _streams_of(answer: Any) -> Sequence[Any]:
+    """Return the streams of the reply to a read; none if it is the reply to another command."""
+    return answer if isinstance(answer, list) else ()
 
 
 def _error_of(text: str) -> redis.RedisError:

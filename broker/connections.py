@@ -173,6 +173,16 @@ class Connections:
                     return self._ask(node, command)
         raise ConnectionClosed(f"expected at most {MOST_REDIRECTS} cluster redirects, got more; check the slot map")
 
+    def read(self, *command: Argument, key: str, bounds: Bounds | None) -> Any:
+        """Run one command and return its reply, read within ``bounds``."""
+
+        def answer(connection: redis.Connection) -> Any:
+            sock = socket_of(connection)
+            reader = None if bounds is None or sock is None else BoundedReader(sock, bounds)
+            return self.answer(connection, reader)
+
+        return self._exchange(self._node_of(key), [command], answer, is_repeatable=False)
+
     def run_script(self, script: Script, keys: Sequence[str], args: Iterable[Argument]) -> Any:
         """Run a script, loading it if the server does not know it, and return its reply."""
         rest = (len(keys), *keys, *args)
@@ -487,10 +497,15 @@ class BlockingRead:
         self._overdue_at = float("inf")
         self.is_waiting = False
 
+    @property
+    def is_connected(self) -> bool:
+        return self._owned is not None
+
     def send(self, *command: Argument) -> None:
         """Send the command, connecting if necessary."""
         if self._owned is None:
             self._owned = self._connections.own(self._key)
+            self._close_selector()  # made by a wait without a connection
             sock = socket_of(self._owned.connection)
             if self._bounds is not None and sock is not None:
                 self._reader = BoundedReader(sock, self._bounds)
@@ -549,12 +564,15 @@ class BlockingRead:
         """Close the connection, and give up a reply that may still arrive."""
         self.is_waiting = False
         self._overdue_at = float("inf")
-        if self._selector is not None:
-            self._selector.close()
-            self._selector = None
+        self._close_selector()
         if self._owned is not None:
             self._owned.close()
             self._owned = self._reader = None
+
+    def _close_selector(self) -> None:
+        if self._selector is not None:
+            self._selector.close()
+            self._selector = None
 
     def close(self) -> None:
         self.drop()

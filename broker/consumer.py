@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import dramatiq
@@ -23,7 +23,7 @@ from dramatiq.threading import Interrupt
 
 from .bounded_read import MOST_PARTS, Bounds, CutFields
 from .cancellation import Interrupts
-from .connections import BlockingRead, Connections
+from .connections import Argument, Connections
 from .deliveries import Deliveries, Delivery, Follower, Unhandled
 from .entries import MESSAGE_FIELD, EntryDecoder, MessageCheck, Oversize, decode, fields_of, has_run, size_of
 from .errors import UndecodableEntry
@@ -38,7 +38,7 @@ from .running.batches import Batch, Batcher
 from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
 from .settler import Settler
-from .shared_reads import Timers
+from .shared_reads import GroupReads, OwnRead, SharedRead, Timers
 
 NO_LIMIT = 1 << 20
 
@@ -47,6 +47,11 @@ LOST_RETRY_DELAY_MS = 15_000
 
 # Polling interval while the consumer yields to a higher-priority queue, or has no room for entries it could take.
 LOOK_AGAIN_S = 0.02
+
+# How long a queue that must not be read any more waits until the read of several queues is interrupted.
+STOP_READING_S = 0.5
+# Unwritten acknowledgements beyond which nothing is read: the server accepts no writes.
+MOST_SETTLING = 1_000
 
 # The error with which Redis 7.0 and later ends a blocking read when FLUSHALL or DEL removes the stream.
 STREAM_GONE = "UNBLOCKED the stream key no longer exists"
@@ -74,6 +79,8 @@ class Process(Protocol):
     is_orphaned: bool
     moves: threading.Event
 
+    def group_reads(self, *, is_bounded: bool) -> GroupReads | None: ...
+
     def has_more_important_work(self, queue_name: str) -> bool: ...
 
 
@@ -98,6 +105,7 @@ class ConsumedQueue:
         self.cancelled: Mapping[str, str] = {}  # see Round
         self._resumed = threading.Event()
         self._consumer: StreamsConsumer | None = None
+        self._shared_read: SharedRead | None = None
         self.janitor = Janitor(
             process.connections,
             process.settings,
@@ -108,6 +116,76 @@ class ConsumedQueue:
             on_takeable=self._take_over,
             n_held=self.deliveries.__len__,
         )
+
+    @property
+    def bounds(self) -> Bounds:
+        """The limits for one reply that contains entries."""
+        return Bounds(2 * self.process.settings.max_message_bytes, self.process.settings.max_read_bytes)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether other programs write to this queue, so that its entries may have any size."""
+        return self.decoder is not None or self.check is not None
+
+    @property
+    def head(self) -> tuple[Argument, ...]:
+        """The beginning of the command that reads new entries."""
+        return ("XREADGROUP", "GROUP", self.process.settings.group, self.process.consumer_name, "COUNT")
+
+    @property
+    def group_reads(self) -> GroupReads | None:
+        return self.process.group_reads(is_bounded=self.is_bounded)
+
+    def own_read(self) -> OwnRead:
+        """Return the reads of this queue on a connection of its own."""
+        return OwnRead(
+            self.process.connections,
+            self.keys.stream,
+            head=self.head,
+            block_ms=self.process.settings.idle_read_ms,
+            bounds=self.bounds if self.is_bounded else None,
+        )
+
+    def shared_read(self, reads: GroupReads) -> SharedRead:
+        """Return this queue's part in the reads of several queues, ready to take entries."""
+        if self._shared_read is None:
+            self._shared_read = SharedRead(
+                reads, self.keys.stream, wanted=self._wanted, look=self._look, hand_back=self.hand_back_entries
+            )
+        self._shared_read.open()
+        return self._shared_read
+
+    def _wanted(self) -> int:
+        consumer = self._consumer
+        return 0 if consumer is None or self.must_rest or self.must_yield() else consumer.wanted()
+
+    def _look(self, n: int) -> Sequence[Any]:
+        """Return at most ``n`` new entries, without waiting for any."""
+        bounds = self.bounds if self.is_bounded else None
+        answer = self.process.connections.read(
+            *self.head, n, "STREAMS", self.keys.stream, ">", key=self.keys.stream, bounds=bounds
+        )
+        return answer[0][1] if answer else ()
+
+    def hand_back_entries(self, entries: Sequence[Any]) -> None:
+        """Hand back entries that were read and not accepted."""
+        self.hand_back([part for entry_id, _ in entries for part in (entry_id, 1)])
+        self.is_takeable = True
+
+    def hand_back(self, args: Sequence[Argument], *, counts: bool = False) -> None:
+        """Hand back entries.
+
+        Args:
+            args: the id and the delivery count of each.
+            counts: whether the delivery counts.
+        """
+        fixed = (self.process.settings.group, self.process.consumer_name, HANDED_BACK, int(counts))
+        for start in range(0, len(args), 1_000):
+            self.process.connections.run_script(
+                HAND_BACK,
+                (self.keys.stream, self.keys.timer, self.keys.counters),
+                (*fixed, *args[start : start + 1_000]),
+            )
 
     def attach(self, consumer: StreamsConsumer) -> None:
         self._consumer = consumer
@@ -213,18 +291,12 @@ class StreamsConsumer(Consumer):
         self._n_places = 0
         self._n_given = 0
         self._read_ahead = ReadAhead(self._settings.read_ahead_ms)
-        is_bounded = queue.decoder is not None or queue.check is not None
-        self._bounds = Bounds(2 * self._settings.max_message_bytes, self._settings.max_read_bytes)
-        self._read = BlockingRead(
-            self._process.connections,
-            queue.keys.stream,
-            block_ms=self._settings.idle_read_ms,
-            bounds=self._bounds if is_bounded else None,
-        )
+        self._bounds = queue.bounds
+        reads = queue.group_reads
+        self._read: OwnRead | SharedRead = queue.own_read() if reads is None else queue.shared_read(reads)
         # The most entries that a read asks for. After a read that was cut, this is one, then two, four, …, so that the
         # server also sends less.
         self._most_asked = NO_LIMIT
-        self._n_asked = 0
         self._is_ahead_allowed = True
         # whether an actor of this queue has a batch function
         self._has_batches = False
@@ -477,16 +549,14 @@ class StreamsConsumer(Consumer):
             return
         self._is_closed = True
         self._queue.detach(self)
-        was_reading = self._read.is_waiting
-        self._read.close()
+        is_silent = self._process.connections.is_silent(self._keys.stream)
+        unread, are_lost = self._read.close(timeout_s=0.0 if is_silent else STOP_READING_S)
         unstarted = list(self._buffer)
         self._buffer.clear()
         try:
             self._refuse_silence()
             self._hand_back(unstarted)
-            if was_reading:
-                # hand back entries that the server may have sent into the connection that was just closed
-                self._give_back_lost()
+            self._give_back_unread(unread, are_lost=are_lost)
         except (BrokerConnectionError, redis.RedisError) as error:
             self._queue.logger.warning("could not hand back entries; they run later", extra={"error": str(error)})
 
@@ -546,6 +616,8 @@ class StreamsConsumer(Consumer):
             self._stop_reading()
             self._queue.rest(timeout_s)
             return
+        if isinstance(self._read, OwnRead) and (reads := self._queue.group_reads) is not None:
+            self._share_reads(reads)
         if not self._is_resynced:
             self._resync(min_idle_ms=0)
             self._is_resynced = True
@@ -616,28 +688,15 @@ class StreamsConsumer(Consumer):
         return self._read_ahead.expect(self._n_finished) if self._is_ahead_allowed else 0
 
     def _read_new(self, room: int, timeout_s: float) -> None:
-        if not self._read.is_waiting:
-            wanted = max(room + self._n_expected(), self._n_per_batch)
-            self._n_asked = min(wanted, self._most_asked)
-            self._most_asked = min(2 * self._most_asked, NO_LIMIT)
-            self._read.send(
-                "XREADGROUP",
-                "GROUP",
-                self._settings.group,
-                self._process.consumer_name,
-                "COUNT",
-                self._n_asked,
-                "BLOCK",
-                self._settings.idle_read_ms,
-                "STREAMS",
-                self._keys.stream,
-                ">",
-            )
         try:
+            if not self._read.is_waiting:
+                n = min(max(room + self._n_expected(), self._n_per_batch), self._most_asked)
+                self._most_asked = min(2 * self._most_asked, NO_LIMIT)
+                self._read.start(n)
             if not self._read.wait(timeout_s):
                 self._queue.has_backlog = False
                 return
-            answer = self._read.answer()
+            entries, self._queue.has_backlog, are_lost = self._read.take()
         except redis.ResponseError as error:
             # The group is gone, after a FLUSHALL, a failover to an empty replica or a manual DESTROY. It is created
             # again, and the whole stream is delivered again.
@@ -652,10 +711,11 @@ class StreamsConsumer(Consumer):
             # entries may have been delivered into the connection that broke
             self._is_resynced = False
             raise
-        self._queue.has_backlog = bool(answer) and len(answer[0][1]) >= self._n_asked
-        if answer:
+        if are_lost:
+            self._is_resynced = False
+        if entries:
             n_ahead = self._read_ahead.n_still_expected() if self._is_ahead_allowed else 0
-            self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in answer[0][1])
+            self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in entries)
             # there are too many if the read waited for long, or if other entries were taken over while it waited
             self._give_back(len(self._buffer) - self._n_places - max(n_ahead, self._n_per_batch))
 
@@ -772,7 +832,7 @@ class StreamsConsumer(Consumer):
             self._queue.cancel_held()
             if uncounted:
                 # they were cut only because the reply as a whole was too large; the next take reads them again
-                self._run_hand_back(uncounted)
+                self._queue.hand_back(uncounted)
                 self._queue.is_takeable = True
             if accepted:
                 self._n_places = max(0, self._n_room)
@@ -794,32 +854,39 @@ class StreamsConsumer(Consumer):
             # they are older than undelivered entries, so this consumer takes them next
             self._queue.is_takeable = True
 
+    def wanted(self) -> int:
+        """Return how many entries a read of several queues may return for this one."""
+        deliveries = self._queue.deliveries
+        if len(deliveries) - deliveries.n_held > MOST_SETTLING + self._prefetch:
+            return 0
+        return min(self._n_room - len(self._buffer), self._most_asked)
+
+    def _share_reads(self, reads: GroupReads) -> None:
+        """Read together with the other queues of this process from now on."""
+        unread, are_lost = self._read.close(timeout_s=STOP_READING_S)
+        self._read = self._queue.shared_read(reads)
+        self._give_back_unread(unread, are_lost=are_lost)
+
     def _stop_reading(self) -> None:
         if self._read.is_waiting:
-            self._read.drop()
-            self._give_back_lost()
+            unread, are_lost = self._read.stop(timeout_s=STOP_READING_S)
+            self._give_back_unread(unread, are_lost=are_lost)
 
-    def _give_back_lost(self) -> None:
-        lost = self._lost_entries(0)
-        if lost:
-            args = [part for entry_id, deliveries, *_ in lost for part in (entry_id, deliveries)]
-            self._run_hand_back(args)
+    def _give_back_unread(self, entries: Sequence[Any], *, are_lost: bool) -> None:
+        """Hand back entries that were read and not accepted, and those that may have been lost with a connection."""
+        if entries:
+            self._queue.hand_back_entries(entries)
+        if are_lost:
+            lost = self._lost_entries(0)
+            self._queue.hand_back([part for entry_id, deliveries, *_ in lost for part in (entry_id, deliveries)])
 
     def _hand_back(self, deliveries: list[Delivery], *, counts: bool = False) -> None:
         ours = [one for one in deliveries if not (one.is_settled or one.is_lost)]
         try:
             if ours:
-                self._run_hand_back([part for one in ours for part in (one.entry_id, one.deliveries)], counts=counts)
+                args = [part for one in ours for part in (one.entry_id, one.deliveries)]
+                self._queue.hand_back(args, counts=counts)
         finally:
             # On failure they stay in this consumer's pending list without being held: the next consumer of this
             # process takes them, or the lease ends.
             self._queue.deliveries.forget(deliveries)
-
-    def _run_hand_back(self, args: list[Any], *, counts: bool = False) -> None:
-        fixed = (self._settings.group, self._process.consumer_name, HANDED_BACK, int(counts))
-        for start in range(0, len(args), 1_000):
-            self._process.connections.run_script(
-                HAND_BACK,
-                (self._keys.stream, self._keys.timer, self._keys.counters),
-                (*fixed, *args[start : start + 1_000]),
-            )

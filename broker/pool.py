@@ -23,9 +23,9 @@ from dramatiq.logging import get_logger
 # A connection that was idle for longer may have been closed by the server or forgotten by the network.
 PROBE_AFTER_IDLE_S: Final = 1.0
 CLOSE_AFTER_IDLE_S: Final = 60.0
-# From this number on, a thread waits a moment for a free connection before it opens another one: commands are short, so
-# a burst of threads needs few connections.
-ENOUGH: Final = 4
+# With this many connections, a thread waits a moment for a free one before it opens another, and a moment longer for
+# each further connection: commands are short, so a burst of threads needs few connections.
+ENOUGH: Final = 3
 MOMENT_S: Final = 0.01
 # How long no connections are opened after the server refused one because it has too many clients.
 REFUSED_FOR_S: Final = 5.0
@@ -168,8 +168,9 @@ class Pool:
                                 continue
                         n_borrowed = self._n_open - self._n_owned
                         now = time.monotonic()
-                        if n_borrowed >= ENOUGH and now < start + MOMENT_S:
-                            self._changed.wait(start + MOMENT_S - now)
+                        spared_s = MOMENT_S * max(0, n_borrowed - ENOUGH + 1)
+                        if now < start + spared_s and self._n_open < self._limit.most:
+                            self._changed.wait(start + spared_s - now)
                         elif self._n_open >= self._limit.most or (n_borrowed and now < self._refused_until):
                             self._wait(deadline)
                         else:

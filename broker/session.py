@@ -34,11 +34,13 @@ from .running.progress import ProgressReports
 from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
-from .shared_reads import Timers
+from .shared_reads import GroupReads, Timers
 
 # How long a stop may take: if Redis answers; and if it does not, so that only threads are waited for.
 STOP_S: Final = 5.0
 SILENT_STOP_S: Final = 1.0
+# The number of queues up to which each is read on a connection of its own, which saves a thread switch for each read.
+MOST_OWN_READS: Final = 6
 
 
 class Session:
@@ -84,6 +86,7 @@ class Session:
         self.moved_at: dict[str, float] = {}
         self.is_draining = False  # the Worker is shutting down and starts no more jobs
         self.is_orphaned = False  # the master has ended, and the Worker cannot shut down
+        self._group_reads: dict[bool, GroupReads] = {}  # those that read all queues if they are many
         self.moves = threading.Event()  # cleared while this process is stuck
         self.moves.set()
 
@@ -111,8 +114,35 @@ class Session:
             queue = self._queues.get(keys.queue_name)
             if queue is None:
                 queue = self._queues[keys.queue_name] = ConsumedQueue(self, keys, decoder, check)
+                self._share_reads(queue)
                 queue.janitor.start()
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
+
+    def _share_reads(self, newest: ConsumedQueue) -> None:
+        """Read all queues on one connection if there are too many for a connection each.
+
+        Queues whose entries may have any size are read on another one, because their replies are bounded.
+        """
+        connections, stream = self.connections, newest.keys.stream
+        if connections.is_cluster:
+            return
+        most_own = min(MOST_OWN_READS, connections.most_owned(stream) - 1)  # one waits for the timers
+        if not self._group_reads and len(self._queues) <= most_own:
+            return
+        for queue in self._queues.values():
+            if queue.is_bounded not in self._group_reads:
+                self._group_reads[queue.is_bounded] = GroupReads(
+                    connections,
+                    stream,
+                    head=newest.head,
+                    block_ms=self.settings.idle_read_ms,
+                    bounds=queue.bounds if queue.is_bounded else None,
+                )
+            queue.wake()
+
+    def group_reads(self, *, is_bounded: bool) -> GroupReads | None:
+        """Return the reads that queues share; None while each is read on its own connection."""
+        return self._group_reads.get(is_bounded)
 
     def judge(self) -> Judgement:
         """Return whether this process still makes progress on the messages it holds."""
@@ -163,6 +193,8 @@ class Session:
         for queue in queues:
             queue.janitor.begin_stop()
         self.timers.begin_stop()
+        for reads in self._group_reads.values():
+            reads.stop(timeout_s=_left_s(deadline))
         for queue in queues:
             queue.janitor.stop(timeout_s=_left_s(deadline))
         self.timers.stop(timeout_s=_left_s(deadline))

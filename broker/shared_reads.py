@@ -1,22 +1,25 @@
 """Shared reads: blocking commands that wait for news of many queues on one connection.
 
 Redis answers a blocked command as soon as any of its streams has an entry. So a process needs one connection to wait
-for the timers of all its queues. In a cluster, one command can only name streams of one slot, so there every queue has
-a connection of its own.
+for the timers of all its queues, and another one to read new messages from all of them. A process with few queues reads
+each on its own connection, which saves a thread switch. In a cluster, one command can only name streams of one slot, so
+there every queue has connections of its own.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
-from typing import Final
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import redis
-from dramatiq.errors import BrokerConnectionError
+from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
-from .connections import BlockingRead, Connections
+from .bounded_read import Bounds
+from .connections import Argument, BlockingRead, Connections
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 2.0
@@ -25,6 +28,12 @@ GATHER_S: Final = 0.02
 LOOK_AGAIN_S: Final = 60.0
 # The number of entries that scripts keep in the stream of a timer.
 MOST_ENTRIES: Final = 16
+# How soon a command that did not end is interrupted again: it may not have reached the server before.
+INTERRUPT_AGAIN_S: Final = 0.005
+ANSWER_S: Final = 5.0
+# After entries have come, the next command names the same queues, because asking all of them takes longer than passing
+# on an entry. They are asked if no others come for this long.
+REVIEW_AFTER_S: Final = 0.02
 
 # The id of an entry, then names and values.
 Entry = tuple[bytes, list[bytes]]
@@ -211,6 +220,359 @@ class _Watch:
     def _known(self) -> list[Timer]:
         with self._lock:
             return list(self._timers.values())
+
+
+class OwnRead:
+    """The reads of one queue on a connection of its own."""
+
+    def __init__(
+        self, connections: Connections, stream: str, *, head: Sequence[Argument], block_ms: int, bounds: Bounds | None
+    ) -> None:
+        """
+        Args:
+            head: the command up to ``COUNT``.
+        """
+        self._read = BlockingRead(connections, stream, block_ms=block_ms, bounds=bounds)
+        self._stream = stream
+        self._head = head
+        self._block_ms = block_ms
+        self._n_asked = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether entries may arrive at any time."""
+        return self._read.is_waiting
+
+    def start(self, n: int) -> None:
+        """Ask for at most ``n`` entries, whenever they come."""
+        self._n_asked = n
+        self._read.send(*self._head, n, "BLOCK", self._block_ms, "STREAMS", self._stream, ">")
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the reply or a wake-up; return whether the reply has arrived."""
+        return self._read.wait(timeout_s)
+
+    def take(self) -> tuple[Sequence[Any], bool, bool]:
+        """Return the entries of the reply, whether there may be more, and False: none can have been lost."""
+        answer = self._read.answer()
+        entries = answer[0][1] if answer else ()
+        return entries, len(entries) >= self._n_asked, False
+
+    def wake(self) -> None:
+        """Make ``wait`` return, from any thread."""
+        self._read.wake()
+
+    def stop(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
+        """Read no more; return no entries, and whether some may have been lost with the connection."""
+        was_waiting = self._read.is_waiting
+        self._read.drop()
+        return (), was_waiting
+
+    def close(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
+        """Do as ``stop``, for good."""
+        was_waiting = self._read.is_waiting
+        self._read.close()
+        return (), was_waiting
+
+
+class GroupReads:
+    """One thread and one connection that read the new entries of several queues for one consumer.
+
+    Each queue says how many entries it has room for. A command names the queues that have room, and asks for as many
+    entries as the one with the least. If another queue gets room while the command waits, it is interrupted.
+    """
+
+    def __init__(
+        self, connections: Connections, key: str, *, head: Sequence[Argument], block_ms: int, bounds: Bounds | None
+    ) -> None:
+        """
+        Args:
+            key: any key at the server.
+            head: the command up to ``COUNT``.
+            block_ms: how long one command waits at the server.
+            bounds: the limits for one reply.
+        """
+        self._connections = connections
+        self._key = key
+        self._head = head
+        self._block_ms = block_ms
+        self._logger: logging.Logger = get_logger(__name__, type(self))
+        self._read = BlockingRead(connections, key, block_ms=block_ms, bounds=bounds)
+        self._client_id: int | None = None
+        self._changed = threading.Condition()
+        self._queues: set[SharedRead] = set()
+        self._covered: dict[SharedRead, int] = {}
+        self._is_hurried = False  # a queue has got room, or must be read no more
+        self._is_stale = False
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="broker-reads", daemon=True)
+        self._thread.start()
+
+    def covers(self, queue: SharedRead) -> bool:
+        """Return whether entries of this queue may arrive at any time."""
+        return queue in self._covered
+
+    def include(self, queue: SharedRead) -> None:
+        """Read this queue from now on, as long as it has room."""
+        with self._changed:
+            self._queues.add(queue)
+            if queue in self._covered:
+                return
+            self._is_hurried = True
+        self._read.wake()
+
+    def exclude(self, queue: SharedRead, *, timeout_s: float) -> bool:
+        """Read this queue no longer; return whether no more of its entries can arrive, after at most ``timeout_s``."""
+        with self._changed:
+            self._queues.discard(queue)
+            if queue not in self._covered:
+                return True
+            self._is_hurried = True
+            self._read.wake()
+            return self._changed.wait_for(lambda: queue not in self._covered, timeout_s)
+
+    def begin_stop(self) -> None:
+        """Ask the thread to end, without waiting."""
+        self._is_stopping.set()
+        self._read.wake()
+
+    def stop(self, *, timeout_s: float = 5.0) -> None:
+        """End the thread, waiting at most ``timeout_s``."""
+        self.begin_stop()
+        self._thread.join(timeout_s)
+
+    def _loop(self) -> None:
+        pause_s = 0.0
+        while not self._is_stopping.is_set():
+            try:
+                self._round()
+                pause_s = 0.0
+                continue
+            except (BrokerConnectionError, redis.RedisError) as error:
+                # An error reply is caused by one of the queues, for example because its group is gone. Each queue then
+                # reads alone once, and so finds out by itself.
+                is_reply = isinstance(error, redis.ResponseError) or isinstance(error.__cause__, redis.ResponseError)
+                self._interrupt(error, is_lost=not is_reply)
+            except Exception as error:
+                self._logger.exception("could not read several queues; trying again")
+                self._interrupt(error, is_lost=True)
+            self._is_stopping.wait(pause_s)
+            pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
+        self._read.close()
+        self._cover({})
+
+    def _round(self) -> None:
+        """Send one command, wait for its reply and pass on the entries."""
+        if self._is_hurried or self._is_stale or not self._covered or min(self._covered.values()) <= 0:
+            self._cover(self._wanted())
+        rooms = self._covered
+        if not rooms:
+            self._read.wait(LOOK_AGAIN_S)
+            return
+        if not self._read.is_connected:
+            self._client_id = self._ask_for_id()
+        n_asked = min(rooms.values())
+        streams = [queue.stream for queue in rooms]
+        self._read.send(*self._head, n_asked, "BLOCK", self._block_ms, "STREAMS", *streams, *(">" for _ in streams))
+        if not self._wait_for_answer():
+            return
+        by_stream = {queue.stream.encode(): queue for queue in rooms}
+        for stream, entries in self._read.answer() or ():
+            queue, is_full = by_stream[stream], len(entries) >= n_asked
+            queue.receive(entries, is_full=is_full)
+            # what else happens to the room of the queues is looked at when no entries come
+            rooms[queue] = 0 if is_full else rooms[queue] - len(entries)
+        time.sleep(0)  # the threads that wait for these entries go first
+
+    def _wanted(self) -> dict[SharedRead, int]:
+        """Return the queues that have room, and for how many entries."""
+        with self._changed:
+            self._is_hurried = False
+            queues = list(self._queues)
+        # outside the lock, because a queue asks others what they do
+        return {queue: n for queue in queues if (n := queue.wanted()) > 0}
+
+    def _wait_for_answer(self) -> bool:
+        """Wait for the reply to the command; return whether it has arrived, which it has not if this thread stops."""
+        timeout_s = REVIEW_AFTER_S
+        while not self._read.wait(timeout_s):
+            if self._is_stopping.is_set():
+                return False
+            if not (self._is_hurried or self._is_stale):
+                timeout_s = LOOK_AGAIN_S
+                wanted = self._wanted()
+                self._is_stale = wanted.keys() != self._covered.keys()
+                self._covered.update(wanted if not self._is_stale else {})
+            if self._is_hurried or self._is_stale:
+                self._end_command()
+                timeout_s = INTERRUPT_AGAIN_S
+        return True
+
+    def _cover(self, wanted: dict[SharedRead, int]) -> None:
+        with self._changed:
+            dropped = self._covered.keys() - wanted.keys()
+            self._covered = wanted
+            self._is_stale = False
+            self._changed.notify_all()
+        for queue in dropped:
+            queue.wake()  # it may wait for entries that cannot arrive now
+
+    def _ask_for_id(self) -> int | None:
+        """Return the id by which this connection can be interrupted; None if this user may not ask for it."""
+        self._read.send("CLIENT", "ID")
+        deadline = time.monotonic() + ANSWER_S
+        while not self._read.wait(deadline - time.monotonic()):  # it also ends at a wake-up
+            if time.monotonic() > deadline:
+                raise ConnectionClosed("no answer to CLIENT ID")
+        try:
+            return int(self._read.answer())
+        except redis.ResponseError as error:
+            self._logger.warning(
+                "this Redis user may not run CLIENT ID and CLIENT UNBLOCK; reads of many queues cost more connections",
+                extra={"error": str(error)},
+            )
+            return None
+
+    def _end_command(self) -> None:
+        """Make the server answer the command that waits.
+
+        Raises:
+            ConnectionClosed: this user may not do that, so the connection must be dropped.
+        """
+        try:
+            if self._client_id is not None:
+                self._connections.run("CLIENT", "UNBLOCK", self._client_id, key=self._key)
+                return
+        except redis.ResponseError:
+            self._client_id = None
+        raise ConnectionClosed("a blocked read had to be dropped, because this user may not run CLIENT UNBLOCK")
+
+    def _interrupt(self, error: BaseException, *, is_lost: bool) -> None:
+        if is_lost:
+            self._read.drop()
+            if not self._is_stopping.is_set():
+                self._logger.warning("could not read several queues; trying again", extra={"error": str(error)})
+        queues = list(self._covered)
+        self._cover({})
+        for queue in queues:
+            queue.interrupt(is_lost=is_lost)
+
+
+class SharedRead:
+    """The part of one queue in the reads that queues share: the entries that were read and not yet taken.
+
+    Args:
+        wanted: returns how many entries the queue has room for.
+        look: reads up to as many entries at once, without waiting.
+        hand_back: returns entries that came too late.
+    """
+
+    def __init__(
+        self,
+        reads: GroupReads,
+        stream: str,
+        *,
+        wanted: Callable[[], int],
+        look: Callable[[int], Sequence[Any]],
+        hand_back: Callable[[Sequence[Any]], None],
+    ) -> None:
+        self.stream = stream
+        self._reads = reads
+        self._wanted = wanted
+        self._look = look
+        self._hand_back = hand_back
+        self._lock = threading.Lock()
+        self._entries: list[Any] = []
+        self._is_full = False
+        self._is_open = False
+        self._must_look = True
+        self._is_lost = False
+        self._has_news = threading.Event()
+
+    def open(self) -> None:
+        """Take entries from now on. Those that were lost before are still pending for this consumer."""
+        with self._lock:
+            self._entries = []
+            self._is_open = self._must_look = True
+            self._is_lost = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether entries have arrived, or may arrive at any time."""
+        return bool(self._entries) or self._reads.covers(self)
+
+    def start(self, n: int) -> None:
+        """Read entries: at once, if more may be there than the last read returned; else whenever they come."""
+        if self._must_look:
+            self._must_look = False
+            try:
+                found = self._look(n)
+            except BaseException:
+                self._must_look = True
+                raise
+            if found:
+                self.receive(found, is_full=len(found) >= n)
+                return
+        self._reads.include(self)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for entries or a wake-up; return whether there are entries, or some were lost."""
+        if not self._entries:
+            self._has_news.wait(timeout_s)
+        self._has_news.clear()
+        return bool(self._entries) or self._is_lost
+
+    def take(self) -> tuple[Sequence[Any], bool, bool]:
+        """Return the entries that have arrived, whether there may be more, and whether others may have been lost.
+
+        Lost entries are pending for this consumer: their connection broke before they arrived.
+        """
+        with self._lock:
+            entries, self._entries = self._entries, []
+            is_full, self._is_full = self._is_full, False
+            is_lost, self._is_lost = self._is_lost, False
+        return entries, is_full, is_lost
+
+    def wake(self) -> None:
+        """Make ``wait`` return, from any thread."""
+        self._has_news.set()
+
+    def stop(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
+        """Read no more; return the entries that were not taken, and whether more may arrive or have been lost."""
+        self._must_look = True
+        is_excluded = self._reads.exclude(self, timeout_s=timeout_s)
+        entries, _, is_lost = self.take()
+        return entries, is_lost or not is_excluded
+
+    def close(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
+        """Do as ``stop``; entries that come later are handed back."""
+        entries, is_lost = self.stop(timeout_s=timeout_s)
+        with self._lock:
+            self._is_open = False
+            late, self._entries = self._entries, []
+        return [*entries, *late], is_lost
+
+    def wanted(self) -> int:
+        """Return how many entries to read for this queue now."""
+        return 0 if self._must_look else self._wanted() - len(self._entries)
+
+    def receive(self, entries: Sequence[Any], *, is_full: bool) -> None:
+        """Add entries that were read."""
+        with self._lock:
+            if is_open := self._is_open:
+                self._entries.extend(entries)
+                self._is_full = is_full
+                self._must_look = self._must_look or is_full
+        if is_open:
+            self._has_news.set()
+        else:
+            self._hand_back(entries)
+
+    def interrupt(self, *, is_lost: bool) -> None:
+        """Stop waiting: the read of several queues failed."""
+        self._must_look = True
+        self._is_lost = self._is_lost or is_lost
+        self._has_news.set()
 
 
 def _place(entry_id: bytes) -> tuple[int, int]:

@@ -133,6 +133,15 @@ def test_error_reply_is_raised(reader: Reader, answer: bytes, kind: type[Excepti
         reader(Bounds(1_000, 1_000), answer).read()
 
 
+def test_reply_after_an_error_is_read(reader: Reader) -> None:
+    after = entries([b"a", b"1"])
+    connection = reader(Bounds(1_000, 1_000), b"-NOGROUP it is gone\r\n", encoded(after))
+
+    with pytest.raises(redis.ResponseError, match="NOGROUP"):
+        connection.read()
+    assert connection.read() == after
+
+
 def test_reading_from_a_closed_connection_raises(reader: Reader) -> None:
     with pytest.raises(redis.ConnectionError):
         reader(Bounds(1_000, 1_000), b"*2\r\n$3\r\nab").read()

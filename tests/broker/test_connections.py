@@ -13,8 +13,9 @@ import redis
 from dramatiq.errors import ConnectionFailed
 
 from broker import EnqueueUncertain, RedisStreamsBroker
+from broker.keys import HANDED_BACK
 from tasks.embedded_redis import EmbeddedRedis
-from tests.broker.scene import KEYS, QUEUE, message
+from tests.broker.scene import KEYS, QUEUE, message, received
 from tests.broker.test_dramatiq_options import broker_on, working
 from tests.faults.outage import Outage
 from tests.support import eventually
@@ -185,7 +186,7 @@ def test_statistics_are_read_after_idle_connections_died(network: Outage, produc
     assert producer.stats(QUEUE).undelivered == 1
 
 
-QUEUES = [f"q{number}" for number in range(6)]
+QUEUES = [f"q{number}" for number in range(10)]
 
 
 def blocked(client: Any, command: str) -> list[str]:
@@ -195,7 +196,7 @@ def blocked(client: Any, command: str) -> list[str]:
 
 @contextmanager
 def consuming(broker: RedisStreamsBroker) -> Iterator[list[str]]:
-    """Run a worker of six queues; yield the names of the queues whose messages ran."""
+    """Run a worker of ten queues; yield the names of the queues whose messages ran."""
     ran: list[str] = []
     for queue in QUEUES:
         broker.declare_actor(
@@ -241,3 +242,168 @@ def test_news_arrive_after_all_keys_were_deleted(redis_url: str, redis_client: A
         send(broker, "q3", delay=1)
 
         eventually(lambda: ran == ["q3"])
+
+
+def run_once_each(broker: RedisStreamsBroker, ran: list[str]) -> None:
+    """Send a message to every queue, and check that each runs once."""
+    ran.clear()
+    for queue in QUEUES:
+        send(broker, queue)
+    eventually(lambda: sorted(ran) == sorted(QUEUES))
+
+
+def test_worker_of_ten_queues_needs_at_most_twelve_connections(
+    redis_url: str, redis_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("broker.connections.CLOSE_AFTER_IDLE_S", 0.1)
+    n_before = len(redis_client.client_list())
+    with broker_on(redis_url) as broker, consuming(broker) as ran:
+        eventually(lambda: len(redis_client.client_list()) - n_before <= 12)
+        run_once_each(broker, ran)
+        run_once_each(broker, ran)
+
+        assert len(blocked(redis_client, "xreadgroup")) == 1
+        assert len(blocked(redis_client, "xread")) == 1
+
+
+def test_many_messages_in_many_queues_each_run_once(redis_url: str, redis_client: Any) -> None:
+    with broker_on(redis_url, checks={"q1": lambda _: None}) as broker:
+        messages: list[dramatiq.Message[Any]] = [
+            dramatiq.Message(queue, queue, (queue,), {}, {}) for queue in QUEUES for _ in range(50)
+        ]
+        broker.enqueue_many(messages)
+        with consuming(broker) as ran:
+            for queue in QUEUES:
+                broker.join(queue, timeout=30_000)
+            run_once_each(broker, ran)
+            assert len(blocked(redis_client, "xreadgroup")) == 2  # q1 may have entries of any size
+        eventually(lambda: [broker.counters(queue)["acked"] for queue in QUEUES] == [51] * len(QUEUES))
+
+
+@pytest.mark.parametrize("command", ["xreadgroup", "xread"])
+def test_queues_are_served_after_the_connection_that_they_share_was_lost(
+    redis_url: str, redis_client: Any, command: str
+) -> None:
+    with broker_on(redis_url) as broker, consuming(broker) as ran:
+        run_once_each(broker, ran)
+        (lost,) = eventually(lambda: blocked(redis_client, command))
+
+        redis_client.client_kill_filter(_id=lost)
+
+        run_once_each(broker, ran)
+        eventually(lambda: [broker.counters(queue)["acked"] for queue in QUEUES] == [2] * len(QUEUES))
+
+
+def test_queues_are_served_after_all_keys_were_deleted(redis_url: str, redis_client: Any) -> None:
+    with broker_on(redis_url) as broker, consuming(broker) as ran:
+        run_once_each(broker, ran)
+
+        redis_client.flushall()
+
+        run_once_each(broker, ran)
+
+
+@pytest.mark.slow
+def test_queue_of_the_wrong_type_does_not_stop_the_others(redis_url: str, redis_client: Any) -> None:
+    with broker_on(redis_url) as broker, consuming(broker) as ran:
+        run_once_each(broker, ran)
+        redis_client.set("streams:q3", "a string")
+        ran.clear()
+
+        for queue in QUEUES:
+            if queue != "q3":
+                send(broker, queue)
+
+        eventually(lambda: sorted(ran) == sorted(set(QUEUES) - {"q3"}))
+
+
+def test_paused_queue_is_not_read_together_with_the_others(redis_url: str) -> None:
+    with broker_on(redis_url) as broker, consuming(broker) as ran:
+        run_once_each(broker, ran)
+        broker.pause("q3")
+        eventually(lambda: broker.stats("q3").paused)
+        ran.clear()
+
+        for _ in range(2):
+            for queue in QUEUES:
+                send(broker, queue)
+        eventually(lambda: len(ran) >= 18)
+        eventually(lambda: broker.stats("q3").in_flight == 0)
+        assert ran.count("q3") <= 2  # a pause takes a moment to be noticed
+
+        broker.resume("q3")
+        eventually(lambda: sorted(ran) == sorted(2 * QUEUES))
+
+
+def test_queue_is_read_again_once_its_consumer_has_room(redis_url: str) -> None:
+    with broker_on(redis_url, read_ahead_ms=0) as broker:
+        consumers = {}
+        for queue in QUEUES:
+            broker.declare_queue(queue)
+            consumers[queue] = broker.consume(queue, prefetch=1, timeout=20)
+        for consumer in consumers.values():
+            assert next(consumer) is None
+        consumer = consumers["q0"]
+        for _ in range(3):
+            send(broker, "q0")
+
+        for _ in range(3):
+            (delivery,) = received(consumer, 1)
+            assert next(consumer) is None  # no room
+            consumer.ack(delivery)
+        for one in consumers.values():
+            one.close()
+        assert broker.stats("q0").waiting == 0
+
+
+def test_closed_consumer_hands_back_what_was_read_for_it(redis_url: str, redis_client: Any) -> None:
+    with broker_on(redis_url) as broker:
+        consumers = {}
+        for queue in QUEUES:
+            broker.declare_queue(queue)
+            consumers[queue] = broker.consume(queue, prefetch=5, timeout=20)
+        for consumer in consumers.values():
+            assert next(consumer) is None
+        for _ in range(3):
+            send(broker, "q0")
+        eventually(lambda: broker.stats("q0").in_flight > 0)
+
+        for consumer in consumers.values():
+            consumer.close()
+
+        pending = redis_client.xpending("streams:q0", broker.settings.group)["consumers"]
+        assert pending == [{"name": HANDED_BACK.encode(), "pending": 3}]
+
+
+def test_user_who_may_not_interrupt_reads_consumes_all_the_same(redis_url: str, redis_client: Any) -> None:
+    redis_client.acl_setuser(
+        "few", enabled=True, passwords=["+secret"], commands=["+@all", "-client|unblock", "-client|id"], keys=["*"]
+    )
+    try:
+        client = redis.Redis.from_url(redis_url, username="few", password="secret")
+        broker = RedisStreamsBroker(client=client, middleware=[])
+        with consuming(broker) as ran:
+            run_once_each(broker, ran)
+            run_once_each(broker, ran)
+        broker.close()
+    finally:
+        redis_client.acl_deluser("few")
+
+
+def test_worker_of_ten_queues_works_with_three_connections(redis_url: str, redis_client: Any) -> None:
+    pool = redis.BlockingConnectionPool.from_url(redis_url, max_connections=3)
+    broker = RedisStreamsBroker(client=redis.Redis(connection_pool=pool), middleware=[], keeper_process=False)
+    n_before = len(redis_client.client_list())
+    with consuming(broker) as ran:
+        run_once_each(broker, ran)
+        run_once_each(broker, ran)
+        assert len(redis_client.client_list()) - n_before <= 3
+    broker.close()
+
+
+def test_worker_says_that_it_needs_more_connections(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    pool = redis.BlockingConnectionPool.from_url(redis_url, max_connections=2)
+    broker = RedisStreamsBroker(client=redis.Redis(connection_pool=pool), middleware=[], keeper_process=False)
+    with consuming(broker):
+        eventually(lambda: any("got 2; raise it" in getattr(one, "error", "") for one in caplog.records))
+    broker.close()
