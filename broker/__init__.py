@@ -27,6 +27,7 @@ from .errors import (
     SettingsError,
     UndecodableEntry,
 )
+from .group_callbacks import GroupCallbacks
 from .inspector import FoundMessage, Inspector, PendingEntry, Rescued, Retired, Selection, Unowned
 from .key_limits import KeyAtWork, KeyLimits, MessageAtWork, Rate
 from .metrics import exposition
@@ -53,6 +54,7 @@ __all__ = [
     "EnqueueUncertain",
     "EntryDecoder",
     "FoundMessage",
+    "GroupCallbacks",
     "Inspector",
     "InvalidField",
     "InvalidMessage",

@@ -39,6 +39,7 @@ from .dead_letters import DeadLetters
 from .deliveries import Delivery, not_followed, unhandled_failure
 from .entries import EntryDecoder, MessageCheck
 from .errors import Cancelled, DeliveryLimitReached, LeaseLost, MessageCancelled, MessageExpired
+from .group_callbacks import Groups
 from .inspector import Inspector, Selection
 from .keys import KeysByQueue
 from .middleware import Listeners, Method
@@ -722,6 +723,7 @@ class RedisStreamsBroker(Broker):
             Batcher(self.actors, self.actor_options),
         )
         self._producer.use(session.connections, session.outcomes)
+        self.groups = Groups(session.connections, self.settings.namespace, self._keys, self._producer.follow)
         return session
 
     def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:

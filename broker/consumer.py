@@ -517,7 +517,7 @@ class StreamsConsumer(Consumer):
 
     def _enqueue_followers(self, message: Delivery) -> None:
         try:
-            if message.pending_followers:
+            if message.pending_followers or message.pending_step is not None:
                 self._process.enqueue_followers(message)
         except redis.RedisError as error:
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import dramatiq
@@ -52,6 +53,19 @@ class Follower:
     message: dramatiq.Message[Any]
     delay: int | None
     refused_by: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFollower:
+    """A follow-up message that several finished messages may enqueue, and that is added once: a group's callback.
+
+    Attributes:
+        name: the id that its enqueueings share.
+        remember_ms: for how long it is remembered.
+    """
+
+    name: str
+    remember_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +138,8 @@ class Delivery(MessageProxy):
         coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
         follower_keys: the keys that remember its follow-up messages, so that they are added once if it runs again; and
             the key of its progress.
+        shared_followers: its follow-up messages that other messages may enqueue too, by message id.
+        pending_step: what must be done before it is acknowledged, and failed because Redis did not answer.
         reports_again_at: when its progress may be stored again, on the monotonic clock.
         is_complete: whether the progress that was stored last is complete.
         is_cancelled: whether it was cancelled while this process holds it. A job may poll this, with
@@ -158,6 +174,8 @@ class Delivery(MessageProxy):
     coalesced: bytes | None = None
     payload: bytes | None = None
     follower_keys: tuple[str, ...] = ()
+    shared_followers: Mapping[str, SharedFollower] = MappingProxyType({})
+    pending_step: Callable[[], None] | None = None
     reports_again_at = float("-inf")
     is_complete = False
     is_reread = False
@@ -236,6 +254,8 @@ class Delivery(MessageProxy):
 
     def name_of_follower(self, message: dramatiq.Message[Any]) -> str:
         """Return an id for the follow-up message. It stays the same when this entry runs again."""
+        if (shared := self.shared_followers.get(message.message_id)) is not None:
+            return shared.name
         return f"{self.entry_id}/{message.message_id}"
 
     def remember_follower(self, key: str) -> None:
@@ -252,6 +272,7 @@ class Delivery(MessageProxy):
             or self.is_lost
             or self.unhandled
             or self.pending_followers
+            or self.pending_step
             or self.pending_retry
             or self.is_being_retried
             or self._exception

@@ -25,7 +25,11 @@
     {ns:q}:paused            string  present while delivery is paused                      at resume
     {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; about 15 fields
 
-The hash tag is the name of the stream, because queue names contain no braces. So all keys of a queue share one slot.
+    {ns:group:<id>}:members  hash    of a group with callbacks: "=size" -> n, and the ids  with its callbacks, or in a
+                                     of the members that have ended                        day (``barrier_ttl``)
+
+The last key belongs to no queue. Otherwise the hash tag is the name of the stream, because queue names contain no
+braces. So all keys of a queue share one slot.
 """
 
 from __future__ import annotations

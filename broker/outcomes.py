@@ -279,13 +279,15 @@ class Outcomes:
         stored = stored_from(facts, fields)
         follower_id = finished.name_of_follower(message)
         recent = keys.recent(follower_id)
-        finished.remember_follower(recent)
+        shared = finished.shared_followers.get(message.message_id)
+        if shared is None:
+            finished.remember_follower(recent)
         dead_letter_id = self._connections.run_script(
             CONDEMN,
             (keys.dead, recent, keys.counters),
             (
                 follower_id,
-                REMEMBER_FOLLOWERS_MS,
+                REMEMBER_FOLLOWERS_MS if shared is None else shared.remember_ms,
                 *self._bounds(),
                 *(part for pair in stored.items() for part in pair),
             ),

@@ -163,6 +163,9 @@ class Producer:
         """
         self.finished.delivery = finished
         try:
+            if finished.pending_step is not None:
+                finished.pending_step()
+                finished.pending_step = None
             while finished.pending_followers:
                 follower = finished.pending_followers[0]
                 try:
@@ -339,8 +342,11 @@ class Producer:
             return recent, enqueue_id, 2 * self._settings.enqueue_timeout_ms + REMEMBER_EXTRA_MS
         # If the worker dies before the acknowledgement, the job runs again and enqueues its follow-up message again,
         # from the same entry and with the same message id. A retry has a new entry, so its follow-up messages are new.
-        enqueue_id = following.name_of_follower(chunk[0].message)
+        message = chunk[0].message
+        enqueue_id = following.name_of_follower(message)
         recent = keys.recent(enqueue_id)
+        if (shared := following.shared_followers.get(message.message_id)) is not None:
+            return recent, enqueue_id, shared.remember_ms
         following.remember_follower(recent)
         return recent, enqueue_id, REMEMBER_FOLLOWERS_MS
 

@@ -39,6 +39,8 @@ def _text(name: str) -> str:
 ENQUEUE = _load("enqueue", "work", is_repeatable=True)
 ENQUEUE_PLAIN = _load("enqueue_plain", is_repeatable=True)
 SETTLE = _load("settle", "work")
+OPEN_GROUP = _load("open_group", is_repeatable=True)
+END_MEMBER = _load("end_member", is_repeatable=True)
 RETRY = _load("retry", "work")
 BURY = _load("bury", "work", "dead")
 CONDEMN = _load("condemn", "dead")

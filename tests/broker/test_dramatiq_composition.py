@@ -14,6 +14,7 @@ from dramatiq.rate_limits.backends import RedisBackend as RateBackend
 from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import RedisBackend as ResultBackend
 
+import broker as broker_package
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
 
 
@@ -58,13 +59,15 @@ def test_pipeline_passes_results_on_obeys_delays_and_stops_at_a_failure(
     assert sorted(ran) == [("alone", ()), ("double", (1,)), ("double", (2,)), ("double", (5,))]
 
 
-def test_group_completes_only_when_all_members_are_done(redis_url: str, redis_client: redis.Redis) -> None:
+@pytest.mark.parametrize("kind", ["Dramatiq's", "this broker's"])
+def test_group_completes_only_when_all_members_are_done(redis_url: str, redis_client: redis.Redis, kind: str) -> None:
     done: list[int] = []
     finished = threading.Event()
     at_the_end: list[list[int]] = []
-    rates = RateBackend(client=redis_client)
+    dramatiqs = GroupCallbacks(RateBackend(client=redis_client))
+    callbacks = dramatiqs if kind == "Dramatiq's" else broker_package.GroupCallbacks()
     results = Results(backend=ResultBackend(client=redis_client))
-    with broker_on(redis_url, quick_retries(), Callbacks(), GroupCallbacks(rates), results) as broker:
+    with broker_on(redis_url, quick_retries(), Callbacks(), callbacks, results) as broker:
 
         @dramatiq.actor(broker=broker, store_results=True)
         def part(n: int) -> int:

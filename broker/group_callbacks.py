@@ -1,0 +1,156 @@
+"""Callbacks of groups, which run once, after all members: a drop-in for Dramatiq's middleware of the same name.
+
+Dramatiq counts how often members ran. A member that runs again, because its worker died before the acknowledgement,
+counts twice there: the callbacks run before the last member, and once more after it. Here the ids of the members that
+have ended are noted, and the callbacks have names that every member shares, so that a repeat adds nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import dramatiq
+from dramatiq.broker import Broker, MessageProxy
+from dramatiq.errors import BrokerConnectionError
+from dramatiq.logging import get_logger
+from dramatiq.middleware import GroupCallbacks as DramatiqsGroupCallbacks
+from dramatiq.rate_limits import RateLimiterBackend
+
+from .connections import Connections
+from .deliveries import Delivery, SharedFollower
+from .keys import KeysByQueue
+from .scripts import END_MEMBER, OPEN_GROUP
+from .settings import DAY_MS
+
+# For this long after its record was deleted, another process may still be about to enqueue the callbacks, too.
+FORGET_CALLBACKS_MS: Final = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group as one of its members knows it.
+
+    Attributes:
+        keep_ms: how long its record is kept after the last change.
+    """
+
+    id: str
+    callbacks: Sequence[dramatiq.Message[Any]]
+    keep_ms: int
+
+
+class Groups:
+    """The records of groups in Redis: one key per group, in a slot of its own. Thread-safe.
+
+    Args:
+        follow: enqueues a follow-up message of a finished one; see ``Producer.follow``.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        namespace: str,
+        keys: KeysByQueue,
+        follow: Callable[[Delivery, dramatiq.Message[Any], int | None], object],
+    ) -> None:
+        self._connections = connections
+        self._namespace = namespace
+        self._keys = keys
+        self._follow = follow
+        self._logger: logging.Logger = get_logger(__name__, type(self))
+
+    def open(self, group_id: str, n_members: int, keep_ms: int) -> bool:
+        """Note the number of members of a group before they are enqueued; return whether the group is new.
+
+        Raises:
+            BrokerConnectionError: Redis did not answer.
+        """
+        return bool(self._connections.run_script(OPEN_GROUP, (self._members(group_id),), (n_members, keep_ms)))
+
+    def end_member(self, delivery: Delivery, group: Group) -> None:
+        """Note that a member has ended, and enqueue the callbacks after the last one.
+
+        If Redis does not answer, ``Consumer.ack`` tries again before it acknowledges the member.
+        """
+        try:
+            self._end_member(delivery, group)
+        except BrokerConnectionError as error:
+            self._logger.warning("the end of a group's member waits for Redis; it is noted before the ack: %s", error)
+            delivery.pending_step = partial(self._end_member, delivery, group)
+
+    def _end_member(self, delivery: Delivery, group: Group) -> None:
+        members = self._members(group.id)
+        if self._connections.run_script(END_MEMBER, (members,), (delivery.message_id, group.keep_ms)) != 0:
+            return
+        remembered = []
+        for message in group.callbacks:
+            # the same name for all members: whichever enqueues the message again, it is added once
+            shared = SharedFollower(f"group/{group.id}/{message.message_id}", group.keep_ms)
+            delivery.shared_followers = {**delivery.shared_followers, message.message_id: shared}
+            self._follow(delivery, message, None)
+            remembered.append(self._keys[message.queue_name].recent(shared.name))
+        if delivery.pending_followers:
+            return  # ``Consumer.ack`` enqueues them; the keys end by themselves
+        try:
+            self._connections.delete([members])
+            for key in remembered:
+                self._connections.run("PEXPIRE", key, FORGET_CALLBACKS_MS, is_repeatable=True)
+        except BrokerConnectionError as error:
+            self._logger.info("the keys of a group were not deleted; they expire", extra={"error": str(error)})
+
+    def _members(self, group_id: str) -> str:
+        return f"{{{self._namespace}:group:{group_id}}}:members"
+
+
+class GroupCallbacks(DramatiqsGroupCallbacks):
+    """Middleware for the completion callbacks of groups on a ``RedisStreamsBroker``.
+
+    Use it in place of Dramatiq's ``GroupCallbacks``; ``dramatiq.group`` works unchanged, and no rate limiter backend is
+    needed. The members of a group must be different messages: one that is added twice is one member, so that the group
+    never completes.
+
+    Args:
+        barrier_ttl: ms for which a group is kept after the latest end of a member.
+    """
+
+    def __init__(self, *, barrier_ttl: int = DAY_MS) -> None:
+        self._opener = _Opener()
+        super().__init__(self._opener, barrier_ttl=barrier_ttl)
+
+    def after_declare_queue(self, broker: Any, queue_name: str) -> None:
+        self._opener.broker = broker
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        group_id = message.options.get("group_completion_uuid")
+        callbacks = message.options.get("group_completion_callbacks")
+        if exception is None and group_id and callbacks and isinstance(message, Delivery):
+            group = Group(group_id, [dramatiq.Message(**one) for one in callbacks], self.barrier_ttl)
+            groups: Groups = broker.groups  # type: ignore[attr-defined]  # deliveries are this package's broker's
+            groups.end_member(message, group)
+
+
+class _Opener(RateLimiterBackend):
+    """The rate limiter backend of which ``dramatiq.group`` makes a barrier when it runs."""
+
+    broker: Any = None
+
+    def add(self, key: str, value: int, ttl: int) -> bool:
+        """Open a group.
+
+        Raises:
+            RuntimeError: the middleware is not on a ``RedisStreamsBroker``, or no queue was declared.
+            BrokerConnectionError: Redis did not answer.
+        """
+        groups: Groups | None = getattr(self.broker, "groups", None)
+        if groups is None:
+            raise RuntimeError(
+                "expected GroupCallbacks on a RedisStreamsBroker with a declared queue; declare the group's actors "
+                "first, and use dramatiq.middleware.GroupCallbacks with other brokers"
+            )
+        return groups.open(key, value, ttl)

@@ -1,0 +1,11 @@
+-- Opens a group: notes how many members must end before its callbacks run.
+--
+-- KEYS     1 members
+-- ARGV     number of members, ms to keep the group
+-- Returns  1, or 0 if the group was opened before
+
+if redis.call('HSETNX', KEYS[1], '=size', ARGV[1]) == 0 then
+  return 0
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 1
