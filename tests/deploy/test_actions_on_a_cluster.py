@@ -50,6 +50,8 @@ def test_queue_actions_doctor_deletion_and_capture_work_on_a_cluster(
 ) -> None:
     client: Any = connect(url, connect_timeout_s=5, answer_timeout_s=5)
     ids = [client.xadd(STREAM, flat_event(pet_id=42, number=number)) for number in range(5)]
+    for number in range(5, 7):
+        client.xadd(STREAM, flat_event(pet_id=44, number=number))
     client.xgroup_create(STREAM, GROUP, id="0")
     client.xreadgroup(GROUP, "stuck", {STREAM: ">"}, count=3)
     client.xack(STREAM, GROUP, ids[0])
@@ -61,6 +63,7 @@ def test_queue_actions_doctor_deletion_and_capture_work_on_a_cluster(
         ("queue", "retire-consumer", "embedding", "stuck", "--yes"),
         ("queue", "pause", "embedding", "--yes"),
         ("queue", "resume", "embedding", "--yes"),
+        ("queue", "cancel", "embedding", "--pet", 44, "--yes"),
         ("queue", "dead", "list"),
         ("queue", "audit"),
         ("capture", "--pet", 42, "-o", tmp_path / "pet.zip"),
@@ -72,11 +75,13 @@ def test_queue_actions_doctor_deletion_and_capture_work_on_a_cluster(
     code, deleted = cli("delete", 43, "--by", "me", "--yes")
     _, found = cli("queue", "find", "--pet", 42, "--json")
     _, findings = cli("doctor", "--json")
+    n_waiting = client.xlen(STREAM)
     client.close()
 
     assert code == 0, deleted
     assert " 1 job records" in deleted
     assert len(json.loads(found)) == 5
+    assert n_waiting == 5
     evictions = [finding["seen"] for finding in json.loads(findings) if finding["check"] == "eviction"]
     assert len(evictions) == 3
     assert all(seen.endswith(": noeviction") for seen in evictions)
