@@ -439,8 +439,8 @@ BACKLOG: Final = Row(
         Panel(
             id=40,
             title="Added and done",
-            description="Jobs added per minute, including due retries, and attempts that ended. If added is above "
-            "done, the backlog grows.",
+            description="Jobs added per minute, including due retries, attempts that ended, and jobs that were "
+            "cancelled. If added is above the other two, the backlog grows.",
             unit=PER_MINUTE,
             queries=(
                 (
@@ -449,8 +449,13 @@ BACKLOG: Final = Row(
                     "added/min",
                 ),
                 (f"sum({_jobs()}) * 60", "done/min"),
+                (
+                    'sum(max by (stream) (rate(media_cluster_cancelled_jobs_total{stream=~"$stream",'
+                    ' stream!="streams:cluster.maintenance"}[$__rate_interval]))) * 60',
+                    "cancelled/min",
+                ),
             ),
-            colours={"added/min": "blue", "done/min": "green"},
+            colours={"added/min": "blue", "done/min": "green", "cancelled/min": "purple"},
         ),
         Panel(
             id=41,

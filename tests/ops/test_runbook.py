@@ -59,7 +59,9 @@ REFERS_TO_A_NEIGHBOUR: Final = re.compile(
 
 LONGEST_LINE: Final = 200
 
-ACTION: Final = re.compile(r"sploot-cluster queue (rescue|retire-consumer|pause|resume|apply|dead (requeue|purge)) ")
+ACTION: Final = re.compile(
+    r"sploot-cluster queue (rescue|retire-consumer|pause|resume|cancel|apply|dead (requeue|purge)) "
+)
 
 # Blocks that the default suite runs; `make ops-verify` runs every block.
 ALWAYS: Final = ("XACK", "DELCONSUMER", "http --ignore-stdin", "queue rescue \"$QUEUE\" \"$ENTRY\"",
