@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import get_ident
 from typing import Any, NoReturn
 
@@ -35,6 +36,7 @@ from dramatiq.threading import Interrupt
 from . import master
 from .cancellation import Cancellation, Canceller, CancelOutcome
 from .consumer import StreamsConsumer
+from .coroutines import Coroutines
 from .dead_letters import DeadLetters
 from .deliveries import Delivery, not_followed, unhandled_failure
 from .entries import EntryDecoder, MessageCheck
@@ -147,6 +149,7 @@ class RedisStreamsBroker(Broker):
         self._checks = dict(checks or {})
         self._keys = KeysByQueue(namespace)
         self._producer = Producer(self, self.settings, self._keys)
+        self._coroutines = Coroutines()
         self._listeners = Listeners()
         super().__init__(middleware=middleware)
         self.queues = set()
@@ -213,6 +216,26 @@ class RedisStreamsBroker(Broker):
                 ``QueueFull`` lists the messages that were not added.
         """
         return self._producer.enqueue_many(messages)
+
+    async def aenqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
+        """Add a message to its queue without stopping the event loop. Does what ``enqueue`` does, in a thread.
+
+        At most eight calls of ``aenqueue`` and ``aenqueue_many`` run at once; others wait, in order. While Redis hangs,
+        each takes as long as ``enqueue`` does, so limit the waiting time with ``asyncio.timeout``.
+
+        If the caller is cancelled, for example by such a timeout, the message may still be enqueued.
+
+        Raises:
+            The errors of ``enqueue``.
+        """
+        return await self._coroutines.run(partial(self.enqueue, delay=delay), message)
+
+    async def aenqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
+        """Add messages in one round trip without stopping the event loop. Does what ``enqueue_many`` does, in a thread.
+
+        See ``aenqueue`` for what happens on cancellation, and for the number of calls that run at once.
+        """
+        return await self._coroutines.run(self.enqueue_many, list(messages))
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> StreamsConsumer:
         """Return a consumer of a declared queue.
@@ -429,6 +452,7 @@ class RedisStreamsBroker(Broker):
 
     def close(self) -> None:
         """Write the waiting acknowledgements and stop every thread. A second call does nothing."""
+        self._coroutines.close()
         self._session.stop()
         # a later use, for example by the next Worker of a test, begins under a new consumer name
         self._session = self._new_session()
@@ -752,6 +776,7 @@ class RedisStreamsBroker(Broker):
     def _after_fork(self) -> None:
         """Start from scratch in a forked child, which must not use its parent's locks, sockets or messages."""
         self._producer = Producer(self, self.settings, self._keys)
+        self._coroutines = Coroutines()
         self._session.abandon()
         self._session = self._new_session()
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import dramatiq
 import numpy as np
 import pytest
 import redis
@@ -73,7 +74,7 @@ def test_readme_lists_every_example() -> None:
     programs = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".mjs")}
 
     assert programs == {name for name in programs if f"({name})" in text}
-    assert len(programs) == 5
+    assert len(programs) == 6
 
 
 @pytest.mark.slow
@@ -118,6 +119,19 @@ def test_upload_service_enqueues_and_reports_bad_input(
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 1
     assert refused.status_code == 422
     assert "embedding" in refused.json()["detail"]
+
+
+def test_async_service_enqueues(redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setattr(dramatiq.broker, "global_broker", None)
+    from examples.async_service import app
+
+    with TestClient(app) as http:
+        sent, repeated = http.post("/pictures/cat.jpg"), http.post("/pictures/cat.jpg")
+
+    assert sent.status_code == 202
+    assert repeated.json() == sent.json()
+    assert redis_client.xlen("streams:default") == 1
 
 
 @pytest.mark.slow
