@@ -388,7 +388,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {"on_success": None},
     {"pipe_target": None},
     {"group_completion_callbacks": []},
-    {"eta": "soon", "priority": "x"},
+    {"eta": "soon", "queue": "x"},
 ]
 
 
