@@ -527,6 +527,8 @@ class RedisStreamsBroker(Broker):
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
         if signal == "process_boot":  # emitted only by Dramatiq's command, in its worker processes
             master.begin_watch(self.settings.master_grace_ms, lambda: self._session.drain())
+        elif signal == "worker_shutdown":
+            self._session.places.worker = None
         delivery = args[0] if signal in ("process_message", "skip_message") else None
         if not isinstance(delivery, Delivery):
             if not args or not isinstance(args[0], Batch):

@@ -693,7 +693,8 @@ class StreamsConsumer(Consumer):
                 n = min(max(room + self._n_expected(), self._n_per_batch), self._most_asked)
                 self._most_asked = min(2 * self._most_asked, NO_LIMIT)
                 self._read.start(n)
-            if not self._read.wait(timeout_s):
+            # If the last messages were read one by one, each read was full. Less important queues wait for this one.
+            if not self._read.wait(min(timeout_s, LOOK_AGAIN_S) if self._queue.has_backlog else timeout_s):
                 self._queue.has_backlog = False
                 return
             entries, self._queue.has_backlog, are_lost = self._read.take()

@@ -68,6 +68,23 @@ def test_queue_is_not_read_after_a_full_read_of_a_higher_priority_queue(
     broker.close()
 
 
+def test_queue_does_not_wait_for_the_timeout_of_a_drained_one(redis_url: str) -> None:
+    broker = RedisStreamsBroker(redis_url, middleware=[], queue_priorities={"a": -1}, read_ahead_ms=0)
+    for queue in "ab":
+        broker.declare_queue(queue)
+    broker.enqueue_many([dramatiq.Message(queue, "work", (), {}, {}) for queue in "ab"])
+    a, b = broker.consume("a", prefetch=1, timeout=600_000), broker.consume("b", timeout=100)
+    a.ack(received(a, 1)[0])  # a full read: there may be more
+
+    # daemonic, because it waits until its consumer is closed
+    threading.Thread(target=lambda: next(a), daemon=True).start()
+    assert received(b, 1)[0].queue_name == "b"
+
+    for one in (a, b):
+        one.close()
+    broker.close()
+
+
 def test_queues_without_priorities_do_not_wait_for_each_other(redis_url: str) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[])
     broker.declare_queue("a")
