@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 
 from sploot_cluster.decide.presentation import presentation_of
-from sploot_cluster.errors import NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
+from sploot_cluster.errors import ClusterError, NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
 from sploot_cluster.pet.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, Origin, PetId, PetState, PetView
 from sploot_cluster.pet.past import KEPT, Overwritten, Past, overwritten_by
 from sploot_cluster.pet.previews import Preview
@@ -109,6 +109,20 @@ class MemoryPetStore:
                 held.history.append(entry)
             self._pets[pet] = held
             return held.state
+
+    def load_many(self, known: Sequence[PetState]) -> Sequence[PetState | ClusterError]:
+        return [self.load(state.pet, known=state) for state in known]
+
+    def commit_many(self, changes: Sequence[tuple[PetState, Change]]) -> Sequence[PetState | ClusterError]:
+        for state, change in changes:
+            check(state, change)
+        return [self._committed(state, change) for state, change in changes]
+
+    def _committed(self, state: PetState, change: Change) -> PetState | ClusterError:
+        try:
+            return self.commit(state, change)
+        except ClusterError as refused:
+            return refused
 
     def release(self, pet: PetId, claimant: str) -> None:
         with self._lock:

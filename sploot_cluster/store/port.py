@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from sploot_cluster.errors import ClusterError
 from sploot_cluster.pet.models import Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView
 from sploot_cluster.pet.past import Past
 from sploot_cluster.pet.previews import Preview
@@ -54,6 +55,26 @@ class PetStore(Protocol):
             PetTooLarge: the pet cannot hold the arrivals; nothing was written.
             NotConserved: some items would be missing from the counts; nothing was written.
             ValueError: the change does not fit the state; this is a bug in the caller.
+        """
+        ...
+
+    def load_many(self, known: Sequence[PetState]) -> Sequence[PetState | ClusterError]:
+        """Return the pets of older states at their newest revisions, in one round trip if the store has round trips.
+
+        Returns:
+            for each state, in order, what :meth:`load` returns for it, or the error that it raises for this pet alone.
+        """
+        ...
+
+    def commit_many(self, changes: Sequence[tuple[PetState, Change]]) -> Sequence[PetState | ClusterError]:
+        """Write changes of different pets, in one round trip if the store has round trips. Each is atomic by itself.
+
+        Returns:
+            for each change, in order, what :meth:`commit` returns for it, or the error that it raises for this pet
+            alone. After a ``StoreUnavailable`` that is raised, any of the changes may have been written.
+
+        Raises:
+            ValueError: a change does not fit its state; nothing was written.
         """
         ...
 

@@ -10,10 +10,11 @@ This module translates errors from redis-py to ``StoreUnavailable``. It requires
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.resources import files
 from sys import intern
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -25,6 +26,7 @@ import redis
 
 from sploot_cluster.decide.presentation import presentation_of
 from sploot_cluster.errors import (
+    ClusterError,
     NotConserved,
     PetClaimed,
     PetTooLarge,
@@ -62,9 +64,10 @@ from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.store import ledger_json as ledger
 from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.store.port import CLAIM_MS
-from sploot_cluster.store.short_calls import ShortCalls
+from sploot_cluster.store.short_calls import Call, ShortCalls
 
 T = TypeVar("T", bound=np.generic)
+R = TypeVar("R")
 
 # Size of the part of a pet's vectors that one command reads. It takes about 5 ms of the server's only thread, and holds
 # all vectors of a pet with 2,000 items of 512 dimensions.
@@ -121,45 +124,46 @@ class RedisPetStore:
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
         return self._read(pet, known or empty_state(pet), with_vectors=True)
 
+    def load_many(self, known: Sequence[PetState]) -> Sequence[PetState | ClusterError]:
+        calls = [_load_call(state.pet, state, with_vectors=True) for state in known]
+        with _translated(f"load {len(known)} pets"):
+            answers, _ = self._load.many(calls)
+        return [
+            _or_error(partial(self._loaded, state.pet, state, answer, with_vectors=True))
+            for state, answer in zip(known, answers, strict=True)
+        ]
+
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
-        check(state, change)
-        pet, keys = state.pet, PetKeys.of(state.pet)
-        new_born, new_commit = "", uuid4().hex
+        pet, new_born = state.pet, ""
         with _translated(f"commit a change of pet {pet}"):
             if not state.revision:
                 new_born = uuid4().hex
+            (keys, args), new_commit = _commit_call(state, change, new_born=new_born, claimant=claimant)
+            if not state.revision:
                 self._client.sadd(PETS, pet)
             answer, n_listed = self._commit.and_then(
-                "SADD",
-                PETS,
-                pet,
-                if_short=state.revision % LISTED_EVERY > 0,
-                keys=keys,
-                args=[
-                    *_names(state.version),
-                    state.revision,
-                    new_born,
-                    new_commit,
-                    claimant or "",
-                    CLAIM_MS,
-                    *_written(state, change),
-                ],
+                "SADD", PETS, pet, if_short=state.revision % LISTED_EVERY > 0, keys=keys, args=args
             )
             if n_listed:
                 self._list(pet)  # if SADD added nothing, the pet was listed already
-        match _whole(pet, answer):
-            case [b"OK", _, born]:
-                return follow(state, change, version=f"{born.decode()}.{new_commit}")
-            case [b"CLAIMED", revision, for_ms]:
-                raise PetClaimed(pet=pet, revision=revision, for_ms=for_ms)
-            case [b"UNCONSERVED", _, ingested, quarantined]:
-                clustered, noise, dismissed = counts_after(state, change)
-                raise NotConserved(pet=pet, problem=str(Tally(ingested, clustered, noise, quarantined, dismissed)))
-            case [b"TOO_LARGE", _]:
-                raise PetTooLarge(pet=pet, n_media=state.n_media)
-            case [_, revision]:
-                raise RevisionConflict(pet=pet, expected=state.revision, current=revision)
-        raise AssertionError(f"commit.lua answered {answer!r}")
+        return _committed(state, change, new_commit, answer)
+
+    def commit_many(self, changes: Sequence[tuple[PetState, Change]]) -> Sequence[PetState | ClusterError]:
+        if not self._commit.is_short or any(not state.revision for state, _ in changes):
+            for state, change in changes:
+                check(state, change)
+            return [_or_error(partial(self.commit, state, change)) for state, change in changes]
+        calls = [_commit_call(state, change) for state, change in changes]
+        pets = [state.pet for state, _ in changes]
+        with _translated(f"commit changes of {len(changes)} pets"):
+            answers, n_listed = self._commit.many([call for call, _ in calls], ("SADD", PETS, *pets))
+            if n_listed:
+                for pet in pets:
+                    self._list(pet)  # some were not listed
+        return [
+            _or_error(partial(_committed, state, change, new_commit, answer))
+            for (state, change), (_, new_commit), answer in zip(changes, calls, answers, strict=True)
+        ]
 
     def release(self, pet: PetId, claimant: str) -> None:
         with _translated(f"release pet {pet}"):
@@ -385,31 +389,80 @@ class RedisPetStore:
             return sorted(PetId(int(id_)) for id_ in cast("set[bytes]", self._client.smembers(PETS)))
 
     def _read(self, pet: PetId, known: PetState, *, with_vectors: bool) -> PetState:
-        keys = PetKeys.of(pet)
+        keys, args = _load_call(pet, known, with_vectors=with_vectors)
         with _translated(f"load pet {pet}"):
-            answer = self._load(
-                keys=keys,
-                args=[
-                    *_names(known.version),
-                    known.revision,
-                    known.n_media,
-                    len(known.ledger),
-                    known.media[-1] if known.n_media else "",
-                    BYTES_FROM_SCRIPT if with_vectors else 0,
-                ],
-            )
+            answer = self._load(keys=keys, args=args)
+        return self._loaded(pet, known, answer, with_vectors=with_vectors)
+
+    def _loaded(self, pet: PetId, known: PetState, answer: Any, *, with_vectors: bool) -> PetState:
+        """Return the state from the reply of load.lua; read the vectors that it did not return."""
+        with _translated(f"load pet {pet}"):
+            if isinstance(answer, redis.ResponseError):
+                raise answer
             if answer == IS_NEWEST:
                 return known
             if not _whole(pet, answer):
                 return empty_state(pet)
             loaded = _Loaded(*answer)
-            vectors = loaded.vectors + b"".join(self._ranges(keys.vectors, loaded.rest_from, loaded.rest_to))
+            key = PetKeys.of(pet).vectors
+            vectors = loaded.vectors + b"".join(self._ranges(key, loaded.rest_from, loaded.rest_to))
         with _readable(pet):
             return _state(pet, known, loaded, vectors if with_vectors else None)
 
     def _ranges(self, key: str, start: int, end: int) -> Iterator[bytes]:
         for at in range(start, end, CHUNK_BYTES):
             yield cast("bytes", self._client.getrange(key, at, min(at + CHUNK_BYTES, end) - 1))
+
+
+def _load_call(pet: PetId, known: PetState, *, with_vectors: bool) -> Call:
+    """Return the keys and arguments of load.lua."""
+    last = known.media[-1] if known.n_media else ""
+    limit = BYTES_FROM_SCRIPT if with_vectors else 0
+    counts = (known.revision, known.n_media, len(known.ledger))
+    return PetKeys.of(pet), [*_names(known.version), *counts, last, limit]
+
+
+def _commit_call(
+    state: PetState, change: Change, *, new_born: str = "", claimant: str | None = None
+) -> tuple[Call, str]:
+    """Return the keys and arguments of commit.lua, and the name of the commit.
+
+    Raises:
+        ValueError: the change does not fit the state.
+    """
+    check(state, change)
+    new_commit = uuid4().hex
+    args = [*_names(state.version), state.revision, new_born, new_commit, claimant or "", CLAIM_MS]
+    return (PetKeys.of(state.pet), [*args, *_written(state, change)]), new_commit
+
+
+def _committed(state: PetState, change: Change, new_commit: str, answer: Any) -> PetState:
+    """Return the state after a commit, from the reply of commit.lua; raise the error that the reply means."""
+    pet = state.pet
+    if isinstance(answer, redis.ResponseError):
+        with _translated(f"commit a change of pet {pet}"):
+            raise answer
+    match _whole(pet, answer):
+        case [b"OK", _, born]:
+            return follow(state, change, version=f"{born.decode()}.{new_commit}")
+        case [b"CLAIMED", revision, for_ms]:
+            raise PetClaimed(pet=pet, revision=revision, for_ms=for_ms)
+        case [b"UNCONSERVED", _, ingested, quarantined]:
+            clustered, noise, dismissed = counts_after(state, change)
+            raise NotConserved(pet=pet, problem=str(Tally(ingested, clustered, noise, quarantined, dismissed)))
+        case [b"TOO_LARGE", _]:
+            raise PetTooLarge(pet=pet, n_media=state.n_media)
+        case [_, revision]:
+            raise RevisionConflict(pet=pet, expected=state.revision, current=revision)
+    raise AssertionError(f"commit.lua answered {answer!r}")
+
+
+def _or_error(result: Callable[[], R]) -> R | ClusterError:
+    """Return the result, or the error of this package that computing it raises."""
+    try:
+        return result()
+    except ClusterError as refused:
+        return refused
 
 
 def _names(version: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 For each call, redis-py spends more time on the pool, retries and instrumentation than on sending it and reading the
 reply. So each call is first tried once on a connection from this module's own list. If that fails, because the
 connection is broken or the server does not know the script, it is repeated through redis-py, with its error handling.
+Several calls of one script take one round trip together.
 Scripts must therefore be safe to run twice. Cluster clients, and pools that block until a connection is free, always
 use redis-py.
 """
@@ -24,6 +25,9 @@ _POOLS: Final = (redis.ConnectionPool, SentinelConnectionPool)
 # Connections kept per pool, at most half of the pool's limit: enough for all threads that call at once.
 MOST_KEPT: Final = 16
 
+# The keys and arguments of one call.
+Call = tuple[Sequence[str], Sequence[Any]]
+
 
 class ShortCalls:
     """Fast script calls on one client. Thread-safe, and safe after a fork."""
@@ -36,8 +40,33 @@ class ShortCalls:
             self._kept = _kept.setdefault(self._pool, deque())
             self._most_kept = min(MOST_KEPT, self._pool.max_connections // 2)
 
+    @property
+    def is_short(self) -> bool:
+        """Whether calls are tried on this module's own connections."""
+        return self._pool is not None
+
     def script(self, text: str) -> Script:
         return Script(self, self.client.register_script(text))
+
+    def take(self) -> Any:
+        """Return a connection for the use of one thread.
+
+        Raises:
+            NoScriptError: calls have to go through redis-py.
+        """
+        if self._pool is None:
+            raise NoScriptError
+        try:
+            return self._kept.pop()
+        except IndexError:
+            return self._pool.get_connection()
+
+    def give_back(self, connection: Any) -> None:
+        """Keep a connection for later calls, or release it to its pool."""
+        if len(self._kept) < self._most_kept:
+            self._kept.append(connection)
+        else:
+            self._pool.release(connection)  # type: ignore[union-attr]  # there was a pool to take it from
 
     def evalsha(self, sha: str, keys: Sequence[str], args: Sequence[Any], then: Sequence[Any] = ()) -> tuple[Any, Any]:
         """Return the replies to the script and to the command ``then``, if the first attempt gets them.
@@ -46,40 +75,70 @@ class ShortCalls:
             redis.RedisError: the script's own error. After a ``ConnectionError``, ``TimeoutError`` or ``NoScriptError``
                 the outcome is unknown: repeat the call through redis-py.
         """
-        if self._pool is None:
-            raise NoScriptError
-        try:
-            connection = self._kept.pop()
-        except IndexError:
-            connection = self._pool.get_connection()
-        is_answered = False
-        try:
+        with _Used(self) as used:
+            connection = used.connection
             packed = connection.pack_command("EVALSHA", sha, len(keys), *keys, *args)
             if then:
                 packed = [b"".join((*packed, *connection.pack_command(*then)))]  # each item is a system call
             connection.send_packed_command(packed)
-            try:
-                answer = connection.read_response()
-            except redis.ResponseError:
-                if then:
-                    connection.read_response()
-                raise
+            answer = _reply(connection)
             after = connection.read_response() if then else None
-            is_answered = True
-            return answer, after
-        except redis.ResponseError as error:
-            # a demoted master keeps replying READONLY; reconnecting looks up the current master again
-            is_answered = "READONLY" not in f"{type(error).__name__.upper()} {error}"
-            raise
-        finally:
-            if not is_answered:
-                # also if an exception, such as a time limit, was raised before the reply was read: otherwise the next
-                # caller would read that reply
-                connection.disconnect()
-            if len(self._kept) < self._most_kept:
-                self._kept.append(connection)
-            else:
-                self._pool.release(connection)
+            used.is_answered = not _is_from_replica(answer)
+        if isinstance(answer, redis.ResponseError):
+            raise answer
+        return answer, after
+
+    def evalsha_many(self, sha: str, calls: Sequence[Call], then: Sequence[Any] = ()) -> tuple[list[Any], Any]:
+        """Return the replies to many calls of a script, and to the command ``then`` after them, in one round trip.
+
+        An error reply takes its place in the list. Raises the same errors as :meth:`evalsha` if the connection fails.
+        """
+        with _Used(self) as used:
+            connection = used.connection
+            commands: list[tuple[Any, ...]] = [("EVALSHA", sha, len(keys), *keys, *args) for keys, args in calls]
+            if then:
+                commands.append(tuple(then))
+            connection.send_packed_command([b"".join(connection.pack_commands(commands))])
+            answers = [_reply(connection) for _ in calls]
+            after = connection.read_response() if then else None
+            used.is_answered = not any(_is_from_replica(answer) for answer in answers)
+        return answers, after
+
+
+class _Used:
+    """A connection in use: closed afterwards unless every reply to it was read, and kept for later calls.
+
+    Attributes:
+        is_answered: whether every reply was read, and the server is the master.
+    """
+
+    __slots__ = ("_calls", "connection", "is_answered")
+
+    def __init__(self, calls: ShortCalls) -> None:
+        self._calls, self.connection, self.is_answered = calls, calls.take(), False
+
+    def __enter__(self) -> _Used:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.is_answered:
+            # also if an exception, such as a time limit, was raised before the reply was read: otherwise the next
+            # caller would read that reply
+            self.connection.disconnect()
+        self._calls.give_back(self.connection)
+
+
+def _reply(connection: Any) -> Any:
+    """Return the next reply; an error reply is returned, too."""
+    try:
+        return connection.read_response()
+    except redis.ResponseError as error:
+        return error
+
+
+def _is_from_replica(answer: Any) -> bool:
+    """Return whether it is an error of a demoted master; reconnecting looks up the current one again."""
+    return isinstance(answer, redis.ResponseError) and "READONLY" in f"{type(answer).__name__.upper()} {answer}"
 
 
 class Script:
@@ -88,11 +147,39 @@ class Script:
     def __init__(self, calls: ShortCalls, in_full: Any) -> None:
         self._calls, self._in_full = calls, in_full
 
+    @property
+    def is_short(self) -> bool:
+        """Whether its calls usually bypass redis-py."""
+        return self._calls.is_short
+
     def __call__(self, *, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
         try:
             return self._calls.evalsha(self._in_full.sha, keys, args)[0]
         except (redis.ConnectionError, redis.TimeoutError, NoScriptError):
             return self._in_full(keys=keys, args=args)
+
+    def many(self, calls: Sequence[Call], then: Sequence[Any] = ()) -> tuple[list[Any], Any]:
+        """Return the replies to many calls, and to a command after them; an error reply takes its place in the list.
+
+        Args:
+            calls: the keys and arguments of each call.
+            then: a command that may be repeated; its key may be in any slot. It is sent only if it needs no round trip
+                of its own; its reply is None otherwise.
+        """
+        try:
+            answers, after = self._calls.evalsha_many(self._in_full.sha, calls, then)
+        except (redis.ConnectionError, redis.TimeoutError, NoScriptError):
+            return [self._in_full_or_error(call) for call in calls], None
+        return [
+            self._in_full_or_error(call) if isinstance(answer, NoScriptError) else answer
+            for call, answer in zip(calls, answers, strict=True)
+        ], after
+
+    def _in_full_or_error(self, call: Call) -> Any:
+        try:
+            return self._in_full(keys=call[0], args=call[1])
+        except redis.ResponseError as error:
+            return error
 
     def and_then(self, *command: Any, if_short: bool, keys: Sequence[str], args: Sequence[Any] = ()) -> tuple[Any, Any]:
         """Return the replies to the script and to a command that follows it in the same round trip.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,14 @@ from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from sploot_cluster.decide.corrections.merge import Merge
-from sploot_cluster.errors import PetClaimed, PetTooLarge, RevisionConflict, StoreUnavailable, UnreadablePet
+from sploot_cluster.errors import (
+    ClusterError,
+    PetClaimed,
+    PetTooLarge,
+    RevisionConflict,
+    StoreUnavailable,
+    UnreadablePet,
+)
 from sploot_cluster.pet.models import (
     NOISE,
     Arrival,
@@ -31,6 +38,7 @@ from sploot_cluster.pet.models import (
     PetState,
     Relabelling,
 )
+from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.times import UNKNOWN
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
@@ -416,6 +424,61 @@ def test_existing_claim_is_not_replaced(store: PetStore) -> None:
     assert store.commit(newest, arrival(newest, "g"), claimant="ada").revision == 4
 
 
+def three_pets(store: PetStore) -> list[PetState]:
+    """Commit one item to each of three pets."""
+    empty = [store.load(PetId(pet)) for pet in (7, 8, 9)]
+    return [store.commit(state, arrival(state, "a")) for state in empty]
+
+
+def test_load_many_returns_each_pet_at_its_newest_revision(store: PetStore) -> None:
+    seven, eight, nine = three_pets(store)
+    newer = store.commit(eight, arrival(eight, "b"))
+
+    loaded = store.load_many([seven, eight, nine, empty_state(PET)])
+
+    assert [state for state in loaded if isinstance(state, ClusterError)] == []
+    assert loaded[0] is seven
+    assert comparable(cast(PetState, loaded[1])) == comparable(newer)
+    assert loaded[2] is nine
+    assert comparable(cast(PetState, loaded[3])) == comparable(empty_state(PET))
+
+
+def test_commit_many_writes_each_pet_and_reports_lost_races(store: PetStore) -> None:
+    seven, eight, nine = three_pets(store)
+    newer = store.commit(eight, arrival(eight, "b"))
+    new = empty_state(PET)
+
+    done = store.commit_many([(state, arrival(state, "c", "d")) for state in (seven, eight, nine, new)])
+
+    assert isinstance(done[1], RevisionConflict)
+    assert (done[1].expected, done[1].current) == (1, 2)
+    for at, pet, items in ((0, 7, "acd"), (2, 9, "acd"), (3, PET, "cd")):
+        assert list(cast(PetState, done[at]).media) == list(items)
+        assert comparable(store.load(PetId(pet))) == comparable(cast(PetState, done[at]))
+    assert comparable(store.load(PetId(8))) == comparable(newer)
+    assert store.pets() == [7, 8, 9, PET]
+
+
+def test_commit_many_does_not_wait_for_a_claimed_pet(store: PetStore) -> None:
+    seven, eight, _ = three_pets(store)
+    with pytest.raises(RevisionConflict):
+        store.commit(empty_state(PetId(7)), arrival(empty_state(PetId(7)), "x"), claimant="slow")
+
+    claimed, written = store.commit_many([(state, arrival(state, "b")) for state in (seven, eight)])
+
+    assert isinstance(claimed, PetClaimed)
+    assert cast(PetState, written).revision == 2
+
+
+def test_commit_many_refuses_a_change_that_does_not_fit_its_state(store: PetStore) -> None:
+    seven, eight, _ = three_pets(store)
+
+    with pytest.raises(ValueError, match="one of 1 arrivals is in pet 8 already"):
+        store.commit_many([(seven, arrival(seven, "b")), (eight, arrival(eight, "a"))])
+
+    assert [store.load(PetId(pet)).revision for pet in (7, 8)] == [1, 1]
+
+
 def test_full_pet_refuses_arrivals(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
     # the smallest limit that Redis accepts; both stores get the same one
     limit = 1024 * 1024
@@ -514,6 +577,69 @@ def test_load_and_commit_call_one_script_each(redis_client: redis.Redis) -> None
     store.commit(state, arrival(state, "f"))
 
     assert scripts() - before == 2
+
+
+def test_load_many_and_commit_many_take_one_round_trip_each(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    states = three_pets(store)
+    before = int(redis_client.info("stats")["total_reads_processed"])
+
+    store.load_many(states)
+    store.commit_many([(state, arrival(state, "b")) for state in states])
+
+    # the second INFO is one, too
+    assert int(redis_client.info("stats")["total_reads_processed"]) - before == 3
+
+
+def test_commit_many_lists_pets_again_that_were_lost_from_the_set(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    states = three_pets(store)
+    redis_client.delete(PETS)
+
+    store.commit_many([(state, arrival(state, "b")) for state in states[:2]])
+
+    assert store.pets() == [7, 8]
+
+
+def test_damaged_pet_fails_by_itself_among_many(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    states = three_pets(store)
+    redis_client.delete(PetKeys.of(PetId(8)).labels)
+
+    loaded = store.load_many(states)
+    done = store.commit_many([(state, arrival(state, "b")) for state in states])
+
+    for answers in (loaded, done):
+        assert [type(answer) for answer in answers] == [PetState, UnreadablePet, PetState]
+
+
+def test_commits_of_many_pets_with_a_lost_reply_are_applied_once(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RedisPetStore(redis_client)
+    states = three_pets(store)
+    answers = lose_one_answer(monkeypatch)
+
+    done = store.commit_many([(state, arrival(state, "b")) for state in states])
+    monkeypatch.undo()
+
+    assert len(answers) == 1
+    for state in done:
+        assert isinstance(state, PetState)
+        assert state.revision == 2
+        assert comparable(store.load(state.pet)) == comparable(state)
+
+
+def test_full_server_refuses_commits_of_many_pets(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
+    store = RedisPetStore(redis_client)
+    states = three_pets(store)
+    request.addfinalizer(lambda: redis_client.config_set("maxmemory", 0))
+    redis_client.config_set("maxmemory", 1)
+
+    with pytest.raises(StoreUnavailable, match="memory"):
+        store.commit_many([(state, arrival(state, "b")) for state in states])
+
+    assert [cast(PetState, state).revision for state in store.load_many(states)] == [1, 1, 1]
 
 
 def test_all_columns_in_redis_have_the_same_number_of_rows(redis_client: redis.Redis) -> None:
@@ -627,6 +753,10 @@ def test_keys_of_a_pet_are_in_one_cluster_slot(redis_server: EmbeddedRedis, tmp_
             assert [entry.kind for entry in store.history(PET)] == ["merge", "recluster"]
             assert store.pets() == [PET]
 
+            many = store.commit_many([(one, arrival(one, "b")) for one in three_pets(store)])
+            assert [cast(PetState, one).revision for one in many] == [2, 2, 2]
+            assert [cast(PetState, one).revision for one in store.load_many(cast(list[PetState], many))] == [2, 2, 2]
+
 
 def test_decoding_client_is_refused_with_a_hint(redis_url: str) -> None:
     client = redis.Redis.from_url(redis_url, decode_responses=True)
@@ -684,4 +814,9 @@ def test_scripts_are_reloaded_after_a_flush(redis_client: redis.Redis) -> None:
     state = with_clusters(store)
     redis_client.script_flush()
 
-    assert store.commit(state, arrival(state, "f")).revision == 3
+    state = store.commit(state, arrival(state, "f"))
+    assert state.revision == 3
+    redis_client.script_flush()
+
+    (state_of_many,) = store.commit_many([(state, arrival(state, "g"))])
+    assert cast(PetState, state_of_many).revision == 4
