@@ -37,6 +37,7 @@ import redis
 from dramatiq.errors import BrokerConnectionError
 
 from broker import DeadLetterTooLarge, PendingEntry, RedisStreamsBroker
+from broker.dead_letters import KEY_HELD
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.limits import MAX_TEXT
@@ -46,6 +47,7 @@ from sploot_cluster.queues import LONGEST_S
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.capture.file import Capture, read_capture
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, stream_of
+from tasks.queue_ops.canary import HELD
 from tasks.queue_ops.entries import facts_of
 from tasks.queue_ops.operations import queue_named
 from tasks.redis_urls import connect
@@ -305,7 +307,7 @@ class Replay:
             if self._is_interrupted:
                 break
             try:
-                self._counts["enqueued" if self._put_back(job) else "already"] += 1
+                self._counts[self._put_back(job)] += 1
             except DeadLetterTooLarge as refused:
                 self._counts["refused"] += 1
                 print(f"{job.dead_letter_id} stays a dead letter: {refused}", file=sys.stderr)
@@ -318,16 +320,21 @@ class Replay:
         self._report(start)
         return INTERRUPTED if self._is_interrupted else 0
 
-    def _put_back(self, job: Job) -> bool:
-        """Replay a job, unless the target has had it; return whether it was missing."""
+    def _put_back(self, job: Job) -> str:
+        """Replay a job, unless the target has had it; return what became of it."""
         if job.dead_letter_id is not None:
-            return self._broker.dead_letters(job.queue).requeue([job.dead_letter_id]) == 1
+            (entry_id,) = self._broker.dead_letters(job.queue).put_back([job.dead_letter_id])
+            if entry_id == KEY_HELD:
+                print(f"{job.dead_letter_id} stays a dead letter: {HELD}", file=sys.stderr)
+                return "refused"
+            return _outcome(entry_id is not None)
         if job.entry_id is not None:
-            return self._broker.inspector(job.queue).rescue([PendingEntry(job.entry_id, "", 0)]).n_handed_back == 1
+            rescued = self._broker.inspector(job.queue).rescue([PendingEntry(job.entry_id, "", 0)])
+            return _outcome(rescued.n_handed_back == 1)
         stream = stream_of(job.queue)
         flat_fields = [part for pair in job.fields.items() for part in pair]
         keys = [stream, f"{{{stream}}}:replayed"]
-        return bool(self._add_once(keys=keys, args=[job.name, REMEMBER_MS, *flat_fields]))
+        return _outcome(bool(self._add_once(keys=keys, args=[job.name, REMEMBER_MS, *flat_fields])))
 
     def _wait_for_room(self, queue: str) -> None:
         while not self._is_interrupted and self._client.xlen(stream_of(queue)) >= self._asked.max_pending:
@@ -372,6 +379,10 @@ class Replay:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._is_interrupted = True
+
+
+def _outcome(was_missing: bool) -> str:
+    return "enqueued" if was_missing else "already"
 
 
 def fail(code: int, message: str) -> int:

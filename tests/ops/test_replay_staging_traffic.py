@@ -211,6 +211,16 @@ def test_replay_within_one_redis_moves_dead_letters(replay: Replay, redis_url: s
     assert names_in_stream(desk.client) == ["media-1", "media-2"]
 
 
+def test_replay_leaves_dead_letters_whose_unique_key_is_held(replay: Replay, redis_url: str, desk: Desk) -> None:
+    _, held = desk.bury_with_unique_key(1, 2)
+
+    done = replay("--dead", "embedding", "--rate", 0, "--yes", "--json")
+
+    assert (done.report["enqueued"], done.report["refused"]) == (1, 1)
+    assert f"{held} stays a dead letter: a job with the same unique key waits" in done.err
+    assert desk.dead_letter_ids() == [held]
+
+
 def test_replay_from_another_redis_copies_dead_letters(replay: Replay, redis_url: str, desk: Desk) -> None:
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         source = Desk(client)
