@@ -23,6 +23,7 @@ from dramatiq.logging import get_logger
 # A connection that was idle for longer may have been closed by the server or forgotten by the network.
 PROBE_AFTER_IDLE_S: Final = 1.0
 CLOSE_AFTER_IDLE_S: Final = 60.0
+UNLIMITED: Final = 1 << 31  # as in redis-py
 # With this many connections, a thread waits a moment for a free one before it opens another, and a moment longer for
 # each further connection: commands are short, so a burst of threads needs few connections.
 ENOUGH: Final = 3
@@ -47,7 +48,10 @@ class Limit:
     def of(cls, pool: Any, timeout_s: float) -> Limit:
         """Return the limit of redis-py's pool; ``timeout_s`` is for pools that do not wait themselves."""
         wait_s = getattr(pool, "timeout", None) if isinstance(pool, redis.BlockingConnectionPool) else timeout_s
-        return cls(int(pool.max_connections), threading.TIMEOUT_MAX if wait_s is None else float(wait_s))
+        return cls(
+            int(getattr(pool, "max_connections", None) or UNLIMITED),
+            threading.TIMEOUT_MAX if wait_s is None else float(wait_s),
+        )
 
 
 class Pool:

@@ -164,9 +164,8 @@ def test_cost_per_queue_and_process_stays_bounded_with_fifty_queues(tmp_path: Pa
     print(f"\n{n_processes} processes of {n_queues} queues boot in {booted_s:.1f} s, one after the other")
     print(f"{n_each:.1f} connections a process, {per_second:.2f} commands a second, process and queue")
     assert per_second <= 2
-    # As documented: two per queue and one for the keeper. Threads borrow more: a consumer and a janitor per queue, the
-    # keeper, the settler, and the worker threads, which also report their runs over connections of their own.
-    assert n_each <= 2 * n_queues + 1 + 2 * n_queues + 2 + 2 * n_threads + 1
+    # one that reads all queues, one that waits for news, one for the keeper; all threads share the others
+    assert n_each <= 40
 
 
 def has_consumers(client: Any, queue_name: str, n: int) -> bool:
