@@ -298,6 +298,8 @@ class StreamsConsumer(Consumer):
         # server also sends less.
         self._most_asked = NO_LIMIT
         self._is_ahead_allowed = True
+        # when a job of this process ended last, as it was seen when none had ended for some time
+        self._seen_ended_at: float | None = None
         # whether an actor of this queue has a batch function
         self._has_batches = False
         # how many messages like those of the last read one batch holds; 0 if they do not share a batch
@@ -650,9 +652,12 @@ class StreamsConsumer(Consumer):
         left_s = places.stalls_in_s(self._queue)
         if left_s is None:
             return float("inf")
-        if left_s <= 0 and (taken := places.take_back(self._keys.queue_name)):
-            self._hand_back(self._each_of(taken))
-            self._queue.is_takeable = True
+        if left_s <= 0:
+            # Look twice: on a busy machine, the threads that run jobs may have been suspended together with this one.
+            is_certain, self._seen_ended_at = self._seen_ended_at == places.ended_at, places.ended_at
+            if is_certain and (taken := places.take_back(self._keys.queue_name)):
+                self._hand_back(self._each_of(taken))
+                self._queue.is_takeable = True
         # they may be another queue's, or have arrived just now
         return max(left_s, LOOK_AGAIN_S)
 
