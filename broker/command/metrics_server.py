@@ -64,6 +64,8 @@ def server(text: Callable[[], str], host: str, port: int) -> ThreadingHTTPServer
     """Return an HTTP server that answers ``/metrics``: status 503 while Redis does not answer."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # seconds that a client may take to send its request
+
         def do_GET(self) -> None:
             if self.path.partition("?")[0] != "/metrics":
                 self.send_error(404)
