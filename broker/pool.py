@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakSet
 
 import redis
 from dramatiq.errors import ConnectionFailed
@@ -30,6 +31,8 @@ ENOUGH: Final = 3
 MOMENT_S: Final = 0.01
 # How long no connections are opened after the server refused one because it has too many clients.
 REFUSED_FOR_S: Final = 5.0
+# How often a waiting thread looks whether a connection was lost without a notice.
+LOOK_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,10 @@ class Pool:
         # Borrowers take from the right, so that those on the left stay idle. A deque needs no lock for that.
         self._idle: deque[tuple[redis.Connection, float]] = deque()
         self._changed = threading.Condition()
-        self._n_open = 0
-        self._n_owned = 0
+        # weak, because a time limit may interrupt a thread anywhere: a connection that it loses is closed, not counted
+        self._open: WeakSet[redis.Connection] = WeakSet()
+        self._owned: WeakSet[redis.Connection] = WeakSet()
+        self._n_connecting = 0
         self._n_waiting = 0
         self._refused_until = 0.0
 
@@ -108,25 +113,38 @@ class Pool:
         """
         deadline = time.monotonic() + self._limit.wait_s
         with self._changed:
-            if self._n_owned + 1 >= self._limit.most:
+            n_owned = len(self._owned) + 1
+            if n_owned >= self._limit.most:
                 raise ConnectionFailed(
-                    f"expected max_connections to be more than {self._n_owned + 1}, got {self._limit.most}; raise it, "
+                    f"expected max_connections to be more than {n_owned}, got {self._limit.most}; raise it, "
                     "because this process needs more connections for blocking reads"
                 )
             while self._n_open >= self._limit.most and not self._close_one():
                 self._wait(deadline)
-            self._n_owned += 1
-            self._n_open += 1
-        try:
-            return self._connect()
-        except BaseException:
-            self._forget(is_owned=True)
-            raise
+            self._n_connecting += 1
+        connection = self._connected()
+        self._owned.add(connection)
+        return connection
 
     def disown(self, connection: redis.Connection) -> None:
         """Close a connection of a blocking read."""
-        connection.disconnect()
-        self._forget(is_owned=True)
+        self._owned.discard(connection)
+        self._discard(connection)
+
+    @property
+    def _n_open(self) -> int:
+        return len(self._open) + self._n_connecting
+
+    def _connected(self) -> redis.Connection:
+        """Return a new connection, which the caller has counted as one that is being opened."""
+        try:
+            connection = self._connect()
+            self._open.add(connection)
+            return connection
+        finally:
+            with self._changed:
+                self._n_connecting -= 1
+                self._changed.notify()
 
     @property
     def most_owned(self) -> int:
@@ -170,7 +188,7 @@ class Pool:
                                 return self._idle.pop()
                             except IndexError:  # another thread, which needs no lock, was faster
                                 continue
-                        n_borrowed = self._n_open - self._n_owned
+                        n_borrowed = self._n_open - len(self._owned)
                         now = time.monotonic()
                         spared_s = MOMENT_S * max(0, n_borrowed - ENOUGH + 1)
                         if now < start + spared_s and self._n_open < self._limit.most:
@@ -178,20 +196,19 @@ class Pool:
                         elif self._n_open >= self._limit.most or (n_borrowed and now < self._refused_until):
                             self._wait(deadline)
                         else:
-                            self._n_open += 1
+                            self._n_connecting += 1
                             break
                 finally:
                     self._n_waiting -= 1
             try:
-                return self._connect(), time.monotonic()
-            except BaseException as error:
-                self._forget()
+                return self._connected(), time.monotonic()
+            except ConnectionFailed as error:
                 if not self._shares(error):
                     raise
 
     def _shares(self, error: BaseException) -> bool:
         """Return whether the server has too many clients, but this pool has connections that threads can share."""
-        if "max number of clients" not in str(error) or not self._n_open - self._n_owned:
+        if "max number of clients" not in str(error) or len(self._open) == len(self._owned):
             return False
         if time.monotonic() >= self._refused_until:
             self._logger.warning(
@@ -208,11 +225,12 @@ class Pool:
             ConnectionFailed: none came before the deadline.
         """
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or not self._changed.wait(min(left_s, threading.TIMEOUT_MAX)):
+        if left_s <= 0:
             raise ConnectionFailed(
                 f"expected a free connection within {self._limit.wait_s:g} s, but all {self._n_open} are in use; "
                 "raise max_connections of the client, or the server's maxclients"
             )
+        self._changed.wait(min(left_s, LOOK_AGAIN_S))
 
     def _close_one(self) -> bool:
         """Close one idle connection, with the lock held; return whether there was one."""
@@ -221,17 +239,13 @@ class Pool:
         except IndexError:
             return False
         connection.disconnect()
-        self._n_open -= 1
+        self._open.discard(connection)
         return True
 
     def _discard(self, connection: redis.Connection) -> None:
         connection.disconnect()
-        self._forget()
-
-    def _forget(self, *, is_owned: bool = False) -> None:
         with self._changed:
-            self._n_open -= 1
-            self._n_owned -= is_owned
+            self._open.discard(connection)
             self._changed.notify()
 
 

@@ -13,6 +13,7 @@ import redis
 from dramatiq.errors import ConnectionFailed
 
 from broker import EnqueueUncertain, RedisStreamsBroker
+from broker.connections import Connections
 from broker.keys import HANDED_BACK
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message, received
@@ -149,6 +150,18 @@ def test_enqueue_fails_if_no_connection_becomes_free_in_time(network: Outage) ->
             broker.enqueue(message("second"))
     first.join()
     broker.close()
+
+
+def test_connection_that_an_interrupted_thread_lost_is_not_counted(redis_url: str) -> None:
+    client = redis.Redis(connection_pool=redis.BlockingConnectionPool.from_url(redis_url, max_connections=1))
+    connections = Connections(client)
+    connections.run("SET", "k", 1)
+
+    taken = connections.take(None)  # as a command does; a time limit then ends the thread
+    del taken
+
+    assert connections.run("GET", "k") == b"1"
+    connections.close()
 
 
 def test_idle_connections_are_closed(network: Outage, redis_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
