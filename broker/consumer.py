@@ -447,6 +447,8 @@ class StreamsConsumer(Consumer):
         undone = batch.undone
         if not undone or batch.is_handed_back:
             return
+        for delivery in undone:
+            delivery.is_returned = True
         try:
             self._refuse_silence()
             self._hand_back(undone, counts=True)

@@ -152,6 +152,7 @@ class Delivery(MessageProxy):
         begun_at: when it began to run, on the monotonic clock; None before that.
         is_ended: whether its job has ended and its outcome is being written.
         announced: ``ack`` or ``nack`` once middleware was called before it.
+        is_returned: whether a thread hands it back, because its batch did not do it.
         n_bytes: the size of its entry in bytes.
         is_reread: whether it was read again because a reply was lost; the delivery count does not show that.
     """
@@ -179,6 +180,7 @@ class Delivery(MessageProxy):
     reports_again_at = float("-inf")
     is_complete = False
     is_reread = False
+    is_returned = False
 
     def __init__(
         self,
@@ -314,13 +316,15 @@ class Deliveries:
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Hold these deliveries, and return the added ones. Entries that are held or settling already are skipped.
 
-        They are delivered a second time if the consumer group was created again.
+        They are delivered a second time if the consumer group was created again. Entries that are being handed back are
+        new: this consumer may take them before the call that handed them back has ended.
         """
         added = []
         with self._lock:
             for delivery in deliveries:
                 entry_id = delivery.entry_id
-                if entry_id not in self._held and entry_id not in self._settling:
+                is_new = entry_id not in self._held or self._held[entry_id].is_returned
+                if is_new and entry_id not in self._settling:
                     self._held[entry_id] = delivery
                     added.append(delivery)
         return added

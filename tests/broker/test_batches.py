@@ -26,11 +26,11 @@ from dramatiq.middleware import (
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend as ResultBackend
 
-from broker import BatchedMessage, InvalidOption, NotDoneInBatch, RedisStreamsBroker, batch
+from broker import BatchedMessage, Delivery, InvalidOption, NotDoneInBatch, RedisStreamsBroker, batch
 from broker.connections import Connections
 from broker.consumer import StreamsConsumer
 from broker.running.batches import Batch
-from broker.scripts import SETTLE
+from broker.scripts import HAND_BACK, SETTLE
 from tests.broker.scene import QUEUE, QueueState, Scene, labels, message, received
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
 from tests.support import eventually
@@ -372,6 +372,37 @@ def test_cancelled_message_is_not_part_of_its_batch(stage: Scene) -> None:
         eventually(lambda: broker.counters(QUEUE)["acked"] == 2)
         assert broker.counters(QUEUE)["cancelled"] == 1
         assert stage.state() == QueueState()
+
+
+def test_message_that_is_taken_again_while_it_is_handed_back_is_not_lost(
+    stage: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Delivery] = []
+    run_script = Connections.run_script
+    with batching(stage) as (consumer, calls):
+        broker = stage.brokers["a"]
+        calls.undone = {"0", "1"}
+        broker.enqueue_many([message("0"), message("1")])
+        given_batch = next(consumer)
+        assert given_batch is not None
+
+        def taking(self: Connections, script: Any, keys: Any, args: Any) -> Any:
+            answer = run_script(self, script, keys, args)
+            if script is HAND_BACK:
+                monkeypatch.undo()
+                taken.extend(received(consumer, 2))
+            return answer
+
+        broker.emit_before("process_message", given_batch)
+        calls.work(*given_batch.args)
+        broker.emit_after("process_message", given_batch, result=None)
+        monkeypatch.setattr(Connections, "run_script", taking)
+        consumer.ack(given_batch)
+
+        assert stage.state() == QueueState(pending={"0": ("a", 2), "1": ("a", 2)})
+        for delivery in taken:
+            consumer.ack(delivery)
+        eventually(lambda: stage.state() == QueueState())
 
 
 def test_messages_of_a_batch_are_followed_like_any_other(redis_url: str) -> None:
