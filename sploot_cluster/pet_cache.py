@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -117,7 +117,8 @@ class _Place:
     __slots__ = ("lock", "memory", "n_bytes", "n_threads")
 
     def __init__(self, pet: PetId) -> None:
-        self.memory, self.lock, self.n_threads, self.n_bytes = PetMemory(pet), Lock(), 0, 0
+        # reentrant, because only such a lock knows whether this thread holds it
+        self.memory, self.lock, self.n_threads, self.n_bytes = PetMemory(pet), RLock(), 0, 0
 
 
 class PetCache:
@@ -142,6 +143,23 @@ class PetCache:
                 yield place.memory
         finally:
             self._leave(place)
+
+    @contextmanager
+    def open_many(self, pets: Sequence[PetId]) -> Iterator[list[PetMemory]]:
+        """Yield the cached data of different pets, in this order, for the exclusive use of this thread.
+
+        A thread that has a pet open may not open another: the order in which threads take several is always the same.
+        """
+        places = [self._enter(pet) for pet in pets]
+        try:
+            for place in sorted(places, key=lambda place: place.memory.pet):
+                place.lock.acquire()
+            yield [place.memory for place in places]
+        finally:
+            for place in places:
+                with suppress(RuntimeError):  # an interrupt, such as a time limit, came before this lock was taken
+                    place.lock.release()
+                self._leave(place)
 
     @property
     def n_bytes(self) -> int:

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING, Final, NotRequired, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Final, NamedTuple, NotRequired, TypedDict, TypeVar, Unpack
 from uuid import uuid4
 
 import numpy.typing as npt
 
-from sploot_cluster.decide.assignment import decide, recluster_reason
+from sploot_cluster.decide.assignment import recluster_reason
 from sploot_cluster.decide.corrections.base import Operation, Request, Signed
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
@@ -38,6 +38,7 @@ from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.decide.model_switch import Switch, cluster_of, in_shadow, plan_switch
 from sploot_cluster.decide.why import Why, explain, explain_quarantine
 from sploot_cluster.errors import (
+    ClusterError,
     DimensionMismatch,
     InvalidInput,
     ModelMismatch,
@@ -54,7 +55,6 @@ from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.pet.diff import PetDiff, Snapshot, compare
 from sploot_cluster.pet.models import (
-    NOISE,
     Arrival,
     Assigned,
     Change,
@@ -74,7 +74,7 @@ from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.shadow import CandidateModel, PetModel, Shadow
 from sploot_cluster.pet.tally import PetTally, Quarantined, Totals
 from sploot_cluster.pet.times import ms_of
-from sploot_cluster.pet.vectors import FloatVector, as_vector
+from sploot_cluster.pet.vectors import FloatVector, as_vector, as_vector_each
 from sploot_cluster.pet_cache import PetCache, PetMemory, bytes_to_remember
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import export_file as dumps
@@ -97,6 +97,9 @@ A = TypeVar("A")
 # the throughput of three workers on one pet.
 ARRIVAL_CLAIMS_AFTER: Final = 3
 
+# How often the arrivals of a batch are decided for a pet, if other commits come first; then each arrival is on its own.
+BATCH_ATTEMPTS: Final = 3
+
 # How long a change waits at most for the claims of other changes; the claim of a process that died lasts its full time.
 LONGEST_WAIT_S: Final = 2 * CLAIM_MS / 1000
 
@@ -114,6 +117,16 @@ class Call(TypedDict):
     operation_id: str
     by: str
     expected_revision: NotRequired[int | None]
+
+
+class NewItem(NamedTuple):
+    """An item to assign; the fields are the arguments of :meth:`ClusterService.assign`."""
+
+    pet: PetId
+    media: MediaId
+    model: str
+    vector: npt.ArrayLike
+    occurred_at: datetime | None = None
 
 
 class ClusterService:
@@ -195,6 +208,29 @@ class ClusterService:
                 why = Quarantined(model, len(query), self._clock(), arriving.occurred_at_ms)
                 return self._put_elsewhere(memory, media, query, why, mismatch)
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
+
+    def assign_many(self, items: Sequence[NewItem]) -> Sequence[Assigned | None]:
+        """Assign arriving items of any pets, in their order, as :meth:`assign` would; several times as fast.
+
+        The items of one pet are committed together, as one revision, and all pets in two round trips.
+
+        Returns:
+            for each item its assignment, or None if it was not assigned here. That is no failure: call :meth:`assign`
+            for it, which does it or says why not. It concerns items that are invalid, that have another model than
+            their pet, or whose pet is claimed, damaged, full, busy or decided exactly (``exact_until``).
+
+        Raises:
+            StoreUnavailable: any of the items may have been assigned.
+        """
+        done: list[Assigned | None] = [None] * len(items)
+        waiting = self._checked(items)
+        with self._cache.open_many(list(waiting)) as opened:
+            memories = {memory.pet: memory for memory in opened}
+            for _ in range(BATCH_ATTEMPTS):
+                if not waiting:
+                    break
+                waiting = self._assign_once(memories, waiting, done)
+        return done
 
     def merge(
         self, pet: PetId, cluster_ids: Sequence[ClusterId], *, into: ClusterId | None = None, **call: Unpack[Call]
@@ -652,33 +688,78 @@ class ClusterService:
         """Return the change by which ``state`` takes an arrival, and its assignment. ``memory`` holds ``state``."""
         media, vector = arriving.media, arriving.vector
         if media in state.rows and model == state.model:
-            return None, _where(state, media)
+            return None, Assigned.before(state, media)
         _check_space(state, model, dim=len(vector))
         if state.n_media < self._settings.exact_until:
             return self._arrive_exactly(state, memory, arriving, model)
         # faiss is imported here, because callers that only read do not need it
-        from sploot_cluster.engine.neighbours import nearest
+        from sploot_cluster.decide.arrivals import plan_arrivals
 
-        neighbours = nearest(state.vectors, vector[None, :], self._settings.n_neighbours)
-        decision = decide(neighbours, state.labels, state.origins, state.clusters, self._settings)
-        change = Change(
-            "arrival",
-            next_cluster=state.next_cluster,
-            n_at_recluster=state.n_at_recluster,
-            noise_arrivals=state.noise_arrivals + (decision.cluster == NOISE),
-            model=None if state.model else model,
-            dim=None if state.dim else len(vector),
-            arrivals=(replace(arriving, label=decision.cluster, origin=decision.origin),),
-        )
-        assigned = Assigned(
-            media,
-            decision.cluster,
-            decision.similarity,
-            backend="faiss",
-            is_duplicate=False,
-            revision=state.revision + 1,
-        )
-        return change, assigned
+        plan = plan_arrivals(state, [arriving], model=model, settings=self._settings)
+        return plan.change, plan.assigned[0]
+
+    def _checked(self, items: Sequence[NewItem]) -> dict[PetId, list[_Waiting]]:
+        """Return the valid items by pet, with their places among all of them."""
+        by_pet: dict[PetId, list[_Waiting]] = {}
+        for at, (item, vector) in enumerate(zip(items, as_vector_each([item.vector for item in items]), strict=True)):
+            if vector is None:
+                continue
+            try:
+                _check_ids(item.pet, item.media)
+                _check_model(item.model, len(vector), self._settings)
+                arriving = Arrival(item.media, vector, occurred_at_ms=ms_of(item.occurred_at))
+            except InvalidInput:
+                continue
+            by_pet.setdefault(item.pet, []).append(_Waiting(at, arriving, item.model))
+        return by_pet
+
+    def _assign_once(
+        self,
+        memories: Mapping[PetId, PetMemory],
+        waiting: Mapping[PetId, list[_Waiting]],
+        done: list[Assigned | None],
+    ) -> dict[PetId, list[_Waiting]]:
+        """Decide on the newest state of each pet and commit; note in ``done`` what is done. Return the lost races."""
+        from sploot_cluster.decide.arrivals import Plan, plan_arrivals
+
+        decided: list[tuple[PetState, list[_Waiting], Plan]] = []
+        loaded = self._store.load_many([memories[pet].state for pet in waiting])
+        for (pet, all_of_pet), state in zip(waiting.items(), loaded, strict=True):
+            if isinstance(state, ClusterError):
+                continue
+            memories[pet].state = state
+            ours = self._fitting(state, all_of_pet)
+            if ours:
+                arriving = [one.arriving for one in ours]
+                plan = plan_arrivals(state, arriving, model=ours[0].model, settings=self._settings)
+                decided.append((state, ours, plan))
+        changes = [(state, plan.change) for state, _, plan in decided if plan.change is not None]
+        committed = iter(self._store.commit_many(changes) if changes else ())
+        lost: dict[PetId, list[_Waiting]] = {}
+        for state, ours, plan in decided:
+            after = state if plan.change is None else next(committed)
+            if isinstance(after, RevisionConflict) and not isinstance(after, PetClaimed):
+                lost[state.pet] = ours
+            if isinstance(after, ClusterError):
+                continue
+            memories[state.pet].state = after
+            for one, assigned in zip(ours, plan.assigned, strict=True):
+                done[one.at] = assigned
+            reason = next((one.recluster_reason for one in plan.assigned if one.recluster_reason), None)
+            if reason is not None:
+                self._request_recluster(memories[state.pet], reason)
+        return lost
+
+    def _fitting(self, state: PetState, waiting: Sequence[_Waiting]) -> list[_Waiting]:
+        """Return the arrivals that can be decided together; the first one sets the model of a pet without items."""
+        if state.n_media < self._settings.exact_until:
+            return []
+        model, dim = state.model or waiting[0].model, state.dim or len(waiting[0].arriving.vector)
+        return [
+            one
+            for one in waiting
+            if one.model == model and (len(one.arriving.vector) == dim or one.arriving.media in state.rows)
+        ]
 
     def _arrive_exactly(
         self, state: PetState, memory: PetMemory, arriving: Arrival, model: str
@@ -691,24 +772,29 @@ class ClusterService:
 
     def _ask_for_recluster(self, memory: PetMemory, assigned: Assigned) -> Assigned:
         """Request a recluster if the pet grew or drifted; return ``assigned`` with the reason."""
-        state, now = memory.state, self._clock()
-        reason = recluster_reason(state, self._settings)
+        reason = recluster_reason(memory.state, self._settings)
         if reason is None:
             return assigned
+        self._request_recluster(memory, reason)
+        return replace(assigned, recluster_reason=reason)
+
+    def _request_recluster(self, memory: PetMemory, reason: str) -> None:
+        """Request a recluster, unless this process requested one that still waits."""
+        state, now = memory.state, self._clock()
         delay_ms = self._settings.recluster_delay_ms
         # a request is waiting already, so requesting again at every arrival would only cost round trips
         is_asked = memory.asked is not None and (
             memory.asked[1] == state.n_at_recluster and now - memory.asked[0] < timedelta(milliseconds=delay_ms)
         )
-        if self._reclusters is not None and not is_asked:
-            try:
-                self._reclusters.request_recluster(memory.pet, reason=reason, delay_ms=delay_ms)
-            except Exception:
-                # a queue may raise anything; the item is assigned, and a later arrival requests again
-                logger.warning("recluster could not be requested", extra={"pet_id": memory.pet}, exc_info=True)
-            else:
-                memory.asked = now, state.n_at_recluster
-        return replace(assigned, recluster_reason=reason)
+        if self._reclusters is None or is_asked:
+            return
+        try:
+            self._reclusters.request_recluster(memory.pet, reason=reason, delay_ms=delay_ms)
+        except Exception:
+            # a queue may raise anything; the item is assigned, and a later arrival requests again
+            logger.warning("recluster could not be requested", extra={"pet_id": memory.pet}, exc_info=True)
+        else:
+            memory.asked = now, state.n_at_recluster
 
     def _settle(
         self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, A]], *, claims_after: int = 0
@@ -750,6 +836,14 @@ class ClusterService:
                 # random, so that changes that lost the race do not collide again
                 time.sleep(self._random.uniform(0.5, 1.0) * min(0.001 * 1.5**attempt, 0.02))
         raise AssertionError("count() does not end")
+
+
+class _Waiting(NamedTuple):
+    """A valid item of a batch, and its place in it."""
+
+    at: int
+    arriving: Arrival
+    model: str
 
 
 def _moved_since(preview: Preview, now: int) -> StalePreview:
@@ -796,12 +890,6 @@ def _check_space(state: PetState, model: str, *, dim: int) -> None:
         raise ModelMismatch(pet=state.pet, expected=state.model, got=model)
     if state.dim is not None and state.dim != dim:
         raise DimensionMismatch(pet=state.pet, expected=state.dim, got=dim)
-
-
-def _where(state: PetState, media: MediaId) -> Assigned:
-    """Return the assignment of an item that the pet has already."""
-    cluster = ClusterId(int(state.labels[state.rows[media]]))
-    return Assigned(media, cluster, None, backend="faiss", is_duplicate=True, revision=state.revision)
 
 
 def _nothing_to_recluster(state: PetState) -> Reclustered:

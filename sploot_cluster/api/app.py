@@ -49,8 +49,8 @@ text, and read answers with a parser that keeps large integers, such as `/consol
 
 **`If-Match`** with the `ETag` of a pet makes a correction conditional on the revision that its sender saw. It matches
 as long as no person, recluster or deletion has moved items since. Items that arrived since do not matter;
-`Arrivals-Since` counts them. Otherwise the answer is 412 and lists the changes. For `If-None-Match`, every arrival
-creates a new `ETag`.
+`Arrivals-Since` counts them. Otherwise the answer is 412 and lists the changes. For `If-None-Match`, arrivals
+create a new `ETag`: each its own, or one together if they are stored at once.
 """
 
 _TAGS: Final = [

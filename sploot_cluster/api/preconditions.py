@@ -1,6 +1,6 @@
 """Conditional requests: ``If-None-Match`` for reads and ``If-Match`` for corrections.
 
-The entity tag of a pet is its revision, and every arrival creates a new revision. For reads, ``If-None-Match`` matches
+The entity tag of a pet is its revision, and arrivals create new revisions. For reads, ``If-None-Match`` matches
 only the newest revision. For corrections, ``If-Match`` names the revision that the caller saw, and matches as long as
 no item that was in the pet at that revision is moved. Arrivals, except for exact ones, move no other items, so a pet
 that receives uploads can be corrected. The job of the correction carries the revision and checks it again by the same

@@ -220,11 +220,16 @@ def let_count(labels: LabelVector, origins: OriginVector) -> OriginVector:
 
 def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
     """Return why the pet needs a recluster, as text for a log; None if it does not."""
-    n_new = state.n_media - state.n_at_recluster
-    if n_new >= max(settings.growth_min, settings.growth_ratio * state.n_at_recluster):
-        return f"growth: {n_new} new items since the last recluster, which covered {state.n_at_recluster}"
-    if state.noise_arrivals >= max(settings.drift_min, settings.drift_ratio * n_new):
-        return f"drift: {state.noise_arrivals} of {n_new} new items since the last recluster found no cluster"
+    return why_recluster(state.n_media, state.n_at_recluster, state.noise_arrivals, settings)
+
+
+def why_recluster(n_media: int, n_at_recluster: int, noise_arrivals: int, settings: ClusterSettings) -> str | None:
+    """Return :func:`recluster_reason` of a pet with these numbers."""
+    n_new = n_media - n_at_recluster
+    if n_new >= max(settings.growth_min, settings.growth_ratio * n_at_recluster):
+        return f"growth: {n_new} new items since the last recluster, which covered {n_at_recluster}"
+    if noise_arrivals >= max(settings.drift_min, settings.drift_ratio * n_new):
+        return f"drift: {noise_arrivals} of {n_new} new items since the last recluster found no cluster"
     return None
 
 

@@ -8,13 +8,19 @@ would wait for each other. OpenMP stores this limit per thread, so it is set at 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
+from typing import Final
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.pet.vectors import FloatMatrix
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector
+
+# From 20 queries on, faiss multiplies matrices (``distance_compute_blas_threshold``), which sums in another order.
+_MOST_QUERIES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +54,52 @@ def nearest(vectors: FloatMatrix, queries: FloatMatrix, k: int) -> Neighbours:
     )
     similarity[ids < 0] = -np.inf  # faiss fills with the lowest float32, which could be mistaken for a similarity
     return Neighbours(ids, similarity)
+
+
+def nearest_in_turn(vectors: FloatMatrix, queries: FloatMatrix, k: int) -> Iterator[Neighbours]:
+    """Yield the k nearest of each query among the vectors and the queries before it, which follow them as rows.
+
+    The results are those of one :func:`nearest` per query, to the last bit, if each query were appended to the vectors
+    before the next one; only equal similarities may be in another order. (From k = 100 on, which of them are among the
+    k may differ, too.) They take about half the time, as the processor's cache keeps the vectors.
+
+    Args:
+        vectors, queries, k: as in :func:`nearest`.
+    """
+    n, m = len(vectors), len(queries)
+    for start in range(0, m, _MOST_QUERIES):
+        some = queries[start : start + _MOST_QUERIES]
+        found = nearest(vectors, some, k)
+        earlier = _similarities(queries[: start + len(some)], some) if m > 1 else None
+        for at in range(len(some)):
+            ids, similarity = found.ids[at], found.similarity[at]
+            n_earlier = start + at
+            if earlier is not None and n_earlier and earlier[at, :n_earlier].max() > similarity[-1]:
+                ids, similarity = _merged(ids, similarity, np.arange(n, n + n_earlier), earlier[at, :n_earlier])
+            yield Neighbours(ids[None], similarity[None])
+
+
+def _merged(
+    ids: npt.NDArray[np.int64], similarity: FloatVector, more_ids: npt.NDArray[np.int64], more: FloatVector
+) -> tuple[npt.NDArray[np.int64], FloatVector]:
+    """Return the k nearest of k neighbours and of further rows, which were searched later."""
+    k = len(ids)
+    all_ids, all_similarity = np.concatenate([ids, more_ids]), np.concatenate([similarity, more])
+    order = np.argsort(-all_similarity, kind="stable")
+    if all_similarity[order[k - 1]] == all_similarity[order[k]]:
+        # of equal ones at the end faiss keeps some; it goes through the rows with a heap like this
+        heap = list(zip(similarity.tolist(), ids.tolist(), range(k), strict=True))
+        heapify(heap)
+        for at, (row, value) in enumerate(zip(more_ids.tolist(), more.tolist(), strict=True), start=k):
+            if value > heap[0][0]:
+                heapreplace(heap, (value, row, at))
+        order = np.array([at for _, _, at in sorted(heap, key=lambda held: -held[0])])
+    return all_ids[order[:k]], all_similarity[order[:k]]
+
+
+def _similarities(vectors: FloatMatrix, queries: FloatMatrix) -> FloatMatrix:
+    """Return the similarity of each of m queries to each of n vectors, as (m, n)."""
+    found = nearest(vectors, queries, len(vectors))
+    similarity = np.empty_like(found.similarity)
+    np.put_along_axis(similarity, found.ids, found.similarity, axis=1)
+    return similarity

@@ -331,6 +331,12 @@ class Assigned:
     revision: int
     recluster_reason: str | None = None
 
+    @classmethod
+    def before(cls, state: PetState, media: MediaId) -> Self:
+        """Return the result for an item that the pet has already."""
+        cluster = ClusterId(int(state.labels[state.rows[media]]))
+        return cls(media, cluster, None, backend="faiss", is_duplicate=True, revision=state.revision)
+
 
 @dataclass(frozen=True, slots=True)
 class Corrected:

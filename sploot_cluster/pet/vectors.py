@@ -6,6 +6,7 @@ A validated matrix is C-contiguous float32 with rows of unit norm, and only its 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -72,3 +73,24 @@ def as_vector(x: npt.ArrayLike, *, field: str = "embedding") -> FloatVector:
             return unit
     row: FloatVector = as_vectors(array[None, :], field=field)[0]
     return row
+
+
+def as_vector_each(xs: Sequence[npt.ArrayLike]) -> list[FloatVector | None]:
+    """Return :func:`as_vector` of each, to the last bit; None for one that it would refuse. Faster than one by one."""
+    arrays = [np.asarray(x) for x in xs]
+    vectors: list[FloatVector | None] = [None] * len(arrays)
+    by_length: dict[int, list[int]] = {}
+    for at, array in enumerate(arrays):
+        if array.ndim == 1 and array.dtype.kind in "fiu" and len(array):
+            by_length.setdefault(len(array), []).append(at)
+    for places in by_length.values():
+        wide = np.array([arrays[at] for at in places], dtype=np.float64)
+        norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+        is_usable = (norms > SMALLEST_NORM) & np.isfinite(norms)
+        norms[~is_usable] = 1.0
+        wide /= norms[:, None]
+        unit = wide.astype(np.float32)
+        for row, at in enumerate(places):
+            if is_usable[row]:
+                vectors[at] = unit[row]
+    return vectors

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sploot_cluster.engine.neighbours import nearest
+from sploot_cluster.engine.neighbours import nearest, nearest_in_turn
 from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 
@@ -51,3 +51,18 @@ def test_threads_can_search_concurrently() -> None:
         found = list(pool.map(lambda row: int(nearest(held, held[row : row + 1], 1).ids[0, 0]), range(300)))
 
     assert found == list(range(300))
+
+
+@pytest.mark.parametrize("n", [0, 5, 300])
+def test_queries_in_turn_find_the_vectors_and_earlier_queries_to_the_last_bit(n: int) -> None:
+    held, queries = vectors(n, dim=32), vectors(50, seed=4, dim=32)
+    queries[15:45] = held[0] if n else queries[4]  # more equal items than neighbours
+    all_of_them = np.concatenate([held, queries])
+
+    found = list(nearest_in_turn(held, queries, 20))
+
+    for at, neighbours in enumerate(found):
+        alone = nearest(all_of_them[: n + at], queries[at][None], 20)
+        np.testing.assert_array_equal(neighbours.similarity, alone.similarity)
+        # the order of equal similarities does not matter
+        np.testing.assert_array_equal(np.sort(neighbours.ids), np.sort(alone.ids))
