@@ -108,6 +108,8 @@ class Connections:
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
             "retry_on_timeout": False,
+            # its PING would wait for the whole read timeout; see ``IDLE_ANSWER_S``
+            "health_check_interval": 0,
             "socket_timeout": pool.connection_kwargs.get("socket_timeout") or TIMEOUT_S,
             # replies then have the same form in every release of redis-py
             "protocol": 2,
