@@ -88,6 +88,7 @@ class RedisStreamsBroker(Broker):
     """
 
     queues: set[str]
+    groups: Groups  # for GroupCallbacks
 
     def __init__(  # noqa: PLR0913  # users of Dramatiq's brokers expect one keyword per setting
         self,
