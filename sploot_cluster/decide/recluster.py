@@ -14,6 +14,7 @@ import numpy as np
 from sploot_cluster.decide.assignment import Thresholds, reaches, similarity_to
 from sploot_cluster.decide.constraints import FREE, RowConstraints, Sides, count_kept
 from sploot_cluster.decide.enforcing import enforce
+from sploot_cluster.decide.learning import follow_named
 from sploot_cluster.decide.regrouping import IdRules, regroup
 from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.engine.selection import Density
@@ -31,10 +32,11 @@ def plan_recluster(
 
     1. Corrections are enforced on the density groups; items that joined a merged cluster later stay in it.
     2. Curated clusters, those with items that a person placed, are never joined automatically and keep their id.
-    3. Items that arrived while density was computed are assigned like arrivals. So are items that a correction removes
+    3. Items that nobody named follow the named items that they resemble, where a correction separates clusters.
+    4. Items that arrived while density was computed are assigned like arrivals. So are items that a correction removes
        from their density group.
-    4. Noise beyond the budget is absorbed, the most similar items first, as far as ``absorption_slack`` allows.
-    5. Groups inherit the ids of the clusters that they overlap with.
+    5. Noise beyond the budget is absorbed, the most similar items first, as far as ``absorption_slack`` allows.
+    6. Groups inherit the ids of the clusters that they overlap with.
 
     Args:
         state: the newest state; ``density`` covers its first ``len(density.labels)`` items.
@@ -49,6 +51,7 @@ def plan_recluster(
     before = np.where(state.origins == Origin.ABSORBED, NOISE, state.labels).astype(np.int32)
     groups = enforce(dense, state.vectors, rows, counts=all_rows, before=before, fair_share=settings.overlap_ratio)
     given = _keep_curated(state, groups, rows, settings)
+    groups = follow_named(groups, state.vectors, rows, before=before)
 
     origins = np.where(groups == NOISE, Origin.NOISE, Origin.CORE).astype(np.uint8)
     origins[rows.placed] = Origin.CORRECTED

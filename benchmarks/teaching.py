@@ -1,0 +1,169 @@
+"""What a split of two look-alikes teaches: the share of later items on the right side.
+
+A person splits a cluster that holds two subjects that look alike. Then 150 other items of both arrive, and the pet is
+reclustered although nobody asked for it. The figures are the shares of these items in the cluster of their own subject,
+in that of the other, and elsewhere; that of strangers, items of other subjects that arrive too, which are in one of
+the two clusters; and the share that a linear discriminant gets right, trained on the items
+that the person named, and that never sees a stranger. ``make bench ARGS=teaching`` prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster import ClusterService
+from sploot_cluster.pet.models import ClusterId, MediaId, PetId
+from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
+from sploot_cluster.store.memory import MemoryPetStore
+
+Numbers = npt.NDArray[np.int64]
+
+PET: Final = PetId(1)
+MODEL: Final = "bench@1"
+N_LATER: Final = 150
+N_STRANGERS: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two subjects that look alike, in random order.
+
+    Attributes:
+        vectors: (n, d) float32 of unit norm.
+        truth: (n,) 0 or 1, the subject; -1: a stranger, of one of several other subjects.
+        n_named: how many items of each subject arrive before the split.
+    """
+
+    family: str
+    vectors: FloatMatrix
+    truth: Numbers
+    n_named: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Shares of the later items of the two subjects in the cluster of their own and of the other one, and of strangers
+    in either."""
+
+    right: float
+    wrong: float
+    strangers: float
+
+
+def pairs(first_seed: int, n_seeds: int) -> Iterator[Pair]:
+    """Yield made-up look-alikes, and digits that are often mistaken for each other."""
+    from sklearn.datasets import load_digits
+
+    for seed in range(first_seed, first_seed + n_seeds):
+        yield _made_up(seed, n_named=30)
+    digits = load_digits()
+    pictures, digit_of = as_vectors(digits.data), digits.target
+    for n_named in (10, 30, 60):
+        for seed in range(first_seed, first_seed + n_seeds):
+            random = np.random.default_rng(seed)
+            one, other = list(combinations(range(10), 2))[int(random.integers(45))]
+            chosen = random.permutation(np.flatnonzero((digit_of == one) | (digit_of == other)))
+            strangers = random.permutation(np.flatnonzero((digit_of != one) & (digit_of != other)))[:N_STRANGERS]
+            truth = np.concatenate([(digit_of[chosen] == other).astype(np.int64), np.full(N_STRANGERS, -1)])
+            rows = np.concatenate([chosen, strangers])
+            yield Pair(f"digits, {n_named} of each named", pictures[rows], truth, n_named)
+
+
+def _made_up(seed: int, *, n_named: int, n: int = 200, dim: int = 512) -> Pair:
+    random = np.random.default_rng(seed)
+
+    def directions(count: int) -> FloatMatrix:
+        # a spectrum that falls, as that of real embeddings does
+        return as_vectors(random.normal(size=(count, dim)) / np.sqrt(1 + np.arange(dim) / 40))
+
+    common, difference = directions(1)[0], directions(1)[0]
+    vectors = []
+    # two look-alikes, and six subjects that resemble them as subjects of one pet do
+    centres = [common + sign * 0.25 * difference for sign in (1, -1)]
+    centres += [common + 0.6 * another for another in directions(6)]
+    for centre, count in zip(as_vectors(np.array(centres)), [n, n] + [N_STRANGERS // 6] * 6, strict=True):
+        likeness = np.clip(random.normal(0.75, 0.04, size=count), 0.3, 0.98)[:, None]
+        own = directions(count)
+        own = as_vectors(own - np.outer(own @ centre, centre))
+        vectors.append(likeness * centre + np.sqrt(1 - likeness**2) * own)
+    truth = np.repeat([0, 1, -1], [n, n, N_STRANGERS])
+    order = random.permutation(len(truth))
+    return Pair(f"made up, {n_named} of each named", as_vectors(np.vstack(vectors))[order], truth[order], n_named)
+
+
+def taught(pair: Pair) -> tuple[Shares, Shares, float]:
+    """Return the shares on arrival and after a recluster, and the share that a discriminant gets right."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    named = np.concatenate([np.flatnonzero(pair.truth == subject)[: pair.n_named] for subject in (0, 1)])
+    later = np.setdiff1d(np.flatnonzero(pair.truth >= 0), named)[:N_LATER]
+    strangers = np.flatnonzero(pair.truth < 0)
+    service = ClusterService(MemoryPetStore())
+
+    def take(rows: Numbers) -> None:
+        for row in rows.tolist():
+            service.assign(PET, MediaId(str(row)), model=MODEL, vector=pair.vectors[row])
+
+    take(named)
+    service.place(PET, [MediaId(str(row)) for row in named], operation_id="gather", by="person")
+    mixed = service.clusters(PET).clusters[0]
+    moved = [item for item in mixed.media_ids if pair.truth[int(item)] == 1]
+    split = service.split(PET, mixed.cluster_id, moved, operation_id="split", by="person")
+    assert split.cluster is not None
+    sides = (mixed.cluster_id, split.cluster)
+    take(np.random.default_rng(len(later)).permutation(np.concatenate([later, strangers])))
+    on_arrival = _shares(service, pair, later, strangers, sides)
+    service.recluster(PET)
+    after = _shares(service, pair, later, strangers, sides)
+    learner = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    learner.fit(pair.vectors[named], pair.truth[named])
+    return on_arrival, after, float(np.mean(learner.predict(pair.vectors[later]) == pair.truth[later]))
+
+
+def _shares(
+    service: ClusterService, pair: Pair, later: Numbers, strangers: Numbers, sides: tuple[ClusterId, ClusterId]
+) -> Shares:
+    cluster_of = {item: view.cluster_id for view in service.clusters(PET).clusters for item in view.media_ids}
+
+    def share(rows: Numbers, wanted: dict[int, tuple[ClusterId, ...]]) -> float:
+        return fmean(cluster_of.get(MediaId(str(row))) in wanted[int(pair.truth[row])] for row in rows.tolist())
+
+    return Shares(
+        right=share(later, {0: sides[:1], 1: sides[1:]}),
+        wrong=share(later, {0: sides[1:], 1: sides[:1]}),
+        strangers=share(strangers, {-1: sides}),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=9_000, help="the first seed")
+    parser.add_argument("--draws", type=int, default=20, help="draws per row")
+    given = parser.parse_args()
+    rows: dict[str, list[tuple[Shares, Shares, float]]] = {}
+    for pair in pairs(given.seed, given.draws):
+        rows.setdefault(pair.family, []).append(taught(pair))
+    print("| | right on arrival | after a recluster | wrong side | strangers on arrival | after | a discriminant |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for family, results in rows.items():
+        cells = (
+            fmean(one.right for one, _, _ in results),
+            fmean(after.right for _, after, _ in results),
+            fmean(after.wrong for _, after, _ in results),
+            fmean(one.strangers for one, _, _ in results),
+            fmean(after.strangers for _, after, _ in results),
+            fmean(learner for _, _, learner in results),
+        )
+        print(f"| {family} ({len(results)} draws) | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What corrections teach about the items that nobody named.
+
+Where a person separated two clusters, density alone would mix their later items again, or leave them aside: it cannot
+tell look-alikes apart, and the person could. So items within reach of one of these clusters stay in it, or else go to
+the one whose named items they resemble most.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from operator import or_
+from typing import Final
+
+import numpy as np
+
+from sploot_cluster.decide.assignment import reaches, similarity_to, threshold_of
+from sploot_cluster.decide.constraints import FREE, RowConstraints
+from sploot_cluster.pet.models import NOISE
+from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, LabelVector, Rows
+
+# The named items that others are compared with, per group: 512 against 50,000 items of 512 dimensions take 0.3 s.
+MOST_NAMED: Final = 512
+
+
+def follow_named(
+    groups: LabelVector, vectors: FloatMatrix, rows: RowConstraints, *, before: LabelVector
+) -> LabelVector:
+    """Return a copy of ``groups`` in which unnamed items follow the named items that they resemble most.
+
+    Only groups that a correction separates from another group attract items. An item within reach of the named items of
+    such groups wants to be in the one that holds its cluster, or else in the most similar one. It goes there if it is
+    noise, or in such a group that does not hold its cluster. A group without named items joins them as a whole if at
+    least half of its items are within reach: each goes where it wants to be, and those out of reach go where most of
+    the others go.
+
+    Args:
+        groups: (n,) int32, -1 = noise, as :func:`~sploot_cluster.decide.enforcing.enforce` returns them.
+        vectors: (n, dim) float32 of unit norm.
+        rows: the constraints.
+        before: (n,) int32 clusters that ``groups`` replace, with absorbed rows as noise.
+
+    Repeating it changes nothing.
+    O(k · n · dim) for k named items, of at most ``MOST_NAMED`` in each such group.
+    """
+    taught = _separated(groups, rows)
+    free = np.flatnonzero((rows.atoms < 0) & ~rows.dismissed)
+    if not taught or not len(free):
+        return groups
+    similarity = np.full((len(taught), len(free)), -np.inf, dtype=np.float32)
+    for at, (group, named) in enumerate(taught.items()):
+        likeness = similarity_to(vectors[named], vectors[free])
+        is_within = reaches(likeness, threshold_of(vectors[named])) <= 1
+        similarity[at, is_within] = likeness[is_within]
+        clusters, n = np.unique(before[named], return_counts=True)
+        is_home = (before[free] == clusters[n.argmax()]) & (before[free] != NOISE)
+        similarity[at, is_home & (is_within | (groups[free] == group))] = np.inf
+    nearest = np.array(list(taught), dtype=np.int32)[similarity.argmax(axis=0)]
+    nearest[similarity.max(axis=0) == -np.inf] = NOISE
+    return _joined(groups, free, nearest, taught=np.isin(groups[free], list(taught)), rows=rows)
+
+
+def _joined(
+    groups: LabelVector, free: Rows, nearest: LabelVector, *, taught: BoolVector, rows: RowConstraints
+) -> LabelVector:
+    """Return the groups after unnamed items have moved; ``nearest`` has the group that each may go to, or NOISE."""
+    joined = groups.copy()
+    moves = (nearest != NOISE) & (taught | (groups[free] == NOISE))
+    joined[free[moves]] = nearest[moves]
+    has_named = np.unique(groups[rows.atoms >= 0])
+    for group in np.setdiff1d(np.unique(groups[free[nearest != NOISE]]), [*has_named, NOISE]).tolist():
+        members = groups[free] == group
+        wanted = nearest[members]
+        within = wanted[wanted != NOISE]
+        if 2 * len(within) >= len(wanted):
+            found, n = np.unique(within, return_counts=True)
+            joined[free[members]] = np.where(wanted == NOISE, found[n.argmax()], wanted)
+    return joined
+
+
+def _separated(groups: LabelVector, rows: RowConstraints) -> dict[int, Rows]:
+    """Return the named rows of each group that a correction separates from another group, by group.
+
+    In a group with many, some evenly spaced ones stand for all.
+    """
+    named = np.flatnonzero((rows.atoms >= 0) & (groups != NOISE))
+    order = named[np.argsort(groups[named], kind="stable")]
+    found, starts = np.unique(groups[order], return_index=True)
+    members_of = dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
+    sides = [rows.sides_of(members) for members in members_of.values()]
+    # the sides of all groups before and after each one
+    before, after = [*accumulate(sides, or_, initial=FREE)], [*accumulate(reversed(sides), or_, initial=FREE)][::-1]
+    return {
+        group: members[np.linspace(0, len(members) - 1, num=min(len(members), MOST_NAMED)).astype(np.intp)]
+        for at, (group, members) in enumerate(members_of.items())
+        if sides[at].conflict(before[at] | after[at + 1])
+    }
