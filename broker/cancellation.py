@@ -22,12 +22,12 @@ from dramatiq import Message
 from dramatiq.broker import MessageProxy
 from dramatiq.threading import current_platform, raise_thread_exception, supported_platforms
 
-from .connections import Argument, Connections
 from .deliveries import Delivery, sha1_of
 from .errors import Cancelled, MessageCancelled
 from .inspector import FoundMessage, Inspector, Selection
 from .key_limits import key_limits_of
 from .keys import HANDED_BACK, QueueKeys
+from .net.connections import Argument, Connections
 from .options import unique_key_of
 from .outcomes import Emit
 from .scripts import CANCEL

@@ -21,24 +21,24 @@ from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 from dramatiq.threading import Interrupt
 
-from .bounded_read import MOST_PARTS, Bounds, CutFields
 from .cancellation import Interrupts
-from .connections import Argument, Connections
 from .deliveries import Deliveries, Delivery, Follower, Unhandled
 from .entries import MESSAGE_FIELD, EntryDecoder, MessageCheck, Oversize, decode, fields_of, has_run, size_of
 from .errors import UndecodableEntry
-from .isolation import Isolation
 from .janitor import LOST_AFTER_MS, Janitor, Round
 from .keeper import Keeper
 from .keys import HANDED_BACK, QueueKeys
+from .net.bounded_read import MOST_PARTS, Bounds, CutFields
+from .net.connections import Argument, Connections
+from .net.shared_reads import GroupReads, OwnRead, SharedRead, Timers
 from .options import EXPIRES_AT
 from .outcomes import Emit, Outcomes
 from .places import Durations, Places, ReadAhead
 from .running.batches import Batch, Batcher
+from .running.isolation import Isolation
 from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
 from .settler import Settler
-from .shared_reads import GroupReads, OwnRead, SharedRead, Timers
 
 NO_LIMIT = 1 << 20
 

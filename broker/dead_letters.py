@@ -33,12 +33,12 @@ import redis
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import SkipMessage
 
-from .connections import Argument, Connections
 from .deliveries import Delivery
 from .entries import LONGEST_SHOWN, PAGE_BYTES, WrongQueue, fields_of, was_retried
 from .errors import DeadLetterTooLarge, DeliveryLimitReached, MessageExpired, UndecodableEntry
 from .key_limits import KeyLimits, key_limits_of
 from .keys import QueueKeys
+from .net.connections import Argument, Connections
 from .options import is_part_of_composition, unique_key_of
 from .scripts import HEADS, LOOK_UP, REQUEUE
 from .settings import BrokerSettings

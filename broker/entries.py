@@ -14,9 +14,9 @@ from uuid import UUID
 import dramatiq
 from dramatiq.errors import DecodeError
 
-from .bounded_read import MOST_PARTS
 from .errors import InvalidOption, UndecodableEntry
 from .key_limits import key_limits_of
+from .net.bounded_read import MOST_PARTS
 from .options import EXPIRES_AT, check_options, shown, unique_key_of
 
 # Takes an entry's id and fields, and returns a message of the entry's queue or raises UndecodableEntry.

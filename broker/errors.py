@@ -23,7 +23,7 @@
     dramatiq.threading.Interrupt
     └── Cancelled                       raised in the thread of a running job that was cancelled
 
-redis-py's errors are translated in ``connections.py`` and nowhere else.
+redis-py's errors are translated in ``net/connections.py`` and nowhere else.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from dramatiq.logging import get_logger
 from dramatiq.middleware import GroupCallbacks as DramatiqsGroupCallbacks
 from dramatiq.rate_limits import RateLimiterBackend
 
-from .connections import Connections
 from .deliveries import Delivery, SharedFollower
 from .keys import KeysByQueue
+from .net.connections import Connections
 from .scripts import END_MEMBER, OPEN_GROUP
 from .settings import DAY_MS
 

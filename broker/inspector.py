@@ -16,7 +16,6 @@ import dramatiq
 import redis
 from dramatiq.encoder import JSONEncoder
 
-from .connections import Argument, Connections
 from .dead_letters import facts_of_passed_over
 from .entries import (
     LONGEST_SHOWN,
@@ -31,6 +30,7 @@ from .entries import (
 from .errors import UndecodableEntry
 from .key_limits import KeyAtWork, MessageAtWork, limits_from
 from .keys import HANDED_BACK, QueueKeys
+from .net.connections import Argument, Connections
 from .options import unique_key_of
 from .scripts import HEADS, KEYS_AT_WORK, PASS_OVER, RESCUE, RETIRE, SEARCH, STALE_LOCKS, UNOWNED
 from .settings import BrokerSettings

@@ -22,12 +22,12 @@ import redis
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
 
-from .connections import Connections
 from .identity import is_dead_sibling
 from .keys import HANDED_BACK, QueueKeys
+from .net.connections import Connections
+from .net.shared_reads import Timers
 from .scripts import ADVANCE, CANCELLED, FORGET, LEAVE, RESIGN, SWEEP, TICK
 from .settings import BrokerSettings
-from .shared_reads import Timers
 
 # If this consumer has owned an entry for this long without receiving it, the reply is not late but lost.
 LOST_AFTER_MS = 5_000

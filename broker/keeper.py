@@ -29,8 +29,8 @@ from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
 
 from . import master
-from .connections import Connections
 from .keys import QueueKeys
+from .net.connections import Connections
 from .running.judgement import Judgement
 from .scripts import BEAT, LEAVE
 from .settings import BrokerSettings

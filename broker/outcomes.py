@@ -18,7 +18,6 @@ from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
-from .connections import Connections
 from .dead_letters import dead_letter_from, facts_of_delivery, facts_of_entry, facts_of_follower, reason_of, stored_from
 from .deliveries import Delivery, PendingRetry, held_too_long, unhandled_failure
 from .entries import MESSAGE_FIELD, Oversize, as_dead_letter, check_text, with_types
@@ -26,6 +25,7 @@ from .errors import UndecodableEntry
 from .keeper import Keeper
 from .key_limits import key_limits_of
 from .keys import HANDED_BACK, KeysByQueue, QueueKeys
+from .net.connections import Connections
 from .options import EXPIRES_AT, delay_ms_of, expires_at_ms_of, unique_key_of
 from .scripts import BURY, CANCEL, CONDEMN, EXPIRE, RETRY, START
 from .settings import BrokerSettings

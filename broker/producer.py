@@ -22,12 +22,12 @@ from dramatiq.broker import MessageProxy
 from dramatiq.errors import BrokerConnectionError, ConnectionClosed, ConnectionFailed
 from dramatiq.logging import get_logger
 
-from .connections import Argument, Connections
 from .deliveries import Delivery, Follower, not_followed
 from .entries import check_text, with_types
 from .errors import EnqueueUncertain, InvalidMessage, InvalidOption, MessageTooLarge, QueueFull, UndecodableEntry
 from .key_limits import key_limits_of
 from .keys import KeysByQueue, QueueKeys
+from .net.connections import Argument, Connections
 from .options import (
     EXPIRES_AT,
     LARGEST,

@@ -18,23 +18,23 @@ from dramatiq.errors import BrokerConnectionError, ConnectionClosed
 from dramatiq.logging import get_logger
 
 from .cancellation import Interrupts
-from .connections import Connections
 from .consumer import ConsumedQueue, StreamsConsumer
 from .deliveries import Delivery
 from .entries import EntryDecoder, MessageCheck
 from .identity import consumer_name
-from .isolation import Isolation
 from .keeper import Keeper
 from .keys import KeysByQueue, QueueKeys
+from .net.connections import Connections
+from .net.shared_reads import GroupReads, Timers
 from .outcomes import Emit, Outcomes
 from .places import Places
 from .running.batches import Batcher
+from .running.isolation import Isolation
 from .running.judgement import Judgement, Limits, judge
 from .running.progress import ProgressReports
 from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
-from .shared_reads import GroupReads, Timers
 
 # How long a stop may take: if Redis answers; and if it does not, so that only threads are waited for.
 STOP_S: Final = 5.0

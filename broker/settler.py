@@ -19,9 +19,9 @@ import redis
 from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
 
-from .connections import Argument, Connections
 from .deliveries import Deliveries, Delivery
 from .keys import QueueKeys
+from .net.connections import Argument, Connections
 from .options import unique_key_of
 from .scripts import SETTLE
 

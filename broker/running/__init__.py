@@ -1,1 +1,1 @@
-"""Messages while they run in a process: together in a batch, how far they are, and whether they make progress."""
+"""Messages while they run in a process: in a batch or in isolation, how far they are, and whether they progress."""

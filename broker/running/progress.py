@@ -21,9 +21,9 @@ from dramatiq.errors import BrokerConnectionError
 from dramatiq.logging import get_logger
 from dramatiq.middleware import CurrentMessage
 
-from ..connections import Connections
 from ..deliveries import Delivery
 from ..keys import KeysByQueue
+from ..net.connections import Connections
 from .batches import Batch
 
 # Often enough for people who watch, and one write in thousands of turns of a tight loop.

@@ -13,14 +13,14 @@ import dramatiq
 import redis
 
 from broker import Delivery, RedisStreamsBroker
-from broker.connections import Argument, Connections
 from broker.consumer import StreamsConsumer
 from broker.janitor import Janitor, Round
 from broker.keeper import Keeper
 from broker.keys import KeysByQueue, QueueKeys
+from broker.net.connections import Argument, Connections
+from broker.net.shared_reads import Timers
 from broker.outcomes import Outcomes
 from broker.scripts import BEAT, Script
-from broker.shared_reads import Timers
 
 QUEUE = "q"
 KEYS = QueueKeys("streams", QUEUE)

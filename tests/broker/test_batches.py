@@ -27,8 +27,8 @@ from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend as ResultBackend
 
 from broker import BatchedMessage, Delivery, InvalidOption, NotDoneInBatch, RedisStreamsBroker, batch
-from broker.connections import Connections
 from broker.consumer import StreamsConsumer
+from broker.net.connections import Connections
 from broker.running.batches import Batch
 from broker.scripts import HAND_BACK, SETTLE
 from tests.broker.scene import QUEUE, QueueState, Scene, labels, message, received

@@ -16,8 +16,9 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import UndecodableEntry, bounded_read
-from broker.bounded_read import HEAD, MOST_PARTS, BoundedReader, Bounds, CutFields
+from broker import UndecodableEntry
+from broker.net import bounded_read
+from broker.net.bounded_read import HEAD, MOST_PARTS, BoundedReader, Bounds, CutFields
 from tests.broker.scene import KEYS, QUEUE, Scene, message, received
 from tests.support import eventually
 

@@ -13,8 +13,8 @@ import redis
 from dramatiq.errors import ConnectionFailed
 
 from broker import EnqueueUncertain, RedisStreamsBroker
-from broker.connections import Connections
 from broker.keys import HANDED_BACK
+from broker.net.connections import Connections
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message, received
 from tests.broker.test_dramatiq_options import broker_on, working
@@ -32,8 +32,8 @@ def network(redis_server: EmbeddedRedis, redis_client: redis.Redis) -> Iterator[
 @pytest.fixture
 def producer(network: Outage, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisStreamsBroker]:
     """A producer whose connections count as idle at once. Its enqueue timeout is less than its read timeout."""
-    monkeypatch.setattr("broker.pool.PROBE_AFTER_IDLE_S", 0.0)
-    monkeypatch.setattr("broker.connections.IDLE_ANSWER_S", 0.05)
+    monkeypatch.setattr("broker.net.pool.PROBE_AFTER_IDLE_S", 0.0)
+    monkeypatch.setattr("broker.net.connections.IDLE_ANSWER_S", 0.05)
     client = redis.Redis.from_url(network.url, socket_timeout=1, health_check_interval=1)
     broker = RedisStreamsBroker(client=client, middleware=[], enqueue_timeout_ms=0)
     yield broker
@@ -165,7 +165,7 @@ def test_connection_that_an_interrupted_thread_lost_is_not_counted(redis_url: st
 
 
 def test_idle_connections_are_closed(network: Outage, redis_client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("broker.connections.CLOSE_AFTER_IDLE_S", 0.05)
+    monkeypatch.setattr("broker.net.connections.CLOSE_AFTER_IDLE_S", 0.05)
     with broker_on(network.url) as broker:
         enqueue_at_once(network, broker, 3, n_open=3)
 
@@ -268,7 +268,7 @@ def run_once_each(broker: RedisStreamsBroker, ran: list[str]) -> None:
 def test_worker_of_ten_queues_needs_at_most_twelve_connections(
     redis_url: str, redis_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.connections.CLOSE_AFTER_IDLE_S", 0.1)
+    monkeypatch.setattr("broker.net.connections.CLOSE_AFTER_IDLE_S", 0.1)
     n_before = len(redis_client.client_list())
     with broker_on(redis_url) as broker, consuming(broker) as ran:
         eventually(lambda: len(redis_client.client_list()) - n_before <= 12)

@@ -13,8 +13,8 @@ import redis
 from dramatiq.errors import ConnectionClosed, ConnectionFailed, QueueNotFound
 
 from broker import EnqueueUncertain, InvalidMessage, MessageTooLarge, QueueFull, RedisStreamsBroker
-from broker.connections import Connections
 from broker.keys import HANDED_BACK
+from broker.net.connections import Connections
 from broker.scripts import ENQUEUE, TICK
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
 from tests.support import eventually

@@ -13,7 +13,7 @@ from dramatiq.results import ResultFailure, Results
 from dramatiq.results.backends import StubBackend as StubResults
 
 from broker import DeadLetter, DeadLetterTooLarge, MessageTooLarge, RedisStreamsBroker
-from broker.connections import Connections
+from broker.net.connections import Connections
 from broker.scripts import CONDEMN, ENQUEUE_PLAIN
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, fail, labels, message, received
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working

@@ -10,8 +10,8 @@ from dramatiq.brokers.stub import StubBroker
 from dramatiq.errors import ConnectionClosed
 
 from broker import Delivery, GroupCallbacks, RedisStreamsBroker
-from broker.connections import Connections
 from broker.consumer import StreamsConsumer
+from broker.net.connections import Connections
 from broker.scripts import END_MEMBER
 from tests.broker.scene import KEYS, QUEUE, Scene, label_of, received
 from tests.support import eventually

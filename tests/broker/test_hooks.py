@@ -14,7 +14,7 @@ from dramatiq.middleware import Middleware, MiddlewareError, Pipelines, SkipMess
 from dramatiq.middleware.prometheus import Prometheus
 
 from broker import LeaseLost
-from broker.connections import Connections
+from broker.net.connections import Connections
 from broker.scripts import ENQUEUE_PLAIN, RETRY
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, message, received
 from tests.broker.test_dramatiq_options import broker_on, working

@@ -9,7 +9,7 @@ import dramatiq
 import pytest
 
 from broker.deliveries import Delivery
-from broker.isolation import Isolation
+from broker.running.isolation import Isolation
 from tests.support import eventually
 
 

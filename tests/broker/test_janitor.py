@@ -11,10 +11,10 @@ import pytest
 import redis
 
 from broker import janitor as janitor_module
-from broker.connections import Connections
 from broker.janitor import Janitor
+from broker.net.connections import Connections
+from broker.net.shared_reads import Timers
 from broker.settings import BrokerSettings
-from broker.shared_reads import Timers
 from tests.broker.scene import GROUP, KEYS, QueueState, Scene, message, received
 from tests.support import eventually
 

@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from broker import BrokerSettings, RedisStreamsBroker, keeper
-from broker.connections import Connections
+from broker.net.connections import Connections
 from broker.scripts import BEAT, LEAVE
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.processes import consumer_name_of, forked, keepers_of, started

@@ -14,7 +14,7 @@ from dramatiq.errors import ConnectionClosed
 from dramatiq.middleware import AsyncIO, CurrentMessage
 
 from broker import Progress, report_progress
-from broker.connections import Connections
+from broker.net.connections import Connections
 from broker.running.progress import REPORT_EVERY_S
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
 from tests.support import eventually

@@ -12,12 +12,12 @@ import pytest
 import redis
 
 from broker import BrokerSettings, Delivery, DeliveryLimitReached, RedisStreamsBroker, janitor, keeper
-from broker.connections import Connections
 from broker.consumer import StreamsConsumer
 from broker.keeper import Keeper
 from broker.keys import HANDED_BACK
+from broker.net.connections import Connections
+from broker.net.shared_reads import Timers
 from broker.scripts import RESYNC, SETTLE, TAKE, Script
-from broker.shared_reads import Timers
 from tests.broker.scene import GROUP, KEYS, QUEUE, QueueState, Scene, fail, label_of, labels, message, received
 from tests.support import eventually
 

@@ -13,10 +13,10 @@ import pytest
 import redis
 
 from broker import RedisStreamsBroker
-from broker.connections import Connections
 from broker.janitor import Janitor
 from broker.keys import QueueKeys
-from broker.shared_reads import Timers
+from broker.net.connections import Connections
+from broker.net.shared_reads import Timers
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.processes import started
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, message, scene_on

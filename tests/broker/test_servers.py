@@ -15,7 +15,7 @@ import redis
 from redis.sentinel import Sentinel
 
 from broker import RedisStreamsBroker
-from broker.connections import Connections
+from broker.net.connections import Connections
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.processes import keepers_of
 from tests.broker.scene import KEYS, QUEUE, message

@@ -15,8 +15,8 @@ from dramatiq.errors import BrokerConnectionError, ConnectionFailed
 from dramatiq.middleware import Pipelines, TimeLimitExceeded
 
 from broker import Delivery, LeaseLost, keeper, settler
-from broker.connections import Connections
 from broker.deliveries import Deliveries
+from broker.net.connections import Connections
 from broker.outcomes import Outcomes
 from broker.scripts import SETTLE, Script
 from broker.settler import Settler

@@ -16,7 +16,7 @@ from dramatiq.errors import BrokerConnectionError
 from dramatiq.middleware import TimeLimitExceeded
 
 from broker import RedisStreamsBroker
-from broker.connections import Connections
+from broker.net.connections import Connections
 from broker.scripts import Script
 
 STREAM = "streams:q"
@@ -145,7 +145,7 @@ def test_producers_that_fork_after_enqueueing_share_no_connection(redis_url: str
 def test_client_without_timeout_does_not_wait_for_a_hanging_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("broker.connections.TIMEOUT_S", 0.1)
+    monkeypatch.setattr("broker.net.connections.TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         client = redis.Redis(port=hanging.getsockname()[1], socket_timeout=None)
         broker = RedisStreamsBroker(client=client, middleware=[], enqueue_timeout_ms=0)

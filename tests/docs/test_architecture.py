@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 MAP = re.search(r"### Rooms\n.*?```\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.DOTALL)
 PACKAGES = ("broker", "tasks", "sploot_cluster")
 NOT_LISTED = {"__init__", "__main__"}
-MOST_MODULES = {"broker": 36, "tasks": 21}  # 16 in other folders: a newcomer will not read a longer list
+MOST_MODULES = {"broker": 30, "tasks": 21}  # 16 in other folders: a newcomer will not read a longer list
 
 
 def mapped() -> dict[str, set[str]]:

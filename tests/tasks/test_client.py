@@ -185,7 +185,7 @@ def test_unreadable_status_raises_queue_unavailable(redis_url: str) -> None:
 def test_client_works_after_idle_connections_died(
     redis_server: EmbeddedRedis, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.pool.PROBE_AFTER_IDLE_S", 0.0)
+    monkeypatch.setattr("broker.net.pool.PROBE_AFTER_IDLE_S", 0.0)
     with Outage(redis_server.url.removeprefix("unix://")) as network, ClusterTasks(network.url) as tasks:
         tasks.recluster(42)
         network.forget()

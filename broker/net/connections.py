@@ -30,12 +30,12 @@ from dramatiq.errors import ConnectionClosed, ConnectionFailed
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ..errors import SettingsError
+from ..scripts import Script
 from .addresses import Address, address_of
 from .bounded_read import BoundedReader, Bounds
 from .cluster import Node, Slots, redirected, slot_of
-from .errors import SettingsError
 from .pool import CLOSE_AFTER_IDLE_S, Limit, Pool, socket_of
-from .scripts import Script
 
 Argument = str | bytes | int
 T = TypeVar("T")

@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 
-from .deliveries import Delivery
-from .running.batches import Batch
+from ..deliveries import Delivery
+from .batches import Batch
 
 
 class Isolation:
