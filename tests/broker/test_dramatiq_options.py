@@ -177,7 +177,8 @@ def test_actor_with_higher_priority_runs_first_within_a_process(
     monkeypatch.setattr("dramatiq.worker.QUEUE_PREFETCH", 10)
     ran: list[str] = []
     first_runs, go_on = threading.Event(), threading.Event()
-    with broker_on(redis_url) as broker:
+    # where jobs are long, a Worker holds no more than it runs
+    with broker_on(redis_url, long_job_ms=None) as broker:
 
         @dramatiq.actor(broker=broker, priority=5)
         def gate() -> None:
