@@ -304,6 +304,8 @@ class StreamsConsumer(Consumer):
         self._has_batches = False
         # how many messages like those of the last read one batch holds; 0 if they do not share a batch
         self._n_per_batch = 0
+        # how many messages and batches the Worker may hold now
+        self._most_at_worker = self._prefetch
         self._is_resynced = False
         self._is_closed = False
         queue.attach(self)
@@ -594,7 +596,7 @@ class StreamsConsumer(Consumer):
     @property
     def _n_room(self) -> int:
         """How many more messages the Worker may have now."""
-        room = self._prefetch - self._queue.n_at_worker
+        room = self._most_at_worker - self._queue.n_at_worker
         places = self._process.places
         return min(room, places.n_free(self._queue)) if places.are_few(self._queue) else room
 
@@ -668,10 +670,10 @@ class StreamsConsumer(Consumer):
         places, queue = self._process.places, self._queue
         n_ahead = len(self._buffer)
         if not places.are_few(queue):
-            return queue.deliveries.wait_for_room(self._prefetch, timeout_s, n_ahead=n_ahead)
+            return queue.deliveries.wait_for_room(self._most_at_worker, timeout_s, n_ahead=n_ahead)
         places.awaiting.add(queue)
         room = queue.deliveries.wait_for_room(
-            self._prefetch, timeout_s, n_ahead=n_ahead, most=lambda: places.n_free(queue)
+            self._most_at_worker, timeout_s, n_ahead=n_ahead, most=lambda: places.n_free(queue)
         )
         if not (room and queue.is_takeable and queue.is_eager):
             self._end_turn()
@@ -843,12 +845,14 @@ class StreamsConsumer(Consumer):
                 self._queue.hand_back(uncounted)
                 self._queue.is_takeable = True
             if accepted:
+                self._has_batches = self._process.batcher.serves(self._keys.queue_name)
+                if self._has_batches:
+                    self._n_per_batch, most = self._process.batcher.size_for(accepted)
+                    self._most_at_worker = self._prefetch if most is None else min(most, self._prefetch)
                 self._n_places = max(0, self._n_room)
                 if self._n_places:
                     self._queue.served_at = time.monotonic()
                 self._read_ahead.filled(self._n_finished)
-                self._has_batches = self._process.batcher.serves(self._keys.queue_name)
-                self._n_per_batch = self._process.batcher.size_for(accepted) if self._has_batches else 0
 
     def _is_only_short_of_room(self, flat: CutFields) -> bool:
         """Return whether an entry was cut only because of the entries before it in the same reply."""

@@ -6,19 +6,20 @@ memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import dramatiq
 from dramatiq.middleware import CurrentMessage
 
+from broker import BatchedMessage, batch
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.pet.models import Assigned, Corrected, MediaId, PetId, Reclustered, Restored
-from sploot_cluster.service import ClusterService
+from sploot_cluster.service import ClusterService, NewItem
 from tasks.contracts import (
     QUEUE_OF,
     Contract,
@@ -31,6 +32,11 @@ from tasks.retry_policy import POLICIES
 from tasks.wire import CheckedArguments
 
 C = TypeVar("C", bound=Contract)
+
+
+# One batch runs while another one waits for Redis; more would only wait for the interpreter, and would count as pending
+# jobs, whose alerts stand at 100 and 250.
+BATCHES_HELD: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,11 @@ class PreviewKept:
 Answer = Assigned | Corrected | Restored | Reclustered | PreviewKept
 
 
-def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
+def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_size: int = 1) -> None:
     """Declare an actor for every kind of message about a pet, named as in ``tasks.contracts``.
+
+    Args:
+        batch_size: the largest number of waiting embedding events that one call handles, 1 to 500.
 
     Raises:
         ValueError: the broker lacks Dramatiq's ``CurrentMessage``, which supplies a correction's operation id.
@@ -69,6 +78,19 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService) -> None:
         )
         current_job().backend = assigned.backend
         return assigned
+
+    if batch_size > 1:
+
+        @batch(broker.get_actor(EmbeddingIngested.actor_name), max_size=batch_size, max_held=BATCHES_HELD)
+        def cluster_embeddings(messages: Sequence[BatchedMessage]) -> None:
+            checked = [(message, event) for message in messages if (event := _event_of(message)) is not None]
+            items = [
+                NewItem(PetId(event.pet_id), MediaId(event.media_id), event.model, event.vector(), event.time)
+                for _, event in checked
+            ]
+            for (message, _), assigned in zip(checked, service.assign_many(items), strict=True):
+                if assigned is not None:
+                    message.done(assigned)
 
     for request in VERBS.values():
 
@@ -131,6 +153,16 @@ def _checked(contract: type[C]) -> C | None:
     if isinstance(arguments, CheckedArguments) and isinstance(arguments.event, contract):
         return arguments.event
     return None
+
+
+def _event_of(message: BatchedMessage) -> EmbeddingIngested | None:
+    """Return the event of a message in a batch; None if it is invalid, which the actor finds again by itself."""
+    if isinstance(message.kwargs, CheckedArguments):
+        return message.kwargs.event
+    try:
+        return None if message.args else EmbeddingIngested.from_kwargs(message.kwargs)
+    except InvalidInput:
+        return None
 
 
 def _message_id() -> str:

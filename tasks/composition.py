@@ -144,7 +144,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
         ],
     )
     service = build_service(settings, client, on_fallback=count_fallback)
-    declare_actors(broker, service)
+    declare_actors(broker, service, batch_size=settings.batch_size)
     declare_periodic_actors(broker, BacklogSampler(broker, client, max_queue_length=settings.max_queue_length), client)
     declare_media_actor(broker, MediaSampler(service, client), client)
     return broker

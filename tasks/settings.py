@@ -99,6 +99,13 @@ class Settings:
         default=15,
         accepts=_whole(0, 1_000),
     )
+    batch_size: int = _setting(
+        "SPLOOT_BATCH_SIZE",
+        "how many waiting embedding events one call handles and commits together; 1: each event by itself",
+        unit="events",
+        default=16,
+        accepts=_whole(1, 500),
+    )
     keeper_process: bool = _setting(
         "SPLOOT_KEEPER_PROCESS",
         "whether a child process of 5 MB writes the heartbeats of each worker process and reports its death; "

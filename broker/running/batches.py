@@ -81,11 +81,13 @@ class Batching:
         max_size: the largest number of messages in one batch.
         max_bytes: the largest number of bytes of all encoded messages in one batch.
         time_limit: the time limit of a batch in ms; None for that of the actor.
+        max_held: the largest number of batches that a Worker holds; None for as many as it prefetches messages.
     """
 
     max_size: int
     max_bytes: int
     time_limit: int | None
+    max_held: int | None
 
     def __post_init__(self) -> None:
         if not 2 <= self.max_size <= MOST_PER_BATCH:
@@ -93,11 +95,18 @@ class Batching:
             raise InvalidOption("max_size", problem, "choose another size, or declare no batch function")
         if self.max_bytes < 1:
             raise InvalidOption("max_bytes", f"expected at least 1, got {self.max_bytes}", "set a larger value")
+        if self.max_held is not None and self.max_held < 1:
+            raise InvalidOption("max_held", f"expected at least 1, got {self.max_held}", "set a larger value")
         check_options({"time_limit": self.time_limit})
 
 
 def batch(
-    actor: dramatiq.Actor[..., Any], *, max_size: int = 64, max_bytes: int = 4 << 20, time_limit: int | None = None
+    actor: dramatiq.Actor[..., Any],
+    *,
+    max_size: int = 64,
+    max_bytes: int = 4 << 20,
+    time_limit: int | None = None,
+    max_held: int | None = None,
 ) -> Callable[[F], F]:
     """Declare a function that handles several waiting messages of ``actor`` in one call.
 
@@ -110,11 +119,13 @@ def batch(
         max_size: the largest number of messages in one call, from 2 to 500.
         max_bytes: the largest number of bytes of all encoded messages in one call.
         time_limit: the time limit of one call in ms; None for that of the actor.
+        max_held: the largest number of batches that a process takes from the queue for its threads, so that it holds
+            fewer messages; None for as many as it prefetches messages.
 
     Raises:
         InvalidOption: a value is invalid, or the actor has a batch function already.
     """
-    batching = Batching(max_size, max_bytes, time_limit)
+    batching = Batching(max_size, max_bytes, time_limit, max_held)
     if OPTION in actor.options:
         problem = f"actor {actor.actor_name!r} has a batch function already"
         raise InvalidOption(OPTION, problem, "declare one batch function per actor")
@@ -238,13 +249,16 @@ class Batcher:
         buffer.extendleft(reversed(left))
         return first if len(taken) == 1 else Batch(taken, batching)
 
-    def size_for(self, read: Sequence[Delivery]) -> int:
-        """Return how many messages one batch holds if all are like these; 0 if these would not share a batch."""
+    def size_for(self, read: Sequence[Delivery]) -> tuple[int, int | None]:
+        """Return how many messages one batch holds if all are like these, and how many batches a Worker may hold.
+
+        The first is 0 if these would not share a batch, and the second None if there is no such limit.
+        """
         batching = self._batching_of(read[0])
         if batching is None or any(self._batching_of(one) is not batching for one in read[1:]):
-            return 0
+            return 0, None
         n = min(batching.max_size, batching.max_bytes // max(1, *(one.n_bytes for one in read)))
-        return n if n > 1 else 0
+        return (n, batching.max_held) if n > 1 else (0, None)
 
     def _batching_of(self, delivery: Delivery) -> Batching | None:
         """Return how the message may be batched; None if it must run by itself.

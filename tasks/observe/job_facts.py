@@ -1,6 +1,7 @@
 """Facts that the running job records for its metrics and its final log line.
 
-The middleware opens the facts before a job and reads them after it; actors add what only they know.
+The middleware opens the facts before a job and reads them after it; actors add what only they know. The jobs of a batch
+are opened one within another, and closed in the reverse order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class JobFacts:
         backend: the engine backend that ran; ``none`` if the job reached no engine.
         noise_count: items that a recluster left without a cluster.
         attempt: number of the attempt, from 1.
-        started_s: start time on the clock of ``time.perf_counter``.
+        started_s: start time on the clock of ``time.perf_counter``; of a job in a batch, that of the batch.
+        outer: the facts of the job before it in its batch; None outside a batch, and for the first job in it.
     """
 
     pet_id: int | None = None
@@ -29,14 +31,17 @@ class JobFacts:
     noise_count: int | None = None
     attempt: int = 1
     started_s: float = field(default_factory=time.perf_counter)
+    outer: JobFacts | None = None
 
 
 _current: ContextVar[JobFacts | None] = ContextVar("job_facts", default=None)
 
 
-def open_job(attempt: int) -> None:
-    """Open the facts of the job that this thread is about to run."""
-    _current.set(JobFacts(attempt=attempt))
+def open_job(attempt: int) -> JobFacts:
+    """Open the facts of the job that this thread is about to run, and return them."""
+    facts = JobFacts(attempt=attempt, outer=_current.get())
+    _current.set(facts)
+    return facts
 
 
 def current_job() -> JobFacts:
@@ -47,5 +52,6 @@ def current_job() -> JobFacts:
 def close_job() -> JobFacts | None:
     """Return the facts of the job that just ended, and close them; None if none were open."""
     facts = _current.get()
-    _current.set(None)
+    if facts is not None:
+        _current.set(facts.outer)
     return facts

@@ -11,8 +11,9 @@ import dramatiq
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.middleware import TimeLimitExceeded
 
-from broker import DeadLetter
+from broker import DeadLetter, NotDoneInBatch
 from sploot_cluster.errors import InvalidInput
+from sploot_cluster.pet.models import Assigned
 from tasks.contracts import RECLUSTER_PET
 from tasks.observe.exposition import serve_metrics
 from tasks.observe.job_facts import NO_BACKEND, JobFacts, close_job, open_job
@@ -36,6 +37,9 @@ class NoiseNotes(Protocol):
 class RecordJobs(dramatiq.Middleware):
     """Counts every attempt and logs it. A failure in this middleware never affects the job.
 
+    Jobs of a batch are counted and logged each, with the duration of the batch. A job that its batch did not do counts
+    when it has run by itself.
+
     Args:
         metrics: the counters; by default those of this process.
         clock: returns seconds since the epoch, to compute waiting times.
@@ -49,16 +53,17 @@ class RecordJobs(dramatiq.Middleware):
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         # read before the job runs: after a failure, the Retries middleware may already have increased it
-        open_job(message.options.get("retries", 0) + 1)
-        self._metrics.in_progress.inc()
+        if open_job(message.options.get("retries", 0) + 1).outer is None:
+            self._metrics.in_progress.inc()
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        facts = close_job()
-        if facts is None:
+        facts = self._close()
+        if facts is None or isinstance(exception, NotDoneInBatch):  # it is no attempt: it runs again by itself
             return
-        self._metrics.in_progress.dec()
+        if isinstance(result, Assigned):
+            facts.backend = result.backend
         duration_s = time.perf_counter() - facts.started_s
         outcome = outcome_of(exception)
         self._log(message, facts, outcome, duration_s, exception)
@@ -72,8 +77,7 @@ class RecordJobs(dramatiq.Middleware):
             self._note_noise(facts.noise_count)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        if close_job() is not None:
-            self._metrics.in_progress.dec()
+        self._close()
 
     def after_cancel(self, broker: Broker, message: dramatiq.Message[Any] | MessageProxy) -> None:
         """Log a job that was cancelled while this process held it. It counts as no attempt and no failure."""
@@ -116,6 +120,12 @@ class RecordJobs(dramatiq.Middleware):
                 "deliveries": dead_letter.deliveries,
             },
         )
+
+    def _close(self) -> JobFacts | None:
+        facts = close_job()
+        if facts is not None and facts.outer is None:
+            self._metrics.in_progress.dec()
+        return facts
 
     def _log(
         self,

@@ -18,7 +18,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
@@ -43,22 +43,35 @@ _PAYLOAD: Final = re.compile(
 
 Message = dramatiq.Message[Any] | MessageProxy
 
-_running: ContextVar[Message | None] = ContextVar("running message", default=None)
+
+class _Running(NamedTuple):
+    """A message that a thread runs; ``outer`` is the one before it in its batch."""
+
+    message: Message
+    outer: _Running | None
+
+
+_running: ContextVar[_Running | None] = ContextVar("running message", default=None)
 
 
 class NameJobs(dramatiq.Middleware):
-    """Notes which message a thread runs. Place it before all other middleware, so that their lines name the message."""
+    """Notes which message a thread runs. Place it before all other middleware, so that their lines name the message.
+
+    While a batch runs, it is not known which of its messages a line is about, so only lines that say so name one.
+    """
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        _running.set(message)
+        _running.set(_Running(message, _running.get()))
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        _running.set(None)
+        self.after_skip_message(broker, message)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        _running.set(None)
+        running = _running.get()
+        if running is not None:
+            _running.set(running.outer)
 
 
 def configure_logging(level: str) -> None:
@@ -146,7 +159,8 @@ def _prepared(record: logging.LogRecord) -> bool:
     """Add the facts of the job to a record. Return False if the event is logged better elsewhere. Idempotent."""
     if record.levelno == logging.ERROR and hasattr(record, "entry") and hasattr(record, "reason"):
         return False  # the broker's line about a dead letter, which RecordJobs logs with pet and message id
-    about = _running.get()
+    running = _running.get()
+    about = running.message if running is not None and running.outer is None else None
     if isinstance(record.args, tuple):
         named: list[object] = []
         for argument in record.args:

@@ -87,7 +87,7 @@ class JobMetrics:
         )
         self.durations = Histogram(
             "cluster_job_duration_seconds",
-            "Duration of attempts, without waiting time.",
+            "Duration of attempts, without waiting time; of a job in a batch, that of the batch.",
             ["backend"],
             buckets=DURATION_BUCKETS_S,
             registry=registry,
@@ -109,7 +109,7 @@ class JobMetrics:
         )
         self.in_progress = Gauge(
             "cluster_jobs_in_progress",
-            "Attempts running now, including samples of the queues.",
+            "Attempts running now, including samples of the queues; a batch counts as one.",
             multiprocess_mode="livesum",
             registry=registry,
         )

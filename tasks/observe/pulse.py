@@ -16,12 +16,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
 
-from broker import RedisStreamsBroker
+from broker import NotDoneInBatch, RedisStreamsBroker
 from tasks.retry_policy import LIMIT_GRACE_S, limit_ms
 
 PREFIX: Final = "pulse-"
@@ -73,6 +73,13 @@ class KeepPulse(dramatiq.Middleware):
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         self._running.pop(threading.get_ident(), None)
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        # it is neither acknowledged nor rejected now, but runs again by itself
+        if isinstance(exception, NotDoneInBatch) and self._running.get(threading.get_ident(), (None,))[0] is message:
+            del self._running[threading.get_ident()]
 
     def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
         self.write(broker, worker)

@@ -3,7 +3,8 @@
 A message carries its sender's W3C ``traceparent`` in its options or as a field of a flat event. The first run of a job
 is a child of that context, so an upload and its assignment form one trace. A run after a failure or a dead worker may
 happen hours later, so it starts a trace of its own, linked to the sender and to the previous attempt. Names and
-attributes follow OpenTelemetry's messaging conventions, which are still in development.
+attributes follow OpenTelemetry's messaging conventions, which are still in development. Each job of a batch has
+a span of its own, which lasts as long as the batch.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ class TraceJobs(dramatiq.Middleware):
             links=[] if is_first else links,
             attributes=attributes,
         )
-        self._local.span = span, attach(set_span_in_context(span))
+        open_spans: list[tuple[Span, Any]] = self._local.__dict__.setdefault("spans", [])
+        open_spans.append((span, attach(set_span_in_context(span))))
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
@@ -107,8 +109,8 @@ class TraceJobs(dramatiq.Middleware):
         self._end(exception)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
-        if (open_span := getattr(self._local, "span", None)) is not None:
-            open_span[0].set_attribute("sploot.skipped", True)
+        if open_spans := getattr(self._local, "spans", None):
+            open_spans[-1][0].set_attribute("sploot.skipped", True)
         self._end(None)
 
     def after_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
@@ -119,11 +121,10 @@ class TraceJobs(dramatiq.Middleware):
         from opentelemetry.context import detach
         from opentelemetry.trace import Status, StatusCode
 
-        open_span: tuple[Span, Any] | None = getattr(self._local, "span", None)
-        if open_span is None:
+        open_spans: list[tuple[Span, Any]] | None = getattr(self._local, "spans", None)
+        if not open_spans:
             return
-        self._local.span = None
-        span, token = open_span
+        span, token = open_spans.pop()
         if exception is not None:
             # only the class: a message text may contain anything
             span.set_attribute("error.type", type(exception).__qualname__)

@@ -44,7 +44,9 @@ class Calls:
         self.together: list[list[Any]] = []
         self.undone: set[Any] = set()
         self.error: BaseException | None = None
-        batching = {name: options.pop(name) for name in ("max_size", "max_bytes", "time_limit") if name in options}
+        batching = {
+            name: options.pop(name) for name in ("max_size", "max_bytes", "time_limit", "max_held") if name in options
+        }
 
         @dramatiq.actor(broker=broker, **options)
         def work(label: Any) -> Any:
@@ -93,6 +95,36 @@ def test_messages_that_wait_run_together_and_each_has_its_result(redis_url: str,
         assert calls.alone == []
         assert len(calls.together) < 50
         assert broker.counters("default") == {"enqueued": 100, "acked": 100, "removed": 100}
+
+
+def test_process_takes_no_more_batches_than_it_may_hold(redis_url: str) -> None:
+    began, may_end = threading.Event(), threading.Event()
+    with broker_on(redis_url) as broker:
+
+        @dramatiq.actor(broker=broker)
+        def work(n: int) -> None:
+            wait()
+
+        @batch(work, max_size=4, max_held=1)
+        def work_together(messages: Sequence[BatchedMessage]) -> None:
+            wait()
+            for one in messages:
+                one.done()
+
+        def wait() -> None:
+            began.set()
+            assert may_end.wait(20)
+
+        broker.enqueue_many([work.message(n) for n in range(100)])
+        with working(broker, threads=8) as worker:
+            assert began.wait(20)
+            eventually(lambda: worker.work_queue.empty())
+            held = broker.stats("default").in_flight
+            may_end.set()
+            broker.join("default", timeout=30_000)
+
+    # the first read asks for few messages; one batch is held, and at most the next one was read
+    assert held <= 8
 
 
 def test_message_without_company_runs_by_itself(redis_url: str) -> None:
@@ -476,7 +508,9 @@ def test_batch_function_can_be_called_in_a_test() -> None:
     assert [one.is_done for one in messages] == [True, False]
 
 
-@pytest.mark.parametrize("batching", [{"max_size": 1}, {"max_size": 501}, {"max_bytes": 0}, {"time_limit": "1"}])
+@pytest.mark.parametrize(
+    "batching", [{"max_size": 1}, {"max_size": 501}, {"max_bytes": 0}, {"max_held": 0}, {"time_limit": "1"}]
+)
 def test_invalid_batch_is_refused_where_it_is_declared(batching: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption) as refused:
         Calls(StubBroker(middleware=[]), **batching)

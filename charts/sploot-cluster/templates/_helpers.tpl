@@ -78,6 +78,8 @@ capabilities:
   value: {{ $v.settings.maxQueueLength | int64 | quote }}
 - name: SPLOOT_READ_AHEAD_MS
   value: {{ $v.settings.readAheadMs | int | quote }}
+- name: SPLOOT_BATCH_SIZE
+  value: {{ $v.settings.batchSize | int | quote }}
 - name: SPLOOT_KEEPER_PROCESS
   value: {{ $v.settings.keeperProcess | toString | quote }}
 - name: SPLOOT_INGEST_ROLLOUT_PERCENT
