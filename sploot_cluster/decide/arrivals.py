@@ -7,12 +7,12 @@ of the same change, and an item that is repeated in it is a duplicate. Imports f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from sploot_cluster.decide.assignment import decide, why_recluster
-from sploot_cluster.engine.neighbours import nearest_in_turn
+from sploot_cluster.decide.assignment import Decision, decide, why_recluster
+from sploot_cluster.engine.neighbours import nearest, nearest_in_turn
 from sploot_cluster.pet.models import NOISE, Arrival, Assigned, Change, PetState
 from sploot_cluster.settings import ClusterSettings
 
@@ -60,17 +60,27 @@ def plan_arrivals(state: PetState, arriving: Sequence[Arrival], *, model: str, s
 def _decided(state: PetState, new: Sequence[Arrival], settings: ClusterSettings) -> list[tuple[Arrival, float | None]]:
     """Return the arrivals with their labels and origins, and the similarity that decided each."""
     n = state.n_media
+    if len(new) == 1:
+        neighbours = nearest(state.vectors, new[0].vector[None], settings.n_neighbours)
+        return [_with(new[0], decide(neighbours, state.labels, state.origins, state.clusters, settings))]
     labels, origins = np.empty(n + len(new), dtype=np.int32), np.empty(n + len(new), dtype=np.uint8)
     labels[:n], origins[:n] = state.labels, state.origins
-    queries = new[0].vector[None] if len(new) == 1 else np.stack([arrival.vector for arrival in new])
+    queries = np.stack([arrival.vector for arrival in new])
     taken = []
     for row, (arrival, neighbours) in enumerate(
         zip(new, nearest_in_turn(state.vectors, queries, settings.n_neighbours), strict=True), start=n
     ):
         decision = decide(neighbours, labels[:row], origins[:row], state.clusters, settings)
         labels[row], origins[row] = decision.cluster, decision.origin
-        taken.append((replace(arrival, label=decision.cluster, origin=decision.origin), decision.similarity))
+        taken.append(_with(arrival, decision))
     return taken
+
+
+def _with(arrival: Arrival, decision: Decision) -> tuple[Arrival, float | None]:
+    decided = Arrival(
+        arrival.media, arrival.vector, decision.cluster, decision.origin, occurred_at_ms=arrival.occurred_at_ms
+    )
+    return decided, decision.similarity
 
 
 def _assigned(

@@ -88,22 +88,15 @@ def decide(
             top.append(similarity)
     tops.pop(NOISE, None)
 
-    nearest: float | None = None
-    best: tuple[float, ClusterId] | None = None
-    for label, top in sorted(tops.items()):
-        cluster = ClusterId(label)
-        mean = sum(top) / len(top)
-        nearest = mean if nearest is None else max(nearest, mean)
-        # ids ascend and a later cluster must be strictly better, so ties go to the smallest id
-        if (
-            (best is None or mean > best[0])
-            and reach(mean, clusters[cluster].threshold) <= settings.arrival_slack
-            and (len(top) == TOP or len(top) == _count(labels, origins, cluster))
+    # the most similar first, and of equally similar clusters the one with the smallest id
+    by_similarity = sorted([(-sum(top) / len(top), label) for label, top in tops.items()])
+    for negative, label in by_similarity:
+        cluster, n_top = ClusterId(label), len(tops[label])
+        if reach(-negative, clusters[cluster].threshold) <= settings.arrival_slack and (
+            n_top == TOP or n_top == _count(labels, origins, cluster)
         ):
-            best = mean, cluster
-    if best is None:
-        return Decision(NOISE, Origin.NOISE, nearest)
-    return Decision(best[1], Origin.ARRIVED, best[0])
+            return Decision(cluster, Origin.ARRIVED, -negative)
+    return Decision(NOISE, Origin.NOISE, -by_similarity[0][0] if by_similarity else None)
 
 
 def reach(similarity: float, threshold: float) -> float:

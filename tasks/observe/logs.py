@@ -216,8 +216,11 @@ def _formatter() -> logging.Formatter:
 
 def _loggable(value: Any) -> Any:
     """Return a value in a form that JSON can represent and a log may contain."""
-    if type(value) is int or value is None:
+    kind = type(value)
+    if kind is int or value is None:
         return value
+    if kind is str:
+        return value if len(value) < _SHORTEST_PAYLOAD else without_payload(value)
     match value:
         case str():
             return without_payload(value)
