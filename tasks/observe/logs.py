@@ -24,6 +24,7 @@ import dramatiq
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.compat import StreamablePipe
 
+from broker.running.batches import Batch
 from tasks.observe.log_stream import LogStream, stream_over
 
 SERVICE: Final = "sploot-cluster"
@@ -164,7 +165,10 @@ def _prepared(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple):
         named: list[object] = []
         for argument in record.args:
-            if isinstance(argument, dramatiq.Message | MessageProxy):
+            if isinstance(argument, Batch):
+                about = None  # several jobs
+                named.append(str(argument))
+            elif isinstance(argument, dramatiq.Message | MessageProxy):
                 about = argument
                 # not the message itself, because its str() includes all its arguments
                 named.append(f"{argument.actor_name}({argument.message_id})")

@@ -271,6 +271,7 @@ def test_workers_write_only_json_that_names_jobs_and_hides_embeddings(
     assert len({line["message_id"] for line in about_jobs}) >= 14
     assert [line for line in lines if "entry" in line and "reason" in line] == [], "a dead letter is logged twice"
     assert [line for line in about_jobs if "pet_id" not in line or not line.get("message_id")] == []
+    assert any("<" in line["message"] and "messages>" in line["message"] for line in lines), "no line about a batch"
     # the only job without a pet is the one whose pet id is unreadable
     assert {line["message_id"] for line in about_jobs if line["pet_id"] != 42} == {"petless"}
     assert [word for word in embeddings if word in text] == []
