@@ -18,6 +18,7 @@ import socket
 import struct
 import threading
 import time
+from _thread import start_new_thread
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -71,6 +72,9 @@ TIMEOUT_S: Final = 5.0
 # if that is less.
 IDLE_ANSWER_S: Final = 1.0
 
+# The thread that closes idle connections is taken for dead if it is this late, and another one is started.
+CLOSER_GRACE_S: Final = 5.0
+
 # The number of cluster redirects that a command follows.
 MOST_REDIRECTS: Final = 4
 
@@ -96,7 +100,7 @@ class Connections:
         self._pools: dict[Node | None, Pool] = {}
         self._silent: set[Node | None] = set()
         self._lock = threading.Lock()
-        self._closer: threading.Thread | None = None
+        self._closer_due = 0.0  # until when a thread that closes idle connections is known to run
         self._is_closed = threading.Event()
 
     @cached_property
@@ -384,7 +388,7 @@ class Connections:
 
     def give_back(self, node: Node | None, connection: redis.Connection) -> None:
         self._pools[node].give_back(connection)
-        if self._closer is None:
+        if self._closer_due < time.monotonic():
             self._start_closer()
 
     def take(self, node: Node | None) -> tuple[redis.Connection, bool]:
@@ -398,9 +402,13 @@ class Connections:
 
     def _start_closer(self) -> None:
         with self._lock:
-            if self._closer is None and not self._is_closed.is_set():
-                self._closer = threading.Thread(target=self._close_unused, name="broker-connections", daemon=True)
-                self._closer.start()
+            now = time.monotonic()
+            if self._closer_due >= now or self._is_closed.is_set():
+                return
+            self._closer_due = now + CLOSER_GRACE_S
+        # Not threading.Thread, whose start() waits for the new thread. Until that thread runs, it has the id of this
+        # one, so an interrupt of a job that enqueues can end it, and start() would wait forever.
+        start_new_thread(self._close_unused, ())
 
     def _close_unused(self) -> None:
         """Close connections that were idle for long. The thread ends when none is idle, until another one is."""
@@ -408,13 +416,14 @@ class Connections:
         while not self._is_closed.wait(wait_s):
             with self._lock:
                 # in this order, so that a connection given back now either is seen here or finds no thread
-                self._closer = None
+                self._closer_due = 0.0
                 found = [pool.close_idle(CLOSE_AFTER_IDLE_S) for pool in self._pools.values()]
                 due = [at for at in found if at is not None]
                 if not due:
                     return
-                self._closer = threading.current_thread()
-            wait_s = max(0.05, min(due) - time.monotonic())
+                now = time.monotonic()
+                wait_s = max(0.05, min(due) - now)
+                self._closer_due = now + wait_s + CLOSER_GRACE_S
 
 
 class Owned:

@@ -38,6 +38,8 @@ from broker import RedisStreamsBroker
 
 broker = RedisStreamsBroker(sys.argv[1], middleware=[])
 confirmed, tried, interrupted, crossed = [], [], [], []
+# Threads that are done stay alive: the system would give their ids to new threads, which an interrupt could then hit.
+done, stop = set(), threading.Event()
 
 def enqueue(name):
     for number in range(40):
@@ -50,18 +52,21 @@ def enqueue(name):
             (confirmed if answered.message_id == sent.message_id else crossed).append(label)
         except TimeLimitExceeded:
             interrupted.append(label)
+    done.add(threading.current_thread())
+    stop.wait()
 
-threads = [threading.Thread(target=enqueue, args=(name,)) for name in range(32)]
+threads = [threading.Thread(target=enqueue, args=(name,), daemon=True) for name in range(32)]
 for thread in threads:
     thread.start()
 rng = random.Random(1)
-while any(thread.is_alive() for thread in threads):
+while any(thread.is_alive() and thread not in done for thread in threads):
     victim = rng.choice(threads)
-    if victim.is_alive() and len(interrupted) < 200:
+    if victim.is_alive() and victim not in done and len(interrupted) < 200:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(
             ctypes.c_ulong(victim.ident or 0), ctypes.py_object(TimeLimitExceeded)
         )
     victim.join(0.002)
+stop.set()
 broker.close()
 print(json.dumps([confirmed, tried, interrupted, crossed]))
 """
