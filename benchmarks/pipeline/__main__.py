@@ -70,7 +70,12 @@ def _measure(bench: Bench, one: Measurement) -> Values:
         if one.per_s is not None:
             return bench.latency(one.album, n_processes=one.n_processes, per_s=one.per_s, traffic=one.traffic)
         return bench.throughput(
-            one.album, n_processes=one.n_processes, backlog=one.backlog, traffic=one.traffic, is_warm=one.is_warm
+            one.album,
+            n_processes=one.n_processes,
+            backlog=one.backlog,
+            traffic=one.traffic,
+            is_warm=one.is_warm,
+            batch_size=one.batch_size,
         )
     except Failed as error:
         return {"failed": str(error)}

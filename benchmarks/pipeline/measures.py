@@ -58,13 +58,26 @@ class Bench:
         self._album: Album | None = None
         self._n_sent = 0
 
-    def throughput(self, album: Album, *, n_processes: int, backlog: int, traffic: str, is_warm: bool) -> Values:
-        """Measure the rate and the costs per event while events are always waiting, ``backlog`` of them at first."""
+    def throughput(
+        self,
+        album: Album,
+        *,
+        n_processes: int,
+        backlog: int,
+        traffic: str,
+        is_warm: bool,
+        batch_size: int | None = None,
+    ) -> Values:
+        """Measure the rate and the costs per event while events are always waiting, ``backlog`` of them at first.
+
+        Args:
+            batch_size: the setting ``SPLOOT_BATCH_SIZE``; None: the default.
+        """
         self._populate(album)
         self._send(self.client, album, backlog, traffic)
         with (
             _directory() as directory,
-            self._workers(directory, n_processes),
+            self._workers(directory, n_processes, batch_size=batch_size),
             self._feeder(album, traffic, keep_waiting=min(backlog, 2_000)),
         ):
             # wait until every process has loaded its engine and seen its first pets
@@ -150,7 +163,7 @@ class Bench:
             thread.join()
 
     @contextlib.contextmanager
-    def _workers(self, directory: Path, n_processes: int) -> Iterator[None]:
+    def _workers(self, directory: Path, n_processes: int, *, batch_size: int | None = None) -> Iterator[None]:
         command = [sys.executable, "-m", "dramatiq", "benchmarks.pipeline.worker"]
         command += ["--processes", str(n_processes), "--threads", str(self.effort.threads)]
         environ = dict(os.environ) | {
@@ -160,6 +173,8 @@ class Bench:
             stamps.DIRECTORY: str(directory),
             "PYTHONPATH": str(ROOT),
         }
+        if batch_size is not None:
+            environ["SPLOOT_BATCH_SIZE"] = str(batch_size)
         log = directory / "workers.log"
         with log.open("wb") as output:
             master = subprocess.Popen(

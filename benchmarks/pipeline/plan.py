@@ -17,6 +17,7 @@ class Measurement:
     Attributes:
         per_s: events per second without a backlog, to measure latency; None: as many as possible, to measure the rate.
         is_warm: measure once each process has seen nearly every pet; otherwise a few seconds after its start.
+        batch_size: how many waiting events one call handles; 1: each event by itself; None: the default.
         bound: the target: events per second, or milliseconds at p95.
         growth: the comparison that this measurement belongs to.
     """
@@ -27,6 +28,7 @@ class Measurement:
     traffic: Traffic = "uniform"
     per_s: float | None = None
     is_warm: bool = False
+    batch_size: int | None = None
     bound: float | None = None
     growth: Literal["pets", "media", "backlog"] | None = None
 
@@ -34,7 +36,9 @@ class Measurement:
     def name(self) -> str:
         load = f"{self.backlog} waiting" if self.per_s is None else f"{self.per_s:.0f}/s"
         processes = f"{self.n_processes} process{'es' if self.n_processes > 1 else ''}"
-        return f"{self.album.name}, {self.traffic}, {processes}, {load}{', warm' * self.is_warm}"
+        sizes = {None: "", 1: ", one by one"}
+        batches = sizes.get(self.batch_size, f", batches of {self.batch_size}")
+        return f"{self.album.name}, {self.traffic}, {processes}, {load}{', warm' * self.is_warm}{batches}"
 
 
 _MIXED: Final = Album(n_pets=1_000, n_media=None)
@@ -52,6 +56,12 @@ PLAN: Final[tuple[Measurement, ...]] = (
     Measurement(album=Album(100, 500), backlog=1_000, growth="backlog"),
     Measurement(album=Album(100, 500), backlog=100_000, growth="backlog"),
     Measurement(album=Album(100, 500), backlog=1_000_000, growth="backlog"),
+    # what batches save
+    Measurement(album=Album(100, 500), batch_size=1),
+    Measurement(album=Album(100, 500), batch_size=64),
+    Measurement(album=Album(100, 500), traffic="albums", batch_size=1),
+    Measurement(album=Album(100, 500), traffic="albums"),
+    Measurement(album=Album(100, 500), traffic="albums", batch_size=64),
     Measurement(album=Album(300, 500), growth="pets"),
     Measurement(album=Album(1_000, 500), bound=1_000),
     Measurement(album=Album(1_000, 500), is_warm=True, bound=1_000, growth="pets"),

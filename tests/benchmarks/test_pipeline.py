@@ -22,7 +22,7 @@ from sploot_cluster.event import EmbeddingIngested
 @pytest.mark.timeout(300)  # several processes start
 def test_pipeline_benchmark_reports_markdown_and_json(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.pipeline", "--smoke", "--results", str(tmp_path)]
-    command += ["--only", "100 pets of 500, uniform, 2 processes, 2000 waiting"]
+    command += ["--only", "100 pets of 500, albums, 2 processes, 2000 waiting, one by one"]
 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
 
