@@ -48,9 +48,11 @@ def test_tutorial_blocks_run_in_order(tmp_path: Path) -> None:
         with running("sploot-cluster", "worker", "--processes", "1", log=tmp_path / "worker.log", **environ):
             for language, block in blocks:
                 if "dead list" in block:
-                    eventually(lambda b=block: "undecodable" in run("bash", b), within_s=60)  # type: ignore[misc]
+                    eventually(lambda b=block: "undecodable" in run("bash", b), within_s=60, every_s=0.5)  # type: ignore[misc]
                 if "recluster" in block and not printed:
-                    eventually(lambda: "40 items" in run("bash", "sploot-cluster clusters 42"), within_s=60)
+                    eventually(
+                        lambda: "40 items" in run("bash", "sploot-cluster clusters 42"), within_s=60, every_s=0.5
+                    )
                 if "REVISION=42" in block:
                     (revision,) = re.findall(r"^(\d+) +split", printed[-1], flags=re.MULTILINE)
                     block = block.replace("REVISION=42", f"REVISION={revision}")
