@@ -134,6 +134,7 @@ class RedisPetStore:
         ]
 
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
+        check(state, change)
         pet, new_born = state.pet, ""
         with _translated(f"commit a change of pet {pet}"):
             if not state.revision:
@@ -149,10 +150,18 @@ class RedisPetStore:
         return _committed(state, change, new_commit, answer)
 
     def commit_many(self, changes: Sequence[tuple[PetState, Change]]) -> Sequence[PetState | ClusterError]:
-        if not self._commit.is_short or any(not state.revision for state, _ in changes):
-            for state, change in changes:
-                check(state, change)
-            return [_or_error(partial(self.commit, state, change)) for state, change in changes]
+        for state, change in changes:
+            check(state, change)
+        done: list[PetState | ClusterError | None] = [
+            None if self._commit.is_short and state.revision else _or_error(partial(self.commit, state, change))
+            for state, change in changes
+        ]
+        together = [one for one, by_itself in zip(changes, done, strict=True) if by_itself is None]
+        committed = iter(self._commit_together(together) if together else ())
+        return [next(committed) if by_itself is None else by_itself for by_itself in done]
+
+    def _commit_together(self, changes: Sequence[tuple[PetState, Change]]) -> list[PetState | ClusterError]:
+        """Write changes of pets that have data, in one round trip."""
         calls = [_commit_call(state, change) for state, change in changes]
         pets = [state.pet for state, _ in changes]
         with _translated(f"commit changes of {len(changes)} pets"):
@@ -425,12 +434,7 @@ def _load_call(pet: PetId, known: PetState, *, with_vectors: bool) -> Call:
 def _commit_call(
     state: PetState, change: Change, *, new_born: str = "", claimant: str | None = None
 ) -> tuple[Call, str]:
-    """Return the keys and arguments of commit.lua, and the name of the commit.
-
-    Raises:
-        ValueError: the change does not fit the state.
-    """
-    check(state, change)
+    """Return the keys and arguments of commit.lua, and the name of the commit."""
     new_commit = uuid4().hex
     args = [*_names(state.version), state.revision, new_born, new_commit, claimant or "", CLAIM_MS]
     return (PetKeys.of(state.pet), [*args, *_written(state, change)]), new_commit
