@@ -97,7 +97,7 @@ A = TypeVar("A")
 # the throughput of three workers on one pet.
 ARRIVAL_CLAIMS_AFTER: Final = 3
 
-# How often the arrivals of a batch are decided for a pet, if other commits come first; then each arrival is on its own.
+# How often the arrivals of a pet in a batch are decided, if other commits come first; then each arrival is on its own.
 BATCH_ATTEMPTS: Final = 3
 
 # How long a change waits at most for the claims of other changes; the claim of a process that died lasts its full time.
@@ -226,10 +226,12 @@ class ClusterService:
         waiting = self._checked(items)
         with self._cache.open_many(list(waiting)) as opened:
             memories = {memory.pet: memory for memory in opened}
-            for _ in range(BATCH_ATTEMPTS):
-                if not waiting:
-                    break
+            if waiting:
                 waiting = self._assign_once(memories, waiting, done)
+            for _ in range(BATCH_ATTEMPTS - 1):
+                # pet by pet, because the less time passes between load and commit, the fewer races are lost
+                lost = [self._assign_once(memories, {pet: ours}, done) for pet, ours in waiting.items()]
+                waiting = {pet: ours for one in lost for pet, ours in one.items()}
         return done
 
     def merge(
