@@ -336,7 +336,7 @@ class RedisStreamsBroker(Broker):
 
         A cancelled message is neither retried nor a dead letter, and callbacks are not called. Callers that wait for
         its result get :class:`MessageCancelled`. The pipeline or group to which it belongs does not complete.
-        Middleware hears ``after_cancel``.
+        ``after_cancel`` is called on middleware.
 
         Args:
             queue_name: the queue of the message; None to search every declared queue.
@@ -344,6 +344,9 @@ class RedisStreamsBroker(Broker):
         Returns:
             ``cancelled``: it was waiting, and is gone. ``requested``: a worker has received it and will end it, unless
             its job ends before that. ``not-found``: it is in none of the queues; it has ended or is a dead letter.
+
+        Raises:
+            BrokerConnectionError: Redis did not answer; the message may have been cancelled.
         """
         for name in sorted(self.queues) if queue_name is None else (queue_name,):
             outcome = self._canceller(name).cancel(message_id)
@@ -374,6 +377,7 @@ class RedisStreamsBroker(Broker):
 
         Raises:
             TypeError: no condition was given.
+            BrokerConnectionError: Redis did not answer; some messages may have been cancelled.
         """
         wanted = Selection(actor, None if message_ids is None else frozenset(message_ids), where, entry_ids)
         if wanted.is_empty:

@@ -37,7 +37,7 @@ CancelOutcome = Literal["cancelled", "requested", "not-found"]
 
 # How many messages are cancelled in one round trip.
 AT_ONCE: Final = 100
-# How often a queue is searched for a message that was retried, and so went back to the delayed ones, in the meantime.
+# How often a queue is searched: a message that was retried in the meantime is back among the delayed ones.
 MOST_SEARCHES: Final = 3
 # The code of the frame in which Dramatiq's Worker calls the function of an actor.
 RUNS_JOB: Final = getattr(inspect.unwrap(dramatiq.Actor.__call__), "__code__", None)
@@ -73,12 +73,20 @@ class Canceller:
         self._emit = emit
 
     def cancel(self, message_id: str) -> CancelOutcome:
-        """Cancel one message. The message that was coalesced onto it takes its place."""
+        """Cancel one message. The message that was coalesced onto it takes its place.
+
+        Raises:
+            BrokerConnectionError: Redis did not answer; the message may have been cancelled.
+        """
         found = self._cancel(Selection(message_ids=[message_id]), is_first=True)
         return "cancelled" if found.cancelled else "requested" if found.requested else "not-found"
 
     def cancel_where(self, wanted: Selection) -> Cancellation:
-        """Cancel every message that is wanted."""
+        """Cancel every message of a selection.
+
+        Raises:
+            BrokerConnectionError: Redis did not answer; some messages may have been cancelled.
+        """
         return self._cancel(wanted)
 
     def _cancel(self, wanted: Selection, *, is_first: bool = False) -> Cancellation:
@@ -168,7 +176,7 @@ class Interrupts:
         self._lock = threading.Lock()
 
     def cancel(self, delivery: Delivery) -> bool:
-        """Mark a held message as cancelled, and interrupt its job. Again, it does nothing.
+        """Mark a held message as cancelled, and interrupt its job. A second call does nothing.
 
         Returns:
             False if its thread runs middleware right now, so that it cannot be interrupted yet.
@@ -187,9 +195,9 @@ class Interrupts:
             return True
 
     def end(self, delivery: Delivery) -> None:
-        """Let an interrupt that is on its way pass, in the thread of a job that has ended.
+        """Wait for an interrupt that is on its way and drop it, in the thread of a job that has ended.
 
-        Before this call, ``delivery.thread_id`` must have become None: then no other one follows.
+        Before this call, ``delivery.thread_id`` must have become None: then no further interrupt follows.
         """
         try:
             with self._lock:

@@ -1,7 +1,7 @@
 """Threads in which coroutines enqueue, so that Redis never stops their event loop.
 
 A coroutine awaits the same code that other callers run, in one of a few threads that belong to the broker: it has the
-same guarantees, errors and middleware. These threads never take more than their number of connections.
+same guarantees, errors and middleware. Each thread uses at most one connection.
 """
 
 from __future__ import annotations

@@ -360,7 +360,7 @@ class Deliveries:
             self._n_sharing = sum(self._sharing.values())
 
     def end_sharing(self, batch: object) -> None:
-        """End that. A second call does nothing, so that it can be repeated after an interrupt."""
+        """End the sharing of a place. A second call does nothing, so that it can be repeated after an interrupt."""
         with self._lock:
             self._sharing.pop(id(batch), None)
             self._n_sharing = sum(self._sharing.values())
@@ -385,8 +385,8 @@ class Deliveries:
 
         Args:
             n_ahead: how many of the held messages the Worker does not have yet.
-            most: returns another limit. It may change with the messages of other queues, so whoever changes it calls
-                ``wake``.
+            most: returns another limit. It may change with the messages of other queues; code that changes it
+                calls ``wake``.
         """
         limit = prefetch + n_ahead
         enough = 1 if most else max(1, prefetch // 4)

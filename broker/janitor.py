@@ -35,8 +35,8 @@ LOST_AFTER_MS = 5_000
 # For this long after a promotion, no other process promotes. If the promoter was lost, another one follows after this
 # and the next look of any process.
 PROMOTE_ALONE_MS = 1_000
-# How often the other processes look for overdue messages, all of them together. That none does for half a second has a
-# probability of 2 %, for a second 0.03 %.
+# How often the other processes look for overdue messages, all together. The probability that none of them does so for
+# half a second is 2 %, for a second 0.03 %.
 LOOKS_PER_S = 8.0
 
 # The news after which there are entries to take over.

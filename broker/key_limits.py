@@ -17,13 +17,13 @@ from dramatiq.broker import MessageProxy
 
 Kind = Literal["ordering", "concurrency", "rate", "priority"]
 
-# The first byte of a key tells its kind apart in Redis; an ordering key has none. The third is for messages that have
+# The first byte of a key shows its kind in Redis; an ordering key has no such byte. The third is for messages that have
 # not started: see work.lua.
 _PREFIXES: Final[Mapping[Kind, str]] = {"ordering": "", "concurrency": "\1", "rate": "\2", "priority": "\4"}
 _RESERVED: Final = "\1\2\3\4"
 
-# How many messages with a priority may be in the stream before they start, per queue: an urgent message can be behind
-# that many. Each start brings the next one, so that few suffice to keep any number of threads busy.
+# How many messages with a priority may be in the stream before they start, per queue: an urgent message may wait
+# for this number. Each start brings the next one, so that eight keep any number of threads busy.
 MOST_UNSTARTED: Final = 8
 MOST_URGENT: Final = -1_000
 LEAST_URGENT: Final = 1_000
@@ -83,7 +83,7 @@ class KeyLimits:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What a dead letter keeps of them, so that a requeue obeys them."""
+        """The fields of a dead letter that store the limits, so that a requeue obeys them."""
         facts = {} if self.kind == "priority" else {f"{self.kind}_key": self.key}
         return facts | {"limits": self.stored} if self.stored else facts
 
@@ -127,7 +127,7 @@ def is_number_of_messages(value: object) -> bool:
 
 
 def _key(options: Mapping[str, Any], name: str) -> str | None:
-    """Return a key, or None. Zero bytes, which end it in Redis, and leading bytes that tell kinds apart are removed."""
+    """Return a key, or None. Zero bytes, which end it in Redis, and leading bytes that show a kind are removed."""
     value = options.get(name)
     return None if value is None else str(value).replace("\0", "").lstrip(_RESERVED) or None
 
@@ -160,7 +160,7 @@ class MessageAtWork:
             megabyte.
         due_ms: time until it is due, 0 if it is overdue; None if it is in the stream.
         consumer: the consumer that received it; "" if none did, or if it is delayed.
-        deliveries: how often it was delivered.
+        deliveries: the number of its deliveries.
         age_ms: time since it came to the stream; 0 if it is delayed.
     """
 

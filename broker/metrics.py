@@ -1,7 +1,7 @@
 """The queues as Prometheus metrics: what ``stats`` and ``counters`` return, as exposition text.
 
     dramatiq_streams_<what>{queue}                 gauges of this moment, from ``stats``
-    dramatiq_streams_<event>_total{queue}          totals since the queue exists, from ``counters``
+    dramatiq_streams_<event>_total{queue}          totals since the queue was created, from ``counters``
 
 All values come from Redis, so one process may expose the queues of all workers. Labels are bounded: queue names only.
 """

@@ -31,8 +31,8 @@ from .scripts import BURY, CANCEL, CONDEMN, EXPIRE, RETRY, START
 from .settings import BrokerSettings
 
 # If a worker dies before the acknowledgement, the message runs again and enqueues its follow-up messages again. They
-# are remembered for longer than a crash is likely to go unnoticed, so that they are added once. The end of the message
-# deletes what remembers them.
+# are remembered for longer than a crash is likely to go unnoticed, so that they are added once. The record
+# of them is deleted when the message ends.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 
 

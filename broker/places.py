@@ -106,7 +106,7 @@ class Places:
         return self._long_s is not None and time.monotonic() - self.ended_at > self._long_s
 
     def are_few(self, queue: Sharing) -> bool:
-        """Return whether the queue may give the Worker only as many messages as it has free threads."""
+        """Return whether the queue must not give the Worker more messages than it has free threads."""
         return self._long_s is not None and self.worker is not None and (queue.are_jobs_long or self.is_stalled)
 
     def n_free(self, queue: Sharing) -> int:
@@ -123,13 +123,13 @@ class Places:
         return self.worker.worker_threads - n_taken - n_first
 
     def is_saturated(self, queue: Sharing) -> bool:
-        """Return whether no thread has been free for messages of the queue for so long that reads should end."""
+        """Return whether threads have been busy for so long that reads of the queue should end."""
         if self._long_s is None or self.worker is None:
             return False
         return time.monotonic() - self.ended_at > SATURATED_S and self.n_free(queue) <= 0
 
     def stalls_in_s(self, queue: Sharing) -> float | None:
-        """Return in how many seconds messages that wait in the Worker must be taken back; None if none waits."""
+        """Return the seconds until messages that wait in the Worker must be taken back; None if none waits."""
         if self._long_s is None or self.worker is None or self.worker.work_queue.empty():
             return None
         return max(self.ended_at, queue.served_at) + self._long_s - time.monotonic()
@@ -151,14 +151,14 @@ class Places:
         return taken
 
     def let_others_look(self, queue: Sharing) -> None:
-        """Wake the other queues that wait for a thread, because this one has freed a thread or gave up its turn."""
+        """Wake the other queues that wait for a thread, because this one freed a thread or gave up its turn."""
         for other in tuple(self.awaiting):
             if other is not queue:
                 other.deliveries.wake()
 
 
 class ReadAhead:
-    """The estimate for one consumer, based on how fast its Worker used up the last read. Not thread-safe.
+    """The read-ahead of one consumer, estimated from how fast its Worker used up the last read. Not thread-safe.
 
     Args:
         ahead_ms: how long the messages read ahead should last; 0 disables read-ahead.

@@ -212,12 +212,13 @@ class ClusterService:
     def assign_many(self, items: Sequence[NewItem]) -> Sequence[Assigned | None]:
         """Assign arriving items of any pets, in their order, as :meth:`assign` would; several times as fast.
 
-        The items of one pet are committed together, as one revision, and all pets in two round trips.
+        The items of one pet are committed together, as one revision, and all pets in two round trips. A pet whose
+        commit conflicts takes two more.
 
         Returns:
-            for each item its assignment, or None if it was not assigned here. That is no failure: call :meth:`assign`
-            for it, which does it or says why not. It concerns items that are invalid, that have another model than
-            their pet, or whose pet is claimed, damaged, full, busy or decided exactly (``exact_until``).
+            a list with, for each item, its assignment, or None if it was not assigned here. Call :meth:`assign` for
+            such an item: it assigns the item or raises the reason. These are items that are invalid, that have another
+            model than their pet, or whose pet is claimed, damaged, full, busy or decided exactly (``exact_until``).
 
         Raises:
             StoreUnavailable: any of the items may have been assigned.

@@ -1,5 +1,5 @@
--- Repairs what the limits of keys count after messages disappeared, for example by a manual XDEL: their work ends, and messages in
--- line come to work.
+-- Repairs the counts of the limits of keys after messages at work disappeared, for example by a manual XDEL: they are no
+-- longer counted, and messages in line have their turn.
 --
 -- KEYS     1–9 work
 -- ARGV     cursor ("" at first), approximate number of messages or keys to check

@@ -4,8 +4,9 @@
 -- ARGV     group, last key of the previous page ("" at first), largest number of keys, of messages at work per key,
 --          largest message in bytes (only the head of a larger one is returned)
 -- Returns  per key {key, limits ("" = none are stored), number of messages at work, number of starts whose period has not
---          passed, number in line, ms since the message at work of an ordering key failed first (-1 = it did not),
---          ms since the oldest message in line stands there (-1 = none does), {message at work, …}};
+--          passed, number in line, ms since the first failure of the message at work of an ordering key (-1 = it has not
+--          failed),
+--          ms for which the oldest message has waited in line (-1 = none waits), {message at work, …}};
 --          a message at work: {place, ms until it is due (-1 = it is in the stream), its consumer ("" = none),
 --          delivery count, ms since it came to the stream, the encoded message}
 

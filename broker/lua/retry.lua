@@ -10,8 +10,8 @@
 --
 -- The retry waits like any message: it takes the lock of its unique key, unless a message that was enqueued during the
 -- job has it. The retry of a message with another key than an ordering key is not at work until it is due: then it comes
--- to work or stands in line. The retry of an ordering key is due no later than the time until which it may hold its ordering key, so that the last attempt runs
--- then.
+-- to work or stands in line. The retry of an ordering key is due no later than the time until which it may hold the key,
+-- so that the last attempt runs then.
 -- Works when the server's memory is full: it only moves the message, and Redis lets a script finish if its first write
 -- needs no memory.
 

@@ -2,8 +2,9 @@
 -- or if the message has a unique key, a rate, a priority or an expiry; and when the isolation of a running message ends.
 --
 -- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
--- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs alone in its process, 1: it is running,
---          key with a rate or a priority ("" = none) and its limits (see work.lua), time at which it expires in ms (0 = never)
+-- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs in isolation, 1: it is running,
+--          key with a rate or a priority ("" = none) and its limits (see work.lua),
+--          time at which it expires in ms (0 = never)
 -- Returns  {RUN} or {EXPIRED}: it has not begun in time; each with the newest message that was coalesced onto it, if any;
 --          or {LOST}: another consumer holds the entry now
 --

@@ -274,7 +274,7 @@ local function bring_to_work(key, name, due, payload)
   return where
 end
 
--- Adds a message with a key: brings it to work, or lets it stand in line. Returns its place.
+-- Adds a message with a key: brings it to work, or puts it in line. Returns its place.
 local function arrive(key, name, due, payload, limits)
   set_limits(key, limits)
   return not first_in_line(key) and bring_to_work(key, name, due, payload) or stand_in_line(key, due, payload, limits)

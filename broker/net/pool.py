@@ -41,7 +41,7 @@ class Limit:
 
     Attributes:
         most: the number of connections.
-        wait_s: how long a thread waits for one.
+        wait_s: the seconds for which a thread waits for one.
     """
 
     most: int
@@ -156,7 +156,11 @@ class Pool:
         self.close_idle(PROBE_AFTER_IDLE_S)
 
     def close_idle(self, idle_s: float) -> float | None:
-        """Close connections that were idle for longer; return when the next one will have been, None if none is."""
+        """Close connections that were idle for longer than ``idle_s`` seconds.
+
+        Returns:
+            the monotonic time at which the next one will have been idle for this long; None if no connection is idle.
+        """
         while True:
             try:
                 connection, since = self._idle.popleft()

@@ -73,7 +73,7 @@ class Timers:
         watch.add(timer, again=again)
 
     def remove(self, timer: Timer) -> None:
-        """Wait for this timer no longer."""
+        """Stop waiting for this timer."""
         for watch in list(self._watches.values()):
             watch.remove(timer)
 
@@ -269,7 +269,7 @@ class OwnRead:
         return (), was_waiting
 
     def close(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
-        """Do as ``stop``, for good."""
+        """Stop, and close the connection permanently; return what ``stop`` returns."""
         was_waiting = self._read.is_waiting
         self._read.close()
         return (), was_waiting
@@ -278,7 +278,7 @@ class OwnRead:
 class GroupReads:
     """One thread and one connection that read the new entries of several queues for one consumer.
 
-    Each queue says how many entries it has room for. A command names the queues that have room, and asks for as many
+    Each queue states how many entries it has room for. A command names the queues that have room, and asks for as many
     entries as the one with the least. If another queue gets room while the command waits, it is interrupted.
     """
 
@@ -393,7 +393,7 @@ class GroupReads:
         return {queue: n for queue in queues if (n := queue.wanted()) > 0}
 
     def _wait_for_answer(self) -> bool:
-        """Wait for the reply to the command; return whether it has arrived, which it has not if this thread stops."""
+        """Wait for the reply to the command; return whether it has arrived. False if this thread stops."""
         timeout_s = REVIEW_AFTER_S
         while not self._read.wait(timeout_s):
             if self._is_stopping.is_set():

@@ -111,8 +111,8 @@ def batch(
     """Declare a function that handles several waiting messages of ``actor`` in one call.
 
     The function is called with a sequence of :class:`BatchedMessage`, and calls ``done`` on those that it did. The
-    others run again, each by itself, as a call of the actor. If the function raises or reaches its time limit, all of
-    them do. Other brokers than this one never call it: there, each message runs by itself.
+    others run again, each by itself, as a call of the actor. If the function raises or reaches its time limit, all
+    messages run again. Other brokers never call it: there, each message runs by itself.
 
     Args:
         actor: the actor that handles single messages. It must have the same effects.
@@ -163,11 +163,11 @@ class Batch(MessageProxy):
     Attributes:
         queue: the queue they were read from.
         deliveries: the messages in it.
-        open: those for which middleware was called before the batch and not yet after it.
+        open: the messages for which middleware was called before the batch and not yet after it.
         refusals: the exceptions with which middleware refused to run messages, by entry id.
-        ended: those whose outcome is known. The others are handed back.
-        is_handed_back: whether these were handed back.
-        begun_at, is_ended, is_lost, charges: as of a delivery.
+        ended: the messages whose outcome is known. The others are handed back.
+        is_handed_back: whether the others were handed back.
+        begun_at, is_ended, is_lost, charges: as in :class:`~..deliveries.Delivery`.
     """
 
     is_lost = False

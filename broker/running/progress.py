@@ -109,7 +109,8 @@ class ProgressReports:
         return Progress(done, total, note, max(0, KEEP_MS - left_ms))
 
 
-# Those of every broker that has been used. A job finds itself by its thread, so that the others need not be noted.
+# The reports of every broker in this process. A running job is looked up by its thread, so jobs without reports need no
+# registration.
 _all_reports: WeakSet[ProgressReports] = WeakSet()
 
 

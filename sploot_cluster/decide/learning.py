@@ -1,8 +1,8 @@
-"""What corrections teach about the items that nobody named.
+"""Learning from corrections: where they put the items that no correction names.
 
-Where a person separated two clusters, density alone would mix their later items again, or leave them aside: it cannot
-tell look-alikes apart, and the person could. So items within reach of one of these clusters stay in it, or else go to
-the one whose named items they resemble most.
+Where a person separated two clusters, density alone would mix their later items again, or leave them as noise, because
+it cannot distinguish look-alikes as the person did. So items within reach of one of these clusters stay in it, or else
+go to the one whose *named items*, those that corrections name, they resemble most.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def follow_named(
 ) -> LabelVector:
     """Return a copy of ``groups`` in which unnamed items follow the named items that they resemble most.
 
-    Only groups that a correction separates from another group attract items. An item within reach of the named items of
-    such groups wants to be in the one that holds its cluster, or else in the most similar one. It goes there if it is
-    noise, or in such a group that does not hold its cluster. A group without named items joins them as a whole if at
-    least half of its items are within reach: each goes where it wants to be, and those out of reach go where most of
-    the others go.
+    Only groups that a correction separates from another group attract items: the *separated groups*. The target of an
+    item within reach of their named items is the separated group whose named items come mostly from the item's cluster,
+    or else the most similar one. The item moves to its target if it is noise or in another separated group. A group
+    without named items is divided among the separated groups if at least half of its items are within reach: each item
+    goes to its target, and items out of reach go where most of the others go.
 
     Args:
         groups: (n,) int32, -1 = noise, as :func:`~sploot_cluster.decide.enforcing.enforce` returns them.
@@ -40,7 +40,7 @@ def follow_named(
         before: (n,) int32 clusters that ``groups`` replace, with absorbed rows as noise.
 
     Repeating it changes nothing.
-    O(k · n · dim) for k named items, of at most ``MOST_NAMED`` in each such group.
+    O(k · n · dim) for k named items, at most ``MOST_NAMED`` in each separated group.
     """
     taught = _separated(groups, rows)
     free = np.flatnonzero((rows.atoms < 0) & ~rows.dismissed)

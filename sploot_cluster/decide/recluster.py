@@ -32,7 +32,7 @@ def plan_recluster(
 
     1. Corrections are enforced on the density groups; items that joined a merged cluster later stay in it.
     2. Curated clusters, those with items that a person placed, are never joined automatically and keep their id.
-    3. Items that nobody named follow the named items that they resemble, where a correction separates clusters.
+    3. Items that no correction names follow the named items that they resemble, where a correction separates clusters.
     4. Items that arrived while density was computed are assigned like arrivals. So are items that a correction removes
        from their density group.
     5. Noise beyond the budget is absorbed, the most similar items first, as far as ``absorption_slack`` allows.

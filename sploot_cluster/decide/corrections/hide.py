@@ -1,4 +1,4 @@
-"""Hide and show: clusters that people do not want to see, such as screenshots, live on out of sight."""
+"""Hide and show: clusters that people do not want to see, such as those of screenshots, continue and are not shown."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, Pet
 
 @checked
 class HideClusters(LedgerRequest):
-    """Hide clusters, such as screenshots. A hidden cluster takes in what is like it, so that no new cluster of the same
-    items appears, but it is not shown. Its items do not count as noise.
+    """Hide clusters, such as those of screenshots. A hidden cluster is not shown, and still takes in similar items, so
+    that they form no new cluster. Its items do not count as noise.
     """
 
     verb: ClassVar[str] = "hide"
