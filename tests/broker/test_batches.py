@@ -127,7 +127,7 @@ def test_process_takes_no_more_batches_than_it_may_hold(redis_url: str) -> None:
     assert held <= 8
 
 
-def test_message_without_company_runs_by_itself(redis_url: str) -> None:
+def test_single_waiting_message_runs_by_itself(redis_url: str) -> None:
     with broker_on(redis_url) as broker:
         calls = Calls(broker)
         calls.work.send("only")

@@ -39,7 +39,7 @@ def block(language: str, *, containing: str) -> str:
 
 @pytest.fixture(autouse=True)
 def wheels_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README calls the package as its wheel does, whose readers do not have this repository."""
+    """The README uses the package name of the wheel, because its readers do not have this repository."""
     monkeypatch.setitem(sys.modules, PACKAGE, broker)
 
 

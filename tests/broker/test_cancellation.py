@@ -555,7 +555,7 @@ class Pairs(dramatiq.Middleware):
         self.error = exception
 
 
-def test_middleware_that_knows_no_skipped_messages_hears_the_end(redis_url: str) -> None:
+def test_middleware_without_a_skip_hook_is_called_after_a_cancelled_job(redis_url: str) -> None:
     pairs = Pairs()
     with running(redis_url, pairs) as (broker, job, actor):
         message = actor.send("one")
@@ -593,7 +593,7 @@ def test_retry_is_refused_if_the_process_does_not_know_yet(scene: Scene) -> None
     broker.enqueue(message("one", unique_key="u", ordering_key="k"))
     broker.enqueue(message("two", ordering_key="k"))
     (one,) = received(consumer, 1)
-    # as if this process had not heard of it: the mark alone decides
+    # as if this process had not found the mark yet: the mark in Redis decides
     scene.client.hset(KEYS.cancelled, one.entry_id, "")
 
     fail(broker, one)

@@ -415,7 +415,7 @@ def test_worker_of_ten_queues_works_with_three_connections(redis_url: str, redis
     broker.close()
 
 
-def test_worker_says_that_it_needs_more_connections(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_worker_reports_that_it_needs_more_connections(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
     pool = redis.BlockingConnectionPool.from_url(redis_url, max_connections=2)
     broker = RedisStreamsBroker(client=redis.Redis(connection_pool=pool), middleware=[], keeper_process=False)
     with consuming(broker):

@@ -91,7 +91,7 @@ def test_cancelled_call_may_still_enqueue(network: Outage, producer: RedisStream
     eventually(lambda: redis_client.xlen(KEYS.stream) == 1)
 
 
-def test_coroutine_hears_that_an_enqueue_is_uncertain(network: Outage) -> None:
+def test_coroutine_gets_the_error_of_an_uncertain_enqueue(network: Outage) -> None:
     client = redis.Redis.from_url(network.url, socket_timeout=0.2)
     broker = RedisStreamsBroker(client=client, middleware=[], enqueue_timeout_ms=0)
 

@@ -1,4 +1,4 @@
-"""The hooks of every middleware come in pairs, so that gauges and spans of other people's middleware are right."""
+"""The hooks of every middleware come in pairs, so that gauges and spans of other packages' middleware are right."""
 
 from __future__ import annotations
 

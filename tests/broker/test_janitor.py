@@ -48,7 +48,7 @@ def janitor(redis_client: redis.Redis) -> Iterator[NewJanitor]:
 
 
 def make_due(scene: Scene, label: str) -> None:
-    """Delay a message whose time has come."""
+    """Add a delayed message that is already due."""
     scene.brokers["producer"].enqueue(message(label, delay=60_000), delay=60_000)
     for name in scene.client.zrange(KEYS.delayed, 0, -1):
         scene.client.zadd(KEYS.delayed, {name: 1})

@@ -309,7 +309,7 @@ def test_result_of_a_message_that_held_its_ordering_key_too_long_is_an_error(red
         broker.close()
 
 
-def test_inspector_lists_who_holds_an_ordering_key_and_how_many_wait(scene: Scene) -> None:
+def test_inspector_lists_the_holder_of_an_ordering_key_and_its_line(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue_many([*of_key("k", "k1", "k2", "k3"), *of_key("l", "l1"), message("free")])

@@ -84,7 +84,7 @@ def test_worker_gets_no_more_long_jobs_than_it_has_threads(redis_url: str) -> No
     assert sorted(jobs.began) == ["a", "b"]
 
 
-def test_worker_gets_its_prefetch_if_long_jobs_are_not_told_apart(redis_url: str) -> None:
+def test_worker_gets_its_prefetch_if_long_job_ms_is_none(redis_url: str) -> None:
     with jobs_on(redis_url, "q", long_job_ms=None) as jobs, working(jobs.broker, threads=2):
         jobs.send("long", "q", *"abcdef")
 

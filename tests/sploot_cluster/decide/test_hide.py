@@ -1,4 +1,4 @@
-"""The corrections ``hide`` and ``show``: a hidden cluster lives on, takes in its like, and is not shown."""
+"""The corrections ``hide`` and ``show``: a hidden cluster continues, takes in similar items, and is not shown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def hidden(service: ClusterService) -> set[int]:
     return {view.cluster_id for view in service.clusters(PET).clusters if view.is_hidden}
 
 
-def test_hidden_cluster_takes_in_its_like_and_is_no_noise(service: ClusterService) -> None:
+def test_hidden_cluster_takes_in_similar_items_and_is_not_noise(service: ClusterService) -> None:
     service.hide(PET, [TWO], operation_id="1", by="ada")
 
     take(service, 1, range(12, 30))

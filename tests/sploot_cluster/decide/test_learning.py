@@ -1,4 +1,4 @@
-"""Items that nobody named follow the named items that they resemble most, where a person separated look-alikes."""
+"""Where a person separated look-alikes, items that no correction names follow the named items that they resemble."""
 
 from __future__ import annotations
 
