@@ -328,8 +328,8 @@ class RedisStreamsBroker(Broker):
     def cancel(self, message_id: str, queue_name: str | None = None) -> CancelOutcome:
         """Cancel a message. It is found by searching its queue, which takes about three seconds per million small ones.
 
-        A waiting message (undelivered, delayed, in line, or waiting for its retry) is removed. It frees its unique key
-        and its ordering key, and the message that was coalesced onto it takes its place. If a worker has received the
+        A waiting message (undelivered, delayed, in line, or waiting for its retry) is removed. Its unique key and its
+        turn are free, and the message that was coalesced onto it takes its place. If a worker has received the
         message, its job gets the exception :class:`Cancelled` as soon as it executes Python code again; a message that
         has not begun is skipped. An actor may catch the exception to clean up, or poll
         ``CurrentMessage.get_current_message().is_cancelled``.
@@ -365,8 +365,8 @@ class RedisStreamsBroker(Broker):
     ) -> Cancellation:
         """Cancel every message of a queue for which all given conditions hold, as ``cancel`` does.
 
-        A message that was coalesced onto one of them takes its place, unless ``actor`` or ``where`` is given and it
-        matches them: then it is cancelled, too.
+        A message that was coalesced onto a cancelled one takes its place, unless ``actor`` or ``where`` is given and
+        matches it: then it is cancelled, too.
 
         Args:
             actor: the name of its actor.

@@ -48,7 +48,7 @@ MAX_ERROR_BYTES = 2 * 1024
 ENTRY_PREFIX = b"entry:"
 PAGE = 500
 
-# What ``put_back`` returns for dead letters that have no new entry id.
+# The results of ``put_back`` for dead letters that have no new entry id.
 IN_LINE: Final = "in-line"
 KEY_HELD: Final = "key-held"
 

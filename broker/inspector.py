@@ -290,7 +290,7 @@ class Inspector:
         Args:
             seen: the message, as ``keys_at_work`` returned it.
             even_if_received: also if a worker has received it. A worker that is running it continues, at the same time
-                as the next message of the key; its success changes nothing any more, and its failure is not retried.
+                as the next message of the key; its success has no effect, and its failure is not retried.
 
         Returns:
             ``passed``; or the reason why nothing was changed: it ``moved`` since it was seen, or a worker ``received``
@@ -325,8 +325,8 @@ class Inspector:
         """Yield the selected messages that have not ended: first those in line, then delayed ones, then the stream.
 
         Messages move in this direction, except for retries. The queue is searched in short scripts, about three seconds
-        per million small messages. All messages are read to this process with an encoder of your own, more than 50 ids,
-        or no condition but ``where``. In a queue with a decoder, an entry of another program is found by its message id
+        per million small messages. With an encoder of your own, more than 50 ids, or no condition but ``where``, this
+        process reads all messages. In a queue with a decoder, an entry of another program is found by its message id
         only if one of its fields contains the id.
         """
         texts = self._texts(wanted)

@@ -1,4 +1,4 @@
-"""The signals that this broker emits in addition to Dramatiq's, and the middleware methods that hear a signal."""
+"""The signals that this broker emits in addition to Dramatiq's, and the middleware methods to call for a signal."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dea
 # States that a job does not leave by itself.
 ENDED: Final[frozenset[JobState]] = frozenset({"succeeded", "dead", "cancelled"})
 
-# What became of a job to cancel: it was waiting and is gone; its worker was asked to end it; it had ended already.
+# The result of cancelling a job: it was waiting and is gone; its worker was asked to end it; it had ended already.
 CancelOutcome = Literal["cancelled", "requested", "not-found"]
 
 

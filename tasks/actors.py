@@ -35,7 +35,7 @@ C = TypeVar("C", bound=Contract)
 
 
 # One batch runs while another one waits for Redis; more would only wait for the interpreter, and would count as pending
-# jobs, whose alerts stand at 100 and 250.
+# jobs, for which alerts fire at 100 and 250.
 BATCHES_HELD: Final = 2
 
 

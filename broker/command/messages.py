@@ -1,4 +1,4 @@
-"""What lists show of messages: as values for JSON, and as the call of an actor for people."""
+"""Messages in lists: as values for JSON, and as the call of an actor for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands share: the options that say which broker, the choice of queues, and how an action is confirmed."""
+"""The options that commands share: which broker to use, on which queues, and the confirmation of an action."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@
 -- Returns  {CANCELLED}             it is removed
 --          {MARKED}                a live worker has received it: that worker will end it
 --          {GONE}                  nothing is at this place
---          {FENCED}                the worker does not hold it any more
+--          {FENCED}                the worker no longer holds it
 --          {COALESCED, message}    nothing was done: this message was coalesced onto it, and the caller has not seen it
 --
 -- A worker enqueues the coalesced message itself, before it ends a cancelled one.

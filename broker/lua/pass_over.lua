@@ -7,7 +7,7 @@
 -- Returns  PASSED, or why nothing changed: MOVED (no message of the key is at work at this place), or RECEIVED (by a
 --          worker, which may be running it)
 --
--- A worker that is running it continues: its success changes nothing any more, and its failure is not retried.
+-- A worker that is running it continues: its success has no effect, and its failure is not retried.
 
 local stream, dead, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local group, handed_back, key, where, message_id, is_forced = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1'

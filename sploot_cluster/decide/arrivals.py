@@ -19,7 +19,7 @@ from sploot_cluster.settings import ClusterSettings
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What arrivals make of a pet.
+    """The change of a pet by its arrivals, and their assignments.
 
     Attributes:
         change: the change to commit; None if the pet has all the items already.

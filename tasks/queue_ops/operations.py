@@ -38,7 +38,7 @@ from tasks.redis_errors import reaching_redis
 # One plan touches at most this many entries; their ids and holders take some megabytes.
 MOST_ENTRIES: Final = 100_000
 SHOWN_IDS: Final = 3
-# What users and producers lose with cancelled jobs, by queue.
+# The loss for users and producers if jobs are cancelled, by queue.
 CANCEL_LOSES: Final = {
     EMBEDDING_INGESTED: "the items of cancelled uploads are missing from their pets until they are sent again",
     CLUSTER_FEEDBACK: "cancelled corrections are lost: users have to make them again",

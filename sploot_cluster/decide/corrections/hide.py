@@ -67,7 +67,7 @@ class Hiding(Statement):
     """A wish to hide clusters. It demands nothing of items.
 
     Attributes:
-        anchors: cluster -> its typical items; if its id has ended, the cluster of most of them is hidden.
+        anchors: cluster -> its typical items; if its id has ended, the cluster with most of these items is hidden.
     """
 
     kind: ClassVar[str] = HideClusters.verb

@@ -55,7 +55,7 @@ class Naming(Statement):
 
     Attributes:
         named: the cluster, by its id at that time.
-        anchors: typical items of the cluster; if its id has ended, the cluster of most of them has the name.
+        anchors: typical items of the cluster; if its id has ended, the cluster with most of these items has the name.
     """
 
     kind: ClassVar[str] = NameCluster.verb
