@@ -210,7 +210,7 @@ class ClusterService:
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
 
     def assign_many(self, items: Sequence[NewItem]) -> Sequence[Assigned | None]:
-        """Assign arriving items of any pets, in their order, as :meth:`assign` would; several times as fast.
+        """Assign arriving items of any pets, in their order, as :meth:`assign` would, in fewer round trips.
 
         The items of one pet are committed together, as one revision, and all pets in two round trips. A pet whose
         commit conflicts takes two more.
