@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from typing import Any
 
 import pytest
@@ -24,11 +25,16 @@ def commands_in(text: str) -> list[str]:
     return [END.split(command)[0] for command in (*LINE.findall(blocks), *INLINE.findall(FENCE.sub("", text)))]
 
 
+@cache
+def command_line() -> Any:
+    return typer.main.get_command(app)
+
+
 def problem_with(command: str) -> str | None:
     """Return what is wrong with a command, or None if it and its options exist."""
     words = shlex.split(command.replace("…", "x"), posix=True)
     words = words[words.index("sploot-cluster") + 1 :]
-    known: Any = typer.main.get_command(app)
+    known = command_line()
     while words and hasattr(known, "commands") and not words[0].startswith("-"):
         name = words.pop(0)
         if name not in known.commands:
