@@ -204,6 +204,8 @@ from broker import RedisStreamsBroker
 class Forking(dramatiq.Middleware):
     def after_ack(self, broker, message):
         if message.args == ("return",):
+            while worker.work_queue.empty():
+                time.sleep(0.01)
             pid = os.fork()  # the child goes on with a copy of the Worker, which holds the next messages
             if pid:
                 print("after ack", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
