@@ -34,8 +34,7 @@ demo: $(VENV)/installed ## run the whole system on real pictures: make demo [ARG
 
 .PHONY: test
 test: $(VENV)/installed ## run all tests on a real redis-server: make test [ARGS='-k merge']
-	@# more processes than two cores: many tests wait for workers and servers that they start
-	@$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 .PHONY: test-faults
 test-faults: $(VENV)/installed ## inject faults for minutes and check that nothing is lost: make test-faults [ARGS=--short]
