@@ -94,7 +94,7 @@ def test_lost_promoter_is_replaced(scene_with_producer: Scene, janitor: NewJanit
     for name in "abc":
         janitor(name).start()
 
-    make_due(scene, "two")
+    scene.brokers["producer"].enqueue(message("two"), delay=50)
 
     eventually(lambda: scene.state() == QueueState(waiting=("one", "two")))
 
