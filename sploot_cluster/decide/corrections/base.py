@@ -12,7 +12,7 @@ requests. Code that computes with numpy is in ``planning``, which is imported wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self, TypedDict, TypeVar
@@ -203,13 +203,11 @@ class Statement(LedgerEntry):
 
     Attributes:
         noun: the word for it in sentences.
-        moves_items: whether it, or its undo, can move items.
     """
 
     __slots__ = ()
 
     noun: ClassVar[str]
-    moves_items: ClassVar[bool] = True
 
     @abstractmethod
     def constrain(self, demands: Demands) -> None:
@@ -234,3 +232,24 @@ class Statement(LedgerEntry):
     @abstractmethod
     def plan_back(self, state: PetState) -> Plan:
         """Plan to return items to where they were before this correction, if they are still where it put them."""
+
+
+class Mark(Statement):
+    """A correction that says how people want a cluster presented, and demands nothing of items, such as a name."""
+
+    __slots__ = ()
+
+    def ids(self) -> Iterable[ClusterId]:
+        return ()
+
+    def constrain(self, demands: Demands) -> None:
+        pass
+
+    def demand_on(self, item: MediaId, *, n_mates: int | None) -> str:
+        return "nothing"
+
+    def plan_again(self, state: PetState) -> Plan:
+        return Plan(state.labels, state.next_cluster)
+
+    def plan_back(self, state: PetState) -> Plan:
+        return Plan(state.labels, state.next_cluster)

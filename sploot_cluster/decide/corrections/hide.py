@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
+from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
 from sploot_cluster.decide.corrections.facts import groups_of, items_in, named, renamed_in
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, ListOf, checked, given
@@ -63,7 +63,7 @@ def _plan(
 
 
 @dataclass(frozen=True, slots=True)
-class Hiding(Statement):
+class Hiding(Mark):
     """A wish to hide clusters. It demands nothing of items.
 
     Attributes:
@@ -72,7 +72,6 @@ class Hiding(Statement):
 
     kind: ClassVar[str] = HideClusters.verb
     noun: ClassVar[str] = "hiding"
-    moves_items: ClassVar[bool] = False
     is_hidden: ClassVar[bool] = True
     _request: ClassVar[type[HideClusters | ShowClusters]] = HideClusters
 
@@ -83,9 +82,6 @@ class Hiding(Statement):
 
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Hiding:
         return replace(self, anchors=renamed_in(self.anchors, name))
-
-    def ids(self) -> Iterable[ClusterId]:
-        return ()
 
     def summary(self) -> dict[str, object]:
         return {"clusters": sorted(self.anchors)}
@@ -99,18 +95,6 @@ class Hiding(Statement):
 
     def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> LedgerRequest:
         return self._request(pet_id, tuple(self.anchors), requested_by=self.by)
-
-    def constrain(self, demands: Demands) -> None:
-        pass
-
-    def demand_on(self, item: MediaId, *, n_mates: int | None) -> str:
-        return f"nothing; its cluster was {'hidden' if self.is_hidden else 'shown'}"
-
-    def plan_again(self, state: PetState) -> Plan:
-        return Plan(state.labels, state.next_cluster)
-
-    def plan_back(self, state: PetState) -> Plan:
-        return Plan(state.labels, state.next_cluster)
 
 
 @dataclass(frozen=True, slots=True)

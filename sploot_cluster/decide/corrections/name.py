@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
+from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
 from sploot_cluster.decide.corrections.facts import media_of
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, Text, checked, given
@@ -50,7 +50,7 @@ class NameCluster(LedgerRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class Naming(Statement):
+class Naming(Mark):
     """A name for a cluster. It demands nothing of items.
 
     Attributes:
@@ -60,7 +60,6 @@ class Naming(Statement):
 
     kind: ClassVar[str] = NameCluster.verb
     noun: ClassVar[str] = "naming"
-    moves_items: ClassVar[bool] = False
 
     named: ClusterId
     name: str
@@ -76,9 +75,6 @@ class Naming(Statement):
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Naming:
         return replace(self, anchors=name(self.anchors))
 
-    def ids(self) -> Iterable[ClusterId]:
-        return ()
-
     def summary(self) -> dict[str, object]:
         return {"cluster": self.named, "name": self.name}
 
@@ -91,15 +87,3 @@ class Naming(Statement):
 
     def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> NameCluster | None:
         return NameCluster(pet_id, self.named, self.name, requested_by=self.by)
-
-    def constrain(self, demands: Demands) -> None:
-        pass
-
-    def demand_on(self, item: MediaId, *, n_mates: int | None) -> str:
-        return f"nothing; its cluster was named {self.name}"
-
-    def plan_again(self, state: PetState) -> Plan:
-        return Plan(state.labels, state.next_cluster)
-
-    def plan_back(self, state: PetState) -> Plan:
-        return Plan(state.labels, state.next_cluster)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sploot_cluster.decide.corrections.base import LedgerEntry, LedgerRequest, Operation
+from sploot_cluster.decide.corrections.base import LedgerEntry, LedgerRequest, Mark, Operation
 from sploot_cluster.errors import UnknownRevision
 from sploot_cluster.fields import ID, checked, given
 from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
@@ -35,7 +35,7 @@ class UndoFeedback(LedgerRequest):
             raise UnknownRevision(pet=state.pet, revision=self.revision, problem="is already undone")
         undo = Undo(*planning.signature(self, state, operation), undone=self.revision)
         statement = statement_of(state.ledger, self.revision)
-        if not statement.moves_items:
+        if isinstance(statement, Mark):
             return planning.record(state, undo)
         is_in_force = statement in in_force((*state.ledger, undo))
         plan = statement.plan_again(state) if is_in_force else statement.plan_back(state)
