@@ -59,6 +59,11 @@ def _watched_since(signal: str) -> str:
     return f"media_cluster:{signal}:watched_since"
 
 
+def _first_seen(series: str) -> str:
+    """Return the time of the oldest sample in the window; the newest may lie between two steps of the subquery."""
+    return f"(min_over_time(timestamp({series})[$window:15s]) or timestamp({series}))"
+
+
 def _new(signal: str, counter: str, *, started: str) -> tuple[tuple[str, str], ...]:
     """Return the rules to record before a signal on a counter of rare events. They add the first values of new series.
 
@@ -71,11 +76,10 @@ def _new(signal: str, counter: str, *, started: str) -> tuple[tuple[str, str], .
     Args:
         started: the series with the time at which the process at (job, instance) began to count.
     """
-    first_seen = f"min_over_time(timestamp({counter})[$window:15s])"
     new = (
         f"{counter} unless present_over_time({counter}[1h:1m] offset $window)"
         f" unless on (job, instance) ({started} < time() - $seconds)"
-        f" unless ({first_seen} <= on () group_left () ({_watched_since(signal)} + 30))"
+        f" unless ({_first_seen(counter)} <= on () group_left () ({_watched_since(signal)} + 30))"
     )
     if started == _STARTED:
         # not for Redis: its exporter derives the start from an uptime in whole seconds, so the start jitters
@@ -249,7 +253,7 @@ QUERIES: Final[Mapping[str, Query]] = {
         # A stream without earlier samples began without dead letters. After a gap in the samples, dead letters from
         # before the gap are not new.
         f"(max by (stream) ({_DEAD}) unless on (stream) present_over_time({_DEAD}[1h:1m] offset $window)"
-        f" unless on (stream) (min by (stream) (min_over_time(timestamp({_DEAD})[$window:15s]))"
+        f" unless on (stream) (min by (stream) ({_first_seen(_DEAD)})"
         f" <= on () group_left () ({_watched_since('dead_new')} + 30)))"
         f" or (max by (stream) ({_DEAD}) - min by (stream) (min_over_time({_DEAD}[$window]) or"
         f' label_replace(max by (stream) (last_over_time({_DEAD}[1h:1m] offset $window)), "when", "before", "", "")))',
