@@ -9,11 +9,10 @@ This module translates errors from redis-py to ``StoreUnavailable``. It requires
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from importlib.resources import files
 from sys import intern
@@ -39,13 +38,11 @@ from sploot_cluster.pet import previews
 from sploot_cluster.pet.models import (
     NOISE,
     Change,
-    ClusterCard,
     ClusterId,
     Correction,
     HistoryEntry,
     KeptTree,
     MediaId,
-    Origin,
     PetId,
     PetState,
     PetView,
@@ -65,6 +62,19 @@ from sploot_cluster.store import ledger_json as ledger
 from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.store.port import CLAIM_MS
 from sploot_cluster.store.short_calls import Call, ShortCalls
+from sploot_cluster.store.values import (
+    as_json,
+    commands_of,
+    dump_card,
+    dump_quarantined,
+    dump_shadow,
+    load_card,
+    load_entry,
+    load_quarantined,
+    load_shadow,
+    pairs_of,
+    revision_of,
+)
 
 T = TypeVar("T", bound=np.generic)
 R = TypeVar("R")
@@ -126,7 +136,7 @@ class RedisPetStore:
 
     def load_many(self, known: Sequence[PetState]) -> Sequence[PetState | ClusterError]:
         calls = [_load_call(state.pet, state, with_vectors=True) for state in known]
-        with _translated(f"load {len(known)} pets"):
+        with translated(f"load {len(known)} pets"):
             answers, _ = self._load.many(calls)
         return [
             _or_error(partial(self._loaded, state.pet, state, answer, with_vectors=True))
@@ -136,7 +146,7 @@ class RedisPetStore:
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
         check(state, change)
         pet, new_born = state.pet, ""
-        with _translated(f"commit a change of pet {pet}"):
+        with translated(f"commit a change of pet {pet}"):
             if not state.revision:
                 new_born = uuid4().hex
             (keys, args), new_commit = _commit_call(state, change, new_born=new_born, claimant=claimant)
@@ -164,7 +174,7 @@ class RedisPetStore:
         """Write changes of pets that have data, in one round trip."""
         calls = [_commit_call(state, change) for state, change in changes]
         pets = [state.pet for state, _ in changes]
-        with _translated(f"commit changes of {len(changes)} pets"):
+        with translated(f"commit changes of {len(changes)} pets"):
             answers, n_listed = self._commit.many([call for call, _ in calls], ("SADD", PETS, *pets))
             if n_listed:
                 for pet in pets:
@@ -175,16 +185,16 @@ class RedisPetStore:
         ]
 
     def release(self, pet: PetId, claimant: str) -> None:
-        with _translated(f"release pet {pet}"):
+        with translated(f"release pet {pet}"):
             self._release(keys=[PetKeys.of(pet).meta], args=[claimant])
 
     def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
         keys = PetKeys.of(pet)
-        with _translated(f"keep the tree of pet {pet}"):
+        with translated(f"keep the tree of pet {pet}"):
             self._keep(keys=[keys.meta, keys.tree], args=[tree.born, tree.n, tree.body])
 
     def kept_tree(self, pet: PetId) -> KeptTree | None:
-        with _translated(f"read the tree of pet {pet}"):
+        with translated(f"read the tree of pet {pet}"):
             born, n, body = cast("list[bytes | None]", self._client.hmget(PetKeys.of(pet).tree, ["born", "n", "body"]))
         return None if born is None or n is None or body is None else KeptTree(born.decode(), int(n), body)
 
@@ -192,13 +202,13 @@ class RedisPetStore:
         keys = PetKeys.of(preview.pet)
         _, commit = _names(preview.state_version)
         for_ms = previews.KEPT_FOR // timedelta(milliseconds=1)
-        with _translated(f"keep a preview of pet {preview.pet}"):
+        with translated(f"keep a preview of pet {preview.pet}"):
             return bool(
                 self._keep_preview(keys=[keys.meta, keys.preview], args=[commit, previews.dump(preview), for_ms])
             )
 
     def kept_preview(self, pet: PetId) -> Preview | None:
-        with _translated(f"read the preview of pet {pet}"):
+        with translated(f"read the preview of pet {pet}"):
             stored = cast("bytes | None", self._client.get(PetKeys.of(pet).preview))
         return None if stored is None else previews.load(stored, pet=pet)
 
@@ -207,7 +217,7 @@ class RedisPetStore:
         return view_of(state, presentation_of(state))
 
     def revision(self, pet: PetId) -> int:
-        with _translated(f"read the revision of pet {pet}"):
+        with translated(f"read the revision of pet {pet}"):
             stored = cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "revision"))
             if stored is None:
                 _whole(pet, self._check(keys=PetKeys.of(pet)))
@@ -215,29 +225,29 @@ class RedisPetStore:
             return int(stored or 0)
 
     def moved_at(self, pet: PetId) -> int:
-        with _translated(f"read when media of pet {pet} were last moved"):
+        with translated(f"read when media of pet {pet} were last moved"):
             return int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "relabelled_at")) or 0)
 
     def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
-        with _translated(f"read the history of pet {pet}"):
+        with translated(f"read the history of pet {pet}"):
             _whole(pet, self._check(keys=PetKeys.of(pet)))
             entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)
         with _readable(pet):
-            return [_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
+            return [load_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
-        with _translated(f"quarantine an item of pet {pet}"):
-            answer = self._quarantine(keys=PetKeys.of(pet), args=[born, media, _dump_quarantined(why), MAX_QUARANTINED])
+        with translated(f"quarantine an item of pet {pet}"):
+            answer = self._quarantine(keys=PetKeys.of(pet), args=[born, media, dump_quarantined(why), MAX_QUARANTINED])
         return bool(_whole(pet, answer))
 
     def tally(self, pet: PetId) -> PetTally:
         keys = PetKeys.of(pet)
-        with _translated(f"count the media of pet {pet}"):
+        with translated(f"count the media of pet {pet}"):
             tally = _tally(_whole(pet, self._check(keys=keys)))
             stored = cast("dict[bytes, bytes]", self._client.hgetall(keys.quarantine))
         with _readable(pet):
-            quarantine = {MediaId(item.decode()): _load_quarantined(facts) for item, facts in stored.items()}
+            quarantine = {MediaId(item.decode()): load_quarantined(facts) for item, facts in stored.items()}
         return PetTally(tally, quarantine)
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
@@ -245,7 +255,7 @@ class RedisPetStore:
         pets = self.pets() if pets is None else pets
         for start in range(0, len(pets), TALLIES_PER_TRIP):
             batch = pets[start : start + TALLIES_PER_TRIP]
-            with _translated("count the media of all pets"):
+            with translated("count the media of all pets"):
                 answers = self._check_all(batch)
             for pet, answer in zip(batch, answers, strict=True):
                 try:
@@ -274,7 +284,7 @@ class RedisPetStore:
         keys = PetKeys.of(pet)
         while True:
             state = self._read(pet, empty_state(pet), with_vectors=False)
-            with _translated(f"read the past of pet {pet}"):
+            with translated(f"read the past of pet {pet}"):
                 arrived = cast("bytes | None", self._client.get(keys.arrived)) or b""
                 entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrevrange(keys.overwritten))
                 born, since = cast("list[bytes | None]", self._client.hmget(keys.meta, "born", "past_from"))
@@ -282,38 +292,38 @@ class RedisPetStore:
                 break  # the columns match; otherwise, items were deleted between the reads
         column = _arrived(arrived, state.n_media)
         with _readable(pet):
-            overwritten = [load_overwritten(_revision(id_), fields[b"was"]) for id_, fields in entries]
+            overwritten = [load_overwritten(revision_of(id_), fields[b"was"]) for id_, fields in entries]
         # leave out commits that came after the state was read
         records = [one for one in overwritten if one.revision <= state.revision]
         return Past(state, column, records, since=int(since or 0))
 
     def dump(self, pet: PetId) -> PetDump:
-        with _translated(f"read all of pet {pet}"):
+        with translated(f"read all of pet {pet}"):
             answer = _whole(pet, self._dump(keys=PetKeys.of(pet)))
         if not answer:
             raise UnknownPet(pet=pet)
         meta, media, vectors, labels, origins, clusters, aliases, corrections = answer[:8]
         arrived, overwritten, history, quarantine, shadow, shadow_vectors, times = answer[8:]
         loaded = _Loaded(meta, 0, media, b"", 0, 0, 0, labels, origins, clusters, aliases, 0, corrections, times)
-        facts = dict(_pairs(meta))
+        facts = dict(pairs_of(meta))
         with _readable(pet):
             state = _state(pet, empty_state(pet), loaded, vectors)
             return PetDump(
                 state,
                 _arrived(arrived, state.n_media),
-                tuple(load_overwritten(_revision(id_), was) for id_, (_, was) in overwritten),
+                tuple(load_overwritten(revision_of(id_), was) for id_, (_, was) in overwritten),
                 past_from=int(facts[b"past_from"]),
-                history=tuple(_entry(id_, dict(_pairs(fields))) for id_, fields in history),
-                quarantine={MediaId(item.decode()): _load_quarantined(why) for item, why in _pairs(quarantine)},
+                history=tuple(load_entry(id_, dict(pairs_of(fields))) for id_, fields in history),
+                quarantine={MediaId(item.decode()): load_quarantined(why) for item, why in pairs_of(quarantine)},
                 ingested=int(facts[b"ingested"]),
                 overflowed=int(facts[b"n_overflowed"]),
-                shadow=_load_shadow(dict(_pairs(shadow)), dict(_pairs(shadow_vectors))),
+                shadow=load_shadow(dict(pairs_of(shadow)), dict(pairs_of(shadow_vectors))),
             )
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
         pet, born, commit = after.state.pet, uuid4().hex, uuid4().hex
         keys, state = PetKeys.of(pet), empty_state(pet) if before is None else before.state
-        with _translated(f"replace pet {pet}"):
+        with translated(f"replace pet {pet}"):
             if before is None:
                 self._client.sadd(PETS, pet)
             answer = self._replace(
@@ -324,7 +334,7 @@ class RedisPetStore:
                     claimant or "",
                     CLAIM_MS,
                     *_side_state(before),
-                    *_commands(keys, after, born=born, commit=commit),
+                    *commands_of(keys, after, born=born, commit=commit),
                 ],
             )
             if self._client.sadd(PETS, pet):
@@ -335,7 +345,7 @@ class RedisPetStore:
 
     def delete(self, pet: PetId) -> bool:
         keys = PetKeys.of(pet)
-        with _translated(f"delete pet {pet}"):
+        with translated(f"delete pet {pet}"):
             n_deleted = self._client.delete(*keys)
             self._list(pet)
         return n_deleted > 0
@@ -356,18 +366,18 @@ class RedisPetStore:
 
     def shadow(self, pet: PetId) -> Shadow | None:
         keys = PetKeys.of(pet)
-        with _translated(f"read the shadow of pet {pet}"):
+        with translated(f"read the shadow of pet {pet}"):
             facts = cast("dict[bytes, bytes]", self._client.hgetall(keys.shadow))
             n_vectors = self._client.hlen(keys.shadow_vectors) if facts else 0
             if not facts:
                 _whole(pet, self._check(keys=keys))
         with _readable(pet):
-            shadow = _load_shadow(facts, {})
+            shadow = load_shadow(facts, {})
         return None if shadow is None else replace(shadow, n_vectors=n_vectors)
 
     def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
         keys = PetKeys.of(pet)
-        with _translated(f"list what only the shadow of pet {pet} has"):
+        with translated(f"list what only the shadow of pet {pet} has"):
             _whole(pet, self._check(keys=keys))
             own = set(cast("list[bytes]", self._client.lrange(keys.media, 0, -1)))
             in_shadow = cast("list[bytes]", self._client.hkeys(keys.shadow_vectors))
@@ -375,37 +385,37 @@ class RedisPetStore:
 
     def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
-        with _translated(f"open a shadow of pet {pet}"):
-            answer = self._begin_shadow(keys=PetKeys.of(pet), args=[born, *_dump_shadow(shadow)])
+        with translated(f"open a shadow of pet {pet}"):
+            answer = self._begin_shadow(keys=PetKeys.of(pet), args=[born, *dump_shadow(shadow)])
         return bool(_whole(pet, answer))
 
     def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
         content = vector.astype("<f4", copy=False).tobytes()
-        with _translated(f"put an item into the shadow of pet {pet}"):
+        with translated(f"put an item into the shadow of pet {pet}"):
             answer = self._add_to_shadow(
-                keys=PetKeys.of(pet), args=[born, why.model, media, content, _dump_quarantined(why)]
+                keys=PetKeys.of(pet), args=[born, why.model, media, content, dump_quarantined(why)]
             )
         return bool(_whole(pet, answer))
 
     def end_shadow(self, pet: PetId) -> bool:
-        with _translated(f"close the shadow of pet {pet}"):
+        with translated(f"close the shadow of pet {pet}"):
             answer = self._end_shadow(keys=PetKeys.of(pet))
         return bool(_whole(pet, answer))
 
     def pets(self) -> Sequence[PetId]:
-        with _translated("list the pets"):
+        with translated("list the pets"):
             return sorted(PetId(int(id_)) for id_ in cast("set[bytes]", self._client.smembers(PETS)))
 
     def _read(self, pet: PetId, known: PetState, *, with_vectors: bool) -> PetState:
         keys, args = _load_call(pet, known, with_vectors=with_vectors)
-        with _translated(f"load pet {pet}"):
+        with translated(f"load pet {pet}"):
             answer = self._load(keys=keys, args=args)
         return self._loaded(pet, known, answer, with_vectors=with_vectors)
 
     def _loaded(self, pet: PetId, known: PetState, answer: Any, *, with_vectors: bool) -> PetState:
         """Return the state from the reply of load.lua; read the vectors that it did not return."""
-        with _translated(f"load pet {pet}"):
+        with translated(f"load pet {pet}"):
             if isinstance(answer, redis.ResponseError):
                 raise answer
             if answer == IS_NEWEST:
@@ -444,7 +454,7 @@ def _committed(state: PetState, change: Change, new_commit: str, answer: Any) ->
     """Return the state after a commit, from the reply of commit.lua; raise the error that the reply means."""
     pet = state.pet
     if isinstance(answer, redis.ResponseError):
-        with _translated(f"commit a change of pet {pet}"):
+        with translated(f"commit a change of pet {pet}"):
             raise answer
     match _whole(pet, answer):
         case [b"OK", _, born]:
@@ -494,10 +504,10 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     yield from (arrived, occurred_at, b"" if was is None else dump_overwritten(was), KEPT)
     yield from counts_after(state, change)
     yield ledger.dumps(change.correction) if change.correction is not None else ""
-    yield from ("" if change.kind == "arrival" else change.kind, change.by, _json(change.summary))
+    yield from ("" if change.kind == "arrival" else change.kind, change.by, as_json(change.summary))
     for items in (
         [arrival.media for arrival in arrivals],
-        [item for id_, card in change.clusters.items() if card is not None for item in (id_, _dump_card(card))],
+        [item for id_, card in change.clusters.items() if card is not None for item in (id_, dump_card(card))],
         [id_ for id_, card in change.clusters.items() if card is None],
         [item for id_, into in change.aliases.items() if into is not None for item in (id_, into)],
         [id_ for id_, into in change.aliases.items() if into is None],
@@ -516,34 +526,6 @@ def _tally(counts: Sequence[bytes]) -> Tally:
     return Tally(*map(int, counts))
 
 
-def _dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
-    """Return the shadow as the fields and values of its hash."""
-    at = shadow.begun_at.isoformat()
-    was_own = int(shadow.was_own)
-    return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by, "was_own", was_own)
-
-
-def _load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -> Shadow | None:
-    if not facts:
-        return None
-    by_item = {
-        MediaId(item.decode()): np.frombuffer(row, dtype="<f4").astype(np.float32) for item, row in vectors.items()
-    }
-    at = datetime.fromisoformat(facts[b"begun_at"].decode())
-    model, by = facts[b"model"].decode(), facts[b"by"].decode()
-    was_own = facts[b"was_own"] == b"1"
-    return Shadow(model, int(facts[b"dim"]), at, by, by_item, len(by_item), was_own)
-
-
-def _dump_quarantined(why: Quarantined) -> str:
-    return _json(asdict(why) | {"at": why.at.isoformat()})
-
-
-def _load_quarantined(text: bytes) -> Quarantined:
-    facts = json.loads(text)
-    return Quarantined(**facts | {"at": datetime.fromisoformat(facts["at"])})
-
-
 def _side_state(before: PetDump | None) -> tuple[str, int, int]:
     """Return what replace.lua compares in addition to the commit.
 
@@ -554,77 +536,6 @@ def _side_state(before: PetDump | None) -> tuple[str, int, int]:
     shadow = before.shadow
     begun_at, n_vectors = ("", 0) if shadow is None else (shadow.begun_at.isoformat(), shadow.n_vectors)
     return begun_at, n_vectors, len(before.quarantine)
-
-
-def _commands(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Any]:
-    """Yield the commands with which replace.lua writes the pet, in its format."""
-    number = {key: at for at, key in enumerate(keys, start=1)}
-    state = dump.state
-    clustered = int(np.count_nonzero(state.labels != NOISE))
-    dismissed = int(np.count_nonzero(state.origins == Origin.DISMISSED))
-    meta = {
-        "format": FORMAT,
-        "born": born,
-        "commit": commit,
-        "revision": state.revision,
-        "model": state.model,
-        "dim": state.dim,
-        "n_media": state.n_media,
-        "next_cluster": state.next_cluster,
-        "n_at_recluster": state.n_at_recluster,
-        "noise_arrivals": state.noise_arrivals,
-        "relabelled_at": state.relabelled_at,
-        "recarded_at": state.revision,
-        "past_from": dump.past_from,
-        "ingested": dump.ingested,
-        "n_clustered": clustered,
-        "n_noise": state.n_media - clustered - dismissed,
-        "n_dismissed": dismissed,
-        "n_clusters": len(state.clusters),
-        "n_aliases": len(state.aliases),
-        "n_corrections": len(state.ledger),
-        "n_history": len(dump.history),
-        "n_overwritten": len(dump.overwritten),
-        "n_quarantined": len(dump.quarantine),
-        "n_overflowed": dump.overflowed,
-        "n_shadow": None if dump.shadow is None else len(dump.shadow.vectors),
-    }
-
-    def command(name: str, key: str, *arguments: Any) -> Iterator[Any]:
-        # at most as many as fit on Lua's stack; an even number, so that pairs stay together
-        for start in range(0, len(arguments), 5_000):
-            batch = arguments[start : start + 5_000]
-            yield from (len(batch), name, number[key], *batch)
-
-    yield from command("HSET", keys.meta, *(item for pair in meta.items() if pair[1] is not None for item in pair))
-    yield from command("RPUSH", keys.media, *state.media)
-    yield from command("HSET", keys.rows, *(part for row, item in enumerate(state.media) for part in (item, row)))
-    if state.n_media:
-        yield from command("SET", keys.vectors, state.vectors.astype("<f4", copy=False).tobytes())
-        yield from command("SET", keys.labels, state.labels.astype("<i4", copy=False).tobytes())
-        yield from command("SET", keys.origins, state.origins.tobytes())
-        yield from command("SET", keys.occurred_at, state.occurred_at_ms.astype("<i8", copy=False).tobytes())
-        yield from command("SET", keys.arrived, dump.arrived.astype("<u4", copy=False).tobytes())
-    yield from command(
-        "HSET", keys.clusters, *(item for id_, card in state.clusters.items() for item in (id_, _dump_card(card)))
-    )
-    yield from command("HSET", keys.aliases, *(item for pair in state.aliases.items() for item in pair))
-    yield from command("RPUSH", keys.ledger, *(ledger.dumps(correction) for correction in state.ledger))
-    for entry in dump.history:
-        at_ms = round(entry.at.timestamp() * 1000)
-        facts = ("kind", entry.kind, "by", entry.by, "at_ms", at_ms, "summary", _json(entry.summary))
-        yield from command("XADD", keys.history, f"{entry.revision}-0", *facts)
-    for one in dump.overwritten:
-        yield from command("XADD", keys.overwritten, f"{one.revision}-0", "was", dump_overwritten(one))
-    if dump.shadow is not None:
-        vectors = dump.shadow.vectors.items()
-        yield from command("HSET", keys.shadow, *_dump_shadow(dump.shadow))
-        rows = (part for item, row in vectors for part in (item, row.astype("<f4").tobytes()))
-        yield from command("HSET", keys.shadow_vectors, *rows)
-    quarantine = dump.quarantine.items()
-    yield from command(
-        "HSET", keys.quarantine, *(part for item, why in quarantine for part in (item, _dump_quarantined(why)))
-    )
 
 
 class _Loaded(NamedTuple):
@@ -652,7 +563,7 @@ def _state(pet: PetId, known: PetState, loaded: _Loaded, vector_bytes: bytes | N
     Raises:
         ValueError, KeyError: the columns are inconsistent.
     """
-    meta = {name.decode(): value.decode() for name, value in _pairs(loaded.meta)}
+    meta = {name.decode(): value.decode() for name, value in pairs_of(loaded.meta)}
     version = f"{meta['born']}.{meta['commit']}"
     media = [MediaId(intern(id_.decode())) for id_ in loaded.media]  # corrections that name these ids share the texts
     dim = int(meta["dim"]) if "dim" in meta else None
@@ -669,8 +580,10 @@ def _state(pet: PetId, known: PetState, loaded: _Loaded, vector_bytes: bytes | N
     origins: OriginVector = _column(known.origins[: loaded.labels_from], np.frombuffer(loaded.origins, dtype=np.uint8))
     clusters, aliases = known.clusters, known.aliases
     if loaded.clusters is not None and loaded.aliases is not None:
-        clusters = {ClusterId(int(id_)): _load_card(ClusterId(int(id_)), card) for id_, card in _pairs(loaded.clusters)}
-        aliases = {ClusterId(int(id_)): ClusterId(int(into)) for id_, into in _pairs(loaded.aliases)}
+        clusters = {
+            ClusterId(int(id_)): load_card(ClusterId(int(id_)), card) for id_, card in pairs_of(loaded.clusters)
+        }
+        aliases = {ClusterId(int(id_)): ClusterId(int(into)) for id_, into in pairs_of(loaded.aliases)}
     if not loaded.from_row and (unknown := set(np.unique(labels).tolist()) - {NOISE} - clusters.keys()):
         raise ValueError(f"labels name cluster {min(unknown)}, which has no card")
     return PetState(
@@ -702,41 +615,10 @@ def _ledger(pet: PetId, known: PetState, loaded: _Loaded) -> tuple[Correction, .
     return (*known.ledger[: loaded.from_correction], *(ledger.loads(text, pet=pet) for text in loaded.ledger))
 
 
-def _pairs(items: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the (field, value) pairs of a hash as a script returns it."""
-    return zip(items[::2], items[1::2], strict=True)
-
-
 def _column(known: npt.NDArray[T], new: npt.NDArray[Any]) -> npt.NDArray[T]:
     column = np.concatenate([known, new.astype(known.dtype, copy=False)])
     column.flags.writeable = False
     return column
-
-
-def _dump_card(card: ClusterCard) -> str:
-    facts: dict[str, object] = {"threshold": card.threshold, "since": card.since}
-    return _json(facts if card.split_from is None else facts | {"split_from": card.split_from})
-
-
-def _load_card(id_: ClusterId, text: bytes) -> ClusterCard:
-    facts = json.loads(text)
-    split_from = ClusterId(int(facts["split_from"])) if "split_from" in facts else None
-    return ClusterCard(id_, threshold=float(facts["threshold"]), since=int(facts["since"]), split_from=split_from)
-
-
-def _entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
-    return HistoryEntry(
-        revision=_revision(id_),
-        kind=fields[b"kind"].decode(),
-        at=datetime.fromtimestamp(int(fields[b"at_ms"]) / 1000, UTC),
-        by=fields[b"by"].decode(),
-        summary=json.loads(fields[b"summary"]),
-    )
-
-
-def _revision(id_: bytes) -> int:
-    """Return the revision from the id of a stream entry."""
-    return int(id_.partition(b"-")[0])
 
 
 def _whole(pet: PetId, answer: Any) -> Any:
@@ -762,12 +644,9 @@ def _readable(pet: PetId) -> Iterator[None]:
         raise UnreadablePet(pet=pet, problem=f"{type(exc).__name__}: {exc}") from exc
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 @contextmanager
-def _translated(doing: str) -> Iterator[None]:
+def translated(doing: str) -> Iterator[None]:
+    """Translate errors of Redis and redis-py to ``StoreUnavailable``; ``doing`` says what failed."""
     try:
         yield
     except REDIS_ERRORS as exc:

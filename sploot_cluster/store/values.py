@@ -1,0 +1,157 @@
+"""The values of a pet's keys: how shadows, quarantined items, cards and history entries are written and read, and the
+commands that write a whole pet. ``keys.py`` documents the schema.
+
+Functions named ``load_…`` raise ValueError, LookupError, TypeError or AttributeError for a value that they cannot read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, HistoryEntry, MediaId, Origin
+from sploot_cluster.pet.past import dump as dump_overwritten
+from sploot_cluster.pet.shadow import Shadow
+from sploot_cluster.pet.tally import Quarantined
+from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.store import ledger_json as ledger
+from sploot_cluster.store.keys import FORMAT, PetKeys
+
+
+def dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
+    """Return the shadow as the fields and values of its hash."""
+    at = shadow.begun_at.isoformat()
+    was_own = int(shadow.was_own)
+    return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by, "was_own", was_own)
+
+
+def load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -> Shadow | None:
+    if not facts:
+        return None
+    by_item = {
+        MediaId(item.decode()): np.frombuffer(row, dtype="<f4").astype(np.float32) for item, row in vectors.items()
+    }
+    at = datetime.fromisoformat(facts[b"begun_at"].decode())
+    model, by = facts[b"model"].decode(), facts[b"by"].decode()
+    was_own = facts[b"was_own"] == b"1"
+    return Shadow(model, int(facts[b"dim"]), at, by, by_item, len(by_item), was_own)
+
+
+def dump_quarantined(why: Quarantined) -> str:
+    return as_json(asdict(why) | {"at": why.at.isoformat()})
+
+
+def load_quarantined(text: bytes) -> Quarantined:
+    facts = json.loads(text)
+    return Quarantined(**facts | {"at": datetime.fromisoformat(facts["at"])})
+
+
+def dump_card(card: ClusterCard) -> str:
+    facts: dict[str, object] = {"threshold": card.threshold, "since": card.since}
+    return as_json(facts if card.split_from is None else facts | {"split_from": card.split_from})
+
+
+def load_card(id_: ClusterId, text: bytes) -> ClusterCard:
+    facts = json.loads(text)
+    split_from = ClusterId(int(facts["split_from"])) if "split_from" in facts else None
+    return ClusterCard(id_, threshold=float(facts["threshold"]), since=int(facts["since"]), split_from=split_from)
+
+
+def load_entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
+    return HistoryEntry(
+        revision=revision_of(id_),
+        kind=fields[b"kind"].decode(),
+        at=datetime.fromtimestamp(int(fields[b"at_ms"]) / 1000, UTC),
+        by=fields[b"by"].decode(),
+        summary=json.loads(fields[b"summary"]),
+    )
+
+
+def revision_of(id_: bytes) -> int:
+    """Return the revision from the id of a stream entry."""
+    return int(id_.partition(b"-")[0])
+
+
+def commands_of(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Any]:
+    """Yield the commands with which replace.lua writes the pet, in its format."""
+    number = {key: at for at, key in enumerate(keys, start=1)}
+    state = dump.state
+    clustered = int(np.count_nonzero(state.labels != NOISE))
+    dismissed = int(np.count_nonzero(state.origins == Origin.DISMISSED))
+    meta = {
+        "format": FORMAT,
+        "born": born,
+        "commit": commit,
+        "revision": state.revision,
+        "model": state.model,
+        "dim": state.dim,
+        "n_media": state.n_media,
+        "next_cluster": state.next_cluster,
+        "n_at_recluster": state.n_at_recluster,
+        "noise_arrivals": state.noise_arrivals,
+        "relabelled_at": state.relabelled_at,
+        "recarded_at": state.revision,
+        "past_from": dump.past_from,
+        "ingested": dump.ingested,
+        "n_clustered": clustered,
+        "n_noise": state.n_media - clustered - dismissed,
+        "n_dismissed": dismissed,
+        "n_clusters": len(state.clusters),
+        "n_aliases": len(state.aliases),
+        "n_corrections": len(state.ledger),
+        "n_history": len(dump.history),
+        "n_overwritten": len(dump.overwritten),
+        "n_quarantined": len(dump.quarantine),
+        "n_overflowed": dump.overflowed,
+        "n_shadow": None if dump.shadow is None else len(dump.shadow.vectors),
+    }
+
+    def command(name: str, key: str, *arguments: Any) -> Iterator[Any]:
+        # at most as many as fit on Lua's stack; an even number, so that pairs stay together
+        for start in range(0, len(arguments), 5_000):
+            batch = arguments[start : start + 5_000]
+            yield from (len(batch), name, number[key], *batch)
+
+    yield from command("HSET", keys.meta, *(item for pair in meta.items() if pair[1] is not None for item in pair))
+    yield from command("RPUSH", keys.media, *state.media)
+    yield from command("HSET", keys.rows, *(part for row, item in enumerate(state.media) for part in (item, row)))
+    if state.n_media:
+        yield from command("SET", keys.vectors, state.vectors.astype("<f4", copy=False).tobytes())
+        yield from command("SET", keys.labels, state.labels.astype("<i4", copy=False).tobytes())
+        yield from command("SET", keys.origins, state.origins.tobytes())
+        yield from command("SET", keys.occurred_at, state.occurred_at_ms.astype("<i8", copy=False).tobytes())
+        yield from command("SET", keys.arrived, dump.arrived.astype("<u4", copy=False).tobytes())
+    yield from command(
+        "HSET", keys.clusters, *(item for id_, card in state.clusters.items() for item in (id_, dump_card(card)))
+    )
+    yield from command("HSET", keys.aliases, *(item for pair in state.aliases.items() for item in pair))
+    yield from command("RPUSH", keys.ledger, *(ledger.dumps(correction) for correction in state.ledger))
+    for entry in dump.history:
+        at_ms = round(entry.at.timestamp() * 1000)
+        facts = ("kind", entry.kind, "by", entry.by, "at_ms", at_ms, "summary", as_json(entry.summary))
+        yield from command("XADD", keys.history, f"{entry.revision}-0", *facts)
+    for one in dump.overwritten:
+        yield from command("XADD", keys.overwritten, f"{one.revision}-0", "was", dump_overwritten(one))
+    if dump.shadow is not None:
+        vectors = dump.shadow.vectors.items()
+        yield from command("HSET", keys.shadow, *dump_shadow(dump.shadow))
+        rows = (part for item, row in vectors for part in (item, row.astype("<f4").tobytes()))
+        yield from command("HSET", keys.shadow_vectors, *rows)
+    quarantine = dump.quarantine.items()
+    yield from command(
+        "HSET", keys.quarantine, *(part for item, why in quarantine for part in (item, dump_quarantined(why)))
+    )
+
+
+def pairs_of(items: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the (field, value) pairs of a hash as a script returns it."""
+    return zip(items[::2], items[1::2], strict=True)
+
+
+def as_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
