@@ -12,6 +12,7 @@ from sploot_cluster.errors import InvalidInput, UnreadablePet
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.pet.times import ItemOrder
+from tasks.cli.bulk import ALL_PARTS, recluster_all
 from tasks.cli.media_files import event_of, progress_of, records_of
 from tasks.cli.screen import err, out, print_json, table_of
 from tasks.cli.shared import (
@@ -85,20 +86,34 @@ def ingest(
 
 @app.command()
 def recluster(
-    pet: Pet,
     by: By,
+    pet: Annotated[int | None, typer.Argument(help="The pet's id; not with --all.", metavar="[PET]")] = None,
     preview: Annotated[
         bool, typer.Option("--preview", help="Show what would change, with a token to apply it.")
     ] = False,
     apply: Annotated[
         str | None, typer.Option(help="Apply exactly what a preview showed, or nothing.", metavar="TOKEN")
     ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Recluster all pets, with at most 100 reclusters waiting at a time.")
+    ] = False,
+    after: Annotated[int, typer.Option(help="With --all: only pets with greater ids, to continue.", metavar="PET")] = 0,
+    part: Annotated[
+        str, typer.Option(help="With --all: one of equal parts of the pets.", metavar="PART/PARTS")
+    ] = ALL_PARTS,
     wait: Wait = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute the pet's clusters; corrections and ids are kept. A preview waits for a worker, for 60 s by default."""
+    if every == (pet is not None):
+        raise InvalidInput("PET", "give one pet, or --all", "sploot-cluster recluster 42")
     if preview and apply is not None:
         raise InvalidInput("--apply", "cannot be combined with --preview", "give one of the two")
+    if pet is None:
+        if preview or apply is not None or wait is not None:
+            raise InvalidInput("--all", "cannot be combined with --preview, --apply or --wait", "leave them out")
+        recluster_all(by, after=after, part=part, as_json=as_json)
+        return
     if apply is not None:
         apply_preview(pet, apply, by, as_json=as_json)
         return

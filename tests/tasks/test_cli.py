@@ -13,13 +13,14 @@ from typing import Any
 
 import dramatiq
 import numpy as np
+import pyarrow.parquet
 import pytest
 import redis
 from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
-from sploot_cluster.pet.models import ClusterId
+from sploot_cluster.pet.models import ClusterId, PetId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.composition import build_app
@@ -228,6 +229,58 @@ def test_correction_with_wait_prints_its_result(
     assert "pet 42 has no cluster 99" in refused.out
     assert [entry.by for entry in service.history(PET)][-2] == "ada"
     assert service.history(PET)[0].by == "ada"
+
+
+def test_all_pets_are_written_as_parquet(cli: CommandLine, service: ClusterService, tmp_path: Path) -> None:
+    take(service, 0, range(6))
+    take(service, 1, range(3), pet=PetId(43))
+    directory = tmp_path / "tables"
+
+    written = cli("parquet", str(directory), "--json")
+    again = cli("parquet", str(directory))
+    half = cli("parquet", str(directory), "--part", "2/2")
+    wrong = cli("parquet", str(directory), "--part", "3/2")
+
+    assert (written.json["pets"], written.json["items"]) == (2, 9)
+    assert pyarrow.parquet.read_table(written.json["files"][0]).num_rows == 9
+    assert (again.code, "name an empty directory" in again.err) == (2, True)
+    assert (half.code, "3 items of 1 pets written: 1 files" in half.out) == (0, True)
+    assert (wrong.code, "'3/2' is not one of a number of parts" in wrong.err) == (2, True)
+
+
+def test_recluster_of_all_pets_tells_where_to_continue(cli: CommandLine, service: ClusterService) -> None:
+    for pet in (41, 42):
+        take(service, 0, range(2), pet=PetId(pet))
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.cli.bulk.time.sleep", interrupt)  # nothing runs the jobs, so the command waits
+        done = cli("recluster", "--all")
+
+    assert (done.code, "repeat the command with --after 42" in done.err) == (130, True)
+
+
+def test_all_pets_are_reclustered_through_the_queue(
+    cli: CommandLine, redis_url: str, redis_client: redis.Redis, service: ClusterService
+) -> None:
+    for pet in range(41, 45):
+        take(service, 0, range(6), pet=PetId(pet))
+
+    with jobs_running(redis_url, redis_client, service):
+        all_of_them = cli("recluster", "--all", "--by", "ada")
+        half = cli("recluster", "--all", "--part", "1/2", "--json")
+        rest = cli("recluster", "--all", "--after", "43", "--json")
+        both = cli("recluster", "42", "--all")
+        waiting = cli("recluster", "--all", "--preview")
+
+    assert (all_of_them.code, all_of_them.out) == (0, "4 of 4 pets reclustered\n")
+    assert (half.json["pets"], rest.json["pets"], half.json["failed"]) == (2, 1, [])
+    reclusters = [sum(entry.kind == "recluster" for entry in service.history(PetId(pet))) for pet in range(41, 45)]
+    assert reclusters == [2, 1, 2, 2]
+    assert (both.code, "give one pet, or --all" in both.err) == (2, True)
+    assert (waiting.code, "cannot be combined" in waiting.err) == (2, True)
 
 
 def test_pet_is_exported_deleted_and_imported(

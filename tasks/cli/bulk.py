@@ -1,0 +1,125 @@
+"""Commands on all pets. They can be divided into parts, and continued where they stopped."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.jobs import ENDED, QueueUnavailable
+from tasks.cli.screen import err, out, print_json
+from tasks.cli.shared import FAILED, POLL_S, AsJson, open_service, open_tasks, settings_of_environment
+
+if TYPE_CHECKING:
+    from sploot_cluster.store.parquet import Written
+    from tasks.client import ClusterTasks
+
+app = typer.Typer()
+
+ALL_PARTS: Final = "1/1"
+# Reclusters of `recluster --all` that wait at a time, so that those that people ask for meanwhile wait for few others.
+WAITING: Final = 100
+FAILURES_SHOWN: Final = 5
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Return the numbers of ``PART/PARTS``."""
+    part, _, parts = text.partition("/")
+    if part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts):
+        return int(part), int(parts)
+    raise InvalidInput("--part", f"{text!r} is not one of a number of parts", "write for example 2/8")
+
+
+@app.command()
+def parquet(
+    directory: Annotated[Path, typer.Argument(help="Directory for the files; created if it does not exist.")],
+    part: Annotated[
+        str, typer.Option(help="Write only one of equal parts of the pets.", metavar="PART/PARTS")
+    ] = ALL_PARTS,
+    as_json: AsJson = False,
+) -> None:
+    """Write all items with vectors, clusters, names and origins as Parquet files, for DuckDB, Spark, Ray or pandas."""
+    from sploot_cluster.store.parquet import write_pets
+    from sploot_cluster.store.redis import RedisPetStore
+    from tasks.composition import build_client
+
+    number, parts = part_of(part)
+    with build_client(settings_of_environment()) as client, err.status("reading pets") as status:
+
+        def show(written: Written) -> None:
+            status.update(f"{written.n_pets:,} pets, {written.n_items:,} items")
+
+        written = write_pets(RedisPetStore(client), directory, part=number, parts=parts, after_each=show)
+    if as_json:
+        print_json(
+            {
+                "pets": written.n_pets,
+                "items": written.n_items,
+                "files": [str(file) for file in written.files],
+                "unreadable": written.unreadable,
+            }
+        )
+    else:
+        out.print(
+            f"{written.n_items:,} items of {written.n_pets:,} pets written: {len(written.files)} files in {directory}",
+            soft_wrap=True,
+        )
+    if written.unreadable:
+        first = written.unreadable[0]
+        err.print(
+            f"{len(written.unreadable)} pets are unreadable and left out; the first is {first}: sploot-cluster doctor",
+            soft_wrap=True,
+        )
+        raise typer.Exit(FAILED)
+
+
+def recluster_all(by: str, *, after: int, part: str, as_json: bool) -> None:
+    """Recluster all pets through the queue, and wait for the last job."""
+    number, parts = part_of(part)
+    with open_service() as service:
+        pets = [pet for pet in list(service.pets())[number - 1 :: parts] if pet > after]
+    with open_tasks() as tasks, err.status("sending reclusters") as status:
+        waiting: deque[str] = deque()
+        failed: list[str] = []
+        sent = after
+        try:
+            for n_sent, sent in enumerate(pets, start=1):
+                waiting.append(tasks.recluster(sent, requested_by=by).job_id)
+                status.update(f"{n_sent:,} of {len(pets):,} pets")
+                failed += _ended(tasks, waiting, at_most=WAITING)
+            status.update("waiting for the last reclusters")
+            failed += _ended(tasks, waiting, at_most=0)
+        except (KeyboardInterrupt, QueueUnavailable):
+            err.print(f"what was sent continues; to send the rest, repeat the command with --after {sent}")
+            raise
+    _report(len(pets), failed, as_json=as_json)
+
+
+def _ended(tasks: ClusterTasks, waiting: deque[str], *, at_most: int) -> Sequence[str]:
+    """Wait until at most this many of the oldest jobs have not ended, and return those of the others that failed."""
+    failed = []
+    while len(waiting) > at_most:
+        status = tasks.job(waiting[0])
+        if status is not None and status.state not in ENDED:
+            time.sleep(POLL_S)
+            continue
+        if status is not None and status.state != "succeeded":
+            failed.append(waiting[0])
+        waiting.popleft()
+    return failed
+
+
+def _report(n_pets: int, failed: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"pets": n_pets, "failed": failed})
+    else:
+        out.print(f"{n_pets - len(failed):,} of {n_pets:,} pets reclustered")
+    if failed:
+        first = ", ".join(failed[:FAILURES_SHOWN])
+        err.print(f"{len(failed)} reclusters failed; the first jobs: {first}", soft_wrap=True)
+        raise typer.Exit(FAILED)
