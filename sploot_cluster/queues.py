@@ -10,9 +10,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal, Protocol
+from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from sploot_cluster.answer_fields import described
+
+Record = TypeVar("Record")
 
 # A hundred years. Longer durations are typing errors, and would overflow in date arithmetic and in Redis.
 LONGEST_S: Final = 100 * 366 * 86_400
@@ -161,6 +163,18 @@ class DeadLetterView:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Record]):
+    """A page of a list, newest first.
+
+    Attributes:
+        cursor: continues the list after this page; None on the last page.
+    """
+
+    records: Sequence[Record]
+    cursor: str | None = None
+
+
 class PlanUnknown(LookupError):
     """Raised when a plan does not exist: it was applied, is older than an hour, or was never made."""
 
@@ -205,8 +219,18 @@ class QueueOperations(Protocol):
 
     def queues(self) -> Sequence[QueueStatus]: ...
 
-    def dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Sequence[DeadLetterView]:
-        """Return the dead letters that match, newest first, without their fields and tracebacks."""
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all queues."""
+        ...
+
+    def dead_letters(
+        self, queue: str, wanted: DeadLetterFilter, *, limit: int, cursor: str | None = ...
+    ) -> Page[DeadLetterView]:
+        """Return dead letters that match, without their fields and tracebacks.
+
+        Looks at a bounded number of dead letters, so a page may have fewer than ``limit`` although others follow.
+        """
         ...
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None: ...
@@ -262,6 +286,6 @@ class QueueOperations(Protocol):
         """Apply the plan to the entries that have not changed since it was made, and write the audit record."""
         ...
 
-    def audit(self, limit: int = ...) -> Sequence[AuditRecord]:
-        """Return the newest audit records, newest first."""
+    def audit(self, limit: int = ..., *, cursor: str | None = ...) -> Page[AuditRecord]:
+        """Return audit records, one per action."""
         ...

@@ -54,6 +54,7 @@ from sploot_cluster.errors import (
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.pet.diff import PetDiff, Snapshot, compare
+from sploot_cluster.pet.listing import PetOrder, PetPage, page_of
 from sploot_cluster.pet.models import (
     Arrival,
     Assigned,
@@ -468,9 +469,9 @@ class ClusterService:
         """
         return self._store.moved_at(pet)
 
-    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
-        """Return the newest reclusters and corrections, newest first."""
-        return self._store.history(pet, limit=limit)
+    def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
+        """Return the newest reclusters and corrections, newest first; those before a revision, if it is given."""
+        return self._store.history(pet, limit=limit, before=before)
 
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted:
         """Delete items, as if they had never arrived. Rewrites the whole pet.
@@ -634,6 +635,13 @@ class ClusterService:
     def pets(self) -> Sequence[PetId]:
         """Return all pets that have data, ascending."""
         return self._store.pets()
+
+    def page_of_pets(
+        self, *, search: str = "", order: PetOrder = PetOrder.ID, limit: int = 100, cursor: str | None = None
+    ) -> PetPage:
+        """Return a page of the list of pets; see ``pet.listing.page_of``."""
+        pets, summaries = self._store.pets(), self._store.summaries
+        return page_of(pets, summaries, search=search, order=order, limit=limit, cursor=cursor)
 
     @cached_property
     def _densities(self) -> PetDensity:

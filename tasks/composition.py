@@ -154,7 +154,7 @@ def build_app(settings: Settings) -> FastAPI:
     """Return the HTTP API as an ASGI application, to be served or to be mounted in another application.
 
     Raises:
-        InvalidInput: ``SPLOOT_API_TOKENS`` is invalid.
+        InvalidInput: ``SPLOOT_API_TOKENS`` or ``SPLOOT_HTTP_PUBLIC`` is invalid.
     """
     from sploot_cluster.api import (
         ReadinessCheck,
@@ -163,6 +163,7 @@ def build_app(settings: Settings) -> FastAPI:
         Tokens,
         create_app,
     )
+    from sploot_cluster.api.public import groups_of
     from tasks.observe.exposition import expose, find_unready
 
     to_close = ExitStack()
@@ -186,6 +187,8 @@ def build_app(settings: Settings) -> FastAPI:
         ready=ready,
         metrics=lambda: exposition(""),
         on_close=to_close.close,
+        max_rate_per_s=settings.http_rate,
+        public=groups_of(settings.http_public),
     )
     app.add_middleware(TakeTraceparent)
     return app

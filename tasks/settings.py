@@ -142,6 +142,20 @@ class Settings:
         default="",
         is_secret=True,
     )
+    http_public: str = _setting(
+        "SPLOOT_HTTP_PUBLIC",
+        "what the HTTP API answers to other machines without a token: none, or some of health, metrics, openapi and "
+        "console, comma-separated",
+        default="health",
+    )
+    http_rate: int = _setting(
+        "SPLOOT_HTTP_RATE",
+        "how many requests per second each caller of the HTTP API may send to one server, or is answered 429; those of "
+        "five seconds may come at once; 0: no limit",
+        unit="requests/s",
+        default=200,
+        accepts=_whole(0),
+    )
     ingest_rollout_percent: int = _setting(
         "SPLOOT_INGEST_ROLLOUT_PERCENT",
         "share of pets whose items are accepted from producers, always the same pets",

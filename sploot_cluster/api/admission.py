@@ -6,9 +6,11 @@ parsed.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message as Headers
 from hashlib import sha256
 from typing import Annotated, Any, Final
@@ -24,12 +26,16 @@ from sploot_cluster.api import problems
 from sploot_cluster.api.bodies import parsed
 from sploot_cluster.api.idempotency import Answer, IdempotencyStore, KeyInProgress, KeyReused, Ticket
 from sploot_cluster.api.problems import Kind, Refusal
+from sploot_cluster.api.rates import UNAUTHENTICATED_PER_S, Rates
 from sploot_cluster.api.tokens import LOOPBACK, MAY_CALL, VARIABLE, Caller, Tokens
 from sploot_cluster.errors import InvalidInput, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
 MAX_IDEMPOTENCY_KEY: Final = 255
+
+# Shorter than the grace of a shutdown, so that no body is cut that would still have arrived.
+BODY_WAIT_S: Final = 15.0
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -39,6 +45,7 @@ READS: Final[tuple[Kind, ...]] = (
     problems.FORBIDDEN,
     problems.NOT_LOOPBACK,
     problems.INVALID_INPUT,
+    problems.TOO_MANY_REQUESTS,
     problems.INTERNAL,
     problems.STORE_UNAVAILABLE,
 )
@@ -48,11 +55,13 @@ WRITES: Final[tuple[Kind, ...]] = (
     problems.FORBIDDEN,
     problems.NOT_LOOPBACK,
     problems.CROSS_SITE,
+    problems.TOO_SLOW,
     problems.KEY_IN_PROGRESS,
     problems.BODY_TOO_LARGE,
     problems.NOT_JSON,
     problems.INVALID_INPUT,
     problems.KEY_REUSED,
+    problems.TOO_MANY_REQUESTS,
     problems.INTERNAL,
     problems.QUEUE_UNAVAILABLE,
     problems.QUEUE_FULL,
@@ -67,11 +76,15 @@ class Admission:
     Attributes:
         tokens: the valid tokens. Without any, every caller is ``loopback``; ``LoopbackGuard`` refuses other machines.
         max_body_bytes: size limit of a request's body.
+        rates: the rate limit of each caller.
+        strangers: the rate limit of each address from which requests without a valid token come.
     """
 
     tokens: Tokens
     idempotency: IdempotencyStore
     max_body_bytes: int
+    rates: Rates = field(default_factory=lambda: Rates(0))
+    strangers: Rates = field(default_factory=lambda: Rates(UNAUTHENTICATED_PER_S))
 
     def route_class(self) -> type[APIRoute]:
         """Return the ``route_class`` of a router whose routes apply these rules."""
@@ -111,15 +124,14 @@ class Admission:
 
     def _admit(self, request: Request, operation: str) -> Caller:
         if not self.tokens:
+            _refuse_if_early(self.rates.wait_s(LOOPBACK.name), LOOPBACK.name)
             return LOOPBACK
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        caller = self.tokens.holder_of(secret.strip()) if scheme.lower() == "bearer" else None
+        caller = self.tokens.holder_of(bearer_of(request))
         if caller is None:
-            raise Refusal(
-                problems.UNAUTHENTICATED,
-                f"send 'Authorization: Bearer <secret>' with a secret of the server's {VARIABLE}",
-                headers={"WWW-Authenticate": 'Bearer realm="sploot-cluster"'},
-            )
+            address = "" if request.client is None else request.client.host
+            _refuse_if_early(self.strangers.wait_s(address), "a caller without a valid token")
+            raise unauthenticated()
+        _refuse_if_early(self.rates.wait_s(caller.name), caller.name)
         if caller.role not in MAY_CALL[operation]:
             roles = " or ".join(sorted(MAY_CALL[operation]))
             detail = f"{caller.name} has role {caller.role}; {operation} requires a token with role {roles}"
@@ -138,10 +150,15 @@ class Admission:
         if announced.isdecimal() and int(announced[:20]) > self.max_body_bytes:
             raise too_large
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self.max_body_bytes:
-                raise too_large
+        try:
+            async with asyncio.timeout(BODY_WAIT_S):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self.max_body_bytes:
+                        raise too_large
+        except TimeoutError:
+            detail = f"the body did not arrive within {BODY_WAIT_S:.0f} s; send it in parts, or over a faster network"
+            raise Refusal(problems.TOO_SLOW, detail, headers={"Connection": "close"}) from None
         return bytes(body)
 
     async def _once(self, request: Request, key: str, body: bytes, handle: Handler) -> Response:
@@ -186,6 +203,26 @@ class Admission:
         except StoreUnavailable as away:
             # the job is enqueued; an error would make the caller send it again
             logger.warning("could not store answer for its idempotency key", extra={"problem": away.problem})
+
+
+def bearer_of(request: Request) -> str:
+    """Return the secret that a request sends as its bearer token; an empty string if it sends none."""
+    scheme, _, secret = request.headers.get("authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else ""
+
+
+def unauthenticated(hint: str = "") -> Refusal:
+    """Return the refusal of a request without a valid token, with a further hint."""
+    detail = f"send 'Authorization: Bearer <secret>' with a secret of the server's {VARIABLE}"
+    headers = {"WWW-Authenticate": 'Bearer realm="sploot-cluster"'}
+    return Refusal(problems.UNAUTHENTICATED, f"{detail}; {hint}" if hint else detail, headers=headers)
+
+
+def _refuse_if_early(wait_s: float, caller: str) -> None:
+    if wait_s:
+        seconds = math.ceil(wait_s)
+        detail = f"{caller} sends more requests per second than the server accepts; send it again in {seconds} s"
+        raise Refusal(problems.TOO_MANY_REQUESTS, detail, headers={"Retry-After": str(seconds)})
 
 
 def caller_of(request: Request) -> Caller:

@@ -17,6 +17,8 @@ from sploot_cluster.jobs import DeadLetterRef, Traces
 from sploot_cluster.pet.diff import Snapshot
 from sploot_cluster.pet.models import NOISE, ClusterView, Deleted, HistoryEntry, Origin, PetId, Reclustered
 
+NEXT_CURSOR: Final = "The cursor of the next page; null on the last page."
+
 # Maximum number of moved items that a comparison or a preview lists; longer lists are not readable.
 MAX_MOVES: Final = 1_000
 
@@ -100,6 +102,7 @@ class PetHistory(BaseModel):
 
     pet_id: int
     entries: Sequence[HistoryEntry]
+    next_cursor: str | None = Field(description=NEXT_CURSOR)
 
 
 class PetAt(BaseModel):

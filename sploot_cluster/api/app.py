@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -13,13 +14,16 @@ from starlette.concurrency import run_in_threadpool
 from sploot_cluster.api import problems
 from sploot_cluster.api.admission import Admission
 from sploot_cluster.api.console import console_router
+from sploot_cluster.api.envelope import Envelope
 from sploot_cluster.api.idempotency import IdempotencyStore, MemoryIdempotencyStore
 from sploot_cluster.api.loopback import LoopbackGuard
+from sploot_cluster.api.public import DEFAULT, PublicAddresses
+from sploot_cluster.api.rates import Rates
 from sploot_cluster.api.routes.clusters import clusters_router
 from sploot_cluster.api.routes.embeddings import embeddings_router
 from sploot_cluster.api.routes.health import ReadinessReport, health_router
 from sploot_cluster.api.routes.jobs import jobs_router
-from sploot_cluster.api.routes.pets import PetService, pets_router
+from sploot_cluster.api.routes.pets import PetService, pet_list_router, pets_router
 from sploot_cluster.api.routes.queues import queues_router
 from sploot_cluster.api.tokens import Tokens
 from sploot_cluster.jobs import JobQueue, JobTraces
@@ -92,6 +96,8 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
     max_body_bytes: int = MAX_BODY_BYTES,
     max_embeddings_bytes: int = MAX_EMBEDDINGS_BYTES,
     max_batch: int = MAX_BATCH,
+    max_rate_per_s: float = 0,
+    public: Collection[str] = (DEFAULT,),
     preview_wait_s: float = PREVIEW_WAIT_S,
 ) -> FastAPI:
     """Return the HTTP API as an ASGI application, to serve or to mount in another one.
@@ -116,6 +122,9 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         max_body_bytes: size limit of a body without embeddings.
         max_embeddings_bytes: size limit of a body with embeddings.
         max_batch: maximum number of embeddings in such a body.
+        max_rate_per_s: how many requests per second each caller may send to this process; 0 for no limit. More are
+            answered 429.
+        public: groups of addresses that answer to other machines without a token; see ``public.GROUPS``.
         preview_wait_s: how long a request waits for a worker to compute its preview.
     """
     tokens = tokens or Tokens()
@@ -133,15 +142,19 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         lifespan=_closing(on_close),
     )
     problems.install(app)
-    if not tokens:
+    if tokens:
+        app.add_middleware(PublicAddresses, tokens=tokens, public=public)
+    else:
         app.add_middleware(LoopbackGuard)
+    app.add_middleware(Envelope)
 
     held = idempotency or MemoryIdempotencyStore()
-    admission = Admission(tokens, held, max_body_bytes)
-    wide_admission = Admission(tokens, held, max_embeddings_bytes)
+    admission = Admission(tokens, held, max_body_bytes, Rates(max_rate_per_s))
+    wide_admission = replace(admission, max_body_bytes=max_embeddings_bytes)
     routers = [
         clusters_router(admission, jobs, service, preview_wait_s=preview_wait_s),
         embeddings_router(wide_admission, jobs, max_batch=max_batch),
+        pet_list_router(admission, service),
         pets_router(admission, service, traces),
         jobs_router(admission, jobs),
         *([] if operations is None else [queues_router(admission, operations)]),

@@ -55,14 +55,15 @@ class LoopbackGuard:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = _why_not(scope) if scope["type"] == "http" else None
+        refusal = why_not_local(scope) if scope["type"] == "http" else None
         if refusal is None:
             await self._app(scope, receive, send)
         else:
             await render(refusal)(scope, receive, send)
 
 
-def _why_not(scope: Scope) -> Refusal | None:
+def why_not_local(scope: Scope) -> Refusal | None:
+    """Return None for a request of a program on this machine, and otherwise the refusal that explains it."""
     headers = Headers(scope=scope)
     # on a unix socket there is no peer address
     peer = scope.get("client")

@@ -21,6 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from sploot_cluster.errors import InvalidInput, StoreUnavailable, UnreadablePet
 from sploot_cluster.fields import type_of
@@ -90,6 +91,7 @@ NOT_FOUND: Final = Kind("not-found", 404, "Not found", "No resource exists at th
 METHOD_NOT_ALLOWED: Final = Kind(
     "method-not-allowed", 405, "Method not allowed", "The address does not support this method."
 )
+TOO_SLOW: Final = Kind("too-slow", 408, "Too slow", "The body did not arrive in time.")
 EVENTS_WAIT: Final = Kind(
     "events-wait", 409, "Events pending", "Pending events would restore what is to be deleted; nothing was deleted."
 )
@@ -112,6 +114,7 @@ STALE_PREVIEW: Final = Kind(
     "The pet changed since the preview, or the preview expired; nothing was changed.",
 )
 BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "Body too large", "The body is larger than this address accepts.")
+ADDRESS_TOO_LONG: Final = Kind("address-too-long", 414, "Address too long", "The address has too many bytes.")
 NOT_JSON: Final = Kind("not-json", 415, "Not JSON", "The body was not sent as application/json.")
 INVALID_INPUT: Final = Kind(
     "invalid-input", 422, "Invalid input", "A field is invalid; the same request will fail again."
@@ -119,6 +122,13 @@ INVALID_INPUT: Final = Kind(
 KEY_REUSED: Final = Kind(
     "idempotency-key-reused", 422, "Idempotency-Key reused", "The Idempotency-Key was used before with another body."
 )
+TOO_MANY_REQUESTS: Final = Kind(
+    "too-many-requests",
+    429,
+    "Too many requests",
+    "The caller sent more requests per second than the server accepts (SPLOOT_HTTP_RATE); retry after `Retry-After`.",
+)
+HEADERS_TOO_LARGE: Final = Kind("headers-too-large", 431, "Headers too large", "The headers have too many bytes.")
 INTERNAL: Final = Kind(
     "internal", 500, "Internal error", "A fault of the server; its log has the error under the incident id."
 )
@@ -239,6 +249,8 @@ _WORDING: Final[Mapping[str, tuple[str, str]]] = {
     "less_than_equal": ("is too large", "send {le} or less"),
     "too_short": ("has {actual_length} entries", "send at least {min_length}"),
     "too_long": ("has more than {max_length} entries", "send at most {max_length}"),
+    "string_pattern_mismatch": ("has the wrong form", "send text that matches {pattern}; send a cursor unchanged"),
+    "enum": ("is not one of the allowed values", "send {expected}"),
     "string_too_short": ("is too short", "send at least {min_length} characters"),
     "string_too_long": ("is too long", "send at most {max_length} characters"),
 }
@@ -398,11 +410,23 @@ def _http(request: Request, error: HTTPException) -> Response:
         case 404:
             detail = f"{shown(request.url.path)} does not exist; GET /openapi.json lists the addresses"
         case 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
+            allowed = _allowed(request)
             detail = f"{shown(request.url.path)} does not support {shown(request.method)}; send {allowed}"
+            return render(Refusal(kind, detail, headers={"Allow": allowed}))
         case _:
             detail = str(error.detail)
     return render(Refusal(kind, detail, headers=error.headers))
+
+
+def _allowed(request: Request) -> str:
+    """Return the methods of all routes with the request's address. Starlette names those of the first one only."""
+    methods = {
+        method
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def _internal(request: Request, error: Exception) -> Response:

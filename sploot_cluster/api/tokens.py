@@ -40,12 +40,12 @@ _LABELLERS: Final = frozenset({Role.LABELLER, Role.PRODUCER, Role.OPERATOR})
 _READERS: Final = frozenset(Role) - {Role.UPLOADER}
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 
-# Operation id -> roles that may call it. Operations that are not listed require no token: health, readiness, metrics
-# and the OpenAPI document expose no pet data, and probes and scrapers have no secrets.
+# Operation id -> roles that may call it. Operations that are not listed are those of ``public``.
 MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "recluster": _LABELLERS,
     **{request.actor_name: _LABELLERS for request in VERBS.values()},
     "ingest_embeddings": _UPLOADERS,
+    "list_pets": _READERS,
     "get_clusters": _READERS,
     "get_cluster": _READERS,
     "get_why": _READERS,

@@ -311,6 +311,18 @@ class PetView:
 
 
 @dataclass(frozen=True, slots=True)
+class PetSummary:
+    """The numbers of a pet, for a list of pets."""
+
+    pet_id: PetId
+    revision: int
+    model: str | None
+    n_media: int = field(metadata=described("Number of its items, without those in quarantine."))
+    n_clusters: int
+    n_noise: int = field(metadata=described("Number of its items that are in no cluster and were not dismissed."))
+
+
+@dataclass(frozen=True, slots=True)
 class Assigned:
     """The result of an arrival.
 

@@ -15,7 +15,18 @@ import numpy as np
 
 from sploot_cluster.decide.presentation import presentation_of
 from sploot_cluster.errors import ClusterError, NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
-from sploot_cluster.pet.models import NOISE, Change, HistoryEntry, KeptTree, MediaId, Origin, PetId, PetState, PetView
+from sploot_cluster.pet.models import (
+    NOISE,
+    Change,
+    HistoryEntry,
+    KeptTree,
+    MediaId,
+    Origin,
+    PetId,
+    PetState,
+    PetSummary,
+    PetView,
+)
 from sploot_cluster.pet.past import KEPT, Overwritten, Past, overwritten_by
 from sploot_cluster.pet.previews import Preview
 from sploot_cluster.pet.rows import check, empty_state, follow
@@ -167,10 +178,11 @@ class MemoryPetStore:
     def moved_at(self, pet: PetId) -> int:
         return self.load(pet).relabelled_at
 
-    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
+    def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
         with self._lock:
             held = self._pets.get(pet)
-            return list(held.history)[: -limit - 1 : -1] if held else []
+            entries = list(held.history) if held else []
+        return [entry for entry in entries if before is None or entry.revision < before][: -limit - 1 : -1]
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
         with self._lock:
@@ -288,6 +300,21 @@ class MemoryPetStore:
                 return False
             held.shadow = None
             return True
+
+    def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]:
+        with self._lock:
+            found = [held for pet in pets if (held := self._pets.get(pet)) is not None]
+        return [
+            PetSummary(
+                held.state.pet,
+                held.state.revision,
+                held.state.model,
+                held.state.n_media,
+                len(held.state.clusters),
+                _tally(held).noise,
+            )
+            for held in found
+        ]
 
     def pets(self) -> Sequence[PetId]:
         with self._lock:

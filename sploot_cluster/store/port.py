@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from sploot_cluster.errors import ClusterError
-from sploot_cluster.pet.models import Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetView
+from sploot_cluster.pet.models import Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetSummary, PetView
 from sploot_cluster.pet.past import Past
 from sploot_cluster.pet.previews import Preview
 from sploot_cluster.pet.shadow import Shadow
@@ -117,8 +117,8 @@ class PetStore(Protocol):
         """Return the revision that last moved existing items; 0 if there is none."""
         ...
 
-    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
-        """Return the newest history entries, newest first."""
+    def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
+        """Return the newest history entries, newest first; only those of revisions below ``before``, if given."""
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
@@ -195,6 +195,10 @@ class PetStore(Protocol):
 
         Items that had a vector only in the shadow stay quarantined.
         """
+        ...
+
+    def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]:
+        """Return the summary of each of these pets that has data, in order. Does not check whether pets are damaged."""
         ...
 
     def pets(self) -> Sequence[PetId]:

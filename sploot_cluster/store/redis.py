@@ -45,6 +45,7 @@ from sploot_cluster.pet.models import (
     MediaId,
     PetId,
     PetState,
+    PetSummary,
     PetView,
 )
 from sploot_cluster.pet.past import KEPT, Past, overwritten_by
@@ -94,6 +95,9 @@ LISTED_EVERY: Final = 16
 
 # Number of pets whose counts are read in one round trip. It takes about a millisecond of the server's only thread.
 TALLIES_PER_TRIP: Final = 500
+
+# The fields of meta that a list of pets shows.
+_SUMMARY: Final = ("model", "revision", "n_media", "n_clusters", "n_noise")
 
 
 class RedisPetStore:
@@ -228,10 +232,11 @@ class RedisPetStore:
         with translated(f"read when media of pet {pet} were last moved"):
             return int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "relabelled_at")) or 0)
 
-    def history(self, pet: PetId, *, limit: int = 100) -> Sequence[HistoryEntry]:
+    def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
+        newest = "+" if before is None else f"({before}-0"
         with translated(f"read the history of pet {pet}"):
             _whole(pet, self._check(keys=PetKeys.of(pet)))
-            entries = self._client.xrevrange(PetKeys.of(pet).history, count=limit)
+            entries = self._client.xrevrange(PetKeys.of(pet).history, max=newest, count=limit)
         with _readable(pet):
             return [load_entry(id_, fields) for id_, fields in cast("list[tuple[bytes, dict[bytes, bytes]]]", entries)]
 
@@ -402,6 +407,22 @@ class RedisPetStore:
         with translated(f"close the shadow of pet {pet}"):
             answer = self._end_shadow(keys=PetKeys.of(pet))
         return bool(_whole(pet, answer))
+
+    def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]:
+        found: list[PetSummary] = []
+        for start in range(0, len(pets), TALLIES_PER_TRIP):
+            batch = pets[start : start + TALLIES_PER_TRIP]
+            pipe = self._client.pipeline(transaction=False)
+            for pet in batch:
+                pipe.hmget(PetKeys.of(pet).meta, *_SUMMARY)
+            with translated("list the pets"):
+                answers = cast("list[list[bytes | None]]", pipe.execute())
+            for pet, (model, *numbers) in zip(batch, answers, strict=True):
+                revision, n_media, n_clusters, n_noise = (int(number or 0) for number in numbers)
+                if revision:
+                    own = None if model is None else model.decode()
+                    found.append(PetSummary(pet, revision, own, n_media, n_clusters, n_noise))
+        return found
 
     def pets(self) -> Sequence[PetId]:
         with translated("list the pets"):

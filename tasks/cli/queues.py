@@ -182,7 +182,7 @@ def queue_find(
 def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
     """Show who did what to the queues, newest first."""
     with _operations() as operations:
-        records = operations.audit(limit)
+        records = operations.audit(limit).records
     if as_json:
         print_json(records)
         return
@@ -315,7 +315,7 @@ def dead_list(
     as_json: AsJson = False,
 ) -> None:
     """Show dead letters, newest first."""
-    from tasks.queue_ops.dead_letters import groups_of
+    from tasks.queue_ops.dead_letters import groups_of, view_of
 
     wanted, names = _filter(reason, actor, pet, error, since), [queue] if queue else QUEUES
     with _operations() as operations:
@@ -327,7 +327,11 @@ def dead_list(
             )
             _show_groups([public(group) for group in groups_of(found)], as_json=as_json)
             return
-        views = [view for name in names for view in operations.dead_letters(name, wanted, limit=limit)]
+        views = [
+            view_of(dead_letter)
+            for name in names
+            for dead_letter in operations.stored_dead_letters(name, wanted, limit=limit)
+        ]
     views = sorted(views, key=lambda view: view.died_at, reverse=True)[:limit]
     if as_json:
         print_json([_listed(view) for view in views])

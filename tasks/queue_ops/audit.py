@@ -17,13 +17,15 @@ from typing import Any, Final, cast
 
 import redis
 
-from sploot_cluster.queues import Action, AuditRecord, Done, Plan
+from sploot_cluster.queues import Action, AuditRecord, Done, Page, Plan
 from sploot_cluster.refusals import REDIS_ERRORS
 
 logger = logging.getLogger("sploot-cluster.queue")
 
 AUDIT: Final = "sploot:audit"
 KEPT: Final = 10_000
+# How many entries newer than a page are searched for the end of an action that the page would show as begun.
+OVERLAP: Final = 200
 SHOWN_IDS: Final = 100
 POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "resume", "cancel"})
 
@@ -80,14 +82,31 @@ class AuditLog:
         except redis.OutOfMemoryError:
             logger.warning("could not write the audit entry, because Redis is full", extra={"plan": plan.plan_id})
 
-    def newest(self, limit: int = 50) -> Sequence[AuditRecord]:
-        """Return the newest records, newest first, one per action."""
-        records: dict[str, AuditRecord] = {}
+    def page(self, limit: int = 50, *, before: str | None = None) -> Page[AuditRecord]:
+        """Return records, newest first, one per action; the cursor is the id of the last entry that was read.
+
+        Args:
+            before: the cursor of the previous page.
+        """
+        newest = "+" if before is None else f"({before}"
         # an action has two entries; if only its end is on the page, the record is made from the end alone
-        for entry_id, fields in cast(list[Any], self._client.xrevrange(AUDIT, count=2 * limit + 1)):
+        entries = cast(list[Any], self._client.xrevrange(AUDIT, max=newest, count=2 * limit + 1))
+        records: dict[str, AuditRecord] = {}
+        ended = set() if before is None else self._plans_after(before)
+        last = b""
+        for entry_id, fields in entries:
             record = _record(entry_id, {name.decode(): value.decode() for name, value in fields.items()})
-            records.setdefault(record.plan_id, record)
-        return list(records.values())[:limit]
+            if record.plan_id not in records and record.plan_id not in ended:
+                if len(records) == limit:
+                    return Page(list(records.values()), last.decode())
+                records[record.plan_id] = record
+            last = entry_id
+        return Page(list(records.values()), last.decode() if len(entries) > 2 * limit else None)
+
+    def _plans_after(self, cursor: str) -> set[str]:
+        """Return the plans whose end was on an earlier page; other actions seldom come between begin and end."""
+        entries = cast(list[Any], self._client.xrange(AUDIT, min=cursor, count=OVERLAP))
+        return {fields[b"plan"].decode() for _, fields in entries}
 
     def _add(self, facts: dict[str, str | int]) -> None:
         self._client.xadd(AUDIT, cast(Any, facts), maxlen=KEPT, approximate=True)

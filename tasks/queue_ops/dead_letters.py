@@ -7,10 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import Final
 
 from broker import DeadLetter, DeadLetters
-from sploot_cluster.queues import DeadLetterFilter, DeadLetterView
+from sploot_cluster.queues import DeadLetterFilter, DeadLetterView, Page
 from tasks.queue_ops.entries import facts_of, without_embedding
+
+# Dead letters that one page looks at: those without embeddings take 150 ms.
+LOOKED_AT: Final = 5_000
+PAGE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,28 @@ class DeadLetterGroup:
 def select(dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime, limit: int) -> Iterator[DeadLetter]:
     """Yield the dead letters that match, newest first. Reads until it has found enough, some megabytes at a time."""
     return islice(_matching(dead_letters, wanted, now), limit)
+
+
+def page_of(
+    dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime, limit: int, before: str | None = None
+) -> Page[DeadLetterView]:
+    """Return a page of those that match; its cursor is the id of the last one that was looked at.
+
+    Args:
+        before: the cursor of the previous page.
+    """
+    since = _since(wanted, now)
+    views: list[DeadLetterView] = []
+    last = before
+    for n_seen, dead_letter in enumerate(dead_letters.find(before=before, page=min(limit + 1, PAGE))):
+        if since is not None and dead_letter.died_at < since:
+            break
+        if len(views) == limit or n_seen == LOOKED_AT:
+            return Page(views, last)
+        last = dead_letter.id
+        if _is_wanted(dead_letter, wanted):
+            views.append(view_of(dead_letter))
+    return Page(views)
 
 
 def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
@@ -90,12 +117,16 @@ def message_id_of(dead_letter: DeadLetter) -> str | None:
 
 
 def _matching(dead_letters: DeadLetters, wanted: DeadLetterFilter, now: datetime) -> Iterator[DeadLetter]:
-    since = None if wanted.since_s is None else now - timedelta(seconds=wanted.since_s)
+    since = _since(wanted, now)
     for dead_letter in dead_letters.find():
         if since is not None and dead_letter.died_at < since:
             return
         if _is_wanted(dead_letter, wanted):
             yield dead_letter
+
+
+def _since(wanted: DeadLetterFilter, now: datetime) -> datetime | None:
+    return None if wanted.since_s is None else now - timedelta(seconds=wanted.since_s)
 
 
 def _is_wanted(dead_letter: DeadLetter, wanted: DeadLetterFilter) -> bool:

@@ -22,6 +22,7 @@ from sploot_cluster.queues import (
     DeadLetterFilter,
     DeadLetterView,
     Done,
+    Page,
     Plan,
     PlannedEntry,
     QueueStatus,
@@ -29,7 +30,7 @@ from sploot_cluster.queues import (
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import HELD, Canary
-from tasks.queue_ops.dead_letters import select, view_of
+from tasks.queue_ops.dead_letters import page_of, select, view_of
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
@@ -79,22 +80,32 @@ class Operations:
         with reaching_redis():
             return find_jobs(self._broker, self._client, pet_id)
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of all queues."""
+        return QUEUES
+
     def stored_dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Iterator[DeadLetter]:
         """Yield the dead letters that match, newest first, with embeddings."""
         with reaching_redis():
             yield from select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
 
-    def dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Sequence[DeadLetterView]:
-        return [view_of(dead_letter) for dead_letter in self.stored_dead_letters(queue, wanted, limit=limit)]
+    def dead_letters(
+        self, queue: str, wanted: DeadLetterFilter, *, limit: int, cursor: str | None = None
+    ) -> Page[DeadLetterView]:
+        with reaching_redis():
+            return page_of(
+                self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit, before=cursor
+            )
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None:
         with reaching_redis():
             dead_letter = self._broker.dead_letters(queue_named(queue)).get(dead_letter_id)
         return None if dead_letter is None else view_of(dead_letter, is_whole=True)
 
-    def audit(self, limit: int = 50) -> Sequence[AuditRecord]:
+    def audit(self, limit: int = 50, *, cursor: str | None = None) -> Page[AuditRecord]:
         with reaching_redis():
-            return self._audit.newest(limit)
+            return self._audit.page(limit, before=cursor)
 
     # -- plan ----------------------------------------------------------------------------------------------------
 

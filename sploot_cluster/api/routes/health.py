@@ -1,4 +1,4 @@
-"""Routes for probes and scrapers: health, readiness and metrics. They require no token."""
+"""Routes for probes and scrapers: health, readiness and metrics. ``public`` decides which of them need a token."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sploot_cluster.api.problems import (
     NOT_LOOPBACK,
     NOT_READY,
     RETRY_AFTER_S,
+    UNAUTHENTICATED,
     FieldProblem,
     Refusal,
     documented,
@@ -60,7 +61,7 @@ def health_router(
         "/healthz",
         operation_id="get_health",
         summary="Check that the server is alive",
-        responses=documented(NOT_LOOPBACK, INTERNAL),
+        responses=documented(UNAUTHENTICATED, NOT_LOOPBACK, INTERNAL),
     )
     def get_health() -> Alive:
         """Answer 200 while the process runs. Checks nothing else, so that an outage of Redis restarts no server."""
@@ -70,7 +71,7 @@ def health_router(
         "/readyz",
         operation_id="get_readiness",
         summary="Check that the server is ready for requests",
-        responses=documented(NOT_LOOPBACK, INTERNAL, NOT_READY),
+        responses=documented(UNAUTHENTICATED, NOT_LOOPBACK, INTERNAL, NOT_READY),
     )
     def get_readiness() -> Ready:
         """Answer 200 if all dependencies work; otherwise 503 with the ones that do not, and how to fix them."""
@@ -91,7 +92,7 @@ def health_router(
             summary="Return metrics for Prometheus",
             response_class=Response,
             responses={
-                **documented(NOT_LOOPBACK, INTERNAL),
+                **documented(UNAUTHENTICATED, NOT_LOOPBACK, INTERNAL),
                 200: {
                     "description": "The metrics, as a Prometheus exposition.",
                     "content": {"text/plain": {"schema": {"type": "string"}}},

@@ -27,6 +27,8 @@ from sploot_cluster.decide.why import Why
 from sploot_cluster.errors import UnknownMedia, UnknownPet
 from sploot_cluster.jobs import JobTraces, Traces
 from sploot_cluster.pet.diff import PetDiff, Snapshot
+from sploot_cluster.pet.listing import CURSOR as PET_CURSOR
+from sploot_cluster.pet.listing import MAX_PETS, MAX_SORTED, PetOrder, PetPage
 from sploot_cluster.pet.models import ClusterId, Deleted, MediaId, PetId, PetView
 from sploot_cluster.pet.shadow import CandidateModel, PetModel
 from sploot_cluster.pet.tally import PetTally, TallyView
@@ -35,11 +37,18 @@ from sploot_cluster.pet.views import ordered
 
 MAX_HISTORY: Final = 1_000
 
+CURSOR_OF_PAGE: Final = "`next_cursor` of the previous page; without it, the first page."
+_REVISION_CURSOR: Final = "^[1-9][0-9]{0,18}$"
+
 
 class PetService(Previews, Protocol):
     """The service that these routes call, e.g. ``ClusterService``."""
 
     def clusters(self, pet: PetId) -> PetView: ...
+
+    def page_of_pets(
+        self, *, search: str = ..., order: PetOrder = ..., limit: int = ..., cursor: str | None = ...
+    ) -> PetPage: ...
 
     def at(self, pet: PetId, revision: int) -> Snapshot: ...
 
@@ -209,17 +218,47 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
     return router
 
 
+def pet_list_router(admission: Admission, service: PetService) -> APIRouter:
+    """Return the route ``/pets``, which lists pets."""
+    router = APIRouter(prefix=PREFIX, tags=["pets"], route_class=admission.route_class(), dependencies=[BEARER])
+
+    @router.get("/pets", operation_id="list_pets", summary="List pets", responses=documented(*READS))
+    def list_pets(
+        search: Annotated[str, Query(description="Digits that the id contains.", pattern="^[0-9]{0,19}$")] = "",
+        order: Annotated[
+            PetOrder,
+            Query(
+                description="Ascending ids, descending ids, or most items or noise first. The last two are refused for "
+                f"more than {MAX_SORTED} pets."
+            ),
+        ] = PetOrder.ID,
+        limit: Annotated[int, Query(description="Maximum number of pets.", ge=1, le=MAX_PETS)] = 100,
+        cursor: Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=PET_CURSOR)] = None,
+    ) -> PetPage:
+        """Return the pets that have data, with their numbers of items, clusters and noise."""
+        return service.page_of_pets(search=search, order=order, limit=limit, cursor=cursor)
+
+    return router
+
+
 def _add_history_routes(router: APIRouter, service: PetService) -> None:
     @router.get("/history", operation_id="get_history", summary="Get a pet's history", response_model=PetHistory)
     def get_history(
         pet_id: PetInPath,
         limit: Annotated[int, Query(description="Maximum number of entries.", ge=1, le=MAX_HISTORY)] = 100,
+        cursor: Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=_REVISION_CURSOR)] = None,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return reclusters and corrections, newest first. The ETag is the revision of the newest entry."""
-        entries = service.history(PetId(pet_id), limit=limit)
-        revision = entries[0].revision if entries else 0
-        return tagged(revision, if_none_match, lambda: PetHistory(pet_id=pet_id, entries=entries))
+        """Return reclusters and corrections, newest first. The ETag is the revision of the newest entry of the page."""
+        entries = service.history(PetId(pet_id), limit=limit + 1, before=None if cursor is None else int(cursor))
+        page = entries[:limit]
+        next_cursor = str(page[-1].revision) if len(entries) > limit else None
+        revision = page[0].revision if page else 0
+        return tagged(
+            revision,
+            if_none_match,
+            lambda: PetHistory(pet_id=pet_id, entries=page, next_cursor=next_cursor),
+        )
 
     @router.get("/history/diff", operation_id="compare_revisions", summary="Compare two revisions")
     def compare_revisions(

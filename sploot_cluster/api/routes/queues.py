@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, READS, WRITES, Admission, CallerOf
+from sploot_cluster.api.answers import NEXT_CURSOR
 from sploot_cluster.api.bodies import Apply, CancelJobs, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
 from sploot_cluster.api.numbers import IdInAddress, Seconds
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
 from sploot_cluster.api.routes.jobs import PREFIX
+from sploot_cluster.api.routes.pets import CURSOR_OF_PAGE
 from sploot_cluster.queues import (
     AuditRecord,
     DeadLetterFilter,
@@ -27,6 +29,7 @@ VIA = "http"
 
 MAX_LISTED = 1_000
 
+Cursor = Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern="^[0-9]{1,20}-[0-9]{1,20}$")]
 Limit = Annotated[int, Query(description="Maximum number of records, newest first.", ge=1, le=MAX_LISTED)]
 
 
@@ -40,12 +43,14 @@ class Audit(BaseModel):
     """The actions taken on the queues, newest first."""
 
     records: list[AuditRecord]
+    next_cursor: str | None = Field(description=NEXT_CURSOR)
 
 
 class DeadLetters(BaseModel):
     """The dead letters that match a filter, newest first."""
 
     dead_letters: list[DeadLetterView]
+    next_cursor: str | None = Field(description=NEXT_CURSOR)
 
 
 def queues_router(admission: Admission, operations: QueueOperations) -> APIRouter:
@@ -62,23 +67,29 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         return Queues(queues=list(operations.queues()))
 
     @router.get("/audit", operation_id="get_audit", summary="List the actions taken on the queues", responses=reads)
-    def get_audit(limit: Limit = 50) -> Audit:
+    def get_audit(limit: Limit = 50, cursor: Cursor = None) -> Audit:
         """Return the audit log. A record that stays `begun` belongs to an action that was interrupted."""
-        return Audit(records=list(operations.audit(limit)))
+        page = operations.audit(limit, cursor=cursor)
+        return Audit(records=list(page.records), next_cursor=page.cursor)
 
     @router.get("/{queue}/dead", operation_id="list_dead_letters", summary="List dead letters", responses=reads)
     def list_dead_letters(
         queue: str,
         limit: Limit = 50,
+        cursor: Cursor = None,
         reason: str | None = None,
         actor: str | None = None,
         pet_id: IdInAddress | None = None,
         error: Annotated[str | None, Query(description="Text that the error contains.")] = None,
         since_s: Annotated[Seconds | None, Query(description="Died at most this many seconds ago.")] = None,
     ) -> DeadLetters:
-        """Return dead letters without their fields and tracebacks."""
+        """Return dead letters without their fields and tracebacks.
+
+        A page with a filter may have fewer than `limit` although others match: go on while there is a `next_cursor`.
+        """
         wanted = DeadLetterFilter(reason=reason, actor=actor, pet_id=pet_id, error=error, since_s=since_s)
-        return DeadLetters(dead_letters=list(operations.dead_letters(queue, wanted, limit=limit)))
+        page = operations.dead_letters(queue, wanted, limit=limit, cursor=cursor)
+        return DeadLetters(dead_letters=list(page.records), next_cursor=page.cursor)
 
     @router.get(
         "/{queue}/dead/{dead_letter_id}", operation_id="get_dead_letter", summary="Get a dead letter", responses=reads

@@ -9,8 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
+from starlette.testclient import TestClient
 
 from sploot_cluster.api import IdempotencyStore, MemoryIdempotencyStore, RedisIdempotencyStore, Role, Tokens, check_bind
+from sploot_cluster.api.public import groups_of
+from sploot_cluster.api.rates import Rates
 from sploot_cluster.api.tokens import MAY_CALL
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.errors import InvalidInput
@@ -96,7 +99,7 @@ def test_role_limits_what_its_token_may_do(role: str, writes: int, reads: int) -
 
 READ_ONLY = {
     "get_clusters", "get_cluster", "get_why", "get_tally", "get_history", "get_revision", "compare_revisions",
-    "get_model", "get_job", "get_queues",
+    "get_model", "get_job", "get_queues", "list_pets",
 }  # fmt: skip
 CORRECTIONS = {"recluster", *(request.actor_name for request in VERBS.values())}
 
@@ -127,7 +130,7 @@ def test_uploader_may_only_ingest_items() -> None:
     tried = 0
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            if operation["operationId"] in MAY_CALL and operation["operationId"] != "ingest_embeddings":
+            if operation["operationId"] in MAY_CALL.keys() - {"ingest_embeddings"}:
                 given = re.sub(r"{[^}]*}", "1", path)
                 answer = http.request(method, given, json={} if method == "post" else None, headers=headers)
                 assert answer.status_code == 403, (method, path)
@@ -151,10 +154,60 @@ def test_request_without_a_valid_token_is_answered_401_with_the_scheme(headers: 
         assert "0123456789" not in answer.text
 
 
-def test_probes_require_no_token() -> None:
-    http = client_of(Front(tokens=TOKENS).app, peer="10.0.0.7", host="cluster.internal")
+PUBLIC = ["/healthz", "/readyz", "/metrics", "/openapi.json", "/", "/console/main.js"]
 
-    assert http.get("/healthz").status_code == http.get("/readyz").status_code == 200
+
+def statuses(http: TestClient, headers: dict[str, str] | None = None) -> list[int]:
+    return [http.get(path, headers=headers or {}).status_code for path in PUBLIC]
+
+
+@pytest.mark.parametrize(
+    ("public", "expected"),
+    [
+        ("health", [200, 200, 401, 401, 401, 401]),
+        ("none", [401] * 6),
+        ("health, metrics, openapi, console", [200] * 6),
+        ("console", [401, 401, 401, 401, 200, 200]),
+    ],
+)
+def test_other_machines_get_only_public_addresses_without_a_token(public: str, expected: list[int]) -> None:
+    front = Front(tokens=TOKENS, public=groups_of(public), metrics=lambda: (b"up 1", "text/plain"))
+    elsewhere = client_of(front.app, peer="10.0.0.7", host="cluster.internal")
+
+    assert statuses(elsewhere) == expected
+    assert statuses(elsewhere, bearer(SECRETS["uploader"])) == [200] * 6
+    assert statuses(client_of(front.app)) == [200] * 6
+    assert statuses(client_of(front.app), {"X-Forwarded-For": "10.0.0.7"}) == expected
+
+
+def test_unknown_group_of_public_addresses_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="dashboards is not a group"):
+        groups_of("health,dashboards")
+
+
+# -- rates -----------------------------------------------------------------------------------------------------------
+
+
+def test_caller_above_its_rate_waits_until_its_allowance_is_filled() -> None:
+    now = [0.0]
+    rates = Rates(2, clock=lambda: now[0])
+
+    assert [rates.wait_s("a") for _ in range(10)] == [0.0] * 10
+    assert rates.wait_s("a") == pytest.approx(0.5)
+    assert rates.wait_s("b") == 0.0
+    now[0] += 0.5
+    assert rates.wait_s("a") == 0.0
+    assert rates.wait_s("a") == pytest.approx(0.5)
+
+
+def test_request_above_the_rate_of_its_caller_is_answered_429() -> None:
+    http = client_of(Front(tokens=TOKENS, max_rate_per_s=0.001).app)
+
+    answers = [http.get(f"{API}/jobs/a", headers=bearer(SECRETS["viewer"])) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [404, 429]
+    assert int(answers[-1].headers["Retry-After"]) >= 1
+    assert http.get(f"{API}/jobs/a", headers=bearer(SECRETS["operator"])).status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sploot_cluster.api import ReadinessCheck, ReadinessReport, Tokens
-from sploot_cluster.errors import ModelMismatch, StoreUnavailable, UnreadablePet
+from sploot_cluster.errors import InvalidInput, ModelMismatch, StoreUnavailable, UnreadablePet
 from sploot_cluster.jobs import DeadLetterRef, JobRef, QueueUnavailable, Traces
-from sploot_cluster.pet.models import ClusterId, MediaId
+from sploot_cluster.pet.listing import MAX_SORTED, PetOrder, page_of
+from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from tests.corrections import EXAMPLES, as_body
-from tests.sploot_cluster.albums import PET, take
+from tests.sploot_cluster.albums import MODEL, PET, take
 from tests.sploot_cluster.api.front import API, Front, client_of, job_status
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -324,6 +325,70 @@ def test_history_is_returned_newest_first(front: Front) -> None:
     ]
     assert answer.headers["ETag"] == '"14"'
     assert [entry["revision"] for entry in newest["entries"]] == [14]
+    rest = front.http.get(f"{API}/pets/42/history?limit=1&cursor={newest['next_cursor']}").json()
+    assert [entry["kind"] for entry in rest["entries"]] == ["recluster"]
+    assert (rest["next_cursor"], answer.json()["next_cursor"]) == (None, None)
+
+
+LARGE_PET = 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    ("query", "pets"),
+    [
+        ("", [5, 42, LARGE_PET]),
+        ("order=newest", [LARGE_PET, 42, 5]),
+        ("order=noise", [LARGE_PET, 5, 42]),
+        ("order=items", [42, LARGE_PET, 5]),
+        ("search=2", [42, LARGE_PET]),
+        ("search=2&order=noise", [LARGE_PET, 42]),
+        ("search=77777", []),
+    ],
+)
+def test_pets_are_listed_page_by_page(front: Front, query: str, pets: list[int]) -> None:
+    for pet, n in ((42, 6), (5, 1), (LARGE_PET, 2)):
+        take(front.service, 0, range(n), pet=PetId(pet))
+    front.service.recluster(PET)
+
+    seen, cursor = [], ""
+    for _ in range(4):
+        page = front.http.get(f"{API}/pets?{query}&limit=1{cursor}").json()
+        seen += [pet["pet_id"] for pet in page["pets"]]
+        assert page["n_matching"] == len(pets)
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+
+    assert seen == pets
+
+
+def test_list_of_pets_has_their_numbers(front: Front) -> None:
+    take(front.service, 0, range(6))
+    front.service.recluster(PET)
+
+    (pet,) = front.http.get(f"{API}/pets").json()["pets"]
+
+    assert pet == {
+        "pet_id": 42, "revision": 7, "model": MODEL, "n_media": 6, "n_clusters": 1, "n_noise": 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [("cursor=x", "cursor"), ("limit=0", "limit"), ("order=name", "order"), ("search=Mochi", "search")],
+)
+def test_invalid_parameter_of_a_list_is_named(front: Front, query: str, field: str) -> None:
+    answer = front.http.get(f"{API}/pets?{query}")
+
+    assert (answer.status_code, fields_of(answer.json())) == (422, [field])
+
+
+def test_only_few_pets_are_sorted_by_their_numbers() -> None:
+    pets = [PetId(number) for number in range(1, MAX_SORTED + 2)]
+
+    with pytest.raises(InvalidInput, match="narrow the search"):
+        page_of(pets, lambda _: [], order=PetOrder.NOISE)
+    assert page_of(pets, lambda _: [], search="1999", order=PetOrder.NOISE).n_matching == 12
 
 
 @pytest.mark.parametrize("pet", ["0", "-1", "cat", "4_2", " 42", "٤٢", "9223372036854775808", "1e3"])

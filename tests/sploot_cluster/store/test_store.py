@@ -308,6 +308,8 @@ def test_history_lists_all_but_arrivals_newest_first(store: PetStore) -> None:
     assert history[0].summary == {"into": 1, "names": ["é", "日"]}
     assert before <= history[1].at <= history[0].at <= datetime.now(UTC) + timedelta(seconds=1)
     assert list(store.history(PET, limit=1)) == [history[0]]
+    assert list(store.history(PET, before=history[0].revision)) == [history[1]]
+    assert list(store.history(PET, before=history[1].revision)) == []
 
 
 def test_moved_at_changes_only_when_existing_items_move(store: PetStore) -> None:

@@ -88,6 +88,7 @@ def facts(store: PetStore) -> dict[str, Any]:
         "shadow": None if shadow is None else replace(shadow, vectors={}),
         "only in shadow": list(store.only_in_shadow(PET)),
         "totals": store.totals(),
+        "summary": store.summaries(store.pets()),
     }
 
 

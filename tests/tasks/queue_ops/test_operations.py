@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -184,7 +185,10 @@ def test_pause_is_shown_until_the_queue_is_resumed(desk: Desk) -> None:
 
     assert [queue for queue, is_paused in paused.items() if is_paused] == [CLUSTER_RECLUSTER]
     assert not any(queue.is_paused for queue in desk.operations.queues())
-    assert [(record.action, record.note) for record in desk.operations.audit()] == [("resume", ""), ("pause", "INC-7")]
+    assert [(record.action, record.note) for record in desk.operations.audit().records] == [
+        ("resume", ""),
+        ("pause", "INC-7"),
+    ]
 
 
 # -- dead letters ------------------------------------------------------------------------------------------------------
@@ -259,7 +263,7 @@ def test_cancel_removes_the_planned_jobs(desk: Desk) -> None:
     assert (done.n_done, done.is_complete, done.reason) == (3, True, "3 of 3 cancelled")
     assert len(desk.entry_ids()) == 1
     assert desk.broker.stats(EMBEDDING_INGESTED).delayed == 0
-    assert [(one.by, one.action, one.note) for one in desk.operations.audit(1)] == [("ada", "cancel", "INC-7")]
+    assert [(one.by, one.action, one.note) for one in desk.operations.audit(1).records] == [("ada", "cancel", "INC-7")]
 
 
 def test_cancel_finds_flat_events_of_a_pet(desk: Desk) -> None:
@@ -373,10 +377,38 @@ def test_action_is_audited(desk: Desk) -> None:
 
     desk.operations.act(plan, by="ada", via="test", note="INC-7")
 
-    (record,) = desk.operations.audit()
+    (record,) = desk.operations.audit().records
     assert (record.plan_id, record.by, record.via, record.action) == (plan.plan_id, "ada", "test", "rescue")
     assert (record.queue, record.state, record.n_planned, record.n_done) == (EMBEDDING_INGESTED, "done", 2, 2)
     assert (record.note, record.ids) == ("INC-7", ids)
+
+
+def test_audit_is_read_page_by_page(desk: Desk) -> None:
+    for number in range(5):
+        desk.operations.act(desk.operations.plan_pause("feedback"), by=f"operator-{number}", via="test")
+
+    seen: list[tuple[str, str]] = []
+    page = desk.operations.audit(2)
+    while page.cursor is not None:
+        seen += [(record.by, record.state) for record in page.records]
+        page = desk.operations.audit(2, cursor=page.cursor)
+    seen += [(record.by, record.state) for record in page.records]
+
+    assert seen == [(f"operator-{number}", "done") for number in reversed(range(5))]
+
+
+@pytest.mark.parametrize(("wanted", "numbers"), [({}, [4, 3, 2, 1, 0]), ({"error": "even"}, [4, 2, 0])])
+def test_dead_letters_are_read_page_by_page(desk: Desk, wanted: dict[str, Any], numbers: list[int]) -> None:
+    ids = [*chain(*(desk.bury(n, error=f"ValueError: {'odd' if n % 2 else 'even'}") for n in range(5)))]
+
+    seen: list[str] = []
+    page = desk.operations.dead_letters("embedding", DeadLetterFilter(**wanted), limit=2)
+    while page.cursor is not None:
+        seen += [view.dead_letter_id for view in page.records]
+        page = desk.operations.dead_letters("embedding", DeadLetterFilter(**wanted), limit=2, cursor=page.cursor)
+    seen += [view.dead_letter_id for view in page.records]
+
+    assert seen == [ids[number] for number in numbers]
 
 
 def test_killed_action_stays_begun_in_the_audit(desk: Desk) -> None:
@@ -387,7 +419,7 @@ def test_killed_action_stays_begun_in_the_audit(desk: Desk) -> None:
 
     begun.__enter__()  # the block is never left, as when the process is killed
 
-    assert [(record.plan_id, record.state) for record in desk.operations.audit()] == [(plan.plan_id, "begun")]
+    assert [(record.plan_id, record.state) for record in desk.operations.audit().records] == [(plan.plan_id, "begun")]
 
 
 @pytest.fixture
@@ -405,7 +437,7 @@ def test_action_that_cannot_be_audited_is_not_applied(desk: Desk, full_redis: Ca
     with pytest.raises(QueueUnavailable, match="full"):
         desk.operations.act(plan, by="ada", via="test")
 
-    assert desk.operations.audit() == []
+    assert desk.operations.audit().records == []
     assert desk.dead_letter_ids() == [dead_letter]
 
 

@@ -1,0 +1,84 @@
+"""The addresses that answer without a token, although tokens are configured.
+
+Programs on this machine always get them. From elsewhere, they need a token of any role unless their group is public:
+health by default, so that probes work. A proxy on this machine counts as elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sploot_cluster.api.admission import bearer_of, unauthenticated
+from sploot_cluster.api.loopback import why_not_local
+from sploot_cluster.api.problems import render
+from sploot_cluster.api.tokens import Tokens
+from sploot_cluster.errors import InvalidInput
+
+VARIABLE: Final = "SPLOOT_HTTP_PUBLIC"
+
+# Group -> what it contains, for people.
+GROUPS: Final[Mapping[str, str]] = {
+    "health": "/healthz and /readyz",
+    "metrics": "/metrics",
+    "openapi": "/openapi.json",
+    "console": "the files of the console, which contain no data; the console then asks for a token",
+}
+DEFAULT: Final = "health"
+
+_GROUP_OF: Final[Mapping[str, str]] = {
+    "healthz": "health",
+    "readyz": "health",
+    "metrics": "metrics",
+    "openapi.json": "openapi",
+    "": "console",
+    "console": "console",
+}
+
+
+def groups_of(text: str) -> frozenset[str]:
+    """Return the groups of a comma-separated list; ``none`` for no group.
+
+    Raises:
+        InvalidInput: a group is unknown.
+    """
+    named = frozenset(filter(None, (name.strip() for name in text.split(",")))) - {"none"}
+    if unknown := named - GROUPS.keys():
+        hint = f"set none, or some of {','.join(GROUPS)}"
+        raise InvalidInput(VARIABLE, f"{', '.join(sorted(unknown))} is not a group of addresses", hint)
+    return named
+
+
+class PublicAddresses:
+    """ASGI middleware for an application with tokens; refuses these addresses without a token unless they are public.
+
+    Args:
+        tokens: any of them opens any of these addresses.
+        public: names of ``GROUPS``.
+    """
+
+    def __init__(self, app: ASGIApp, *, tokens: Tokens, public: Collection[str]) -> None:
+        self._app, self._tokens, self._public = app, tokens, frozenset(public)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._may_pass(scope):
+            group = _group_of(scope)
+            hint = f"the server's operator can allow it to everyone by adding {group} to {VARIABLE}"
+            await render(unauthenticated(hint))(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        group = _group_of(scope)
+        if group is None or group in self._public or why_not_local(scope) is None:
+            return True
+        return self._tokens.holder_of(bearer_of(Request(scope))) is not None
+
+
+def _group_of(scope: Scope) -> str | None:
+    """Return the group of an address; None for those that admission checks."""
+    path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
+    return _GROUP_OF.get(path.strip("/").partition("/")[0])

@@ -1,0 +1,94 @@
+"""Pages of the list of pets: searched, sorted, and continued from the last pet of the page before.
+
+In the order of ids, only the pets of the page are read. Every other order reads the numbers of all pets that match, so
+it is refused for more than ``MAX_SORTED`` of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from sploot_cluster.answer_fields import described
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.pet.models import PetId, PetSummary
+
+# Redis answers for about 50,000 pets per second.
+MAX_SORTED: Final = 20_000
+
+MAX_PETS: Final = 1_000
+
+# The cursor: the sorted number of the last pet, unless pets are in the order of ids, and its id.
+CURSOR: Final = "^([0-9]{1,10}:)?[1-9][0-9]{0,18}$"
+
+
+class PetOrder(StrEnum):
+    """The order of a list of pets. Pets that are equal in it are in ascending order of their ids."""
+
+    ID = "id"
+    NEWEST = "newest"  # ids are given in ascending order by most applications
+    NOISE = "noise"
+    ITEMS = "items"
+
+
+@dataclass(frozen=True, slots=True)
+class PetPage:
+    """A page of the list of pets."""
+
+    pets: Sequence[PetSummary]
+    n_matching: int = field(metadata=described("Number of pets that match the search, on all pages."))
+    next_cursor: str | None = field(metadata=described("The cursor of the next page; null on the last page."))
+
+
+def page_of(
+    pets: Sequence[PetId],
+    summaries: Callable[[Sequence[PetId]], Sequence[PetSummary]],
+    *,
+    search: str = "",
+    order: PetOrder = PetOrder.ID,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> PetPage:
+    """Return a page of the list of pets.
+
+    Args:
+        pets: all pets, ascending.
+        summaries: returns the summaries of pets that have data.
+        search: digits that the id contains; empty for all pets.
+        limit: number of pets, 1 to ``MAX_PETS``.
+        cursor: ``next_cursor`` of the previous page.
+
+    Raises:
+        InvalidInput: the cursor is invalid, or too many pets match to be sorted in this order.
+    """
+    if cursor is not None and not re.fullmatch(CURSOR, cursor):
+        raise InvalidInput("cursor", "is not a cursor of this list", "send next_cursor of the previous page unchanged")
+    after, last = _position(cursor)
+    matching = [pet for pet in pets if search in str(pet)] if search else pets
+    if order in (PetOrder.ID, PetOrder.NEWEST):
+        rising = order == PetOrder.ID
+        inside = matching if last is None else [pet for pet in matching if (pet > last if rising else pet < last)]
+        page = (inside if rising else inside[::-1])[:limit]
+        next_cursor = str(page[-1]) if len(inside) > len(page) else None
+        return PetPage(summaries(page), len(matching), next_cursor)
+    if len(matching) > MAX_SORTED:
+        problem = f"cannot be {order} for {len(matching)} pets; at most {MAX_SORTED} can be sorted"
+        raise InvalidInput("order", problem, "narrow the search, or choose id or newest")
+
+    def place(pet: PetSummary) -> tuple[int, PetId]:
+        return (-pet.n_noise if order == PetOrder.NOISE else -pet.n_media), pet.pet_id
+
+    found = sorted(summaries(matching), key=place)
+    if last is not None:
+        found = [pet for pet in found if place(pet) > (-after, last)]
+    shown = found[:limit]
+    end = place(shown[-1]) if len(found) > len(shown) else None
+    return PetPage(shown, len(matching), None if end is None else f"{-end[0]}:{end[1]}")
+
+
+def _position(cursor: str | None) -> tuple[int, PetId | None]:
+    number, _, pet = (cursor or "").rpartition(":")
+    return int(number or 0), PetId(int(pet)) if pet else None
