@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -17,6 +18,7 @@ import dramatiq
 import numpy as np
 import pytest
 import redis
+from confluent_kafka import Consumer, Producer
 from starlette.testclient import TestClient
 
 from sploot_cluster import ClusterService
@@ -25,6 +27,7 @@ from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.embedded_redis import EmbeddedRedis
+from tasks.queue_limit import MAX_QUEUE_LENGTH
 from tests.support import eventually, lacking
 from tests.system.events import free_port
 
@@ -74,7 +77,7 @@ def test_readme_lists_every_example() -> None:
     programs = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".mjs")}
 
     assert programs == {name for name in programs if f"({name})" in text}
-    assert len(programs) == 6
+    assert len(programs) == 7
 
 
 @pytest.mark.slow
@@ -167,3 +170,55 @@ def test_labeller_merges_and_undoes_over_http(server: EmbeddedRedis, tmp_path: P
     assert printed[:2] == ["cluster 1: 10 items", "cluster 2: 10 items"]
     assert printed[2].startswith("merged [1, 2] at revision ")
     assert printed[3].startswith("undone at revision ")
+
+
+@pytest.mark.slow
+def test_kafka_topic_is_ingested_and_waits_while_the_queue_is_full(server: EmbeddedRedis, tmp_path: Path) -> None:
+    # librdkafka's mock of a Kafka cluster listens in this process, on loopback
+    kafka = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "ignored"})
+    broker = kafka.list_topics(timeout=30).brokers[1]
+    address, log = f"127.0.0.1:{broker.port}", tmp_path / "program.log"
+    for number in range(20):
+        record = {"pet_id": 42, "media_id": f"{number}.jpg", "model": "clip@1", "embedding": [1.0, number / 10]}
+        kafka.produce("embeddings", json.dumps(record), "42")
+    kafka.produce("embeddings", "{no json", "42")
+    kafka.produce("embeddings", json.dumps({"pet_id": 42, "media_id": "x.jpg", "model": "clip@1", "embedding": [0, 0]}))
+    assert kafka.flush(30) == 0
+
+    program = ("python", "-m", "examples.from_kafka", address, "embeddings")
+    # the mock does not take notice when a member leaves its group
+    environ = {"REDIS_URL": server.url, "KAFKA_SETTINGS": '{"session.timeout.ms": 6000}'}
+    stream = stream_of(EMBEDDING_INGESTED)
+    with redis.Redis.from_url(server.url) as client, closing(_reader_of("embeddings.refused", address)) as refused:
+        client.set(MAX_QUEUE_LENGTH, 30)
+        for _ in range(30):
+            client.xadd(stream, {"other": "producer"})
+        with running(*program, log=log, **environ):
+            eventually(lambda: "waiting: " in log.read_text(), within_s=60)
+            assert client.xlen(stream) == 30
+            client.xtrim(stream, 0, approximate=False)
+            eventually(lambda: client.xlen(stream) == 20, within_s=60)
+            reasons: list[str] = []
+            eventually(lambda: len(_read_reasons(refused, reasons)) == 2, within_s=60)
+        # what was committed is not read again
+        with running(*program, log=log, **environ):
+            kafka.produce("embeddings", json.dumps(record | {"media_id": "last.jpg"}), "42")
+            kafka.flush(30)
+            eventually(lambda: client.xlen(stream) > 20, within_s=60)
+        entries: Any = client.xrange(stream)
+
+    items = [json.loads(fields[b"message"])["kwargs"]["media_id"] for _, fields in entries]
+    assert items == [*(f"{number}.jpg" for number in range(20)), "last.jpg"], log.read_text()
+    assert any("embedding: " in reason for reason in reasons)
+
+
+def _reader_of(topic: str, address: str) -> Consumer:
+    reader = Consumer({"bootstrap.servers": address, "group.id": "test", "auto.offset.reset": "earliest"})
+    reader.subscribe([topic])
+    return reader
+
+
+def _read_reasons(reader: Consumer, reasons: list[str]) -> list[str]:
+    read = [record for record in reader.consume(10, timeout=0.2) if record.error() is None]
+    reasons.extend(str(dict(record.headers() or [])["reason"]) for record in read)
+    return reasons
