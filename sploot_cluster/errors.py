@@ -253,8 +253,8 @@ class NotConserved(ClusterError):
 
     def __init__(self, *, pet: int, problem: str) -> None:
         super().__init__(
-            f"pet {pet} would not account for all of its items: {problem}; nothing was written: report it with "
-            f"`sploot-cluster export {pet}`, and restore the pet from a backup if its keys were changed manually"
+            f"pet {pet} would not account for all of its items: {problem}; nothing was written: keep a copy with "
+            f"`sploot-cluster export {pet}`, and see what `sploot-cluster repair {pet}` changes"
         )
         self.pet, self.problem = pet, problem
 
@@ -279,7 +279,7 @@ class UnreadablePet(ClusterError):
     ) -> None:
         self.pet, self.problem, self.key, self.expected, self.found = pet, problem, key, expected, found
         self.hint = (
-            f"nothing was written. Run the release that wrote it, or restore its keys {{pet:{pet}}}:* from a backup "
+            f"nothing was written. Run the release that wrote it, or see what `sploot-cluster repair {pet}` restores "
             "(ops/runbook.md, A pet that cannot be read)"
         )
         super().__init__(f"pet {pet} cannot be read: {problem}; {self.hint}")

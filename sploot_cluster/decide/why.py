@@ -162,7 +162,10 @@ def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow
         shadow: the space of the candidate model, if one is open.
     """
     space = f"{why.model!r} ({why.dim} dimensions), but the pet uses {state.model!r} ({state.dim} dimensions)"
-    if shadow is not None and (shadow.model, shadow.dim) == (why.model, why.dim):
+    problem = f"its vector is of {space}"
+    if (why.model, why.dim) == (state.model, state.dim):
+        problem, ends = "its vector was lost in a damaged key", f"ingest it again with a vector of {state.model!r}"
+    elif shadow is not None and (shadow.model, shadow.dim) == (why.model, why.dim):
         ends = "a switch to that model adds it to the pet"
     else:
         ends = f"ingest it with a vector of {state.model!r}"
@@ -172,7 +175,7 @@ def explain_quarantine(state: PetState, media: MediaId, why: Quarantined, shadow
         state.revision,
         cluster_id=None,
         origin=QUARANTINED,
-        reason=f"quarantined: its vector is of {space}; {ends}",
+        reason=f"quarantined: {problem}; {ends}",
         similarity=None,
         threshold=None,
         second=None,

@@ -149,7 +149,7 @@ def load(file: bytes, *, pet: PetId | None = None) -> PetDump:
     """
     try:
         read = _read(*_unpacked(file), pet=pet)
-        problem = next(_problems(read), None)
+        problem = next(problems(read), None)
     except UnreadablePet as exc:
         raise UnreadableExport(exc.problem) from exc
     except ValueError as exc:
@@ -241,7 +241,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
     )
 
 
-def _problems(pet: PetDump) -> Iterator[str]:
+def problems(pet: PetDump) -> Iterator[str]:
     state = pet.state
     n = state.n_media
     lengths = len(state.labels), len(state.origins), len(pet.arrived), len(state.occurred_at_ms)
@@ -272,7 +272,7 @@ def _problems(pet: PetDump) -> Iterator[str]:
         yield "its origins do not match its labels"
     if state.aliases.keys() & state.clusters.keys() or set(state.aliases.values()) - state.clusters.keys():
         yield "its aliases do not resolve to its clusters"
-    if state.next_cluster <= max(_assigned_ids(pet), default=0):
+    if state.next_cluster <= max(assigned_ids(pet), default=0):
         yield f"its next cluster id, {state.next_cluster}, was assigned already"
 
 
@@ -282,7 +282,7 @@ def _is_of_unit_norm(vectors: FloatMatrix) -> bool:
     return bool((np.abs(norms - 1) < 1e-3).all())
 
 
-def _assigned_ids(pet: PetDump) -> Iterator[ClusterId]:
+def assigned_ids(pet: PetDump) -> Iterator[ClusterId]:
     yield from pet.state.clusters
     yield from pet.state.aliases
     for correction in pet.state.ledger:

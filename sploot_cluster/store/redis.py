@@ -150,7 +150,7 @@ class RedisPetStore:
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
         check(state, change)
         pet, new_born = state.pet, ""
-        with translated(f"commit a change of pet {pet}"):
+        with translated(f"commit a change of pet {pet}", pet):
             if not state.revision:
                 new_born = uuid4().hex
             (keys, args), new_commit = _commit_call(state, change, new_born=new_born, claimant=claimant)
@@ -189,16 +189,16 @@ class RedisPetStore:
         ]
 
     def release(self, pet: PetId, claimant: str) -> None:
-        with translated(f"release pet {pet}"):
+        with translated(f"release pet {pet}", pet):
             self._release(keys=[PetKeys.of(pet).meta], args=[claimant])
 
     def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
         keys = PetKeys.of(pet)
-        with translated(f"keep the tree of pet {pet}"):
+        with translated(f"keep the tree of pet {pet}", pet):
             self._keep(keys=[keys.meta, keys.tree], args=[tree.born, tree.n, tree.body])
 
     def kept_tree(self, pet: PetId) -> KeptTree | None:
-        with translated(f"read the tree of pet {pet}"):
+        with translated(f"read the tree of pet {pet}", pet):
             born, n, body = cast("list[bytes | None]", self._client.hmget(PetKeys.of(pet).tree, ["born", "n", "body"]))
         return None if born is None or n is None or body is None else KeptTree(born.decode(), int(n), body)
 
@@ -212,7 +212,7 @@ class RedisPetStore:
             )
 
     def kept_preview(self, pet: PetId) -> Preview | None:
-        with translated(f"read the preview of pet {pet}"):
+        with translated(f"read the preview of pet {pet}", pet):
             stored = cast("bytes | None", self._client.get(PetKeys.of(pet).preview))
         return None if stored is None else previews.load(stored, pet=pet)
 
@@ -221,7 +221,7 @@ class RedisPetStore:
         return view_of(state, presentation_of(state))
 
     def revision(self, pet: PetId) -> int:
-        with translated(f"read the revision of pet {pet}"):
+        with translated(f"read the revision of pet {pet}", pet):
             stored = cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "revision"))
             if stored is None:
                 _whole(pet, self._check(keys=PetKeys.of(pet)))
@@ -229,12 +229,12 @@ class RedisPetStore:
             return int(stored or 0)
 
     def moved_at(self, pet: PetId) -> int:
-        with translated(f"read when media of pet {pet} were last moved"):
+        with translated(f"read when media of pet {pet} were last moved", pet):
             return int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "relabelled_at")) or 0)
 
     def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
         newest = "+" if before is None else f"({before}-0"
-        with translated(f"read the history of pet {pet}"):
+        with translated(f"read the history of pet {pet}", pet):
             _whole(pet, self._check(keys=PetKeys.of(pet)))
             entries = self._client.xrevrange(PetKeys.of(pet).history, max=newest, count=limit)
         with _readable(pet):
@@ -242,13 +242,13 @@ class RedisPetStore:
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
-        with translated(f"quarantine an item of pet {pet}"):
+        with translated(f"quarantine an item of pet {pet}", pet):
             answer = self._quarantine(keys=PetKeys.of(pet), args=[born, media, dump_quarantined(why), MAX_QUARANTINED])
         return bool(_whole(pet, answer))
 
     def tally(self, pet: PetId) -> PetTally:
         keys = PetKeys.of(pet)
-        with translated(f"count the media of pet {pet}"):
+        with translated(f"count the media of pet {pet}", pet):
             tally = _tally(_whole(pet, self._check(keys=keys)))
             stored = cast("dict[bytes, bytes]", self._client.hgetall(keys.quarantine))
         with _readable(pet):
@@ -264,6 +264,9 @@ class RedisPetStore:
                 answers = self._check_all(batch)
             for pet, answer in zip(batch, answers, strict=True):
                 try:
+                    with translated(f"count the media of pet {pet}", pet):
+                        if isinstance(answer, redis.ResponseError):
+                            raise answer
                     of_pet = _tally(_whole(pet, answer))
                 except UnreadablePet as problem:
                     damaged.append(problem)
@@ -275,7 +278,7 @@ class RedisPetStore:
         return Totals(tally, len(pets), tuple(sorted([*unconserved, *map(PetId, unreadable)])), tuple(damaged))
 
     def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
-        """Return the reply of check.lua for each pet, with one round trip to each server."""
+        """Return the reply of check.lua for each pet, or the error of Redis, with one round trip to each server."""
         pipe = self._client.pipeline(transaction=False)
         for keys in map(PetKeys.of, pets):
             if isinstance(self._client, redis.RedisCluster):
@@ -283,13 +286,13 @@ class RedisPetStore:
                 pipe.execute_command("EVAL", self._check.script, len(keys), *keys)
             else:
                 self._check(keys=keys, client=pipe)
-        return cast("list[Any]", pipe.execute())
+        return cast("list[Any]", pipe.execute(raise_on_error=False))
 
     def past(self, pet: PetId) -> Past:
         keys = PetKeys.of(pet)
         while True:
             state = self._read(pet, empty_state(pet), with_vectors=False)
-            with translated(f"read the past of pet {pet}"):
+            with translated(f"read the past of pet {pet}", pet):
                 arrived = cast("bytes | None", self._client.get(keys.arrived)) or b""
                 entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrevrange(keys.overwritten))
                 born, since = cast("list[bytes | None]", self._client.hmget(keys.meta, "born", "past_from"))
@@ -303,7 +306,7 @@ class RedisPetStore:
         return Past(state, column, records, since=int(since or 0))
 
     def dump(self, pet: PetId) -> PetDump:
-        with translated(f"read all of pet {pet}"):
+        with translated(f"read all of pet {pet}", pet):
             answer = _whole(pet, self._dump(keys=PetKeys.of(pet)))
         if not answer:
             raise UnknownPet(pet=pet)
@@ -328,7 +331,7 @@ class RedisPetStore:
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
         pet, born, commit = after.state.pet, uuid4().hex, uuid4().hex
         keys, state = PetKeys.of(pet), empty_state(pet) if before is None else before.state
-        with translated(f"replace pet {pet}"):
+        with translated(f"replace pet {pet}", pet):
             if before is None:
                 self._client.sadd(PETS, pet)
             answer = self._replace(
@@ -350,7 +353,7 @@ class RedisPetStore:
 
     def delete(self, pet: PetId) -> bool:
         keys = PetKeys.of(pet)
-        with translated(f"delete pet {pet}"):
+        with translated(f"delete pet {pet}", pet):
             n_deleted = self._client.delete(*keys)
             self._list(pet)
         return n_deleted > 0
@@ -361,8 +364,9 @@ class RedisPetStore:
         Call this after creating or deleting a pet. The set is in another slot, so no script can read the pet and write
         the set atomically. Instead, the loop ends once the pet was neither created nor deleted since the last write.
         """
-        meta, existed = PetKeys.of(pet).meta, None
-        while (exists := bool(self._client.exists(meta))) != existed:
+        keys, existed = PetKeys.of(pet), None
+        # all keys: a pet without meta is damaged, and must not leave the set before it is repaired or deleted
+        while (exists := bool(self._client.exists(*keys))) != existed:
             if exists:
                 self._client.sadd(PETS, pet)
             else:
@@ -371,7 +375,7 @@ class RedisPetStore:
 
     def shadow(self, pet: PetId) -> Shadow | None:
         keys = PetKeys.of(pet)
-        with translated(f"read the shadow of pet {pet}"):
+        with translated(f"read the shadow of pet {pet}", pet):
             facts = cast("dict[bytes, bytes]", self._client.hgetall(keys.shadow))
             n_vectors = self._client.hlen(keys.shadow_vectors) if facts else 0
             if not facts:
@@ -382,7 +386,7 @@ class RedisPetStore:
 
     def only_in_shadow(self, pet: PetId) -> Sequence[MediaId]:
         keys = PetKeys.of(pet)
-        with translated(f"list what only the shadow of pet {pet} has"):
+        with translated(f"list what only the shadow of pet {pet} has", pet):
             _whole(pet, self._check(keys=keys))
             own = set(cast("list[bytes]", self._client.lrange(keys.media, 0, -1)))
             in_shadow = cast("list[bytes]", self._client.hkeys(keys.shadow_vectors))
@@ -390,21 +394,21 @@ class RedisPetStore:
 
     def begin_shadow(self, state: PetState, shadow: Shadow) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
-        with translated(f"open a shadow of pet {pet}"):
+        with translated(f"open a shadow of pet {pet}", pet):
             answer = self._begin_shadow(keys=PetKeys.of(pet), args=[born, *dump_shadow(shadow)])
         return bool(_whole(pet, answer))
 
     def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
         pet, (born, _) = state.pet, _names(state.version)
         content = vector.astype("<f4", copy=False).tobytes()
-        with translated(f"put an item into the shadow of pet {pet}"):
+        with translated(f"put an item into the shadow of pet {pet}", pet):
             answer = self._add_to_shadow(
                 keys=PetKeys.of(pet), args=[born, why.model, media, content, dump_quarantined(why)]
             )
         return bool(_whole(pet, answer))
 
     def end_shadow(self, pet: PetId) -> bool:
-        with translated(f"close the shadow of pet {pet}"):
+        with translated(f"close the shadow of pet {pet}", pet):
             answer = self._end_shadow(keys=PetKeys.of(pet))
         return bool(_whole(pet, answer))
 
@@ -430,13 +434,13 @@ class RedisPetStore:
 
     def _read(self, pet: PetId, known: PetState, *, with_vectors: bool) -> PetState:
         keys, args = _load_call(pet, known, with_vectors=with_vectors)
-        with translated(f"load pet {pet}"):
+        with translated(f"load pet {pet}", pet):
             answer = self._load(keys=keys, args=args)
         return self._loaded(pet, known, answer, with_vectors=with_vectors)
 
     def _loaded(self, pet: PetId, known: PetState, answer: Any, *, with_vectors: bool) -> PetState:
         """Return the state from the reply of load.lua; read the vectors that it did not return."""
-        with translated(f"load pet {pet}"):
+        with translated(f"load pet {pet}", pet):
             if isinstance(answer, redis.ResponseError):
                 raise answer
             if answer == IS_NEWEST:
@@ -475,7 +479,7 @@ def _committed(state: PetState, change: Change, new_commit: str, answer: Any) ->
     """Return the state after a commit, from the reply of commit.lua; raise the error that the reply means."""
     pet = state.pet
     if isinstance(answer, redis.ResponseError):
-        with translated(f"commit a change of pet {pet}"):
+        with translated(f"commit a change of pet {pet}", pet):
             raise answer
     match _whole(pet, answer):
         case [b"OK", _, born]:
@@ -666,9 +670,15 @@ def _readable(pet: PetId) -> Iterator[None]:
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Translate errors of Redis and redis-py to ``StoreUnavailable``; ``doing`` says what failed."""
+def translated(doing: str, pet: PetId | None = None) -> Iterator[None]:
+    """Translate errors of Redis and redis-py to ``StoreUnavailable``; ``doing`` says what failed.
+
+    Args:
+        pet: the pet whose keys are read or written. If one of them has another type, ``UnreadablePet`` is raised.
+    """
     try:
         yield
     except REDIS_ERRORS as exc:
+        if pet is not None and "WRONGTYPE" in str(exc):
+            raise UnreadablePet(pet=pet, problem="one of its keys has another type than expected") from exc
         raise StoreUnavailable(doing=doing, problem=f"{type(exc).__name__}: {exc}", refusal=refusal_of(exc)) from exc

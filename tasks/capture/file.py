@@ -3,7 +3,8 @@
 A capture is a zip of these members:
 
     settings.json       the time of the capture, the settings and versions then, and the digest of the pet's labels
-    pet.zip             the pet's export file, byte for byte; absent if there is no pet
+    pet.zip             the pet's export file, byte for byte; absent if there is no pet. In a raw capture, the keys of
+                        the pet as they are (raw.py)
     jobs.jsonl          the pet's unfinished jobs, one per line
     dead_letters.jsonl  the pet's newest dead letters, or the one that was captured
 
@@ -33,6 +34,7 @@ from sploot_cluster.errors import InvalidInput, UnknownPet, UnreadableExport
 from sploot_cluster.pet.models import PetId, PetState
 from sploot_cluster.settings import PREFIX, ClusterSettings
 from sploot_cluster.store import archives, export_file
+from tasks.capture.raw import RAW, members_of
 from tasks.capture.redaction import redacted_fields, redacted_text
 from tasks.contracts import QUEUES
 from tasks.observe.logs import without_payload
@@ -43,6 +45,7 @@ from tasks.queue_ops.pet_index import find_jobs
 if TYPE_CHECKING:
     from sploot_cluster.pet.whole import PetDump
     from sploot_cluster.store.port import PetStore
+    from sploot_cluster.store.repairs import PetRepairs, RawPet
 
 FORMAT: Final = 1
 MOST_DEAD_LETTERS: Final = 100
@@ -142,6 +145,31 @@ def capture_pet(
     return _packed(pet_id, pet, jobs, dead_letters, settings, redact=redact)
 
 
+def capture_raw(
+    pet_id: int,
+    *,
+    repairs: PetRepairs,
+    broker: RedisStreamsBroker,
+    client: redis.Redis,
+    settings: ClusterSettings,
+    redact: bool = False,
+) -> bytes:
+    """Return a capture of a pet that has its keys as they are, whole or damaged, in place of its export file.
+
+    Args:
+        redact: leave embeddings out of keys, jobs and dead letters.
+
+    Raises:
+        InvalidInput: the pet has no data.
+    """
+    jobs = list(_jobs(broker, client, pet_id, redact=redact))
+    dead_letters = [_dead_letter_line(dead_letter, redact=redact) for dead_letter in _dead_letters_of(broker, pet_id)]
+    raw = repairs.read(PetId(pet_id), with_vectors=not redact)
+    if not raw.keys:
+        raise InvalidInput("pet_id", f"no key of pet {pet_id} exists", "capture another pet")
+    return _packed(pet_id, None, jobs, dead_letters, settings, redact=redact, raw=raw)
+
+
 def capture_dead_letter(dead_letter: DeadLetter, *, settings: ClusterSettings, redact: bool = False) -> bytes:
     """Return the capture of one dead letter."""
     lines = [_dead_letter_line(dead_letter, redact=redact)]
@@ -173,6 +201,7 @@ def _packed(
     settings: ClusterSettings,
     *,
     redact: bool,
+    raw: RawPet | None = None,
 ) -> bytes:
     about = {
         "capture": FORMAT,
@@ -187,6 +216,7 @@ def _packed(
         {
             SETTINGS: json.dumps(about, indent=1).encode(),
             **({} if pet is None else {PET: export_file.dump(pet, redact=redact)}),
+            **({} if raw is None else members_of(raw, redact=redact)),
             JOBS: _as_lines(jobs),
             DEAD_LETTERS: _as_lines(dead_letters),
         }
@@ -324,6 +354,9 @@ def _read(members: Mapping[str, bytes]) -> Capture:
         raise InvalidInput(
             "FILE", "the capture has no embeddings, so it can only be inspected", "capture again without --redact"
         )
+    if RAW in members:
+        hint = "import it into a spare Redis, repair the pet there, and capture it again"
+        raise InvalidInput("FILE", "the capture has the keys of a pet as they were, which cannot be replayed", hint)
     pet = export_file.load(members[PET]) if PET in members else None
     if about["labels"] != (None if pet is None else labels_digest(pet.state)):
         raise ValueError(f"the labels of its pet are not those of {SETTINGS}")

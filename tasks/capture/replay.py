@@ -198,6 +198,8 @@ def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterato
                 f"the switch from {summary.get('from')} to {summary.get('to')} cannot be replayed: "
                 "everything is replayed with the vectors of the present model"
             )
+        case "repair":
+            yield "the repair of damaged keys cannot be replayed: the damage is not in the file"
         case kind:
             assert kind == "arrival" or kind in ENTRIES, kind  # replayed from its own event in the story
 

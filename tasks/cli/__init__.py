@@ -32,7 +32,7 @@ except ImportError as missing:
     raise SystemExit(2) from None
 
 from sploot_cluster import __version__
-from tasks.cli import bulk, captures, config, corrections, doctor, models, pets, processes, queues
+from tasks.cli import bulk, captures, config, corrections, doctor, models, pets, processes, queues, repairs
 from tasks.cli.screen import show_uncaught
 from tasks.cli.shared import fail
 
@@ -68,6 +68,7 @@ app.add_typer(models.app, name="model")
 app.add_typer(queues.app, name="queue")
 app.add_typer(config.app, name="config")
 app.add_typer(captures.app)
+app.add_typer(repairs.app)
 app.add_typer(doctor.app)
 
 

@@ -31,17 +31,22 @@ def capture(
     dead_letter: Annotated[
         tuple[str, str] | None, typer.Option(help="Capture a dead letter, by queue and id.", metavar="QUEUE ID")
     ] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Capture the keys of the pet as they are, also of a pet that cannot be read.")
+    ] = False,
     redact: Annotated[
         bool, typer.Option("--redact", help="Leave embeddings out; the capture can only be inspected.")
     ] = False,
 ) -> None:
     """Write a pet or a dead letter to one zip file, readable only by you."""
-    from tasks.capture.file import capture_dead_letter, capture_pet, write_capture
+    from tasks.capture.file import capture_dead_letter, capture_pet, capture_raw, write_capture
     from tasks.composition import build_broker, build_client
     from tasks.queue_ops.operations import queue_named
 
     if (pet is None) == (dead_letter is None):
         raise InvalidInput("--pet", "expected exactly one thing to capture", "give either --pet or --dead-letter")
+    if raw and pet is None:
+        raise InvalidInput("--raw", "applies to pets only", "give --pet")
     settings = settings_of_environment()
     with build_client(settings) as client:
         broker = build_broker(settings, client, middleware=[])
@@ -52,6 +57,18 @@ def capture(
                 hint = "see sploot-cluster queue dead list"
                 raise InvalidInput("--dead-letter", f"{dead_letter_id} is not a dead letter of {queue}", hint)
             content = capture_dead_letter(found, settings=settings.clustering, redact=redact)
+        elif raw:
+            from sploot_cluster.store.repairs import PetRepairs
+
+            assert pet is not None
+            content = capture_raw(
+                pet,
+                repairs=PetRepairs(client),
+                broker=broker,
+                client=client,
+                settings=settings.clustering,
+                redact=redact,
+            )
         else:
             from sploot_cluster.store.redis import RedisPetStore
 

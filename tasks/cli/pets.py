@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from sploot_cluster.answer_fields import public
-from sploot_cluster.errors import InvalidInput, UnreadablePet
+from sploot_cluster.errors import InvalidInput, PetExists, RevisionConflict, UnreadablePet
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.pet.times import ItemOrder
@@ -28,6 +29,7 @@ from tasks.cli.shared import (
     open_service,
     open_tasks,
     report,
+    settings_of_environment,
 )
 from tasks.contracts import stream_of
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from sploot_cluster.jobs import Traces
     from sploot_cluster.pet.diff import PetDiff
     from sploot_cluster.pet.models import PetId
+    from sploot_cluster.store.repairs import RawPet
     from tasks.client import ClusterTasks
 
 app = typer.Typer()
@@ -331,7 +334,7 @@ def export_pet(
 
 @app.command(name="import")
 def import_pet(
-    file: Annotated[Path, typer.Argument(help="File written by `export`, or by `capture --pet`.")],
+    file: Annotated[Path, typer.Argument(help="File written by `export`, `capture --pet` or `repair`.")],
     pet: Annotated[
         int | None, typer.Option("--as", min=1, max=MAX_INT64, help="Import under this id instead of its own.")
     ] = None,
@@ -339,16 +342,34 @@ def import_pet(
     """Import an exported pet into Redis, exactly as it was. Refused if the pet already has data."""
     from sploot_cluster.pet.models import PetId
     from tasks.capture.file import pet_in
+    from tasks.capture.raw import raw_in
 
     try:
-        content = pet_in(file.read_bytes())
+        content = file.read_bytes()
     except OSError as error:
         raise InvalidInput("FILE", f"{file}: {error.strerror}", "name a file written by `export`") from error
+    if (raw := raw_in(content)) is not None:
+        put_back(raw if pet is None else replace(raw, pet=PetId(pet)))
+        return
+    content = pet_in(content)
     with open_service() as service:
         view = service.import_pet(content, pet=None if pet is None else PetId(pet))
     out.print(
         f"pet {view.pet_id} imported at revision {view.revision}: {view.n_media} items, {len(view.clusters)} clusters"
     )
+
+
+def put_back(raw: RawPet) -> None:
+    """Write the keys of a pet as they were in a raw capture, whole or damaged."""
+    from sploot_cluster.store.repairs import PetRepairs
+    from tasks.composition import build_client
+
+    with build_client(settings_of_environment()) as client:
+        try:
+            PetRepairs(client).put_back(raw)
+        except RevisionConflict as conflict:
+            raise PetExists(pet=conflict.pet, revision=conflict.current) from conflict
+    out.print(f"pet {raw.pet} has its {len(raw.keys)} keys back as they were captured")
 
 
 @app.command()

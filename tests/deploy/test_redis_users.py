@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,12 @@ from starlette.testclient import TestClient
 
 from deploy.redis_users import TEMPLATE, USERS, PasswordUnusable, render
 from sploot_cluster import ClusterService
+from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.jobs import QueueFull, QueueUnavailable
+from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.redis import RedisPetStore
+from sploot_cluster.store.repairs import PetRepairs
+from sploot_cluster.store.salvage import salvage
 from tasks.client import ClusterTasks
 from tasks.composition import build_app
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
@@ -426,6 +431,24 @@ def test_permissions_of_the_server_suffice_to_delete_a_pet_with_its_traces(
 
         assert tester.exists(*left) == 0
         assert tester.xlen(DEAD) == 0
+
+
+def test_operator_may_plan_the_repair_of_a_pet_and_the_server_may_carry_it_out(
+    server: EmbeddedRedis, users: dict[str, redis.Redis]
+) -> None:
+    take(ClusterService(RedisPetStore(users["worker"])), 0, range(4))
+    with client_of(server, "tester") as tester:
+        tester.delete(f"{{pet:{PET}}}:rows")
+
+    raw = PetRepairs(users["operator"]).read(PET)
+    repaired = salvage(raw, by="ann", at=datetime.now(UTC)).pet
+    with pytest.raises(StoreUnavailable, match="lacks a permission"):
+        PetRepairs(users["operator"]).rewrite(raw, repaired)
+    PetRepairs(users["server"]).rewrite(raw, repaired)
+
+    assert PetRepairs(users["operator"]).damage(PET) is None
+    with client_of(server, "tester") as tester:
+        tester.delete(*PetKeys.of(PET))
 
 
 def test_permissions_of_a_client_suffice_to_obey_the_queue_limit(

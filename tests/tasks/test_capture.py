@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +25,10 @@ from sploot_cluster.errors import ClusterError, InvalidInput
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetId
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store import archives, export_file
+from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.redis import RedisPetStore
+from sploot_cluster.store.repairs import PetRepairs
+from sploot_cluster.store.salvage import salvage
 from tasks.capture.file import Capture, capture_dead_letter, capture_pet, pet_in, read_capture, write_capture
 from tasks.capture.replay import replay, settings_of
 from tasks.cli import main
@@ -62,6 +66,13 @@ class Album:
         """Write a capture to the file, and return the capture that is read from it."""
         write_capture(self.captured(), file)
         return read_capture(file)
+
+    def repair(self) -> None:
+        """Delete a key and repair the pet."""
+        self.client.delete(PetKeys.of(PET).rows)
+        repairs = PetRepairs(self.client)
+        raw = repairs.read(PET)
+        repairs.rewrite(raw, salvage(raw, by="eve", at=datetime.now(UTC)).pet)
 
     def correct_somehow(self, rng: Random, n: int) -> None:
         """Make a random correction; skip it if it is not possible."""
@@ -244,6 +255,7 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
         album.take(number, model="test@2")
     service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 53
     service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 54
+    album.repair()  # revision 55
 
     capture = album.capture(tmp_path / "pet.zip")
     done = replay(capture, settings_of(capture, {}))
@@ -253,6 +265,7 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
         "revision 40",
         "revision 53: the switch from test@1 to test@2",
         "revision 54: the deletion of 1 items",
+        "revision 55: the repair of damaged keys",
     ]
     assert done.n_media == 39
 

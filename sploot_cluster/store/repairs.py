@@ -1,0 +1,192 @@
+"""Damaged pets in Redis: read as they are, and written again as what is whole of them.
+
+:class:`RedisPetStore` refuses a damaged pet, so that nothing more is lost. This module reads and writes pets whose keys
+are missing, truncated or of the wrong type. It also compares the set of all pets with the keys that exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final, Literal, cast
+from uuid import uuid4
+
+import redis
+
+from sploot_cluster.errors import RevisionConflict, UnreadablePet
+from sploot_cluster.pet.models import PetId
+from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.store import export_file
+from sploot_cluster.store.keys import PETS, PetKeys
+from sploot_cluster.store.redis import RedisPetStore, translated
+from sploot_cluster.store.values import commands_of, pairs_of
+
+Kind = Literal["string", "list", "hash", "stream"]
+
+# The keys that hold embeddings.
+OF_VECTORS: Final = ("vectors", "shadow_vectors")
+
+_KEY: Final = re.compile(rb"\{pet:([1-9][0-9]{0,18})\}:[a-z_:]+")
+# Number of keys that one SCAN looks at, and of pets that one command lists: less than a millisecond each.
+_PAGE: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class RawKey:
+    """A key of a pet as it is in Redis.
+
+    Attributes:
+        kind: the type of the key, also one that no key of a pet has; its value is then empty.
+        value: bytes of a string; items of a list; fields and values of a hash, in turn; (id, [field, value, …]) of a
+            stream.
+    """
+
+    kind: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class RawPet:
+    """The keys of a pet as they are in Redis, whole or damaged, at one moment.
+
+    Attributes:
+        keys: the existing keys by their names in :class:`PetKeys`.
+        sizes: a text that differs if the pet has changed.
+    """
+
+    pet: PetId
+    keys: Mapping[str, RawKey]
+    sizes: str = ""
+
+    def text(self, name: str) -> bytes:
+        """Return the bytes of a string; empty if the key is missing or has another type."""
+        return cast("bytes", self._value(name, "string", b""))
+
+    def items(self, name: str) -> list[bytes]:
+        """Return the items of a list; empty if the key is missing or has another type."""
+        return cast("list[bytes]", self._value(name, "list", []))
+
+    def pairs(self, name: str) -> dict[bytes, bytes]:
+        """Return the fields of a hash; empty if the key is missing or has another type."""
+        return dict(pairs_of(self._value(name, "hash", [])))
+
+    def entries(self, name: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
+        """Return the entries of a stream; empty if the key is missing or has another type."""
+        return [(id_, dict(pairs_of(fields))) for id_, fields in self._value(name, "stream", [])]
+
+    def _value(self, name: str, kind: Kind, nothing: Any) -> Any:
+        key = self.keys.get(name)
+        return nothing if key is None or key.kind != kind else key.value
+
+
+class PetRepairs:
+    """Reads pets as they are, and replaces damaged ones."""
+
+    def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
+        """Args: ``client`` as for :class:`RedisPetStore`. Its Redis user must be allowed to write pets."""
+        self._client, self._store = client, RedisPetStore(client)
+        scripts = files(__package__)
+
+        def script(name: str) -> str:
+            return scripts.joinpath("lua", f"{name}.lua").read_text(encoding="utf-8")
+
+        self._raw = client.register_script(script("sizes") + script("raw"))
+        self._rewrite = client.register_script(script("sizes") + script("rewrite"))
+
+    def damage(self, pet: PetId) -> str | None:
+        """Return what is wrong with a pet, as text; None if all of its data is readable and consistent.
+
+        Raises:
+            UnknownPet: the pet has no data.
+        """
+        try:
+            dump = self._store.dump(pet)
+            tally = self._store.tally(pet).tally
+        except UnreadablePet as damaged:
+            return damaged.problem
+        return next(export_file.problems(dump), None) or (None if tally.is_conserved else f"its counts: {tally}")
+
+    def read(self, pet: PetId, *, with_vectors: bool = True) -> RawPet:
+        """Return all keys of a pet; no keys for a pet without data."""
+        keys = PetKeys.of(pet)
+        with translated(f"read the keys of pet {pet}"):
+            sizes, *answer = self._raw(keys=keys, args=[int(with_vectors)])
+        kinds = [kind.decode() for kind in answer[::2]]
+        found = zip(PetKeys._fields, kinds, answer[1::2], strict=True)
+        return RawPet(pet, {name: RawKey(kind, value) for name, kind, value in found if kind != "none"}, sizes.decode())
+
+    def rewrite(self, raw: RawPet, dump: PetDump) -> None:
+        """Atomically replace a pet, however damaged it is, with ``dump``.
+
+        Args:
+            raw: the pet as :meth:`read` returned it.
+
+        Raises:
+            RevisionConflict: the pet has changed since it was read; nothing was written.
+        """
+        born, commit = uuid4().hex, uuid4().hex
+        self._write(raw, commit, commands_of(PetKeys.of(raw.pet), dump, born=born, commit=commit))
+
+    def put_back(self, raw: RawPet) -> None:
+        """Write the keys of a pet without data exactly as they were, even if they are damaged.
+
+        Raises:
+            RevisionConflict: the pet has data; nothing was written.
+        """
+        empty = self.read(raw.pet)
+        if empty.keys.keys() - {"tree", "preview"}:
+            raise RevisionConflict(pet=raw.pet, expected=0, current=self._store.revision(raw.pet))
+        self._write(RawPet(raw.pet, raw.keys, empty.sizes), "", _commands_of_raw(raw))
+
+    def _write(self, raw: RawPet, commit: str, commands: Iterator[Any]) -> None:
+        with translated(f"write the keys of pet {raw.pet}"):
+            is_written = self._rewrite(keys=PetKeys.of(raw.pet), args=[raw.sizes, commit, *commands])
+            self._client.sadd(PETS, raw.pet)
+        if not is_written:
+            raise RevisionConflict(pet=raw.pet, expected=0, current=0)
+
+    def unlisted(self) -> tuple[Sequence[PetId], Sequence[PetId]]:
+        """Return the pets that have data but are not in the set of all pets, and the listed ones without data.
+
+        Reads the names of all keys of the server, a thousand at a time.
+        """
+        with translated("list the keys of all pets"):
+            names = self._client.scan_iter(match="{pet:*", count=_PAGE)
+            stored = {PetId(int(found[1])) for name in names if (found := _KEY.fullmatch(name))}
+        listed = set(self._store.pets())
+        gone = [pet for pet in sorted(listed - stored) if not self._exists(pet)]
+        return sorted(stored - listed), gone
+
+    def relist(self, found: Collection[PetId], gone: Collection[PetId]) -> None:
+        """Add pets to the set of all pets, and remove others from it. Repeating the call changes nothing."""
+        added = sorted(found)
+        with translated("write the set of all pets"):
+            for start in range(0, len(added), _PAGE):
+                self._client.sadd(PETS, *added[start : start + _PAGE])
+            for pet in gone:
+                self._client.srem(PETS, pet)
+                if self._exists(pet):  # it was created meanwhile
+                    self._client.sadd(PETS, pet)
+
+    def _exists(self, pet: PetId) -> bool:
+        with translated(f"look for pet {pet}"):
+            return bool(self._client.exists(*PetKeys.of(pet)))
+
+
+def _commands_of_raw(raw: RawPet) -> Iterator[Any]:
+    """Yield the commands with which rewrite.lua writes keys as they were."""
+    number = {name: at for at, name in enumerate(PetKeys._fields, start=1)}
+    for name, key in raw.keys.items():
+        match key.kind:
+            case "string":
+                yield from (1, "SET", number[name], key.value)
+            case "list" | "hash":
+                command = "RPUSH" if key.kind == "list" else "HSET"
+                for start in range(0, len(key.value), 5_000):
+                    batch = key.value[start : start + 5_000]
+                    yield from (len(batch), command, number[name], *batch)
+            case "stream":
+                for id_, fields in key.value:
+                    yield from (1 + len(fields), "XADD", number[name], id_, *fields)
