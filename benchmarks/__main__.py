@@ -8,7 +8,18 @@ import sys
 from typing import Final
 
 # The benchmarks, in the order in which they run. Each is a module of this package and has --help.
-PARTS: Final = ("queue", "pipeline", "density", "arrivals", "quality", "teaching", "remembered", "find", "capacity")
+PARTS: Final = (
+    "queue",
+    "pipeline",
+    "density",
+    "arrivals",
+    "quality",
+    "teaching",
+    "suggestions",
+    "remembered",
+    "find",
+    "capacity",
+)
 
 
 def main() -> int:

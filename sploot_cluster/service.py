@@ -29,6 +29,7 @@ from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
 from sploot_cluster.decide.corrections.hide import HideClusters, ShowClusters
 from sploot_cluster.decide.corrections.keep_apart import KeepApart
+from sploot_cluster.decide.corrections.lookup import living
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
 from sploot_cluster.decide.corrections.place import PlaceMedia
@@ -36,6 +37,8 @@ from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
 from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.decide.model_switch import Switch, cluster_of, in_shadow, plan_switch
+from sploot_cluster.decide.suggestions import doubtful, suggest
+from sploot_cluster.decide.suggestions.values import DoubtfulItems, PetSuggestions
 from sploot_cluster.decide.why import Why, explain, explain_quarantine
 from sploot_cluster.errors import (
     ClusterError,
@@ -100,6 +103,9 @@ ARRIVAL_CLAIMS_AFTER: Final = 3
 
 # How often the arrivals of a pet in a batch are decided, if other commits come first; then each arrival is on its own.
 BATCH_ATTEMPTS: Final = 3
+
+# Entries of the history in which answers to suggestions are looked for.
+ANSWERS_READ: Final = 100
 
 # How long a change waits at most for the claims of other changes; the claim of a process that died lasts its full time.
 LONGEST_WAIT_S: Final = 2 * CLAIM_MS / 1000
@@ -326,7 +332,8 @@ class ClusterService:
             if done is not None:
                 return None, done
             _check_page(state, request.expected_revision)
-            return request.plan(state, operation)
+            change, result = request.plan(state, operation)
+            return request.noted(change), result
 
         with self._cache.open(pet) as memory:
             return self._settle(memory, decide_on)
@@ -453,6 +460,29 @@ class ClusterService:
         if media not in state.rows and (quarantined := self._store.tally(pet).quarantine.get(media)):
             return explain_quarantine(state, media, quarantined, self._store.shadow(pet))
         return explain(state, media)
+
+    def suggestions(self, pet: PetId, *, limit: int = 10) -> PetSuggestions:
+        """Return the questions about a pet that are most worth an answer. Loads the pet's vectors.
+
+        Each answer is a correction (``Reply``). A question that a correction in force answers is not asked again. After
+        three *no* in a row, a kind of question is not asked before the next recluster.
+        """
+        with self._cache.open(pet) as memory:
+            state = memory.state = self._store.load(pet, known=memory.state)
+        return suggest(state, self._store.history(pet, limit=ANSWERS_READ) if state.ledger else (), limit=limit)
+
+    def doubtful(self, pet: PetId, cluster: ClusterId | None = None, *, limit: int = 100) -> DoubtfulItems:
+        """Return the items that are least certain to belong to their cluster, least certain first; at most 500.
+
+        Args:
+            cluster: only items of the cluster that this id resolves to; None: of all clusters that are shown.
+
+        Raises:
+            UnknownCluster: the pet has no such cluster.
+        """
+        with self._cache.open(pet) as memory:
+            state = memory.state = self._store.load(pet, known=memory.state)
+        return doubtful(state, None if cluster is None else living(state, cluster, "cluster_id"), limit=limit)
 
     def clusters(self, pet: PetId) -> PetView:
         """Return the present clusters of a pet; for a pet without data, an empty view with revision 0."""

@@ -147,7 +147,9 @@ def body_of(request: type[Request[Any]]) -> type[CorrectionBody]:
             Annotated[Any, WithJsonSchema(schema if is_required else {"anyOf": [schema, {"type": "null"}]})],
             Field(... if is_required else None, description=field.description),
         )
-    example: dict[str, Any] = {name: field.example for name, field in request.body().items()}
+    example: dict[str, Any] = {
+        name: field.example for name, field in request.body().items() if field.example is not None
+    }
     body = create_model(request.verb.capitalize(), __base__=CorrectionBody, __doc__=request.description(), **fields)
     body.request = request
     body.model_config = ConfigDict(**body.model_config, json_schema_extra={"examples": [example]})

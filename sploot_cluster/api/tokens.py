@@ -49,6 +49,8 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "get_clusters": _READERS,
     "get_cluster": _READERS,
     "get_why": _READERS,
+    "get_suggestions": _READERS,
+    "get_doubtful": _READERS,
     "get_tally": _READERS,
     "get_history": _READERS,
     "get_revision": _READERS,

@@ -32,7 +32,7 @@ except ImportError as missing:
     raise SystemExit(2) from None
 
 from sploot_cluster import __version__
-from tasks.cli import bulk, captures, config, corrections, doctor, models, pets, processes, queues, repairs
+from tasks.cli import bulk, captures, config, corrections, doctor, models, pets, processes, queues, repairs, review
 from tasks.cli.screen import show_uncaught
 from tasks.cli.shared import fail
 
@@ -64,6 +64,7 @@ app.add_typer(processes.app)
 app.add_typer(pets.app)
 app.add_typer(bulk.app)
 app.add_typer(corrections.app)
+app.add_typer(review.app)
 app.add_typer(models.app, name="model")
 app.add_typer(queues.app, name="queue")
 app.add_typer(config.app, name="config")

@@ -9,7 +9,7 @@ import typer
 
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request
-from sploot_cluster.fields import Field, ListOf, Text, Whole, required_of
+from sploot_cluster.fields import Field, ListOf, OneOf, Text, Whole, required_of
 from tasks.cli.shared import AsJson, By, Pet, Wait, open_tasks, report
 
 app = typer.Typer()
@@ -43,7 +43,7 @@ def _own_parameter(name: str, field: Field, *, is_required: bool) -> Parameter:
             type_, metavar = list[int], "ID ID..."
         case ListOf():
             type_, metavar = list[str], ""
-        case Text():
+        case Text() | OneOf():
             type_, metavar = str, name.upper()
         case _:
             raise TypeError(f"{name} has a kind that no command can take: {field.kind}")

@@ -55,5 +55,16 @@ def grouped(store: PetStore, n_subjects: int, numbers: range) -> ClusterService:
     return service
 
 
+def two_looks(service: ClusterService) -> None:
+    """Give the pet clusters 1 and 2, which are two looks of subject 0, and four clusters of other subjects."""
+    for look, sign in enumerate((1, -1)):
+        for number in range(12):
+            vector = picture(0, 100 * look + number) + 0.4 * sign * picture(1, number)
+            service.assign(PET, name(look, number), model=MODEL, vector=vector)
+    for subject in range(10, 14):
+        take(service, subject, range(12))
+    service.recluster(PET)
+
+
 def names(subject: int, numbers: range) -> set[MediaId]:
     return {name(subject, number) for number in numbers}

@@ -28,7 +28,7 @@ from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGES
 from tasks.job_records import JobRecords, TrackJobs
 from tasks.settings import Settings
 from tasks.wire import DECODERS
-from tests.sploot_cluster.albums import PET, name, picture, take
+from tests.sploot_cluster.albums import PET, name, picture, take, two_looks
 from tests.sploot_cluster.api.front import API, client_of
 from tests.system.events import free_port
 from tests.tasks.command_line import CommandLine
@@ -84,6 +84,23 @@ def test_help_names_every_command(cli: CommandLine) -> None:
     commands = {"worker", "scheduler", "serve", "demo", "ingest", "recluster", "merge", "split", "exclude", "dismiss"}
     for command in commands | {"undo", "clusters"} | {"history", "queue", "config"}:
         assert f" {command} " in helped.out
+
+
+# -- reviews ---------------------------------------------------------------------------------------------------------
+
+
+def test_suggestions_are_printed_with_the_commands_that_answer_them(cli: CommandLine, service: ClusterService) -> None:
+    two_looks(service)
+
+    shown = cli("suggestions", str(PET), "--limit", "1")
+    listed = cli("suggestions", str(PET), "--json").json
+    doubtful = cli("doubtful", str(PET), "--cluster", "2")
+
+    assert "Do clusters 1 and 2 show the same subject?" in shown.out
+    assert "yes: sploot-cluster merge 42 1 2 --suggestion same_subject" in shown.out
+    assert listed["suggestions"][0]["no"]["verb"] == "keep_apart"
+    assert (doubtful.code, name(1, 0) in doubtful.out) == (0, True)
+    assert cli("merge", "42", "1", "2", "--suggestion", "same_subject").code == 0
 
 
 # -- ingest ----------------------------------------------------------------------------------------------------------

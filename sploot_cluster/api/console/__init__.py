@@ -31,8 +31,8 @@ _HEADERS: Final = {
 }
 
 
-# The fields of requests that the selection on the page fills in.
-_SELECTED: Final = ("cluster_ids", "cluster_id", "media_ids", "revision")
+# The fields of requests that the page fills in from the selection, or from the question that is answered.
+_SELECTED: Final = ("cluster_ids", "cluster_id", "media_ids", "revision", "suggestion")
 
 
 def _corrections() -> bytes:

@@ -23,8 +23,9 @@ from sploot_cluster.api.problems import (
 )
 from sploot_cluster.api.routes.clusters import Previews
 from sploot_cluster.api.routes.jobs import PREFIX
+from sploot_cluster.decide.suggestions.values import DoubtfulItems, PetSuggestions
 from sploot_cluster.decide.why import Why
-from sploot_cluster.errors import UnknownMedia, UnknownPet
+from sploot_cluster.errors import UnknownCluster, UnknownMedia, UnknownPet
 from sploot_cluster.jobs import JobTraces, Traces
 from sploot_cluster.pet.diff import PetDiff, Snapshot
 from sploot_cluster.pet.listing import CURSOR as PET_CURSOR
@@ -36,6 +37,8 @@ from sploot_cluster.pet.times import ItemOrder
 from sploot_cluster.pet.views import ordered
 
 MAX_HISTORY: Final = 1_000
+MAX_SUGGESTIONS: Final = 100
+MAX_DOUBTFUL: Final = 500
 
 CURSOR_OF_PAGE: Final = "`next_cursor` of the previous page; without it, the first page."
 _REVISION_CURSOR: Final = "^[1-9][0-9]{0,18}$"
@@ -69,6 +72,10 @@ class PetService(Previews, Protocol):
     def end_model(self, pet: PetId) -> bool: ...
 
     def why(self, pet: PetId, media: MediaId) -> Why: ...
+
+    def suggestions(self, pet: PetId, *, limit: int = ...) -> PetSuggestions: ...
+
+    def doubtful(self, pet: PetId, cluster: ClusterId | None = ..., *, limit: int = ...) -> DoubtfulItems: ...
 
 
 PetInPath = Annotated[IdInAddress, Path(description="Id of the pet.", examples=[42])]
@@ -215,6 +222,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         return Response(file, headers=headers, media_type="application/zip")
 
     _add_history_routes(router, service)
+    _add_review_routes(router, service)
     return router
 
 
@@ -276,6 +284,50 @@ def _add_history_routes(router: APIRouter, service: PetService) -> None:
     def get_revision(pet_id: PetInPath, revision: Annotated[RevisionInAddress, Path()]) -> PetAt:
         """Return the cluster of every item at a revision."""
         return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
+
+
+def _add_review_routes(router: APIRouter, service: PetService) -> None:
+    @router.get(
+        "/suggestions",
+        operation_id="get_suggestions",
+        summary="Get the questions about a pet that are most worth an answer",
+        response_model=PetSuggestions,
+    )
+    def get_suggestions(
+        pet_id: PetInPath,
+        limit: Annotated[int, Query(description="Maximum number of suggestions.", ge=1, le=MAX_SUGGESTIONS)] = 10,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
+        """Return questions, each with the corrections that *yes* and *no* stand for: `POST …/clusters/<verb>`.
+
+        Send the answer with the ETag in If-Match. A question that was answered is not asked again while the correction
+        is in force; for *later*, send nothing. After three *no* in a row, a kind of question waits for the next
+        recluster.
+        """
+        asked = service.suggestions(PetId(pet_id), limit=limit)
+        return tagged(asked.revision, if_none_match, lambda: asked)
+
+    @router.get(
+        "/doubtful",
+        operation_id="get_doubtful",
+        summary="List the items that are least certain to belong to their cluster",
+        response_model=DoubtfulItems,
+        responses=documented(NOT_FOUND),
+    )
+    def get_doubtful(
+        pet_id: PetInPath,
+        cluster_id: Annotated[
+            IdInAddress | None, Query(description="Only items of this cluster, by any id it ever had.")
+        ] = None,
+        limit: Annotated[int, Query(description="Maximum number of items.", ge=1, le=MAX_DOUBTFUL)] = 100,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
+        """Return low-confidence items, least certain first. Items that a person placed are certain."""
+        try:
+            found = service.doubtful(PetId(pet_id), None if cluster_id is None else ClusterId(cluster_id), limit=limit)
+        except UnknownCluster as unknown:
+            raise Refusal(NOT_FOUND, f"{unknown.problem}; {unknown.hint}") from None
+        return tagged(found.revision, if_none_match, lambda: found)
 
 
 def _erased(

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self, TypedDict, TypeVar
 
-from sploot_cluster.fields import ID, Checked, Field, Text, Whole, checked, fields_of, given
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.fields import ID, Checked, Field, OneOf, Text, Whole, checked, fields_of, given
 from sploot_cluster.pet.models import Change, ClusterId, Corrected, Correction, HistoryEntry, MediaId, PetState
 
 if TYPE_CHECKING:
@@ -25,15 +26,22 @@ if TYPE_CHECKING:
     from sploot_cluster.pet.vectors import LabelVector, Rows
     from sploot_cluster.settings import ClusterSettings
 
+# The kinds of questions that corrections answer; see ``decide.suggestions``.
+SAME_SUBJECT: Final = "same_subject"
+STRANGER: Final = "stranger"
+TWO_SUBJECTS: Final = "two_subjects"
+_SUGGESTIONS: Final = (SAME_SUBJECT, STRANGER, TWO_SUBJECTS)
+
 # The requester when the caller names none.
 UNKNOWN_REQUESTER: Final = "unknown"
 
 
 class Signed(TypedDict, total=False):
-    """The fields that all requests share: who makes the request, and which revision that person saw."""
+    """The fields that all requests share: the requester, the revision that this person saw, and what it answers."""
 
     requested_by: str
     expected_revision: int | None
+    suggestion: str | None
 
 
 Answer = TypeVar("Answer")
@@ -68,6 +76,7 @@ class Request(Checked, ABC, Generic[Answer]):
         actor_name: the name of its actor, and of its operation in the OpenAPI document.
         title: what it does, in a few words.
         button: the text of its button, one or two words.
+        answers: the kinds of suggestions that it answers -> the answer, ``yes`` or ``no``.
         requested_by: the labeller, for the pet's history.
         expected_revision: the revision that the labeller saw; the request is refused if items have moved since. None:
             no check.
@@ -77,12 +86,26 @@ class Request(Checked, ABC, Generic[Answer]):
     actor_name: ClassVar[str]
     title: ClassVar[str]
     button: ClassVar[str]
+    answers: ClassVar[Mapping[str, str]] = {}
 
     pet_id: int = given(ID, "Id of the pet.", 42)
     requested_by: str = given(Text(), "The labeller.", "ada", default=UNKNOWN_REQUESTER, kw_only=True)
     expected_revision: int | None = given(
         Whole(0), "The revision that the labeller saw.", 17, default=None, kw_only=True
     )
+    suggestion: str | None = given(
+        OneOf(_SUGGESTIONS),
+        "The kind of suggestion that this answers; the pet's history shows it.",
+        None,
+        default=None,
+        kw_only=True,
+    )
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if self.suggestion is not None and self.suggestion not in self.answers:
+            hint = f"send one of: {', '.join(self.answers)}" if self.answers else "leave it out"
+            raise InvalidInput("suggestion", f"{self.verb} does not answer {self.suggestion}", hint)
 
     @classmethod
     def description(cls) -> str:
@@ -91,14 +114,25 @@ class Request(Checked, ABC, Generic[Answer]):
 
     @classmethod
     def body(cls) -> dict[str, Field]:
-        """Return the fields that state what to do, without those of :class:`Signed`."""
-        return {name: known for name, known in fields_of(cls).items() if name not in Signed.__annotations__}
+        """Return the fields that state what to do, and the suggestion that it answers, if it can answer any."""
+        fields = fields_of(cls)
+        body = {name: known for name, known in fields.items() if name not in Signed.__annotations__}
+        if cls.answers:
+            body["suggestion"] = replace(fields["suggestion"], kind=OneOf(tuple(cls.answers)))
+        return body
 
     @classmethod
     def example(cls) -> Self:
         """Return an example of a request, for documents and tests."""
         fields: dict[str, Any] = {name: known.example for name, known in cls.body().items()}
         return cls(**fields)
+
+    def noted(self, change: Change) -> Change:
+        """Return the change with the suggestion that it answers in its summary, for the pet's history."""
+        if self.suggestion is None:
+            return change
+        noted = {"suggestion": self.suggestion, "answer": self.answers[self.suggestion]}
+        return replace(change, summary={**change.summary, **noted})
 
     @abstractmethod
     def done_before(self, state: PetState, operation: Operation) -> Answer | None:

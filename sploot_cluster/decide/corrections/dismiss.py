@@ -33,18 +33,16 @@ class DismissMedia(LedgerRequest):
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         import numpy as np
 
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup, planning
 
-        rows = planning.rows_of_known(state, self.media_ids)
+        rows = lookup.rows_of_known(state, self.media_ids)
         rows = np.sort(rows[state.origins[rows] != Origin.DISMISSED])
         if not len(rows):
             raise InvalidInput("media_ids", "all items are already dismissed", "to restore them, undo the dismissal")
         dismissal = Dismissal(
             *planning.signature(self, state, operation),
-            groups=planning.by_cluster(state, rows),
-            aliases={
-                old: now for old, now in state.aliases.items() if np.isin(planning.rows_of(state, now), rows).all()
-            },
+            groups=lookup.by_cluster(state, rows),
+            aliases={old: now for old, now in state.aliases.items() if np.isin(lookup.rows_of(state, now), rows).all()},
         )
         labels = state.labels.copy()
         labels[rows] = NOISE
@@ -103,14 +101,14 @@ class Dismissal(Statement):
 
         A cluster that has ended is created again with its former id, unless that id has become an alias.
         """
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
         ended = self.groups.keys() - state.clusters.keys() - {NOISE}
         labels = state.labels.copy()
         names: list[tuple[Rows, ClusterId]] = []
         for cluster, media in self.groups.items():
             now = state.aliases.get(cluster, cluster)
-            rows = planning.present(state, media)
+            rows = lookup.present(state, media)
             rows = rows[labels[rows] == NOISE]
             if len(rows) and (now in state.clusters or now in ended):
                 labels[rows] = now

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
+from sploot_cluster.decide.corrections.base import STRANGER, Demands, LedgerRequest, Operation, Plan, Statement
 from sploot_cluster.decide.corrections.facts import media_of
 from sploot_cluster.fields import ID, ListOf, Text, checked, given
 from sploot_cluster.limits import MAX_MEDIA_IDS
@@ -23,6 +23,7 @@ class ExcludeMedia(LedgerRequest):
     actor_name: ClassVar[str] = "exclude_media"
     title: ClassVar[str] = "Exclude items from a cluster"
     button: ClassVar[str] = "Not this cluster"
+    answers: ClassVar[Mapping[str, str]] = {STRANGER: "yes"}
 
     cluster_id: int = given(ID, "Id of the cluster that the items do not belong to.", 3)
     media_ids: Sequence[str] = given(
@@ -32,16 +33,16 @@ class ExcludeMedia(LedgerRequest):
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         import numpy as np
 
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup, planning
 
-        source = planning.living(state, self.cluster_id, "cluster_id")
-        taken_out, members = planning.some_of(state, source, self.media_ids)
+        source = lookup.living(state, self.cluster_id, "cluster_id")
+        taken_out, members = lookup.some_of(state, source, self.media_ids)
         remaining = np.setdiff1d(members, taken_out)
         exclusion = Exclusion(
             *planning.signature(self, state, operation),
             source=source,
-            excluded=planning.media_at(state, taken_out),
-            remaining=planning.media_at(state, remaining),
+            excluded=lookup.media_at(state, taken_out),
+            remaining=lookup.media_at(state, remaining),
         )
         labels = state.labels.copy()
         labels[taken_out] = NOISE
@@ -100,10 +101,10 @@ class Exclusion(Statement):
         return f"{left}, nor with the items that remained in it ({len(self.remaining)})"
 
     def plan_again(self, state: PetState) -> Plan:
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
         source = state.aliases.get(self.source, self.source)
-        return Plan(planning.without(state, self.excluded, source), state.next_cluster)
+        return Plan(lookup.without(state, self.excluded, source), state.next_cluster)
 
     def plan_back(self, state: PetState) -> Plan:
         """Plan to move excluded items back: from noise, and from clusters in which they are the majority.
@@ -112,12 +113,12 @@ class Exclusion(Statement):
         """
         import numpy as np
 
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
         source = state.aliases.get(self.source, self.source)
         if source not in state.clusters:
             return Plan(state.labels, state.next_cluster)
-        rows = planning.present(state, self.excluded)
+        rows = lookup.present(state, self.excluded)
         labels = state.labels.copy()
         for cluster in np.unique(state.labels[rows]).tolist():
             its = rows[state.labels[rows] == cluster]

@@ -49,11 +49,11 @@ class ShowClusters(LedgerRequest):
 def _plan(
     request: LedgerRequest, state: PetState, operation: Operation, cluster_ids: Sequence[int], kind: type[Hiding]
 ) -> tuple[Change, Corrected]:
-    from sploot_cluster.decide.corrections import planning
+    from sploot_cluster.decide.corrections import lookup, planning
     from sploot_cluster.decide.presentation import hidden_in
 
     hidden = hidden_in(state)
-    clusters = {planning.living(state, cluster, "cluster_ids") for cluster in cluster_ids}
+    clusters = {lookup.living(state, cluster, "cluster_ids") for cluster in cluster_ids}
     changed = sorted(cluster for cluster in clusters if (cluster in hidden) is not kind.is_hidden)
     if not changed:
         problem = f"all of them are {'hidden' if kind.is_hidden else 'shown'} already"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
+from sploot_cluster.decide.corrections.base import SAME_SUBJECT, Demands, LedgerRequest, Operation, Plan, Statement
 from sploot_cluster.decide.corrections.facts import groups_of, items_in, named, renamed_in
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, ListOf, checked, given
@@ -24,19 +24,20 @@ class KeepApart(LedgerRequest):
     actor_name: ClassVar[str] = "keep_clusters_apart"
     title: ClassVar[str] = "Keep clusters apart"
     button: ClassVar[str] = "Keep apart"
+    answers: ClassVar[Mapping[str, str]] = {SAME_SUBJECT: "no"}
 
     cluster_ids: Sequence[int] = given(
         ListOf(ID, MAX_APART, shortest=2), "Ids of at least two clusters of the pet.", (3, 7)
     )
 
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup, planning
 
-        clusters = sorted({planning.living(state, cluster, "cluster_ids") for cluster in self.cluster_ids})
+        clusters = sorted({lookup.living(state, cluster, "cluster_ids") for cluster in self.cluster_ids})
         if len(clusters) < 2:
             problem = f"expected at least two different clusters of pet {state.pet}, got {list(self.cluster_ids)}"
             raise InvalidInput("cluster_ids", problem, "send the ids of the clusters to keep apart")
-        groups = {cluster: planning.media_at(state, planning.rows_of(state, cluster)) for cluster in clusters}
+        groups = {cluster: lookup.media_at(state, lookup.rows_of(state, cluster)) for cluster in clusters}
         separation = Separation(*planning.signature(self, state, operation), groups=groups)
         return planning.correct(state, separation, Plan(state.labels, state.next_cluster), operation.settings)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
+from sploot_cluster.decide.corrections.base import SAME_SUBJECT, Demands, LedgerRequest, Operation, Plan, Statement
 from sploot_cluster.decide.corrections.facts import aliased, aliases_of, groups_of, items_in, named, renamed_in
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, ListOf, checked, given
@@ -27,6 +27,7 @@ class MergeClusters(LedgerRequest):
     actor_name: ClassVar[str] = "merge_clusters"
     title: ClassVar[str] = "Merge clusters"
     button: ClassVar[str] = "Merge"
+    answers: ClassVar[Mapping[str, str]] = {SAME_SUBJECT: "yes"}
 
     cluster_ids: Sequence[int] = given(
         ListOf(ID, MAX_CLUSTER_IDS, shortest=2), "Ids of at least two clusters of the pet.", (3, 7)
@@ -43,21 +44,21 @@ class MergeClusters(LedgerRequest):
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         import numpy as np
 
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup, planning
 
-        merged = sorted({planning.living(state, cluster, "cluster_ids") for cluster in self.cluster_ids})
+        merged = sorted({lookup.living(state, cluster, "cluster_ids") for cluster in self.cluster_ids})
         if len(merged) < 2:
             problem = f"expected at least two different clusters of pet {state.pet}, got {list(self.cluster_ids)}"
             raise InvalidInput("cluster_ids", problem, "send the ids of the clusters to merge")
-        rows_of = {cluster: planning.rows_of(state, cluster) for cluster in merged}
+        rows_of = {cluster: lookup.rows_of(state, cluster) for cluster in merged}
         if self.into is None:
             target = min(merged, key=lambda cluster: (-len(rows_of[cluster]), cluster))
         else:
-            target = planning.living(state, self.into, "into")
+            target = lookup.living(state, self.into, "into")
         merge = Merge(
             *planning.signature(self, state, operation),
             into=target,
-            groups={cluster: planning.media_at(state, rows) for cluster, rows in rows_of.items()},
+            groups={cluster: lookup.media_at(state, rows) for cluster, rows in rows_of.items()},
             aliases={old: now for old, now in state.aliases.items() if now in rows_of},
         )
         labels = np.where(np.isin(state.labels, merged), target, state.labels).astype(np.int32)
@@ -118,9 +119,9 @@ class Merge(Statement):
         return f"together with the other merged items ({n_mates}), in the cluster that id {self.into} resolves to"
 
     def plan_again(self, state: PetState) -> Plan:
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
-        names = [(planning.present(state, self.media()), self.into)]  # the merged cluster gets the id ``into`` back
+        names = [(lookup.present(state, self.media()), self.into)]  # the merged cluster gets the id ``into`` back
         return Plan(state.labels, state.next_cluster, names)
 
     def plan_back(self, state: PetState) -> Plan:
@@ -128,13 +129,13 @@ class Merge(Statement):
         import numpy as np
 
         from sploot_cluster.decide.assignment import most_similar
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
         now = state.aliases.get(self.into, self.into)
         is_merged = state.labels == now
         rows_of: dict[ClusterId, Rows] = {}
         for cluster, media in self.groups.items():
-            rows = planning.present(state, media)
+            rows = lookup.present(state, media)
             rows = rows[is_merged[rows]]
             if len(rows):
                 rows_of[now if cluster == self.into else cluster] = rows

@@ -34,10 +34,10 @@ class NameCluster(LedgerRequest):
             raise InvalidInput("name", "begins or ends with a space", "send it without")
 
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup, planning
         from sploot_cluster.decide.presentation import names_of
 
-        cluster = planning.living(state, self.cluster_id, "cluster_id")
+        cluster = lookup.living(state, self.cluster_id, "cluster_id")
         if self.name in names_of(state).get(cluster, ())[:1]:
             raise InvalidInput("name", f"cluster {cluster} has this name already", "send another, or leave it as it is")
         naming = Naming(

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
+from sploot_cluster.decide.corrections.base import (
+    STRANGER,
+    TWO_SUBJECTS,
+    Demands,
+    LedgerRequest,
+    Operation,
+    Plan,
+    Statement,
+)
 from sploot_cluster.decide.corrections.facts import groups_of, items_in, media_of, named, renamed_in
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, ListOf, Text, checked, given
@@ -28,6 +36,7 @@ class PlaceMedia(LedgerRequest):
     actor_name: ClassVar[str] = "place_media"
     title: ClassVar[str] = "Place items in a cluster"
     button: ClassVar[str] = "Place"
+    answers: ClassVar[Mapping[str, str]] = {STRANGER: "no", TWO_SUBJECTS: "no"}
 
     media_ids: Sequence[str] = given(
         ListOf(Text(), MAX_MEDIA_IDS), "Items of the pet, in any cluster or none.", ("beach.jpg",)
@@ -37,16 +46,16 @@ class PlaceMedia(LedgerRequest):
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         import numpy as np
 
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup, planning
 
-        rows = np.sort(planning.rows_of_known(state, self.media_ids))
-        into = state.next_cluster if self.into is None else planning.living(state, self.into, "into")
+        rows = np.sort(lookup.rows_of_known(state, self.media_ids))
+        into = state.next_cluster if self.into is None else lookup.living(state, self.into, "into")
         is_there = (state.labels[rows] == into) & (state.origins[rows] == Origin.CORRECTED)
         if is_there.all():
             problem = f"a person has already placed all of them in cluster {into}"
             raise InvalidInput("media_ids", problem, "send items that are elsewhere, or leave it as it is")
         rows = rows[~is_there]
-        groups = planning.by_cluster(state, rows)
+        groups = lookup.by_cluster(state, rows)
         placement = Placement(
             *planning.signature(self, state, operation),
             into=into,
@@ -149,28 +158,28 @@ class Placement(Statement):
         return "apart from items that were placed elsewhere"
 
     def plan_again(self, state: PetState) -> Plan:
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
         into = state.aliases.get(self.into, self.into)
         labels = state.labels.copy()
         for cluster, members in self.groups.items():
-            rows = planning.present(state, members)
+            rows = lookup.present(state, members)
             labels[rows[labels[rows] == state.aliases.get(cluster, cluster)]] = into
-        return Plan(labels, state.next_cluster, [(planning.present(state, [*self.anchors, *self.placed]), into)])
+        return Plan(labels, state.next_cluster, [(lookup.present(state, [*self.anchors, *self.placed]), into)])
 
     def plan_back(self, state: PetState) -> Plan:
         """Plan to move items that are still there back to their former clusters, or to the noise if those ended."""
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
         into = state.aliases.get(self.into, self.into)
         labels = state.labels.copy()
         names: list[tuple[Rows, ClusterId]] = []
         for cluster, members in self.groups.items():
-            rows = planning.present(state, members)
+            rows = lookup.present(state, members)
             rows = rows[labels[rows] == into]
             home = state.aliases.get(cluster, cluster)
             if home != into:
                 labels[rows] = home if home in state.clusters else NOISE
         if self.anchors:
-            names = [(planning.present(state, self.anchors), into)]
+            names = [(lookup.present(state, self.anchors), into)]
         return Plan(labels, state.next_cluster, names)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
+from sploot_cluster.decide.corrections.base import TWO_SUBJECTS, Demands, LedgerRequest, Operation, Plan, Statement
 from sploot_cluster.decide.corrections.facts import media_of
 from sploot_cluster.fields import ID, ListOf, Text, checked, given
 from sploot_cluster.limits import MAX_MEDIA_IDS
@@ -23,6 +23,7 @@ class SplitCluster(LedgerRequest):
     actor_name: ClassVar[str] = "split_cluster"
     title: ClassVar[str] = "Split items off into a new cluster"
     button: ClassVar[str] = "Split off"
+    answers: ClassVar[Mapping[str, str]] = {TWO_SUBJECTS: "yes"}
 
     cluster_id: int = given(ID, "Id of the cluster that the items leave.", 3)
     media_ids: Sequence[str] = given(
@@ -32,17 +33,17 @@ class SplitCluster(LedgerRequest):
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         import numpy as np
 
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup, planning
 
-        source = planning.living(state, self.cluster_id, "cluster_id")
-        moved, members = planning.some_of(state, source, self.media_ids)
+        source = lookup.living(state, self.cluster_id, "cluster_id")
+        moved, members = lookup.some_of(state, source, self.media_ids)
         remaining, created = np.setdiff1d(members, moved), state.next_cluster
         split = Split(
             *planning.signature(self, state, operation),
             source=source,
             created=created,
-            moved=planning.media_at(state, moved),
-            remaining=planning.media_at(state, remaining),
+            moved=lookup.media_at(state, moved),
+            remaining=lookup.media_at(state, remaining),
         )
         labels = state.labels.copy()
         labels[moved] = created
@@ -106,18 +107,18 @@ class Split(Statement):
         return f"{apart}, together with the others that moved ({n_mates or 0})"
 
     def plan_again(self, state: PetState) -> Plan:
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
         source = state.aliases.get(self.source, self.source)
-        labels = planning.without(state, self.moved, source, instead=self.created)
-        names = [(planning.present(state, self.moved), self.created), (planning.present(state, self.remaining), source)]
+        labels = lookup.without(state, self.moved, source, instead=self.created)
+        names = [(lookup.present(state, self.moved), self.created), (lookup.present(state, self.remaining), source)]
         return Plan(labels, state.next_cluster, names)
 
     def plan_back(self, state: PetState) -> Plan:
         """Plan to move split-off items back to the source, with their whole cluster if they are the majority of it."""
         import numpy as np
 
-        from sploot_cluster.decide.corrections import planning
+        from sploot_cluster.decide.corrections import lookup
 
         created = state.aliases.get(self.created, self.created)
         source = state.aliases.get(self.source, self.source)
@@ -125,7 +126,7 @@ class Split(Statement):
             return Plan(state.labels, state.next_cluster)
         members = state.labels == created
         moved = np.zeros(state.n_media, dtype=np.bool_)
-        moved[planning.present(state, self.moved)] = True
+        moved[lookup.present(state, self.moved)] = True
         moved &= members
         labels = state.labels.copy()
         labels[members if 2 * np.count_nonzero(moved) > np.count_nonzero(members) else moved] = source

@@ -18,7 +18,7 @@ from sploot_cluster.jobs import DeadLetterRef, JobRef, QueueUnavailable, Traces
 from sploot_cluster.pet.listing import MAX_SORTED, PetOrder, page_of
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from tests.corrections import EXAMPLES, as_body
-from tests.sploot_cluster.albums import MODEL, PET, take
+from tests.sploot_cluster.albums import MODEL, PET, take, two_looks
 from tests.sploot_cluster.api.front import API, Front, client_of, job_status
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ GOOD: dict[str, dict[str, Any]] = {
 NOTED: dict[str, tuple[str, dict[str, Any]]] = {
     "/clusters/recluster": ("recluster", {"pet_id": 42, "by": "loopback", "reason": ""}),
     **{
-        f"/clusters/{verb}": (verb, {name: getattr(request, name) for name in request.body()} | {"by": "loopback"})
+        f"/clusters/{verb}": (verb, {name: getattr(request, name) for name in as_body(request)} | {"by": "loopback"})
         for verb, request in EXAMPLES.items()
     },
     "/embeddings": ("ingest", {"pet_id": 42, "media_id": "a", "vector": [0.5, 1.0]}),
@@ -940,3 +940,44 @@ def test_candidate_model_runs_until_it_is_ended(front: Front, two_subjects: str)
     assert (model["model"], model["candidate"]["model"], model["candidate"]["n_vectors"]) == ("clip@1", "clip@2", 1)
     assert (twice.status_code, fields_of(twice.json())) == (422, ["model"])
     assert (ended.status_code, again.status_code) == (204, 404)
+
+
+# -- reviews ---------------------------------------------------------------------------------------------------------
+
+
+def test_suggestion_carries_the_corrections_that_answer_it(front: Front) -> None:
+    two_looks(front.service)
+
+    answer = front.http.get(f"{API}/pets/42/suggestions", params={"limit": 1})
+
+    assert (answer.status_code, answer.headers["ETag"]) == (200, f'"{answer.json()["revision"]}"')
+    (asked,) = answer.json()["suggestions"]
+    assert (asked["kind"], asked["cluster_ids"]) == ("same_subject", [1, 2])
+    for reply, verb in ((asked["yes"], "merge"), (asked["no"], "keep_apart")):
+        assert reply["verb"] == verb
+        sent = front.http.post(
+            f"{API}/clusters/{verb}", json=reply["body"], headers={"If-Match": answer.headers["ETag"]}
+        )
+        assert sent.status_code == 202
+    fields = {"cluster_ids": (1, 2), "suggestion": "same_subject"}
+    assert [facts.items() >= fields.items() for _, facts in front.queue.asked] == [True, True]
+
+
+def test_doubtful_items_of_a_cluster_are_listed(front: Front) -> None:
+    two_looks(front.service)
+
+    of_pet = front.http.get(f"{API}/pets/42/doubtful", params={"limit": 3})
+    of_cluster = front.http.get(f"{API}/pets/42/doubtful", params={"cluster_id": 2})
+    unknown = front.http.get(f"{API}/pets/42/doubtful", params={"cluster_id": 99})
+
+    assert len(of_pet.json()["items"]) == 3
+    assert {item["cluster_id"] for item in of_cluster.json()["items"]} == {2}
+    assert (unknown.status_code, "no cluster 99" in unknown.json()["detail"]) == (404, True)
+
+
+def test_correction_that_does_not_answer_the_suggestion_is_refused(front: Front) -> None:
+    body = {"pet_id": 42, "cluster_ids": [1, 2], "suggestion": "stranger"}
+
+    answer = front.http.post(f"{API}/clusters/merge", json=body)
+
+    assert (answer.status_code, fields_of(answer.json())) == (422, ["suggestion"])
