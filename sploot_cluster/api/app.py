@@ -25,6 +25,7 @@ from sploot_cluster.api.routes.health import ReadinessReport, health_router
 from sploot_cluster.api.routes.jobs import jobs_router
 from sploot_cluster.api.routes.pets import PetService, pet_list_router, pets_router
 from sploot_cluster.api.routes.queues import queues_router
+from sploot_cluster.api.routes.whoami import whoami_router
 from sploot_cluster.api.tokens import Tokens
 from sploot_cluster.jobs import JobQueue, JobTraces
 from sploot_cluster.queues import QueueOperations
@@ -63,6 +64,7 @@ _TAGS: Final = [
     {"name": "pets", "description": "Read, export and delete pets."},
     {"name": "jobs", "description": "Get the status of jobs."},
     {"name": "queues", "description": "Inspect and repair the queues: plan an action, then apply the plan."},
+    {"name": "caller", "description": "Get the name and role of a token."},
     {"name": "health", "description": "Health, readiness and metrics."},
 ]
 
@@ -158,6 +160,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         pets_router(admission, service, traces),
         jobs_router(admission, jobs),
         *([] if operations is None else [queues_router(admission, operations)]),
+        whoami_router(admission),
         health_router(ready, metrics),
         console_router(),
     ]

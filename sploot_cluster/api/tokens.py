@@ -42,6 +42,7 @@ _OPERATORS: Final = frozenset({Role.OPERATOR})
 
 # Operation id -> roles that may call it. Operations that are not listed are those of ``public``.
 MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
+    "whoami": frozenset(Role),
     "recluster": _LABELLERS,
     **{request.actor_name: _LABELLERS for request in VERBS.values()},
     "ingest_embeddings": _UPLOADERS,
@@ -83,6 +84,11 @@ class Caller:
 
     name: str
     role: Role
+
+    @property
+    def may_call(self) -> Sequence[str]:
+        """The ids of the operations that the caller may call, sorted."""
+        return sorted(operation for operation, roles in MAY_CALL.items() if self.role in roles)
 
 
 # The caller while no tokens are configured: any program on this machine.

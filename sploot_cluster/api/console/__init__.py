@@ -43,6 +43,7 @@ def _corrections() -> bytes:
         verbs.append(
             {
                 "verb": verb,
+                "operation": request.actor_name,
                 "title": request.title,
                 "button": request.button,
                 "description": request.description(),

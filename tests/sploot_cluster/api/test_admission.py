@@ -100,7 +100,7 @@ def test_role_limits_what_its_token_may_do(role: str, writes: int, reads: int) -
 READ_ONLY = {
     "get_clusters", "get_cluster", "get_why", "get_suggestions", "get_doubtful", "get_tally", "get_history",
     "get_revision", "compare_revisions",
-    "get_model", "get_job", "get_queues", "list_pets",
+    "get_model", "get_job", "get_queues", "list_pets", "whoami",
 }  # fmt: skip
 CORRECTIONS = {"recluster", *(request.actor_name for request in VERBS.values())}
 
@@ -108,7 +108,7 @@ CORRECTIONS = {"recluster", *(request.actor_name for request in VERBS.values())}
 @pytest.mark.parametrize(
     ("role", "may_call"),
     [
-        (Role.UPLOADER, {"ingest_embeddings"}),
+        (Role.UPLOADER, {"ingest_embeddings", "whoami"}),
         (Role.VIEWER, READ_ONLY),
         (Role.LABELLER, READ_ONLY | CORRECTIONS),
         (Role.PRODUCER, READ_ONLY | CORRECTIONS | {"ingest_embeddings"}),
@@ -117,6 +117,17 @@ CORRECTIONS = {"recluster", *(request.actor_name for request in VERBS.values())}
 )
 def test_role_may_call_only_its_operations(role: Role, may_call: set[str]) -> None:
     assert {operation for operation, roles in MAY_CALL.items() if role in roles} == may_call
+
+
+def test_caller_is_told_its_name_role_and_operations() -> None:
+    http = client_of(Front(tokens=TOKENS).app, peer="10.0.0.7", host="cluster.internal")
+
+    uploader = http.get(f"{API}/whoami", headers=bearer(SECRETS["uploader"])).json()
+    on_loopback = client_of(Front().app).get(f"{API}/whoami").json()
+
+    expected = {"name": "uploader-1", "role": "uploader", "has_token": True}
+    assert uploader == {**expected, "may_call": ["ingest_embeddings", "whoami"]}
+    assert on_loopback == {"name": "loopback", "role": "operator", "has_token": False, "may_call": sorted(MAY_CALL)}
 
 
 def test_uploader_may_only_ingest_items() -> None:
@@ -131,7 +142,7 @@ def test_uploader_may_only_ingest_items() -> None:
     tried = 0
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            if operation["operationId"] in MAY_CALL.keys() - {"ingest_embeddings"}:
+            if operation["operationId"] in MAY_CALL.keys() - {"ingest_embeddings", "whoami"}:
                 given = re.sub(r"{[^}]*}", "1", path)
                 answer = http.request(method, given, json={} if method == "post" else None, headers=headers)
                 assert answer.status_code == 403, (method, path)

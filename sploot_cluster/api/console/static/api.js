@@ -16,10 +16,16 @@ export class Refused extends Error {
   }
 }
 
+/** No answer came: the server is away, or the network between. */
+export class Unanswered extends Error {}
+
 export const token = {
   get: () => sessionStorage.getItem(TOKEN) ?? "",
   set: (secret) => (secret ? sessionStorage.setItem(TOKEN, secret) : sessionStorage.removeItem(TOKEN)),
 };
+
+// A slow answer is better than none; the server itself gives up on Redis after 10 s.
+const TIMEOUT_MS = 30_000;
 
 async function call(method, path, body, headers = {}) {
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
@@ -31,8 +37,8 @@ async function call(method, path, body, headers = {}) {
     headers,
     body: body === undefined ? undefined : write(body),
     cache: "no-store",
-    signal: AbortSignal.timeout(15_000),
-  });
+    signal: AbortSignal.timeout(TIMEOUT_MS),
+  }).catch(unanswered);
   const text = await response.text();
   let answer = {};
   try {
@@ -46,9 +52,27 @@ async function call(method, path, body, headers = {}) {
   return arrivals === null ? answer : { ...answer, n_arrivals: Number(arrivals) };
 }
 
+/** Turn what a browser throws when no answer comes into a sentence. */
+function unanswered(error) {
+  throw new Unanswered(error.name === "TimeoutError" ? `The server did not answer within ${TIMEOUT_MS / 1000} s.` : "The server cannot be reached.", { cause: error });
+}
+
+let who = null;
+
+/** The caller: its name, role and permitted operations; null until the server has recognised it. */
+export const me = () => who;
+
+/** Whether the caller may call an operation, by its id in /openapi.json. */
+export const may = (operation) => operation === undefined || (who?.may_call.includes(operation) ?? false);
+
+/** Ask the server who the caller is. */
+export const recognise = async () => (who = await get("whoami"));
+
+export const forget = () => (who = null);
+
 /** Load a static file of the console. */
 export async function asset(name) {
-  const response = await fetch(`${ROOT}/console/${name}`);
+  const response = await fetch(`${ROOT}/console/${name}`).catch(unanswered);
   if (!response.ok) throw new Refused(response.status, { detail: `the server has no console file ${name}; reload the page` });
   return response.json();
 }

@@ -2,34 +2,38 @@
 
 import { get } from "./api.js";
 import { write } from "./exact.js";
-import { count, duration, h, notice, table, when } from "./dom.js";
+import { count, duration, go, h, notice, table, when } from "./dom.js";
 import { act } from "./actions.js";
 
 const FILTERS = { reason: "reason", actor: "actor", pet_id: "pet", error: "error contains" };
 const PAGE = 100;
 
+let known = null;
+
 export const dead = {
   title: () => "Dead letters",
   every: null,
+  // shown above an error, so that a filter that the server refuses can be corrected
+  form: ({ rest: [queue], query }) => known && filters(known, queue ?? known[0].queue, filterOf(query)),
   async load({ rest: [queue], query }) {
     const { queues } = await get("queues");
-    const names = queues.map((one) => one.queue);
+    known = queues;
     const chosen = queue ?? queues.reduce((most, one) => (one.dead > most.dead ? one : most)).queue;
     const wanted = new URLSearchParams([...query].filter(([name, value]) => name in FILTERS && value));
     wanted.set("limit", PAGE);
     const { dead_letters: deadLetters } = await get(`queues/${encodeURIComponent(chosen)}/dead?${wanted}`);
-    return { queues, names, chosen, deadLetters };
+    return { queues, chosen, deadLetters };
   },
-  draw({ queues, names, chosen, deadLetters }, { query }, again) {
+  draw({ queues, chosen, deadLetters }, { query }, again) {
     const total = queues.find((queue) => queue.queue === chosen)?.dead ?? 0;
-    const filter = Object.fromEntries([...query].filter(([name, value]) => name in FILTERS && value));
+    const filter = filterOf(query);
     const filtered = Object.keys(filter).length > 0;
     const options = Object.entries(filter).flatMap(([name, value]) => [name === "pet_id" ? "--pet" : `--${name}`, value]);
     const which = filtered ? "all matches" : "all";
     const cli = (verb) => ["queue", "dead", verb, chosen, ...(filtered ? options : ["--all"])];
     return [
       h("h1", {}, "Dead letters"),
-      filters(names, chosen, filter, queues),
+      filters(queues, chosen, filter),
       h("p", { class: "quiet" }, filtered ? `${count(deadLetters.length)}${deadLetters.length === PAGE ? " or more" : ""} of ${count(total)} match.` : `${count(total)} in ${chosen}, newest first${total > PAGE ? `; the first ${PAGE} are shown` : ""}.`),
       h(
         "div",
@@ -42,19 +46,21 @@ export const dead = {
   },
 };
 
-function filters(names, chosen, filter, queues) {
-  const queue = h("select", { "aria-label": "Queue" }, names.map((name) => h("option", { value: name, ...(name === chosen ? { selected: true } : {}) }, `${name} (${count(queues.find((one) => one.queue === name).dead)})`)));
+const filterOf = (query) => Object.fromEntries([...query].filter(([name, value]) => name in FILTERS && value));
+
+function filters(queues, chosen, filter) {
+  const queue = h("select", { "aria-label": "Queue" }, queues.map((one) => h("option", { value: one.queue, ...(one.queue === chosen ? { selected: true } : {}) }, `${one.queue} (${count(one.dead)})`)));
   const inputs = Object.entries(FILTERS).map(([name, label]) => h("input", { name, value: filter[name] ?? "", placeholder: label, "aria-label": label, size: 14 }));
-  const go = () => {
+  const apply = () => {
     const wanted = new URLSearchParams(inputs.filter((input) => input.value.trim()).map((input) => [input.name, input.value.trim()]));
-    location.hash = `#/dead/${queue.value}${[...wanted].length ? `?${wanted}` : ""}`;
+    go(`#/dead/${queue.value}${[...wanted].length ? `?${wanted}` : ""}`);
   };
-  queue.addEventListener("change", go);
-  return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go()) }, queue, inputs, h("button", { class: "main" }, "Filter"));
+  queue.addEventListener("change", apply);
+  return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), apply()) }, queue, inputs, h("button", { class: "main" }, "Filter"));
 }
 
 function row(deadLetter, queue, again) {
-  const details = h("details", {}, h("summary", {}, deadLetter.error.slice(0, 300)));
+  const details = h("details", { data: { keep: deadLetter.dead_letter_id } }, h("summary", {}, deadLetter.error.slice(0, 300)));
   details.addEventListener("toggle", () => details.open && open(details, deadLetter, queue), { once: true });
   const cli = ["queue", "dead", "requeue", queue, deadLetter.dead_letter_id];
   return [

@@ -1,5 +1,7 @@
 // DOM helpers. There is no template language: text from producers, such as the name of an item, always stays text.
 
+import { remember } from "./redraw.js";
+
 /** Create an element. Props that begin with `on` add listeners; other props set attributes, except false and null ones. */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
@@ -7,7 +9,10 @@ export function h(tag, props = {}, ...children) {
     if (value === false || value === null || value === undefined) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else if (name === "data") Object.assign(element.dataset, value);
-    else if (name === "checked" || name === "disabled" || name === "value" || name === "open") element[name] = value;
+    else if (name === "checked" || name === "disabled" || name === "value" || name === "open") {
+      element[name] = value;
+      remember(element, name, value);
+    }
     else element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
@@ -54,6 +59,13 @@ export function when(iso) {
   if (!iso) return "–";
   const at = new Date(iso);
   return h("time", { datetime: iso, title: iso }, at.toLocaleString("sv-SE"));
+}
+
+/** Go to an address in the page. If it is the present one, load the page again. */
+export function go(address) {
+  const before = location.href;
+  location.hash = address;
+  if (location.href === before) dispatchEvent(new Event("hashchange"));
 }
 
 /** Show a command with a button that copies it. */

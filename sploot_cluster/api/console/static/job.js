@@ -1,19 +1,21 @@
 // The page of one job, and the notice that follows a job until it ends.
 
 import { act } from "./actions.js";
-import { ENDED, follow, get } from "./api.js";
+import { ENDED, follow, get, may } from "./api.js";
 import { write } from "./exact.js";
-import { h, notice, when } from "./dom.js";
+import { go, h, notice, when } from "./dom.js";
 
 export const job = {
   title: ({ rest }) => (rest[0] ? `Job ${rest[0]}` : "Jobs"),
   every: 3000,
   load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : null),
-  draw(status, { rest }, again) {
+  form({ rest }) {
     const id = h("input", { name: "id", value: rest[0] ?? "", required: true, size: 40, placeholder: "job id", "aria-label": "Job id" });
-    const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), (location.hash = `#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Show"));
+    return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go(`#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Show"));
+  },
+  draw(status, visit, again) {
+    const form = job.form(visit);
     if (!status) return [h("h1", {}, "Jobs"), h("p", { class: "quiet" }, "Corrections, reclusters and uploads run as jobs. Enter the id of a job to see its state."), form];
-    if (document.activeElement?.name === "id") return null;
     return [
       h("h1", {}, "Job ", h("span", { class: "id" }, status.job_id)),
       form,
@@ -32,7 +34,7 @@ export const job = {
         status.due_at && fact("due", when(status.due_at)),
         ...Object.entries(status.result ?? {}).map(([name, value]) => fact(name.replaceAll("_", " "), typeof value === "object" ? write(value) : String(value))),
       ),
-      ENDED.has(status.state) ? null : h("p", {}, cancelButton(status, again)),
+      ENDED.has(status.state) || !may("plan_cancel") ? null : h("p", {}, cancelButton(status, again)),
     ];
   },
 };

@@ -1,7 +1,7 @@
 // The page of one pet: its clusters, its history, and the corrections that can be made.
 
-import { asset, get, post } from "./api.js";
-import { ask, count, h, notice, shell, inform, table, when } from "./dom.js";
+import { asset, get, may, post } from "./api.js";
+import { ask, count, go, h, notice, shell, inform, table, when } from "./dom.js";
 import { byId } from "./exact.js";
 import { watch } from "./job.js";
 
@@ -23,9 +23,12 @@ export const pet = {
     if (chosen.pet !== id) chosen = nothing(id);
     return { id, clusters, history, corrections };
   },
-  draw(data, { rest }, again) {
+  form({ rest }) {
     const id = h("input", { name: "pet", value: rest[0] ?? "", required: true, inputmode: "numeric", pattern: "[1-9][0-9]*", placeholder: "pet id", "aria-label": "Pet id" });
-    const form = h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), (location.hash = `#/pet/${id.value.trim()}`)) }, id, h("button", { class: "main" }, "Show"));
+    return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go(`#/pet/${id.value.trim()}`)) }, id, h("button", { class: "main" }, "Show"));
+  },
+  draw(data, visit, again) {
+    const form = pet.form(visit);
     if (!data) return [h("h1", {}, "Pets"), form];
     const { clusters: view } = data;
     keepWhatIsShown(view);
@@ -68,8 +71,8 @@ function verbs(data, again) {
   return h(
     "div",
     { class: "row", id: "verbs" },
-    h("button", { type: "button", onclick: () => recluster(data, again) }, "Recluster…"),
-    data.corrections.verbs.filter((verb) => FILLED[verb.takes]).map(button),
+    may("recluster") && h("button", { type: "button", onclick: () => recluster(data, again) }, "Recluster…"),
+    data.corrections.verbs.filter((verb) => FILLED[verb.takes] && may(verb.operation)).map(button),
     (chosen.clusters.size > 0 || chosen.media.size > 0) && h("button", { type: "button", onclick: () => (clearSelection(), again()) }, "Clear selection"),
   );
 }
@@ -203,7 +206,7 @@ function historyTable(data, again) {
       "td",
       { class: "actions" },
       data.corrections.verbs
-        .filter(({ verb }) => verb === "undo" && data.corrections.undoable.includes(entry.kind))
+        .filter(({ verb }) => verb === "undo" && may(data.corrections.verbs.find((one) => one.verb === verb).operation) && data.corrections.undoable.includes(entry.kind))
         .map((verb) => [h("button", { type: "button", onclick: () => correct(data, verb, { revision: entry.revision }, again) }, `${verb.button}…`), " "]),
       entry.revision !== data.clusters.revision && h("button", { type: "button", onclick: () => compare(data, entry, again) }, "Compare…"),
     ),

@@ -1,6 +1,6 @@
 // The page of the queues: their figures, their workers, the reasons for waiting work, and the audit log.
 
-import { get } from "./api.js";
+import { get, may } from "./api.js";
 import { ask, count, duration, h, number, shell, table, when } from "./dom.js";
 import { act } from "./actions.js";
 import { levelOf, thresholds } from "./thresholds.js";
@@ -13,14 +13,14 @@ export const queues = {
   async load() {
     const [{ queues }] = await Promise.all([get("queues"), thresholds()]);
     // only operators may read the audit log; others see the page without it
-    const audit = await get("queues/audit?limit=10").catch(() => null);
+    const audit = may("get_audit") ? await get("queues/audit?limit=10") : null;
     return { queues, audit };
   },
   draw({ queues, audit }, _, again) {
     const rows = queues.map((queue) => [
       h("td", {}, h("strong", {}, queue.queue), h("p", { class: "quiet" }, queue.reason)),
       ...figures(queue).map(([text, level]) => number(text, level)),
-      h("td", { class: "actions" }, pauseButton(queue, again), " ", cancelButton(queue, again)),
+      h("td", { class: "actions" }, may("apply_plan") && [pauseButton(queue, again), " ", cancelButton(queue, again)]),
     ]);
     return [
       h("h1", {}, "Queues"),
@@ -117,9 +117,8 @@ function workers(queues, again) {
         h(
           "td",
           { class: "actions" },
-          button("Rescue…", queue, "rescue", consumer, again),
-          " ",
-          !consumer.is_alive && button("Retire…", queue, "retire-consumer", consumer, again),
+          may("apply_plan") && [button("Rescue…", queue, "rescue", consumer, again), " "],
+          may("apply_plan") && !consumer.is_alive && button("Retire…", queue, "retire-consumer", consumer, again),
         ),
       ]),
   );

@@ -1,0 +1,75 @@
+// Redraws that take nothing out of people's hands. A page is drawn again as a whole; what its reader holds in it stays: the
+// focus, selected text, open details, what was typed but not sent, and the place in every scrolled part.
+//
+// Elements of the old and the new page are paired by `id`, `data-key`, `name` or `aria-label`, otherwise by tag and order. An
+// old element whose `data-keep` equals that of its pair stays itself, with all that was loaded into it since.
+
+const drawn = new WeakMap();
+
+/** Remember the value with which a field was drawn, to recognise later whether a person changed it. */
+export const remember = (field, name, value) => drawn.set(field, { ...drawn.get(field), [name]: value });
+
+/** Replace the children of `parent`, and give the new ones what their pairs had. */
+export function redraw(parent, children) {
+  const next = document.createElement(parent.tagName);
+  next.append(...children);
+  const pairs = new Map();
+  const scrolled = [];
+  pair(parent, next, pairs, scrolled);
+  const active = document.activeElement;
+  const caret = active && parent.contains(active) && "selectionStart" in active ? [active.selectionStart, active.selectionEnd] : null;
+  const chosen = getSelection();
+  const range = !chosen.isCollapsed && parent.contains(chosen.anchorNode) && parent.contains(chosen.focusNode) ? [pairs.get(chosen.anchorNode), chosen.anchorOffset, pairs.get(chosen.focusNode), chosen.focusOffset] : null;
+  const held = pairs.get(active);
+  parent.replaceChildren(...next.childNodes);
+  for (const [element, left, top] of scrolled) element.scrollTo({ left, top, behavior: "instant" });
+  if (held && held !== parent) {
+    held.focus({ preventScroll: true });
+    if (caret && caret[0] !== null) held.setSelectionRange(...caret);
+  }
+  if (range?.[0] && range[2] && range[1] <= lengthOf(range[0]) && range[3] <= lengthOf(range[2])) chosen.setBaseAndExtent(...range);
+}
+
+const lengthOf = (node) => node.data?.length ?? node.childNodes.length;
+
+const keyOf = (node) => node.id || node.dataset?.key || node.getAttribute?.("name") || node.getAttribute?.("aria-label") || null;
+
+function pair(old, next, pairs, scrolled) {
+  pairs.set(old, next);
+  if (old.nodeType === Node.ELEMENT_NODE && pairs.size > 1) handOver(old, next, scrolled);
+  const keyed = new Map();
+  const others = new Map();
+  for (const child of next.childNodes) {
+    const key = keyOf(child);
+    if (key !== null && !keyed.has(key)) keyed.set(key, child);
+    else if (others.has(child.nodeName)) others.get(child.nodeName).push(child);
+    else others.set(child.nodeName, [child]);
+  }
+  for (const child of [...old.childNodes]) {
+    const key = keyOf(child);
+    const twin = key !== null && keyed.has(key) ? keyed.get(key) : others.get(child.nodeName)?.shift();
+    if (!twin || twin.nodeName !== child.nodeName) continue;
+    if (child.dataset?.keep && child.dataset.keep === twin.dataset.keep) {
+      keepWhole(child, pairs, scrolled);
+      twin.replaceWith(child);
+    } else pair(child, twin, pairs, scrolled);
+  }
+}
+
+function keepWhole(element, pairs, scrolled) {
+  for (const part of [element, ...element.querySelectorAll("*")]) {
+    pairs.set(part, part);
+    if (part.scrollTop || part.scrollLeft) scrolled.push([part, part.scrollLeft, part.scrollTop]);
+    for (const child of part.childNodes) pairs.set(child, child);
+  }
+}
+
+function handOver(old, next, scrolled) {
+  if (old.scrollTop || old.scrollLeft) scrolled.push([next, old.scrollLeft, old.scrollTop]);
+  if (old.tagName === "DETAILS") next.open = old.open;
+  const was = drawn.get(old) ?? {};
+  if ("value" in old && /^(INPUT|TEXTAREA|SELECT)$/.test(old.tagName) && old.type !== "checkbox" && old.type !== "radio" && old.value !== String(was.value ?? defaultOf(old))) next.value = old.value;
+  if ((old.type === "checkbox" || old.type === "radio") && old.checked !== Boolean(was.checked)) next.checked = old.checked;
+}
+
+const defaultOf = (field) => (field.tagName === "SELECT" ? [...field.options].find((option) => option.defaultSelected)?.value ?? field.options[0]?.value ?? "" : field.defaultValue);
