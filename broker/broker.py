@@ -152,6 +152,7 @@ class RedisStreamsBroker(Broker):
         self._producer = Producer(self, self.settings, self._keys)
         self._coroutines = Coroutines()
         self._listeners = Listeners()
+        self._was_forked = False  # whether this process may have a copy of its parent's messages
         super().__init__(middleware=middleware)
         self.queues = set()
         self._session = self._new_session()
@@ -467,26 +468,23 @@ class RedisStreamsBroker(Broker):
     # every signal, as Dramatiq does, would take a third of the time of a short message; see ``Listeners``.
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        if signal == "process_message" and isinstance(args[0], Delivery):
-            if args[0].pid != self._session.pid:  # forked by middleware; it has a copy of the Worker's messages
-                _end_child_of_job(None)
-            self._before_run(args[0])
+        first: Any = args[0] if args else None
+        if isinstance(first, Delivery):
+            if signal == "process_message":
+                if self._was_forked and first.pid != self._session.pid:  # by middleware, with the Worker's messages
+                    _end_child_of_job(None)
+                self._before_run(first)
+            elif signal in ("ack", "nack"):
+                self._before_settling(signal, first)
+                return
+        elif isinstance(first, Batch):
+            if signal == "process_message":
+                self._before_batch(first)
+            return
         elif signal == "worker_boot":
             self._session.places.worker = args[0]
         elif signal == "worker_shutdown":
-            self._session.is_draining = True
-            self._session.isolation.release()
-            if (ours := master.of_this_process()) is not None:
-                ours.is_draining = True
-        elif signal in ("ack", "nack") and isinstance(args[0], Delivery):
-            self._before_settling(signal, args[0])
-            return
-        elif args and isinstance(args[0], Batch):
-            if signal == "process_message":
-                if args[0].deliveries[0].pid != self._session.pid:
-                    _end_child_of_job(None)
-                self._before_batch(args[0])
-            return
+            self._begin_to_drain()
         name = f"before_{signal}"
         listening = iter(self._listeners.of(self.middleware, name))
         for method in listening:
@@ -494,12 +492,18 @@ class RedisStreamsBroker(Broker):
                 method(self, *args, **kwargs)
             except (MiddlewareError, Interrupt) as error:
                 if signal == "process_message":
-                    self._complete_pairs(args[0], list(listening), error)
+                    self._complete_pairs(first, list(listening), error)
                 raise
             except Exception:
                 self._log_failure_of(name, method)
-        if signal == "process_message" and getattr(args[0], "is_cancelled", False):
+        if signal == "process_message" and getattr(first, "uncommon", None) is not None and first.is_cancelled:
             raise Cancelled  # in the meantime
+
+    def _begin_to_drain(self) -> None:
+        self._session.is_draining = True
+        self._session.isolation.release()
+        if (ours := master.of_this_process()) is not None:
+            ours.is_draining = True
 
     def _before_settling(self, signal: str, delivery: Delivery) -> None:
         """Call the middleware before an acknowledgement or rejection, once. The Worker repeats both until one succeeds.
@@ -507,11 +511,12 @@ class RedisStreamsBroker(Broker):
         The outcome was decided earlier. If a middleware could refuse it here, the message would be neither acknowledged
         nor rejected, so what it raises is only logged.
         """
-        if delivery.pid != self._session.pid:
+        if self._was_forked and delivery.pid != self._session.pid:
             _end_child_of_job(None)
-        if delivery.announced != signal:
+        name = f"before_{signal}"
+        if self._listeners.of(self.middleware, name) and delivery.announced != signal:
             delivery.announced = signal
-            self._call_listeners(f"before_{signal}", delivery)
+            self._call_listeners(name, delivery)
 
     def _complete_pairs(self, message: Any, rest: Sequence[Method], error: BaseException) -> None:
         """Call the other middleware before a message that one of them refused to run.
@@ -530,44 +535,65 @@ class RedisStreamsBroker(Broker):
                     self._log_failure_of("before_process_message", method)
 
     def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
-        if signal == "process_boot":  # emitted only by Dramatiq's command, in its worker processes
+        if signal in ("process_message", "skip_message"):
+            message = args[0]
+            if isinstance(message, Delivery):
+                self._after_run(signal, message, kwargs)
+                return
+            if isinstance(message, Batch):
+                self._after_batch(message, kwargs.get("exception"))
+                return
+        elif signal == "process_boot":  # emitted only by Dramatiq's command, in its worker processes
             master.begin_watch(self.settings.master_grace_ms, lambda: self._session.drain())
         elif signal == "worker_shutdown":
             self._session.places.worker = None
-        delivery = args[0] if signal in ("process_message", "skip_message") else None
-        if not isinstance(delivery, Delivery):
-            if not args or not isinstance(args[0], Batch):
-                self._call_listeners(f"after_{signal}", *args, **kwargs)
-            elif delivery is not None:
-                self._after_batch(args[0], kwargs.get("exception"))
-            return
+        name = f"after_{signal}"
+        if self._listeners.of(self.middleware, name) and not (args and isinstance(args[0], Batch)):
+            self._call_listeners(name, *args, **kwargs)
+
+    def _after_run(self, signal: str, delivery: Delivery, outcome: Mapping[str, Any]) -> None:
+        """Call the middleware after a message was run or skipped."""
         delivery.thread_id = None
-        if delivery.is_cancelled:
+        if delivery.uncommon is not None and delivery.is_cancelled:
             self._session.interrupts.end(delivery)
-        if delivery.pid != self._session.pid:
-            _end_child_of_job(kwargs.get("exception"))
-        if delivery.is_lost:
+        exception = outcome.get("exception")
+        if self._was_forked and delivery.pid != self._session.pid:
+            _end_child_of_job(exception)
+        if delivery.uncommon is not None and delivery.is_lost:
             # Another process holds the message now. It was neither run nor skipped here, so the Results middleware must
             # not store a result.
             return
-        self._producer.finished.delivery = delivery
+        if exception is not None or signal == "skip_message":
+            delivery.has_failed = True
+        finished = self._producer.finished
+        finished.delivery = delivery
         try:
-            if delivery.is_cancelled and kwargs.get("exception") is not None:
-                delivery.end_cancelled()
-                self._after_interrupted(delivery, kwargs["exception"])
-                self._follow_with_coalesced(delivery)
-                return
-            failures = self._call_listeners(f"after_{signal}", *args, **kwargs)
-            if delivery.is_doomed or delivery.is_expired:
-                self._call_back_of_failure(delivery)
-            if signal == "skip_message" or delivery.was_ended:
-                self._follow_with_coalesced(delivery)
-            elif kwargs.get("exception") is not None:
-                self._check_failure(delivery, failures)
-            elif failures:
+            if delivery.uncommon is not None:
+                self._decide(signal, delivery, exception, outcome)
+            elif failures := self._call_listeners("after_process_message", delivery, **outcome):
+                delivery.has_failed = True
                 self._check_success(delivery, failures)
         finally:
-            self._producer.finished.delivery = None
+            finished.delivery = None
+
+    def _decide(
+        self, signal: str, delivery: Delivery, exception: BaseException | None, outcome: Mapping[str, Any]
+    ) -> None:
+        """Call the middleware after a message that was skipped, has failed or is uncommon, and decide what follows."""
+        if delivery.is_cancelled and exception is not None:
+            delivery.end_cancelled()
+            self._after_interrupted(delivery, exception)
+            self._follow_with_coalesced(delivery)
+            return
+        failures = self._call_listeners(f"after_{signal}", delivery, **outcome)
+        if delivery.is_doomed or delivery.is_expired:
+            self._call_back_of_failure(delivery)
+        if signal == "skip_message" or delivery.was_ended:
+            self._follow_with_coalesced(delivery)
+        elif exception is not None:
+            self._check_failure(delivery, failures)
+        elif failures:
+            self._check_success(delivery, failures)
 
     def _after_interrupted(self, delivery: Delivery, error: BaseException) -> None:
         """Call the middleware after a job that was cancelled while it ran.
@@ -625,16 +651,42 @@ class RedisStreamsBroker(Broker):
         Raises:
             SkipMessage: the message must not run here.
         """
-        if delivery.is_doomed:
-            delivery.fail()
-            error = DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
-            self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
-            # reported here, where error trackers have noted which message they observe
-            self.logger.error("A message killed its workers; it becomes a dead letter.", exc_info=error)
-            raise error
-        disturbed = self._session.isolation.enter(delivery)  # Consumer.ack and Consumer.nack call ``leave``
+        session, is_common = self._session, delivery.uncommon is None
+        if not is_common:
+            self._refuse_doomed(delivery)
+        disturbed = session.isolation.enter(delivery)  # Consumer.ack and Consumer.nack call ``leave``
         if disturbed is not None:
-            self._session.outcomes.record_alongside(disturbed)
+            session.outcomes.record_alongside(disturbed)
+        if not (is_common and session.keeper.is_sure_of(delivery.queue)):
+            self._ask_whether_to_run(delivery)
+        delivery.begun_at = time.monotonic()
+        delivery.thread_id = get_ident()
+        if delivery.uncommon is not None and delivery.is_cancelled:
+            delivery.end_cancelled()
+            self._refuse(delivery, MessageCancelled(message_id=delivery.message_id))
+
+    def _refuse(self, delivery: Delivery, error: SkipMessage) -> NoReturn:
+        """Keep a message from running. Middleware that is called after it is called before it, too."""
+        self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
+        raise error
+
+    def _refuse_doomed(self, delivery: Delivery) -> None:
+        if not delivery.is_doomed:
+            return
+        delivery.fail()
+        error = DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
+        self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
+        # reported here, where error trackers have noted which message they observe
+        self.logger.error("A message killed its workers; it becomes a dead letter.", exc_info=error)
+        raise error
+
+    def _ask_whether_to_run(self, delivery: Delivery) -> None:
+        """Ask Redis, if necessary, whether this process still holds a message that is about to run.
+
+        Raises:
+            LeaseLost: it does not, or it is unknown.
+            MessageExpired: the message did not begin in time.
+        """
         if delivery.is_alone:
             self.logger.info(
                 "message was running in a process that died; running it in isolation",
@@ -659,16 +711,7 @@ class RedisStreamsBroker(Broker):
             raise LeaseLost(message_id=delivery.message_id, entry_id=delivery.entry_id)
         if delivery.is_expired:
             delivery.fail()
-            expired = MessageExpired(message_id=delivery.message_id)
-            self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), expired)
-            raise expired
-        delivery.begun_at = time.monotonic()
-        delivery.thread_id = get_ident()
-        if delivery.is_cancelled:
-            delivery.end_cancelled()
-            cancelled = MessageCancelled(message_id=delivery.message_id)
-            self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), cancelled)
-            raise cancelled
+            self._refuse(delivery, MessageExpired(message_id=delivery.message_id))
 
     # Middleware that acts on the thread is called once for a batch. Other middleware is called for each of its
     # messages, before the batch and, in reverse order, after it: it may have opened one scope within another.
@@ -679,6 +722,8 @@ class RedisStreamsBroker(Broker):
         Raises:
             SkipMessage: it is uncertain whether this process still holds the messages, so each is asked for by itself.
         """
+        if self._was_forked and batch.deliveries[0].pid != self._session.pid:
+            _end_child_of_job(None)
         if not self._session.keeper.is_sure_of(batch.queue_name):
             raise SkipMessage("it is uncertain whether this process still holds the messages")
         disturbed = self._session.isolation.enter(batch)  # Consumer.ack calls ``leave``
@@ -710,7 +755,7 @@ class RedisStreamsBroker(Broker):
 
     def _after_batch(self, batch: Batch, exception: BaseException | None) -> None:
         """Call middleware after a batch. ``Consumer.ack`` hands back the messages that the batch did not do."""
-        if batch.deliveries[0].pid != self._session.pid:
+        if self._was_forked and batch.deliveries[0].pid != self._session.pid:
             _end_child_of_job(exception)
         methods = self._listeners.of(self.middleware, "after_process_message")
         for method in _of(OF_THREAD, methods):
@@ -786,6 +831,7 @@ class RedisStreamsBroker(Broker):
         self._coroutines = Coroutines()
         self._session.abandon()
         self._session = self._new_session()
+        self._was_forked = True
 
 
 def _owner(method: Method) -> int:

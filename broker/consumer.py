@@ -355,9 +355,10 @@ class StreamsConsumer(Consumer):
             self._end(self._end_batch, message)
 
     def _end(self, write: Callable[[Any], None], message: Delivery | Batch) -> None:
-        if message.begun_at is not None and not message.is_ended:
-            now = self._process.places.ended_at = time.monotonic()
-            self._queue.durations.record(now - message.begun_at)
+        places, begun_at = self._process.places, message.begun_at
+        if begun_at is not None and not message.is_ended:
+            now = places.ended_at = time.monotonic()
+            self._queue.durations.record(now - begun_at)
         message.is_ended = True
         try:
             try:
@@ -372,25 +373,30 @@ class StreamsConsumer(Consumer):
             # If this were raised, the Worker would try again until its shutdown times out. The entry stays pending, and
             # another process runs the job again as soon as this one has ended.
             self._queue.logger.warning("a job's outcome was not written; it runs again", extra={"error": str(error)})
-        if self._process.places.awaiting:
-            self._process.places.let_others_look(self._queue)
+        if places.awaiting:
+            places.let_others_look(self._queue)
 
     def _ack(self, message: Delivery) -> None:
-        self._enqueue_followers(message)
-        if not message.was_ended:
-            self._end_unhandled(message)
-        if message.was_ended and not (message.is_settled or message.is_lost):
-            self._end_cancelled(message)
-        if message.is_settled or message.is_lost:
+        if message.uncommon is not None or message._exception is not None or "retries" in message.options:
+            self._finish(message)
+        if message.is_settled or (message.uncommon is not None and message.is_lost):
             self._queue.deliveries.forget([message])
             self._process.outcomes.forget_followers(message)
         else:
             self._process.settler.settle(self._keys, self._queue.deliveries, message)
             message.is_settled = True
-            if message.charges:
+            if message.uncommon is not None and message.charges:
                 # wait, so that a crash caused by another message cannot be counted against this one
                 self._queue.deliveries.wait_until_written(message, 1.0)
         self._process.isolation.leave(message)
+
+    def _finish(self, message: Delivery) -> None:
+        """Write what must be written before a message is acknowledged, or instead."""
+        self._enqueue_followers(message)
+        if not message.was_ended:
+            self._end_unhandled(message)
+        if message.was_ended and not (message.is_settled or message.is_lost):
+            self._end_cancelled(message)
 
     def _end_unhandled(self, message: Delivery) -> None:
         """Write the retry or dead letter of a message that must not be acknowledged; do nothing for others."""
@@ -407,7 +413,7 @@ class StreamsConsumer(Consumer):
     def _end_cancelled(self, message: Delivery) -> None:
         """End a message whose retry Redis refused, because it was cancelled before this process knew."""
         if message.replacement is not None:
-            message.pending_followers.append(Follower(dramatiq.Message.decode(message.replacement), None))
+            message.keep_follower(Follower(dramatiq.Message.decode(message.replacement), None))
             self._enqueue_followers(message)
         try:
             self._process.outcomes.cancel_delivery(message)
@@ -792,47 +798,44 @@ class StreamsConsumer(Consumer):
         """Decode entries into the buffer; entries that are not messages become dead letters."""
         accepted: list[Delivery] = []
         uncounted: list[Any] = []
+        process, queue_name, longest = self._process, self._keys.queue_name, self._settings.max_message_bytes
+        decoder, check = self._queue.decoder, self._queue.check
         try:
             for raw_id, deliveries, flat, charges, is_doomed in entries:
                 if flat is None:  # removed before it was delivered
                     continue
-                entry_id = raw_id.decode()
-                if isinstance(flat, CutFields):
+                entry_id, cut = raw_id.decode(), flat if isinstance(flat, CutFields) else None
+                if cut is not None:
                     self._most_asked = 1
-                    if self._is_only_short_of_room(flat):
+                    if self._is_only_short_of_room(cut):
                         uncounted += [entry_id, deliveries]
                         continue
                 fields = fields_of(flat)
                 try:
-                    if isinstance(flat, CutFields):
-                        raise Oversize(flat.n_bytes, self._settings.max_message_bytes, None)
-                    message = decode(
-                        entry_id,
-                        fields,
-                        queue_name=self._keys.queue_name,
-                        decoder=self._queue.decoder,
-                        check=self._queue.check,
-                    )
+                    if cut is not None:
+                        raise Oversize(cut.n_bytes, longest, None)
+                    message = decode(entry_id, fields, queue_name=queue_name, decoder=decoder, check=check)
                     n_bytes = size_of(flat)
-                    if n_bytes > self._settings.max_message_bytes and not has_run(message):
-                        raise Oversize(n_bytes, self._settings.max_message_bytes, message)
+                    if n_bytes > longest and not has_run(message):
+                        raise Oversize(n_bytes, longest, message)
                 except UndecodableEntry as error:
-                    self._process.outcomes.bury_entry(self._keys, entry_id, deliveries, fields, error)
+                    process.outcomes.bury_entry(self._keys, entry_id, deliveries, fields, error)
                     continue
                 delivery = Delivery(
                     message,
                     entry_id=entry_id,
-                    queue=self._keys.queue_name,
-                    consumer_name=self._process.consumer_name,
+                    queue=queue_name,
+                    consumer_name=process.consumer_name,
                     deliveries=deliveries,
-                    pid=self._process.pid,
+                    pid=process.pid,
                     charges=charges,
                     is_doomed=is_doomed,
                 )
                 delivery.n_bytes = n_bytes
                 if are_reread:
                     delivery.is_reread = True
-                if len(fields) == 1 and ("traceback" in message.options or EXPIRES_AT in message.options):
+                options = message.options
+                if options and len(fields) == 1 and ("traceback" in options or EXPIRES_AT in options):
                     delivery.payload = fields.get(MESSAGE_FIELD)
                 accepted.append(delivery)
         finally:

@@ -11,14 +11,16 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Generic, Self, TypeVar, overload
 
 import dramatiq
 from dramatiq.broker import MessageProxy
 
 from .errors import MessageCancelled
 from .key_limits import KeyLimits, key_limits_of
-from .options import unique_key_of
+from .options import expires_at_ms_of, unique_key_of
+
+T = TypeVar("T")
 
 # How long a read waits so that it can ask for more messages at once. Shorter than the round trip that this saves.
 GATHER_S = 0.001
@@ -112,10 +114,43 @@ def not_followed(problem: str) -> Unhandled:
     )
 
 
+class Uncommon(Generic[T]):
+    """An attribute that few deliveries change from its default.
+
+    Python takes several times as long to read an attribute of a ``MessageProxy`` as one of other objects, because it
+    has a ``__getattr__``. So the changed attributes are kept together, in ``Delivery.uncommon``: while that is None,
+    none of them has to be read. Thread-safe.
+    """
+
+    __slots__ = ("_default", "_name")
+
+    def __init__(self, default: T) -> None:
+        self._default = default
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, delivery: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, delivery: Delivery, owner: type) -> T: ...
+    def __get__(self, delivery: Delivery | None, owner: type) -> Self | T:
+        if delivery is None:
+            return self
+        changed = delivery.uncommon
+        return self._default if changed is None else changed.get(self._name, self._default)
+
+    def __set__(self, delivery: Delivery, value: T) -> None:
+        # two threads may do this at once; ``setdefault`` is atomic
+        vars(delivery).setdefault("uncommon", {})[self._name] = value
+
+
 class Delivery(MessageProxy):
     """A message as this process received it.
 
     Attributes:
+        uncommon: the attributes below that are changed from their defaults; None if none is. Then it was delivered for
+            the first time, nothing has to be asked before it runs, and its job has not failed.
         entry_id: the id of the stream entry.
         queue: the queue it was read from.
         consumer_name: the consumer it was delivered to; together with ``deliveries``, it proves that this consumer
@@ -126,8 +161,10 @@ class Delivery(MessageProxy):
         charges: the crash count: how often its process died while it was running, without the first time; see take.lua.
         is_doomed: whether its worker processes died too often: it becomes a dead letter instead of running.
         limits: the limits of its key, or None.
+        may_expire: whether it must begin within a time.
         is_alone: whether it runs in isolation, so that a crash can be attributed to it; see ``Isolation``.
         is_lost: whether another process holds it now, so that its outcome here changes nothing.
+        has_failed: whether its job failed or was skipped, or middleware raised after it.
         retry_asked: whether a middleware asked for a retry, with the delay ``retry_delay``.
         is_sent_again: whether a middleware enqueued it again as a separate message with the same id.
         unhandled: why it must not be acknowledged although no middleware rejected it; see ``Unhandled``.
@@ -157,30 +194,38 @@ class Delivery(MessageProxy):
         is_reread: whether it was read again because a reply was lost; the delivery count does not show that.
     """
 
-    # These are defaults of the class, because most deliveries never change them, and setting them costs time for every
-    # message. Attributes that every message changes are set in __init__: if one were added later, CPython would give
-    # each instance a dict of its own.
-    is_alone = False
-    is_lost = False
-    is_expired = False
-    pending_retry: PendingRetry | None = None
-    retry_asked = False
-    retry_delay: Any = None
-    is_sent_again = False
-    unhandled: Unhandled | None = None
-    is_cancelled = False
-    was_ended = False
-    dropped = ""
-    is_interrupted = False
-    coalesced: bytes | None = None
-    payload: bytes | None = None
-    follower_keys: tuple[str, ...] = ()
-    shared_followers: Mapping[str, SharedFollower] = MappingProxyType({})
-    pending_step: Callable[[], None] | None = None
-    reports_again_at = float("-inf")
-    is_complete = False
-    is_reread = False
-    is_returned = False
+    uncommon: Mapping[str, Any] | None = None
+    is_alone = Uncommon(False)
+    is_lost = Uncommon(False)
+    is_expired = Uncommon(False)
+    has_failed = Uncommon(False)
+    pending_retry: Uncommon[PendingRetry | None] = Uncommon(None)
+    retry_asked = Uncommon(False)
+    retry_delay: Uncommon[Any] = Uncommon(None)
+    is_sent_again = Uncommon(False)
+    unhandled: Uncommon[Unhandled | None] = Uncommon(None)
+    is_cancelled = Uncommon(False)
+    was_ended = Uncommon(False)
+    dropped = Uncommon("")
+    is_interrupted = Uncommon(False)
+    coalesced: Uncommon[bytes | None] = Uncommon(None)
+    payload: Uncommon[bytes | None] = Uncommon(None)
+    pending_followers: Uncommon[tuple[Follower, ...]] = Uncommon(())
+    follower_keys: Uncommon[tuple[str, ...]] = Uncommon(())
+    shared_followers: Uncommon[Mapping[str, SharedFollower]] = Uncommon(MappingProxyType({}))
+    pending_step: Uncommon[Callable[[], None] | None] = Uncommon(None)
+    reports_again_at = Uncommon(float("-inf"))
+    is_complete = Uncommon(False)
+    is_reread = Uncommon(False)
+    is_returned = Uncommon(False)
+    is_redelivered = Uncommon(False)
+    charges = Uncommon(0)
+    is_doomed = Uncommon(False)
+    is_noted = Uncommon(False)
+    may_expire = Uncommon(False)
+    limits: Uncommon[KeyLimits | None] = Uncommon(None)
+    _retries_when_delivered = Uncommon(0)
+    announced: str | None = None
 
     def __init__(
         self,
@@ -208,19 +253,32 @@ class Delivery(MessageProxy):
         self.queue = queue
         self.consumer_name = consumer_name
         self.deliveries = deliveries
-        self.charges = charges
-        self.is_doomed = is_doomed
         self.pid = pid
         self.n_bytes = 0
         self.begun_at: float | None = None
         self.thread_id: int | None = None
         self.is_ended = False
-        self.announced: str | None = None
         self.is_settled = False
-        self.pending_followers: list[Follower] = []
-        self.is_noted = unique_key_of(message.options) is not None
-        self._retries_when_delivered = message.options.get("retries", 0)
-        self.limits: KeyLimits | None = key_limits_of(message)
+        # With 30 attributes, CPython would give each instance a dict of its own, which takes twice as long.
+        if message.options:
+            self._note_options(message)
+        if deliveries != 1:
+            self.is_redelivered = True
+        if charges:
+            self.charges = charges
+        if is_doomed:
+            self.is_doomed = True
+
+    def _note_options(self, message: dramatiq.Message[Any]) -> None:
+        options = message.options
+        if unique_key_of(options) is not None:
+            self.is_noted = True
+        if retries := options.get("retries", 0):
+            self._retries_when_delivered = retries
+        if expires_at_ms_of(options):
+            self.may_expire = True
+        if (limits := key_limits_of(message)) is not None:
+            self.limits = limits
 
     @property
     def enqueued_at_ms(self) -> int:
@@ -229,12 +287,8 @@ class Delivery(MessageProxy):
     @property
     def is_plain(self) -> bool:
         """Whether this is its first delivery, and no other message waits for it."""
-        return (
-            self.deliveries == 1
-            and not self.charges
-            and not self.is_doomed
-            and not self.is_reread
-            and self.limits is None
+        return self.uncommon is None or not (
+            self.is_redelivered or self.charges or self.is_doomed or self.is_reread or self.limits is not None
         )
 
     @property
@@ -260,6 +314,10 @@ class Delivery(MessageProxy):
             return shared.name
         return f"{self.entry_id}/{message.message_id}"
 
+    def keep_follower(self, follower: Follower) -> None:
+        """Keep a follow-up message until it can be enqueued."""
+        self.pending_followers = (*self.pending_followers, follower)
+
     def remember_follower(self, key: str) -> None:
         """Note a key that belongs to this message, to delete it once the message cannot run again."""
         if key not in self.follower_keys:
@@ -268,16 +326,10 @@ class Delivery(MessageProxy):
     @property
     def is_simply_done(self) -> bool:
         """Whether nothing has to be written for it but its acknowledgement."""
-        return not (
-            self.failed
-            or self.is_settled
-            or self.is_lost
-            or self.unhandled
-            or self.pending_followers
-            or self.pending_step
-            or self.pending_retry
-            or self.is_being_retried
-            or self._exception
+        if self.failed or self._exception or self.is_settled or self.is_being_retried:
+            return False
+        return self.uncommon is None or not (
+            self.is_lost or self.unhandled or self.pending_followers or self.pending_step or self.pending_retry
         )
 
     @property

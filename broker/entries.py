@@ -68,8 +68,9 @@ def decode(
         raise WrongQueue(message, queue_name)
     if check is not None and not is_foreign:
         check(message)
-    # Delaying is the broker's task; with an eta the Worker would keep the message in its memory.
-    message.options.pop("eta", None)
+    if message.options:
+        # Delaying is the broker's task; with an eta the Worker would keep the message in its memory.
+        message.options.pop("eta", None)
     return message
 
 
@@ -168,6 +169,8 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
     Raises:
         UndecodableEntry: it would break the Worker, or cause an exception in the middleware that decides how it ends.
     """
+    if _needs_no_check(message):
+        return message
     message = with_types(message)
     check_text(message)
     try:
@@ -176,6 +179,18 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
         # with the message, so that its unique lock and its place in line are freed
         raise UndecodableEntry(error.field, error.problem, error.hint, message=message) from error
     return message
+
+
+def _needs_no_check(message: dramatiq.Message[Any]) -> bool:
+    """Return whether a message is as most messages are: of Dramatiq's types, without options, and of ASCII texts."""
+    queue_name, actor_name, message_id = message.queue_name, message.actor_name, message.message_id
+    return (
+        type(message_id) is type(actor_name) is type(queue_name) is str
+        and message.options == {}
+        and type(message.message_timestamp) is int
+        and type(message.kwargs) is type(message.options) is dict
+        and (queue_name + actor_name + message_id).isascii()
+    )
 
 
 def with_types(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:

@@ -71,15 +71,14 @@ class Outcomes:
         Raises:
             BrokerConnectionError: Redis was asked and did not answer.
         """
-        if (
-            delivery.deliveries == 1
-            and self._keeper.is_sure_of(delivery.queue)
-            and unique_key_of(delivery.options) is None
-            and not (delivery.limits is not None and delivery.limits.are_asked_at_start)
-            and not expires_at_ms_of(delivery.options)
-        ):
-            return True
-        return self._start(delivery)
+        is_asked = (
+            delivery.is_redelivered
+            or delivery.is_noted
+            or delivery.may_expire
+            or (delivery.limits is not None and delivery.limits.are_asked_at_start)
+            or not self._keeper.is_sure_of(delivery.queue)
+        )
+        return self._start(delivery) if is_asked else True
 
     def record_alongside(self, delivery: Delivery) -> None:
         """Record that a suspect no longer runs in isolation, so that a crash counts less against it."""

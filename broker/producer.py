@@ -132,7 +132,7 @@ class Producer:
             return self._send_out([outgoing])[0]
         except BrokerConnectionError as error:
             self._logger.warning("follow-up message waits for Redis; it is enqueued before the ack: %s", error)
-            finished.pending_followers.append(Follower(outgoing.message, outgoing.delay))
+            finished.keep_follower(Follower(outgoing.message, outgoing.delay))
             return outgoing.message
 
     def _condemn(self, finished: Delivery, message: Message[Any], delay: int | None, error: Exception) -> Message[Any]:
@@ -143,7 +143,7 @@ class Producer:
             self._outcomes.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError) as unreachable:
             self._logger.warning("a refused follow-up message waits for Redis, to be a dead letter: %s", unreachable)
-            finished.pending_followers.append(Follower(message, delay, refused_by=error))
+            finished.keep_follower(Follower(message, delay, refused_by=error))
         return message
 
     def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
@@ -177,7 +177,7 @@ class Producer:
                     raise
                 except Exception as error:
                     self._condemn_at_last(finished, follower.message, error)
-                del finished.pending_followers[0]
+                finished.pending_followers = finished.pending_followers[1:]
         finally:
             self.finished.delivery = None
 

@@ -76,7 +76,7 @@ class Settler:
         """Queue the acknowledgement of ``delivery`` for the next batch, without waiting."""
         deliveries.begin_settling(delivery)
         self._waiting.append((keys, deliveries, delivery))
-        if delivery.limits is not None or delivery.charges:
+        if delivery.uncommon is not None and (delivery.limits is not None or delivery.charges):
             # another message waits for this one: the next with its key, or the next suspect
             self._is_urgent.set()
         if not self._has_work.is_set():
@@ -164,10 +164,11 @@ class Settler:
     def _call(self, keys: QueueKeys, chunk: list[Delivery]) -> tuple[list[str], list[Argument], list[str]]:
         """Return KEYS and ARGV of settle.lua, and the keys of follow-up messages in other slots of a cluster."""
         script_keys = [*keys.work, keys.suspects, keys.counters]
-        limited = [(delivery.entry_id, delivery.limits.name) for delivery in chunk if delivery.limits is not None]
+        uncommon = [(place, one) for place, one in enumerate(chunk, start=1) if one.uncommon is not None]
+        limited = [(delivery.entry_id, delivery.limits.name) for _, delivery in uncommon if delivery.limits is not None]
         noted = [
             (delivery, unique_key)
-            for delivery in chunk
+            for _, delivery in uncommon
             if delivery.is_noted and (unique_key := unique_key_of(delivery.options)) is not None
         ]
         args: list[Argument] = [self._group, self._consumer_name, len(chunk), len(limited), len(noted)]
@@ -179,7 +180,7 @@ class Settler:
             script_keys.append(keys.unique(unique_key))
             args += (delivery.message_id, delivery.entry_id)
         elsewhere: list[str] = []
-        for place, delivery in enumerate(chunk, start=1):
+        for place, delivery in uncommon:
             for key in delivery.follower_keys:
                 if self._connections.share_slot(keys.stream, key):
                     script_keys.append(key)

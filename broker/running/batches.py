@@ -167,11 +167,10 @@ class Batch(MessageProxy):
         refusals: the exceptions with which middleware refused to run messages, by entry id.
         ended: the messages whose outcome is known. The others are handed back.
         is_handed_back: whether the others were handed back.
-        begun_at, is_ended, is_lost, charges: as in :class:`~..deliveries.Delivery`.
+        begun_at, is_ended, is_lost: as in :class:`~..deliveries.Delivery`.
     """
 
     is_lost = False
-    charges = 0
     is_handed_back = False
 
     def __init__(self, deliveries: Sequence[Delivery], batching: Batching) -> None:

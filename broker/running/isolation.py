@@ -54,8 +54,7 @@ class Isolation:
             The suspect whose isolation ends because this message runs alongside it, or None. Its ``is_alone`` is
             cleared.
         """
-        if delivery.charges:
-            assert isinstance(delivery, Delivery)
+        if isinstance(delivery, Delivery) and delivery.uncommon is not None and delivery.charges:
             return self._enter_alone(delivery)
         # Without a suspect, no lock is needed: each side first registers itself and then looks for the other.
         self._running[id(delivery)] = delivery
