@@ -39,6 +39,13 @@ def outdated(directory: Path = DOCS) -> list[str]:
     return [name for name, text in written.items() if _text_of(directory / name) != text]
 
 
+def index_of_commands() -> tuple[Path, str]:
+    """Return the file that the command line reads instead of importing all commands, and its text."""
+    from tasks.cli import index
+
+    return Path(index.__file__).with_name("index.json"), index.generated()
+
+
 def _text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
@@ -186,10 +193,13 @@ def _wrapped(text: str) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Write the pages, or with ``--check`` return 1 if one differs from the code."""
     if list(arguments) == ["--check"]:
-        names = outdated()
+        file, index = index_of_commands()
+        names = [f"docs/{name}" for name in outdated()] + [str(file)] * (_text_of(file) != index)
         for name in names:
-            print(f"docs/{name} differs from the code: make reference", file=sys.stderr)
+            print(f"{name} differs from the code: make reference", file=sys.stderr)
         return 1 if names else 0
+    file, index = index_of_commands()
+    file.write_text(index, encoding="utf-8")  # first, because the page of the command line reads it
     for name, text in pages().items():
         (DOCS / name).parent.mkdir(exist_ok=True)
         (DOCS / name).write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import TracebackType
 from typing import Annotated
 
 from sploot_cluster.threads import one_thread_each
@@ -22,7 +23,6 @@ if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
     configure_logging("INFO")
 
 try:
-    import rich  # noqa: F401
     import typer
 except ImportError as missing:
     print(
@@ -32,15 +32,16 @@ except ImportError as missing:
     raise SystemExit(2) from None
 
 from sploot_cluster import __version__
-from tasks.cli import bulk, captures, config, corrections, doctor, models, pets, processes, queues, repairs, review
-from tasks.cli.screen import show_uncaught
-from tasks.cli.shared import fail
+from tasks.cli.index import Index
 
 app = typer.Typer(
     name="sploot-cluster",
+    cls=Index,
     help="Groups every pet's photos into clusters and never undoes people's corrections.",
+    epilog="Start with `sploot-cluster demo`, or `sploot-cluster worker` and `sploot-cluster ingest FILE`. "
+    "`sploot-cluster COMMAND --help` has examples.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
@@ -60,29 +61,25 @@ def _root(
     pass
 
 
-app.add_typer(processes.app)
-app.add_typer(pets.app)
-app.add_typer(bulk.app)
-app.add_typer(corrections.app)
-app.add_typer(review.app)
-app.add_typer(models.app, name="model")
-app.add_typer(queues.app, name="queue")
-app.add_typer(config.app, name="config")
-app.add_typer(captures.app)
-app.add_typer(repairs.app)
-app.add_typer(doctor.app)
+def _show_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    from tasks.cli.screen import show_uncaught
+
+    show_uncaught(kind, error, trace)
 
 
 def main() -> None:
     """Run the command line."""
     if sys.excepthook is sys.__excepthook__:  # the long-running processes install their own hook
-        sys.excepthook = show_uncaught
+        sys.excepthook = _show_uncaught
     try:
         app()
     except KeyboardInterrupt:
+        from tasks.cli.shared import fail
+
         fail(130, "interrupted")
     except Exception as error:
         from tasks.cli.failures import failure_of
+        from tasks.cli.shared import fail
 
         failure = failure_of(error)
         if failure is None:

@@ -13,13 +13,22 @@ import typer
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import ENDED, QueueUnavailable
 from tasks.cli.screen import err, out, print_json
-from tasks.cli.shared import FAILED, POLL_S, AsJson, open_service, open_tasks, settings_of_environment
+from tasks.cli.shared import (
+    FAILED,
+    POLL_S,
+    AsJson,
+    command_group,
+    examples,
+    open_service,
+    open_tasks,
+    settings_of_environment,
+)
 
 if TYPE_CHECKING:
     from sploot_cluster.store.parquet import Written
     from tasks.client import ClusterTasks
 
-app = typer.Typer()
+app = command_group()
 
 ALL_PARTS: Final = "1/1"
 # Reclusters of `recluster --all` that wait at a time, so that those that people ask for meanwhile wait for few others.
@@ -35,7 +44,7 @@ def part_of(text: str) -> tuple[int, int]:
     raise InvalidInput("--part", f"{text!r} is not one of a number of parts", "write for example 2/8")
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster parquet export/", "sploot-cluster parquet export/ --part 2/8"))
 def parquet(
     directory: Annotated[Path, typer.Argument(help="Directory for the files; created if it does not exist.")],
     part: Annotated[

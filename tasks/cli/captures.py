@@ -11,17 +11,22 @@ from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64
 from tasks.cli.screen import out, print_json
-from tasks.cli.shared import FAILED, AsJson, settings_of_environment
+from tasks.cli.shared import FAILED, AsJson, command_group, examples, settings_of_environment
 
 if TYPE_CHECKING:
     from tasks.capture.replay import Replayed
 
-app = typer.Typer()
+app = command_group()
 
 MOVED_SHOWN = 20
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "sploot-cluster capture --pet 42 -o pet-42.zip",
+        "sploot-cluster capture --dead-letter embedding 1764000000000-0 -o dead.zip --redact",
+    )
+)
 def capture(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write; it must not exist yet.")],
     pet: Annotated[
@@ -85,7 +90,9 @@ def capture(
     out.print(f"{output}: {len(content):,} bytes", soft_wrap=True)
 
 
-@app.command()
+@app.command(
+    epilog=examples("sploot-cluster replay pet-42.zip", "sploot-cluster replay pet-42.zip --set growth_ratio=0.3")
+)
 def replay(
     file: Annotated[Path, typer.Argument(help="The capture.", metavar="FILE")],
     changes: Annotated[

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import typer
-
 from tasks.cli.screen import out, print_json, table_of
-from tasks.cli.shared import AsJson, settings_of_environment
+from tasks.cli.shared import AsJson, command_group, examples, settings_of_environment
 
-app = typer.Typer(help="Show the settings.", no_args_is_help=True)
+app = command_group("Show the settings.")
 
 
-@app.command("show")
+@app.command(name="show", epilog=examples("sploot-cluster config show"))
 def config_show(as_json: AsJson = False) -> None:
     """Show every setting with its value, unit and meaning; secrets are masked."""
     rows = settings_of_environment().table()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from inspect import Parameter, Signature
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request
-from sploot_cluster.fields import Field, ListOf, OneOf, Text, Whole, required_of
-from tasks.cli.shared import AsJson, By, Pet, Wait, open_tasks, report
+from sploot_cluster.fields import ID, Field, ListOf, OneOf, Text, Whole, required_of
+from tasks.cli.shared import AsJson, By, Pet, Wait, command_group, examples, open_tasks, report
 
-app = typer.Typer()
+app = command_group()
 
 
 def _command(request: type[Request[Any]]) -> Any:
@@ -31,6 +32,20 @@ def _command(request: type[Request[Any]]) -> Any:
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = request.description()
     return command
+
+
+def _example(request: type[Request[Any]]) -> str:
+    """Return a command with the examples of the request's fields."""
+    words = ["sploot-cluster", request.verb, "42"]
+    for name, field in request.body().items():
+        if name == "pet_id":
+            continue
+        parts = map(str, field.example if isinstance(field.example, list | tuple) else [field.example])
+        is_of_items = isinstance(field.kind, ListOf) and field.kind.of != ID
+        is_option = is_of_items or name not in required_of(request)
+        option = f"--{(name if name not in required_of(request) else name.removesuffix('_ids')).replace('_', '-')}"
+        words += [word for part in map(quote, parts) for word in ([option, part] if is_option else [part])]
+    return " ".join(words)
 
 
 def _own_parameter(name: str, field: Field, *, is_required: bool) -> Parameter:
@@ -60,4 +75,4 @@ def _parameter(name: str, annotation: Any, default: Any = Parameter.empty) -> Pa
 
 
 for _verb, _request in VERBS.items():
-    app.command(_verb)(_command(_request))
+    app.command(_verb, epilog=examples(_example(_request)))(_command(_request))

@@ -8,9 +8,9 @@ import typer
 from rich.text import Text
 
 from tasks.cli.screen import out, print_json, shown, table_of
-from tasks.cli.shared import FAILED, UNREACHABLE, AsJson, settings_of_environment
+from tasks.cli.shared import FAILED, UNREACHABLE, AsJson, command_group, examples, settings_of_environment
 
-app = typer.Typer()
+app = command_group()
 
 _MARKS = {
     "ok": Text("ok", "green"),
@@ -20,7 +20,7 @@ _MARKS = {
 }
 
 
-@app.command("doctor")
+@app.command(name="doctor", epilog=examples("sploot-cluster doctor", "sploot-cluster doctor --processes 4 --threads 8"))
 def doctor(
     processes: Annotated[int, typer.Option(min=1, help="Worker processes you start.")] = 2,
     threads: Annotated[int, typer.Option(min=1, help="Threads per process.")] = 4,

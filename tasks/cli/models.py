@@ -8,12 +8,12 @@ import typer
 
 from tasks.cli.pets import print_diff
 from tasks.cli.screen import out, print_json
-from tasks.cli.shared import FAILED, REFUSED, AsJson, By, Pet, fail, open_service
+from tasks.cli.shared import FAILED, REFUSED, AsJson, By, Pet, command_group, examples, fail, open_service
 
-app = typer.Typer(help="Run a candidate embedding model next to a pet's own, and switch to it.", no_args_is_help=True)
+app = command_group("Run a candidate embedding model next to a pet's own, and switch to it.")
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster model status 42"))
 def status(pet: Pet, as_json: AsJson = False) -> None:
     """Show the pet's model and its candidate model."""
     from sploot_cluster.pet.models import PetId
@@ -41,7 +41,7 @@ def status(pet: Pet, as_json: AsJson = False) -> None:
             )
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster model begin 42 clip@2 512"))
 def begin(
     pet: Pet,
     model: Annotated[str, typer.Argument(help="name@version of the candidate model.", metavar="MODEL")],
@@ -56,7 +56,7 @@ def begin(
     out.print(f"{model} is now the candidate of pet {pet}: embed all its items with it, then see the preview")
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster model preview 42"))
 def preview(pet: Pet, as_json: AsJson = False) -> None:
     """Preview the switch to the candidate model and print a token to apply it. Runs locally."""
     from sploot_cluster.pet.models import PetId
@@ -94,7 +94,7 @@ def preview(pet: Pet, as_json: AsJson = False) -> None:
     )
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster model switch 42 --apply TOKEN"))
 def switch(
     pet: Pet,
     by: By,
@@ -112,7 +112,7 @@ def switch(
     out.print(f"pet {pet} switched, at revision {result.revision}: {result.n_moved} items moved, {result.kept}")
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster model end 42 --yes"))
 def end(
     pet: Pet, yes: Annotated[bool, typer.Option("--yes", help="Delete now. This cannot be undone.")] = False
 ) -> None:

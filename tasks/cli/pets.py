@@ -10,12 +10,11 @@ import typer
 
 from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput, PetExists, RevisionConflict, UnreadablePet
-from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.limits import MAX_INT64
+from sploot_cluster.pet.listing import MAX_PETS, PetOrder
 from sploot_cluster.pet.times import ItemOrder
 from tasks.cli.bulk import ALL_PARTS, recluster_all
-from tasks.cli.media_files import event_of, progress_of, records_of
-from tasks.cli.screen import err, out, print_json, table_of
+from tasks.cli.screen import out, print_json, table_of
 from tasks.cli.shared import (
     FAILED,
     REFUSED,
@@ -23,7 +22,9 @@ from tasks.cli.shared import (
     By,
     Pet,
     Wait,
+    command_group,
     ended,
+    examples,
     fail,
     open_erasure,
     open_service,
@@ -31,7 +32,6 @@ from tasks.cli.shared import (
     report,
     settings_of_environment,
 )
-from tasks.contracts import stream_of
 
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService
@@ -41,53 +41,20 @@ if TYPE_CHECKING:
     from sploot_cluster.store.repairs import RawPet
     from tasks.client import ClusterTasks
 
-app = typer.Typer()
+app = command_group()
 
-EVENTS_PER_BATCH: Final = 500
 MOVES_SHOWN: Final = 50
 TRACES_SHOWN: Final = 20
 PREVIEW_WAIT_S: Final = 60.0
 
 
-@app.command()
-def ingest(
-    file: Annotated[
-        Path, typer.Argument(help="An .npz file, a file of JSON lines, or - for JSON lines from standard input.")
-    ],
-) -> None:
-    """Send embedded items.
-
-    An .npz file holds the arrays media_id (n) and embedding (n, dim), and pet_id and model with one value or n values.
-    A JSON line is an object with pet_id, media_id, model and embedding, or a whole flat event. Invalid entries are
-    reported by number; the others are sent.
-    """
-    n_sent = n_withheld = n_bad = 0
-
-    def send(events: list[EmbeddingIngested]) -> None:
-        nonlocal n_sent, n_withheld
-        n_out = sum(job.withheld for job in tasks.ingest_many(events))
-        n_sent, n_withheld = n_sent + len(events) - n_out, n_withheld + n_out
-
-    with open_tasks() as tasks:
-        events: list[EmbeddingIngested] = []
-        for number, record in enumerate(progress_of(records_of(file)), start=1):
-            try:
-                events.append(event_of(record))
-            except InvalidInput as refused:
-                n_bad += 1
-                err.print(f"entry {number}: {refused}")
-            if len(events) == EVENTS_PER_BATCH:
-                send(events)
-                events = []
-        send(events)
-    summary = f"{n_sent} items sent to {stream_of('embedding.ingested')}"
-    summary += f", {n_withheld} withheld: the rollout has not reached their pets" if n_withheld else ""
-    out.print(summary + (f", {n_bad} refused" if n_bad else ""), soft_wrap=True)
-    if n_bad:
-        raise typer.Exit(FAILED)
-
-
-@app.command()
+@app.command(
+    epilog=examples(
+        "sploot-cluster recluster 42 --wait 60",
+        "sploot-cluster recluster 42 --preview",
+        "sploot-cluster recluster --all",
+    )
+)
 def recluster(
     by: By,
     pet: Annotated[int | None, typer.Argument(help="The pet's id; not with --all.", metavar="[PET]")] = None,
@@ -162,7 +129,30 @@ def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
     out.print(f"pet {pet} is as previewed, at revision {result.revision}: {result.n_moved} items moved, {result.kept}")
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster pets", "sploot-cluster pets --order noise --limit 20"))
+def pets(
+    search: Annotated[str, typer.Option(help="Only pets whose id contains these digits.", metavar="DIGITS")] = "",
+    order: Annotated[PetOrder, typer.Option(help="Order of the pets; most noise or items first.")] = PetOrder.ID,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_PETS, help="Maximum number to show.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Where the page before ended, as it printed.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the pets."""
+    with open_service() as service:
+        page = service.page_of_pets(search=search, order=order, limit=limit, cursor=cursor)
+    if as_json:
+        print_json(page)
+        return
+    table = table_of("pet", "items", "clusters", "noise", "revision", "model")
+    for pet in page.pets:
+        numbers = (pet.pet_id, pet.n_media, pet.n_clusters, pet.n_noise, pet.revision)
+        table.add_row(*map(str, numbers), pet.model or "-")
+    out.print(table)
+    if page.next_cursor is not None:
+        out.print(f"{page.n_matching} pets match; the next page: --cursor {page.next_cursor}", soft_wrap=True)
+
+
+@app.command(epilog=examples("sploot-cluster clusters 42", "sploot-cluster clusters 42 --order occurred_at --json"))
 def clusters(
     pet: Pet,
     order: Annotated[
@@ -196,7 +186,7 @@ def clusters(
     out.print(table)
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster tally", "sploot-cluster tally 42"))
 def tally(
     pet: Annotated[int | None, typer.Argument(help="The pet's id; default: all pets.", metavar="[PET]")] = None,
     as_json: AsJson = False,
@@ -236,7 +226,7 @@ def tally(
         raise typer.Exit(FAILED)
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster delete 42 --yes", "sploot-cluster delete 42 --media beach.jpg --yes"))
 def delete(
     pet: Pet,
     by: By,
@@ -315,7 +305,7 @@ def _print_traces(traces: Traces) -> None:
         )
 
 
-@app.command(name="export")
+@app.command(name="export", epilog=examples("sploot-cluster export 42 pet-42.zip"))
 def export_pet(
     pet: Pet, file: Annotated[Path | None, typer.Argument(help="File to write; default: pet-<id>.zip.")] = None
 ) -> None:
@@ -332,7 +322,7 @@ def export_pet(
     out.print(f"pet {pet} written to {target}: {len(content):,} bytes")
 
 
-@app.command(name="import")
+@app.command(name="import", epilog=examples("sploot-cluster import pet-42.zip --as 43"))
 def import_pet(
     file: Annotated[Path, typer.Argument(help="File written by `export`, `capture --pet` or `repair`.")],
     pet: Annotated[
@@ -372,7 +362,7 @@ def put_back(raw: RawPet) -> None:
     out.print(f"pet {raw.pet} has its {len(raw.keys)} keys back as they were captured")
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster why 42 beach.jpg"))
 def why(
     pet: Pet, media: Annotated[str, typer.Argument(help="The item's id.", metavar="MEDIA")], as_json: AsJson = False
 ) -> None:
@@ -408,10 +398,13 @@ def why(
     out.print(table)
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster history 42", "sploot-cluster history 42 --diff 17 31"))
 def history(
     pet: Pet,
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of newest entries to show.")] = 20,
+    before: Annotated[
+        int | None, typer.Option(min=1, max=MAX_INT64, help="Show only entries of earlier revisions.")
+    ] = None,
     diff: Annotated[
         tuple[int, int] | None,
         typer.Option(help="Show the difference between two revisions instead.", metavar="FROM TO"),
@@ -429,9 +422,11 @@ def history(
             else:
                 print_diff(found)
             return
-        entries = service.history(PetId(pet), limit=limit)
+        entries = service.history(PetId(pet), limit=limit + 1, before=before)
+    is_last = len(entries) <= limit
+    entries = entries[:limit]
     if as_json:
-        print_json({"pet_id": pet, "entries": entries})
+        print_json({"pet_id": pet, "entries": entries, "next_cursor": None if is_last else str(entries[-1].revision)})
         return
     table = table_of("revision", "kind", "when (UTC)", "by", "what")
     for entry in entries:

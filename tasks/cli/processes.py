@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 
 from sploot_cluster.errors import InvalidInput
-from tasks.cli.shared import REFUSED, USAGE, become, settings_of_environment
+from tasks.cli.shared import REFUSED, USAGE, become, command_group, examples, settings_of_environment
 from tasks.contracts import QUEUES
 
-app = typer.Typer()
+app = command_group()
 
 # Runs before the commands start, so that the master processes log JSON as well; the log level is the first argument.
 _LOGGING: Final = "import sys; from tasks.observe.logs import configure_logging; configure_logging(sys.argv.pop(1)); "
@@ -53,7 +53,11 @@ def _do_not_start(code: int, refused: Exception) -> NoReturn:
     raise SystemExit(code) from None
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "sploot-cluster worker --processes 4 --threads 8", "sploot-cluster worker --queue cluster.recluster"
+    )
+)
 @_errors_as_json()
 def worker(
     processes: Annotated[int, typer.Option(min=1, help="Number of worker processes.")] = 2,
@@ -80,7 +84,7 @@ def worker(
     become([sys.executable, "-c", DRAMATIQ, *command, *(["--queues", *queue] if queue else [])])
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster scheduler"))
 @_errors_as_json()
 def scheduler() -> None:
     """Send the periodic jobs: the stock command `periodiq tasks.worker`. Run one; a second one does no harm."""
@@ -88,7 +92,7 @@ def scheduler() -> None:
     become([sys.executable, "-c", PERIODIQ, settings.log_level, "tasks.worker"])
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster serve", "sploot-cluster serve --port 9000"))
 @_errors_as_json()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: SPLOOT_HTTP_HOST]")] = None,
@@ -127,7 +131,7 @@ def serve(
             keeper.stop()
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster demo --keep"))
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep running at the end, until Ctrl-C.")] = False,
     directory: Annotated[Path, typer.Option(help="Directory for summary, maps and logs.")] = Path("demo-output"),

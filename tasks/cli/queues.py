@@ -16,7 +16,16 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.queues import LONGEST_S, DeadLetterFilter, DeadLetterView, Done, Plan
 from tasks.cli.screen import err, out, print_block, print_json, print_table, table_of
-from tasks.cli.shared import FAILED, REFUSED, AsJson, By, duration_text, settings_of_environment
+from tasks.cli.shared import (
+    FAILED,
+    REFUSED,
+    AsJson,
+    By,
+    command_group,
+    duration_text,
+    examples,
+    settings_of_environment,
+)
 from tasks.contracts import QUEUES
 
 if TYPE_CHECKING:
@@ -25,8 +34,8 @@ if TYPE_CHECKING:
 VIA: Final = "command line"
 MOST_GROUPED: Final = 100_000  # dead letters of a queue that are read
 
-app = typer.Typer(help="Inspect and repair queues.", no_args_is_help=True)
-dead = typer.Typer(help="Dead letters: jobs that failed permanently.", no_args_is_help=True)
+app = command_group("Inspect and repair queues.")
+dead = command_group("Dead letters: jobs that failed permanently.")
 app.add_typer(dead, name="dead")
 
 Queue = Annotated[
@@ -60,7 +69,7 @@ All = Annotated[bool, typer.Option("--all", help="Every dead letter of the queue
 # -- inspection --------------------------------------------------------------------------------------------------------
 
 
-@app.command("status")
+@app.command(name="status", epilog=examples("sploot-cluster queue status"))
 def queue_status(as_json: AsJson = False) -> None:
     """Show the contents of every queue and why its jobs wait."""
     with _operations() as operations:
@@ -93,7 +102,7 @@ def queue_status(as_json: AsJson = False) -> None:
         print_table(table)
 
 
-@app.command("pending")
+@app.command(name="pending", epilog=examples("sploot-cluster queue pending embedding --idle 5m"))
 def queue_pending(
     queue: Queue,
     consumer: Annotated[str | None, typer.Option(help="Only jobs held by this consumer.")] = None,
@@ -130,7 +139,7 @@ def queue_pending(
     print_table(table)
 
 
-@app.command("peek")
+@app.command(name="peek", epilog=examples("sploot-cluster queue peek embedding --limit 20"))
 def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None:
     """Show the next waiting jobs without taking them; embeddings are left out."""
     from tasks.queue_ops.entries import facts_of, without_embedding
@@ -153,7 +162,7 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
     print_table(table)
 
 
-@app.command("find")
+@app.command(name="find", epilog=examples("sploot-cluster queue find --pet 42"))
 def queue_find(
     pet: Annotated[int, typer.Option(min=1, max=MAX_INT64, help="Pet whose jobs to find.")],
     media: Annotated[str | None, typer.Option(help="Only jobs of this item.")] = None,
@@ -178,7 +187,7 @@ def queue_find(
     out.print(f"{len(found)} found in {took_ms:.0f} ms{read}")
 
 
-@app.command("audit")
+@app.command(name="audit", epilog=examples("sploot-cluster queue audit --limit 50"))
 def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
     """Show who did what to the queues, newest first."""
     with _operations() as operations:
@@ -196,7 +205,13 @@ def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
 # -- actions ----------------------------------------------------------------------------------------------------------
 
 
-@app.command("rescue")
+@app.command(
+    name="rescue",
+    epilog=examples(
+        "sploot-cluster queue rescue embedding --unowned",
+        "sploot-cluster queue rescue embedding --idle 10m --yes --note INC-7",
+    ),
+)
 def queue_rescue(
     queue: Queue,
     by: By,
@@ -224,7 +239,10 @@ def queue_rescue(
         _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
 
 
-@app.command("retire-consumer")
+@app.command(
+    name="retire-consumer",
+    epilog=examples("sploot-cluster queue retire-consumer embedding worker-1:17:c0ffee.1:0a1b2c3d --yes"),
+)
 def queue_retire_consumer(
     queue: Queue,
     consumer: Annotated[str, typer.Argument(help="Consumer name; see `queue status`.", metavar="CONSUMER")],
@@ -240,21 +258,21 @@ def queue_retire_consumer(
         _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
 
 
-@app.command("pause")
+@app.command(name="pause", epilog=examples("sploot-cluster queue pause feedback --yes --note INC-7"))
 def queue_pause(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_json: AsJson = False) -> None:
     """Stop delivery of a queue to all workers until you resume it."""
     with _operations() as operations:
         _action(operations, operations.plan_pause(queue), by=by, note=note, yes=yes, as_json=as_json)
 
 
-@app.command("resume")
+@app.command(name="resume", epilog=examples("sploot-cluster queue resume feedback --yes"))
 def queue_resume(queue: Queue, by: By, note: Note = "", yes: Yes = False, as_json: AsJson = False) -> None:
     """Resume delivery of a paused queue."""
     with _operations() as operations:
         _action(operations, operations.plan_resume(queue), by=by, note=note, yes=yes, as_json=as_json)
 
 
-@app.command("cancel")
+@app.command(name="cancel", epilog=examples("sploot-cluster queue cancel recluster --pet 42"))
 def queue_cancel(
     queue: Queue,
     by: By,
@@ -273,7 +291,7 @@ def queue_cancel(
         _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
 
 
-@app.command("apply")
+@app.command(name="apply", epilog=examples("sploot-cluster queue apply PLAN --note INC-7"))
 def queue_apply(
     plan_id: Annotated[str, typer.Argument(help="Plan id printed by the action.", metavar="PLAN")],
     by: By,
@@ -302,7 +320,10 @@ def queue_apply(
 # -- dead letters ------------------------------------------------------------------------------------------------------
 
 
-@dead.command("list")
+@dead.command(
+    name="list",
+    epilog=examples("sploot-cluster queue dead list --since 15m", "sploot-cluster queue dead list embedding --groups"),
+)
 def dead_list(
     queue: Annotated[str | None, typer.Argument(help="The queue; default: all queues.", metavar="QUEUE")] = None,
     reason: Reason = None,
@@ -344,7 +365,7 @@ def dead_list(
     print_table(table)
 
 
-@dead.command("show")
+@dead.command(name="show", epilog=examples("sploot-cluster queue dead show embedding 1764000000000-0"))
 def dead_show(
     queue: Queue,
     dead_letter_id: Annotated[str, typer.Argument(help="Dead-letter id; see `queue dead list`.", metavar="ID")],
@@ -369,7 +390,9 @@ def dead_show(
         print_block(view.traceback)
 
 
-@dead.command("requeue")
+@dead.command(
+    name="requeue", epilog=examples("sploot-cluster queue dead requeue embedding --error Timeout --canary --yes")
+)
 def dead_requeue(
     queue: Queue,
     by: By,
@@ -400,7 +423,9 @@ def dead_requeue(
         _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
 
 
-@dead.command("purge")
+@dead.command(
+    name="purge", epilog=examples("sploot-cluster queue dead purge embedding --reason undecodable --since 7d")
+)
 def dead_purge(
     queue: Queue,
     by: By,

@@ -12,7 +12,7 @@ import typer
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64
 from tasks.cli.screen import out, print_json
-from tasks.cli.shared import REFUSED, AsJson, By, fail, open_tasks, settings_of_environment
+from tasks.cli.shared import REFUSED, AsJson, By, command_group, examples, fail, open_tasks, settings_of_environment
 
 if TYPE_CHECKING:
     from sploot_cluster.pet.models import PetId
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from sploot_cluster.store.salvage import Salvaged
     from tasks.settings import Settings
 
-app = typer.Typer()
+app = command_group()
 
 PETS_SHOWN: Final = 20
 
 
-@app.command()
+@app.command(
+    epilog=examples("sploot-cluster repair 42", "sploot-cluster repair 42 --yes", "sploot-cluster repair --list")
+)
 def repair(
     by: By,
     pet: Annotated[

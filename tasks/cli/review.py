@@ -10,17 +10,17 @@ import typer
 from sploot_cluster.fields import required_of
 from sploot_cluster.limits import MAX_INT64
 from tasks.cli.screen import out, print_json, table_of
-from tasks.cli.shared import AsJson, Pet, open_service
+from tasks.cli.shared import AsJson, Pet, command_group, examples, open_service
 
 if TYPE_CHECKING:
     from sploot_cluster.decide.suggestions.values import Reply
 
-app = typer.Typer()
+app = command_group()
 
 ITEMS_SHOWN: Final = 20
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster suggestions 42"))
 def suggestions(
     pet: Pet,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Maximum number of questions.")] = 10,
@@ -50,7 +50,7 @@ def suggestions(
         out.print(f"not asked before the next recluster, after three no in a row: {', '.join(found.paused)}")
 
 
-@app.command()
+@app.command(epilog=examples("sploot-cluster doubtful 42 3"))
 def doubtful(
     pet: Pet,
     cluster: Annotated[

@@ -67,7 +67,9 @@ def run(
         console.print(render(sample, seen))
         console.print(f"Summary and maps: {directory}/summary.txt, {directory}/pet-*.png")
         console.print(
-            f"API: {stack.http}/openapi.json   metrics: {'  '.join(stack.metrics)}   Redis: {redis_url}", soft_wrap=True
+            f"Console: {stack.http}/   API: {stack.http}/openapi.json   metrics: {'  '.join(stack.metrics)}   "
+            f"Redis: {redis_url}",
+            soft_wrap=True,
         )
         console.print(f"{'Done' if seen.is_good else 'FAILED'} after {time.monotonic() - start:.0f} s")
         if keep:

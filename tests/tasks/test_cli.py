@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dramatiq
 import numpy as np
-import pyarrow.parquet
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import redis
+import typer
 from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
 
 from broker import RedisStreamsBroker
+from deploy.reference import index_of_commands
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import ClusterId, PetId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
+from tasks.cli import app
 from tasks.composition import build_app
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tasks.job_records import JobRecords, TrackJobs
+from tasks.queue_ops.entries import facts_of
 from tasks.settings import Settings
 from tasks.wire import DECODERS
 from tests.sploot_cluster.albums import PET, name, picture, take, two_looks
@@ -119,7 +127,7 @@ def test_ingest_sends_valid_lines_and_numbers_invalid_ones(cli: CommandLine, red
     assert done.code == 1
     assert "2 items sent to streams:embedding.ingested, 3 refused" in done.out
     reports = done.err.splitlines()
-    assert [line.partition(":")[0] for line in reports] == ["entry 2", "entry 3", "entry 5"]
+    assert [line.partition(":")[0] for line in reports[:3]] == ["entry 2", "entry 3", "entry 5"]
     assert "embedding" in reports[1]
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 2
 
@@ -132,18 +140,185 @@ def test_ingest_sends_an_npz_file(cli: CommandLine, redis_client: redis.Redis, t
     done = cli("ingest", str(file))
 
     assert (done.code, done.out) == (0, "700 items sent to streams:embedding.ingested\n")
+    assert "no worker runs" in done.err
+    assert "sploot-cluster clusters 7" in done.err
     assert redis_client.xlen(stream_of(EMBEDDING_INGESTED)) == 700
 
 
-def test_unusable_file_is_a_usage_error(cli: CommandLine, tmp_path: Path) -> None:
-    incomplete = tmp_path / "incomplete.npz"
-    np.savez(incomplete, embedding=np.ones((2, 2)))
+PAIR = np.array([[1.0, 2.0], [2.0, 1.0]], dtype=np.float32)
+LINE = {"pet_id": 7, "media_id": "a", "model": "clip@1", "embedding": [1.0, 2.0]}
+FOR_ALL = ["--pet", "7", "--model", "clip@1"]
 
-    for file, problem in ((tmp_path / "absent.jsonl", "No such file"), (incomplete, "lacks media_id, model, pet_id")):
-        done = cli("ingest", str(file))
-        assert done.code == 2
-        assert problem in done.err
-        assert "Traceback" not in done.err
+
+def write_lines(file: Path) -> None:
+    file.write_bytes(gzip.compress(json.dumps(LINE).encode()))
+
+
+def write_parquet(file: Path) -> None:
+    table = {"filename": ["a", b"b".decode()], "vector": PAIR.tolist(), "label": [1, 2]}
+    pq.write_table(pa.table(table), file)
+
+
+# suffix: what writes the file, the options, and the ids that are sent
+READABLE: dict[str, tuple[Callable[[Path], Any], list[str], list[str]]] = {
+    "vectors.npy": (lambda file: np.save(file, PAIR), FOR_ALL, ["vectors-0", "vectors-1"]),
+    "lines.jsonl.gz": (write_lines, [], ["a"]),
+    "table.parquet": (write_parquet, [*FOR_ALL, "--id-column", "filename"], ["a", "b"]),
+    "bytes.npz": (
+        lambda file: np.savez(file, media_id=np.array([b"a", "ä".encode()]), embedding=PAIR), FOR_ALL, ["a", "ä"]
+    ),
+    "names.npz": (
+        lambda file: np.savez(file, ids=np.array(["a", "b"]), embeddings=PAIR, label=[1, 2]),
+        [*FOR_ALL, "--id-column", "ids"],
+        ["a", "b"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_file_of_embeddings_is_ingested(cli: CommandLine, redis_client: Any, tmp_path: Path, name: str) -> None:
+    write, options, ids = READABLE[name]
+    write(tmp_path / name)
+
+    done = cli("ingest", str(tmp_path / name), *options)
+
+    assert (done.code, done.out.splitlines()[0]) == (0, f"{len(ids)} items sent to streams:embedding.ingested")
+    sent = [facts_of(fields) for _, fields in redis_client.xrange(stream_of(EMBEDDING_INGESTED))]
+    assert [(event.pet_id, event.media_id) for event in sent] == [(7, media_id) for media_id in ids]
+
+
+ARRAYS: dict[str, Any] = {"pet_id": 7, "media_id": ["a", "b"], "model": "clip@1", "embedding": PAIR}
+UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "absent.jsonl": (lambda _: None, "No such file"),
+    "absent.npy": (lambda _: None, "No such file"),
+    "incomplete.npz": (lambda file: np.savez(file, embedding=PAIR), "add --pet ID --id-column NAME --model"),
+    "ids.npz": (lambda file: np.savez(file, ids=["a", "b"], embedding=PAIR), "--id-column ids"),
+    "objects.npz": (
+        lambda file: np.savez(file, **ARRAYS | {"media_id": np.array(["a", 1], dtype=object)}),
+        "dtype=str",
+    ),
+    "text.npz": (lambda file: file.write_text("hello"), "not a .npz file"),
+    "empty.npz": (lambda file: file.touch(), "cut off or damaged"),
+    "cut.npz": (lambda file: file.write_bytes(zip_of(ARRAYS)[:300]), "cut off or damaged"),
+    "cut.jsonl.gz": (lambda file: file.write_bytes(gzip.compress(b"{}" * 100)[:20]), "cut off or damaged"),
+    "text.parquet": (lambda file: file.write_text("hello"), "not a Parquet file"),
+    "one.npy": (lambda file: np.save(file, PAIR[0]), "of shape (2,)"),
+    "constant.npz": (lambda file: np.savez(file, **ARRAYS | {"model": "clip"}), "model"),
+    "length.npz": (lambda file: np.savez(file, **ARRAYS | {"media_id": ["a"]}), "media_id has 1 entries"),
+}
+
+
+def zip_of(arrays: Mapping[str, Any]) -> bytes:
+    written = io.BytesIO()
+    np.savez(written, **arrays)
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unusable_file_is_a_usage_error(cli: CommandLine, tmp_path: Path, name: str) -> None:
+    write, problem = UNREADABLE[name]
+    write(tmp_path / name)
+
+    done = cli("ingest", str(tmp_path / name))
+
+    assert done.code == 2
+    assert problem in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_ingest_reports_the_first_errors_and_counts_the_others(cli: CommandLine, tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    deep = b"[" * 100_000
+    file.write_bytes(b"\n".join([b'{"media_id": "\xe4"}', deep, *[b"{}"] * 58]))
+
+    done = cli("ingest", str(file))
+
+    reports = done.err.splitlines()
+    assert (done.code, done.out) == (1, "0 items sent to streams:embedding.ingested, 60 refused\n")
+    assert len(reports) == 6
+    assert "UTF-8" in reports[0]
+    assert "JSON" in reports[1]
+    assert reports[-1] == "and 55 more entries were refused"
+
+
+def test_ingest_reports_vectors_of_several_dimensions(cli: CommandLine) -> None:
+    lines = [json.dumps(LINE), json.dumps(LINE | {"media_id": "b", "embedding": [1.0, 2.0, 3.0]})]
+
+    done = cli("ingest", "-", given="\n".join(lines))
+
+    assert done.code == 0
+    assert "1 of clip@1 with 2 dimensions, 1 of clip@1 with 3 dimensions" in done.err
+
+
+# -- help ------------------------------------------------------------------------------------------------------------
+
+
+def all_commands() -> Iterator[tuple[tuple[str, ...], Any]]:
+    def below(path: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for word, one in command.commands.items():
+            yield from below((*path, word), one) if hasattr(one, "commands") else [((*path, word), one)]
+
+    yield from below((), typer.main.get_command(app))
+
+
+def test_help_of_every_command_has_valid_examples() -> None:
+    for path, command in all_commands():
+        examples = [line.strip() for line in (command.epilog or "").splitlines() if line.startswith("  ")]
+        assert examples, path
+        for example in examples:
+            words = shlex.split(example)
+            assert tuple(words[: len(path) + 1]) == ("sploot-cluster", *path)
+            command.make_context(path[-1], words[len(path) + 1 :]).close()
+
+
+def test_index_of_commands_is_up_to_date() -> None:
+    file, text = index_of_commands()
+
+    assert file.read_text(encoding="utf-8") == text, "run `make reference`"
+
+
+def test_help_imports_no_command() -> None:
+    code = "import sys, tasks.cli; sys.argv = ['sploot-cluster', '--help']\n"
+    code += "try: tasks.cli.main()\nexcept SystemExit: print(*sys.modules)"
+
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert {"rich", "redis", "numpy", "sploot_cluster.decide"}.isdisjoint(loaded.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["clustrs"], "clusters"), (["queue", "ded"], "dead"), (["clusters", "1", "--jsn"], "--json")]
+)
+def test_error_for_a_misspelt_word_suggests_the_right_one(cli: CommandLine, words: list[str], meant: str) -> None:
+    done = cli(*words)
+
+    assert done.code == 2
+    assert meant in done.err
+
+
+# -- jobs and lists --------------------------------------------------------------------------------------------------
+
+
+def test_job_is_shown_with_the_reason_why_it_waits(cli: CommandLine) -> None:
+    job_id = cli("merge", "42", "1", "2", "--json").json["job_id"]
+
+    shown, as_json, unknown = cli("job", job_id), cli("job", job_id, "--json"), cli("job", "nothing")
+
+    assert (shown.code, as_json.json["state"], unknown.code) == (0, "queued", 1)
+    assert f"job {job_id} queued: no worker takes jobs" in shown.out
+    assert "merge_clusters in queue cluster.feedback, pet 42" in shown.out
+    assert "is unknown" in unknown.err
+
+
+def test_pets_are_listed_page_by_page(cli: CommandLine, service: ClusterService) -> None:
+    for pet in (42, 7, 8):
+        take(service, 0, range(pet % 5), pet=PetId(pet))
+
+    page = cli("pets", "--order", "items", "--limit", "2")
+    rest = cli("pets", "--order", "items", "--limit", "2", "--cursor", page.out.split()[-1], "--json").json
+
+    assert [line.split()[:2] for line in page.out.splitlines()[1:3]] == [["8", "3"], ["7", "2"]]
+    assert ([pet["pet_id"] for pet in rest["pets"]], rest["next_cursor"]) == ([42], None)
 
 
 # -- views and corrections -------------------------------------------------------------------------------------------
@@ -259,7 +434,7 @@ def test_all_pets_are_written_as_parquet(cli: CommandLine, service: ClusterServi
     wrong = cli("parquet", str(directory), "--part", "3/2")
 
     assert (written.json["pets"], written.json["items"]) == (2, 9)
-    assert pyarrow.parquet.read_table(written.json["files"][0]).num_rows == 9
+    assert pq.read_table(written.json["files"][0]).num_rows == 9
     assert (again.code, "name an empty directory" in again.err) == (2, True)
     assert (half.code, "3 items of 1 pets written: 1 files" in half.out) == (0, True)
     assert (wrong.code, "'3/2' is not one of a number of parts" in wrong.err) == (2, True)
