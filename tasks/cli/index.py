@@ -22,7 +22,7 @@ LONGEST_SUMMARY: Final = 64
 # The modules with commands, in the order in which help lists them; those with a name are groups of commands.
 MODULES: Final[Mapping[str, str]] = {
     "processes": "",
-    "ingestion": "",
+    "files.ingestion": "",
     "pets": "",
     "bulk": "",
     "corrections": "",
@@ -31,7 +31,7 @@ MODULES: Final[Mapping[str, str]] = {
     "models": "model",
     "queues": "queue",
     "config": "config",
-    "captures": "",
+    "files.captures": "",
     "repairs": "",
     "doctor": "",
 }

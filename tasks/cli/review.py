@@ -50,7 +50,7 @@ def suggestions(
         out.print(f"not asked before the next recluster, after three no in a row: {', '.join(found.paused)}")
 
 
-@app.command(epilog=examples("sploot-cluster doubtful 42 3"))
+@app.command(epilog=examples("sploot-cluster doubtful 42 --cluster 3"))
 def doubtful(
     pet: Pet,
     cluster: Annotated[

@@ -75,7 +75,7 @@ def ingest(
     pet_id, media_id, model and embedding, or a whole flat event; a Parquet file has these columns. Other arrays,
     columns and fields are ignored. Invalid entries are reported, and the others are sent.
     """
-    from tasks.cli.media_files import Given, event_of, items_of, progress_of
+    from tasks.cli.files.media_files import Given, event_of, items_of, progress_of
 
     items = items_of(file, Given(pet, model, id_column))
     sent = _Sent()

@@ -1,0 +1,1 @@
+"""Commands that read items from files and write captures, and the readers of such files."""
