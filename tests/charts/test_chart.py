@@ -35,6 +35,7 @@ from tests.charts.rendering import (
     problems_of_kubernetes,
     problems_of_operators,
     render,
+    render_in_cluster,
     render_with_helm_3,
 )
 from tests.support import lacking
@@ -67,8 +68,7 @@ def pod_of(deployment: Resource) -> Mapping[str, Any]:
 
 
 def container_of(deployment: Resource) -> Mapping[str, Any]:
-    (container,) = pod_of(deployment)["containers"]
-    return dict(container)
+    return dict(pod_of(deployment)["containers"][0])
 
 
 def environment_of(deployment: Resource) -> Mapping[str, str]:
@@ -145,7 +145,8 @@ def test_schema_covers_every_chart_value() -> None:
 
     def unknown(values: Mapping[str, Any], node: Mapping[str, Any], path: str = "") -> list[str]:
         properties = node.get("properties", {})
-        found = [] if node.get("additionalProperties") is False or path.count(".") > 1 else [f"{path} is not strict"]
+        is_strict = node.get("additionalProperties") is False or path == ".global" or path.count(".") > 1
+        found = [] if is_strict else [f"{path} is not strict"]
         for name, value in values.items():
             if isinstance(value, Mapping) and name in properties and "properties" in properties[name]:
                 found += unknown(value, properties[name], f"{path}.{name}")
@@ -280,7 +281,8 @@ def test_scheduler_is_single_and_does_not_block_node_drains() -> None:
     scheduler = of_component(resources, "Deployment", "scheduler")
     assert (scheduler["spec"]["replicas"], scheduler["spec"]["strategy"]) == (1, {"type": "Recreate"})
     budgets = [budget["metadata"]["name"] for budget in of_kind(resources, "PodDisruptionBudget")]
-    assert budgets == ["sploot-sploot-cluster-server", "sploot-sploot-cluster-worker"]
+    workers = ["sploot-sploot-cluster-worker" + pool for pool in ("", "-gpu", "-recluster")]
+    assert budgets == ["sploot-sploot-cluster-server", *workers]
 
 
 def test_network_policy_allows_scrapers_callers_redis_and_dns() -> None:
@@ -295,7 +297,133 @@ def test_network_policy_allows_scrapers_callers_redis_and_dns() -> None:
     assert worker["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
     for policy in policies.values():
         ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-        assert ports == {53, 6379}
+        assert ports == {53, 5353, 6379}
+
+
+# -- installed as its users need it ----------------------------------------------------------------------------------
+
+
+def test_objects_are_in_the_namespace_of_the_release() -> None:
+    assert {resource["metadata"]["namespace"] for resource in render({}, namespace="pets")} == {"pets"}
+    assert {resource["metadata"]["namespace"] for resource in render({"namespace": "own"}, namespace="pets")} == {"own"}
+
+
+def test_openshift_chooses_the_user_id(tmp_path: Path) -> None:
+    everything = VALUES / "everything-values.yaml"
+    on_openshift = render_with_helm_3(everything, "--api-versions", "security.openshift.io/v1")
+
+    for deployment in of_kind(on_openshift, "Deployment"):
+        context = pod_of(deployment)["securityContext"]
+        assert context == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    own = tmp_path / "values.yaml"
+    own.write_text("podSecurityContext: {runAsUser: null, fsGroup: 5}")
+    worker = of_component(render_with_helm_3(own), "Deployment", "worker")
+    assert "runAsUser" not in pod_of(worker)["securityContext"]
+    assert pod_of(worker)["securityContext"]["fsGroup"] == 5
+
+
+def test_extra_variables_replace_those_of_the_chart() -> None:
+    worker = of_component(
+        render({"worker": {"extraEnv": [{"name": "SPLOOT_LOG_LEVEL", "value": "DEBUG"}]}}), "Deployment", "worker"
+    )
+
+    names = [variable["name"] for variable in container_of(worker)["env"]]
+    assert len(names) == len(set(names))
+    assert environment_of(worker)["SPLOOT_LOG_LEVEL"] == "DEBUG"
+
+
+def test_an_umbrella_chart_shares_registry_and_pull_secrets() -> None:
+    shared = {"imageRegistry": "registry.example:5000", "imagePullSecrets": [{"name": "shared"}], "other": 1}
+    resources = render({"enabled": True, "global": shared, "alertmanager": {"enabled": True}})
+
+    for deployment in of_kind(resources, "Deployment"):
+        assert pod_of(deployment)["imagePullSecrets"] == [{"name": "shared"}]
+    worker = container_of(of_component(resources, "Deployment", "worker"))
+    assert worker["image"].startswith("registry.example:5000/sploot-cluster:")
+
+
+def test_pools_have_the_values_of_worker_where_they_have_none() -> None:
+    resources = everything()
+    pools = {
+        deployment["spec"]["selector"]["matchLabels"]["sploot-cluster/pool"]: deployment
+        for deployment in of_kind(resources, "Deployment")
+        if "-worker" in deployment["metadata"]["name"]
+    }
+
+    queues = {
+        name: [word.partition("=")[2] for word in container_of(pool)["args"] if word.startswith("--queue=")]
+        for name, pool in pools.items()
+    }
+    assert queues == {
+        "default": ["embedding.ingested", "cluster.feedback"],
+        "recluster": ["cluster.recluster", "cluster.maintenance"],
+        "gpu": ["cluster.recluster"],
+    }
+    assert (pools["default"]["spec"]["replicas"], pools["recluster"]["spec"]["replicas"]) == (4, 1)
+    gpu = pools["gpu"]
+    assert (pod_of(gpu)["runtimeClassName"], container_of(gpu)["resources"]["limits"]["nvidia.com/gpu"]) == (
+        "nvidia",
+        1,
+    )
+    assert container_of(gpu)["resources"]["requests"] == container_of(pools["default"])["resources"]["requests"]
+    (scaler,) = of_kind(resources, "HorizontalPodAutoscaler")
+    assert scaler["spec"]["scaleTargetRef"]["name"] == gpu["metadata"]["name"]
+
+
+def test_selectors_of_pools_do_not_overlap() -> None:
+    resources = everything()
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        selectors = [resource["spec"]["selector"]["matchLabels"] for resource in of_kind(resources, kind)]
+        for deployment in of_kind(resources, "Deployment"):
+            labels = deployment["spec"]["template"]["metadata"]["labels"]
+            assert sum(selector.items() <= labels.items() for selector in selectors) <= 1
+
+
+def test_every_queue_has_a_pool_by_default() -> None:
+    worker = of_component(render({}), "Deployment", "worker")
+
+    assert [word for word in container_of(worker)["args"] if word.startswith("--queue")] == []
+    one_each = {queue.partition(".")[2]: {"queues": [queue]} for queue in QUEUES[1:]}
+    pools = render({"worker": {"queues": [QUEUES[0]]}, "pools": one_each})
+    assert sum("-worker" in deployment["metadata"]["name"] for deployment in of_kind(pools, "Deployment")) == len(
+        QUEUES
+    )
+
+
+def test_ingress_leads_to_the_server() -> None:
+    resources = everything()
+    (ingress,) = of_kind(resources, "Ingress")
+    service = of_component(resources, "Service", "server")
+
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+    assert rule["host"] == "clusters.example"
+    assert path["backend"]["service"]["name"] == service["metadata"]["name"]
+    assert path["backend"]["service"]["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    assert of_kind(render({}), "Ingress") == []
+
+
+def test_silences_survive_a_replaced_alertmanager() -> None:
+    resources = everything()
+    deployment = of_component(resources, "Deployment", "alertmanager")
+
+    (claim,) = of_kind(resources, "PersistentVolumeClaim")
+    (data,) = [volume for volume in pod_of(deployment)["volumes"] if volume["name"] == "data"]
+    assert data["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    own = {"alertmanager": {"enabled": True, "persistence": {"enabled": True, "existingClaim": "mine"}}}
+    assert of_kind(render(own), "PersistentVolumeClaim") == []
+
+
+def test_helm_test_runs_the_doctor_and_asks_the_server() -> None:
+    (pod,) = of_kind(render({}), "Pod")
+
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    doctor, server = pod["spec"]["containers"]
+    assert doctor["args"] == ["doctor"]
+    service = of_component(render({}), "Service", "server")
+    assert f"http://{service['metadata']['name']}:8080/readyz" in server["command"][-1]
+    assert pod["spec"]["restartPolicy"] == "Never"
 
 
 # -- scaling ---------------------------------------------------------------------------------------------------------
@@ -306,6 +434,16 @@ def test_replicas_are_unset_when_an_autoscaler_manages_them() -> None:
     for path in VALUES.glob("keda-*.yaml"):
         assert "replicas" not in of_component(render(loaded(path)), "Deployment", "worker")["spec"]
     assert "replicas" not in of_component(render(loaded(VALUES / "hpa-values.yaml")), "Deployment", "worker")["spec"]
+
+
+def test_a_running_pool_keeps_its_pods_when_an_autoscaler_takes_over() -> None:
+    values = loaded(VALUES / "hpa-values.yaml")
+    live = of_component(render({}), "Deployment", "worker")
+    live["spec"]["replicas"] = 7
+
+    rendered = render_in_cluster(values, live)
+
+    assert of_component(rendered, "Deployment", "worker")["spec"]["replicas"] == 7
 
 
 def test_keda_scales_on_undelivered_and_delayed_jobs() -> None:
