@@ -5,18 +5,9 @@ It needs no pet, store or queue.
 
 from __future__ import annotations
 
-import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.engine.hierarchy import linkage
-from sploot_cluster.engine.selection import (
-    Density,
-    all_noise,
-    density_of,
-    in_order_of_rows,
-    select,
-    single_cluster_instead,
-)
+from sploot_cluster.engine.selection import Density, all_noise, density_of, plain_density_of
 from sploot_cluster.engine.spanning_tree import spanning_tree
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.pet.vectors import Rows, as_vectors
@@ -67,6 +58,4 @@ def cluster_densely(
     tree = spanning_tree(vectors, min(samples, n - 1), threads=settings.recluster_threads or n_cores())
     if min_cluster_size is None and min_samples is None:
         return density_of(tree, vectors, settings=settings, names=names)
-    labels, probabilities = select(linkage(tree, names), size)
-    labels, probabilities = single_cluster_instead(labels, probabilities, vectors, size, settings)
-    return Density(in_order_of_rows(labels), probabilities.astype(np.float32), "hdbscan_cpu")
+    return plain_density_of(tree, vectors, size, settings=settings, names=names)

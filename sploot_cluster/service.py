@@ -4,7 +4,7 @@ Each use case loads the newest state, decides with a pure function, and commits 
 came first, it decides again. So workers need no locks, and every use case may run twice: items are recognised by their
 ids, and corrections by the ids of their operations.
 
-Reads need only numpy and redis; faiss, scipy and hdbscan are imported by the use cases that compute with them.
+Reads need only numpy and redis; faiss and scipy are imported by the use cases that compute with them.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ BANKING77: Final = Path(__file__).resolve().parents[3] / "shared" / "cluster" / 
 
 PET_SIZES: Final = (60, 150, 300, 800)
 MADE_UP_SIZES: Final = (30, 60, 150, 400, 1_000, 3_000)
+# (items without copies, copies of one item of each subject, copies of each stranger)
+BURSTS: Final = ((100, 8, 0), (100, 20, 3), (250, 12, 3), (600, 20, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ def draw(seed: int, *, banking77: Path = BANKING77) -> Iterator[LabelledSet]:
             yield _pet("pets of banking77", sentences, intent_of, n, rng, n_groups=groups)
     for n in MADE_UP_SIZES:
         yield _made_up(n, rng)
+    for n, n_frames, n_copies in BURSTS:
+        yield _bursts(n, n_frames, n_copies, rng)
 
 
 def _albums(seed: int) -> Iterator[LabelledSet]:
@@ -109,3 +113,19 @@ def _made_up(n: int, rng: np.random.Generator, *, dim: int = 512) -> LabelledSet
     noise = rng.normal(size=(n, dim)) * scale
     x = np.where(truth[:, None] < 0, noise, centres[truth] + spread[truth][:, None] * noise) + cone
     return LabelledSet("made up", f"made up, {n} media of {n_groups} groups", as_vectors(x), truth)
+
+
+def _bursts(n: int, n_frames: int, n_copies: int, rng: np.random.Generator, *, dim: int = 512) -> LabelledSet:
+    """Return five subjects of n / 5 items, with a burst of near copies of one item each, and ten copied strangers."""
+    n_subjects, n_strangers = 5, 10 * bool(n_copies)
+    truth = np.arange(n) % n_subjects
+    centres = as_vectors(rng.normal(size=(n_subjects, dim)))
+    items = as_vectors(0.78 * centres[truth] + 0.62 * as_vectors(rng.normal(size=(n, dim))))
+    strangers = as_vectors(rng.normal(size=(n_strangers, dim))) if n_strangers else items[:0]
+    frames = np.repeat(items[:n_subjects], n_frames - 1, axis=0)
+    frames = as_vectors(frames + 0.08 * as_vectors(rng.normal(size=frames.shape)))
+    x = np.concatenate([items, frames, np.repeat(strangers, n_copies, axis=0)])
+    groups = [truth, np.repeat(truth[:n_subjects], n_frames - 1), np.full(n_strangers * n_copies, -1)]
+    order = rng.permutation(len(x))
+    name = f"bursts, {len(x)} media with {n_frames} frames each"
+    return LabelledSet("bursts", name, x[order], np.concatenate(groups).astype(np.int64)[order])

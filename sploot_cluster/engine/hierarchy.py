@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.engine.spanning_tree import SpanningTree
+from sploot_cluster.engine.spanning_tree import SpanningTree, forest
 from sploot_cluster.pet.vectors import Rows
 
 Linkage = npt.NDArray[np.float64]
@@ -26,22 +26,35 @@ Linkage = npt.NDArray[np.float64]
 _SAME: Final = 5e-7
 
 
-def linkage(tree: SpanningTree, names: Rows | None = None) -> Linkage:
-    """Return the (n − 1, 4) linkage matrix in the format of scipy and hdbscan: two components, distance, joint size.
+def linkage(tree: SpanningTree, names: Rows | None = None, *, parts: Rows | None = None) -> Linkage:
+    """Return the (m − 1, 4) linkage matrix in the format of scipy and hdbscan: two components, distance, joint size.
 
-    Single rows are components 0 to n − 1; step i creates component n + i. Distances ascend.
+    Single rows, or parts, are components 0 to m − 1; step i creates component m + i. Distances ascend.
 
     Args:
         names: (n,) distinct numbers that order parts of equal size; default: the row numbers.
+        parts: (n,) the part of each row, from 0 to m − 1, for m ≥ 1 parts that each count as a single row; default:
+            each row is a part of its own.
     """
-    n = tree.n
-    weights = tree.weights
+    names = np.arange(tree.n) if names is None else names
+    n, edges, weights = tree.n, tree.edges, tree.weights
     order = np.argsort(weights, kind="stable")
-    edges, weights = tree.edges[order], weights[order]
+    edges, weights = edges[order], weights[order]
+    if parts is not None and (n_parts := int(parts.max()) + 1) < n:
+        edges = np.sort(parts[edges], axis=1)
+        _, first = np.unique(edges[:, 0] * n_parts + edges[:, 1], return_index=True)
+        kept = np.sort(first[edges[first, 0] != edges[first, 1]])
+        kept = kept[forest(n_parts, edges[kept])]
+        n, edges, weights = n_parts, edges[kept], weights[kept]
+        least = np.full(n, len(names), dtype=np.intp)
+        np.minimum.at(least, parts, names)
+        names = least
+    if n == 1:
+        return np.empty((0, 4))
     bounds = np.flatnonzero(np.diff(weights**2 / 2, prepend=-np.inf, append=np.inf) > _SAME)
     steps = np.empty((n - 1, 4))
     steps[:, 2] = np.repeat(weights[bounds[1:] - 1], np.diff(bounds))
-    steps[:, [0, 1, 3]] = _join(edges, bounds.tolist(), (np.arange(n) if names is None else names).tolist())
+    steps[:, [0, 1, 3]] = _join(edges, bounds.tolist(), names.tolist())
     return steps
 
 

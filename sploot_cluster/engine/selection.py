@@ -1,41 +1,33 @@
-"""Density clustering: HDBSCAN over Euclidean distances of unit vectors. The only module that imports hdbscan.
+"""Density clustering: the groups that a recluster starts from. HDBSCAN over Euclidean distances of unit vectors.
 
-The spanning tree and the hierarchy are our own, exact and many times faster. The condensed tree and the choice of
-clusters are hdbscan's (McInnes, Healy and Astels, 2017). Only hdbscan's module of compiled tree functions is loaded:
-the whole package would import scikit-learn, which takes a second and 45 MB in every worker process. The module is not
-part of hdbscan's documented interface, so the release is pinned, and a test compares the results with those of the
-whole package.
+The spanning tree, the hierarchy and the condensed tree are our own, exact and many times faster than those of the
+package hdbscan, with the same results (McInnes, Healy and Astels, 2017).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
-from importlib.util import find_spec, module_from_spec
-from typing import Any
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.engine.hierarchy import Linkage, linkage
-from sploot_cluster.engine.spanning_tree import SpanningTree
+from sploot_cluster.engine.condensed_tree import select
+from sploot_cluster.engine.copies import pictures
+from sploot_cluster.engine.hierarchy import linkage
+from sploot_cluster.engine.spanning_tree import DoubleVector, SpanningTree
 from sploot_cluster.pet.models import Backend
-from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows
+from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
+# Groups are clear if the median core distance of their items is less than this share of that of the noise. Measured:
+# .66 to .72 for subjects among unrelated items, whatever these have in common, and .72 to .87 for parts of one class of
+# digits.
+_CLEAR: Final = 0.72
 
-def _hdbscan_module(name: str) -> Any:
-    """Import one module of hdbscan without importing the package."""
-    package = find_spec("hdbscan")
-    spec = PathFinder.find_spec(f"hdbscan.{name}", package.submodule_search_locations) if package is not None else None
-    if spec is None or spec.loader is None:
-        raise ImportError(f"hdbscan has no module {name}; install the release that setup.cfg pins", name="hdbscan")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_trees = _hdbscan_module("_hdbscan_tree")
+# Near copies count as one item from this number on, because a row's core distance is that to its second neighbour or a
+# farther one.
+_COPIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,64 +50,116 @@ def density_of(
 ) -> Density:
     """Return the groups that a recluster starts from, given a spanning tree. O(n · d).
 
-    The groups are HDBSCAN's, with three changes, each chosen by measurement (docs/explanation/quality.md):
+    The groups are HDBSCAN's, with four changes, each chosen by measurement (docs/explanation/quality.md):
 
+    - Near copies count as one item; see ``copies``. A picture with as many copies as a group needs items is a group if
+      it is in no other.
     - Stability counts ``1 / distance ** settings.sharpness``. In hundreds of dimensions all distances are similar, so
       with 1 / distance, a few groups that are far apart from each other would be merged into one.
     - Smaller groups, of at least ``settings.small_group`` items, are searched for in what would otherwise be noise.
-    - A pet that is mostly noise may simply have a single appearance. If the median similarity of its items is high
-      enough (``settings.single_cluster_similarity``), all except outliers form one group. hdbscan's own
-      ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of the items with a
-      single appearance are noise.
+    - A pet that is mostly noise, without clear groups, may simply have a single appearance. If the median similarity of
+      its items is high enough (``settings.single_cluster_similarity``), all except outliers form one group. hdbscan's
+      own ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of the items
+      with a single appearance are noise.
 
     Args:
         tree: the spanning tree of all ``vectors``, for ``settings.recluster_parameters(n)``.
         vectors: (n, d) float32 of unit norm, n ≥ 2. Not modified.
         names: as for :func:`~sploot_cluster.engine.hierarchy.linkage`.
     """
-    n = tree.n
-    size, _ = settings.recluster_parameters(n)
-    hierarchy = linkage(tree, names)
+    size, _ = settings.recluster_parameters(tree.n)
+    picture = pictures(tree, vectors, names)
+    n_copies = np.bincount(picture)[picture]
+    part = _parts(picture, n_copies)
+    hierarchy = linkage(tree, names, parts=part)
     sharp = hierarchy.copy()
     sharp[:, 2] **= settings.sharpness
-    labels, probabilities = select(sharp, size)
-    labels, probabilities = single_cluster_instead(labels, probabilities, vectors, settings.small_group, settings)
-    small, small_probabilities = select(hierarchy, settings.small_group)
-    free = np.bincount(small[small >= 0], weights=labels[small >= 0] < 0) == np.bincount(small[small >= 0])
-    joins = (small >= 0) & np.append(free, False)[small]
-    labels = np.where(joins, small + labels.max(initial=-1) + 1, labels)
-    probabilities = np.where(joins, small_probabilities, probabilities)
-    return Density(in_order_of_rows(labels), probabilities.astype(np.float32), tree.backend)
+    large = _Groups(*select(sharp, size)).of_rows(part)
+    small = _Groups(*select(hierarchy, settings.small_group)).of_rows(part).of_pictures(picture, settings.small_group)
+    groups = large.with_free(small)
+    if large.are_mostly_noise and not groups.are_clear(tree.core, counts=n_copies == 1):
+        groups = large.or_single(vectors, settings.small_group, settings).with_free(small)
+    is_series = n_copies >= size
+    series = _Groups(np.where(is_series, picture, -1), is_series.astype(np.float64))
+    return groups.with_free(series).density(tree.backend)
 
 
-def select(hierarchy: Linkage, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return (n,) labels of the most stable groups of ``size`` items or more, -1 = noise, and (n,) probabilities."""
-    n = len(hierarchy) + 1
-    if n < size:
-        return np.full(n, -1, dtype=np.intp), np.zeros(n)
-    condensed = _trees.condense_tree(hierarchy, size)
-    labels, probabilities, _ = _trees.get_clusters(condensed, _trees.compute_stability(condensed), "eom")
-    return labels, probabilities
+def _parts(picture: Rows, n_copies: Rows) -> Rows:
+    """Return the pictures, with the items of pairs as parts of their own: a pair is no denser than its surroundings."""
+    n = len(picture)
+    _, parts = np.unique(np.where(n_copies >= _COPIES, picture, n + np.arange(n)), return_inverse=True)
+    return parts
 
 
-def single_cluster_instead(
-    labels: npt.NDArray[np.intp],
-    probabilities: npt.NDArray[np.float64],
-    vectors: FloatMatrix,
-    size: int,
-    settings: ClusterSettings,
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return a single group if ``labels`` are mostly noise and at least ``size`` vectors look alike; else the input."""
-    if 2 * np.count_nonzero(labels < 0) > len(labels):
-        single_cluster = _single_cluster(vectors, settings.single_cluster_similarity)
-        if np.count_nonzero(single_cluster) >= size:
-            return np.where(single_cluster, 0, -1), single_cluster.astype(np.float64)
-    return labels, probabilities
+def plain_density_of(
+    tree: SpanningTree, vectors: FloatMatrix, size: int, *, settings: ClusterSettings, names: Rows | None = None
+) -> Density:
+    """Return HDBSCAN's groups of ``size`` items or more, or a single one; see :func:`density_of` for the arguments."""
+    groups = _Groups(*select(linkage(tree, names), size))
+    if groups.are_mostly_noise and not groups.are_clear(tree.core, counts=np.ones(tree.n, dtype=np.bool_)):
+        groups = groups.or_single(vectors, size, settings)
+    return groups.density(tree.backend)
 
 
 def all_noise(n: int) -> Density:
     """Return the result for n vectors that are too few for a cluster."""
     return Density(np.full(n, -1, dtype=np.int32), np.zeros(n, dtype=np.float32), "hdbscan_cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Groups of n rows: (n,) labels, any numbers from 0, -1 = noise; and (n,) probabilities."""
+
+    labels: Rows
+    probabilities: DoubleVector
+
+    def of_rows(self, picture: Rows) -> _Groups:
+        """Return the groups of rows, given that these are the groups of pictures."""
+        return _Groups(self.labels[picture], self.probabilities[picture])
+
+    def of_pictures(self, picture: Rows, size: int) -> _Groups:
+        """Return the groups that show ``size`` different pictures or more."""
+        is_first = np.zeros(len(picture), dtype=np.bool_)
+        is_first[np.unique(picture, return_index=True)[1]] = True
+        n_pictures = np.bincount(self.labels[is_first & (self.labels >= 0)], minlength=self.labels.max(initial=-1) + 1)
+        is_of_few = (self.labels >= 0) & np.append(n_pictures < size, False)[self.labels]
+        return _Groups(np.where(is_of_few, -1, self.labels), np.where(is_of_few, 0.0, self.probabilities))
+
+    def with_free(self, others: _Groups) -> _Groups:
+        """Return these groups, and those of ``others`` that are noise here."""
+        grouped = others.labels[others.labels >= 0]
+        n_free = np.bincount(grouped, weights=self.labels[others.labels >= 0] < 0)
+        is_free = np.append(n_free == np.bincount(grouped), False)
+        joins = (others.labels >= 0) & is_free[others.labels]
+        return _Groups(
+            np.where(joins, others.labels + self.labels.max(initial=-1) + 1, self.labels),
+            np.where(joins, others.probabilities, self.probabilities),
+        )
+
+    @property
+    def are_mostly_noise(self) -> bool:
+        return bool(2 * np.count_nonzero(self.labels < 0) > len(self.labels))
+
+    def are_clear(self, core: DoubleVector, *, counts: BoolVector) -> bool:
+        """Return whether the groups are much denser than the noise around them, given the core distances of all rows.
+
+        That does not change if all vectors have something in common, as those of some models do.
+        """
+        is_grouped = (self.labels >= 0) & counts
+        is_noise = (self.labels < 0) & counts
+        if not self.are_mostly_noise or not is_grouped.any() or not is_noise.any():
+            return False
+        return bool(np.median(core[is_grouped]) < _CLEAR * np.median(core[is_noise]))
+
+    def or_single(self, vectors: FloatMatrix, size: int, settings: ClusterSettings) -> _Groups:
+        """Return a single group of the vectors that look alike, if there are ``size`` or more; else these groups."""
+        is_inside = _single_cluster(vectors, settings.single_cluster_similarity)
+        if np.count_nonzero(is_inside) < size:
+            return self
+        return _Groups(np.where(is_inside, 0, -1), is_inside.astype(np.float64))
+
+    def density(self, backend: Backend) -> Density:
+        return Density(_in_order_of_rows(self.labels), self.probabilities.astype(np.float32), backend)
 
 
 def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
@@ -134,11 +178,10 @@ def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.b
     return is_inside
 
 
-def in_order_of_rows(labels: npt.NDArray[np.intp]) -> LabelVector:
-    """Renumber the groups by their first row, so that labels do not depend on hdbscan's tree."""
-    groups, first = np.unique(labels, return_index=True)
-    ordered = [int(group) for group in groups[np.argsort(first)] if group >= 0]
-    renumbered = np.full(len(labels), -1, dtype=np.int32)
-    for number, group in enumerate(ordered):
-        renumbered[labels == group] = number
-    return renumbered
+def _in_order_of_rows(labels: Rows) -> LabelVector:
+    """Renumber the groups by their first row, so that labels do not depend on the condensed tree."""
+    groups, first, of = np.unique(labels, return_index=True, return_inverse=True)
+    first[groups < 0] = -1
+    numbers = np.empty(len(groups), dtype=np.int32)
+    numbers[np.argsort(first)] = np.arange(len(groups)) - np.count_nonzero(groups < 0)
+    return numbers[of]

@@ -102,7 +102,7 @@ for module in pkgutil.walk_packages(sploot_cluster.__path__, "sploot_cluster."):
     modules = modules_after(everything)
 
     assert {"sploot_cluster.service", "sploot_cluster.density", "sploot_cluster.store.redis"} <= modules
-    assert packages_of(modules) & {"dramatiq", "broker", "tasks", "periodiq"} == set()
+    assert packages_of(modules) & {"dramatiq", "broker", "tasks", "periodiq", "hdbscan", "sklearn"} == set()
 
 
 # Contract -> imports that it forbids.

@@ -84,6 +84,21 @@ def test_pet_with_one_subject_is_one_group_that_excludes_an_outlier() -> None:
     assert np.count_nonzero(found.labels == 0) >= 22
 
 
+@pytest.mark.parametrize("common", [0, 1.5, 2.1, 3.0])
+def test_what_all_items_have_in_common_does_not_affect_groups(common: float) -> None:
+    """A few models give every image nearly the same vector: median similarities are 0, .69, .82 and .90 here."""
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        subjects = np.repeat(as_vectors(rng.normal(size=(4, 256))), 8, axis=0)
+        items = as_vectors(0.75 * subjects + 0.66 * as_vectors(rng.normal(size=(32, 256))))
+        vectors = np.concatenate([items, as_vectors(rng.normal(size=(60, 256)))])
+
+        found = cluster_densely(vectors + common * as_vectors(rng.normal(size=(1, 256))))
+
+        assert adjusted_rand_score(np.repeat(range(4), 8), found.labels[:32]) > 0.9, seed
+        assert np.count_nonzero(found.labels[32:] < 0) > 30, seed
+
+
 def test_unrelated_vectors_are_noise() -> None:
     vectors = np.random.default_rng(5).normal(size=(40, 256))
 

@@ -45,6 +45,15 @@ def test_at_equal_distances_smaller_parts_join_the_largest_smallest_first() -> N
     assert components_after(tree)[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
 
 
+def test_parts_count_as_one_row_each() -> None:
+    tree = tree_of(5, (0, 1, 0.1), (1, 2, 3.0), (2, 3, 1.0), (3, 4, 2.0))
+
+    steps = linkage(tree, parts=np.array([0, 0, 1, 2, 0]))
+
+    assert steps.tolist() == [[1, 2, 1, 2], [3, 0, 2, 3]]
+    assert linkage(tree, parts=np.zeros(5, dtype=np.intp)).shape == (0, 4)
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_distances_equal_within_float32_are_treated_as_equal(order: int) -> None:
     """Rounding decides which of the two is larger, so both are joined as if at the same distance."""

@@ -1,0 +1,125 @@
+"""The condensed tree of a single-linkage hierarchy, and the most stable groups in it.
+
+Seen from the root down, a component of the hierarchy keeps its identity while only small parts leave it. Where it
+breaks into two parts that are both large, it ends and both begin. What is left are the *groups* of the condensed tree.
+A group is stable if its rows stay in it over a wide range of density, which is 1 / distance. Of groups that contain
+each other, those with the greatest total stability are chosen (Campello, Moulavi and Sander, 2013). The results are
+those of the package hdbscan, with which the tests compare them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sploot_cluster.engine.hierarchy import Linkage
+from sploot_cluster.pet.vectors import Rows
+
+DoubleVector = npt.NDArray[np.float64]
+
+_ROOT: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CondensedTree:
+    """The groups of a hierarchy of n rows; group 0 is the root, and a parent comes before its children.
+
+    Attributes:
+        parents: the group that each group is a part of; -1 for the root.
+        births: density at which each group begins; 0 for the root.
+        sizes: number of rows with which each group begins.
+        groups: (n,) the last group that each row is in.
+        densities: (n,) density at which each row leaves that group; infinite for identical vectors.
+    """
+
+    parents: list[int]
+    births: DoubleVector
+    sizes: DoubleVector
+    groups: Rows
+    densities: DoubleVector
+
+    @classmethod
+    def of(cls, hierarchy: Linkage, size: int) -> CondensedTree:
+        """Return the tree in which every group except the root has at least ``size`` rows. O(n)."""
+        n = len(hierarchy) + 1
+        ones, others = hierarchy[:, 0].astype(np.intp).tolist(), hierarchy[:, 1].astype(np.intp).tolist()
+        n_rows = [1] * n + hierarchy[:, 3].astype(np.intp).tolist()
+        with np.errstate(divide="ignore"):
+            density_of_step = (1 / hierarchy[:, 2]).tolist()
+        parents, births, sizes = [-1], [0.0], [n]
+        # of each component: the group it is in, and the density at which it left the group; 0 while it is the group
+        group, left_at = [_ROOT] * (2 * n - 1), [0.0] * (2 * n - 1)
+        for component in range(2 * n - 2, n - 1, -1):
+            step, its_group = component - n, group[component]
+            one, other, density = ones[step], others[step], left_at[component]
+            if not density:
+                density = density_of_step[step]
+                if n_rows[one] >= size and n_rows[other] >= size:
+                    for part in (one, other):
+                        group[part] = len(parents)
+                        parents.append(its_group)
+                        births.append(density)
+                        sizes.append(n_rows[part])
+                    continue
+                if n_rows[one] >= size:
+                    group[one], group[other], left_at[other] = its_group, its_group, density
+                    continue
+                if n_rows[other] >= size:
+                    group[one], group[other], left_at[one] = its_group, its_group, density
+                    continue
+            group[one] = group[other] = its_group
+            left_at[one] = left_at[other] = density
+        return cls(
+            parents,
+            np.array(births),
+            np.array(sizes, dtype=np.float64),
+            np.array(group[:n], dtype=np.intp),
+            np.array(left_at[:n]),
+        )
+
+    def chosen(self) -> list[int]:
+        """Return, for each group, the chosen group that it is, or is a part of; -1 if there is none."""
+        n_groups = len(self.parents)
+        parents = np.array(self.parents[1:], dtype=np.intp)
+        # the difference of two infinite densities, in a group of identical vectors, is not a number
+        with np.errstate(invalid="ignore"):
+            of_rows = np.bincount(self.groups, self.densities - self.births[self.groups], minlength=n_groups)
+            of_parts = (self.births[1:] - self.births[parents]) * self.sizes[1:]
+            stability = (of_rows + np.bincount(parents, of_parts, minlength=n_groups)).tolist()
+        of_children = [0.0] * n_groups
+        has_children = set(self.parents)
+        is_stable = [False] * n_groups
+        for group in range(n_groups - 1, _ROOT, -1):
+            if group in has_children and of_children[group] > stability[group]:
+                stability[group] = of_children[group]
+            else:
+                is_stable[group] = True
+            of_children[self.parents[group]] += stability[group]
+        chosen = [-1] * n_groups
+        for group in range(1, n_groups):
+            above = chosen[self.parents[group]]
+            chosen[group] = above if above >= 0 else group if is_stable[group] else -1
+        return chosen
+
+
+def select(hierarchy: Linkage, size: int) -> tuple[Rows, DoubleVector]:
+    """Return (n,) labels of the most stable groups of ``size`` rows or more, -1 = noise, and (n,) probabilities.
+
+    A probability is how deep in its group a row lies: the density at which it leaves the group, as a share of the
+    highest at which anything does. O(n).
+    """
+    n = len(hierarchy) + 1
+    if n < size:
+        return np.full(n, -1, dtype=np.intp), np.zeros(n)
+    tree = CondensedTree.of(hierarchy, size)
+    labels = np.array(tree.chosen(), dtype=np.intp)[tree.groups]
+    highest = np.zeros(len(tree.parents))
+    np.maximum.at(highest, tree.groups, tree.densities)
+    np.maximum.at(highest, np.array(tree.parents[1:], dtype=np.intp), tree.births[1:])
+    of_label = highest[labels]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        depth = np.where(np.isinf(tree.densities), 1.0, np.minimum(tree.densities, of_label) / of_label)
+    return labels, np.where(labels < 0, 0.0, depth)
