@@ -147,7 +147,9 @@ def load(revision: int, stored: bytes, *, most_bytes: int = 0) -> Overwritten:
     except zlib.error as exc:
         raise ValueError(f"the overwritten labels of revision {revision}: {exc}") from exc
     n, rest = divmod(len(columns), 9)
-    if not unpack.eof or unpack_pairs.eof is not bool(unpack.unused_data) or rest or len(pairs) % 8:
+    has_pairs = bool(unpack.unused_data)
+    is_whole = unpack.eof and unpack_pairs.eof is has_pairs and not unpack_pairs.unused_data
+    if not is_whole or rest or len(pairs) % 8:
         raise ValueError(f"the overwritten labels of revision {revision} have {len(columns)} and {len(pairs)} bytes")
     return Overwritten(
         revision,

@@ -7,6 +7,7 @@ inflates anything, and :func:`check` compares JSON with its expected shape befor
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zipfile
 import zlib
@@ -122,6 +123,17 @@ def check(value: object, shape: Shape, *, name: str) -> None:
                 raise _other(name, f"one of {', '.join(sorted(shape))}", value)
         case type() | None:
             _of_type(value, shape, name)
+
+
+def unencodable(value: object, *, name: str) -> str | None:
+    """Return the path of a text in a JSON value that UTF-8 cannot encode, such as half a character; None if all can."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        inner = (unencodable(part, name=f"{name}[{_shown(at)}]") for at, part in parts)
+        return next(filter(None, inner), name)
+    return None
 
 
 def time_of(text: str) -> datetime:

@@ -10,20 +10,23 @@ A redacted file has everything except the vectors, and :func:`load` refuses it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from hashlib import sha256
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from sploot_cluster.decide.corrections import CHANGE_KINDS
 from sploot_cluster.errors import UnreadableExport, UnreadablePet
+from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.pet import past
 from sploot_cluster.pet.models import (
     NOISE,
     ClusterCard,
     ClusterId,
+    Correction,
     HistoryEntry,
     MediaId,
     Origin,
@@ -33,7 +36,7 @@ from sploot_cluster.pet.models import (
 from sploot_cluster.pet.rows import PetRows
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import Quarantined
-from sploot_cluster.pet.times import TIMES
+from sploot_cluster.pet.times import TIMES, ms_of
 from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.store import archives
@@ -42,29 +45,32 @@ from sploot_cluster.store import ledger_json as ledger
 FORMAT: Final = 1
 
 _FACTS: Final = "pet.json"
+_COLUMNS: Final = ("vectors.f32le", "labels.i32le", "origins.u8", "occurred_at.i64le", "arrived.u32le")
 
 # Size limit of each part of a record of overwritten labels, inflated: the ids of 131,072 aliases. In a pet with many
 # items it is nine bytes for each item.
 _MOST_BYTES_OF_ALIASES: Final = 1024**2
 
-_REVISION: Final = range(2**32)
-_CLUSTER: Final = range(1, 2**31)
+# Revisions are stored in four bytes and cluster ids in a signed number of four. A file may use half of them, so that an
+# imported pet can go on: at a thousand revisions per second, the other half lasts for weeks.
+_REVISION: Final = range(2**31)
+_CLUSTER: Final = range(1, 2**30)
 _SHAPE: Final[archives.Shape] = {
     "redacted": bool,
     "pet_id": range(1, 2**63),
-    "revision": _REVISION,
+    "revision": _REVISION[1:],
     "model": (str, None),
     "dim": (range(1, 2**31), None),
     "media": [str],
     "clusters": [{"id": _CLUSTER, "threshold": float, "since": _REVISION, "split_from": (_CLUSTER, None)}],
     "aliases": {str: _CLUSTER},
-    "ledger": [{"revision": _REVISION}],
-    "next_cluster": range(1, 2**31 + 1),
+    "ledger": [{"revision": _REVISION[1:], "operation_id": str, "by": str, "at": str, "kind": str}],
+    "next_cluster": _CLUSTER,
     "n_at_recluster": _REVISION,
     "noise_arrivals": _REVISION,
     "relabelled_at": _REVISION,
     "past_from": _REVISION,
-    "history": [{"revision": _REVISION, "kind": frozenset(CHANGE_KINDS), "at": str, "by": str, "summary": dict}],
+    "history": [{"revision": _REVISION[1:], "kind": frozenset(CHANGE_KINDS), "at": str, "by": str, "summary": dict}],
     "quarantine": {str: {"model": str, "dim": range(2**31), "at": str, "occurred_at_ms": TIMES}},
     "ingested": range(2**53),
     "overflowed": range(2**53),
@@ -137,6 +143,8 @@ def _shadow(facts: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Sh
     vectors = np.frombuffer(columns["shadow.f32le"], dtype="<f4").astype(np.float32)
     rows = vectors.reshape(len(facts["media"]), facts["dim"])
     by_item = {MediaId(item): row for item, row in zip(facts["media"], rows, strict=True)}
+    if len(by_item) != len(facts["media"]):
+        raise ValueError(f"{_FACTS}.shadow.media has an item twice")
     begun_at = archives.time_of(facts["begun_at"])
     return Shadow(facts["model"], facts["dim"], begun_at, facts["by"], by_item, len(by_item), facts["was_own"])
 
@@ -171,18 +179,51 @@ def _unpacked(file: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     members = archives.unpack(file)
     if _FACTS not in members:
         raise UnreadableExport(f"it has no {_FACTS}")
-    facts: dict[str, Any] = json.loads(members[_FACTS])
+    facts: dict[str, Any] = json.loads(members[_FACTS], parse_constant=_no_number)
     archives.check(facts, {"format": int}, name=_FACTS)
     if facts["format"] != FORMAT:
         raise UnreadableExport(f"expected format {FORMAT}, got {facts['format']!r}")
     archives.check(facts, _SHAPE, name=_FACTS)
+    if (name := archives.unencodable(facts, name=_FACTS)) is not None:
+        raise UnreadableExport(f"{name}: expected text that can be encoded as UTF-8")
     if facts["redacted"]:
         raise UnreadableExport("its vectors were left out, so it can only be inspected")
-    columns = {name: members[name] for name in facts["sha256"]}
+    missing = {*_COLUMNS, *facts["sha256"]} - members.keys()
+    if missing:
+        raise UnreadableExport(f"it has no {min(missing)}")
+    columns = {name: members[name] for name in {**dict.fromkeys(_COLUMNS), **facts["sha256"]}}
     for name, column in columns.items():
+        archives.check(facts, {"sha256": {name: str}}, name=_FACTS)
         if sha256(column).hexdigest() != facts["sha256"][name]:
             raise UnreadableExport(f"the checksum of {name} does not match")
     return facts, columns
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{_FACTS}: {text} is not a number")
+
+
+def _correction(number: int, facts: Mapping[str, Any], *, pet: PetId) -> Correction:
+    """Return a correction of the ledger; refuse one that would be stored differently from what the file states."""
+    name = f"{_FACTS}.ledger[{number}]"
+    try:
+        correction = ledger.loads(json.dumps(facts), pet=pet)
+        stored = json.loads(ledger.dumps(correction))
+    except UnreadablePet as unreadable:
+        raise ValueError(f"{name}: {unreadable.problem}") from unreadable
+    for field, value in stored.items():
+        if facts.get(field) != value:
+            raise ValueError(f"{name}.{field}: expected what a release wrote, found another form of it")
+        numbers = [value] if isinstance(value, int) else [*map(int, value)] if isinstance(value, dict) else []
+        if not all(NOISE <= one < _REVISION.stop for one in numbers):
+            raise ValueError(f"{name}.{field}: expected numbers from {NOISE} to {_REVISION.stop - 1}")
+    return correction
+
+
+def _cluster(text: str) -> ClusterId:
+    if not (text.isascii() and text.isdigit() and text == str(int(text)) and int(text) in _CLUSTER):
+        raise ValueError(f"{_FACTS}.aliases: {text!r} is not the id of a cluster")
+    return ClusterId(int(text))
 
 
 def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId | None) -> PetDump:
@@ -192,7 +233,11 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
     vectors = np.frombuffer(columns["vectors.f32le"], dtype="<f4").astype(np.float32)
     vectors = vectors.reshape(n, dim) if dim is not None else np.empty((0, 0), dtype=np.float32)
     times = np.frombuffer(columns["occurred_at.i64le"], dtype="<i8").astype(np.int64)
+    if len(times) != n:
+        raise ValueError(f"occurred_at.i64le has {len(times)} times of {n} items")
     rows = PetRows(media, vectors, times)
+    if len({card["id"] for card in facts["clusters"]}) != len(facts["clusters"]):
+        raise ValueError(f"{_FACTS}.clusters has a cluster twice")
     cards = [
         ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card["split_from"])
         for card in facts["clusters"]
@@ -217,8 +262,8 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
             labels=np.frombuffer(columns["labels.i32le"], dtype="<i4").astype(np.int32),
             origins=np.frombuffer(columns["origins.u8"], dtype=np.uint8).copy(),
             clusters={card.id: card for card in cards},
-            aliases={ClusterId(int(old)): ClusterId(now) for old, now in facts["aliases"].items()},
-            ledger=tuple(ledger.loads(json.dumps(correction), pet=pet) for correction in facts["ledger"]),
+            aliases={_cluster(old): ClusterId(now) for old, now in facts["aliases"].items()},
+            ledger=tuple(_correction(number, one, pet=pet) for number, one in enumerate(facts["ledger"])),
             next_cluster=ClusterId(facts["next_cluster"]),
             n_at_recluster=facts["n_at_recluster"],
             noise_arrivals=facts["noise_arrivals"],
@@ -244,6 +289,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
 def problems(pet: PetDump) -> Iterator[str]:
     state = pet.state
     n = state.n_media
+    yield from _problems_of_texts(pet)
     lengths = len(state.labels), len(state.origins), len(pet.arrived), len(state.occurred_at_ms)
     if lengths != (n, n, n, n):
         yield f"it has {n} items, but {lengths} labels, origins, arrivals and times"
@@ -274,6 +320,41 @@ def problems(pet: PetDump) -> Iterator[str]:
         yield "its aliases do not resolve to its clusters"
     if state.next_cluster <= max(assigned_ids(pet), default=0):
         yield f"its next cluster id, {state.next_cluster}, was assigned already"
+    yield from _problems_of_revisions(pet)
+
+
+def _problems_of_texts(pet: PetDump) -> Iterator[str]:
+    state, shadow = pet.state, pet.shadow
+    in_shadow: Collection[MediaId] = () if shadow is None else shadow.vectors
+    for name, items in (("media", state.media), ("quarantine", pet.quarantine), ("shadow.media", in_shadow)):
+        if any(not 1 <= len(item) <= MAX_TEXT for item in items):
+            yield f"{name}: expected ids of 1 to {MAX_TEXT} characters"
+    models = [state.model, *(why.model for why in pet.quarantine.values()), *([shadow.model] if shadow else [])]
+    if "" in models:
+        yield "a model has no name"
+    times = [*(entry.at for entry in pet.history), *(correction.at for correction in state.ledger)]
+    times += [why.at for why in pet.quarantine.values()] + ([shadow.begun_at] if shadow else [])
+    if any(not 0 <= ms_of(time) <= TIMES[-1] for time in times):
+        yield "it has a change before 1970"
+
+
+def _problems_of_revisions(pet: PetDump) -> Iterator[str]:
+    state = pet.state
+    for name, revisions in (
+        ("history", [entry.revision for entry in pet.history]),
+        ("ledger", [correction.revision for correction in state.ledger]),
+        ("overwritten", [record.revision for record in pet.overwritten]),
+    ):
+        if any(later <= earlier for earlier, later in pairwise([0, *revisions])):
+            yield f"{name}: its revisions are not in ascending order from 1"
+        if revisions and revisions[-1] > state.revision:
+            yield f"{name}: revision {revisions[-1]} is later than that of the pet, {state.revision}"
+    if max(state.relabelled_at, pet.past_from) > state.revision:
+        yield "relabelled_at or past_from is later than the revision of the pet"
+    if any(not -1 <= card.threshold <= 1 for card in state.clusters.values()):
+        yield "clusters: expected thresholds from -1 to 1"
+    if any(id_ < 1 for id_ in assigned_ids(pet)):
+        yield "it has a cluster with an id below 1"
 
 
 def _is_of_unit_norm(vectors: FloatMatrix) -> bool:
@@ -288,5 +369,5 @@ def assigned_ids(pet: PetDump) -> Iterator[ClusterId]:
     for correction in pet.state.ledger:
         yield from correction.ids()
     for one in pet.overwritten:
-        yield ClusterId(int(one.labels.max(initial=0)))
+        yield from map(ClusterId, np.unique(one.labels[one.labels != NOISE]).tolist())
         yield from one.aliases

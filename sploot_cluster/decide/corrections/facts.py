@@ -21,8 +21,8 @@ def groups_of(named: Mapping[str, Sequence[str]]) -> dict[ClusterId, tuple[Media
 
 def aliases_of(facts: Mapping[str, Any]) -> dict[ClusterId, ClusterId]:
     """Return the aliases in a correction's facts; empty if the facts have none."""
-    named: Mapping[str, ClusterId] = facts.get("aliases", {})
-    return {ClusterId(int(old)): now for old, now in named.items()}
+    named: Mapping[str, int] = facts.get("aliases", {})
+    return {ClusterId(int(old)): ClusterId(int(now)) for old, now in named.items()}
 
 
 def named(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[str, list[MediaId]]:

@@ -83,7 +83,7 @@ class Naming(Mark):
 
     @classmethod
     def read(cls, signature: Signature, facts: Mapping[str, Any]) -> Naming:
-        return cls(*signature, ClusterId(int(facts["cluster"])), facts["name"], media_of(facts["anchors"]))
+        return cls(*signature, ClusterId(int(facts["cluster"])), str(facts["name"]), media_of(facts["anchors"]))
 
     def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> NameCluster | None:
         return NameCluster(pet_id, self.named, self.name, requested_by=self.by)
