@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -368,6 +369,25 @@ def test_pools_have_the_values_of_worker_where_they_have_none() -> None:
     assert container_of(gpu)["resources"]["requests"] == container_of(pools["default"])["resources"]["requests"]
     (scaler,) = of_kind(resources, "HorizontalPodAutoscaler")
     assert scaler["spec"]["scaleTargetRef"]["name"] == gpu["metadata"]["name"]
+
+
+@pytest.mark.parametrize("document", ["deployment.md", "gpu.md"])
+def test_pools_in_the_documents_render(document: str) -> None:
+    text = (ROOT / "docs" / "how-to" / document).read_text()
+    examples = [
+        values for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "pools" in (values := yaml.safe_load(block))
+    ]
+
+    assert len(examples) == 1
+    for values in examples:
+        resources = render({**values, "autoscaling": {"keda": {"address": "redis:6379"}}})
+        queues = [
+            trigger["metadata"].get("stream")
+            for scaled in of_kind(resources, "ScaledObject")
+            for trigger in scaled["spec"]["triggers"]
+        ]
+        assert set(queues) <= {"streams:cluster.recluster", None}
+        assert len(of_kind(resources, "Deployment")) == 4
 
 
 def test_selectors_of_pools_do_not_overlap() -> None:
