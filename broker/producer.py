@@ -88,7 +88,10 @@ class Producer:
         finished = self.finished.delivery
         if finished is not None:
             return self.follow(finished, message, delay)
-        return self._enqueue([(message, delay)])[0]
+        outgoing = self._outgoing(0, message, delay)
+        if not outgoing.message.options and self._is_plain(outgoing):
+            return self._enqueue_plain(outgoing)
+        return self._send_out([outgoing])[0]
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
         """Enqueue messages in one round trip, as ``RedisStreamsBroker.enqueue_many`` promises."""
@@ -280,7 +283,8 @@ class Producer:
             message = with_types(message)
             self._broker.emit_before("enqueue", message, delay)
             check_text(message)
-            check_options(message.options)
+            if message.options:
+                check_options(message.options)
             if delay is not None:
                 check_options({"delay": delay})
         except (UndecodableEntry, InvalidOption) as error:
@@ -312,6 +316,9 @@ class Producer:
         max_length = 0 if following is not None else self._settings.max_queue_length or 0
         args: list[Argument] = [enqueue_id, remember_ms, max_length]
         for outgoing in chunk:
+            if following is None and not (outgoing.message.options or outgoing.delay):  # the common case
+                args += (outgoing.payload, "", 0, outgoing.message.message_id, 0, 0, "", "", 1)
+                continue
             delay_ms = delay_ms_of(outgoing.delay)
             unique_key, lock, unique_for_ms = unique_key_of(outgoing.message.options), 0, 0
             if unique_key is not None:

@@ -411,17 +411,20 @@ class Connections:
         start_new_thread(self._close_unused, ())
 
     def _close_unused(self) -> None:
-        """Close connections that were idle for long. The thread ends when none is idle, until another one is."""
+        """Close connections that were idle for long. The thread ends when all are closed, until another one is idle."""
         wait_s = 0.0
         while not self._is_closed.wait(wait_s):
             with self._lock:
                 # in this order, so that a connection given back now either is seen here or finds no thread
                 self._closer_due = 0.0
                 found = [pool.close_idle(CLOSE_AFTER_IDLE_S) for pool in self._pools.values()]
+                now = time.monotonic()
                 due = [at for at in found if at is not None]
+                if any(pool.n_lent for pool in self._pools.values()):
+                    # a busy connection: if the thread ended here, almost every command would start one
+                    due.append(now + CLOSE_AFTER_IDLE_S)
                 if not due:
                     return
-                now = time.monotonic()
                 wait_s = max(0.05, min(due) - now)
                 self._closer_due = now + wait_s + CLOSER_GRACE_S
 

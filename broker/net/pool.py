@@ -151,6 +151,11 @@ class Pool:
         """The number of connections that blocking reads may own."""
         return self._limit.most - 1
 
+    @property
+    def n_lent(self) -> int:
+        """The number of connections that threads have borrowed."""
+        return len(self._open) - len(self._owned) - len(self._idle)
+
     def drop_idle(self) -> None:
         """Close the connections that were idle for as long as one that turned out to be dead."""
         self.close_idle(PROBE_AFTER_IDLE_S)

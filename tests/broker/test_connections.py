@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from _thread import start_new_thread
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -174,6 +175,23 @@ def test_idle_connections_are_closed(network: Outage, redis_client: Any, monkeyp
         broker.enqueue(message("after"))
         assert redis_client.xlen(KEYS.stream) == 4
         eventually(lambda: network.n_open == 0)
+
+
+def test_commands_in_a_row_start_one_thread_that_closes_idle_connections(
+    redis_url: str, redis_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+
+    def start(function: Any, args: tuple[Any, ...]) -> int:
+        started.append(function)
+        return start_new_thread(function, args)
+
+    monkeypatch.setattr("broker.net.connections.start_new_thread", start)
+    with broker_on(redis_url) as broker:
+        for number in range(200):
+            broker.enqueue(message(f"{number}"))
+
+    assert len(started) == 1
 
 
 def test_threads_share_connections_if_the_server_accepts_no_more_clients(network: Outage, redis_client: Any) -> None:
