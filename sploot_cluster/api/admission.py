@@ -240,7 +240,9 @@ def _describe_idempotency_key(
         Header(
             description="A request that is repeated with the same key and body within a day gets the first answer, "
             "with `Idempotency-Replayed: true`. Keys are separate for each caller and address.",
+            min_length=1,
             max_length=MAX_IDEMPOTENCY_KEY,
+            pattern="^[ -~]*$",
             examples=["7f4f2f0e-2c9b-4a57-9a0e-3d5f0f0f9a11"],
         ),
     ] = None,

@@ -28,6 +28,8 @@ _ETAGS: Final = re.compile(r'(W/)?"([^"]*)"')
 
 _REVISION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
+_IF_MATCH: Final = r'^ *(\*|(W/)?"[^"]*"( *, *(W/)?"[^"]*")*) *$'
+
 IfNoneMatch = Annotated[
     str | None, Header(description="The ETag of the copy that you have; the answer is 304 if it is current.")
 ]
@@ -38,6 +40,8 @@ IfMatch = Annotated[
         "counts them. If a person, a recluster or a deletion moved items since, the answer is 412 and "
         "lists the changes. If that happens before the correction runs, its job fails and nothing is changed.",
         examples=['"17"'],
+        # only described here: expected_revision explains what is wrong with a value
+        json_schema_extra={"pattern": _IF_MATCH},
     ),
 ]
 

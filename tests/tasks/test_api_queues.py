@@ -13,6 +13,7 @@ from sploot_cluster.api import Role, Token, Tokens, create_app
 from sploot_cluster.store.memory import MemoryPetStore
 from tasks.client import ClusterTasks
 from tasks.composition import build_app
+from tasks.contracts import QUEUES as TASK_QUEUES
 from tasks.settings import Settings
 from tests.sploot_cluster.api.front import API, client_of
 from tests.tasks.queue_ops.desk import STUCK, Desk
@@ -166,6 +167,24 @@ def test_out_of_range_number_in_a_plan_is_named(api: Caller) -> None:
         )
 
         assert refusal_of(refused) == (422, [field]), body
+
+
+@pytest.mark.parametrize("cursor", ["0-0", "1", "9" * 20 + "-0", "x"])
+def test_invalid_cursor_is_named(api: Caller, cursor: str) -> None:
+    for path in ("/audit", "/embedding.ingested/dead"):
+        answer = api.get(f"{path}?cursor={cursor}")
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "cursor")
+
+
+def test_openapi_document_lists_the_queues(api: Caller) -> None:
+    document = api.http.get("/openapi.json").json()
+
+    (queue,) = (
+        parameter
+        for parameter in document["paths"][f"{QUEUES}/{{queue}}/dead"]["get"]["parameters"]
+        if parameter["name"] == "queue"
+    )
+    assert queue["schema"]["enum"] == list(TASK_QUEUES)
 
 
 def test_dead_letters_can_be_listed_by_any_age_up_to_a_century(api: Caller) -> None:

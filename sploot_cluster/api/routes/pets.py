@@ -19,13 +19,14 @@ from sploot_cluster.api.problems import (
     UNREADABLE_PET,
     Refusal,
     documented,
+    field_problem,
     shown,
 )
 from sploot_cluster.api.routes.clusters import Previews
 from sploot_cluster.api.routes.jobs import PREFIX
 from sploot_cluster.decide.suggestions.values import DoubtfulItems, PetSuggestions
 from sploot_cluster.decide.why import Why
-from sploot_cluster.errors import UnknownCluster, UnknownMedia, UnknownPet
+from sploot_cluster.errors import UnknownCluster, UnknownMedia, UnknownPet, UnknownRevision
 from sploot_cluster.jobs import JobTraces, Traces
 from sploot_cluster.pet.diff import PetDiff, Snapshot
 from sploot_cluster.pet.listing import CURSOR as PET_CURSOR
@@ -268,7 +269,12 @@ def _add_history_routes(router: APIRouter, service: PetService) -> None:
             lambda: PetHistory(pet_id=pet_id, entries=page, next_cursor=next_cursor),
         )
 
-    @router.get("/history/diff", operation_id="compare_revisions", summary="Compare two revisions")
+    @router.get(
+        "/history/diff",
+        operation_id="compare_revisions",
+        summary="Compare two revisions",
+        responses=documented(NOT_FOUND),
+    )
     def compare_revisions(
         pet_id: PetInPath,
         from_revision: Annotated[RevisionInAddress, Query(alias="from", description="The earlier revision.")],
@@ -278,12 +284,27 @@ def _add_history_routes(router: APIRouter, service: PetService) -> None:
         ] = MAX_MOVES,
     ) -> PetDiff:
         """Return the items that moved between two revisions, and what became of the cluster ids."""
-        return service.compare(PetId(pet_id), from_revision, to_revision).up_to(limit)
+        try:
+            return service.compare(PetId(pet_id), from_revision, to_revision).up_to(limit)
+        except UnknownRevision as unknown:
+            raise _no_such_revision(unknown) from None
 
-    @router.get("/history/{revision}", operation_id="get_revision", summary="Get a pet at an earlier revision")
+    @router.get(
+        "/history/{revision}",
+        operation_id="get_revision",
+        summary="Get a pet at an earlier revision",
+        responses=documented(NOT_FOUND),
+    )
     def get_revision(pet_id: PetInPath, revision: Annotated[RevisionInAddress, Path()]) -> PetAt:
         """Return the cluster of every item at a revision."""
-        return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
+        try:
+            return PetAt.of(PetId(pet_id), service.at(PetId(pet_id), revision))
+        except UnknownRevision as unknown:
+            raise _no_such_revision(unknown) from None
+
+
+def _no_such_revision(unknown: UnknownRevision) -> Refusal:
+    return Refusal(NOT_FOUND, str(unknown), errors=[field_problem(unknown)])
 
 
 def _add_review_routes(router: APIRouter, service: PetService) -> None:

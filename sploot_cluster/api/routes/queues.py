@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, READS, WRITES, Admission, CallerOf
@@ -29,7 +30,10 @@ VIA = "http"
 
 MAX_LISTED = 1_000
 
-Cursor = Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern="^[0-9]{1,20}-[0-9]{1,20}$")]
+# The id of a stream entry; 18 digits are a thousand times the present number of milliseconds, and a valid id.
+CURSOR: Final = "^[1-9][0-9]{0,17}-(0|[1-9][0-9]{0,17})$"
+
+Cursor = Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=CURSOR)]
 Limit = Annotated[int, Query(description="Maximum number of records, newest first.", ge=1, le=MAX_LISTED)]
 
 
@@ -53,11 +57,26 @@ class DeadLetters(BaseModel):
     next_cursor: str | None = Field(description=NEXT_CURSOR)
 
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _with_names(names: Sequence[str]) -> Decorator:
+    """Return a decorator of endpoints that lists the queues in the description of their parameter ``queue``."""
+    queue = Annotated[str, Path(description="The queue.", json_schema_extra={"enum": list(names)})]
+
+    def described(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+        endpoint.__annotations__["queue"] = queue
+        return endpoint
+
+    return described
+
+
 def queues_router(admission: Admission, operations: QueueOperations) -> APIRouter:
     """Return the routes under ``/queues``."""
     router = APIRouter(
         prefix=f"{PREFIX}/queues", tags=["queues"], route_class=admission.route_class(), dependencies=[BEARER]
     )
+    of_queue = _with_names(operations.names)
     reads = documented(*READS, NOT_FOUND, QUEUE_UNAVAILABLE)
     writes = documented(*WRITES)
 
@@ -73,6 +92,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         return Audit(records=list(page.records), next_cursor=page.cursor)
 
     @router.get("/{queue}/dead", operation_id="list_dead_letters", summary="List dead letters", responses=reads)
+    @of_queue
     def list_dead_letters(
         queue: str,
         limit: Limit = 50,
@@ -94,6 +114,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
     @router.get(
         "/{queue}/dead/{dead_letter_id}", operation_id="get_dead_letter", summary="Get a dead letter", responses=reads
     )
+    @of_queue
     def get_dead_letter(queue: str, dead_letter_id: str) -> DeadLetterView:
         """Return a dead letter with its traceback and fields. Embeddings are replaced by their size."""
         dead_letter = operations.dead_letter(queue, dead_letter_id)
@@ -101,7 +122,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
             raise Refusal(NOT_FOUND, f"queue {shown(queue)} has no dead letter {shown(dead_letter_id)}")
         return dead_letter
 
-    _add_plans(router, operations, writes)
+    _add_plans(router, operations, of_queue, writes)
 
     @router.post(
         "/plans/{plan_id}/apply",
@@ -122,7 +143,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
     return router
 
 
-def _add_plans(router: APIRouter, operations: QueueOperations, writes: Any) -> None:
+def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorator, writes: Any) -> None:
     """Add the routes that plan an action."""
 
     def kept(plan: Plan) -> Plan:
@@ -132,6 +153,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, writes: Any) -> N
     planning: Any = {"dependencies": [IDEMPOTENCY_KEY], "responses": writes}
 
     @router.post("/{queue}/rescue", operation_id="plan_rescue", summary="Plan to return jobs to the queue", **planning)
+    @of_queue
     def plan_rescue(queue: str, body: Rescue) -> Plan:
         """Plan to return jobs that a dead or stuck worker holds, or that no worker holds.
 
@@ -154,31 +176,37 @@ def _add_plans(router: APIRouter, operations: QueueOperations, writes: Any) -> N
         summary="Plan to remove a dead consumer",
         **planning,
     )
+    @of_queue
     def plan_retire_consumer(queue: str, body: RetireConsumer) -> Plan:
         """Plan to return the jobs of a consumer and to remove it. Nothing is changed until the plan is applied."""
         return kept(operations.plan_retire(queue, body.consumer, even_if_alive=body.even_if_alive))
 
     @router.post("/{queue}/pause", operation_id="plan_pause", summary="Plan to pause a queue", **planning)
+    @of_queue
     def plan_pause(queue: str, body: Nothing) -> Plan:
         """Plan to stop deliveries until the queue is resumed. Nothing is changed until the plan is applied."""
         return kept(operations.plan_pause(queue))
 
     @router.post("/{queue}/resume", operation_id="plan_resume", summary="Plan to resume a queue", **planning)
+    @of_queue
     def plan_resume(queue: str, body: Nothing) -> Plan:
         """Plan to end a pause. Nothing is changed until the plan is applied."""
         return kept(operations.plan_resume(queue))
 
     @router.post("/{queue}/requeue", operation_id="plan_requeue", summary="Plan to requeue dead letters", **planning)
+    @of_queue
     def plan_requeue(queue: str, body: ChosenDeadLetters) -> Plan:
         """Plan to requeue dead letters by id, or all that match. Nothing is changed until the plan is applied."""
         return kept(operations.plan_requeue(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
     @router.post("/{queue}/purge", operation_id="plan_purge", summary="Plan to purge dead letters", **planning)
+    @of_queue
     def plan_purge(queue: str, body: ChosenDeadLetters) -> Plan:
         """Plan to delete dead letters by id, or all that match. Nothing is changed until the plan is applied."""
         return kept(operations.plan_purge(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
     @router.post("/{queue}/cancel", operation_id="plan_cancel", summary="Plan to cancel jobs", **planning)
+    @of_queue
     def plan_cancel(queue: str, body: CancelJobs) -> Plan:
         """Plan to cancel unfinished jobs by id, or all of an actor or a pet. Applying it removes waiting jobs.
 

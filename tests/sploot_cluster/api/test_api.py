@@ -667,7 +667,7 @@ def test_pet_is_returned_at_an_earlier_revision(front: Front, two_subjects: str)
 def test_error_for_an_unknown_revision_names_the_field(front: Front, two_subjects: str, path: str) -> None:
     answer = front.http.get(f"{API}/pets/42/{path}")
 
-    assert (answer.status_code, fields_of(answer.json())) == (422, ["revision"])
+    assert (answer.status_code, fields_of(answer.json())) == (404, ["revision"])
 
 
 # -- explanations, and cluster ids -----------------------------------------------------------------------------------
