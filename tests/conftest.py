@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -31,8 +32,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--bench", action="store_true", help="run the tests marked bench as well: make test-bench")
 
 
+ON_REQUEST: Final = ("ops", "deploy", "scale", "bench")
+WHOLE_FILE: Final = re.compile(r"^pytestmark = \[?pytest\.mark\.(\w+)", re.MULTILINE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import a file whose tests are all left out: with its tools it would take seconds in each process."""
+    if collection_path.suffix != ".py" or (marked := WHOLE_FILE.search(collection_path.read_text())) is None:
+        return None
+    return True if marked[1] in ON_REQUEST and not config.getoption(f"--{marked[1]}") else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for marker in ("ops", "deploy", "scale", "bench"):
+    for marker in ON_REQUEST:
         if not config.getoption(f"--{marker}"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]

@@ -7,15 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
 from sploot_cluster.pet.vectors import FloatMatrix
-
-mpl.use("Agg")
-# Imported after the backend is chosen, because otherwise pyplot looks for a display.
-from matplotlib import pyplot as plt
 
 NOISE_COLOUR = "#9aa0a6"
 
@@ -36,10 +31,15 @@ def draw_map(
         labels: (n,) cluster ids; negative for noise.
         corrected: (n,) whether a correction placed the item; drawn with a ring.
     """
+    # Only what draws into files, and only when a map is drawn: pyplot takes a second to import and looks for a display.
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
     places = _layout(vectors)
     label, ringed = np.asarray(labels), np.asarray(corrected, dtype=bool)
     clusters = [int(c) for c in np.unique(label) if c >= 0]
-    figure, axes = plt.subplots(figsize=(9, 7.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 7.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
     noise = label < 0
     axes.scatter(
         places[noise, 0],
@@ -50,7 +50,7 @@ def draw_map(
         linewidths=1,
         label=f"noise · {noise.sum()}",
     )
-    colours = plt.get_cmap("tab20")(np.arange(len(clusters)) % 20)
+    colours = colormaps["tab20"](np.arange(len(clusters)) % 20)
     for colour, cluster in zip(colours, clusters, strict=True):
         members = label == cluster
         axes.scatter(
@@ -74,7 +74,6 @@ def draw_map(
         spine.set_color("#d0d0d0")
     axes.legend(title="cluster · items", loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
     figure.savefig(path)
-    plt.close(figure)
 
 
 _TAG: dict[str, Any] = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "#888888", "alpha": 0.85}

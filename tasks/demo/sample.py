@@ -12,7 +12,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
 
 from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
@@ -61,6 +60,8 @@ def albums(*, share: float = 1.0, seed: int = 20_261_124) -> tuple[Album, ...]:
         share: part of the sample to use, in (0, 1]; the demo's test uses a small part.
         seed: determines the division, the order of arrival and the synthetic pet.
     """
+    from sklearn.datasets import load_digits  # the import takes a second
+
     rng = np.random.default_rng(seed)
     digits = load_digits()
     pictures, digit_of = as_vectors(digits.data), digits.target.astype(np.int64)

@@ -11,7 +11,6 @@ import numpy as np
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
-from sklearn.metrics import adjusted_rand_score
 
 from tasks.demo.maps import draw_map
 from tasks.demo.sample import Album
@@ -39,6 +38,8 @@ class PetFigures:
 
 def figures_of(album: Album, seen: Seen) -> PetFigures:
     """Return the figures of one pet after the last recluster."""
+    from sklearn.metrics import adjusted_rand_score  # the import takes a second
+
     labels = np.array([seen.clusters[album.pet_id].get(item, -1) for item in album.media_ids])
     corrections = [correction for correction in seen.corrections if correction.pet_id == album.pet_id]
     return PetFigures(

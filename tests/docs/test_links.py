@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -9,18 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NOT_OURS = {"build", "dist", "demo-output", "node_modules"}
+NOT_OURS = re.compile(r"\..*|build|dist|demo-output|node_modules|.*\.egg-info")
 LINK = re.compile(r"!?\[[^\]]*\]\(<?([^)>\s]+)>?\)")
 
 
+@cache
 def documents() -> list[str]:
     """Return the Markdown files of the repository, without hidden folders and build outputs."""
-    paths = (path.relative_to(ROOT) for path in ROOT.rglob("*.md"))
-    return sorted(
-        str(path)
-        for path in paths
-        if not any(part.startswith(".") or part in NOT_OURS or part.endswith(".egg-info") for part in path.parts)
-    )
+    found: list[str] = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if not NOT_OURS.fullmatch(name)]
+        found += [str(Path(folder, name).relative_to(ROOT)) for name in files if name.endswith(".md")]
+    return sorted(found)
 
 
 def links(text: str) -> list[str]:

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 import redis
 import yaml
@@ -67,6 +66,8 @@ def test_golden_entries_cover_every_encoding() -> None:
 
 
 def test_schema_accepts_and_refuses_golden_entries_as_recorded() -> None:
+    import jsonschema  # imported here, because it compiles dozens of grammars if its optional packages are installed
+
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     validator = jsonschema.Draft202012Validator(SCHEMA)
 
