@@ -70,7 +70,10 @@ class Pool:
         self._logger: logging.Logger = get_logger(__name__, type(self))
         # Borrowers take from the right, so that those on the left stay idle. A deque needs no lock for that.
         self._idle: deque[tuple[redis.Connection, float]] = deque()
-        self._changed = threading.Condition()
+        # Entered instead of the Condition, which runs Python code: an interrupt of a job that enqueues (a time limit)
+        # could hit that code when it has the lock, and then no thread would get a connection again.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         # weak, because a time limit may interrupt a thread anywhere: a connection that it loses is closed, not counted
         self._open: WeakSet[redis.Connection] = WeakSet()
         self._owned: WeakSet[redis.Connection] = WeakSet()
@@ -102,7 +105,7 @@ class Pool:
             return
         self._idle.append((connection, time.monotonic()))
         if self._n_waiting:
-            with self._changed:
+            with self._lock:
                 self._changed.notify()
 
     def own(self) -> redis.Connection:
@@ -112,7 +115,7 @@ class Pool:
             ConnectionFailed: it cannot be opened, or blocking reads would leave no connection for commands.
         """
         deadline = time.monotonic() + self._limit.wait_s
-        with self._changed:
+        with self._lock:
             n_owned = len(self._owned) + 1
             if n_owned >= self._limit.most:
                 raise ConnectionFailed(
@@ -142,7 +145,7 @@ class Pool:
             self._open.add(connection)
             return connection
         finally:
-            with self._changed:
+            with self._lock:
                 self._n_connecting -= 1
                 self._changed.notify()
 
@@ -174,7 +177,7 @@ class Pool:
             if time.monotonic() - since <= idle_s:
                 self._idle.appendleft((connection, since))
                 if self._n_waiting:
-                    with self._changed:
+                    with self._lock:
                         self._changed.notify()
                 return since + idle_s
             self._discard(connection)
@@ -188,7 +191,7 @@ class Pool:
         start = time.monotonic()
         deadline = start + self._limit.wait_s
         while True:
-            with self._changed:
+            with self._lock:
                 self._n_waiting += 1
                 try:
                     while True:
@@ -253,7 +256,7 @@ class Pool:
 
     def _discard(self, connection: redis.Connection) -> None:
         connection.disconnect()
-        with self._changed:
+        with self._lock:
             self._open.discard(connection)
             self._changed.notify()
 

@@ -24,7 +24,9 @@ class Isolation:
     def __init__(self, *, patience_s: float) -> None:
         self._patience_s = patience_s
         self._running: dict[int, Delivery | Batch] = {}
-        self._changed = threading.Condition()
+        # entered instead of the Condition: an interrupt of a job can end its __enter__ after that took the lock
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._holder: Delivery | None = None  # the suspect for which other messages must wait
         self._alone: Delivery | None = None  # the suspect that runs alone; None unless there is a holder
         self._until = 0.0
@@ -60,7 +62,7 @@ class Isolation:
         self._running[id(delivery)] = delivery
         if self._holder is None:
             return None
-        with self._changed:
+        with self._lock:
             del self._running[id(delivery)]
             self._changed.notify_all()
             self._wait_while_held(time.monotonic() + self._patience_s)
@@ -70,7 +72,7 @@ class Isolation:
         """Record that a message has ended. Does nothing if it was not running."""
         if self._running.pop(id(delivery), None) is None or self._holder is None:
             return
-        with self._changed:
+        with self._lock:
             if self._alone is delivery:
                 self._alone = None
             if self._holder is delivery:
@@ -79,14 +81,14 @@ class Isolation:
 
     def release(self) -> None:
         """Let all waiting messages run: the process is shutting down and waits for them."""
-        with self._changed:
+        with self._lock:
             self._n_releases += 1
             self._until = 0.0
             self._changed.notify_all()
 
     def _enter_alone(self, delivery: Delivery) -> Delivery | None:
         deadline = time.monotonic() + self._patience_s
-        with self._changed:
+        with self._lock:
             n_releases = self._n_releases
             self._wait_while_held(deadline)
             if self._n_releases == n_releases and time.monotonic() < deadline:
