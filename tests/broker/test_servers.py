@@ -44,9 +44,11 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedd
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl("req", "-x509", *key, "-days", "2", "-subj", "/CN=our ca", "-keyout", "ca.key", "-out", "ca.crt")
+    # since Python 3.13, ssl refuses a CA without this extension
+    usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    openssl("req", "-x509", *key, *usage, "-days", "2", "-subj", "/CN=our ca", "-keyout", "ca.key", "-out", "ca.crt")
     openssl("req", *key, "-subj", "/CN=redis", "-keyout", "redis.key", "-out", "redis.csr")
-    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\n")
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\n")
     by_ca = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
     openssl("x509", "-req", "-in", "redis.csr", *by_ca, "-out", "redis.crt")
     port = free_port()

@@ -76,10 +76,12 @@ def make_certificates(directory: Path) -> None:
 
     for name in ("ca", "other"):
         openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+                # since Python 3.13, ssl refuses a CA without this extension
+                "-addext", "keyUsage=critical,keyCertSign,cRLSign",
                 "-subj", f"/CN=test {name}", "-keyout", f"{name}.key", "-out", f"{name}.crt")  # fmt: skip
     openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=redis",
             "-keyout", "redis.key", "-out", "redis.csr")  # fmt: skip
-    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    (directory / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nauthorityKeyIdentifier=keyid\n")
     openssl("x509", "-req", "-in", "redis.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
             "-extfile", "extensions", "-out", "redis.crt")  # fmt: skip
 

