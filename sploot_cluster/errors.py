@@ -8,7 +8,8 @@
     │   ├── UnknownPet          the pet has no items
     │   ├── UnknownCluster      the pet has no such cluster or alias
     │   ├── UnknownMedia        the pet or cluster has no such item
-    │   ├── UnknownRevision     not a correction, already undone, or no longer stored
+    │   ├── UnknownRevision     not a correction, or no longer stored
+    │   │   └── AlreadyUndone   a correction that is undone already
     │   └── StaleRevision       items were moved since the revision that the caller saw
     ├── PetExists               an import would overwrite an existing pet
     ├── StalePreview            the pet changed since the preview, or the preview expired; preview again
@@ -134,6 +135,15 @@ class UnknownRevision(InvalidInput):
     ) -> None:
         super().__init__("revision", f"revision {revision} of pet {pet} {problem}", hint)
         self.pet, self.revision = pet, revision
+
+
+class AlreadyUndone(UnknownRevision):
+    """Raised when a correction that should be undone is undone already."""
+
+    def __init__(self, *, pet: int, revision: int) -> None:
+        super().__init__(
+            pet=pet, revision=revision, problem="is already undone", hint="undo its undo to make the correction again"
+        )
 
 
 class StaleRevision(InvalidInput):

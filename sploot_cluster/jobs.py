@@ -6,7 +6,7 @@ module imports only the standard library, because the thin client implements the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from sploot_cluster.decide.corrections.base import Request
     from sploot_cluster.refusals import RedisRefusal
 
-JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled"]
+JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled", "refused"]
 # States that a job does not leave by itself.
-ENDED: Final[frozenset[JobState]] = frozenset({"succeeded", "dead", "cancelled"})
+ENDED: Final[frozenset[JobState]] = frozenset({"succeeded", "dead", "cancelled", "refused"})
 
 # The result of cancelling a job: it was waiting and is gone; its worker was asked to end it; it had ended already.
 CancelOutcome = Literal["cancelled", "requested", "not-found"]
@@ -85,11 +85,15 @@ class JobQueue(Protocol):
         ...
 
     def correct(self, request: Request[Any]) -> JobRef:
-        """Enqueue a correction. Its job fails if it has an ``expected_revision`` and items were moved since."""
+        """Enqueue a correction. Its job ends as ``refused`` if the correction does not fit the pet when it runs."""
         ...
 
     def ingest_event(self, event: EmbeddingIngested) -> JobRef:
         """Enqueue an item."""
+        ...
+
+    def unfinished(self, pet_id: int) -> Sequence[JobStatus]:
+        """Return the tracked jobs of a pet that have not ended, in the order in which they last changed."""
         ...
 
     def job(self, job_id: str) -> JobStatus | None:

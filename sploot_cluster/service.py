@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import count
 from random import Random
-from typing import TYPE_CHECKING, Final, NamedTuple, NotRequired, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NotRequired, TypedDict, TypeVar, Unpack
 from uuid import uuid4
 
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from sploot_cluster.decide.assignment import recluster_reason
 from sploot_cluster.decide.corrections.base import Operation, Request, Signed
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
+from sploot_cluster.decide.corrections.fit import check_fit, check_page
 from sploot_cluster.decide.corrections.hide import HideClusters, ShowClusters
 from sploot_cluster.decide.corrections.keep_apart import KeepApart
 from sploot_cluster.decide.corrections.lookup import living
@@ -49,7 +50,6 @@ from sploot_cluster.errors import (
     PetExists,
     RevisionConflict,
     StalePreview,
-    StaleRevision,
     UnknownMedia,
     UnknownPet,
     UnreadablePet,
@@ -331,12 +331,20 @@ class ClusterService:
             done = request.done_before(state, operation)
             if done is not None:
                 return None, done
-            _check_page(state, request.expected_revision)
+            check_page(state, request.expected_revision)
             change, result = request.plan(state, operation)
             return request.noted(change), result
 
         with self._cache.open(pet) as memory:
             return self._settle(memory, decide_on)
+
+    def check(self, request: Request[Any]) -> None:
+        """Check that a correction fits the pet as it is now, without making it. Loads no vectors; O(n).
+
+        Raises:
+            InvalidInput: the request would be refused; see :func:`~.decide.corrections.fit.check_fit`.
+        """
+        check_fit(request, self._store.past(PetId(request.pet_id)))
 
     def recluster(self, pet: PetId, *, by: str = "machine") -> Reclustered:
         """Recompute the clusters from the density of all vectors. Corrections and cluster ids are kept.
@@ -894,12 +902,6 @@ def _moved_since(preview: Preview, now: int) -> StalePreview:
 
 def _signed(call: Call) -> Signed:
     return {"requested_by": call["by"], "expected_revision": call.get("expected_revision")}
-
-
-def _check_page(state: PetState, expected_revision: int | None) -> None:
-    """Check that no items were moved since ``expected_revision``. Arrivals that move no other items do not count."""
-    if expected_revision is not None and state.relabelled_at > expected_revision:
-        raise StaleRevision(pet=state.pet, expected=expected_revision, moved_at=state.relabelled_at)
 
 
 def _check_ids(pet: PetId, media: MediaId) -> None:

@@ -26,7 +26,7 @@ from tasks.contracts import (
     PreviewRecluster,
     ReclusterPet,
 )
-from tasks.job_records import answer
+from tasks.job_records import answer, refuse
 from tasks.observe.job_facts import current_job
 from tasks.retry_policy import POLICIES
 from tasks.wire import CheckedArguments
@@ -95,9 +95,16 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
     for request in VERBS.values():
 
         @_actor_for(request, broker)
-        def correct(task: Request[Any]) -> Answer:
-            # a redelivery has the same message id, so it is the same operation
-            return cast(Answer, service.correct(task, operation_id=_message_id()))
+        def correct(task: Request[Any]) -> Answer | None:
+            try:
+                # a redelivery has the same message id, so it is the same operation
+                return cast(Answer, service.correct(task, operation_id=_message_id()))
+            except InvalidInput as refused:
+                # The pet changed after the sender had seen it. Nothing was changed and no retry would help, so the job
+                # ends: a dead letter would wait for an operator, who can do nothing about it.
+                current_job().refusal = refused
+                refuse(f"{refused.problem}; {refused.hint}")
+                return None
 
     @_actor_for(ReclusterPet, broker)
     def recluster_pet(task: ReclusterPet) -> Reclustered:
@@ -121,20 +128,21 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
         )
 
 
-def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable[[C], Answer]], None]:
+def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable[[C], Answer | None]], None]:
     """Return a decorator that makes a function the contract's actor, with the options from ``POLICIES``.
 
-    The function is called with the checked message.
+    The function is called with the checked message. It returns None if the job was refused.
     """
 
-    def declare(run: Callable[[C], Answer]) -> None:
+    def declare(run: Callable[[C], Answer | None]) -> None:
         def unpack_and_run(*positional: Any, **kwargs: Any) -> None:
             if positional:
                 raise InvalidInput("args", "positional arguments have no names", "send keyword arguments")
             message = _checked(contract) or contract.from_kwargs(kwargs)
             current_job().pet_id = message.pet_id
             done = run(message)
-            answer(lambda: asdict(done))
+            if done is not None:
+                answer(lambda: asdict(done))
 
         dramatiq.actor(
             actor_name=contract.actor_name,

@@ -195,6 +195,13 @@ class ClusterTasks:
         """Return the status of a job, with one reason if it waits; None if it was never tracked or ended a day ago."""
         return self._transport.status(job_id)
 
+    def unfinished(self, pet_id: int) -> Sequence[JobStatus]:
+        """Return the tracked jobs of a pet that have not ended, in the order in which they last changed.
+
+        Corrections, reclusters and previews are tracked, and items that were sent one at a time.
+        """
+        return self._transport.unfinished(pet_id)
+
     def cancel(self, job_id: str) -> CancelOutcome:
         """Cancel a job: a waiting one is removed, a running one is interrupted. It is not retried.
 

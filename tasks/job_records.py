@@ -26,7 +26,7 @@ import redis
 from dramatiq.broker import Broker, MessageProxy
 
 from broker import DeadLetter, QueueStats
-from sploot_cluster.jobs import JobState, JobStatus
+from sploot_cluster.jobs import ENDED, JobState, JobStatus
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, limit_of_actor_ms
 
 logger = logging.getLogger("sploot-cluster.queue")
@@ -84,6 +84,14 @@ class JobOwner(NamedTuple):
 _answer: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("answer", default=None)
 
 
+_refusal: ContextVar[str | None] = ContextVar("refusal", default=None)
+
+
+def refuse(reason: str) -> None:
+    """Record that the running job was refused, and why: it ends, and has changed nothing."""
+    _refusal.set(reason)
+
+
 def answer(result: Callable[[], Mapping[str, object]]) -> None:
     """Set the function that returns the running job's result, as JSON values. It is called only for a tracked job."""
     _answer.set(result)
@@ -139,29 +147,24 @@ class JobRecords:
         self._script(keys=keys, args=[RECORD_TTL_S, how, job_id, owner.queue, owner.actor, pet, *pairs])
 
     def find(self, job_id: str) -> JobRecord | None:
-        stored = cast(dict[bytes, bytes], self._client.hgetall(RECORD_PREFIX + job_id))
-        facts = {name.decode(): value.decode() for name, value in stored.items()}
-        if not {"state", "queue", "actor"} <= facts.keys():
-            return None
-        return JobRecord(
-            job_id=job_id,
-            state=cast(JobState, facts["state"]),
-            queue=facts["queue"],
-            actor=facts["actor"],
-            attempts=int(facts.get("attempts", 0)),
-            pet_id=int(facts["pet_id"]) if "pet_id" in facts else None,
-            enqueued_at=_time(facts.get("enqueued_at")),
-            started_at=_time(facts.get("started_at")),
-            finished_at=_time(facts.get("finished_at")),
-            due_at=_time(facts.get("due_at")),
-            worker=facts.get("worker"),
-            error=facts.get("error"),
-            result=json.loads(facts["result"]) if "result" in facts else None,
-        )
+        return _record(job_id, cast(dict[bytes, bytes], self._client.hgetall(RECORD_PREFIX + job_id)))
 
-    def ids_of(self, pet_id: int) -> list[str]:
-        """Return the ids of a pet's jobs that may have a record, in the order in which the records last changed."""
-        ids = cast(list[bytes], self._client.zrange(f"{PET_PREFIX}{pet_id}", 0, -1))
+    def unfinished(self, pet_id: int) -> list[JobRecord]:
+        """Return the records of a pet's jobs that have not ended, oldest change first; of its newest ``PAGE`` jobs."""
+        job_ids = self.ids_of(pet_id, newest=PAGE)
+        pipeline = self._client.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.hgetall(RECORD_PREFIX + job_id)
+        found = (_record(job_id, stored) for job_id, stored in zip(job_ids, pipeline.execute(), strict=True))
+        return [record for record in found if record is not None and record.state not in ENDED]
+
+    def ids_of(self, pet_id: int, *, newest: int = 0) -> list[str]:
+        """Return the ids of a pet's jobs that may have a record, in the order in which the records last changed.
+
+        Args:
+            newest: only so many, those that changed last; 0: all.
+        """
+        ids = cast(list[bytes], self._client.zrange(f"{PET_PREFIX}{pet_id}", -newest, -1))
         return [job_id.decode(errors="replace") for job_id in ids]
 
     def forget(self, pet_id: int, job_ids: Sequence[str]) -> None:
@@ -170,6 +173,27 @@ class JobRecords:
             page = job_ids[start : start + PAGE]
             self._client.delete(*(RECORD_PREFIX + job_id for job_id in page))
             self._client.zrem(f"{PET_PREFIX}{pet_id}", *page)
+
+
+def _record(job_id: str, stored: Mapping[bytes, bytes]) -> JobRecord | None:
+    facts = {name.decode(): value.decode() for name, value in stored.items()}
+    if not {"state", "queue", "actor"} <= facts.keys():
+        return None
+    return JobRecord(
+        job_id=job_id,
+        state=cast(JobState, facts["state"]),
+        queue=facts["queue"],
+        actor=facts["actor"],
+        attempts=int(facts.get("attempts", 0)),
+        pet_id=int(facts["pet_id"]) if "pet_id" in facts else None,
+        enqueued_at=_time(facts.get("enqueued_at")),
+        started_at=_time(facts.get("started_at")),
+        finished_at=_time(facts.get("finished_at")),
+        due_at=_time(facts.get("due_at")),
+        worker=facts.get("worker"),
+        error=facts.get("error"),
+        result=json.loads(facts["result"]) if "result" in facts else None,
+    )
 
 
 class TrackCancelled(dramatiq.Middleware):
@@ -217,18 +241,24 @@ class TrackJobs(TrackCancelled):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         if _is_tracked(message):
             _answer.set(None)
+            _refusal.set(None)
             worker = getattr(message, "consumer_name", None)
             self._write(message, state="running", how="start", started_at=self._clock(), worker=worker)
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        if _is_tracked(message) and exception is None:
+        refusal = _refusal.get()
+        if _is_tracked(message) and refusal is not None:
+            error = refusal[:LONGEST_ERROR]
+            self._write(message, state="refused", how="known", finished_at=self._clock(), error=error)
+        elif _is_tracked(message) and exception is None:
             result_of = _answer.get()
             self._write(
                 message, state="succeeded", how="known", finished_at=self._clock(), result=result_of and result_of()
             )
         _answer.set(None)
+        _refusal.set(None)
 
     def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
         """Record that a job became a dead letter, whether it failed, killed its workers or has no known actor."""
@@ -289,6 +319,8 @@ def _state_and_reason(record: JobRecord, stats: Stats, now: datetime) -> tuple[J
             return "queued", f"its worker {record.worker} died; {_why_it_waits(queue)}"
         case "cancelled":
             return "cancelled", "was cancelled"
+        case "refused":
+            return "refused", f"{record.error}; nothing was changed"
         case "retrying":
             if record.due_at is not None and record.due_at > now:
                 return "retrying", f"{failed}next attempt at {_clock_time(record.due_at)}"

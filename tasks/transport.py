@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Final
 from uuid import uuid4
 
@@ -101,6 +102,13 @@ class Transport:
         with self._without_dead_connections(), reaching_redis("the job was not looked up"):
             record = self._records.find(job_id)
             return status_of(record, self._stats, now=datetime.now(UTC)) if record else None
+
+    def unfinished(self, pet_id: int) -> list[JobStatus]:
+        """Return the tracked jobs of a pet that have not ended."""
+        with self._without_dead_connections(), reaching_redis("the jobs were not looked up"):
+            stats = cache(self._stats)
+            now = datetime.now(UTC)
+            return [status_of(record, stats, now=now) for record in self._records.unfinished(pet_id)]
 
     def cancel(self, job_id: str) -> CancelOutcome:
         """Cancel a job in its queue if it is tracked, otherwise in whichever queue it is."""

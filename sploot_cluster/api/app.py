@@ -23,6 +23,7 @@ from sploot_cluster.api.routes.clusters import clusters_router
 from sploot_cluster.api.routes.embeddings import embeddings_router
 from sploot_cluster.api.routes.health import ReadinessReport, health_router
 from sploot_cluster.api.routes.jobs import jobs_router
+from sploot_cluster.api.routes.pet_work import pet_work_router
 from sploot_cluster.api.routes.pets import PetService, pet_list_router, pets_router
 from sploot_cluster.api.routes.queues import queues_router
 from sploot_cluster.api.routes.whoami import whoami_router
@@ -158,6 +159,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         embeddings_router(wide_admission, jobs, max_batch=max_batch),
         pet_list_router(admission, service),
         pets_router(admission, service, traces),
+        pet_work_router(admission, jobs, service),
         jobs_router(admission, jobs),
         *([] if operations is None else [queues_router(admission, operations)]),
         whoami_router(admission),

@@ -95,6 +95,9 @@ TOO_SLOW: Final = Kind("too-slow", 408, "Too slow", "The body did not arrive in 
 EVENTS_WAIT: Final = Kind(
     "events-wait", 409, "Events pending", "Pending events would restore what is to be deleted; nothing was deleted."
 )
+ALREADY_UNDONE: Final = Kind(
+    "already-undone", 409, "Already undone", "The correction to undo is undone already; nothing was enqueued."
+)
 KEY_IN_PROGRESS: Final = Kind(
     "idempotency-key-in-progress",
     409,

@@ -63,6 +63,8 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "delete_item": _OPERATORS,
     "export_pet": _OPERATORS,
     "get_job": _READERS,
+    "list_pet_jobs": _READERS,
+    "get_preview": _READERS,
     "get_queues": _READERS,
     "get_audit": _OPERATORS,
     "list_dead_letters": _OPERATORS,

@@ -11,7 +11,7 @@ import typer
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request
 from sploot_cluster.fields import ID, Field, ListOf, OneOf, Text, Whole, required_of
-from tasks.cli.shared import AsJson, By, Pet, Wait, command_group, examples, open_tasks, report
+from tasks.cli.shared import AsJson, By, Pet, Wait, command_group, examples, open_service, open_tasks, report
 
 app = command_group()
 
@@ -22,6 +22,8 @@ def _command(request: type[Request[Any]]) -> Any:
 
     def command(*, pet: int, by: str, wait: float | None, as_json: bool, **given: Any) -> None:
         asked = request(pet_id=pet, requested_by=by, **given)
+        with open_service() as service:
+            service.check(asked)
         with open_tasks() as tasks:
             report(tasks, tasks.correct(asked), wait, as_json=as_json)
 

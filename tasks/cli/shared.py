@@ -114,7 +114,7 @@ def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: b
         for name, value in (status.result or {}).items():
             out.print(f"  {name}: {value}")
     if status is not None and status.state != "succeeded":
-        raise typer.Exit(FAILED)
+        raise typer.Exit(REFUSED if status.state == "refused" else FAILED)
 
 
 def ended(tasks: ClusterTasks, job: JobRef, wait_s: float) -> JobStatus:

@@ -10,6 +10,8 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from sploot_cluster.errors import InvalidInput
+
 NO_BACKEND = "none"
 
 
@@ -23,6 +25,7 @@ class JobFacts:
         noise_count: items that a recluster left without a cluster.
         attempt: number of the attempt, from 1.
         started_s: start time on the clock of ``time.perf_counter``; of a job in a batch, that of the batch.
+        refusal: why the request was refused, if it did not fit the pet; nothing was changed then.
         outer: the facts of the job before it in its batch; None outside a batch, and for the first job in it.
     """
 
@@ -31,6 +34,7 @@ class JobFacts:
     noise_count: int | None = None
     attempt: int = 1
     started_s: float = field(default_factory=time.perf_counter)
+    refusal: InvalidInput | None = None
     outer: JobFacts | None = None
 
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import dramatiq
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.middleware import TimeLimitExceeded
 
 from broker import DeadLetter, NotDoneInBatch
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import (
+    AlreadyUndone,
+    InvalidInput,
+    StaleRevision,
+    UnknownCluster,
+    UnknownMedia,
+    UnknownPet,
+    UnknownRevision,
+)
 from sploot_cluster.pet.models import Assigned
 from tasks.contracts import RECLUSTER_PET
 from tasks.observe.exposition import serve_metrics
 from tasks.observe.job_facts import NO_BACKEND, JobFacts, close_job, open_job
 from tasks.observe.logs import pet_id_of
-from tasks.observe.metrics import OPERATIONS, UNCOUNTED_QUEUES, JobMetrics, Outcome, job_metrics
+from tasks.observe.metrics import OPERATIONS, UNCOUNTED_QUEUES, JobMetrics, Outcome, Refusal, job_metrics
 from tasks.queue_ops.dead_letters import message_id_of, pet_of
 from tasks.trace_context import current_traceparent, trace_id_of, traceparent_of
 
@@ -65,13 +73,18 @@ class RecordJobs(dramatiq.Middleware):
         if isinstance(result, Assigned):
             facts.backend = result.backend
         duration_s = time.perf_counter() - facts.started_s
+        operation = OPERATIONS.get(message.actor_name)
+        if facts.refusal is not None and operation is not None:
+            self._log(message, facts, "refused", duration_s, facts.refusal)
+            self._metrics.refused.labels(operation, reason_of(facts.refusal)).inc()
+            return
         outcome = outcome_of(exception)
         self._log(message, facts, outcome, duration_s, exception)
         if message.queue_name in UNCOUNTED_QUEUES:
             return
         self._metrics.jobs.labels(outcome, facts.backend).inc()
         self._metrics.durations.labels(facts.backend).observe(duration_s)
-        if operation := OPERATIONS.get(message.actor_name):
+        if operation is not None:
             self._metrics.feedback.labels(operation, outcome).inc()
         if message.actor_name == RECLUSTER_PET and facts.noise_count is not None:
             self._note_noise(facts.noise_count)
@@ -131,7 +144,7 @@ class RecordJobs(dramatiq.Middleware):
         self,
         message: MessageProxy,
         facts: JobFacts,
-        outcome: Outcome,
+        outcome: Outcome | Literal["refused"],
         duration_s: float,
         exception: BaseException | None,
     ) -> None:
@@ -151,6 +164,8 @@ class RecordJobs(dramatiq.Middleware):
         if exception is None:
             level = logging.DEBUG if message.queue_name in UNCOUNTED_QUEUES else logging.INFO
             logger.log(level, "job done", extra=line)
+        elif outcome == "refused":
+            logger.info("correction refused", extra=line | {"reason": str(exception)})
         else:
             line["error"] = f"{type(exception).__name__}: {exception}"
             logger.warning("job failed", extra=line, exc_info=exception if outcome == "error" else None)
@@ -182,6 +197,19 @@ class LoadEngine(dramatiq.Middleware):
     def after_process_boot(self, broker: Broker) -> None:
         import sploot_cluster.density
         import sploot_cluster.engine.neighbours  # noqa: F401
+
+
+def reason_of(refusal: InvalidInput) -> Refusal:
+    """Return why a correction was refused, in one word."""
+    match refusal:
+        case StaleRevision():
+            return "stale"
+        case AlreadyUndone():
+            return "done"
+        case UnknownPet() | UnknownCluster() | UnknownMedia() | UnknownRevision():
+            return "unknown"
+        case _:
+            return "unfit"
 
 
 def outcome_of(exception: BaseException | None) -> Outcome:

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 Outcome = Literal["success", "error", "invalid", "timeout"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
+# Why a correction was refused: what it names does not exist, items were moved since its sender looked, it is undone
+# already, or another field does not fit the pet.
+Refusal = Literal["unknown", "stale", "done", "unfit"]
+REFUSALS: Final[tuple[Refusal, ...]] = get_args(Refusal)
+
 BACKENDS: Final = ("faiss", "hdbscan_cpu", "hdbscan_gpu", NO_BACKEND)
 # actor -> the verb of the correction that it makes
 OPERATIONS: Final = {request.actor_name: verb for verb, request in VERBS.items()}
@@ -98,6 +103,12 @@ class JobMetrics:
             ["operation", "outcome"],
             registry=registry,
         )
+        self.refused = Counter(
+            "cluster_requests_refused_total",
+            "Corrections that did not fit the pet any more when they ran; they changed nothing and are no failures.",
+            ["operation", "reason"],
+            registry=registry,
+        )
         self.retries = Counter(
             "cluster_job_retries_total", "Attempts that failed and will be retried.", ["actor"], registry=registry
         )
@@ -130,6 +141,8 @@ class JobMetrics:
             self.jobs.labels(outcome, backend)
         for operation, outcome in product(OPERATIONS.values(), OUTCOMES):
             self.feedback.labels(operation, outcome)
+        for operation, reason in product(OPERATIONS.values(), REFUSALS):
+            self.refused.labels(operation, reason)
         for actor in POLICIES:
             self.retries.labels(actor)
         self.fallbacks.labels("hdbscan_gpu", "hdbscan_cpu")

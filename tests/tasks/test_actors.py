@@ -16,7 +16,7 @@ from periodiq import PeriodiqMiddleware
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.decide.corrections import VERBS
-from sploot_cluster.errors import InvalidInput, UnknownCluster, UnknownMedia, UnknownRevision
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.pet.models import PetView
 from sploot_cluster.store.memory import MemoryPetStore
@@ -198,22 +198,21 @@ def test_positional_arguments_are_refused(broker: StubBroker, actor: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("actor", "kwargs", "refusal"),
+    ("actor", "kwargs"),
     [
-        ("merge_clusters", {"cluster_ids": [1, 77]}, UnknownCluster),
-        ("split_cluster", {"cluster_id": 1, "media_ids": ["nobody's"]}, UnknownMedia),
-        ("undo_feedback", {"revision": 7_777}, UnknownRevision),
-        ("restore_revision", {"revision": 7_777}, UnknownRevision),
+        ("merge_clusters", {"cluster_ids": [1, 77]}),
+        ("split_cluster", {"cluster_id": 1, "media_ids": ["nobody's"]}),
+        ("undo_feedback", {"revision": 7_777}),
+        ("restore_revision", {"revision": 7_777}),
     ],
 )
-def test_message_refused_by_the_service_is_not_retried(
-    broker: StubBroker, three_subjects: PetView, actor: str, kwargs: dict[str, Any], refusal: type[InvalidInput]
+def test_correction_that_no_longer_fits_the_pet_ends_without_a_dead_letter(
+    broker: StubBroker, service: ClusterService, three_subjects: PetView, actor: str, kwargs: dict[str, Any]
 ) -> None:
-    with pytest.raises(refusal):
-        run(broker, actor, pet_id=PET, **kwargs)
+    run(broker, actor, pet_id=PET, **kwargs)
 
-    (dead_letter,) = broker.dead_letters
-    assert "retries" not in dead_letter.options
+    assert broker.dead_letters == []
+    assert service.clusters(PET) == three_subjects
 
 
 def test_merge_split_and_undo_change_the_clusters(

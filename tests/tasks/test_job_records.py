@@ -19,7 +19,7 @@ from broker import Cancelled, RedisStreamsBroker
 from sploot_cluster.jobs import JobState, JobStatus
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, GROUP
-from tasks.job_records import RECORD_TTL_S, How, JobOwner, JobRecords, TrackJobs, answer
+from tasks.job_records import RECORD_TTL_S, How, JobOwner, JobRecords, TrackJobs, answer, refuse
 from tests.support import eventually
 
 UNDO: Final = JobOwner(CLUSTER_FEEDBACK, "undo_feedback", 42)
@@ -94,6 +94,21 @@ def test_status_reports_a_paused_queue(tasks: ClusterTasks, redis_client: redis.
 
     assert job_status.reason.startswith("queue cluster.feedback is paused")
     broker.close()
+
+
+def test_status_reports_why_a_job_was_refused_and_lists_it_no_longer(
+    tasks: ClusterTasks, redis_client: redis.Redis
+) -> None:
+    job = tasks.undo(42, 17)
+    tasks.undo(43, 17)
+    waiting = [status.job_id for status in tasks.unfinished(42)]
+
+    with working(redis_client, lambda **_: refuse("revision 17 is already undone; undo its undo")):
+        refused = reaches(tasks, job.job_id, "refused")
+
+    assert refused.reason == "revision 17 is already undone; undo its undo; nothing was changed"
+    assert refused.result is None
+    assert (waiting, tasks.unfinished(42)) == ([job.job_id], [])
 
 
 def test_status_reports_a_run_and_its_result(tasks: ClusterTasks, redis_client: redis.Redis) -> None:

@@ -81,13 +81,13 @@ def console_router() -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     @router.get("/", operation_id="get_console")
-    def get_console(request: Request) -> Response:
+    async def get_console(request: Request) -> Response:
         # the path at which this application is mounted, for the addresses in the page
         mount = request.scope.get("root_path", "").rstrip("/")
         return HTMLResponse(page.replace("{{root}}", mount), headers=_HEADERS)
 
     @router.get("/console/{name}", operation_id="get_console_file")
-    def get_console_file(name: str) -> Response:
+    async def get_console_file(name: str) -> Response:
         content, media_type = assets.get(name), _TYPES.get(name.rpartition(".")[2])
         if content is None or media_type is None:
             raise Refusal(NOT_FOUND, f"the console has no file {shown(name)}")

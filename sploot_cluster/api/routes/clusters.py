@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Header, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, WRITES, Admission, CallerOf
 from sploot_cluster.api.answers import MAX_MOVES, Applied, JobAccepted
 from sploot_cluster.api.bodies import CorrectionBody, Recluster, body_of
 from sploot_cluster.api.preconditions import ARRIVALS_HEADER, IfMatch, Revisions, expected_revision
 from sploot_cluster.api.problems import (
+    ALREADY_UNDONE,
+    NOT_FOUND,
     PREVIEW_FAILED,
     STALE_PAGE,
     STALE_PREVIEW,
@@ -24,16 +28,23 @@ from sploot_cluster.api.routes.jobs import PREFIX, accepted, location_header
 from sploot_cluster.api.tokens import Caller
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request as CorrectionRequest
-from sploot_cluster.errors import StalePreview
+from sploot_cluster.errors import AlreadyUndone, StalePreview, UnknownPet
 from sploot_cluster.jobs import ENDED, JobQueue, JobRef
 from sploot_cluster.pet.models import PetId, Reclustered
 from sploot_cluster.pet.previews import Previewed
 
-PREVIEW_POLL_S: Final = 0.05
+PREVIEW_POLL_S, LONGEST_POLL_S = 0.05, 0.4
+
+Prefer = Annotated[
+    str | None,
+    Header(description="`respond-async` (RFC 7240): answer 202 with the job of a preview at once, without waiting."),
+]
 
 
 class Previews(Revisions, Protocol):
-    """The part of the service that stores and applies previews."""
+    """The part of the service that checks corrections, and stores and applies previews."""
+
+    def check(self, request: CorrectionRequest[Any]) -> None: ...
 
     def previewed(self, pet: PetId, token: str | None = ...) -> Previewed: ...
 
@@ -63,41 +74,46 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
             **documented(STALE_PREVIEW, PREVIEW_FAILED),
         },
     )
-    def recluster(
-        body: Recluster, caller: CallerOf, request: Request, response: Response
+    async def recluster(
+        body: Recluster, caller: CallerOf, request: Request, response: Response, prefer: Prefer = None
     ) -> JobAccepted | Previewed | Applied:
         """Enqueue a recluster, or preview one, or apply a preview.
 
         At most one recluster waits per pet: if one is waiting already, its job is returned with `coalesced`. A preview
-        is computed by a worker and returned when it is ready; if that takes too long, its job is returned instead:
-        repeat the request. Applying a preview makes exactly the changes that it showed, at once, or none.
+        is computed by a worker and returned when it is ready; if that takes too long, or with `Prefer: respond-async`,
+        its job is returned instead. Repeat the request, or follow the job: its result has the token of
+        `GET …/pets/{pet_id}/previews/{token}`. Applying a preview makes exactly the changes that it showed, at once, or
+        none.
         """
         if body.preview and body.apply is not None:
             both = FieldProblem(field="apply", problem="is sent together with preview", hint="send one of the two")
             raise InvalidFields([both])
         try:
             if body.apply is not None:
-                result = service.apply(PetId(body.pet_id), body.apply, by=caller.name)
+                result = await run_in_threadpool(service.apply, PetId(body.pet_id), body.apply, by=caller.name)
                 response.status_code = 200
                 return Applied(pet_id=body.pet_id, result=result)
             if body.preview:
-                return _previewed(body.pet_id, caller, request, response)
+                wait_s = 0.0 if "respond-async" in (prefer or "").lower() else preview_wait_s
+                return await _previewed(body.pet_id, caller, request, response, wait_s)
         except StalePreview as stale:
             raise Refusal(STALE_PREVIEW, str(stale)) from None
-        job = jobs.recluster(body.pet_id, requested_by=caller.name, reason=body.reason)
+        job = await run_in_threadpool(jobs.recluster, body.pet_id, requested_by=caller.name, reason=body.reason)
         return accepted(job, request, response)
 
-    def _previewed(pet_id: int, caller: Caller, request: Request, response: Response) -> JobAccepted | Previewed:
-        job = jobs.preview(pet_id, requested_by=caller.name)
-        token = _await_preview(jobs, job, pet_id, wait_s=preview_wait_s)
+    async def _previewed(
+        pet_id: int, caller: Caller, request: Request, response: Response, wait_s: float
+    ) -> JobAccepted | Previewed:
+        job = await run_in_threadpool(jobs.preview, pet_id, requested_by=caller.name)
+        token = await _await_preview(jobs, job, pet_id, wait_s=wait_s) if wait_s else None
         if token is None:
             return accepted(job, request, response)
         response.status_code, response.headers["Cache-Control"] = 200, "no-store"
-        return service.previewed(PetId(pet_id), token).up_to(MAX_MOVES)
+        return (await run_in_threadpool(service.previewed, PetId(pet_id), token)).up_to(MAX_MOVES)
 
     enqueued = location_header()
     corrected = {
-        **documented(STALE_PAGE),
+        **documented(NOT_FOUND, ALREADY_UNDONE, STALE_PAGE),
         202: {**enqueued, "headers": enqueued["headers"] | ARRIVALS_HEADER},
     }
 
@@ -106,8 +122,14 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
             body: CorrectionBody, caller: CallerOf, request: Request, response: Response, if_match: IfMatch = None
         ) -> JobAccepted:
             revision = expected_revision(service, PetId(body.to_request().pet_id), if_match, response)
-            job = jobs.correct(body.to_request(requested_by=caller.name, expected_revision=revision))
-            return accepted(job, request, response)
+            correction = body.to_request(requested_by=caller.name, expected_revision=revision)
+            try:
+                service.check(correction)
+            except UnknownPet as unknown:
+                raise Refusal(NOT_FOUND, f"{unknown.problem}; {unknown.hint}") from None
+            except AlreadyUndone as undone:
+                raise Refusal(ALREADY_UNDONE, f"{undone.problem}; {undone.hint}") from None
+            return accepted(jobs.correct(correction), request, response)
 
         correct.__annotations__["body"] = body_of(request_type)
         router.post(
@@ -124,19 +146,22 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
     return router
 
 
-def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: float) -> str | None:
+async def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: float) -> str | None:
     """Return the token of a preview once its job has succeeded; None if it takes longer than ``wait_s``.
+
+    Occupies no thread while it waits, so that many waiting previews stop no other request.
 
     Raises:
         Refusal: the job failed.
     """
-    ends_at = time.monotonic() + wait_s
+    ends_at, pause_s = time.monotonic() + wait_s, PREVIEW_POLL_S
     while True:
-        status = jobs.job(job.job_id)
+        status = await run_in_threadpool(jobs.job, job.job_id)
         if status is not None and status.state == "succeeded":
             return str((status.result or {})["token"])
         if status is not None and status.state in ENDED:
             raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.reason}")
         if time.monotonic() > ends_at:
             return None
-        time.sleep(PREVIEW_POLL_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, LONGEST_POLL_S)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -19,6 +21,8 @@ from sploot_cluster.api.problems import (
     Refusal,
     documented,
 )
+
+PROBE_THREADS: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ def health_router(
         metrics: returns the exposition and its media type.
     """
     router = APIRouter(tags=["health"])
+    # threads of their own: the probes must answer while all others wait, e.g. for Redis
+    own_threads = CapacityLimiter(PROBE_THREADS)
 
     @router.get(
         "/healthz",
@@ -63,7 +69,7 @@ def health_router(
         summary="Check that the server is alive",
         responses=documented(UNAUTHENTICATED, NOT_LOOPBACK, INTERNAL),
     )
-    def get_health() -> Alive:
+    async def get_health() -> Alive:
         """Answer 200 while the process runs. Checks nothing else, so that an outage of Redis restarts no server."""
         return Alive()
 
@@ -73,9 +79,9 @@ def health_router(
         summary="Check that the server is ready for requests",
         responses=documented(UNAUTHENTICATED, NOT_LOOPBACK, INTERNAL, NOT_READY),
     )
-    def get_readiness() -> Ready:
+    async def get_readiness() -> Ready:
         """Answer 200 if all dependencies work; otherwise 503 with the ones that do not, and how to fix them."""
-        report = ready() if ready else ReadinessReport()
+        report = await to_thread.run_sync(ready, limiter=own_threads) if ready else ReadinessReport()
         if report.failing:
             errors = [
                 FieldProblem(field=check.name, problem=check.problem or "", hint=check.hint) for check in report.failing
@@ -99,9 +105,9 @@ def health_router(
                 },
             },
         )
-        def get_metrics() -> Response:
+        async def get_metrics() -> Response:
             """Return the metrics that workers also serve on their own port; they are read from Redis."""
-            exposition, media_type = metrics()
+            exposition, media_type = await to_thread.run_sync(metrics, limiter=own_threads)
             return Response(exposition, headers={"Content-Type": media_type})
 
     return router

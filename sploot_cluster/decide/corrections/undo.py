@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import LedgerEntry, LedgerRequest, Mark, Operation
-from sploot_cluster.errors import UnknownRevision
+from sploot_cluster.errors import AlreadyUndone, UnknownRevision
 from sploot_cluster.fields import ID, checked, given
 from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
 
@@ -27,12 +27,9 @@ class UndoFeedback(LedgerRequest):
 
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         from sploot_cluster.decide.corrections import planning
-        from sploot_cluster.decide.resolving import in_force, statement_of, taken_back
+        from sploot_cluster.decide.resolving import in_force, statement_of
 
-        if all(correction.revision != self.revision for correction in state.ledger):
-            raise UnknownRevision(pet=state.pet, revision=self.revision)
-        if self.revision in taken_back(state.ledger):
-            raise UnknownRevision(pet=state.pet, revision=self.revision, problem="is already undone")
+        check_undoable(state, self.revision)
         undo = Undo(*planning.signature(self, state, operation), undone=self.revision)
         statement = statement_of(state.ledger, self.revision)
         if isinstance(statement, Mark):
@@ -40,6 +37,21 @@ class UndoFeedback(LedgerRequest):
         is_in_force = statement in in_force((*state.ledger, undo))
         plan = statement.plan_again(state) if is_in_force else statement.plan_back(state)
         return planning.correct(state, undo, plan, operation.settings)
+
+
+def check_undoable(state: PetState, revision: int) -> None:
+    """Check that a revision is a correction that is in force.
+
+    Raises:
+        UnknownRevision: it is not a correction.
+        AlreadyUndone: it is undone.
+    """
+    from sploot_cluster.decide.resolving import taken_back
+
+    if all(correction.revision != revision for correction in state.ledger):
+        raise UnknownRevision(pet=state.pet, revision=revision)
+    if revision in taken_back(state.ledger):
+        raise AlreadyUndone(pet=state.pet, revision=revision)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from sploot_cluster.api.idempotency import MemoryIdempotencyStore
 from sploot_cluster.decide.corrections.base import Request
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.fields import fields_of
-from sploot_cluster.jobs import JobRef, JobState, JobStatus
+from sploot_cluster.jobs import ENDED, JobRef, JobState, JobStatus
 from sploot_cluster.store.memory import MemoryPetStore
 from tasks.contracts import PreviewRecluster, ReclusterPet
 
@@ -46,6 +46,9 @@ class NotingQueue:
     def ingest_event(self, event: EmbeddingIngested) -> JobRef:
         self.events.append(event)
         return self._note("ingest", pet_id=event.pet_id, media_id=event.media_id, vector=list(event.vector()))
+
+    def unfinished(self, pet_id: int) -> list[JobStatus]:
+        return [status for status in self.jobs.values() if status.pet_id == pet_id and status.state not in ENDED]
 
     def job(self, job_id: str) -> JobStatus | None:
         self.before()
@@ -83,12 +86,19 @@ class UsedApp:
         self.app = create_app(service=self.service, jobs=self.jobs, idempotency=self.idempotency)
 
 
-class Front:
-    """The application with its service and queue."""
+class TrustingService(ClusterService):
+    """A service that accepts corrections of pets that it does not have, for tests of everything around them."""
 
-    def __init__(self, **options: Any) -> None:
+    def check(self, request: Request[Any]) -> None:
+        pass
+
+
+class Front:
+    """The application with its service and queue. ``service_type`` is the real service, or one that checks less."""
+
+    def __init__(self, *, service_type: type[ClusterService] = TrustingService, **options: Any) -> None:
         self.store = MemoryPetStore()
-        self.service = ClusterService(self.store)
+        self.service = service_type(self.store)
         self.queue = NotingQueue()
         self.app: FastAPI
         if options:

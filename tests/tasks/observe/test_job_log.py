@@ -17,11 +17,11 @@ from dramatiq.middleware import Retries, TimeLimit, TimeLimitExceeded
 from prometheus_client import CollectorRegistry
 
 from broker import DeadLetter, RedisStreamsBroker
-from sploot_cluster.errors import DimensionMismatch, InvalidInput
+from sploot_cluster.errors import DimensionMismatch, InvalidInput, StaleRevision
 from tasks.contracts import CLUSTER_MAINTENANCE, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, RECLUSTER_PET
 from tasks.observe.job_facts import current_job
 from tasks.observe.job_log import LoadEngine, RecordJobs, outcome_of
-from tasks.observe.metrics import JobMetrics
+from tasks.observe.metrics import OUTCOMES, JobMetrics
 from tasks.wire import DECODERS
 from tests.support import eventually
 
@@ -154,6 +154,22 @@ def test_invalid_field_is_logged_without_a_traceback(pool: Pool, logged: pytest.
     dead_letter = eventually(lambda: lines(logged, "dead letter"))[0]
     assert (dead_letter["field"], dead_letter["hint"]) == ("cluster_ids", "send two")
     assert pool.jobs("invalid") == 1
+
+
+def test_refused_correction_is_no_failure(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+    @dramatiq.actor(actor_name="merge_clusters", broker=pool.broker)
+    def refuse() -> None:
+        current_job().refusal = StaleRevision(pet=42, expected=3, moved_at=4)
+
+    refuse.send()
+    pool.worker.start()
+    eventually(lambda: pool.count("cluster_requests_refused_total", operation="merge", reason="stale") == 1)
+
+    assert [pool.jobs(outcome) for outcome in OUTCOMES] == [0] * len(OUTCOMES)
+    assert pool.count("cluster_feedback_operations_total", operation="merge", outcome="success") == 0
+    (line,) = lines(logged, "correction refused")
+    assert (line["outcome"], line["levelname"]) == ("refused", "INFO")
+    assert lines(logged, "dead letter") == []
 
 
 def test_undecodable_event_counts_as_invalid(

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sploot_cluster.decide.corrections import VERBS
-from tasks.observe.metrics import BACKENDS, OUTCOMES, JobMetrics, share_values
+from tasks.observe.metrics import BACKENDS, OUTCOMES, REFUSALS, JobMetrics, share_values
 from tasks.retry_policy import POLICIES
 
 
@@ -33,6 +33,7 @@ def test_metric_names_types_and_labels_match_the_contract(registry: CollectorReg
         "cluster_jobs": "counter",
         "cluster_job_duration_seconds": "histogram",
         "cluster_feedback_operations": "counter",
+        "cluster_requests_refused": "counter",
         "cluster_job_retries": "counter",
         "cluster_backend_fallbacks": "counter",
         "cluster_log_lines_dropped": "counter",
@@ -44,6 +45,7 @@ def test_metric_names_types_and_labels_match_the_contract(registry: CollectorReg
         "cluster_jobs": {"outcome", "backend"},
         "cluster_job_duration_seconds": {"backend"},
         "cluster_feedback_operations": {"operation", "outcome"},
+        "cluster_requests_refused": {"operation", "reason"},
         "cluster_job_retries": {"actor"},
         "cluster_backend_fallbacks": {"wanted", "used"},
         "cluster_log_lines_dropped": set(),
@@ -62,6 +64,9 @@ def test_every_metric_child_starts_at_zero(registry: CollectorRegistry) -> None:
         for outcome in OUTCOMES:
             labels = {"operation": operation, "outcome": outcome}
             assert registry.get_sample_value("cluster_feedback_operations_total", labels) == 0
+        for reason in REFUSALS:
+            labels = {"operation": operation, "reason": reason}
+            assert registry.get_sample_value("cluster_requests_refused_total", labels) == 0
     for actor in POLICIES:
         assert registry.get_sample_value("cluster_job_retries_total", {"actor": actor}) == 0
 

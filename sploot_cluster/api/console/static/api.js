@@ -81,7 +81,7 @@ export const get = (path) => call("GET", path);
 export const post = (path, body, headers) => call("POST", path, body, headers);
 export const remove = (path) => call("DELETE", path);
 
-export const ENDED = new Set(["succeeded", "dead", "cancelled"]);
+export const ENDED = new Set(["succeeded", "dead", "cancelled", "refused"]);
 
 /** Poll a job until it ends. `onStatus` is called with each status on the way. */
 export async function follow(job, onStatus) {

@@ -1,6 +1,6 @@
 // The page of one pet: its clusters, its history, and the corrections that can be made.
 
-import { asset, get, may, post } from "./api.js";
+import { asset, follow, get, may, post } from "./api.js";
 import { ask, count, go, h, notice, shell, inform, table, when } from "./dom.js";
 import { byId } from "./exact.js";
 import { watch } from "./job.js";
@@ -297,10 +297,11 @@ async function compare(data, entry, again) {
 async function recluster(data, again) {
   const waiting = notice("Computing a preview of the recluster…", { stay: true });
   try {
-    let preview = await post("clusters/recluster", { pet_id: data.id, preview: true });
-    for (let tries = 0; !preview.token && tries < 10; tries++) preview = await post("clusters/recluster", { pet_id: data.id, preview: true });
+    const job = await post("clusters/recluster", { pet_id: data.id, preview: true }, { Prefer: "respond-async" });
+    const ended = await follow(job, ({ reason }) => (waiting.querySelector("span").textContent = `Computing a preview of the recluster: ${reason}`));
     waiting.remove();
-    if (!preview.token) return notice("No worker has computed the preview yet; try again.", { kind: "bad" });
+    if (ended.state !== "succeeded") return notice(`No preview: ${ended.reason}`, { kind: "bad", stay: true });
+    const preview = await get(`pets/${data.id}/previews/${encodeURIComponent(ended.result.token)}`);
     const { result, diff } = preview;
     const answers = await ask({
       title: `Recluster pet ${data.id}`,

@@ -1,0 +1,78 @@
+"""Routes about work on a pet that has not ended: its waiting and running jobs, and its stored preview."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+from pydantic import BaseModel, Field
+
+from sploot_cluster.api.admission import BEARER, READS, Admission
+from sploot_cluster.api.answers import MAX_MOVES
+from sploot_cluster.api.problems import (
+    QUEUE_UNAVAILABLE,
+    STALE_PREVIEW,
+    UNREADABLE_PET,
+    Refusal,
+    documented,
+)
+from sploot_cluster.api.routes.clusters import Previews
+from sploot_cluster.api.routes.jobs import PREFIX
+from sploot_cluster.api.routes.pets import PetInPath
+from sploot_cluster.errors import StalePreview
+from sploot_cluster.jobs import JobQueue, JobStatus
+from sploot_cluster.pet.models import PetId
+from sploot_cluster.pet.previews import Previewed
+
+
+class PetWork(BaseModel):
+    """The unfinished work on a pet, and the revisions by which a page notices that it is stale."""
+
+    pet_id: int
+    revision: int = Field(description="The newest revision; arrivals make new ones, too.")
+    moved_at: int = Field(description="The revision at which a person, a recluster or a deletion last moved items.")
+    jobs: Sequence[JobStatus] = Field(
+        description="Tracked jobs that have not ended, in the order in which they last changed; of the newest 500 jobs."
+    )
+
+
+def pet_work_router(admission: Admission, jobs: JobQueue, service: Previews) -> APIRouter:
+    """Return the routes ``/pets/{pet_id}/jobs`` and ``/pets/{pet_id}/previews/{token}``."""
+    router = APIRouter(prefix=f"{PREFIX}/pets/{{pet_id}}", route_class=admission.route_class(), dependencies=[BEARER])
+
+    @router.get(
+        "/jobs",
+        operation_id="list_pet_jobs",
+        tags=["jobs"],
+        summary="List the unfinished jobs of a pet",
+        responses=documented(*READS, QUEUE_UNAVAILABLE, UNREADABLE_PET),
+    )
+    def list_pet_jobs(pet_id: PetInPath) -> PetWork:
+        """Return corrections, reclusters and single items that wait or run, and whether the pet has changed."""
+        unfinished = jobs.unfinished(pet_id)
+        pet = PetId(pet_id)
+        # read in this order: what a job changed before it ended is then in the revisions
+        return PetWork(pet_id=pet_id, jobs=unfinished, revision=service.revision(pet), moved_at=service.moved_at(pet))
+
+    @router.get(
+        "/previews/{token}",
+        operation_id="get_preview",
+        tags=["clusters"],
+        summary="Get a preview that a worker has computed",
+        responses=documented(*READS, STALE_PREVIEW, UNREADABLE_PET),
+    )
+    def get_preview(
+        pet_id: PetInPath,
+        token: Annotated[str, Path(description="The token in the result of the preview's job.", max_length=200)],
+        response: Response,
+    ) -> Previewed:
+        """Return what the recluster would change. A preview is stored for 15 minutes, until a newer one replaces it."""
+        try:
+            found = service.previewed(PetId(pet_id), token)
+        except StalePreview as stale:
+            raise Refusal(STALE_PREVIEW, str(stale)) from None
+        response.headers["Cache-Control"] = "no-store"
+        return found.up_to(MAX_MOVES)
+
+    return router
