@@ -49,6 +49,7 @@ TOTALS: Final[Mapping[str, str]] = {
     "retried": "Retries written.",
     "dead": "Messages that became dead letters.",
     "dead_bytes": "Bytes of the messages that became dead letters, with reasons and tracebacks.",
+    "dead_evicted": "Dead letters deleted before their time, because the queue had too many or too large ones.",
     "requeued": "Dead letters put back to work.",
     "promoted": "Delayed messages that fell due.",
     "removed": "Entries that the broker removed from the stream.",

@@ -460,8 +460,16 @@ BACKLOG: Final = Row(
         Panel(
             id=41,
             title="Dead letters",
-            description="Jobs that failed permanently, by stream. New dead letters alert in Slack for half an hour.",
-            queries=((_of_streams("media_cluster_dead_letters"), "{{stream}}"),),
+            description="Jobs that failed permanently, by stream, and those that were deleted because of their number. "
+            "New dead letters alert in Slack for half an hour.",
+            queries=(
+                (_of_streams("media_cluster_dead_letters"), "{{stream}}"),
+                (
+                    'sum(max by (stream) (increase(media_cluster_dead_letters_evicted_total{stream=~"$stream"}'
+                    "[$__rate_interval])))",
+                    "deleted because there are too many",
+                ),
+            ),
             signal="dead",
         ),
     ),

@@ -268,6 +268,20 @@ QUERIES: Final[Mapping[str, Query]] = {
         "{{ $value | humanize }} dead letters of {{ $labels.stream }} need an operator.",
         "Dead letters",
     ),
+    "dead_evicted": Query(
+        "dead-evicted", "backlog",
+        "round(max by (stream) (increase(media_cluster_dead_letters_evicted_total[$window])))",
+        "{{ $value | humanize }} dead letters of {{ $labels.stream }} were deleted in half an hour, because the queue "
+        "has too many. They were the only copy of failed jobs, and their producers must send them again.",
+        "Dead letters",
+    ),
+    "quarantine_full": Query(
+        "quarantine", "pods",
+        "round(clamp_min(max(delta(cluster_media_overflowed[$window])), 0))",
+        "{{ $value | humanize }} arrivals in half an hour found the quarantine of their pet full. A producer sends "
+        "vectors of another model. Each arrival is a dead letter.",
+        "Items by place",
+    ),
     "sample_age": Query(
         "sample", "pods",
         "time() - max(media_cluster_backlog_sample_timestamp_seconds)",

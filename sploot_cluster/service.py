@@ -670,6 +670,10 @@ class ClusterService:
         """Return the sum of the tallies of all pets, or of the given ones, with one round trip per 500 pets."""
         return self._store.totals(pets)
 
+    def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
+        """Return about a thousand of the pets that have data, and the cursor of the next page; 0 begins and ends."""
+        return self._store.pets_page(cursor)
+
     def pets(self) -> Sequence[PetId]:
         """Return all pets that have data, ascending."""
         return self._store.pets()

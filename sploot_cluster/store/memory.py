@@ -316,6 +316,9 @@ class MemoryPetStore:
             for held in found
         ]
 
+    def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
+        return 0, self.pets()
+
     def pets(self) -> Sequence[PetId]:
         with self._lock:
             return sorted(self._pets)

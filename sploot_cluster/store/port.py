@@ -201,6 +201,18 @@ class PetStore(Protocol):
         """Return the summary of each of these pets that has data, in order. Does not check whether pets are damaged."""
         ...
 
+    def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
+        """Return some of the pets that have data, about a thousand, and where to continue.
+
+        Args:
+            cursor: 0 to begin, then what the last call returned.
+
+        Returns:
+            The next cursor, 0 after the last page, and pets in no order. A pet that has data all the time is returned
+            at least once; if the set of pets is resized meanwhile, some are returned twice.
+        """
+        ...
+
     def pets(self) -> Sequence[PetId]:
         """Return all pets that have data, ascending."""
         ...

@@ -83,7 +83,9 @@ class BacklogSampler:
             sample[f"{queue}:dead"] = stats.dead
             sample[f"{queue}:overdue"] = len(overdue_jobs(self._broker, stats))
             sample[f"{queue}:added"] = stats.entries_added
-            sample[f"{queue}:cancelled"] = self._broker.counters(queue)["cancelled"]
+            counters = self._broker.counters(queue)
+            sample[f"{queue}:cancelled"] = counters["cancelled"]
+            sample[f"{queue}:dead_evicted"] = counters["dead_evicted"]
         self._write(sample)
         self._client.set(MAX_QUEUE_LENGTH, self._max_queue_length)
 
@@ -300,6 +302,13 @@ _OF_STREAMS: Final = (
         "Jobs of the stream that operators or producers cancelled. They are neither failures nor dead letters; "
         "sploot-cluster queue audit shows who cancelled them.",
         "cancelled",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_dead_letters_evicted_total",
+        "Dead letters of the stream that were deleted before their time, because the queue had more than "
+        "SPLOOT_MAX_DEAD_LETTERS or SPLOOT_MAX_DEAD_LETTERS_MB: the only copy of failed jobs.",
+        "dead_evicted",
         ("stream",),
     ),
     _Row(

@@ -2,16 +2,22 @@
 
     key            type  holds
     sploot:media   hash  ingested, clustered, noise, quarantined, dismissed   number of these items in all pets
+                         overflowed           arrivals that found the quarantine of their pet full
                          pets, unconserved    pets with data, and pets whose counts do not add up
-                         at_ms                time of the sample (server's clock)
+                         at_ms                time of the last sample (server's clock)
+                         round                the unfinished count: JSON of the next page of pets, and its sums so far
 
-Each sample overwrites the previous one, and its age is exposed too. ``sploot_cluster.pet.tally`` defines each count.
+A count of all pets may take several samples: each counts pets for at most ``BUDGET_S``, some 500,000, and the next one
+continues. The figures are those of the last finished count; pets that do not add up are shown at once. Pets that are
+added meanwhile may be counted or not. ``sploot_cluster.pet.tally`` defines each count.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final, Protocol, cast
 
@@ -24,6 +30,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from sploot_cluster.errors import StoreUnavailable
+from sploot_cluster.pet.models import PetId
 from sploot_cluster.pet.tally import Totals
 from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_MEDIA_TOTALS
 from tasks.observe.periodic import PRIORITY, PeriodicActor
@@ -33,32 +40,70 @@ logger = logging.getLogger("sploot-cluster.queue")
 
 MEDIA: Final = "sploot:media"
 PLACES: Final = ("clustered", "noise", "quarantined", "dismissed")
+COUNTED: Final = ("ingested", *PLACES, "overflowed", "pets", "unconserved")
+
+# How long one sample counts pets; a third of the time limit of its job. A thousand pets take about 40 ms.
+BUDGET_S: Final = 20.0
 
 
 class Counts(Protocol):
-    """Counts the items of all pets, such as ``ClusterService``."""
+    """Counts the items of pets, such as ``ClusterService``."""
 
-    def totals(self) -> Totals: ...
+    def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]: ...
+
+    def totals(self, pets: Sequence[PetId]) -> Totals: ...
 
 
 class MediaSampler:
     """Writes the totals of all pets' items to Redis."""
 
-    def __init__(self, counts: Counts, client: redis.Redis) -> None:
-        self._counts, self._client = counts, client
+    def __init__(self, counts: Counts, client: redis.Redis, *, budget_s: float = BUDGET_S) -> None:
+        """Args: ``budget_s`` is how long one sample counts pets; the next sample continues."""
+        self._counts, self._client, self._budget_s = counts, client, budget_s
 
     def sample(self) -> None:
-        """Count the items, in one round trip per 500 pets, and write the totals.
+        """Count the items, in one round trip per 500 pets, and write the totals once all pets are counted.
 
         Errors of the store and of redis-py pass through.
         """
         # read before the pets, so that the age of a slow sample counts from its start
         seconds, microseconds = self._client.time()
-        totals = self._counts.totals()
-        sample = {place: getattr(totals.tally, place) for place in ("ingested", *PLACES)}
-        sample |= {"pets": totals.n_pets, "unconserved": len(totals.unconserved)}
-        sample["at_ms"] = seconds * 1000 + microseconds // 1000
+        stored, unconserved = cast("list[bytes | None]", self._client.hmget(MEDIA, ["round", "unconserved"]))
+        cursor, sums = _round(stored)
+        until, seen = time.monotonic() + self._budget_s, set[PetId]()
+        while True:
+            cursor, page = self._counts.pets_page(cursor)
+            pets = [pet for pet in dict.fromkeys(page) if pet not in seen]
+            seen.update(pets)
+            for name, n in _sums_of(self._counts.totals(pets)).items():
+                sums[name] += n
+            if not cursor or time.monotonic() >= until:
+                break
+        sample: dict[str, int | str] = {"at_ms": seconds * 1000 + microseconds // 1000}
+        if cursor:
+            sample["round"] = json.dumps({"cursor": cursor, "sums": sums})
+            sample["unconserved"] = max(int(unconserved or 0), sums["unconserved"])
+        else:
+            sample |= sums
+            sample["round"] = ""
         self._client.hset(MEDIA, items=[part for pair in sample.items() for part in pair])
+
+
+def _round(stored: bytes | None) -> tuple[int, dict[str, int]]:
+    """Return where an unfinished count continues, and its sums so far."""
+    nothing = dict.fromkeys(COUNTED, 0)
+    if not stored:
+        return 0, nothing
+    try:
+        unfinished = json.loads(stored)
+        return int(unfinished["cursor"]), nothing | {name: int(unfinished["sums"][name]) for name in COUNTED}
+    except (ValueError, KeyError, TypeError):
+        return 0, nothing  # another program wrote it
+
+
+def _sums_of(totals: Totals) -> dict[str, int]:
+    of_items = {name: getattr(totals.tally, name) for name in ("ingested", *PLACES, "overflowed")}
+    return of_items | {"pets": totals.n_pets, "unconserved": len(totals.unconserved)}
 
 
 def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: redis.Redis) -> None:
@@ -96,18 +141,19 @@ class MediaCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         try:
             stored = cast("dict[bytes, bytes]", self._client.hgetall(MEDIA))
-            sample = {name.decode(): int(value) for name, value in stored.items()}
+            sample = {name.decode(): int(value) for name, value in stored.items() if name != b"round"}
         except (redis.RedisError, ValueError):
             logger.warning("could not read media totals from Redis; they are missing from this scrape", exc_info=True)
             return
-        by_place, ingested, pets, unconserved, at = _families()
+        by_place, ingested, pets, unconserved, overflowed, at = _families()
         for place in PLACES:
             by_place.add_metric([place], sample.get(place, 0))
         ingested.add_metric([], sample.get("ingested", 0))
         pets.add_metric([], sample.get("pets", 0))
         unconserved.add_metric([], sample.get("unconserved", 0))
+        overflowed.add_metric([], sample.get("overflowed", 0))
         at.add_metric([], sample.get("at_ms", 0) / 1000)
-        yield from (by_place, ingested, pets, unconserved, at)
+        yield from (by_place, ingested, pets, unconserved, overflowed, at)
 
 
 def _families() -> tuple[GaugeMetricFamily, ...]:
@@ -124,6 +170,11 @@ def _families() -> tuple[GaugeMetricFamily, ...]:
             "cluster_pets_unconserved",
             "Pets whose counts do not add up: ingested is not clustered + noise + quarantined + dismissed, or columns "
             "differ in length. Above 0: keys were changed by hand, or a bug; sploot-cluster tally names the pets.",
+        ),
+        GaugeMetricFamily(
+            "cluster_media_overflowed",
+            "Arrivals of all pets that found the quarantine of their pet full, since the pet exists; each is a dead "
+            "letter. They are not counted in cluster_media.",
         ),
         GaugeMetricFamily(
             "cluster_media_sample_timestamp_seconds",

@@ -95,7 +95,23 @@ def test_oldest_dead_letters_are_deleted_beyond_the_limit_in_bytes(scene: Scene)
 
     assert limit * 0.8 < dead_letters.n_bytes() < limit * 1.1
     assert kept == ids[-len(kept) :]
-    assert broker.counters(QUEUE)["dead_bytes"] > 4_000_000
+    counters = broker.counters(QUEUE)
+    assert counters["dead_bytes"] > 4_000_000
+    assert counters["dead_evicted"] == 400 - len(kept)
+
+
+def test_dead_letters_beyond_the_limit_in_number_are_counted_as_evicted(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=400, dead_letter_max=100)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message(str(n)) for n in range(400)])
+    for delivery in received(consumer, 400):
+        consumer.nack(delivery)
+
+    kept = broker.dead_letters(QUEUE).list(1_000)
+    broker.dead_letters(QUEUE).purge_all()
+
+    assert 100 <= len(kept) < 300  # the server deletes whole blocks of a stream
+    assert broker.counters(QUEUE)["dead_evicted"] == 400 - len(kept)
 
 
 def test_newest_dead_letter_is_kept_whatever_its_size(scene: Scene) -> None:

@@ -21,6 +21,7 @@ import redis
 
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput, UnreadableExport
+from sploot_cluster.pet import past
 from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store import archives
 from sploot_cluster.store.redis import RedisPetStore
@@ -77,8 +78,14 @@ def contents_of(members: dict[str, bytes]) -> dict[str, Any]:
         facts["shadow"] = {**shadow, "media": rows}
     facts["clusters"] = {card["id"]: card for card in facts["clusters"]}
     left_out = {name: facts.pop(name) for name in ("pet_id", "sha256")}
-    columns = {name: members[name] for name in left_out["sha256"] if name != "shadow.f32le"}
+    columns = {name: _column_of(name, members[name]) for name in left_out["sha256"] if name != "shadow.f32le"}
     return {**facts, "columns": columns}
+
+
+def _column_of(name: str, content: bytes) -> bytes:
+    """Return a column; a record of overwritten labels as this release compresses it."""
+    head, _, revision = name.partition("/")
+    return past.dump(past.load(int(revision), content)) if head == "overwritten" else content
 
 
 def has_all_of(file: Any, exported: Any) -> bool:
@@ -168,6 +175,8 @@ def run(client: redis.Redis, members: dict[str, bytes], n: int, seed: object) ->
         try:
             outcomes[judge(service, client, file, mutated)] += 1
         except Exception as error:
+            if mutated is not None:
+                error.add_note(str(json.loads(mutated["pet.json"]))[:20_000])
             error.add_note(f"mutation {number} of seed {seed}")
             raise
         service.delete_pet(IMPORTED) if client.exists(f"{{pet:{IMPORTED}}}:meta") else None
@@ -175,9 +184,14 @@ def run(client: redis.Redis, members: dict[str, bytes], n: int, seed: object) ->
 
 
 def exported(client: redis.Redis) -> dict[str, bytes]:
-    """Return the members of the export of a pet with data of every kind."""
+    """Return the members of the export of a pet with data of every kind; the same in every run."""
     client.flushall()
-    return archives.unpack(album(client).export(PET))
+    members = archives.unpack(album(client).export(PET))
+    facts = json.loads(members["pet.json"])
+    for at, dated in enumerate([*facts["history"], *facts["ledger"], *facts["quarantine"].values()]):
+        dated["at"] = f"2026-11-30T12:00:{at:02}+00:00"
+    facts["shadow"]["begun_at"] = "2026-11-30T12:00:00+00:00"
+    return {**members, "pet.json": json.dumps(facts).encode()}
 
 
 def main() -> int:

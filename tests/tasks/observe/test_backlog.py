@@ -39,6 +39,7 @@ OF_STREAMS = (
     "media_cluster_oldest_job_age_seconds",
     "media_cluster_entries_added_total",
     "media_cluster_cancelled_jobs_total",
+    "media_cluster_dead_letters_evicted_total",
     "media_cluster_ids_ahead_seconds",
     "media_cluster_stream_exhausted",
     "media_cluster_entries_vanished_total",
@@ -149,6 +150,7 @@ def test_only_totals_are_counters(registry: CollectorRegistry) -> None:
 
     assert {name for name, kind in kinds.items() if kind == "counter"} == {
         "media_cluster_cancelled_jobs",
+        "media_cluster_dead_letters_evicted",
         "media_cluster_entries_added",
         "media_cluster_entries_vanished",
     }

@@ -13,10 +13,10 @@ from prometheus_client import CollectorRegistry
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import ModelMismatch
 from sploot_cluster.pet.models import PetId
-from sploot_cluster.store.keys import PetKeys
+from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_MEDIA_TOTALS
-from tasks.observe.media_totals import MediaCollector, MediaSampler, declare_media_actor
+from tasks.observe.media_totals import MEDIA, MediaCollector, MediaSampler, declare_media_actor
 from tests.sploot_cluster.albums import PET, name, picture, take
 from tests.system.events import free_port
 
@@ -84,6 +84,46 @@ def test_pet_with_inconsistent_counts_is_counted(redis_client: redis.Redis, regi
     MediaSampler(service, redis_client).sample()
 
     assert exposed(registry)["cluster_pets_unconserved"] == 1
+
+
+def test_count_that_takes_several_samples_continues_and_shows_broken_pets_at_once(
+    redis_client: redis.Redis, registry: CollectorRegistry
+) -> None:
+    service = ClusterService(RedisPetStore(redis_client))
+    take(service, 0, range(3))
+    redis_client.sadd(PETS, *range(10_000, 13_000))  # listed, without data
+    redis_client.hset(MEDIA, "round", "not json")
+    sampler = MediaSampler(service, redis_client, budget_s=0)  # a page per sample
+    redis_client.delete(PetKeys.of(PET).labels)
+
+    seen: list[dict[str, float | None]] = []
+    while not seen or redis_client.hget(MEDIA, "round"):
+        sampler.sample()
+        seen.append(exposed(registry))
+        assert registry.get_sample_value("cluster_media_sample_timestamp_seconds") != 0
+
+    assert len(seen) > 2
+    assert [one["cluster_pets"] for one in seen] == [0] * (len(seen) - 1) + [3_001]
+    broken = [one["cluster_pets_unconserved"] or 0 for one in seen]
+    assert broken == sorted(broken)
+    assert broken[-1] == 1
+    assert service.pets() == [PET, *range(10_000, 13_000)]
+
+
+def test_arrivals_that_find_the_quarantine_full_are_shown(
+    redis_client: redis.Redis, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sploot_cluster.store.redis.MAX_QUARANTINED", 1)
+    service = ClusterService(RedisPetStore(redis_client))
+    take(service, 0, range(1))
+    for number in range(3):
+        with pytest.raises(ModelMismatch):
+            service.assign(PET, name(3, number), model="clip@2", vector=picture(3, 0))
+
+    MediaSampler(service, redis_client).sample()
+
+    assert registry.get_sample_value("cluster_media_overflowed") == 2
+    assert exposed(registry)["quarantined"] == 1
 
 
 @pytest.mark.slow
