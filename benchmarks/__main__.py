@@ -16,6 +16,7 @@ PARTS: Final = (
     "quality",
     "teaching",
     "suggestions",
+    "locking",
     "remembered",
     "find",
     "capacity",

@@ -110,12 +110,12 @@ class UnknownCluster(InvalidInput):
 class UnknownMedia(InvalidInput):
     """Raised when items of a correction are not where the caller expects them."""
 
-    def __init__(self, *, pet: int, media: tuple[str, ...], where: str) -> None:
+    def __init__(self, *, pet: int, media: tuple[str, ...], where: str, field: str = "media_ids") -> None:
         # as JSON strings, so that each id can be parsed from the error's text, whatever characters it contains
         shown = ", ".join(json.dumps(item, ensure_ascii=False) for item in media[:5])
         shown += f" and {len(media) - 5} more" if len(media) > 5 else ""
         super().__init__(
-            "media_ids",
+            field,
             f"{shown} not in {where} of pet {pet}",
             "load the cluster again and send items that are in it now",
         )

@@ -25,11 +25,13 @@ import numpy.typing as npt
 
 from sploot_cluster.decide.assignment import recluster_reason
 from sploot_cluster.decide.corrections.base import Operation, Request, Signed
+from sploot_cluster.decide.corrections.cover import CoverCluster
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
 from sploot_cluster.decide.corrections.fit import check_fit, check_page
 from sploot_cluster.decide.corrections.hide import HideClusters, ShowClusters
 from sploot_cluster.decide.corrections.keep_apart import KeepApart
+from sploot_cluster.decide.corrections.lock import LockClusters, UnlockClusters
 from sploot_cluster.decide.corrections.lookup import living
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
@@ -283,6 +285,18 @@ class ClusterService:
     def name(self, pet: PetId, cluster: ClusterId, name: str, **call: Unpack[Call]) -> Corrected:
         """Name a cluster. The name stays with it, whatever items join or leave it, until the naming is undone."""
         return self.correct(NameCluster(pet, cluster, name, **_signed(call)), operation_id=call["operation_id"])
+
+    def cover(self, pet: PetId, cluster: ClusterId, media: MediaId, **call: Unpack[Call]) -> Corrected:
+        """Choose the item that stands for a cluster, as long as it is in it, until the choice is undone."""
+        return self.correct(CoverCluster(pet, cluster, media, **_signed(call)), operation_id=call["operation_id"])
+
+    def lock(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
+        """Lock clusters. No recluster changes their items, until :meth:`unlock` or an undo; only close items join."""
+        return self.correct(LockClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def unlock(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
+        """Unlock clusters that were locked."""
+        return self.correct(UnlockClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def hide(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
         """Hide clusters. They take in similar items, and are not shown until :meth:`show` or an undo."""

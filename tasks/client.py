@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER, Request, Signed
+from sploot_cluster.decide.corrections.cover import CoverCluster
 from sploot_cluster.decide.corrections.dismiss import DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia
 from sploot_cluster.decide.corrections.hide import HideClusters, ShowClusters
 from sploot_cluster.decide.corrections.keep_apart import KeepApart
+from sploot_cluster.decide.corrections.lock import LockClusters, UnlockClusters
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
 from sploot_cluster.decide.corrections.place import PlaceMedia
@@ -110,6 +112,18 @@ class ClusterTasks:
     def name(self, pet_id: int, cluster_id: int, name: str, **signed: Unpack[Signed]) -> JobRef:
         """Name a cluster; the name stays with it until this is undone."""
         return self.correct(NameCluster(pet_id, cluster_id, name, **signed))
+
+    def cover(self, pet_id: int, cluster_id: int, media_id: str, **signed: Unpack[Signed]) -> JobRef:
+        """Choose the item that stands for a cluster."""
+        return self.correct(CoverCluster(pet_id, cluster_id, media_id, **signed))
+
+    def lock(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
+        """Lock clusters: no recluster changes which items they have, and only close new items join them."""
+        return self.correct(LockClusters(pet_id, cluster_ids, **signed))
+
+    def unlock(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
+        """Unlock clusters that were locked."""
+        return self.correct(UnlockClusters(pet_id, cluster_ids, **signed))
 
     def hide(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
         """Hide clusters: they take in similar items, and are not shown."""

@@ -9,7 +9,7 @@ ignored in all comparisons: they were added to keep the noise low, and need not 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -134,6 +134,20 @@ def threshold_of(vectors: FloatMatrix) -> float:
     return float(np.clip(own[own >= lower - 1.5 * (upper - lower)].min(), -1, 1))
 
 
+# A locked cluster takes an item only if its reach is at most this. Measured: docs/explanation/quality.md.
+LOCKED_REACH: Final = 0.95
+
+
+def tightened(threshold: float) -> float:
+    """Return the threshold of a cluster if it is locked; ``threshold`` is that of its members."""
+    return 1 - LOCKED_REACH * (1 - threshold)
+
+
+def medoid_of(vectors: FloatMatrix) -> int:
+    """Return the position of the vector that is most similar to all others on average."""
+    return int((vectors @ vectors.sum(axis=0)).argmax())
+
+
 class Thresholds:
     """A cache of :func:`threshold_of` for groups of a pet's rows.
 
@@ -141,8 +155,12 @@ class Thresholds:
     threshold on the cluster's card is still valid, and is used.
     """
 
-    def __init__(self, state: PetState) -> None:
-        self._state = state
+    def __init__(self, state: PetState, *, locked: Set[ClusterId] = frozenset()) -> None:
+        """
+        Args:
+            locked: clusters whose cards have a threshold that is not that of their members.
+        """
+        self._state, self._locked = state, locked
         self._counts = state.origins != Origin.ABSORBED
         self._sizes = Counter(state.labels[self._counts].tolist())
         self._thresholds: dict[bytes, float] = {}
@@ -158,7 +176,8 @@ class Thresholds:
     def _card(self, members: Rows) -> ClusterCard | None:
         state, label = self._state, ClusterId(int(self._state.labels[members[0]]))
         is_as_before = (
-            self._sizes[label] == len(members)
+            label not in self._locked
+            and self._sizes[label] == len(members)
             and self._counts[members].all()
             and (state.labels[members] == label).all()
             and (state.origins[members] != Origin.ARRIVED).all()

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import numpy as np
 
-from sploot_cluster.decide.assignment import let_count, threshold_of
+from sploot_cluster.decide.assignment import let_count, medoid_of, threshold_of, tightened
+from sploot_cluster.decide.presentation import locked_in
 from sploot_cluster.pet.models import (
     NOISE,
     ClusterCard,
@@ -104,12 +105,19 @@ def _shadow_without(shadow: Shadow, gone: set[MediaId]) -> Shadow:
 def _cards(
     state: PetState, keep: BoolVector, labels: LabelVector, origins: OriginVector, rows: PetRows
 ) -> dict[ClusterId, ClusterCard]:
-    lost = set(state.labels[~keep].tolist())
+    lost, locked = set(state.labels[~keep].tolist()), locked_in(state)
+    new_row = np.cumsum(keep) - 1
     vectors, cards = rows.vectors(len(labels)), {}
     for cluster, card in state.clusters.items():
         members = np.flatnonzero((labels == cluster) & (origins != Origin.ABSORBED))
         if len(members):
-            cards[cluster] = replace(card, threshold=threshold_of(vectors[members])) if cluster in lost else card
+            if cluster in lost:
+                threshold = threshold_of(vectors[members])
+                threshold = tightened(threshold) if cluster in locked else threshold
+                cards[cluster] = replace(card, threshold=threshold, medoid=int(members[medoid_of(vectors[members])]))
+            else:
+                medoid = None if card.medoid is None else int(new_row[card.medoid])
+                cards[cluster] = replace(card, medoid=medoid)
     return cards
 
 

@@ -1,16 +1,18 @@
-"""How people want clusters presented: their names, and which are hidden. Read from the corrections in force.
+"""How people want clusters treated: names, covers, and which are hidden or locked. Read from the corrections in force.
 
-A name, or the wish to hide, belongs to a cluster id. It follows that id into the cluster that it was merged into, and
-returns when the merge is undone. If the id has ended, for example because a recluster dissolved its cluster, it belongs
-to the cluster that has most of the items that were typical of it.
+Each of these wishes belongs to a cluster id. It follows that id into the cluster that it was merged into, and returns
+when the merge is undone. If the id has ended, for example because a recluster dissolved its cluster, it belongs to the
+cluster that has most of the items that were typical of it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
+from sploot_cluster.decide.corrections.cover import Covering
 from sploot_cluster.decide.corrections.hide import Hiding
+from sploot_cluster.decide.corrections.lock import Locking
 from sploot_cluster.decide.corrections.name import Naming
 from sploot_cluster.decide.resolving import in_force
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetState
@@ -18,8 +20,8 @@ from sploot_cluster.pet.views import Presentation
 
 
 def presentation_of(state: PetState) -> Presentation:
-    """Return the names of living clusters, and those that are hidden."""
-    return Presentation(names_of(state), hidden_in(state))
+    """Return the names and chosen covers of living clusters, and those that are hidden or locked."""
+    return Presentation(names_of(state), covers_in(state), hidden_in(state), locked_in(state))
 
 
 def names_of(state: PetState) -> Mapping[ClusterId, tuple[str, ...]]:
@@ -45,17 +47,62 @@ def hidden_in(state: PetState) -> Set[ClusterId]:
 
     A hidden cluster that people merged into another is shown or hidden as that one is.
     """
-    newest: dict[ClusterId, tuple[bool, Sequence[MediaId]]] = {}
+    wishes = (
+        (cluster, one.is_hidden, items)
+        for one in in_force(state.ledger)
+        if isinstance(one, Hiding)
+        for cluster, items in one.anchors.items()
+    )
+    return _wished(state, wishes)
+
+
+def locked_in(state: PetState) -> Set[ClusterId]:
+    """Return the locked clusters: those that the newest lock or unlock of their own id locks.
+
+    A locked cluster that people merged into another is locked or not as that one is.
+    """
+    wishes = (
+        (cluster, one.is_locked, items)
+        for one in in_force(state.ledger)
+        if isinstance(one, Locking)
+        for cluster, items in one.anchors.items()
+    )
+    return _wished(state, wishes)
+
+
+def covers_in(state: PetState) -> Mapping[ClusterId, MediaId]:
+    """Return the chosen covers of living clusters: each is an item that is in its cluster now.
+
+    The newest choice for a cluster's own id comes first, and then the newest for the ids that were merged into it.
+    """
+    newest: dict[ClusterId, Covering] = {}
     for statement in in_force(state.ledger):
-        if isinstance(statement, Hiding):
-            for cluster, items in statement.anchors.items():
-                newest.setdefault(cluster, (statement.is_hidden, items))
-    hidden: set[ClusterId] = set()
-    for cluster, (is_hidden, anchors) in newest.items():
+        if isinstance(statement, Covering):
+            newest.setdefault(statement.covered, statement)
+    covers: dict[ClusterId, MediaId] = {}
+    for covering in sorted(newest.values(), key=lambda covering: covering.covered not in state.clusters):
+        cluster = _cluster_of(state, covering.covered, covering.anchors)
+        row = state.rows.get(covering.item)
+        if cluster is not None and row is not None and state.labels[row] == cluster:
+            covers.setdefault(cluster, covering.item)
+    return covers
+
+
+def _wished(state: PetState, wishes: Iterable[tuple[ClusterId, bool, Sequence[MediaId]]]) -> Set[ClusterId]:
+    """Return the living clusters for which the newest wish is true.
+
+    Args:
+        wishes: a cluster id, whether something is wished for it, and its anchors, newest first.
+    """
+    newest: dict[ClusterId, tuple[bool, Sequence[MediaId]]] = {}
+    for cluster, is_wished, items in wishes:
+        newest.setdefault(cluster, (is_wished, items))
+    wished: set[ClusterId] = set()
+    for cluster, (is_wished, anchors) in newest.items():
         now = None if cluster in state.aliases else _cluster_of(state, cluster, anchors)
-        if is_hidden and now is not None and (now == cluster or now not in newest):
-            hidden.add(now)
-    return hidden
+        if is_wished and now is not None and (now == cluster or now not in newest):
+            wished.add(now)
+    return wished
 
 
 def _cluster_of(state: PetState, cluster: ClusterId, anchors: Sequence[MediaId]) -> ClusterId | None:

@@ -7,6 +7,7 @@ it is simply repeated when another writer commits first.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Final
 
 import numpy as np
@@ -15,11 +16,12 @@ from sploot_cluster.decide.assignment import Thresholds, reaches, similarity_to
 from sploot_cluster.decide.constraints import FREE, RowConstraints, Sides, count_kept
 from sploot_cluster.decide.enforcing import enforce
 from sploot_cluster.decide.learning import follow_named
+from sploot_cluster.decide.presentation import locked_in
 from sploot_cluster.decide.regrouping import IdRules, regroup
 from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.engine.selection import Density
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState, Reclustered
-from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, Rows
+from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
 UNREACHABLE: Final = np.inf
@@ -32,6 +34,7 @@ def plan_recluster(
 
     1. Corrections are enforced on the density groups; items that joined a merged cluster later stay in it.
     2. Curated clusters, those with items that a person placed, are never joined automatically and keep their id.
+       Locked clusters stay as they are, apart from new items within their higher threshold that join them.
     3. Items that no correction names follow the named items that they resemble, where a correction separates clusters.
     4. Items that arrived while density was computed are assigned like arrivals. So are items that a correction removes
        from their density group.
@@ -47,17 +50,19 @@ def plan_recluster(
     groups: LabelVector = np.full(state.n_media, NOISE, dtype=np.int32)
     groups[:n_seen] = density.labels
     dense = groups
+    locked = _Locked(state)
+    groups = locked.apart(groups, rows, settings)
     all_rows = np.ones(state.n_media, dtype=np.bool_)
     before = np.where(state.origins == Origin.ABSORBED, NOISE, state.labels).astype(np.int32)
-    groups = enforce(dense, state.vectors, rows, counts=all_rows, before=before, fair_share=settings.overlap_ratio)
-    given = _keep_curated(state, groups, rows, settings)
-    groups = follow_named(groups, state.vectors, rows, before=before)
+    groups = enforce(groups, state.vectors, rows, counts=all_rows, before=before, fair_share=settings.overlap_ratio)
+    given = _keep_curated(state, groups, rows, settings, locked.groups)
+    groups = locked.kept(groups, follow_named(groups, state.vectors, rows, before=before))
 
     origins = np.where(groups == NOISE, Origin.NOISE, Origin.CORE).astype(np.uint8)
     origins[rows.placed] = Origin.CORRECTED
     origins[rows.dismissed] = Origin.DISMISSED
-    thresholds = Thresholds(state)
-    reaches = _Reaches(state, groups, rows, thresholds)
+    thresholds = Thresholds(state, locked=locked.clusters)
+    reaches = _Reaches(state, groups, rows, thresholds, locked.groups)
     is_late = (np.arange(state.n_media) >= n_seen) | (dense != NOISE)
     late = np.flatnonzero((groups == NOISE) & is_late & ~rows.dismissed)
     late_groups, late_reach = reaches.nearest(late)
@@ -107,7 +112,11 @@ def plan_recluster(
 
 
 def _keep_curated(
-    state: PetState, groups: LabelVector, rows: RowConstraints, settings: ClusterSettings
+    state: PetState,
+    groups: LabelVector,
+    rows: RowConstraints,
+    settings: ClusterSettings,
+    locked: Mapping[int, ClusterId],
 ) -> dict[int, ClusterId]:
     """Reserve the ids of curated clusters, and move their items, in place, out of groups that belong to other clusters.
 
@@ -115,6 +124,9 @@ def _keep_curated(
     with the most placed items claims the group, if they are a fair share of it (``settings.overlap_ratio``) or if most
     of the group was in that cluster before. The placed items of other clusters leave the group, together with the other
     current members of their clusters.
+
+    Args:
+        locked: the groups of locked clusters, which stay as they are -> their ids.
 
     Returns:
         The reserved ids: group -> id.
@@ -127,6 +139,8 @@ def _keep_curated(
     fresh = max(int(groups.max(initial=0)), 0)
     held: list[tuple[int, ClusterId, int]] = []  # number of placed items, cluster, group
     for group, n_placed in sorted(claims.items()):
+        if group in locked:
+            continue
         members = groups == group
         before = Counter(state.labels[members & (state.origins != Origin.ABSORBED)].tolist())
         before.pop(NOISE, None)
@@ -141,22 +155,82 @@ def _keep_curated(
                 groups[leaving] = target
             held.append((n_placed[cluster], ClusterId(cluster), target))
 
-    given: dict[int, ClusterId] = {}
+    given: dict[int, ClusterId] = dict(locked)
     for _, cluster, group in sorted(held, key=lambda claim: (-claim[0], claim[1], claim[2])):
         if cluster not in given.values():
             given[group] = cluster
     return given
 
 
+class _Locked:
+    """The locked clusters of a pet during a recluster.
+
+    Attributes:
+        clusters: their ids.
+        groups: the group of each -> its id.
+    """
+
+    def __init__(self, state: PetState) -> None:
+        self._state = state
+        self.clusters = locked_in(state)
+        self.groups: dict[int, ClusterId] = {}
+        self._is_in: BoolVector = np.isin(state.labels, sorted(self.clusters))
+
+    def apart(self, groups: LabelVector, rows: RowConstraints, settings: ClusterSettings) -> LabelVector:
+        """Return the groups with each locked cluster as a group of its own.
+
+        Noise that arrived since the last recluster joins it if it is within its threshold and in no other density
+        group, unless a correction names it; older noise does not, so that repeating a recluster changes nothing. The
+        rest of a density group that held a locked cluster becomes noise if it is too small for a group.
+        """
+        if not self.clusters:
+            return groups
+        state, apart = self._state, groups.copy()
+        is_new = np.arange(state.n_media) >= state.n_at_recluster
+        is_free = is_new & (state.labels == NOISE) & (rows.atoms < 0) & ~rows.dismissed
+        fresh = max(int(groups.max(initial=0)), 0)
+        for cluster in sorted(self.clusters):
+            fresh += 1
+            members = state.labels == cluster
+            self.groups[fresh] = cluster
+            around = np.unique(groups[members & (groups != NOISE)])
+            is_near = np.isin(groups, [*around.tolist(), NOISE]) & (apart == groups)
+            near = np.flatnonzero(is_near & is_free)
+            counted = np.flatnonzero(members & (state.origins != Origin.ABSORBED))
+            likeness = similarity_to(state.vectors[counted], state.vectors[near])
+            apart[near[reaches(likeness, state.clusters[cluster].threshold) <= 1]] = fresh
+            apart[members] = fresh
+        for group in np.unique(groups[self._is_in & (groups != NOISE)]).tolist():
+            rest = apart == group
+            if np.count_nonzero(rest) < settings.small_group:
+                apart[rest] = NOISE
+        return apart
+
+    def kept(self, before: LabelVector, after: LabelVector) -> LabelVector:
+        """Return the groups ``after`` a step, with items that left or joined locked clusters where they were before."""
+        if not self.clusters:
+            return after
+        locked = list(self.groups)
+        return np.where(np.isin(before, locked) | np.isin(after, locked), before, after).astype(np.int32)
+
+
 class _Reaches:
     """The groups of a recluster, with the :func:`~sploot_cluster.decide.assignment.reach` of items from each."""
 
-    def __init__(self, state: PetState, groups: LabelVector, rows: RowConstraints, thresholds: Thresholds) -> None:
+    def __init__(
+        self,
+        state: PetState,
+        groups: LabelVector,
+        rows: RowConstraints,
+        thresholds: Thresholds,
+        locked: Collection[int],
+    ) -> None:
         self._vectors, self._rows = state.vectors, rows
         self._members: list[Rows] = [np.flatnonzero(groups == group) for group in np.unique(groups[groups != NOISE])]
         self._groups = [int(groups[members[0]]) for members in self._members]
         self._numbers = np.array(self._groups or [NOISE], dtype=np.int32)
         self._thresholds = [thresholds.of(members) for members in self._members]
+        self._is_locked = [group in locked for group in self._groups]
         self._sides: list[Sides] = [rows.sides_of(members) for members in self._members]
 
     def nearest(self, media: Rows) -> tuple[LabelVector, FloatVector]:
@@ -183,7 +257,8 @@ class _Reaches:
     def _measure(self, media: Rows) -> tuple[FloatMatrix, FloatMatrix]:
         """Return the similarity of ``media`` to each group, and their reach, as (groups, media) float32.
 
-        The reach is UNREACHABLE where corrections forbid a group. Without groups, there is one row of UNREACHABLE.
+        The reach is UNREACHABLE where corrections forbid a group, and for locked clusters. Without groups, there is one
+        row of UNREACHABLE.
         """
         shape = (max(1, len(self._groups)), len(media))
         similarity, far = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, UNREACHABLE, dtype=np.float32)
@@ -192,6 +267,8 @@ class _Reaches:
             zip(self._members, self._thresholds, self._sides, strict=True)
         ):
             similarity[at] = similarity_to(self._vectors[members], self._vectors[media])
+            if self._is_locked[at]:
+                continue
             far[at] = reaches(similarity[at], threshold)
             if its_sides:
                 far[at, [its_sides.conflict(its_own) for its_own in sides]] = UNREACHABLE

@@ -5,15 +5,16 @@ Corrections and reclusters both end here, so ids and thresholds follow the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
-from sploot_cluster.decide.assignment import Thresholds, let_count
+from sploot_cluster.decide.assignment import Thresholds, let_count, medoid_of, tightened
 from sploot_cluster.decide.cluster_ids import aliases_after, match_ids
 from sploot_cluster.decide.constraints import RowConstraints
+from sploot_cluster.decide.presentation import locked_in
 from sploot_cluster.pet.diff import mostly
 from sploot_cluster.pet.models import (
     NOISE,
@@ -134,10 +135,11 @@ def regroup(
     origins[labels != identities.label(groups)] = Origin.NOISE
     origins = let_count(labels, origins)
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
+    was_locked, locked = locked_in(state), _locked_after(state, labels, aliases, living)
     return Regrouped(
         labels,
         origins,
-        clusters=_cards(state, labels, origins, living, thresholds or Thresholds(state)),
+        clusters=_cards(state, labels, origins, living, locked, thresholds or Thresholds(state, locked=was_locked)),
         aliases=aliases,
         next_cluster=identities.next_cluster,
         n_moved=int(np.count_nonzero(labels != state.labels)),
@@ -145,6 +147,15 @@ def regroup(
         n_new_ids=len(living - state.clusters.keys()),
         n_retired_ids=len(state.clusters.keys() - living),
     )
+
+
+def _locked_after(
+    state: PetState, labels: LabelVector, aliases: Mapping[ClusterId, ClusterId | None], living: set[ClusterId]
+) -> Set[ClusterId]:
+    """Return the locked clusters among the new ones."""
+    leads_to = {old: now for old, now in {**state.aliases, **aliases}.items() if now is not None}
+    cards = {id_: state.clusters.get(id_) or ClusterCard(id_, 0, state.revision + 1) for id_ in living}
+    return locked_in(replace(state, labels=labels, aliases=leads_to, clusters=cards))
 
 
 def _kept_out(
@@ -170,15 +181,19 @@ def _cards(
     labels: LabelVector,
     origins: OriginVector,
     living: set[ClusterId],
+    locked: Set[ClusterId],
     thresholds: Thresholds,
 ) -> dict[ClusterId, ClusterCard | None]:
-    """Return the cards of new, changed and ended clusters; a threshold is computed from the counted members."""
+    """Return the cards of new, changed and ended clusters; threshold and medoid are those of the counted members."""
     counts = origins != Origin.ABSORBED
     cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
     split_from = mostly(labels, state.labels, living - state.clusters.keys(), counts=counts)
     for cluster in sorted(living):
         before = state.clusters.get(cluster) or ClusterCard(cluster, 0, state.revision + 1, split_from.get(cluster))
-        card = replace(before, threshold=thresholds.of(np.flatnonzero((labels == cluster) & counts)))
-        if card != state.clusters.get(cluster):
-            cards[cluster] = card
+        members = np.flatnonzero((labels == cluster) & counts)
+        threshold = thresholds.of(members)
+        card = replace(before, threshold=tightened(threshold) if cluster in locked else threshold)
+        has_medoid = card.medoid is None or labels[card.medoid] == cluster
+        if card != state.clusters.get(cluster) or not has_medoid:
+            cards[cluster] = replace(card, medoid=int(members[medoid_of(state.vectors[members])]))
     return cards

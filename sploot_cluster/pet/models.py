@@ -51,16 +51,19 @@ class ClusterCard:
     """The metadata of a cluster: everything but its members.
 
     Attributes:
-        threshold: the lowest mean top-3 cosine similarity of a member to the other members, in [-1, 1];
-            an arrival must reach it.
+        threshold: the lowest mean top-3 cosine similarity of a member to the other members, in [-1, 1], or a higher one
+            if the cluster is locked; an arrival must reach it.
         since: the revision at which the id was assigned, or assigned again after the cluster had ended.
         split_from: the cluster that more than half of its items were in just before; None if there was none.
+        medoid: the row of its most typical item when it last gained or lost items by other ways than arrivals; None if
+            that is not known.
     """
 
     id: ClusterId
     threshold: float
     since: int
     split_from: ClusterId | None = None
+    medoid: int | None = None
 
 
 # The fields that all corrections share, in the order of :class:`Correction`.
@@ -266,7 +269,12 @@ class ClusterView:
     other_names: tuple[str, ...] = field(
         metadata=described("Names of clusters that were merged into it, newest first.")
     )
+    cover: MediaId = field(
+        metadata=described("The item that stands for it: the one that a person chose, or else its most typical one.")
+    )
+    is_cover_chosen: bool = field(metadata=described("Whether a person chose the cover."))
     is_hidden: bool = field(metadata=described("Whether a person hid it."))
+    is_locked: bool = field(metadata=described("Whether a person locked it."))
     size: int
     media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in the order that was asked for."))
     origins: Mapping[str, int] = field(

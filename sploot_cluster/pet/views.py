@@ -9,7 +9,7 @@ import numpy as np
 
 from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, ClusterView, MediaId, Origin, PetState, PetView
 from sploot_cluster.pet.times import ItemOrder, time_of
-from sploot_cluster.pet.vectors import OriginVector
+from sploot_cluster.pet.vectors import OriginVector, Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,11 +18,14 @@ class Presentation:
 
     Attributes:
         names: the names of a cluster, the one to show first; clusters without a name are left out.
-        hidden: the hidden clusters.
+        covers: the items that people chose as covers, each in its cluster.
+        hidden, locked: the hidden and the locked clusters.
     """
 
     names: Mapping[ClusterId, Sequence[str]]
+    covers: Mapping[ClusterId, MediaId]
     hidden: Set[ClusterId]
+    locked: Set[ClusterId]
 
 
 def view_of(state: PetState, presentation: Presentation) -> PetView:
@@ -47,7 +50,10 @@ def view_of(state: PetState, presentation: Presentation) -> PetView:
             card.id,
             name,
             tuple(other_names),
+            cover=presentation.covers.get(card.id) or _derived_cover(state, card, rows),
+            is_cover_chosen=card.id in presentation.covers,
             is_hidden=card.id in presentation.hidden,
+            is_locked=card.id in presentation.locked,
             size=len(rows),
             media_ids=media(rows.tolist()),
             origins=_count(state.origins[rows]),
@@ -94,6 +100,14 @@ def ordered(view: PetView, order: ItemOrder) -> PetView:
         noise=sorted_(view.noise),
         dismissed=sorted_(view.dismissed),
     )
+
+
+def _derived_cover(state: PetState, card: ClusterCard, rows: Rows) -> MediaId:
+    """Return the item that stands for a cluster: its medoid, or if that has left, its first accepted item."""
+    if card.medoid is not None and card.medoid < state.n_media and state.labels[card.medoid] == card.id:
+        return state.media[card.medoid]
+    accepted = rows[state.origins[rows] != Origin.ABSORBED]
+    return state.media[int(accepted[0] if len(accepted) else rows[0])]
 
 
 def _count(origins: OriginVector) -> dict[str, int]:

@@ -226,6 +226,13 @@ def _cluster(text: str) -> ClusterId:
     return ClusterId(int(text))
 
 
+def _medoid(card: Mapping[str, Any], n: int) -> int | None:
+    """Return the medoid on a card; files of older releases have none."""
+    medoid = card.get("medoid")
+    archives.check({"medoid": medoid}, {"medoid": (range(n), None)}, name=_FACTS)
+    return medoid
+
+
 def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId | None) -> PetDump:
     pet = pet or PetId(facts["pet_id"])
     media = [MediaId(item) for item in facts["media"]]
@@ -239,7 +246,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
     if len({card["id"] for card in facts["clusters"]}) != len(facts["clusters"]):
         raise ValueError(f"{_FACTS}.clusters has a cluster twice")
     cards = [
-        ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card["split_from"])
+        ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card["split_from"], _medoid(card, n))
         for card in facts["clusters"]
     ]
     # one byte more than a part may have, so that the end of a part of exactly that size is found

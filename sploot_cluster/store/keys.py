@@ -29,7 +29,7 @@ rows are appended and never move.
     {pet:<id>}:vectors      string  float32 little-endian, dim per row, unit norm
     {pet:<id>}:labels       string  int32 little-endian per row, -1 = noise
     {pet:<id>}:origins      string  uint8 per row, models.Origin
-    {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since", "split_from"}, JSON
+    {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since", "split_from", "medoid"}, JSON
     {pet:<id>}:aliases      hash    retired id -> the id that it resolves to
     {pet:<id>}:ledger       list    corrections, oldest first, JSON (ledger_json.py)
     {pet:<id>}:history      stream  id <revision>-0; fields kind, by, at_ms, summary (JSON); the newest 10,000 or so

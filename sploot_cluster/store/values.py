@@ -53,13 +53,15 @@ def load_quarantined(text: bytes) -> Quarantined:
 
 def dump_card(card: ClusterCard) -> str:
     facts: dict[str, object] = {"threshold": card.threshold, "since": card.since}
-    return as_json(facts if card.split_from is None else facts | {"split_from": card.split_from})
+    optional = {"split_from": card.split_from, "medoid": card.medoid}
+    return as_json(facts | {name: value for name, value in optional.items() if value is not None})
 
 
 def load_card(id_: ClusterId, text: bytes) -> ClusterCard:
     facts = json.loads(text)
     split_from = ClusterId(int(facts["split_from"])) if "split_from" in facts else None
-    return ClusterCard(id_, threshold=float(facts["threshold"]), since=int(facts["since"]), split_from=split_from)
+    medoid = int(facts["medoid"]) if "medoid" in facts else None
+    return ClusterCard(id_, float(facts["threshold"]), int(facts["since"]), split_from, medoid)
 
 
 def load_entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:

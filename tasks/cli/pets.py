@@ -176,12 +176,13 @@ def clusters(
         + (f", model {view.model} with {view.dim} dimensions" if view.model else "")
     )
     origins = ("core", "arrived", "absorbed", "corrected")
-    is_named = any(cluster.name or cluster.is_hidden for cluster in view.clusters)
+    is_named = any(cluster.name or cluster.is_hidden or cluster.is_locked for cluster in view.clusters)
     table = table_of("cluster", *(["name"] if is_named else []), "items", *origins, "since", "first items")
     for cluster in view.clusters:
         counts = (str(cluster.origins.get(origin, 0)) for origin in origins)
         first = ", ".join(cluster.media_ids[:3]) + (", …" if cluster.size > 3 else "")
-        name = [(cluster.name or "") + (" (hidden)" if cluster.is_hidden else "")] if is_named else []
+        marks = " (hidden)" * cluster.is_hidden + " (locked)" * cluster.is_locked
+        name = [(cluster.name or "") + marks] if is_named else []
         table.add_row(str(cluster.cluster_id), *name, str(cluster.size), *counts, str(cluster.since), first)
     out.print(table)
 

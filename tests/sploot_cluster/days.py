@@ -27,7 +27,7 @@ from sploot_cluster.pet.times import ms_of
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture, taken_at
 from tests.sploot_cluster.lineage import Witness
-from tests.sploot_cluster.oracle import demands, names_in_force
+from tests.sploot_cluster.oracle import covers_in_force, demands, locked_in_force, names_in_force
 
 STEPS = 70
 EVENTS = 10_000
@@ -37,7 +37,7 @@ class Day:
     """A pet to which random events happen.
 
     Args:
-        upheavals: include deletions, model switches, names, hiding and separations.
+        upheavals: include deletions, model switches, names, covers, hiding, locks and separations.
             Off by default, so that known seeds replay their days.
         store: the store that holds the pet.
     """
@@ -67,6 +67,7 @@ class Day:
         }
         if upheavals:
             self.deeds |= {self.delete: 3, self.switch: 2, self.name: 6, self.keep_apart: 6, self.hide: 3}
+            self.deeds |= {self.cover: 4, self.lock: 8}
 
     def go_on(self) -> str:
         """Run a random event and return its name; raise AssertionError if a promise is broken afterwards."""
@@ -129,6 +130,15 @@ class Day:
             by="ada",
         )
 
+    def cover(self, state: PetState, operation_id: str) -> None:
+        cluster, media = self._some(state)
+        self.service.cover(PET, cluster, (media or ["nothing"])[0], operation_id=operation_id, by="ada")  # type: ignore[list-item]
+
+    def lock(self, state: PetState, operation_id: str) -> None:
+        change = self.random.choice([self.service.lock, self.service.lock, self.service.unlock])
+        ids = self.random.sample(sorted(state.clusters), min(len(state.clusters), 2))
+        change(PET, ids, operation_id=operation_id, by="ada")
+
     def name(self, state: PetState, operation_id: str) -> None:
         cluster = self.random.choice([ClusterId(1), *sorted(state.clusters)])
         self.service.name(PET, cluster, f"subject {self.random.randrange(9)}", operation_id=operation_id, by="ada")
@@ -150,6 +160,9 @@ class Day:
 
     def recluster(self, state: PetState, operation_id: str) -> None:
         reclustered = self.service.recluster(PET)
+        after = self.store.load(PET)
+        is_held = np.isin(state.labels, sorted(locked_in_force(state.ledger)))
+        assert (after.labels[is_held] == state.labels[is_held]).all(), "a recluster changed a locked cluster"
         assert reclustered.constraints_kept == reclustered.constraints
         assert reclustered.kept == f"constraints kept {reclustered.constraints} of {reclustered.constraints}"
         if state.n_media:
@@ -235,7 +248,14 @@ def check(day: Day, context: str) -> None:
                 assert {cluster_of[item] for item in remaining} == {source}, context
             case Dismissal() as dismissal:
                 assert {cluster_of[item] for item in dismissal.media()} == {-1}, context
-    shown = {cluster.cluster_id: cluster.name for cluster in day.service.clusters(PET).clusters}
+    view = day.service.clusters(PET)
+    assert all(one.cover in one.media_ids for one in view.clusters), context
+    chosen = {cluster.cluster_id: cluster.cover for cluster in view.clusters}
+    for covered, item in covers_in_force(state.ledger).items():
+        assert cluster_of.get(item) != covered or chosen[covered] == item, context
+    is_locked = {cluster.cluster_id for cluster in view.clusters if cluster.is_locked}
+    assert locked_in_force(state.ledger) & state.clusters.keys() <= is_locked, context
+    shown = {cluster.cluster_id: cluster.name for cluster in view.clusters}
     for cluster, wanted in names_in_force(state.ledger).items():
         assert shown.get(cluster, wanted) == wanted, context
 

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from sploot_cluster.decide.corrections.cover import Covering
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
 from sploot_cluster.decide.corrections.hide import Hiding
 from sploot_cluster.decide.corrections.keep_apart import Separation
+from sploot_cluster.decide.corrections.lock import Locking
 from sploot_cluster.decide.corrections.merge import Merge
 from sploot_cluster.decide.corrections.name import Naming
 from sploot_cluster.decide.corrections.place import Placement
@@ -70,6 +72,25 @@ def names_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, str]:
     return result
 
 
+def covers_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, MediaId]:
+    """Return the newest cover in force of each cluster id for which a person chose one."""
+    result: dict[ClusterId, MediaId] = {}
+    for correction in _in_force(ledger):
+        if isinstance(correction, Covering):
+            result.setdefault(correction.covered, correction.item)
+    return result
+
+
+def locked_in_force(ledger: Sequence[Correction]) -> set[ClusterId]:
+    """Return the cluster ids whose newest lock or unlock in force locks them."""
+    newest: dict[ClusterId, bool] = {}
+    for correction in _in_force(ledger):
+        if isinstance(correction, Locking):
+            for cluster in correction.anchors:
+                newest.setdefault(cluster, correction.is_locked)
+    return {cluster for cluster, is_locked in newest.items() if is_locked}
+
+
 def _in_force(ledger: Sequence[Correction]) -> Iterator[Correction]:
     """Yield the corrections that are not undone, newest first."""
     undone: set[int] = set()
@@ -92,7 +113,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
         return tuple(item for item in media if item not in released)
 
     for correction in _in_force(ledger):
-        if isinstance(correction, (Naming, Hiding)):
+        if isinstance(correction, (Naming, Covering, Hiding, Locking)):
             continue
         if {*correction.media()} & released:
             result.yielding.add(correction.revision)

@@ -250,12 +250,16 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     service.keep_apart(PET, sorted(album.store.load(PET).clusters)[:2], operation_id="9", by="ada")  # revision 50
     service.hide(PET, [first], operation_id="10", by="ada")  # revision 51
     service.show(PET, [first], operation_id="11", by="ada")  # revision 52
+    item = album.members(first)[0]
+    service.cover(PET, first, item, operation_id="12", by="ada")  # revision 53
+    service.lock(PET, [first], operation_id="13", by="ada")  # revision 54
+    service.unlock(PET, [first], operation_id="14", by="ada")  # revision 55
     service.begin_model(PET, "test@2", DIM, by="eve")
     for number in range(40):
         album.take(number, model="test@2")
-    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 53
-    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 54
-    album.repair()  # revision 55
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 56
+    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 57
+    album.repair()  # revision 58
 
     capture = album.capture(tmp_path / "pet.zip")
     done = replay(capture, settings_of(capture, {}))
@@ -263,9 +267,9 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     assert set(kinds_of(capture)) == set(CHANGE_KINDS) - {"arrival"}
     assert [text.partition(" cannot be replayed")[0] for text in done.differences] == [
         "revision 40",
-        "revision 53: the switch from test@1 to test@2",
-        "revision 54: the deletion of 1 items",
-        "revision 55: the repair of damaged keys",
+        "revision 56: the switch from test@1 to test@2",
+        "revision 57: the deletion of 1 items",
+        "revision 58: the repair of damaged keys",
     ]
     assert done.n_media == 39
 

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sploot_cluster.decide.corrections.base import LedgerEntry, Request
+from sploot_cluster.decide.corrections.cover import CoverCluster, Covering
 from sploot_cluster.decide.corrections.dismiss import Dismissal, DismissMedia
 from sploot_cluster.decide.corrections.exclude import ExcludeMedia, Exclusion
 from sploot_cluster.decide.corrections.hide import HideClusters, Hiding, ShowClusters, Showing
 from sploot_cluster.decide.corrections.keep_apart import KeepApart, Separation
+from sploot_cluster.decide.corrections.lock import LockClusters, Locking, UnlockClusters, Unlocking
 from sploot_cluster.decide.corrections.merge import Merge, MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster, Naming
 from sploot_cluster.decide.corrections.place import PlaceMedia, Placement
@@ -26,8 +28,11 @@ _REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
     ExcludeMedia,
     DismissMedia,
     NameCluster,
+    CoverCluster,
     HideClusters,
     ShowClusters,
+    LockClusters,
+    UnlockClusters,
     UndoFeedback,
     RestoreRevision,
 )
@@ -39,8 +44,11 @@ _ENTRIES: Final[tuple[type[LedgerEntry], ...]] = (
     Exclusion,
     Dismissal,
     Naming,
+    Covering,
     Hiding,
     Showing,
+    Locking,
+    Unlocking,
     Undo,
 )
 

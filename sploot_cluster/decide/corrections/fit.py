@@ -10,6 +10,7 @@ from typing import Any
 
 from sploot_cluster.decide.corrections import lookup
 from sploot_cluster.decide.corrections.base import Request
+from sploot_cluster.decide.corrections.cover import CoverCluster
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.undo import UndoFeedback, check_undoable
 from sploot_cluster.errors import InvalidInput, StaleRevision, UnknownPet
@@ -35,6 +36,8 @@ def check_fit(request: Request[Any], past: Past) -> None:
     elif isinstance(request, RestoreRevision):
         past.at(request.revision)
     _check_clusters(request, state)
+    if isinstance(request, CoverCluster):
+        lookup.member(state, lookup.living(state, request.cluster_id, "cluster_id"), request.media_id)
     media = getattr(request, "media_ids", None)
     if media is None:
         return

@@ -41,6 +41,18 @@ def some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[str]) -> tu
     return np.sort(present(state, media)), members
 
 
+def member(state: PetState, cluster: ClusterId, media_id: str) -> MediaId:
+    """Return an item of a cluster.
+
+    Raises:
+        UnknownMedia: the item is not in the cluster.
+    """
+    item = MediaId(media_id)
+    if item not in state.rows or state.labels[state.rows[item]] != cluster:
+        raise UnknownMedia(pet=state.pet, media=(item,), where=f"cluster {cluster}", field="media_id")
+    return item
+
+
 def living(state: PetState, cluster: int, field_name: str) -> ClusterId:
     """Return the living cluster that an id resolves to.
 

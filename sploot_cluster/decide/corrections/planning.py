@@ -8,19 +8,23 @@ same state gives the same change.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 
+from sploot_cluster.decide.assignment import threshold_of, tightened
 from sploot_cluster.decide.constraints import RowConstraints
 from sploot_cluster.decide.corrections.base import Operation, Plan, Request
 from sploot_cluster.decide.corrections.lookup import media_at, rows_of
 from sploot_cluster.decide.enforcing import enforce
+from sploot_cluster.decide.presentation import locked_in
 from sploot_cluster.decide.regrouping import IdRules, regroup
 from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.pet.models import (
     NOISE,
     Change,
+    ClusterCard,
     ClusterId,
     Corrected,
     Correction,
@@ -78,12 +82,23 @@ def correct(state: PetState, correction: Correction, plan: Plan, settings: Clust
 
 
 def record(state: PetState, correction: Correction) -> tuple[Change, Corrected]:
-    """Return the change that appends a correction that moves no items, such as a naming."""
+    """Return the change that appends a correction that moves no items, such as a naming.
+
+    Clusters that it locks or unlocks get another threshold.
+    """
+    was_locked, locked = locked_in(state), locked_in(replace(state, ledger=(*state.ledger, correction)))
+    cards = dict[ClusterId, ClusterCard | None]()
+    for cluster in was_locked ^ locked:
+        members = rows_of(state, cluster)
+        threshold = threshold_of(state.vectors[members[state.origins[members] != Origin.ABSORBED]])
+        threshold = tightened(threshold) if cluster in locked else threshold
+        cards[cluster] = replace(state.clusters[cluster], threshold=threshold)
     change = Change(
         correction.kind,
         next_cluster=state.next_cluster,
         n_at_recluster=state.n_at_recluster,
         noise_arrivals=state.noise_arrivals,
+        clusters=cards,
         correction=correction,
         by=correction.by,
         summary=correction.summary(),

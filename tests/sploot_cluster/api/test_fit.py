@@ -39,6 +39,8 @@ def merged() -> Front:
         ("exclude", {"cluster_id": 3, "media_ids": ["s0-0"]}, "media_ids"),
         ("dismiss", {"media_ids": ["s0-0", "typo"]}, "media_ids"),
         ("place", {"media_ids": ["s0-0"], "into": 77}, "into"),
+        ("cover", {"cluster_id": 1, "media_id": "s2-0"}, "media_id"),
+        ("lock", {"cluster_ids": [77]}, "cluster_ids"),
         ("name", {"cluster_id": 77, "name": "Rex"}, "cluster_id"),
         ("undo", {"revision": 5}, "revision"),
         ("restore", {"revision": 99}, "revision"),

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sploot_cluster.decide.corrections.cover import Covering
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
 from sploot_cluster.decide.corrections.hide import Hiding, Showing
 from sploot_cluster.decide.corrections.keep_apart import Separation
+from sploot_cluster.decide.corrections.lock import Locking, Unlocking
 from sploot_cluster.decide.corrections.merge import Merge
 from sploot_cluster.decide.corrections.name import Naming
 from sploot_cluster.decide.corrections.place import Placement
@@ -61,6 +63,9 @@ corrections = st.one_of(
         remaining=st.dictionaries(cluster, several, max_size=3),
     ),
     st.builds(Naming, **common, named=cluster, name=st.text(min_size=1, max_size=20), anchors=several),
+    st.builds(Covering, **common, covered=cluster, item=media, anchors=several),
+    st.builds(Locking, **common, anchors=st.dictionaries(cluster, several, max_size=3)),
+    st.builds(Unlocking, **common, anchors=st.dictionaries(cluster, several, max_size=3)),
     st.builds(Hiding, **common, anchors=st.dictionaries(cluster, several, max_size=3)),
     st.builds(Showing, **common, anchors=st.dictionaries(cluster, several, max_size=3)),
     st.builds(Undo, **common, undone=st.integers(1, 2**53)),

@@ -1,0 +1,107 @@
+"""Lock and unlock: a cluster is right as it is, and no machine changes which items it has, or adds doubtful ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
+from sploot_cluster.decide.corrections.facts import groups_of, items_in, named, renamed_in
+from sploot_cluster.errors import InvalidInput
+from sploot_cluster.fields import ID, ListOf, checked, given
+from sploot_cluster.limits import MAX_CLUSTER_IDS
+from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
+
+
+@checked
+class LockClusters(LedgerRequest):
+    """Lock clusters that are right. No recluster divides, joins or ends a locked cluster, or takes an item out of it.
+    New items join it only if they are nearer than its threshold would require. People can still correct it.
+    """
+
+    verb: ClassVar[str] = "lock"
+    actor_name: ClassVar[str] = "lock_clusters"
+    title: ClassVar[str] = "Lock clusters"
+    button: ClassVar[str] = "Lock"
+
+    cluster_ids: Sequence[int] = given(ListOf(ID, MAX_CLUSTER_IDS), "Ids of clusters of the pet.", (3, 7))
+
+    def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
+        return _plan(self, state, operation, self.cluster_ids, Locking)
+
+
+@checked
+class UnlockClusters(LedgerRequest):
+    """Unlock clusters that were locked. From then on, arrivals and reclusters treat them like others."""
+
+    verb: ClassVar[str] = "unlock"
+    actor_name: ClassVar[str] = "unlock_clusters"
+    title: ClassVar[str] = "Unlock clusters"
+    button: ClassVar[str] = "Unlock"
+
+    cluster_ids: Sequence[int] = given(ListOf(ID, MAX_CLUSTER_IDS), "Ids of locked clusters of the pet.", (3, 7))
+
+    def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
+        return _plan(self, state, operation, self.cluster_ids, Unlocking)
+
+
+def _plan(
+    request: LedgerRequest, state: PetState, operation: Operation, cluster_ids: Sequence[int], kind: type[Locking]
+) -> tuple[Change, Corrected]:
+    from sploot_cluster.decide.corrections import lookup, planning
+    from sploot_cluster.decide.presentation import locked_in
+
+    locked = locked_in(state)
+    clusters = {lookup.living(state, cluster, "cluster_ids") for cluster in cluster_ids}
+    changed = sorted(cluster for cluster in clusters if (cluster in locked) is not kind.is_locked)
+    if not changed:
+        problem = f"all of them are {'locked' if kind.is_locked else 'unlocked'} already"
+        raise InvalidInput("cluster_ids", problem, "send other clusters, or leave it as it is")
+    anchors = {cluster: planning.anchors(state, cluster) for cluster in changed}
+    return planning.record(state, kind(*planning.signature(request, state, operation), anchors=anchors))
+
+
+@dataclass(frozen=True, slots=True)
+class Locking(Mark):
+    """A lock of clusters. Reclusters leave locked clusters as they are, so it demands nothing of single items.
+
+    Attributes:
+        anchors: cluster -> its typical items; if its id has ended, the cluster with most of these items is locked.
+    """
+
+    kind: ClassVar[str] = LockClusters.verb
+    noun: ClassVar[str] = "lock"
+    is_locked: ClassVar[bool] = True
+    _request: ClassVar[type[LockClusters | UnlockClusters]] = LockClusters
+
+    anchors: Mapping[ClusterId, tuple[MediaId, ...]]
+
+    def media(self) -> Sequence[MediaId]:
+        return items_in(self.anchors)
+
+    def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Locking:
+        return replace(self, anchors=renamed_in(self.anchors, name))
+
+    def summary(self) -> dict[str, object]:
+        return {"clusters": sorted(self.anchors)}
+
+    def facts(self) -> dict[str, object]:
+        return {"anchors": named(self.anchors)}
+
+    @classmethod
+    def read(cls, signature: Signature, facts: Mapping[str, Any]) -> Locking:
+        return cls(*signature, groups_of(facts["anchors"]))
+
+    def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> LedgerRequest:
+        return self._request(pet_id, tuple(self.anchors), requested_by=self.by)
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocking(Locking):
+    """The end of a lock of clusters."""
+
+    kind: ClassVar[str] = UnlockClusters.verb
+    noun: ClassVar[str] = "unlock"
+    is_locked: ClassVar[bool] = False
+    _request: ClassVar[type[LockClusters | UnlockClusters]] = UnlockClusters
