@@ -44,15 +44,14 @@ class PetDensity:
         self, store: PetStore, settings: ClusterSettings, *, on_fallback: Callable[[Fallback], None] = lambda _: None
     ) -> None:
         self._store, self._settings = store, settings
-        self._build = TreeBuilder(
-            settings.recluster_backend, threads=settings.recluster_threads or n_cores(), on_fallback=on_fallback
-        )
+        self._threads = settings.recluster_threads or n_cores()
+        self._build = TreeBuilder(settings.recluster_backend, threads=self._threads, on_fallback=on_fallback)
 
     def of_newest(self, pet: PetId, cache: PetCache) -> tuple[PetState, Density]:
         """Load the newest state of a pet and return it with its density.
 
         Other threads may use the pet while the density is computed. O(n · d) for each row that the best known tree
-        lacks, O(n² · d) if no tree is known.
+        lacks, O(n² · d) if none is known or it lacks more than half of the rows.
         """
         with cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)
@@ -116,7 +115,7 @@ class PetDensity:
         tree = remembered or self._fetch(state, self._samples(n))
         if tree is None:
             return self._build(vectors, self._samples(n))
-        return grown(tree, vectors, build=self._build)
+        return grown(tree, vectors, build=self._build, threads=self._threads)
 
     def _density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
         """Return the density of ``media`` from their spanning tree; without a tree, all are noise."""

@@ -848,7 +848,7 @@ class ClusterService:
     def _request_recluster(self, memory: PetMemory, reason: str) -> None:
         """Request a recluster, unless this process requested one that still waits."""
         state, now = memory.state, self._clock()
-        delay_ms = self._settings.recluster_delay_ms
+        delay_ms = self._settings.recluster_wait_ms(state.n_media)
         # a request is waiting already, so requesting again at every arrival would only cost round trips
         is_asked = memory.asked is not None and (
             memory.asked[1] == state.n_at_recluster and now - memory.asked[0] < timedelta(milliseconds=delay_ms)

@@ -30,6 +30,10 @@ _FEW: Final = 150
 _DENSITY_OF_FEW: Final = (6, 3)
 _DENSITY_OF_MANY: Final = (12, 2)
 
+# A recluster waits in proportion to the size of a pet from this number of items on, at most this many times its delay.
+_DELAYED_PER_ITEM_FROM: Final = 1_000
+_LONGEST_DELAY: Final = 60
+
 _DAY_MS: Final = 24 * 60 * 60 * 1000
 
 
@@ -135,8 +139,10 @@ class ClusterSettings:
             from 1. Measured: after ten items that show a new appearance of a pet, that appearance is recognisable.
         drift_ratio: least share of such arrivals among all arrivals since the last recluster before drift requests
             another, in (0, 1]. Measured, together with ``drift_min``.
-        recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0 to a day. Ten seconds: an
-            album is uploaded in one go, and one recluster after it is enough.
+        recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0 to a day, in a pet of up to
+            1,000 items; in a larger one in proportion to its size, at most 60 times as long. Ten seconds: an album is
+            uploaded in one go, and one recluster after it is enough. Because a recluster costs in proportion to the
+            size or more, those of one pet take at most a few per cent of a core.
         sharpness: preference for dense regions over large ones: the power of the distance in the stability of a group,
             from 1 (as in HDBSCAN) to 16. Measured: docs/explanation/quality.md.
         small_group: size of the smallest group that a recluster searches for between larger ones, from 2. Measured.
@@ -213,6 +219,10 @@ class ClusterSettings:
     def recluster_parameters(n: int) -> tuple[int, int]:
         """Return HDBSCAN's ``(min_cluster_size, min_samples)`` for n items; an item is not its own sample."""
         return _DENSITY_OF_FEW if n < _FEW else _DENSITY_OF_MANY
+
+    def recluster_wait_ms(self, n: int) -> int:
+        """Return how long a requested recluster of a pet of n items waits for more arrivals."""
+        return round(self.recluster_delay_ms * min(max(n / _DELAYED_PER_ITEM_FROM, 1), _LONGEST_DELAY))
 
     def noise_budget(self, n: int) -> int:
         """Return how many of n items may stay without a cluster before some are absorbed."""

@@ -11,12 +11,12 @@ on. The maxima per chunk are then maxima over whole rows of memory, which is ten
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from sploot_cluster.pet.vectors import FloatMatrix, Rows
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 from sploot_cluster.threads import spread
 
 # Less than any similarity.
@@ -53,12 +53,16 @@ class Chunks:
     fillings: Rows
 
     @classmethod
-    def of(cls, vectors: FloatMatrix) -> Chunks:
-        """Return the chunks of (n, d) ``vectors`` of unit norm. O(n² · d / size)."""
+    def of(cls, vectors: FloatMatrix, order: Rows | None = None) -> Chunks:
+        """Return the chunks of (n, d) ``vectors`` of unit norm.
+
+        Args:
+            order: all rows, ordered so that similar ones are adjacent; default: found out, in O(n² · d / size).
+        """
         n = len(vectors)
         size = max(_SIZE, -(-n // _MOST_CHUNKS))
         n_chunks = -(-n // size)
-        order = _alike(vectors)
+        order = alike(vectors) if order is None else order
         filled = np.append(order, np.repeat(order[(n_chunks - 1) * size], n_chunks * size - n))
         rows = np.ascontiguousarray(filled.reshape(n_chunks, size).T)
         numbers = np.arange(n_chunks * size).reshape(size, n_chunks).T.ravel()
@@ -110,6 +114,63 @@ def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int =
     return Nearest.of(chunks, places, similarities, most)
 
 
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """The results of one product of m new vectors with all, given as ``nearest``, and what old vectors learn from it.
+
+    Attributes:
+        nearest: for each new vector, as in :class:`Nearest`.
+        chunks: the chunks of the new vectors.
+        most: (n_old, n_chunks) float32 similarity of each old vector to the most similar one of each of these chunks.
+        near: (p, 2) pairs of an old and a new row that are as similar as asked for, or more.
+    """
+
+    nearest: Nearest
+    chunks: Chunks
+    most: FloatMatrix
+    near: Rows
+
+
+def arrived_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, least: FloatVector, threads: int = 1) -> Arrived:
+    """Compare the last m of n vectors of unit norm with all. O(m · n · d).
+
+    Args:
+        chunks: the chunks of all vectors.
+        k: number of nearest other rows to find for each new row; k < n.
+        least: (n − m,) for each old row, the similarity from which on a new row is near it.
+    """
+    n, n_old, (_, n_chunks) = len(vectors), len(least), chunks.rows.shape
+    of_new = Chunks.of(vectors[n_old:])
+    size, n_of_new = of_new.rows.shape
+    places, similarities = np.empty((n - n_old, k), dtype=np.intp), np.empty((n - n_old, k), dtype=np.float32)
+    most = np.empty((n - n_old, n_chunks), dtype=np.float32)
+    most_of_old = np.empty((n_old, n_of_new), dtype=np.float32)
+    columns = chunks.columns.reshape(chunks.rows.size, -1).T
+    old_places, old_rows = chunks.places[:n_old], chunks.rows.ravel()
+    limit = np.full(chunks.rows.size, np.inf, dtype=np.float32)
+    limit[old_places] = least
+    step = max(1, block_rows(n) // size)
+
+    def fill(start: int) -> Rows:
+        of_block = slice(start, min(start + step, n_of_new))
+        rows = of_new.rows[:, of_block].T.ravel()
+        similarity = vectors[n_old + rows] @ columns
+        similarity[np.arange(len(rows)), chunks.places[n_old + rows]] = NEVER
+        similarity[:, chunks.fillings] = NEVER
+        by_chunk = similarity.reshape(len(rows), -1, n_chunks).max(axis=1)
+        largest = _largest(similarity, by_chunk, k)
+        most[rows], places[rows] = by_chunk, largest
+        similarities[rows] = np.take_along_axis(similarity, largest, axis=1)
+        most_of_old[:, of_block] = similarity.reshape(-1, size, similarity.shape[1]).max(axis=1)[:, old_places].T
+        near, near_places = np.divmod(np.flatnonzero(similarity >= limit), len(limit))
+        return np.stack([old_rows[near_places], n_old + rows[near]], axis=1)
+
+    found = list(spread(fill, range(0, n_of_new, step), threads=threads))
+    near = np.unique(np.concatenate(found), axis=0)  # the padding of the last chunk is found twice
+    of_new = replace(of_new, rows=n_old + of_new.rows)
+    return Arrived(Nearest.of(chunks, places, similarities, most), of_new, most_of_old, near)
+
+
 def block_rows(n: int) -> int:
     """Return the number of rows per block in the product of n vectors with all.
 
@@ -119,7 +180,7 @@ def block_rows(n: int) -> int:
     return n if n <= _FEW_ROWS else -(-n // (2 * -(-n // (2 * most))))
 
 
-def _alike(vectors: FloatMatrix) -> Rows:
+def alike(vectors: FloatMatrix) -> Rows:
     """Return all (n,) rows, ordered so that similar ones are adjacent.
 
     Rows are ordered by their most similar pivot; the pivots are ordered in the same way, recursively.
@@ -129,7 +190,7 @@ def _alike(vectors: FloatMatrix) -> Rows:
         return np.arange(n)
     few = np.ascontiguousarray(vectors[::_OF_MANY])
     rank = np.empty(len(few), dtype=np.intp)
-    rank[_alike(few)] = np.arange(len(few))
+    rank[alike(few)] = np.arange(len(few))
     nearest, near = np.empty(n, dtype=np.intp), np.empty(n, dtype=np.float32)
     for start in range(0, n, _MOST_ROWS):
         similarity = vectors[start : start + _MOST_ROWS] @ few.T

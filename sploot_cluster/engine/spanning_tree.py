@@ -14,7 +14,7 @@ when items come or go.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,7 +39,7 @@ ROUNDING: Final = np.float32(4e-6)
 
 # Length of the neighbour lists. Doubling it decides more edges without a full comparison but costs what it saves;
 # measured with 200 to 10,000 vectors.
-_NEIGHBOURS: Final = 16
+NEIGHBOURS: Final = 16
 # Rows per block when rows are compared with chunks: each is compared with every chunk that any row of the block needs.
 _ROWS: Final = 128
 # Rows per block when one thread computes exact distances to nearest neighbours.
@@ -116,11 +116,14 @@ def spanning_tree(
     times the size of the vectors, plus 5 kB per vector and 40 MB per thread.
     """
     with quiet_blas():
-        k = min(max(_NEIGHBOURS, min_samples + 1), len(vectors) - 1)
+        k = min(max(NEIGHBOURS, min_samples + 1), len(vectors) - 1)
         chunks = Chunks.of(vectors)
         found = nearest(vectors, chunks, k) if nearest else nearest_rows(vectors, chunks, k, threads=threads)
-        nearest_ones, distances = _nearest_exactly(vectors, found, min_samples, threads=threads)
-        edges = _Boruvka(vectors, chunks, found, min_samples).run()
+        rows = np.arange(len(vectors))
+        nearest_ones, distances = nearest_exactly(vectors, rows, found, min_samples, threads=threads)
+        core = found.similarity[:, min_samples - 1].copy()
+        view = View(rows, chunks, found.rows, found.similarity, found.most)
+        edges = Boruvka(vectors, core, [view]).run()
         lengths = distances_between(vectors, edges[:, 0], edges[:, 1])
     return SpanningTree(nearest_ones, distances, edges, lengths, backend)
 
@@ -136,16 +139,62 @@ def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> D
     return distances
 
 
-class _Boruvka:
-    """Borůvka's algorithm on similarities: the best edge is the most similar one."""
+@dataclass(frozen=True, slots=True)
+class View:
+    """What some rows know of the others: their most similar rows, and how similar each chunk of others is at most.
 
-    def __init__(self, vectors: FloatMatrix, chunks: Chunks, nearest: Nearest, min_samples: int) -> None:
+    Attributes:
+        rows: (r,) the rows that look.
+        chunks: the chunks of the rows that are looked at.
+        listed: (r, k) the most similar of these rows, the most similar first; k may be 0.
+        similarity: (r, k) float32 similarities to ``listed``.
+        most: (r, n_chunks) float32 similarity to the most similar other row of each chunk.
+    """
+
+    rows: Rows
+    chunks: Chunks
+    listed: Rows
+    similarity: FloatMatrix
+    most: FloatMatrix
+
+
+@dataclass(frozen=True, slots=True)
+class Edges:
+    """Edges of a graph: (m, 2) ``rows``, and their float32 ``reachability`` as similarities, in ascending order."""
+
+    rows: Rows
+    reachability: FloatVector
+
+
+class Boruvka:
+    """Borůvka's algorithm on similarities: the best edge is the most similar one.
+
+    The graph has all edges from the rows of a view to the rows that it looks at, and the given ones.
+    """
+
+    def __init__(
+        self, vectors: FloatMatrix, core: FloatVector, views: Sequence[View], edges: Edges | None = None
+    ) -> None:
+        """
+        Args:
+            vectors: (n, d) float32 of unit norm.
+            core: (n,) similarity of each row to the neighbour that determines its core distance.
+            views: views of different rows.
+            edges: further edges.
+        """
         n = len(vectors)
-        self._vectors, self._chunks, self._nearest = vectors, chunks, nearest
-        self._core = core = nearest.similarity[:, min_samples - 1].copy()
-        self._reachability = np.minimum(np.minimum(nearest.similarity, core[:, None]), core[nearest.rows])
-        # a row is less similar than this to every row that is neither in its list nor found by its comparison
-        self._horizon = nearest.similarity[:, -1].copy()
+        self._vectors, self._core, self._views, self._edges = vectors, core, views, edges
+        self._reachability = [
+            np.minimum(np.minimum(view.similarity, core[view.rows, None]), core[view.listed]) for view in views
+        ]
+        # a row is at most this similar to every row that it looks at and that is neither in its list nor found by its
+        # comparison
+        self._horizon = np.full(n, NEVER)
+        for view in views:
+            is_listed = view.listed.shape[1] > 0
+            self._horizon[view.rows] = view.similarity[:, -1] if is_listed else view.most.max(axis=1)
+        # no edge of a row is better than its core
+        np.minimum(self._horizon, core, out=self._horizon)
         # the best edge that a comparison found, and the row it leads to; stale once both ends are in one component
         self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)
         self._component: Rows = np.arange(n)
@@ -156,20 +205,40 @@ class _Boruvka:
         edges = []
         while self._n_components > 1:
             best, best_with = self._best_known()
-            self._look_farther(best, best_with)
+            for view in self._views:
+                self._look_farther(view, best, best_with)
             edges.append(self._join(best, best_with))
         return np.concatenate(edges)
 
     def _best_known(self) -> tuple[FloatVector, Rows]:
         """Return, for each vector, the best known edge out of its component and the row it leads to."""
-        component, rows = self._component, np.arange(len(self._vectors))
-        leaves = component[self._nearest.rows] != component[:, None]
-        listed = np.where(leaves, self._reachability, NEVER)
-        nearest = listed.argmax(axis=1)
-        best, best_with = listed[rows, nearest], self._nearest.rows[rows, nearest]
+        component = self._component
+        best, best_with = np.full(len(component), NEVER), np.zeros(len(component), dtype=np.intp)
+        for view, reachability in zip(self._views, self._reachability, strict=True):
+            if view.listed.shape[1]:
+                leaves = component[view.listed] != component[view.rows, None]
+                listed, at = np.where(leaves, reachability, NEVER), np.arange(len(view.rows))
+                nearest = listed.argmax(axis=1)
+                best[view.rows], best_with[view.rows] = listed[at, nearest], view.listed[at, nearest]
+        if self._edges is not None:
+            self._follow_edges(self._edges, best, best_with)
         is_better = self._is_fresh() & (self._found > best)
         best[is_better], best_with[is_better] = self._found[is_better], self._found_with[is_better]
         return best, best_with
+
+    def _follow_edges(self, edges: Edges, best: FloatVector, best_with: Rows) -> None:
+        """Update ``best`` and ``best_with`` in place where a given edge is better."""
+        leaves = np.flatnonzero(self._component[edges.rows[:, 0]] != self._component[edges.rows[:, 1]])
+        ends, reachability = edges.rows[leaves], edges.reachability[leaves]
+        for ones, others in ((ends[:, 0], ends[:, 1]), (ends[:, 1], ends[:, 0])):
+            # of several edges of a row, the last assignment counts: that of the most similar one
+            last = np.full(len(best), -1, dtype=np.intp)
+            last[ones] = np.arange(len(ones))
+            rows = np.flatnonzero(last >= 0)
+            of = last[rows]
+            is_better = reachability[of] > best[rows]
+            rows, of = rows[is_better], of[is_better]
+            best[rows], best_with[rows] = reachability[of], others[of]
 
     def _is_fresh(self) -> BoolVector:
         is_fresh: BoolVector = (self._found > NEVER) & (self._component[self._found_with] != self._component)
@@ -181,21 +250,22 @@ class _Boruvka:
         np.maximum.at(reached, self._component, best)
         return reached
 
-    def _look_farther(self, best: FloatVector, best_with: Rows) -> None:
+    def _look_farther(self, view: View, best: FloatVector, best_with: Rows) -> None:
         """Find better edges that the neighbour lists miss; update ``best`` and ``best_with`` in place.
 
         The similarity to the most similar vector of each chunk is known. If the chunk contains no row of the component,
         the component has an edge at least that good. A chunk whose most similar vector is worse than the best of these
         edges cannot hold a better one.
         """
-        component, chunks, most = self._component, self._chunks, self._nearest.most
+        component, chunks = self._component, view.chunks
         reached = self._reached(best)
         is_exact = self._is_fresh() & (self._found >= self._horizon)
-        unsure = np.flatnonzero((self._horizon >= reached[component]) & ~is_exact)
+        is_unsure = (self._horizon > reached[component]) & ~is_exact
+        unsure = np.flatnonzero(is_unsure[view.rows])
         if not len(unsure):
             return
         # sorted by component, because rows of one component are compared with the same chunks
-        unsure = unsure[np.argsort(component[unsure], kind="stable")]
+        unsure = unsure[np.argsort(component[view.rows[unsure]], kind="stable")]
         of_columns, core_of_columns = component[chunks.rows], self._core[chunks.rows]
         is_of_one = (of_columns == of_columns[0]).all(axis=0)
         least_core, holds = core_of_columns.min(axis=0), np.zeros((self._n_components, len(is_of_one)), dtype=np.bool_)
@@ -203,17 +273,19 @@ class _Boruvka:
         holds_all = holds & is_of_one
 
         for start in range(0, len(unsure), _ROWS):
-            rows = unsure[start : start + _ROWS]
-            bound = np.minimum(most[rows], least_core)
+            at = unsure[start : start + _ROWS]
+            rows = view.rows[at]
+            bound = np.minimum(view.most[at], least_core)
             np.putmask(bound, holds[component[rows]], NEVER)
             outside = np.minimum(bound.max(axis=1), self._core[rows])
             np.maximum.at(reached, component[rows], outside - ROUNDING)
 
         for start in range(0, len(unsure), _ROWS):
-            rows = unsure[start : start + _ROWS]
+            at = unsure[start : start + _ROWS]
+            rows = view.rows[at]
             of = component[rows]
             limit = reached[of]
-            may_hide = most[rows] >= limit[:, None] - ROUNDING
+            may_hide = view.most[at] >= limit[:, None] - ROUNDING
             may_hide &= ~holds_all[of]
             candidates = np.flatnonzero(may_hide.any(axis=0))
             if not len(candidates):
@@ -282,20 +354,24 @@ def joined(n: int, edges: Rows, component: Rows) -> tuple[int, Rows]:
     return n_joined, becomes.astype(np.intp)[component]
 
 
-def _nearest_exactly(vectors: FloatMatrix, found: Nearest, k: int, *, threads: int) -> tuple[Rows, DoubleMatrix]:
-    """Return the (n, k) nearest of the rows found and their float64 distances; ties in float32 are resolved exactly."""
-    n = len(vectors)
-    nearest, distances = found.rows[:, :k].copy(), np.empty((n, k))
+def nearest_exactly(
+    vectors: FloatMatrix, rows: Rows, found: Nearest, k: int, *, threads: int
+) -> tuple[Rows, DoubleMatrix]:
+    """Return the (m, k) nearest of those ``found`` for m rows, and their float64 distances.
+
+    Ties in float32 are resolved exactly.
+    """
+    nearest, distances = found.rows[:, :k].copy(), np.empty((len(rows), k))
 
     def fill(start: int) -> None:
         block = slice(start, start + _MOST_ROWS)
-        rows, candidates = np.arange(n)[block], nearest[block]
-        far = distances_between(vectors, np.repeat(rows, k), candidates.ravel()).reshape(-1, k)
+        of_block, candidates = rows[block], nearest[block]
+        far = distances_between(vectors, np.repeat(of_block, k), candidates.ravel()).reshape(-1, k)
         if k < found.rows.shape[1]:
             similarity = found.similarity[block]
             for at in np.flatnonzero(similarity[:, k - 1] - similarity[:, k] < 2 * ROUNDING).tolist():
                 close = found.rows[start + at, similarity[at] >= similarity[at, k - 1] - 2 * ROUNDING]
-                apart = distances_between(vectors, close, start + at)
+                apart = distances_between(vectors, close, int(of_block[at]))
                 chosen = np.lexsort((close, apart))[:k]
                 candidates[at], far[at] = close[chosen], apart[chosen]
         order = np.lexsort((candidates, far), axis=1)
@@ -304,6 +380,6 @@ def _nearest_exactly(vectors: FloatMatrix, found: Nearest, k: int, *, threads: i
             np.take_along_axis(far, order, axis=1),
         )
 
-    for _ in spread(fill, range(0, n, _MOST_ROWS), threads=threads):
+    for _ in spread(fill, range(0, len(rows), _MOST_ROWS), threads=threads):
         pass
     return nearest, distances

@@ -1,9 +1,11 @@
 """Updates of a spanning tree when vectors are added or removed. The result equals that of a fresh build.
 
-**Adding a vector.** Weights only fall, and only for edges of vectors whose core distance shrinks: edges to the
+**Adding vectors.** Weights only fall, and only for edges of vectors whose core distance shrinks: edges to the
 neighbours within their old core distance. So every edge of the new tree is in the old tree, in the neighbour lists of
-these vectors, or among the new vector's edges, its *star* (Spira and Pan, 1975, for one more node). An edge of the star
-is dropped early if another star edge and a lighter tree edge lead to the same vector.
+these vectors, or among the edges of the new vectors, their *stars* (Spira and Pan, 1975, for one more node). A few
+vectors are added one by one. An edge of a star is then dropped early if another one and a lighter tree edge lead to the
+same vector. For many, one product of the new vectors with all finds the neighbours, and Borůvka's algorithm chooses
+among the edges, as in a fresh build; old vectors look only at new ones.
 
 **Removing vectors.** Weights only grow, and only for edges of vectors that had a removed vector in their neighbour
 list. The rest of the tree, without these edges, is contained in some minimum tree of the remaining vectors. Its parts
@@ -17,23 +19,34 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import depth_first_order
 
-from sploot_cluster.engine.chunks import block_rows
+from sploot_cluster.engine.chunks import Chunks, alike, arrived_rows, block_rows
 from sploot_cluster.engine.spanning_tree import (
+    NEIGHBOURS,
     ROUNDING,
+    Boruvka,
+    DoubleMatrix,
     DoubleVector,
+    Edges,
     SpanningTree,
+    View,
     distances_between,
     forest,
     joined,
+    nearest_exactly,
     spanning_tree,
 )
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, Rows
+from sploot_cluster.threads import quiet_blas
 
-# A tree is rebuilt if it lacks more than ``_SOME`` rows and more than this share of all rows. Adding one row costs a
-# two-hundredth of a build, measured with 2,000 and 10,000 rows.
-_FEW: Final = 0.01
-_SOME: Final = 64
+# Vectors up to this many are added one by one: adding many at once takes at least as long as adding four of them.
+# Measured with 200 to 10,000 rows.
+_FEW: Final = 4
+# A tree is rebuilt if more than this share of all rows is new. With as many new rows as old ones, growing takes six to
+# eight tenths of a build; measured with 2,000 to 10,000 rows.
+_MANY: Final = 0.5
 
 # (vectors, min_samples) -> their spanning tree, built from scratch.
 Build = Callable[[FloatMatrix, int], SpanningTree]
@@ -41,16 +54,20 @@ Build = Callable[[FloatMatrix, int], SpanningTree]
 _FAR: Final = np.float32(-3)
 
 
-def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_tree) -> SpanningTree:
+def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_tree, threads: int = 1) -> SpanningTree:
     """Return the tree of all ``vectors``, given the tree of the first ``tree.n``. O(n · d) per added vector.
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ tree.n. Not modified.
-        build: builds the tree from scratch if many vectors are new.
+        build: builds the tree from scratch if most vectors are new.
+        threads: number of threads that compute, if more than a few vectors are new.
     """
     n_new = len(vectors) - tree.n
-    if n_new > max(_SOME, _FEW * len(vectors)):
+    if n_new > _MANY * len(vectors):
         return build(vectors, tree.min_samples)
+    if n_new > _FEW:
+        with quiet_blas():
+            return _with_many_more(tree, vectors, threads)
     for n in range(tree.n, len(vectors)):
         tree = _with_one_more(tree, vectors[: n + 1])
     return tree
@@ -96,6 +113,86 @@ def without(
         np.concatenate([edges, bridges]),
         np.concatenate([lengths, distances_between(rest, bridges[:, 0], bridges[:, 1])]),
     )
+
+
+def _with_many_more(tree: SpanningTree, vectors: FloatMatrix, threads: int) -> SpanningTree:
+    n, n_old, k = len(vectors), tree.n, tree.min_samples
+    rows = np.arange(n)
+    order = np.concatenate([_along(tree), n_old + alike(vectors[n_old:])])
+    chunks = Chunks.of(vectors, order)
+    arrived = arrived_rows(
+        vectors,
+        chunks,
+        min(max(NEIGHBOURS, k + 1), n - 1),
+        least=_similarity(tree.core) - ROUNDING,
+        threads=threads,
+    )
+    nearest, near = nearest_exactly(vectors, rows[n_old:], arrived.nearest, k, threads=threads)
+    neighbours, distances, shrunk = _with_near(tree, vectors, arrived.near)
+    neighbours, distances = np.concatenate([neighbours, nearest]), np.concatenate([distances, near])
+
+    core = distances[:, -1]
+    # the weights of edges from a row to its former neighbours fell with its core distance
+    fallen = np.sort(np.stack([np.repeat(shrunk, k), tree.neighbours[shrunk].ravel()], axis=1), axis=1)
+    edges = np.concatenate([np.sort(tree.edges, axis=1), fallen])
+    lengths = np.concatenate([tree.lengths, tree.distances[shrunk].ravel()])
+    reachable = np.maximum(lengths, core[edges].max(axis=1))
+    farthest_first = np.argsort(-reachable, kind="stable")
+    nearest_of_new = arrived.nearest
+    views = [
+        View(rows[n_old:], chunks, nearest_of_new.rows, nearest_of_new.similarity, nearest_of_new.most),
+        View(rows[:n_old], arrived.chunks, _nothing(n_old), np.empty((n_old, 0), dtype=np.float32), arrived.most),
+    ]
+    known = Edges(edges[farthest_first], _similarity(reachable[farthest_first]))
+    chosen = Boruvka(vectors, _similarity(core), views, known).run()
+    return SpanningTree(neighbours, distances, chosen, _lengths(vectors, chosen, edges, lengths))
+
+
+def _lengths(vectors: FloatMatrix, chosen: Rows, edges: Rows, lengths: DoubleVector) -> DoubleVector:
+    """Return the lengths of the ``chosen`` edges, given those of some edges; all have the smaller row first."""
+    n = len(vectors)
+    known = edges[:, 0] * n + edges[:, 1]
+    order = np.argsort(known)
+    wanted = chosen[:, 0] * n + chosen[:, 1]
+    at = order[np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)]
+    found, is_new = lengths[at], known[at] != wanted
+    found[is_new] = distances_between(vectors, chosen[is_new, 0], chosen[is_new, 1])
+    return found
+
+
+def _with_near(tree: SpanningTree, vectors: FloatMatrix, near: Rows) -> tuple[Rows, DoubleMatrix, Rows]:
+    """Return the neighbours of old rows and their distances, given pairs of an old and a new row that is near it.
+
+    Returns:
+        neighbours, distances: (n, k) as in :class:`~sploot_cluster.engine.spanning_tree.SpanningTree`.
+        shrunk: the rows whose neighbours changed.
+    """
+    k = tree.min_samples
+    apart = distances_between(vectors, near[:, 0], near[:, 1])
+    is_nearer = apart < tree.core[near[:, 0]]
+    near, apart = near[is_nearer], apart[is_nearer]
+    shrunk = np.unique(near[:, 0])
+    neighbours, distances = tree.neighbours.copy(), tree.distances.copy()
+    of = np.concatenate([np.repeat(shrunk, k), near[:, 0]])
+    listed = np.concatenate([neighbours[shrunk].ravel(), near[:, 1]])
+    far = np.concatenate([distances[shrunk].ravel(), apart])
+    order = np.lexsort((listed, far, of))
+    first = np.searchsorted(of[order], shrunk)
+    kept = order[first[:, None] + np.arange(k)]
+    neighbours[shrunk], distances[shrunk] = listed[kept], far[kept]
+    return neighbours, distances, shrunk
+
+
+def _along(tree: SpanningTree) -> Rows:
+    """Return all rows in the order of a walk through the tree, so that similar ones are near each other."""
+    ends = tree.edges
+    graph = csr_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(tree.n, tree.n))
+    order: Rows = depth_first_order(graph, 0, directed=False, return_predecessors=False).astype(np.intp)
+    return order
+
+
+def _nothing(n: int) -> Rows:
+    return np.empty((n, 0), dtype=np.intp)
 
 
 def _with_one_more(tree: SpanningTree, vectors: FloatMatrix) -> SpanningTree:

@@ -81,3 +81,11 @@ def test_larger_pets_get_a_larger_minimum_group_size(n: int, pair: tuple[int, in
 @pytest.mark.parametrize(("n", "budget"), [(0, 14), (400, 14), (500, 15), (10_000, 300)])
 def test_noise_budget_is_the_floor_or_a_share_of_the_pet(n: int, budget: int) -> None:
     assert ClusterSettings().noise_budget(n) == budget
+
+
+@pytest.mark.parametrize(
+    ("n", "wait_ms"), [(1, 10_000), (1_000, 10_000), (5_000, 50_000), (60_000, 600_000), (200_000, 600_000)]
+)
+def test_requested_recluster_waits_longer_in_a_large_pet(n: int, wait_ms: int) -> None:
+    assert ClusterSettings().recluster_wait_ms(n) == wait_ms
+    assert ClusterSettings(recluster_delay_ms=0).recluster_wait_ms(n) == 0

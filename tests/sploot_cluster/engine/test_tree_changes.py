@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -34,6 +35,10 @@ def scattered(rng: np.random.Generator, n: int) -> FloatMatrix:
     return as_vectors(rng.normal(size=(n, 24)))
 
 
+def no_build(vectors: FloatMatrix, min_samples: int) -> NoReturn:
+    raise AssertionError("built from scratch")
+
+
 def assert_as_built_anew(tree: SpanningTree, vectors: FloatMatrix, seed: int) -> None:
     anew = spanning_tree(vectors, tree.min_samples)
     assert tree.n == len(vectors), seed
@@ -48,15 +53,15 @@ def assert_as_built_anew(tree: SpanningTree, vectors: FloatMatrix, seed: int) ->
 @pytest.mark.parametrize("min_samples", [1, 2, 4])
 @pytest.mark.parametrize("make", [album, one_picture, scattered])
 def test_tree_after_arrivals_and_deletions_matches_a_fresh_build(make: Maker, min_samples: int) -> None:
-    for seed in range(4):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         pool, n = make(rng, 400), int(rng.integers(min_samples + 1, 120)) + 1
         vectors = pool[:n]
         tree = spanning_tree(vectors, min_samples)
 
-        for _ in range(60):
+        for _ in range(40):
             if rng.random() < 0.6 and n < len(pool):
-                more = min(int(rng.integers(1, 6)), len(pool) - n)
+                more = min(int(rng.integers(1, 9)), len(pool) - n)
                 vectors, n = np.concatenate([vectors, pool[n : n + more]]), n + more
                 tree = grown(tree, vectors)
             else:
@@ -76,6 +81,30 @@ def test_tree_grown_one_by_one_matches_a_fresh_build() -> None:
         tree = grown(tree, pool[:n])
 
     assert_as_built_anew(tree, pool, 3)
+
+
+@pytest.mark.parametrize("min_samples", [1, 2, 4])
+@pytest.mark.parametrize("make", [album, one_picture, scattered])
+def test_tree_with_many_vectors_at_once_matches_a_fresh_build(make: Maker, min_samples: int) -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        n_new = int(rng.choice([5, 8, 9, 40, 150]))
+        n = int(rng.integers(max(n_new, min_samples + 1), 300))
+        vectors = make(rng, n + n_new)
+
+        tree = grown(spanning_tree(vectors[:n], min_samples), vectors, build=no_build, threads=1 + seed % 2)
+
+        assert_as_built_anew(tree, vectors, seed)
+
+
+def test_tree_with_a_subject_that_is_new_matches_a_fresh_build() -> None:
+    """The new vectors are far from the old ones, and near each other."""
+    rng = np.random.default_rng(9)
+    vectors = np.concatenate([album(rng, 200), album(rng, 60)])
+
+    tree = grown(spanning_tree(vectors[:200], 2), vectors, build=no_build)
+
+    assert_as_built_anew(tree, vectors, 9)
 
 
 def test_many_new_vectors_at_once_trigger_a_rebuild() -> None:
@@ -125,6 +154,7 @@ def test_changes_do_not_modify_the_original_tree() -> None:
     before = [array.copy() for array in (tree.neighbours, tree.distances, tree.edges, tree.lengths)]
 
     grown(tree, pool)
+    grown(tree, pool[:103])
     without(tree, pool[:100], np.array([3, 50]))
 
     for array, copy in zip((tree.neighbours, tree.distances, tree.edges, tree.lengths), before, strict=True):

@@ -1,0 +1,99 @@
+"""Reclusters of a pet that grows: ``make bench ARGS=growth``, or ``python -m benchmarks.growth [SIZE …]``.
+
+A recluster from nothing builds the pet's spanning tree. Later ones extend the stored tree by the rows that it lacks.
+The first table has the CPU seconds of the tree alone, the second those of whole reclusters by a service that has just
+started, with its store in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Final
+
+from benchmarks.density import DIM, pictures
+from benchmarks.records import number, table
+from sploot_cluster import ClusterService
+from sploot_cluster.engine.spanning_tree import spanning_tree
+from sploot_cluster.engine.tree_changes import grown
+from sploot_cluster.pet.models import NOISE, Arrival, Change, MediaId, Origin, PetId
+from sploot_cluster.pet.rows import empty_state
+from sploot_cluster.pet.vectors import FloatMatrix
+from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.memory import MemoryPetStore
+from sploot_cluster.threads import quiet_blas
+
+PET: Final = PetId(1)
+SHARES: Final = (0.005, 0.02, 0.05, 0.2)
+SAMPLES: Final = 2
+
+
+def measure_tree(vectors: FloatMatrix, n: int, share: float) -> tuple[float, float]:
+    """Return the CPU seconds of a tree of n items and ``share`` more: built from scratch, and extended by them."""
+    tree, more = spanning_tree(vectors[:n], SAMPLES), vectors[: n + round(share * n)]
+    start = time.process_time()
+    spanning_tree(more, SAMPLES)
+    built = time.process_time()
+    grown(tree, more)
+    return built - start, time.process_time() - built
+
+
+def measure(vectors: FloatMatrix, n: int, share: float) -> tuple[float, float]:
+    """Return the CPU seconds of a recluster of n items from nothing, and of one after ``share`` more have arrived."""
+    store = MemoryPetStore()
+    _add(store, vectors, 0, n)
+    from_nothing = _recluster(store)
+    _add(store, vectors, n, n + round(share * n))
+    return from_nothing, _recluster(store)
+
+
+def _add(store: MemoryPetStore, vectors: FloatMatrix, start: int, end: int) -> None:
+    state = store.load(PET, known=empty_state(PET))
+    store.commit(
+        state,
+        Change(
+            "arrival",
+            next_cluster=state.next_cluster,
+            n_at_recluster=state.n_at_recluster,
+            noise_arrivals=0,
+            model=None if state.model else "bench@1",
+            dim=None if state.dim else DIM,
+            arrivals=tuple(
+                Arrival(MediaId(f"item-{row:07d}"), vectors[row], NOISE, Origin.NOISE) for row in range(start, end)
+            ),
+        ),
+    )
+
+
+def _recluster(store: MemoryPetStore) -> float:
+    service = ClusterService(store, settings=ClusterSettings(recluster_threads=1))
+    start = time.process_time()
+    service.recluster(PET)
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.growth", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("sizes", nargs="*", type=int, default=[1_000, 6_000, 10_000])
+    arguments = parser.parse_args()
+    measure(pictures(600), 300, 0.2)  # imports
+    with quiet_blas():
+        for what, measured in (("tree", measure_tree), ("recluster", measure)):
+            print(report(what, measured, arguments.sizes), end="\n\n")
+
+
+def report(what: str, measure: Callable[[FloatMatrix, int, float], tuple[float, float]], sizes: Sequence[int]) -> str:
+    rows = []
+    for n in sizes:
+        vectors = pictures(round(n * (1 + SHARES[-1])))
+        measured = [measure(vectors, n, share) for share in SHARES]
+        from_nothing = median(first for first, _ in measured)
+        cells = [f"{number(then)} ({then / from_nothing:.0%})" for _, then in measured]
+        rows.append([f"{n:,}", number(from_nothing), *cells])
+    return table([f"{what}: items", "from nothing", *(f"+{share:.1%}" for share in SHARES)], rows)
+
+
+if __name__ == "__main__":
+    main()
