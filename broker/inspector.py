@@ -200,12 +200,18 @@ class Inspector:
             return PendingEntry(found_id.decode(), holder.decode(errors="replace"), int(deliveries), int(idle))
         return None
 
-    def waiting(self, limit: int = 10) -> list[tuple[str, Mapping[bytes, bytes]]]:
-        """Return undelivered entries, the next one first: a few megabytes at most, and only the head of large ones."""
-        last_delivered = self.last_delivered_id()
-        if last_delivered == LAST_ID:
+    def waiting(self, limit: int = 10, *, after: str | None = None) -> list[tuple[str, Mapping[bytes, bytes]]]:
+        """Return undelivered entries, the next one first: a few megabytes at most, and only the head of large ones.
+
+        Args:
+            after: the id of the last entry of the previous page.
+        """
+        start = self.last_delivered_id()
+        if after is not None:
+            start = max(start, after, key=lambda entry_id: tuple(map(int, entry_id.split("-"))))
+        if start == LAST_ID:
             return []
-        args = ("XRANGE", f"({last_delivered}", "+", max(1, limit), LONGEST_SHOWN, PAGE_BYTES)
+        args = ("XRANGE", f"({start}", "+", max(1, limit), LONGEST_SHOWN, PAGE_BYTES)
         found = self._connections.run_script(HEADS, (self.keys.stream,), args)
         return [(entry_id.decode(), fields_of(flat)) for entry_id, flat, _ in found]
 

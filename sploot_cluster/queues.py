@@ -175,6 +175,63 @@ class Page(Generic[Record]):
     cursor: str | None = None
 
 
+# Which unfinished jobs to list.
+JobsState = Literal["waiting", "running", "delayed"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueJob:
+    """An unfinished job as its queue holds it. Facts that cannot be read from it are null."""
+
+    queue: str
+    state: Literal["waiting", "running", "delayed", "retrying"]
+    job_id: str | None
+    entry_id: str | None = dataclasses.field(metadata=described("null for a delayed job, which has no entry yet."))
+    actor: str | None
+    pet_id: int | None
+    media_id: str | None
+    added_at: datetime | None = dataclasses.field(
+        metadata=described("When its entry was added; for a retried job, when its last attempt was due.")
+    )
+    started_at: datetime | None = dataclasses.field(
+        default=None, metadata=described("When a worker received it; the worker may still hold it in its buffer.")
+    )
+    due_at: datetime | None = dataclasses.field(default=None, metadata=described("When a delayed job is due."))
+    worker: str | None = dataclasses.field(default=None, metadata=described("The consumer that holds it."))
+    is_worker_alive: bool | None = None
+    deliveries: int = dataclasses.field(default=0, metadata=described("Its delivery count."))
+    attempts: int = dataclasses.field(default=0, metadata=described("Failed attempts of a retrying job."))
+    error: str | None = dataclasses.field(
+        default=None, metadata=described("The error of the last attempt of a retrying job.")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterGroup:
+    """Dead letters of a queue with the same reason, actor, kind of error and field."""
+
+    queue: str
+    n: int
+    reason: str
+    actor: str | None
+    error: str = dataclasses.field(metadata=described("The class of the exception, or the reason if there was none."))
+    field: str | None
+    newest: datetime
+    oldest: datetime
+    sample_id: str = dataclasses.field(metadata=described("The id of one of them."))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found: unfinished jobs, and dead letters, newest first."""
+
+    jobs: Sequence[QueueJob] = ()
+    dead_letters: Sequence[DeadLetterView] = ()
+    is_complete: bool = dataclasses.field(
+        default=True, metadata=described("Whether everything was searched; false if there was too much.")
+    )
+
+
 class PlanUnknown(LookupError):
     """Raised when a plan does not exist: it was applied, is older than an hour, or was never made."""
 
@@ -231,6 +288,18 @@ class QueueOperations(Protocol):
 
         Looks at a bounded number of dead letters, so a page may have fewer than ``limit`` although others follow.
         """
+        ...
+
+    def jobs(self, queue: str, state: JobsState, *, limit: int, cursor: str | None = ...) -> Page[QueueJob]:
+        """Return unfinished jobs: waiting ones in order of delivery, running ones oldest first, others by due time."""
+        ...
+
+    def dead_letter_groups(self, queue: str, wanted: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
+        """Group the dead letters that match by kind of failure, the largest group first."""
+        ...
+
+    def search(self, text: str, *, limit: int) -> Found:
+        """Return the jobs and dead letters with a pet, an item, an actor or an id, or with a text in their error."""
         ...
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None: ...

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Final
 
 from broker import DeadLetter, DeadLetters
-from sploot_cluster.queues import DeadLetterFilter, DeadLetterView, Page
+from sploot_cluster.queues import DeadLetterFilter, DeadLetterGroup, DeadLetterView, Page
 from tasks.queue_ops.entries import facts_of, without_embedding
 
 # Dead letters that one page looks at: those without embeddings take 150 ms.
 LOOKED_AT: Final = 5_000
 PAGE: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetterGroup:
-    """Dead letters with the same actor, kind of error and field."""
-
-    n: int
-    reason: str
-    actor: str | None
-    error: str
-    field: str | None
-    newest: datetime
-    oldest: datetime
-    sample_id: str
 
 
 def select(dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime, limit: int) -> Iterator[DeadLetter]:
@@ -62,18 +47,25 @@ def page_of(
 def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
     """Group dead letters by kind, the largest group first."""
     # keep only ids and times, because a queue may have 100,000 dead letters with embeddings
-    by_kind: dict[tuple[str, str | None, str, str | None], list[tuple[str, datetime]]] = {}
+    by_kind: dict[tuple[str, str, str | None, str, str | None], list[tuple[str, datetime]]] = {}
     for dead_letter in dead_letters:
-        key = dead_letter.reason, dead_letter.actor_name, kind_of_error(dead_letter), dead_letter.field
+        key = (
+            dead_letter.queue_name,
+            dead_letter.reason,
+            dead_letter.actor_name,
+            kind_of_error(dead_letter),
+            dead_letter.field,
+        )
         by_kind.setdefault(key, []).append((dead_letter.id, dead_letter.died_at))
     sizes = Counter({key: len(found) for key, found in by_kind.items()})
     return [
         DeadLetterGroup(
             n=n,
-            reason=key[0],
-            actor=key[1],
-            error=key[2],
-            field=key[3],
+            queue=key[0],
+            reason=key[1],
+            actor=key[2],
+            error=key[3],
+            field=key[4],
             newest=max(died_at for _, died_at in by_kind[key]),
             oldest=min(died_at for _, died_at in by_kind[key]),
             sample_id=by_kind[key][0][0],

@@ -20,23 +20,30 @@ from sploot_cluster.queues import (
     AuditRecord,
     ConsumerStatus,
     DeadLetterFilter,
+    DeadLetterGroup,
     DeadLetterView,
     Done,
+    Found,
+    JobsState,
     Page,
     Plan,
     PlannedEntry,
+    QueueJob,
     QueueStatus,
 )
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, NAMESPACE, QUEUES, stream_of
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import HELD, Canary
-from tasks.queue_ops.dead_letters import page_of, select, view_of
+from tasks.queue_ops.dead_letters import groups_of, page_of, select, view_of
+from tasks.queue_ops.listing import jobs_of
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
+from tasks.queue_ops.search import search
 from tasks.redis_errors import reaching_redis
 
 # One plan touches at most this many entries; their ids and holders take some megabytes.
+MOST_GROUPED: Final = 10_000
 MOST_ENTRIES: Final = 100_000
 SHOWN_IDS: Final = 3
 # The loss for users and producers if jobs are cancelled, by queue.
@@ -102,6 +109,26 @@ class Operations:
         with reaching_redis():
             dead_letter = self._broker.dead_letters(queue_named(queue)).get(dead_letter_id)
         return None if dead_letter is None else view_of(dead_letter, is_whole=True)
+
+    def jobs(self, queue: str, state: JobsState, *, limit: int, cursor: str | None = None) -> Page[QueueJob]:
+        with reaching_redis():
+            return jobs_of(
+                self._broker,
+                self._client,
+                queue_named(queue),
+                state,
+                limit=limit,
+                now=self._now(),
+                cursor=cursor,
+            )
+
+    def dead_letter_groups(self, queue: str, wanted: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
+        """Group the newest ``MOST_GROUPED`` dead letters that match by kind of failure, the largest group first."""
+        return groups_of(self.stored_dead_letters(queue, wanted, limit=MOST_GROUPED))
+
+    def search(self, text: str, *, limit: int) -> Found:
+        with reaching_redis():
+            return search(self._broker, self._client, text, limit=limit)
 
     def audit(self, limit: int = 50, *, cursor: str | None = None) -> Page[AuditRecord]:
         with reaching_redis():

@@ -169,6 +169,21 @@ def test_out_of_range_number_in_a_plan_is_named(api: Caller) -> None:
         assert refusal_of(refused) == (422, [field]), body
 
 
+def test_lists_behind_the_numbers_are_returned(api: Caller, desk: Desk) -> None:
+    desk.add(1, 2, pet_id=2**53 + 1)
+    desk.bury(3)
+
+    waiting = api.get("/embedding.ingested/jobs?state=waiting&limit=1", "viewer")
+    groups = api.get("/embedding.ingested/dead/groups?since_s=60")
+    found = api.get("/search?text=no")
+
+    assert [job["pet_id"] for job in waiting.json()["jobs"]] == [2**53 + 1]
+    assert waiting.json()["next_cursor"] == waiting.json()["jobs"][0]["entry_id"]
+    assert [group["n"] for group in groups.json()["groups"]] == [1]
+    assert len(found.json()["dead_letters"]) == 1
+    assert api.get("/search?text=no", "viewer").status_code == 403
+
+
 @pytest.mark.parametrize("cursor", ["0-0", "1", "9" * 20 + "-0", "x"])
 def test_invalid_cursor_is_named(api: Caller, cursor: str) -> None:
     for path in ("/audit", "/embedding.ingested/dead"):

@@ -18,10 +18,14 @@ from sploot_cluster.api.routes.pets import CURSOR_OF_PAGE
 from sploot_cluster.queues import (
     AuditRecord,
     DeadLetterFilter,
+    DeadLetterGroup,
     DeadLetterView,
     Done,
+    Found,
+    JobsState,
     Plan,
     PlanUnknown,
+    QueueJob,
     QueueOperations,
     QueueStatus,
 )
@@ -48,6 +52,19 @@ class Audit(BaseModel):
 
     records: list[AuditRecord]
     next_cursor: str | None = Field(description=NEXT_CURSOR)
+
+
+class Jobs(BaseModel):
+    """A page of the unfinished jobs of a queue."""
+
+    jobs: list[QueueJob]
+    next_cursor: str | None = Field(description=NEXT_CURSOR)
+
+
+class DeadLetterGroups(BaseModel):
+    """The dead letters of a queue by kind of failure, the most frequent first."""
+
+    groups: list[DeadLetterGroup]
 
 
 class DeadLetters(BaseModel):
@@ -85,11 +102,50 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         """Return the figures of every queue, with one sentence on why its jobs wait."""
         return Queues(queues=list(operations.queues()))
 
+    @router.get("/search", operation_id="search_jobs", summary="Search jobs and dead letters", responses=reads)
+    def search_jobs(
+        text: Annotated[
+            str,
+            Query(description="A pet, a job, an item, an actor, or part of an error.", min_length=1, max_length=200),
+        ],
+        limit: Annotated[int, Query(description="Maximum number of each.", ge=1, le=100)] = 50,
+    ) -> Found:
+        """Return unfinished jobs of a pet, an actor or an id, and dead letters with this pet, item, actor, id or error.
+
+        A number is a pet. Of each queue, the newest 5,000 dead letters are searched.
+        """
+        return operations.search(text.strip(), limit=limit)
+
     @router.get("/audit", operation_id="get_audit", summary="List the actions taken on the queues", responses=reads)
     def get_audit(limit: Limit = 50, cursor: Cursor = None) -> Audit:
         """Return the audit log. A record that stays `begun` belongs to an action that was interrupted."""
         page = operations.audit(limit, cursor=cursor)
         return Audit(records=list(page.records), next_cursor=page.cursor)
+
+    @router.get("/{queue}/jobs", operation_id="list_jobs", summary="List unfinished jobs", responses=reads)
+    @of_queue
+    def list_jobs(queue: str, state: JobsState, limit: Limit = 50, cursor: Cursor = None) -> Jobs:
+        """Return jobs that wait, that workers hold, or that are not due yet, such as retries.
+
+        Waiting jobs are in the order of delivery, running ones have the oldest first, and delayed ones are by due time.
+        Jobs that were handed back wait, but are listed with the running ones, where Redis holds them.
+        """
+        page = operations.jobs(queue, state, limit=limit, cursor=cursor)
+        return Jobs(jobs=list(page.records), next_cursor=page.cursor)
+
+    @router.get(
+        "/{queue}/dead/groups",
+        operation_id="group_dead_letters",
+        summary="Group dead letters by error",
+        responses=reads,
+    )
+    @of_queue
+    def group_dead_letters(
+        queue: str,
+        since_s: Annotated[Seconds | None, Query(description="Died at most this many seconds ago.")] = None,
+    ) -> DeadLetterGroups:
+        """Return the kinds of failures of the newest 10,000 dead letters, the most frequent first."""
+        return DeadLetterGroups(groups=list(operations.dead_letter_groups(queue, DeadLetterFilter(since_s=since_s))))
 
     @router.get("/{queue}/dead", operation_id="list_dead_letters", summary="List dead letters", responses=reads)
     @of_queue

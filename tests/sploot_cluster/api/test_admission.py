@@ -100,8 +100,7 @@ def test_role_limits_what_its_token_may_do(role: str, writes: int, reads: int) -
 READ_ONLY = {
     "get_clusters", "get_cluster", "get_why", "get_suggestions", "get_doubtful", "get_tally", "get_history",
     "get_revision", "compare_revisions",
-    "get_model", "get_job", "get_queues", "list_pets", "whoami", "list_pet_jobs",
-    "get_preview",
+    "get_model", "get_job", "get_queues", "list_pets", "list_jobs", "whoami", "list_pet_jobs", "get_preview",
 }  # fmt: skip
 CORRECTIONS = {"recluster", *(request.actor_name for request in VERBS.values())}
 

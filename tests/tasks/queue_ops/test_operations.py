@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
+import dramatiq
 import pytest
 import redis
 
 from broker.keys import HANDED_BACK
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.jobs import QueueUnavailable
-from sploot_cluster.queues import DeadLetterFilter, PlanUnknown
+from sploot_cluster.queues import DeadLetterFilter, JobsState, PlanUnknown, QueueJob
+from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP
 from tasks.queue_ops.operations import queue_named
 from tests.support import eventually
-from tests.system.events import free_port
+from tests.system.events import flat_event, free_port
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
 
 
@@ -381,6 +383,82 @@ def test_action_is_audited(desk: Desk) -> None:
     assert (record.plan_id, record.by, record.via, record.action) == (plan.plan_id, "ada", "test", "rescue")
     assert (record.queue, record.state, record.n_planned, record.n_done) == (EMBEDDING_INGESTED, "done", 2, 2)
     assert (record.note, record.ids) == ("INC-7", ids)
+
+
+def all_jobs(desk: Desk, state: JobsState, limit: int = 2) -> list[QueueJob]:
+    """Return all jobs of the embedding queue, read page by page."""
+    page = desk.operations.jobs("embedding", state, limit=limit)
+    found = list(page.records)
+    while page.cursor is not None:
+        page = desk.operations.jobs("embedding", state, limit=limit, cursor=page.cursor)
+        found += page.records
+    return found
+
+
+def test_waiting_and_running_jobs_are_listed_page_by_page(desk: Desk) -> None:
+    ids = desk.add(1, 2, 3, pet_id=42)
+    desk.deliver()
+    waiting = desk.add(4, 5, 6, pet_id=43)
+
+    running = all_jobs(desk, "running")
+
+    assert [(job.entry_id, job.pet_id) for job in all_jobs(desk, "waiting")] == [(one, 43) for one in waiting]
+    assert [(job.entry_id, job.pet_id, job.state) for job in running] == [(one, 42, "running") for one in ids]
+    assert {(job.worker, job.is_worker_alive, job.actor) for job in running} == {(STUCK, False, "cluster_embedding")}
+    assert all(job.started_at is not None and job.media_id is not None for job in running)
+
+
+def test_delayed_and_retrying_jobs_are_listed_by_due_time(desk: Desk, redis_client: redis.Redis) -> None:
+    with ClusterTasks(client=redis_client) as tasks:
+        for pet_id in (42, 43, 44):
+            tasks.request_recluster(pet_id, reason="growth", delay_ms=100_000 * pet_id)
+    retry = {"retries": 2, "traceback": "Traceback:\nValueError: no luck"}
+    message: dramatiq.Message[None] = dramatiq.Message(CLUSTER_RECLUSTER, "recluster_pet", (), {"pet_id": 41}, retry)
+    desk.broker.enqueue(message, delay=1_000_000)
+
+    pages = [desk.operations.jobs("recluster", "delayed", limit=3)]
+    pages.append(desk.operations.jobs("recluster", "delayed", limit=3, cursor=pages[0].cursor))
+
+    jobs = [job for page in pages for job in page.records]
+    assert [(job.pet_id, job.state) for job in jobs] == [
+        (41, "retrying"), (42, "delayed"), (43, "delayed"), (44, "delayed")
+    ]  # fmt: skip
+    assert (jobs[0].attempts, jobs[0].error) == (2, "ValueError: no luck")
+    assert [job.due_at for job in jobs] == sorted(job.due_at for job in jobs if job.due_at is not None)
+    assert pages[1].cursor is None
+
+
+def test_search_finds_jobs_and_dead_letters(desk: Desk, redis_client: redis.Redis) -> None:
+    desk.add(1, 2, pet_id=42)
+    (dead_letter,) = desk.bury(3, pet_id=43, error="TimeoutError: Slow Redis")
+    with ClusterTasks(client=redis_client) as tasks:
+        job = tasks.merge(44, [1, 2])
+    item = str(flat_event(pet_id=43, number=3)["media_id"])
+
+    def found(text: str) -> tuple[list[int | None], list[str]]:
+        result = desk.operations.search(text, limit=10)
+        assert result.is_complete
+        return [one.pet_id for one in result.jobs], [one.dead_letter_id for one in result.dead_letters]
+
+    assert found("42") == ([42, 42], [])
+    assert found("43") == ([], [dead_letter])
+    assert found("slow redis") == ([], [dead_letter])
+    assert found(item) == ([], [dead_letter])
+    assert found(job.job_id) == ([44], [])
+    assert found("merge_clusters") == ([44], [])
+    assert found("nothing of this kind") == ([], [])
+
+
+def test_dead_letters_are_grouped_by_error(desk: Desk) -> None:
+    desk.bury(1, 2, error="ValueError: a")
+    desk.bury(3, error="TimeoutError: b")
+
+    groups = desk.operations.dead_letter_groups("embedding", DeadLetterFilter())
+
+    assert [(group.n, group.error, group.queue) for group in groups] == [
+        (2, "ValueError", EMBEDDING_INGESTED),
+        (1, "TimeoutError", EMBEDDING_INGESTED),
+    ]
 
 
 def test_audit_is_read_page_by_page(desk: Desk) -> None:

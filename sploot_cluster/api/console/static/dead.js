@@ -2,8 +2,9 @@
 
 import { get } from "./api.js";
 import { write } from "./exact.js";
-import { count, duration, go, h, notice, table, when } from "./dom.js";
+import { count, duration, go, h, notice, number, table, when } from "./dom.js";
 import { act } from "./actions.js";
+import { pager } from "./jobs.js";
 
 const FILTERS = { reason: "reason", actor: "actor", pet_id: "pet", error: "error contains" };
 const PAGE = 100;
@@ -21,10 +22,12 @@ export const dead = {
     const chosen = queue ?? queues.reduce((most, one) => (one.dead > most.dead ? one : most)).queue;
     const wanted = new URLSearchParams([...query].filter(([name, value]) => name in FILTERS && value));
     wanted.set("limit", PAGE);
-    const { dead_letters: deadLetters } = await get(`queues/${encodeURIComponent(chosen)}/dead?${wanted}`);
-    return { queues, chosen, deadLetters };
+    if (query.get("cursor")) wanted.set("cursor", query.get("cursor"));
+    const path = `queues/${encodeURIComponent(chosen)}/dead`;
+    const [page, { groups }] = await Promise.all([get(`${path}?${wanted}`), get(`${path}/groups`)]);
+    return { queues, chosen, deadLetters: page.dead_letters, cursor: page.next_cursor, groups };
   },
-  draw({ queues, chosen, deadLetters }, { query }, again) {
+  draw({ queues, chosen, deadLetters, cursor, groups }, { query }, again) {
     const total = queues.find((queue) => queue.queue === chosen)?.dead ?? 0;
     const filter = filterOf(query);
     const filtered = Object.keys(filter).length > 0;
@@ -41,10 +44,19 @@ export const dead = {
         h("button", { type: "button", disabled: !deadLetters.length, onclick: () => act(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
         h("button", { type: "button", disabled: !deadLetters.length, onclick: () => act(chosen, "purge", { matching: filter }, { title: `Purge ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
       ),
+      !filtered && groups.length > 1 && groupTable(groups, chosen),
       table(["died", "reason", "actor", "pet", "error", ""], deadLetters.map((deadLetter) => row(deadLetter, chosen, again)), { empty: "No dead letters." }),
+      pager(`#/dead/${chosen}`, query, cursor),
     ];
   },
 };
+
+/** Draw the kinds of failures, each with a link that filters for it. */
+function groupTable(groups, queue) {
+  const link = (group) => `#/dead/${queue}?${new URLSearchParams({ reason: group.reason, ...(group.actor && { actor: group.actor }), ...(group.error !== group.reason && { error: group.error }) })}`;
+  const rows = groups.map((group) => [h("a", { href: link(group) }, group.error), number(count(group.n)), group.reason, group.actor ?? "–", group.field ?? "–", when(group.oldest), when(group.newest)]);
+  return [h("h2", {}, "By error"), table(["error", { text: "dead letters", class: "number" }, "reason", "actor", "field", "oldest", "newest"], rows), h("h2", {}, "All")];
+}
 
 const filterOf = (query) => Object.fromEntries([...query].filter(([name, value]) => name in FILTERS && value));
 

@@ -58,7 +58,7 @@ export const count = (n) => (n === null || n === undefined ? "–" : n.toLocaleS
 export function when(iso) {
   if (!iso) return "–";
   const at = new Date(iso);
-  return h("time", { datetime: iso, title: iso }, at.toLocaleString("sv-SE"));
+  return h("time", { datetime: iso, title: at.toLocaleString("sv-SE", { timeZoneName: "short" }) }, `${at.toISOString().slice(0, 19).replace("T", " ")} UTC`);
 }
 
 /** Go to an address in the page. If it is the present one, load the page again. */

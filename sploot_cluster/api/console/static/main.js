@@ -3,12 +3,14 @@
 import { Refused, Unanswered, forget, me, may, recognise, token } from "./api.js";
 import { h, notice } from "./dom.js";
 import { dead } from "./dead.js";
+import { find } from "./find.js";
 import { job } from "./job.js";
+import { jobs, listenForSearches } from "./jobs.js";
 import { pet } from "./pet.js";
 import { queues } from "./queues.js";
 import { redraw } from "./redraw.js";
 
-const PLACES = { queues, dead, pet, job };
+const PLACES = { queues, dead, pet, job, jobs, find };
 const STALE_AFTER_S = 20;
 const OLD_AFTER_S = 60;
 
@@ -50,7 +52,7 @@ async function show({ again = false } = {}) {
   clearTimeout(timer);
   const visit = (here = address());
   const { place } = visit;
-  for (const link of document.querySelectorAll("nav a")) {
+  for (const link of document.querySelectorAll("header nav a")) {
     if (link.dataset.place === visit.name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
@@ -121,7 +123,8 @@ function showCaller() {
   const caller = document.getElementById("caller");
   caller.hidden = !who;
   caller.replaceChildren(...(who ? [h("span", {}, h("strong", {}, who.name), ` ${who.role}`), who.has_token ? h("button", { type: "button", class: "plain", onclick: signOut }, "Sign out") : ""] : []));
-  for (const link of document.querySelectorAll("nav a")) link.hidden = who !== null && !may(link.dataset.needs);
+  document.getElementById("search").hidden = !who || !may("get_job");
+  for (const link of document.querySelectorAll("header nav a")) link.hidden = who !== null && !may(link.dataset.needs);
 }
 
 // -- how old the page is -------------------------------------------------------------------------------------------
@@ -136,6 +139,8 @@ function showFreshness() {
 }
 
 const again = () => show({ again: true });
+
+listenForSearches();
 
 document.getElementById("refresh").addEventListener("click", again);
 setInterval(showFreshness, 1000);

@@ -3,6 +3,7 @@
 import { get, may } from "./api.js";
 import { ask, count, duration, h, number, shell, table, when } from "./dom.js";
 import { act } from "./actions.js";
+import { rescue } from "./jobs.js";
 import { levelOf, thresholds } from "./thresholds.js";
 
 const RECLUSTER = "cluster.recluster";
@@ -20,7 +21,7 @@ export const queues = {
     const rows = queues.map((queue) => [
       h("td", {}, h("strong", {}, queue.queue), h("p", { class: "quiet" }, queue.reason)),
       ...figures(queue).map(([text, level]) => number(text, level)),
-      h("td", { class: "actions" }, may("apply_plan") && [pauseButton(queue, again), " ", cancelButton(queue, again)]),
+      h("td", { class: "actions" }, may("apply_plan") && [queue.orphaned > 0 && [rescueButton(queue, again), " "], pauseButton(queue, again), " ", cancelButton(queue, again)]),
     ]);
     return [
       h("h1", {}, "Queues"),
@@ -38,15 +39,17 @@ const HEADS = ["undelivered", "in flight", "delayed", "orphaned", "dead", "oldes
 function figures(queue) {
   const isRecluster = queue.queue === RECLUSTER;
   return [
-    [count(queue.undelivered), levelOf("undelivered", queue.undelivered)],
-    [count(queue.in_flight), levelOf("pending", queue.in_flight)],
-    [count(queue.delayed), levelOf("delayed", queue.delayed)],
+    [jobsLink(queue, queue.undelivered, "waiting"), levelOf("undelivered", queue.undelivered)],
+    [jobsLink(queue, queue.in_flight, "running"), levelOf("pending", queue.in_flight)],
+    [jobsLink(queue, queue.delayed, "delayed"), levelOf("delayed", queue.delayed)],
     [count(queue.orphaned), levelOf("orphans", queue.orphaned)],
     [deadLink(queue), levelOf("dead", queue.dead)],
     [duration(queue.oldest_age_s === null ? null : queue.oldest_age_s * 1000), levelOf(isRecluster ? "recluster_age" : "oldest_age", queue.oldest_age_s)],
     [duration(queue.oldest_pending_s === null ? null : queue.oldest_pending_s * 1000), levelOf(isRecluster ? "recluster_lag" : "lag", queue.oldest_pending_s)],
   ];
 }
+
+const jobsLink = (queue, n, state) => (n ? h("a", { href: `#/jobs/${queue.queue}/${state}` }, count(n)) : "0");
 
 const deadLink = (queue) => (queue.dead ? h("a", { href: `#/dead/${queue.queue}` }, count(queue.dead)) : "0");
 
@@ -74,6 +77,8 @@ function pauseButton(queue, again) {
     queue.is_paused ? "Resume…" : "Pause…",
   );
 }
+
+const rescueButton = (queue, again) => h("button", { type: "button", onclick: () => rescue(queue.queue, again) }, "Rescue orphans…");
 
 function cancelButton(queue, again) {
   return h("button", { type: "button", onclick: () => cancelJobs(queue.queue, again) }, "Cancel jobs…");

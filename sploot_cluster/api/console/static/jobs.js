@@ -1,0 +1,93 @@
+// The unfinished jobs of a queue: the list behind each of its numbers.
+
+import { get, may } from "./api.js";
+import { act } from "./actions.js";
+import { duration, go, h, table, when } from "./dom.js";
+
+const STATES = { waiting: "Waiting", running: "Running", delayed: "Delayed and retrying" };
+const PAGE = 50;
+
+export const jobs = {
+  title: ({ rest: [queue] }) => `Jobs of ${queue ?? "a queue"}`,
+  every: 5000,
+  form: ({ rest: [queue, state] }) => tabs(queue, state),
+  async load({ rest: [queue, state = "waiting"], query }) {
+    const wanted = new URLSearchParams({ state, limit: PAGE });
+    if (query.get("cursor")) wanted.set("cursor", query.get("cursor"));
+    return get(`queues/${encodeURIComponent(queue)}/jobs?${wanted}`);
+  },
+  draw({ jobs: found, next_cursor: cursor }, { rest: [queue, state = "waiting"], query }, again) {
+    const own = may("plan_rescue") && state === "running" && h("button", { type: "button", onclick: () => rescue(queue, again) }, "Rescue orphans…");
+    return [
+      h("h1", {}, `Jobs of ${queue}`),
+      tabs(queue, state),
+      own && h("div", { class: "row" }, own),
+      jobTable(found, { empty: { waiting: "No job waits.", running: "No worker holds a job.", delayed: "No job is delayed or retried." }[state] }),
+      pager(`#/jobs/${queue}/${state}`, query, cursor),
+    ];
+  },
+};
+
+/** Plan to requeue the jobs that no consumer holds. */
+export const rescue = (queue, again) => act(queue, "rescue", { unowned: true }, { title: `Rescue orphans of ${queue}`, cli: ["queue", "rescue", queue, "--unowned"], again });
+
+function tabs(queue, state = "waiting") {
+  return h(
+    "nav",
+    { class: "tabs", "aria-label": "Kinds of jobs" },
+    Object.entries(STATES).map(([name, text]) => h("a", { href: `#/jobs/${queue}/${name}`, "aria-current": name === state ? "page" : null }, text)),
+    h("a", { href: `#/dead/${queue}` }, "Dead"),
+    h("a", { href: "#/queues" }, "All queues"),
+  );
+}
+
+/** Draw a list of unfinished jobs. */
+export function jobTable(found, { empty, withQueue = false } = {}) {
+  const heads = ["state", ...(withQueue ? ["queue"] : []), "job", "actor", "pet", "item", "since", "by or due"];
+  return table(heads, found.map((one) => row(one, withQueue)), { empty });
+}
+
+function row(one, withQueue) {
+  const since = one.started_at ?? one.added_at;
+  const by = one.worker
+    ? [h("span", { class: "id" }, one.worker), one.is_worker_alive === false && h("strong", { class: "is-critical" }, " dead")]
+    : one.due_at ? ["due ", when(one.due_at)] : "–";
+  return [
+    h("td", {}, h("span", { class: `state is-${one.state}` }, one.state), one.attempts > 0 && h("p", { class: "quiet" }, `${one.attempts} failed: ${one.error ?? ""}`)),
+    ...(withQueue ? [h("a", { href: `#/jobs/${one.queue}/${one.state === "retrying" ? "delayed" : one.state}` }, one.queue)] : []),
+    one.job_id ? h("a", { class: "id", href: `#/job/${encodeURIComponent(one.job_id)}` }, one.job_id) : h("span", { class: "id" }, one.entry_id ?? "–"),
+    one.actor ?? "–",
+    one.pet_id ? h("a", { href: `#/pet/${one.pet_id}` }, one.pet_id) : "–",
+    one.media_id ?? "–",
+    h("td", {}, when(since), since && h("p", { class: "quiet" }, `for ${duration(Date.now() - new Date(since))}`)),
+    h("td", {}, by),
+  ];
+}
+
+/** Draw the links to the first and the next page of a list. */
+export function pager(address, query, cursor) {
+  const to = (value) => {
+    const next = new URLSearchParams(query);
+    if (value) next.set("cursor", value);
+    else next.delete("cursor");
+    return `${address}${[...next].length ? `?${next}` : ""}`;
+  };
+  if (!cursor && !query.get("cursor")) return null;
+  return h("div", { class: "row" }, query.get("cursor") && h("a", { href: to(null) }, "First page"), cursor && h("a", { href: to(cursor) }, "Next page"));
+}
+
+/** Let the search form in the header open the page of what was found. */
+export function listenForSearches() {
+  const form = document.getElementById("search");
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = form.elements.text.value.trim();
+    if (text) go(`#/find?text=${encodeURIComponent(text)}`);
+  });
+  document.addEventListener("keydown", (event) => {
+    const isTyping = event.target.closest?.("input, select, textarea, dialog");
+    if (event.key !== "/" || isTyping || form.hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    form.elements.text.focus();
+  });
+}

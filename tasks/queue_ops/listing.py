@@ -1,0 +1,138 @@
+"""Pages of the unfinished jobs of a queue: those that wait, those that workers hold, and those that are not due."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, cast
+
+import redis
+
+from broker import Inspector, RedisStreamsBroker
+from broker.keys import QueueKeys
+from sploot_cluster.queues import JobsState, Page, QueueJob
+from tasks.contracts import CLUSTER_EMBEDDING, NAMESPACE
+from tasks.queue_ops.entries import EntryFacts, added_at, facts_of
+
+# Entries that are read whole in one round trip.
+READ_PAGE: Final = 100
+
+
+def jobs_of(
+    broker: RedisStreamsBroker,
+    client: redis.Redis,
+    queue: str,
+    state: JobsState,
+    *,
+    limit: int,
+    now: datetime,
+    cursor: str | None = None,
+) -> Page[QueueJob]:
+    """Return a page of jobs: waiting ones in the order of delivery, running ones oldest first, others by due time.
+
+    Args:
+        cursor: the id of the last entry of the previous page; for delayed jobs, ``<number of jobs before>-0``.
+    """
+    inspector = broker.inspector(queue)
+    match state:
+        case "waiting":
+            return _waiting(inspector, queue, limit, cursor)
+        case "running":
+            alive = {consumer.name for consumer in broker.stats(queue).consumers if consumer.is_alive}
+            return _running(inspector, queue, limit, cursor, alive=alive, now=now)
+        case "delayed":
+            return _delayed(client, queue, limit, cursor)
+
+
+def _waiting(inspector: Inspector, queue: str, limit: int, cursor: str | None) -> Page[QueueJob]:
+    found = inspector.waiting(limit + 1, after=cursor)
+    jobs = [_job(queue, "waiting", facts_of(fields), entry_id) for entry_id, fields in found[:limit]]
+    if not jobs:
+        return Page(jobs)
+    last = found[len(jobs) - 1][0]
+    # large entries may end a page early
+    has_more = len(found) > limit or bool(inspector.waiting(1, after=last))
+    return Page(jobs, last if has_more else None)
+
+
+def _running(
+    inspector: Inspector, queue: str, limit: int, cursor: str | None, *, alive: set[str], now: datetime
+) -> Page[QueueJob]:
+    found = inspector.pending(limit + 1, after=cursor)
+    page = found[:limit]
+    jobs = []
+    for entry, facts in zip(page, _facts(inspector, [entry.id for entry in page]), strict=True):
+        is_handed_back = entry.is_handed_back
+        held_ms = entry.idle_ms or 0
+        jobs.append(
+            _job(
+                queue,
+                "waiting" if is_handed_back else "running",
+                facts or EntryFacts("unreadable", 0),
+                entry.id,
+                started_at=None if is_handed_back else now - timedelta(milliseconds=held_ms),
+                worker=None if is_handed_back else entry.holder,
+                is_worker_alive=None if is_handed_back else entry.holder in alive,
+                deliveries=entry.deliveries,
+            )
+        )
+    return Page(jobs, page[-1].id if len(found) > limit else None)
+
+
+def _delayed(client: redis.Redis, queue: str, limit: int, cursor: str | None) -> Page[QueueJob]:
+    keys = QueueKeys(NAMESPACE, queue)
+    start = int((cursor or "0").partition("-")[0])
+    found = cast("list[tuple[bytes, float]]", client.zrange(keys.delayed, start, start + limit, withscores=True))
+    page = found[:limit]
+    names = [name for name, _ in page]
+    stored = cast("list[bytes | None]", client.hmget(keys.delayed_messages, names)) if names else []
+    jobs = []
+    for (_, due_ms), text in zip(page, stored, strict=True):
+        if text is None:  # promoted between the two reads
+            continue
+        options = _options(text)
+        retries = options.get("retries")
+        due_at = datetime.fromtimestamp(due_ms / 1000, tz=UTC)
+        error = str(options.get("traceback") or "").strip().rpartition("\n")[2][:500] or None
+        jobs.append(
+            _job(
+                queue,
+                "retrying" if retries else "delayed",
+                facts_of({b"message": text}),
+                None,
+                due_at=due_at,
+                attempts=retries if isinstance(retries, int) else 0,
+                error=error if retries else None,
+            )
+        )
+    return Page(jobs, f"{start + limit}-0" if len(found) > limit else None)
+
+
+def _options(text: bytes) -> dict[str, Any]:
+    try:
+        options = json.loads(text).get("options")
+    except (ValueError, AttributeError):
+        return {}
+    return options if isinstance(options, dict) else {}
+
+
+def _facts(inspector: Inspector, entry_ids: Sequence[str]) -> Iterator[EntryFacts | None]:
+    for start in range(0, len(entry_ids), READ_PAGE):
+        for fields in inspector.entries(entry_ids[start : start + READ_PAGE]):
+            yield None if fields is None else facts_of(fields)
+
+
+def _job(queue: str, state: Any, facts: EntryFacts, entry_id: str | None, **more: Any) -> QueueJob:
+    return QueueJob(
+        queue=queue,
+        state=state,
+        job_id=facts.message_id,
+        entry_id=entry_id,
+        # a flat event does not name its actor; its queue has only one
+        actor=facts.actor or (CLUSTER_EMBEDDING if facts.form == "event" else None),
+        pet_id=facts.pet_id,
+        media_id=facts.media_id,
+        added_at=None if entry_id is None else added_at(entry_id),
+        **more,
+    )

@@ -1,0 +1,91 @@
+"""One search over all queues, for a text that an operator has: an id, a pet, an item, an actor, or part of an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final
+
+import redis
+
+from broker import DeadLetter, RedisStreamsBroker, Selection
+from sploot_cluster.limits import MAX_INT64
+from sploot_cluster.queues import DeadLetterView, Found, QueueJob
+from tasks.contracts import QUEUES
+from tasks.queue_ops.dead_letters import LOOKED_AT, message_id_of, view_of
+from tasks.queue_ops.entries import added_at, facts_of
+from tasks.queue_ops.pet_index import FoundJob, find_jobs
+
+_PET: Final = re.compile(r"[1-9][0-9]{0,18}")
+# Ids of jobs and events are longer; a search of every waiting entry for a shorter text would find too much.
+_ID: Final = re.compile(r"[\w.:-]{8,200}")
+
+
+def search(broker: RedisStreamsBroker, client: redis.Redis, text: str, *, limit: int) -> Found:
+    """Return at most ``limit`` unfinished jobs, and of each queue at most ``limit`` dead letters of the newest 5,000.
+
+    A number is a pet. Another text is the id of a job, an item, or an actor, or is contained in an error.
+    """
+    jobs: list[QueueJob] = []
+    if _PET.fullmatch(text) and int(text) <= MAX_INT64:
+        found, _ = find_jobs(broker, client, int(text), limit=limit)
+        jobs = [_of_pet(job, int(text)) for job in found]
+    else:
+        jobs = [job for queue in QUEUES for job in islice(_unfinished(broker, queue, text), limit)]
+    dead_letters: list[DeadLetterView] = []
+    is_complete = len(jobs) <= limit
+    for queue in QUEUES:
+        newest = broker.dead_letters(queue)
+        seen = list(islice(newest.find(), LOOKED_AT + 1))
+        matching = [one for one in seen[:LOOKED_AT] if _is_about(one, text)]
+        dead_letters += map(view_of, matching[:limit])
+        is_complete = is_complete and len(seen) <= LOOKED_AT and len(matching) <= limit
+    dead_letters.sort(key=lambda view: view.died_at, reverse=True)
+    return Found(jobs[:limit], dead_letters, is_complete)
+
+
+def _unfinished(broker: RedisStreamsBroker, queue: str, text: str) -> Iterator[QueueJob]:
+    """Yield the queue's unfinished messages of an actor, or with an id."""
+    inspector = broker.inspector(queue)
+    is_actor = re.fullmatch(r"[a-z]+(_[a-z]+)+", text) is not None
+    if not is_actor and not _ID.fullmatch(text):
+        return
+    wanted = Selection(actor=text) if is_actor else Selection(message_ids=frozenset({text}))
+    for found in inspector.find(wanted):
+        message = found.message
+        pet_id, media_id = message.kwargs.get("pet_id"), message.kwargs.get("media_id")
+        entry_id = found.place.decode() if found.state == "in-stream" else None
+        yield QueueJob(
+            queue=queue,
+            state="waiting" if entry_id is not None else "delayed",
+            job_id=message.message_id,
+            entry_id=entry_id,
+            actor=message.actor_name,
+            pet_id=pet_id if type(pet_id) is int else None,
+            media_id=media_id if isinstance(media_id, str) else None,
+            added_at=None if entry_id is None else added_at(entry_id),
+        )
+
+
+def _of_pet(job: FoundJob, pet_id: int) -> QueueJob:
+    return QueueJob(
+        queue=job.queue,
+        state="running" if job.state == "in flight" else "delayed" if job.state == "delayed" else "waiting",
+        job_id=job.message_id,
+        entry_id=job.entry_id,
+        actor=job.actor,
+        pet_id=pet_id,
+        media_id=job.media_id,
+        added_at=job.added_at,
+        worker=job.holder,
+        deliveries=job.deliveries,
+    )
+
+
+def _is_about(dead_letter: DeadLetter, text: str) -> bool:
+    facts = facts_of(dead_letter.fields)
+    if _PET.fullmatch(text):
+        return str(facts.pet_id) == text
+    ids = (dead_letter.id, message_id_of(dead_letter), dead_letter.actor_name, facts.media_id)
+    return text in ids or text.casefold() in dead_letter.error.casefold()

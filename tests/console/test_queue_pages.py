@@ -1,0 +1,117 @@
+"""Tests of the pages for on-call engineers: the lists behind the numbers, the search, and dead letters by error."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from sploot_cluster import ClusterService
+from sploot_cluster.pet.models import PetId
+from tasks.client import ClusterTasks
+from tests.console.conftest import Page
+from tests.sploot_cluster.albums import take
+from tests.tasks.queue_ops.desk import STUCK, Desk
+
+pytestmark = pytest.mark.slow
+
+LARGE = 2**53 + 1
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+def test_numbers_lead_to_their_jobs(page: Page, desk: Desk, redis_client: redis.Redis) -> None:
+    desk.add(1, 2, pet_id=LARGE)
+    desk.deliver()
+    desk.add(3, pet_id=43)
+    with ClusterTasks(client=redis_client) as tasks:
+        tasks.request_recluster(44, reason="growth", delay_ms=1_000_000)
+
+    page.open("queues")
+    page.click("2", within="//main")
+    page.sees(STUCK)
+    page.sees(str(LARGE))
+    page.sees("UTC")
+    page.click("Waiting")
+    page.sees("43")
+    page.open("jobs/cluster.recluster/delayed")
+    page.sees("due ")
+    page.sees("44")
+
+    assert page.complaints() == []
+
+
+def test_orphans_are_rescued_from_the_page(page: Page, desk: Desk) -> None:
+    ids = desk.add(1, 2)
+    desk.deliver()
+    desk.client.xack("streams:embedding.ingested", "cluster-workers", *ids)
+
+    page.open("queues")
+    page.click("Rescue orphans…")
+    page.click("Yes, 2 entries")
+    page.sees("2 of 2")
+
+    page.open("jobs/embedding.ingested/running")
+    page.sees("waiting")
+
+
+def test_search_finds_pets_items_jobs_and_errors(
+    page: Page, desk: Desk, service: ClusterService, redis_client: redis.Redis
+) -> None:
+    take(service, 0, range(3), pet=PetId(LARGE))
+    desk.bury(1, pet_id=43, error="TimeoutError: slow Redis")
+    with ClusterTasks(client=redis_client) as tasks:
+        job = tasks.merge(LARGE, [1, 2])
+
+    def search(text: str) -> None:
+        page.browser.find_element(By.TAG_NAME, "main").send_keys("/")
+        box = page.labelled("Search jobs, pets, actors and errors")
+        assert page.browser.switch_to.active_element == box
+        box.clear()
+        box.send_keys(text + Keys.ENTER)
+        page.sees(f"Search: {text}")
+
+    page.open("queues")
+    page.sees("embedding.ingested")
+    search(str(LARGE))
+    page.sees("merge_clusters")
+    search(job.job_id)
+    page.sees("no worker takes jobs")
+    search("slow redis")
+    page.sees("TimeoutError: slow Redis")
+    search(f"{LARGE} s0-1")
+    page.sees(f"Item s0-1 of pet {LARGE}")
+    search("nothing")
+    page.sees("Nothing has this id")
+    page.click("Pets", within="//header")
+
+    assert [line for line in page.complaints() if "404" not in line] == []
+
+
+def test_dead_letters_are_shown_by_error_and_page_by_page(page: Page, desk: Desk) -> None:
+    desk.bury(*range(101), error="ValueError: no")
+    desk.bury(200, error="TimeoutError: slow")
+
+    page.open("dead/embedding.ingested")
+    page.sees("By error")
+    page.click("Next page")
+    page.sees("First page")
+    page.open("dead/embedding.ingested")
+    page.click("TimeoutError", within="//table")
+    page.sees("1 of 102 match")
+
+
+@pytest.mark.parametrize("place", ["jobs/embedding.ingested/running", "find?text=42", "dead/embedding.ingested"])
+def test_page_fits_a_phone(phone: Page, desk: Desk, place: str) -> None:
+    desk.add(1, 2, pet_id=42)
+    desk.deliver()
+    desk.bury(3, pet_id=42)
+
+    phone.open(place)
+    phone.sees("42")
+
+    assert phone.too_wide() == []
