@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sploot_cluster.encodings import MAX_BYTES
 from sploot_cluster.event import FIELDS, REQUIRED, SCHEMA
-from sploot_cluster.fields import Field, Text, Whole
+from sploot_cluster.fields import Field, Flag, Text, Whole
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.printable import PRINTABLE_PATTERN
 
@@ -51,6 +51,8 @@ def _flat(name: str, field: Field) -> dict[str, Any]:
         case Whole(lowest, highest):
             digits = f"{field.description} {lowest} to {highest} in decimal digits, without sign or leading zeros."
             return {"description": digits, "type": "string", "pattern": f"^({_digits(lowest, highest)})$"}
+        case Flag():
+            return described | {"type": "string", "enum": ["true", "false"]}
         case Text():
             return described | {"$ref": "#/$defs/name"}
         case kind:

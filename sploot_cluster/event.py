@@ -21,8 +21,10 @@ from uuid import uuid4
 from sploot_cluster.encodings import ENCODINGS, MAX_BYTES, Encoding, check_values, to_base64, to_f32le, values_of
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import (
+    FLAG,
     ID,
     Field,
+    Flag,
     Matching,
     OneOf,
     Text,
@@ -107,7 +109,9 @@ class EmbeddingIngested:
 
     pet_id: int = given(ID, "Id of the pet.", 42)
     media_id: str = given(
-        NAME, "The producer's id of the item. Sending the same item again changes nothing.", "beach.jpg"
+        NAME,
+        "The producer's id of the item. Sending the same item again changes nothing, unless `replace` is true.",
+        "beach.jpg",
     )
     model: str = given(
         MODEL, "name@version of the embedding model. Vectors of different models are never compared.", "clip-vit-b32@1"
@@ -129,6 +133,13 @@ class EmbeddingIngested:
         "The producer's time of the item, such as when it was uploaded: RFC 3339 with a time zone. Listings show it "
         "and can be sorted by it; it decides nothing.",
         "2026-01-31T12:00:00Z",
+        default=None,
+    )
+    replace: bool | None = given(
+        FLAG,
+        "Whether the embedding replaces that of an item that the pet has, because the picture was edited. The item "
+        "keeps its corrections; if they do not name it, it is assigned again. For a new item it makes no difference.",
+        True,
         default=None,
     )
     traceparent: str | None = given(
@@ -213,7 +224,7 @@ class EmbeddingIngested:
     def to_fields(self) -> dict[bytes, bytes]:
         """Return the event as a flat stream entry, with the embedding as f32le."""
         written = self.to_kwargs() | {"encoding": "f32le"}
-        text = {name.encode(): str(value).encode() for name, value in written.items()}
+        text = {name.encode(): _word(value).encode() for name, value in written.items()}
         return text | {b"embedding": self.embedding}
 
     @classmethod
@@ -236,7 +247,7 @@ _WRITTEN: Final[Mapping[str, Field]] = {
 
 # All fields, in the order in which the documents list them, and the fields that a flat entry must have.
 FIELDS: Final[Mapping[str, Field]] = {"schema": _WRITTEN["schema"], **fields_of(EmbeddingIngested), **_WRITTEN}
-REQUIRED: Final = tuple(name for name in FIELDS if name not in ("occurred_at", "traceparent"))
+REQUIRED: Final = tuple(name for name in FIELDS if name not in ("occurred_at", "replace", "traceparent"))
 _IN_MESSAGES: Final = tuple(name for name in REQUIRED if name != "schema")
 
 _HELD: Final[tuple[tuple[str, Callable[[str, object], object], bool], ...]] = tuple(
@@ -258,6 +269,11 @@ def _decoded(sent: Mapping[str, Any]) -> bytes:
     return f32le
 
 
+def _word(value: object) -> str:
+    """Return the text of a value in a flat entry."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 # -- reading flat entries ----------------------------------------------------------------------------------------------
 
 
@@ -272,6 +288,11 @@ def _number(name: str, value: bytes) -> object:
     return number_of(_text(name, value))
 
 
+def _flag(name: str, value: bytes) -> object:
+    text = _text(name, value)
+    return {"true": True, "false": False}.get(text, text)
+
+
 def _bytes(_: str, value: bytes) -> bytes:
     return value
 
@@ -280,6 +301,8 @@ def _reader(kind: object) -> Callable[[str, bytes], object]:
     match kind:
         case Whole():
             return _number
+        case Flag():
+            return _flag
         case _Values():
             return _bytes
         case _:

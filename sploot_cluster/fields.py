@@ -140,6 +140,22 @@ class OneOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Flag:
+    """True or false."""
+
+    def check(self, name: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise InvalidInput(name, f"is {type_of(value)}, not a boolean", "send true or false")
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "boolean"}
+
+
+FLAG: Final = Flag()
+
+
+@dataclass(frozen=True, slots=True)
 class ListOf(Generic[Item]):
     """A list of distinct entries; duplicates are removed, and the order is kept.
 

@@ -21,6 +21,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NotRequired, TypedDict, TypeVar, Unpack
 from uuid import uuid4
 
+import numpy as np
 import numpy.typing as npt
 
 from sploot_cluster.decide.assignment import recluster_reason
@@ -136,6 +137,7 @@ class NewItem(NamedTuple):
     model: str
     vector: npt.ArrayLike
     occurred_at: datetime | None = None
+    is_replacement: bool = False
 
 
 class ClusterService:
@@ -185,16 +187,19 @@ class ClusterService:
         model: str,
         vector: npt.ArrayLike,
         occurred_at: datetime | None = None,
+        is_replacement: bool = False,
     ) -> Assigned:
         """Assign an arriving item to a cluster or to the noise.
 
-        An item that the pet has already stays where it is, whatever the arguments. Takes O(n · dim) for a pet of n
-        items, and two round trips to Redis.
+        An item that the pet has already stays where it is, unless the vector is a replacement. Takes O(n · dim) for a
+        pet of n items, and two round trips to Redis.
 
         Args:
             model: ``name@version`` of the embedding model; the same for all items of a pet.
             vector: (dim,) real numbers of any non-zero norm; only its direction counts.
             occurred_at: timezone-aware, stored with the item to the millisecond; decides nothing.
+            is_replacement: replace the vector of an item that the pet has with this model, and assign the item again
+                unless corrections name it; see ``decide.replacement``. This rewrites the whole pet.
 
         Raises:
             InvalidInput: a field is invalid.
@@ -207,6 +212,8 @@ class ClusterService:
         arriving = Arrival(media, query, occurred_at_ms=ms_of(occurred_at))
 
         with self._cache.open(pet) as memory:
+            if is_replacement and (replaced := self._replaced(memory, arriving, model)) is not None:
+                return replaced
             try:
                 assigned = self._settle(
                     memory,
@@ -226,8 +233,9 @@ class ClusterService:
 
         Returns:
             a list with, for each item, its assignment, or None if it was not assigned here. Call :meth:`assign` for
-            such an item: it assigns the item or raises the reason. These are items that are invalid, that have another
-            model than their pet, or whose pet is claimed, damaged, full, busy or decided exactly (``exact_until``).
+            such an item: it assigns the item or raises the reason. These are items that are invalid, that are
+            replacements or have another model than their pet, or whose pet is claimed, damaged, full, busy or decided
+            exactly (``exact_until``).
 
         Raises:
             StoreUnavailable: any of the items may have been assigned.
@@ -714,6 +722,46 @@ class ClusterService:
             return None
         return densities.pruned(memory, state, gone)
 
+    def _replaced(self, memory: PetMemory, arriving: Arrival, model: str) -> Assigned | None:
+        """Replace the vector of an item, and return its assignment; None if the pet lacks the item or the model.
+
+        Repeating it changes nothing, because the item has the vector then.
+
+        Raises:
+            DimensionMismatch: the pet's vectors of this model have another dimension.
+            RevisionConflict: the pet changed during every attempt.
+        """
+        from sploot_cluster.decide.replacement import with_vector
+
+        claimant = uuid4().hex
+        with ExitStack() as claims:
+            for attempt in count(1):
+                state = memory.state = self._store.load(memory.pet, known=memory.state)
+                row = state.rows.get(arriving.media)
+                if row is None or state.model != model:
+                    return None
+                _check_space(state, model, dim=len(arriving.vector))
+                if np.array_equal(state.vectors[row], arriving.vector):
+                    return Assigned.before(state, arriving.media)
+                before = self._store.dump(memory.pet)
+                try:
+                    if before.state.version != state.version:
+                        raise RevisionConflict(pet=state.pet, expected=state.revision, current=before.state.revision)
+                    after, assigned = with_vector(
+                        before, arriving.media, arriving.vector, settings=self._settings, at=self._clock()
+                    )
+                    memory.state = self._store.replace(before, after, claimant=claimant)
+                except RevisionConflict:
+                    if attempt == 1:
+                        claims.callback(self._store.release, memory.pet, claimant)
+                    if attempt >= self._settings.commit_attempts:
+                        raise
+                else:
+                    claims.pop_all()  # replacing the pet removed the claim
+                    memory.n_kept = 0
+                    return assigned
+        raise AssertionError("count() does not end")
+
     def _put_elsewhere(
         self,
         memory: PetMemory,
@@ -769,7 +817,7 @@ class ClusterService:
         """Return the valid items by pet, with their places among all of them."""
         by_pet: dict[PetId, list[_Waiting]] = {}
         for at, (item, vector) in enumerate(zip(items, as_vector_each([item.vector for item in items]), strict=True)):
-            if vector is None:
+            if vector is None or item.is_replacement:
                 continue
             try:
                 _check_ids(item.pet, item.media)

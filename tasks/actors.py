@@ -75,6 +75,7 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
             model=event.model,
             vector=event.vector(),
             occurred_at=event.time,
+            is_replacement=bool(event.replace),
         )
         current_job().backend = assigned.backend
         return assigned
@@ -85,7 +86,14 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
         def cluster_embeddings(messages: Sequence[BatchedMessage]) -> None:
             checked = [(message, event) for message in messages if (event := _event_of(message)) is not None]
             items = [
-                NewItem(PetId(event.pet_id), MediaId(event.media_id), event.model, event.vector(), event.time)
+                NewItem(
+                    PetId(event.pet_id),
+                    MediaId(event.media_id),
+                    event.model,
+                    event.vector(),
+                    event.time,
+                    bool(event.replace),
+                )
                 for _, event in checked
             ]
             for (message, _), assigned in zip(checked, service.assign_many(items), strict=True):

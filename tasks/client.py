@@ -141,7 +141,7 @@ class ClusterTasks:
         """Restore the labels of a revision as a new revision; corrections stay in force."""
         return self.correct(RestoreRevision(pet_id, revision, **signed))
 
-    def ingest(
+    def ingest(  # noqa: PLR0913  # the fields of the event, by name
         self,
         *,
         pet_id: int,
@@ -151,15 +151,18 @@ class ClusterTasks:
         encoding: str | None = None,
         event_id: str | None = None,
         occurred_at: str | None = None,
+        replace: bool = False,
         traceparent: str | None = None,
     ) -> JobRef:
-        """Send an item with its embedding. Sending the same ``media_id`` again changes nothing.
+        """Send an item with its embedding. Without ``replace``, sending the same ``media_id`` again changes nothing.
 
         Args:
             embedding: a sequence of numbers, a buffer such as a numpy array, bytes, or ``base64-f32le`` text.
             encoding: the encoding of bytes or text; for bytes, None means ``f32le``.
             event_id: the job's id; None generates one.
             occurred_at: when the item occurred, as RFC 3339 text. It is shown, and lists can be sorted by it.
+            replace: replace the embedding of an item that the pet has, because the picture was edited. The item keeps
+                its corrections; one that corrections do not name is assigned again.
             traceparent: W3C Trace Context of the upload.
         """
         return self.ingest_event(
@@ -171,6 +174,7 @@ class ClusterTasks:
                 encoding=encoding,
                 event_id=event_id,
                 occurred_at=occurred_at,
+                replace=replace or None,
                 traceparent=traceparent,
             )
         )

@@ -167,7 +167,7 @@ class BeginModel(_Body):
 
 
 class Embedding(BaseModel):
-    """The embedding of an item. Sending an item again changes nothing."""
+    """The embedding of an item. Sending an item again changes nothing, unless `replace` is true."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, _: object, __: object) -> dict[str, Any]:

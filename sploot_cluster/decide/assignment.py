@@ -155,12 +155,12 @@ class Thresholds:
     threshold on the cluster's card is still valid, and is used.
     """
 
-    def __init__(self, state: PetState, *, locked: Set[ClusterId] = frozenset()) -> None:
+    def __init__(self, state: PetState, *, stale: Set[ClusterId] = frozenset()) -> None:
         """
         Args:
-            locked: clusters whose cards have a threshold that is not that of their members.
+            stale: clusters whose cards have a threshold that is not that of their members, such as locked ones.
         """
-        self._state, self._locked = state, locked
+        self._state, self._stale = state, stale
         self._counts = state.origins != Origin.ABSORBED
         self._sizes = Counter(state.labels[self._counts].tolist())
         self._thresholds: dict[bytes, float] = {}
@@ -176,7 +176,7 @@ class Thresholds:
     def _card(self, members: Rows) -> ClusterCard | None:
         state, label = self._state, ClusterId(int(self._state.labels[members[0]]))
         is_as_before = (
-            label not in self._locked
+            label not in self._stale
             and self._sizes[label] == len(members)
             and self._counts[members].all()
             and (state.labels[members] == label).all()

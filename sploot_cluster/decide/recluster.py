@@ -61,7 +61,7 @@ def plan_recluster(
     origins = np.where(groups == NOISE, Origin.NOISE, Origin.CORE).astype(np.uint8)
     origins[rows.placed] = Origin.CORRECTED
     origins[rows.dismissed] = Origin.DISMISSED
-    thresholds = Thresholds(state, locked=locked.clusters)
+    thresholds = Thresholds(state, stale=locked.clusters)
     reaches = _Reaches(state, groups, rows, thresholds, locked.groups)
     is_late = (np.arange(state.n_media) >= n_seen) | (dense != NOISE)
     late = np.flatnonzero((groups == NOISE) & is_late & ~rows.dismissed)

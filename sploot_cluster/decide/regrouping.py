@@ -139,7 +139,7 @@ def regroup(
     return Regrouped(
         labels,
         origins,
-        clusters=_cards(state, labels, origins, living, locked, thresholds or Thresholds(state, locked=was_locked)),
+        clusters=_cards(state, labels, origins, living, locked, thresholds or Thresholds(state, stale=was_locked)),
         aliases=aliases,
         next_cluster=identities.next_cluster,
         n_moved=int(np.count_nonzero(labels != state.labels)),

@@ -373,7 +373,8 @@ def _clusters(
         if (card := stored.get(id_)) is None:
             computed.append(id_)
             card = ClusterCard(id_, threshold_of(vectors[(labels == id_) & counts]), revision)
-        cards[id_] = card
+        has_medoid = card.medoid is None or (card.medoid < rows.n and labels[card.medoid] == id_)
+        cards[id_] = card if has_medoid else replace(card, medoid=None)
     if computed:
         notes.derived.append(f"the cards of {len(computed)} clusters, from their items: {_shown(computed)}")
     ended = stored.keys() - cards.keys()

@@ -193,6 +193,8 @@ def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterato
                 yield "the restore cannot be replayed: its revision is missing"
         case "delete":
             yield f"the deletion of {summary.get('n_deleted')} items cannot be replayed: no data of them is left"
+        case "replace":
+            yield "the replacement of a vector cannot be replayed: the former vector is not in the file"
         case "switch":
             yield (
                 f"the switch from {summary.get('from')} to {summary.get('to')} cannot be replayed: "

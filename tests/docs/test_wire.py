@@ -46,7 +46,7 @@ def text_of(case: Case) -> dict[str, str]:
 def test_golden_entry_decodes_to_recorded_values(case: Case) -> None:
     event = EmbeddingIngested.from_fields(entry_of(case))
 
-    expected = {"occurred_at": None, "traceparent": None, **case["expect"]}
+    expected = {"occurred_at": None, "replace": None, "traceparent": None, **case["expect"]}
     values = expected.pop("values")
     assert {name: getattr(event, name) for name in expected} == expected
     assert list(event.vector()) == values

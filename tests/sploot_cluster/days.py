@@ -37,7 +37,8 @@ class Day:
     """A pet to which random events happen.
 
     Args:
-        upheavals: include deletions, model switches, names, covers, hiding, locks and separations.
+        upheavals: include deletions, model switches, names, covers, hiding, locks,
+            separations and replacements.
             Off by default, so that known seeds replay their days.
         store: the store that holds the pet.
     """
@@ -67,7 +68,7 @@ class Day:
         }
         if upheavals:
             self.deeds |= {self.delete: 3, self.switch: 2, self.name: 6, self.keep_apart: 6, self.hide: 3}
-            self.deeds |= {self.cover: 4, self.lock: 8}
+            self.deeds |= {self.cover: 4, self.lock: 8, self.replace: 6}
 
     def go_on(self) -> str:
         """Run a random event and return its name; raise AssertionError if a promise is broken afterwards."""
@@ -133,6 +134,24 @@ class Day:
     def cover(self, state: PetState, operation_id: str) -> None:
         cluster, media = self._some(state)
         self.service.cover(PET, cluster, (media or ["nothing"])[0], operation_id=operation_id, by="ada")  # type: ignore[list-item]
+
+    def replace(self, state: PetState, operation_id: str) -> None:
+        """Replace the vector of an item by one of any subject, and check that nothing else moves."""
+        if not state.n_media or self.n_switches:
+            return
+        item = self.random.choice(list(state.media))
+        vector = picture(self.random.randrange(4), 500_000 + self.n_steps)
+        replaced = self.service.assign(
+            PET, item, model=MODEL, vector=vector, occurred_at=taken_at(item), is_replacement=True
+        )
+        now, row = self.store.load(PET), state.rows[item]
+        others = np.arange(state.n_media) != row
+        assert (now.labels[others] == state.labels[others]).all()
+        assert list(now.media) == list(state.media)
+        assert np.array_equal(now.vectors[row], vector)
+        assert (replaced.is_duplicate, now.labels[row]) == (False, replaced.cluster)
+        again = self.service.assign(PET, item, model=MODEL, vector=vector, is_replacement=True)
+        assert (again.is_duplicate, self.store.load(PET).revision) == (True, now.revision)
 
     def lock(self, state: PetState, operation_id: str) -> None:
         change = self.random.choice([self.service.lock, self.service.lock, self.service.unlock])

@@ -18,11 +18,11 @@ def test_corrections_hold_on_simulated_days(seed: int) -> None:
     assert {"merge", "split", "place", "exclude", "dismiss", "undo", "recluster"} & {*happened}
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [2, 5])
 def test_corrections_hold_through_deletions_and_model_switches(seed: int) -> None:
     day = Day(seed, upheavals=True)
 
     happened = [day.go_on() for _ in range(STEPS)]
     check_past(day)
 
-    assert {"delete", "switch"} & {*happened}
+    assert {"delete", "replace"} <= {*happened}

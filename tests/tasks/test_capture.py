@@ -57,6 +57,12 @@ class Album:
         vector = self._looks[number % 4] + 0.15 * rng.normal(size=DIM)
         self.service.assign(PET, MediaId(f"m{number}"), model=model, vector=vector)
 
+    def edit(self, number: int) -> None:
+        """Replace the vector of an item by another one of the same look."""
+        vector = self._looks[number % 4] + 0.15 * np.random.default_rng(1_000 + number).normal(size=DIM)
+        item = MediaId(f"m{number}")
+        self.service.assign(PET, item, model="test@1", vector=vector, is_replacement=True)
+
     def captured(self, *, redact: bool = False) -> bytes:
         return capture_pet(
             PET, store=self.store, broker=self.broker, client=self.client, settings=ClusterSettings(), redact=redact
@@ -254,12 +260,13 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     service.cover(PET, first, item, operation_id="12", by="ada")  # revision 53
     service.lock(PET, [first], operation_id="13", by="ada")  # revision 54
     service.unlock(PET, [first], operation_id="14", by="ada")  # revision 55
+    album.edit(5)  # revision 56
     service.begin_model(PET, "test@2", DIM, by="eve")
     for number in range(40):
         album.take(number, model="test@2")
-    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 56
-    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 57
-    album.repair()  # revision 58
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 57
+    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 58
+    album.repair()  # revision 59
 
     capture = album.capture(tmp_path / "pet.zip")
     done = replay(capture, settings_of(capture, {}))
@@ -267,9 +274,10 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     assert set(kinds_of(capture)) == set(CHANGE_KINDS) - {"arrival"}
     assert [text.partition(" cannot be replayed")[0] for text in done.differences] == [
         "revision 40",
-        "revision 56: the switch from test@1 to test@2",
-        "revision 57: the deletion of 1 items",
-        "revision 58: the repair of damaged keys",
+        "revision 56: the replacement of a vector",
+        "revision 57: the switch from test@1 to test@2",
+        "revision 58: the deletion of 1 items",
+        "revision 59: the repair of damaged keys",
     ]
     assert done.n_media == 39
 

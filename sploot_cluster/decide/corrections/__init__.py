@@ -56,4 +56,4 @@ VERBS: Final[Mapping[str, type[Request[Any]]]] = {request.verb: request for requ
 ENTRIES: Final[Mapping[str, type[LedgerEntry]]] = {entry.kind: entry for entry in _ENTRIES}
 
 # The kinds of commits in a pet's history.
-CHANGE_KINDS: Final = ("arrival", "recluster", *VERBS, "delete", "switch", "repair")
+CHANGE_KINDS: Final = ("arrival", "recluster", *VERBS, "delete", "replace", "switch", "repair")
