@@ -117,7 +117,7 @@ test-oldest: $(VENV)/installed ## test the broker with the oldest supported Dram
 	@PYTHONPATH=build/oldest $(BIN)/python -m pytest -n 2 --dist loadgroup tests/broker $(ARGS)
 
 .PHONY: chart-files
-chart-files: $(VENV)/installed ## copy rules and dashboard into the chart; run it after you changed them
+chart-files: $(VENV)/installed ## write the README of the chart and the names of clustering settings in its schema
 	@$(BIN)/python -m deploy.chart_files
 
 .PHONY: reference
@@ -159,16 +159,16 @@ promises: $(VENV)/installed ## check 10,000 random events against the oracle of 
 	@$(BIN)/python -m tests.sploot_cluster.days $(ARGS)
 
 .PHONY: ops-build
-ops-build: $(VENV)/installed ## generate rules, dashboard and tables from ops/thresholds.yaml
-	@$(BIN)/python -m ops.build
+ops-build: $(VENV)/installed ## write the JSON of the dashboard from its panels and the levels of the alerts
+	@$(BIN)/python -m ops.dashboard
 
 .PHONY: ops-picture
 ops-picture: $(VENV)/installed ## draw the dashboard from a real Prometheus: make ops-picture [ARGS=FILE.png]
-	@$(BIN)/python -m ops.picture $(ARGS)
+	@$(BIN)/python -m tests.ops.picture $(ARGS)
 
 .PHONY: ops-verify
 ops-verify: $(VENV)/installed ## test alerts and panels on a real Prometheus, Alertmanager and Redis
-	@$(BIN)/python -m ops.build --check
+	@$(BIN)/python -m ops.dashboard --check
 	@$(BIN)/python -m pytest tests/ops --ops -n 4 --dist loadgroup $(ARGS)
 
 .PHONY: format

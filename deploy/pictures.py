@@ -1,7 +1,8 @@
 """Draw the pictures of the README: ``make pictures`` writes docs/pictures/{console,dashboard}.png.
 
 The console is photographed by headless Chromium on a sample pet, with a Redis and a server of its own on loopback. The
-dashboard is drawn by ``ops.picture`` from a real Prometheus. Both are cropped, scaled and reduced to a small palette.
+dashboard is drawn by ``tests.ops.picture`` from a real Prometheus. Both are cropped, scaled and reduced to a small
+palette.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def main() -> int:
         try:
             photograph_console(console)
             shrink(console, PICTURES / "console.png", height=SCREEN[1])
-            subprocess.run([sys.executable, "-m", "ops.picture", str(dashboard)], cwd=ROOT, check=True)
+            subprocess.run([sys.executable, "-m", "tests.ops.picture", str(dashboard)], cwd=ROOT, check=True)
             shrink(dashboard, PICTURES / "dashboard.png", height=1_102)
         except (NoPicture, subprocess.SubprocessError) as problem:
             print(problem, file=sys.stderr)

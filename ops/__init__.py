@@ -1,1 +1,1 @@
-"""Alert rules, dashboard, runbook and scripts, and the modules that generate them from ``thresholds.yaml``."""
+"""Alert rules, dashboard, runbook and scripts, and what reads the rules and writes the dashboard."""

@@ -16,7 +16,7 @@ Send test alerts, to check that notifications arrive. Each is marked [TEST by â€
 
   --dry-run        print the payload and the receivers of each alert by ops/config/alertmanager.yaml; send nothing
   --environment    the label on the alerts; production needs a confirmation at a terminal, or --yes  [staging]
-  --alert NAME     an alert of ops/scripts/alerts.json; repeatable  [one alert per route]
+  --alert NAME     an alert of ops/alerts; repeatable  [one alert per route]
   --all            all alerts
   --minutes N      minutes until the alerts end by themselves  [5]
   --resolve        end the alerts now
@@ -58,14 +58,30 @@ for program in curl jq; do
     command -v "$program" >/dev/null || fail "$MISSING" "$program is not installed: apt-get install $program"
 done
 ((${#names[@]})) || names=("${DEFAULTS[@]}")
-[[ -z $all ]] || mapfile -t names < <(jq -r '.[].labels.alertname' alerts.json)
-for name in "${names[@]}"; do
-    jq --exit-status --arg name "$name" 'any(.[]; .labels.alertname == $name)' alerts.json >/dev/null ||
-        fail "$USAGE" "unknown alert $name; ops/scripts/alerts.json lists all alerts"
-done
 
-now=$(date -u +%Y-%m-%dT%H:%M:%SZ)
-end=$(date -u --date="+$minutes minutes" +%Y-%m-%dT%H:%M:%SZ)
+# Labels and links of every alert. The rule files keep each of these on one line, so awk can read them.
+alerts=$(
+    awk '
+        /^ +- alert: / { name = $3 }
+        /^ +labels: [{]/ { sub(/^ +labels: [{]/, ""); sub(/[}]$/, ""); labels = $0 }
+        /^ +summary: / { sub(/^ +summary: /, ""); summary = $0 }
+        /^ +runbook_url: / { runbook = $2 }
+        /^ +dashboard_url: / { printf "%s\t%s\t%s\t%s\t%s\n", name, labels, summary, runbook, $2 }
+    ' ../alerts/*.yaml | jq -nR '[inputs | split("\t") | {
+        labels: ({alertname: .[0]} + (.[1] | split(", ") | map(split(": ") | {(.[0]): (.[1] | gsub("\""; ""))}) | add)),
+        annotations: {summary: .[2], runbook_url: .[3], dashboard_url: .[4]}
+    }]'
+)
+if [[ $all ]]; then
+    names=()
+    while read -r name; do names+=("$name"); done < <(jq -r '.[].labels.alertname' <<<"$alerts")
+fi
+unknown=$(jq -r '($ARGS.positional - [.[].labels.alertname])[0] // empty' --args "${names[@]}" <<<"$alerts")
+[[ -z $unknown ]] || fail "$USAGE" "unknown alert $unknown; ops/alerts has all alerts"
+
+# jq's clock: the dates of GNU, busybox and macOS have different options
+now=$(jq -nr 'now | floor | todate')
+end=$(jq -nr --arg minutes "$minutes" 'now + 60 * ($minutes | tonumber) | floor | todate')
 [[ -z $resolve ]] || end=$now
 payload=$(
     jq --arg who "${USER:-$(id -un)}" --arg environment "$environment" --arg now "$now" --arg until "$end" --args '
@@ -74,7 +90,7 @@ payload=$(
          | .annotations.summary = "[TEST by \($who)] \(.annotations.summary)"
          | .annotations.description = "A test of the alert routing. Nothing is wrong; no action is needed."
          # without startsAt, Alertmanager uses endsAt as the start
-         | .startsAt = $now | .endsAt = $until]' "${names[@]}" <alerts.json
+         | .startsAt = $now | .endsAt = $until]' "${names[@]}" <<<"$alerts"
 )
 
 if [[ $dry_run ]]; then
@@ -83,11 +99,11 @@ if [[ $dry_run ]]; then
         echo "receivers unknown: amtool is not installed (apt-get install prometheus-alertmanager)" >&2
         exit
     fi
-    jq -c '.[].labels' <<<"$payload" | while read -r labels; do
-        mapfile -t pairs < <(jq -r 'to_entries[] | "\(.key)=\(.value)"' <<<"$labels")
-        receivers=$(amtool config routes test --config.file=../config/alertmanager.yaml "${pairs[@]}" 2>/dev/null)
-        printf '%s would notify %s\n' "$(jq -r .alertname <<<"$labels")" "${receivers//,/, }"
-    done
+    jq -r '.[].labels | [.alertname, (to_entries[] | "\(.key)=\(.value)")] | join("\t")' <<<"$payload" |
+        while IFS=$'\t' read -ra labels; do
+            receivers=$(amtool config routes test --config.file=../config/alertmanager.yaml "${labels[@]:1}" 2>/dev/null)
+            printf '%s would notify %s\n' "${labels[0]}" "${receivers//,/, }"
+        done
     exit
 fi
 

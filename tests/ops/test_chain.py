@@ -19,13 +19,13 @@ import redis
 from prometheus_client import CollectorRegistry, start_http_server
 
 from broker import RedisStreamsBroker
-from ops.servers import Prometheus, alertmanager, free_port, prometheus
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tasks.demo.monitoring import write_routes, write_rules
 from tasks.demo.receivers import Receivers, receivers
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, TICKED_AT, BacklogCollector, BacklogSampler, NoiseWatch
 from tasks.observe.metrics import JobMetrics
+from tests.ops.servers import Prometheus, alertmanager, free_port, prometheus
 from tests.ops.tools import tool
 from tests.refusing import REFUSING
 from tests.support import eventually

@@ -13,17 +13,15 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-from ops.build import DASHBOARD
-from ops.dashboard import explore_url, job_logs
-from ops.history import served_history
-from ops.panels import ROWS
-from ops.picture import answers, draw
-from ops.servers import Prometheus
-from ops.thresholds import thresholds
+from ops.dashboard import FILE, MACROS, explore_url, job_logs, rows
+from ops.rules import alerts
 from tasks.observe.metrics import OPERATIONS
+from tests.ops.history import served_history
+from tests.ops.picture import answers, draw
+from tests.ops.servers import Prometheus
 from tests.ops.tools import tool
 
-BOARD: dict[str, Any] = json.loads(DASHBOARD.read_text(encoding="utf-8"))
+BOARD: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 IDS = [f"{panel['id']} {panel['title']}" for panel in PANELS]
 
@@ -32,14 +30,14 @@ def test_dashboard_has_the_specified_title_and_uid() -> None:
     assert BOARD["title"] == "Media Clustering \N{EN DASH} Pipeline Health"
     assert BOARD["uid"] == "media-cluster-observability"
     assert len(BOARD["uid"]) <= 40
-    assert f"/d/{BOARD['uid']}/" in thresholds().dashboard_url
+    assert all(f"/d/{BOARD['uid']}/" in alert.annotations["dashboard_url"] for alert in alerts().values())
 
 
 def test_rows_of_the_specification_come_first_and_in_order() -> None:
-    rows = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
+    titles = [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"]
 
-    assert rows[:4] == ["Outcomes Overview", "Throughput & Latency", "Feedback Activity", "Backlog"]
-    assert rows == [row.title for row in ROWS]
+    assert titles[:4] == ["Outcomes Overview", "Throughput & Latency", "Feedback Activity", "Backlog"]
+    assert titles == [title for title, _ in rows()]
     assert all(not panel.get("collapsed") for panel in BOARD["panels"] if panel["type"] == "row")
 
 
@@ -59,7 +57,7 @@ def test_every_panel_has_a_unique_id_and_a_description() -> None:
 
     assert len(set(ids)) == len(ids)
     assert [panel["title"] for panel in PANELS if len(panel["description"]) < 20] == []
-    assert {panel["datasource"]["uid"] for panel in PANELS} == {"${metrics}"}
+    assert {panel["datasource"]["uid"] for panel in PANELS} == {"${prometheus_datasource}"}
 
 
 def test_threshold_lines_equal_the_alert_levels() -> None:
@@ -85,12 +83,13 @@ def test_redis_memory_panel_shows_alert_thresholds() -> None:
 
     queries = {target["legendFormat"]: target["expr"] for target in panel["targets"]}
 
-    assert queries["warning"] == "0.8 * max(redis_memory_max_bytes > 0)"
-    assert queries["critical"] == "0.95 * max(redis_memory_max_bytes > 0)"
+    limit = f"redis_memory_max_bytes{{{MACROS['$scope']}}} > 0 or redis_total_system_memory_bytes{{{MACROS['$scope']}}}"
+    assert queries["warning"] == f"0.8 * max({limit})"
+    assert queries["critical"] == f"0.95 * max({limit})"
 
 
 def test_logs_link_of_corrections_covers_every_operation() -> None:
-    (panel,) = [panel for row in ROWS for panel in row.panels if panel.title == "Feedback operations"]
+    (panel,) = [panel for _, panels in rows() for panel in panels if panel.title == "Feedback operations"]
 
     assert [actor for actor in OPERATIONS if actor not in panel.logs] == []
 
@@ -114,7 +113,9 @@ def test_links_to_logs_decode_to_valid_queries() -> None:
         for link in panel["fieldConfig"]["defaults"].get("links", [])
         if link["url"].startswith("/explore")
     ]
-    filled = [link.replace("${logs}", "loki").replace("${__from}", "1").replace("${__to}", "2") for link in links]
+    filled = [
+        link.replace("${loki_datasource}", "loki").replace("${__from}", "1").replace("${__to}", "2") for link in links
+    ]
 
     assert len(links) >= 8
     for link in filled:
@@ -133,6 +134,47 @@ def test_dashboard_annotates_deploys_incidents_and_alerts() -> None:
 
     assert set(marks) == {"Deploys", "Incidents", "Alerts"}
     assert marks["Deploys"]["target"]["tags"] == ["sploot-cluster", "deploy"]
+
+
+# -- the rules of Grafana's dashboard linter ---------------------------------------------------------------------------
+
+# recorded values and alerts have no job and no instance
+WITHOUT_JOB = {"Alerts firing", "Firing alerts", "Error budget left", "Error budget burn rate"}
+
+
+def test_dashboard_has_the_variables_of_the_linter() -> None:
+    variables = {variable["name"]: variable for variable in BOARD["templating"]["list"]}
+
+    sources = {name: one["label"] for name, one in variables.items() if one["type"] == "datasource"}
+    assert sources == {"prometheus_datasource": "Prometheus data source", "loki_datasource": "Loki data source"}
+    for name in ("job", "instance"):
+        one = variables[name]
+        assert (one["multi"], one["includeAll"], one["allValue"], one["label"]) == (True, True, ".+", name)
+    for name in ("cluster", "namespace"):
+        # series outside Kubernetes have neither label
+        assert (variables[name]["multi"], variables[name]["allValue"]) == (True, ".*")
+    assert {one["refresh"] for one in variables.values() if one["type"] == "query"} == {2}
+    assert BOARD["editable"] is False
+
+
+@pytest.mark.parametrize("panel", PANELS, ids=IDS)
+def test_panel_meets_the_rules_of_the_linter(panel: dict[str, Any]) -> None:
+    wanted = [f'{name}=~"${name}"' for name in ("cluster", "namespace", "job", "instance")]
+    if panel["title"] in WITHOUT_JOB:
+        wanted = wanted[:2]
+    unit = panel["fieldConfig"]["defaults"]["unit"]
+
+    assert panel["title"]
+    assert panel["description"]
+    assert panel["targets"]
+    assert ":" not in unit
+    for target in panel["targets"]:
+        selectors = re.findall(r"\{([^}]*)\}", target["expr"])
+        assert selectors
+        assert [matcher for selector in selectors for matcher in wanted if matcher not in selector] == []
+        windows = re.findall(r"\b(?:rate|increase)\([^\[]*\[([^\]]+)\]", target["expr"])
+        # a tile of the displayed time range adds up the whole range, once
+        assert set(windows) <= ({"$__range"} if target.get("instant") else {"$__rate_interval"})
 
 
 @pytest.fixture(scope="module")

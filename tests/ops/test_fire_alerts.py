@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ops.servers import alertmanager, get_json
-from ops.thresholds import thresholds
+from ops.rules import alerts
 from tasks.demo.monitoring import write_routes
 from tasks.demo.receivers import Receivers, receivers
+from tests.ops.servers import alertmanager, get_json
 from tests.ops.test_chain import MINUTES_ARE_SECONDS
 from tests.ops.test_scripts import call
 from tests.ops.tools import tool
@@ -88,17 +88,15 @@ PAGER = ("pagerduty", NO_WORKERS)
 def post(url: str, *, environment: str, is_over: bool = False, alert: str = NO_WORKERS, **labels: str) -> None:
     """Post an alert to Alertmanager as Prometheus does."""
     now = datetime.now(UTC)
-    notification = thresholds().alerts[alert]
+    rule = alerts()[alert]
     body = {
         "labels": {
             "alertname": alert,
-            "service": "sploot-cluster",
-            "family": "workers",
-            **notification.labels,
+            **rule.labels,
             "environment": environment,
             **labels,
         },
-        "annotations": {"summary": notification.summary, "description": f"real, in {environment}"},
+        "annotations": {"summary": rule.annotations["summary"], "description": f"real, in {environment}"},
         "startsAt": (now - timedelta(seconds=1)).isoformat(),
         "endsAt": (now if is_over else now + timedelta(hours=1)).isoformat(),
     }
@@ -207,7 +205,7 @@ def test_critical_alert_inhibits_no_warning_with_other_labels(
     eventually(lambda: PAGER in notes.fired(), within_s=30)
 
     post(url, environment="staging", alert="MediaClusterWorkerDown")
-    post(url, environment="staging", alert="MediaClusterSampleOld", family="sample")
+    post(url, environment="staging", alert="MediaClusterSampleOld")
 
     eventually(lambda: {("slack", "MediaClusterWorkerDown"), ("slack", "MediaClusterSampleOld")} <= notes.fired())
 
@@ -217,8 +215,8 @@ def test_alert_on_missing_workers_inhibits_the_old_sample_alert_it_causes(served
     post(url, environment="staging")
     eventually(lambda: PAGER in notes.fired(), within_s=30)
 
-    post(url, environment="staging", alert="MediaClusterSampleOld", family="sample")
-    post(url, environment="production", alert="MediaClusterSampleOld", family="sample")
+    post(url, environment="staging", alert="MediaClusterSampleOld")
+    post(url, environment="production", alert="MediaClusterSampleOld")
 
     eventually(lambda: ("slack", "MediaClusterSampleOld") in notes.fired(), within_s=30)
     slacks = [one.body["attachments"][0]["title"] for one in notes.seen if one.alert == "MediaClusterSampleOld"]

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.panels import ROWS
-from ops.rules import QUERIES
-from ops.servers import free_port
+from ops.dashboard import rows
+from ops.rules import rules
 from tasks.embedded_redis import EmbeddedRedis
-from tests.ops.tools import OPS, tool
+from tests.ops.servers import free_port
+from tests.ops.tools import tool
 from tests.support import eventually
 from tests.tasks.observe.test_exposition import get, pod
 
@@ -30,22 +29,14 @@ UNUSED: dict[str, str] = {}
 
 
 def used_names() -> set[str]:
-    queries = [promql for row in ROWS for panel in row.panels for promql, _ in panel.queries]
-    queries += [query.promql for query in QUERIES.values()]
-    for path in (OPS / "alerts").glob("*.yaml"):
-        queries += [rule["expr"] for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+    queries = [promql for _, panels in rows() for panel in panels for promql in panel.queries.values()]
+    queries += [rule["expr"] for rule in rules()]
     without_labels = [re.sub(r'"[^"]*"|\{[^}]*\}|by \([^)]*\)', "", promql) for promql in queries]
     return {name for promql in without_labels for name in _NAME.findall(promql)}
 
 
 def recorded() -> set[str]:
-    rules = [
-        rule
-        for path in (OPS / "alerts").glob("*.yaml")
-        for group in yaml.safe_load(path.read_text())["groups"]
-        for rule in group["rules"]
-    ]
-    return {rule["record"] for rule in rules if "record" in rule}
+    return {rule["record"] for rule in rules() if "record" in rule}
 
 
 def exported(port: int) -> set[str]:

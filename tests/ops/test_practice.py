@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ops.servers import Prometheus, get_json
+from tests.ops.servers import Prometheus, get_json
 from tests.ops.test_runbook import TEXT, Block, blocks, expected_codes, sections
 from tests.ops.tools import ROOT, tool
 from tests.support import eventually

@@ -7,17 +7,17 @@ import re
 import pytest
 import yaml
 
-from ops.thresholds import Notification, thresholds
+from ops.rules import Alert, alerts
 from tests.ops.tools import OPS, run
 
 CONFIG = OPS / "config" / "alertmanager.yaml"
-ALERTS = thresholds().alerts
+ALERTS = alerts()
 
 
-def receivers_of(alert: Notification) -> list[str]:
+def receivers_of(alert: Alert) -> list[str]:
     """Return the expected receivers of an alert: Slack always, and PagerDuty if it pages."""
-    slack = "slack-oncall" if alert.mention else "slack"
-    return ["pagerduty", slack] if alert.page else [slack]
+    slack = "slack-oncall" if alert.labels.get("mention") else "slack"
+    return ["pagerduty", slack] if alert.pages else [slack]
 
 
 def test_secrets_are_files_and_no_variable_is_left_to_expand() -> None:

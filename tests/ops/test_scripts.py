@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from ops.build import DASHBOARD
-from ops.servers import free_port
-from ops.thresholds import thresholds
+from ops.dashboard import FILE as DASHBOARD
+from ops.rules import alerts as rules
 from tests.ops.grafana import TOKEN, Grafana, grafana
+from tests.ops.servers import free_port
 from tests.ops.test_routes import receivers_of
 from tests.ops.tools import OPS, run, tool
 
@@ -65,7 +65,7 @@ def test_script_help_lists_its_exit_codes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["deploy-dashboards.sh", "annotate.sh", "fire-alerts.sh"])
 def test_script_names_a_missing_program(name: str, tmp_path: Path) -> None:
-    for program in ("bash", "dirname", "basename", "cat", "env", "curl", "date", "id", "tr", "cut"):
+    for program in ("bash", "dirname", "basename", "cat", "env", "curl", "awk", "date", "id", "tr", "cut"):
         (tmp_path / program).symlink_to(tool(program))
     arguments = ["--kind", "deploy", "x"] if name == "annotate.sh" else []
 
@@ -143,7 +143,7 @@ def test_grafana_token_is_neither_printed_nor_passed_as_an_argument(server: Graf
         ([], {"GRAFANA_URL": ""}, 78, "GRAFANA_URL is not set"),
         ([], {"GRAFANA_URL": f"http://127.0.0.1:{free_port()}"}, 70, "check that GRAFANA_URL"),
         (["no-such.json"], {}, 78, "cannot be read"),
-        ([SCRIPTS / "alerts.json"], {}, 78, "is not a dashboard"),
+        ([OPS / "config" / "alertmanager.yaml"], {}, 78, "is not a dashboard"),
         (["--folder"], {}, 64, "Exit codes"),
     ],
 )
@@ -270,17 +270,17 @@ def test_fire_alerts_dry_run_prints_payload_and_receivers() -> None:
     assert planned.returncode == 0, planned.stderr
     payload, _, routes = planned.stdout.partition("\n]\n")
     alerts = json.loads(payload + "\n]")
-    assert {alert["labels"]["alertname"] for alert in alerts} == set(thresholds().alerts)
+    assert {alert["labels"]["alertname"] for alert in alerts} == set(rules())
     assert all(alert["annotations"]["summary"].startswith("[TEST by tester]") for alert in alerts)
     receivers = dict(line.split(" would notify ") for line in routes.splitlines())
     assert {name: reached.split(", ") for name, reached in receivers.items()} == {
-        name: receivers_of(alert) for name, alert in thresholds().alerts.items()
+        name: receivers_of(alert) for name, alert in rules().items()
     }
 
 
 @pytest.mark.ops
 def test_fire_alerts_dry_run_without_amtool_names_no_receivers(tmp_path: Path) -> None:
-    for program in ("bash", "dirname", "cat", "env", "curl", "jq", "date", "id"):
+    for program in ("bash", "dirname", "cat", "env", "curl", "jq", "awk", "id"):
         (tmp_path / program).symlink_to(tool(program))
 
     planned = call("fire-alerts.sh", "--dry-run", PATH=str(tmp_path))

@@ -1,4 +1,4 @@
-// Figures are coloured at the thresholds of the alerts. thresholds.json is generated from ops/thresholds.yaml.
+// Figures are coloured at the levels of the alerts, where an alert watches them; a test compares thresholds.json with them.
 
 import { asset } from "./api.js";
 

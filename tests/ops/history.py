@@ -22,16 +22,16 @@ import numpy as np
 import redis
 from prometheus_client import CollectorRegistry, Metric
 
-from ops.servers import Prometheus, ServerProblem, prometheus
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_MAINTENANCE, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, NOISE, TICKED_AT, BacklogCollector
 from tasks.observe.metrics import JobMetrics
+from tests.ops.servers import Prometheus, ServerProblem, prometheus
 
 STEP_S: Final = 15
 LENGTH_S: Final = 3 * 3_600
 RULES_WITHIN_S: Final = 60.0
-ALERTS: Final = Path(__file__).with_name("alerts")
+ALERTS: Final = Path(__file__).parents[2] / "ops" / "alerts"
 
 # Begin and end of each incident, in minutes before the end of the history.
 BAD_FIELDS: Final = (140, 128)
@@ -253,7 +253,7 @@ def _await_alerts(served: Prometheus) -> None:
 
 
 def _promtool(*arguments: str | Path) -> None:
-    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True)  # noqa: S607  from PATH
+    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True)
     if done.returncode:
         raise ServerProblem(f"promtool {arguments[0]} {arguments[1]}: {done.stdout[-500:]}{done.stderr[-500:]}")
 

@@ -1,6 +1,6 @@
 """Draw the committed dashboard as a picture, with data from a real Prometheus that has three hours of history.
 
-    python -m ops.picture [FILE]      demo-output/dashboard.png by default
+    python -m tests.ops.picture [FILE]      demo-output/dashboard.png by default
 
 The picture resembles Grafana, for machines without it. Every number is the result of a panel's query.
 """
@@ -24,9 +24,9 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
-from ops.build import DASHBOARD
-from ops.history import LENGTH_S, served_history
-from ops.servers import Prometheus
+from ops.dashboard import FILE as DASHBOARD
+from tests.ops.history import LENGTH_S, served_history
+from tests.ops.servers import Prometheus
 
 mpl.use("Agg")
 
@@ -390,7 +390,7 @@ def human(value: float, unit: str, decimals: int | None = None) -> str:
 
 def main() -> int:
     """Draw the picture and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ops.picture", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.ops.picture", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", nargs="?", type=Path, default=Path("demo-output/dashboard.png"))
     target = parser.parse_args().file
     with (
