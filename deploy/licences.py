@@ -47,6 +47,8 @@ you distribute the image, you distribute these packages with their licences, whi
 compiled code contain libraries listed in their licence files, among them OpenBLAS (BSD-3-Clause), libgfortran and
 libgomp (GPL-3.0 with the GCC runtime exception, which permits this).
 
+The console contains uPlot 1.6.32, unchanged (MIT; its licence is next to it).
+
 | package | version | licence |
 |---|---|---|
 """

@@ -222,6 +222,38 @@ class DeadLetterGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueHistory:
+    """What a queue did, step by step. Each list has one value per step of the history."""
+
+    queue: str
+    done: Sequence[int] = dataclasses.field(metadata=described("Attempts that succeeded."))
+    failed: Sequence[int] = dataclasses.field(metadata=described("Attempts that failed, retried or not."))
+    dead: Sequence[int] = dataclasses.field(metadata=described("New dead letters."))
+    waiting: Sequence[int | None] = dataclasses.field(
+        metadata=described("The largest number of jobs that no worker had taken; null if it was not sampled.")
+    )
+    oldest_s: Sequence[float | None] = dataclasses.field(
+        metadata=described("The largest age of the oldest job; null if it was not sampled.")
+    )
+    p50_s: Sequence[float | None] = dataclasses.field(
+        metadata=described("Median duration of attempts, from a histogram; null without attempts.")
+    )
+    p95_s: Sequence[float | None] = dataclasses.field(metadata=described("The duration that 95 % did not exceed."))
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the queues did in the last 24 hours."""
+
+    step_s: int = dataclasses.field(metadata=described("Length of a step."))
+    times: Sequence[int] = dataclasses.field(
+        metadata=described("Beginning of each step, in seconds since the epoch; the last step is not over.")
+    )
+    starts: Sequence[int] = dataclasses.field(metadata=described("Worker processes that started."))
+    queues: Sequence[QueueHistory]
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What a search found: unfinished jobs, and dead letters, newest first."""
 
@@ -296,6 +328,10 @@ class QueueOperations(Protocol):
 
     def dead_letter_groups(self, queue: str, wanted: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
         """Group the dead letters that match by kind of failure, the largest group first."""
+        ...
+
+    def history(self) -> History:
+        """Return what the queues did in the last 24 hours."""
         ...
 
     def search(self, text: str, *, limit: int) -> Found:

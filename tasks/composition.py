@@ -109,6 +109,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     from tasks.job_records import JobRecords, TrackJobs
     from tasks.observe.backlog import BacklogSampler, NoiseWatch
     from tasks.observe.error_reports import ReportDeadJobs
+    from tasks.observe.history import KeepHistory
     from tasks.observe.job_log import ExposeMetrics, LoadEngine, RecordJobs
     from tasks.observe.logs import NameJobs
     from tasks.observe.media_totals import MediaSampler, declare_media_actor
@@ -119,6 +120,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     from tasks.queue_ops.pet_index import KeepPetIndex
 
     client = build_client(settings)
+    history = KeepHistory(client)
     broker = build_broker(
         settings,
         client,
@@ -136,7 +138,8 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
             PeriodiqMiddleware(skip_delay=30),
             TrackJobs(JobRecords(client)),
             ReportDeadJobs(),
-            RecordJobs(noise=NoiseWatch(client)),
+            RecordJobs(noise=NoiseWatch(client), history=history),
+            history,
             ExposeMetrics(),
             LoadEngine(),
             KeepPetIndex(client),

@@ -112,6 +112,23 @@ class Admission:
             Refusal: the request is not admitted.
         """
         caller = request.state.caller = self._admit(request, operation)
+        if request.method == "GET":
+            return await handle(request)
+        status = 500
+        try:
+            response = await self._change(request, operation, caller, handle)
+            status = response.status_code
+        except Refusal as refusal:
+            status = refusal.kind.status
+            raise
+        finally:
+            # who did what; which pets and items is in their history, and operators' actions are in the audit
+            facts = {"caller": caller.name, "role": str(caller.role), "operation": operation, "status": status}
+            logger.info("change requested", extra=facts | {"path": request.url.path})
+        return response
+
+    async def _change(self, request: Request, operation: str, caller: Caller, handle: Handler) -> Response:
+        """Return the response of ``handle`` to a request that may change something."""
         if request.method != "POST":
             return await handle(request)
         _refuse_unless_json(request)

@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 
 from broker import QueueStats, RedisStreamsBroker
 from tasks.contracts import GROUP, QUEUES, stream_of
+from tasks.observe.history import note_backlog
 from tasks.queue_limit import MAX_QUEUE_LENGTH, limit_from
 from tasks.queue_ops.overdue import overdue_jobs
 
@@ -87,6 +88,8 @@ class BacklogSampler:
             sample[f"{queue}:cancelled"] = counters["cancelled"]
             sample[f"{queue}:dead_evicted"] = counters["dead_evicted"]
         self._write(sample)
+        waiting = {f"{queue}:waiting": sample[f"{queue}:undelivered"] for queue in QUEUES}
+        note_backlog(self._client, sample["pending_at_ms"], waiting)
         self._client.set(MAX_QUEUE_LENGTH, self._max_queue_length)
 
     def sample_lag(self) -> None:
@@ -97,6 +100,8 @@ class BacklogSampler:
             sample[f"{queue}:oldest_pending_ms"] = stats.oldest_pending_idle_ms or 0
             sample[f"{queue}:oldest_age_ms"] = self._oldest_age_ms(queue, stats)
         self._write(sample)
+        oldest = {f"{queue}:oldest_ms": sample[f"{queue}:oldest_age_ms"] for queue in QUEUES}
+        note_backlog(self._client, sample["lag_at_ms"], oldest)
 
     def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
         """Return facts about a stream's ids and counts that reveal programs doing more than ``XADD key *``."""

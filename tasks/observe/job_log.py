@@ -42,6 +42,12 @@ class NoiseNotes(Protocol):
     def note(self, n_noise: int) -> object: ...
 
 
+class Counted(Protocol):
+    """Counts attempts, such as ``KeepHistory``."""
+
+    def count(self, queue: str, *, is_success: bool, duration_s: float) -> None: ...
+
+
 class RecordJobs(dramatiq.Middleware):
     """Counts every attempt and logs it. A failure in this middleware never affects the job.
 
@@ -50,13 +56,19 @@ class RecordJobs(dramatiq.Middleware):
 
     Args:
         metrics: the counters; by default those of this process.
+        history: also counts every attempt.
         clock: returns seconds since the epoch, to compute waiting times.
     """
 
     def __init__(
-        self, *, noise: NoiseNotes, metrics: JobMetrics | None = None, clock: Callable[[], float] = time.time
+        self,
+        *,
+        noise: NoiseNotes,
+        metrics: JobMetrics | None = None,
+        history: Counted | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._noise, self._clock = noise, clock
+        self._noise, self._history, self._clock = noise, history, clock
         self._metrics = metrics or job_metrics()
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
@@ -80,6 +92,8 @@ class RecordJobs(dramatiq.Middleware):
             return
         outcome = outcome_of(exception)
         self._log(message, facts, outcome, duration_s, exception)
+        if self._history is not None:
+            self._history.count(message.queue_name, is_success=exception is None, duration_s=duration_s)
         if message.queue_name in UNCOUNTED_QUEUES:
             return
         self._metrics.jobs.labels(outcome, facts.backend).inc()

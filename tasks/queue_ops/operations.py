@@ -24,6 +24,7 @@ from sploot_cluster.queues import (
     DeadLetterView,
     Done,
     Found,
+    History,
     JobsState,
     Page,
     Plan,
@@ -32,6 +33,7 @@ from sploot_cluster.queues import (
     QueueStatus,
 )
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, NAMESPACE, QUEUES, stream_of
+from tasks.observe.history import read_history
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import HELD, Canary
 from tasks.queue_ops.dead_letters import groups_of, page_of, select, view_of
@@ -125,6 +127,10 @@ class Operations:
     def dead_letter_groups(self, queue: str, wanted: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
         """Group the newest ``MOST_GROUPED`` dead letters that match by kind of failure, the largest group first."""
         return groups_of(self.stored_dead_letters(queue, wanted, limit=MOST_GROUPED))
+
+    def history(self) -> History:
+        with reaching_redis():
+            return read_history(self._client, now=self._now().timestamp())
 
     def search(self, text: str, *, limit: int) -> Found:
         with reaching_redis():

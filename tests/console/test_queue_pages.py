@@ -10,8 +10,11 @@ from selenium.webdriver.common.keys import Keys
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import PetId
 from tasks.client import ClusterTasks
+from tasks.contracts import EMBEDDING_INGESTED
+from tasks.observe.history import KeepHistory
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import take
+from tests.support import eventually
 from tests.tasks.queue_ops.desk import STUCK, Desk
 
 pytestmark = pytest.mark.slow
@@ -105,13 +108,30 @@ def test_dead_letters_are_shown_by_error_and_page_by_page(page: Page, desk: Desk
     page.sees("1 of 102 match")
 
 
-@pytest.mark.parametrize("place", ["jobs/embedding.ingested/running", "find?text=42", "dead/embedding.ingested"])
+def test_activity_is_drawn_with_thresholds(page: Page, redis_client: redis.Redis) -> None:
+    history = KeepHistory(redis_client)
+    history.count(EMBEDDING_INGESTED, is_success=True, duration_s=0.2)
+    history.flush()
+
+    page.open("activity")
+    page.sees("Jobs done per minute")
+
+    assert len(eventually(lambda: page.browser.find_elements(By.CSS_SELECTOR, ".chart canvas"))) == 7
+    chart = page.browser.find_element(By.CSS_SELECTOR, ".chart").get_attribute("aria-label")
+    assert chart is not None
+    assert chart.startswith("Jobs done per minute: embedding.ingested 0.2")
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize(
+    "place", ["jobs/embedding.ingested/running", "find?text=42", "dead/embedding.ingested", "activity"]
+)
 def test_page_fits_a_phone(phone: Page, desk: Desk, place: str) -> None:
     desk.add(1, 2, pet_id=42)
     desk.deliver()
     desk.bury(3, pet_id=42)
 
     phone.open(place)
-    phone.sees("42")
+    phone.sees("Activity" if place == "activity" else "42")
 
     assert phone.too_wide() == []

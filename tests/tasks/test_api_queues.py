@@ -182,6 +182,8 @@ def test_lists_behind_the_numbers_are_returned(api: Caller, desk: Desk) -> None:
     assert [group["n"] for group in groups.json()["groups"]] == [1]
     assert len(found.json()["dead_letters"]) == 1
     assert api.get("/search?text=no", "viewer").status_code == 403
+    history = api.get("/history", "viewer").json()
+    assert {len(history["times"]), *(len(queue["done"]) for queue in history["queues"])} == {288}
 
 
 @pytest.mark.parametrize("cursor", ["0-0", "1", "9" * 20 + "-0", "x"])

@@ -22,6 +22,7 @@ from sploot_cluster.queues import (
     DeadLetterView,
     Done,
     Found,
+    History,
     JobsState,
     Plan,
     PlanUnknown,
@@ -101,6 +102,11 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
     def get_queues() -> Queues:
         """Return the figures of every queue, with one sentence on why its jobs wait."""
         return Queues(queues=list(operations.queues()))
+
+    @router.get("/history", operation_id="get_queue_history", summary="Get the last 24 hours", responses=reads)
+    def get_queue_history() -> History:
+        """Return throughput, failures, latency and backlog of every queue in steps of five minutes."""
+        return operations.history()
 
     @router.get("/search", operation_id="search_jobs", summary="Search jobs and dead letters", responses=reads)
     def search_jobs(

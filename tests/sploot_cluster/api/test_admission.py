@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Iterator
@@ -100,7 +101,8 @@ def test_role_limits_what_its_token_may_do(role: str, writes: int, reads: int) -
 READ_ONLY = {
     "get_clusters", "get_cluster", "get_why", "get_suggestions", "get_doubtful", "get_tally", "get_history",
     "get_revision", "compare_revisions",
-    "get_model", "get_job", "get_queues", "list_pets", "list_jobs", "whoami", "list_pet_jobs", "get_preview",
+    "get_model", "get_job", "get_queues", "list_pets", "list_jobs", "get_queue_history", "whoami", "list_pet_jobs",
+    "get_preview",
 }  # fmt: skip
 CORRECTIONS = {"recluster", *(request.actor_name for request in VERBS.values())}
 
@@ -195,6 +197,23 @@ def test_other_machines_get_only_public_addresses_without_a_token(public: str, e
 def test_unknown_group_of_public_addresses_is_refused() -> None:
     with pytest.raises(InvalidInput, match="dashboards is not a group"):
         groups_of("health,dashboards")
+
+
+def test_changes_are_logged_with_their_caller(caplog: pytest.LogCaptureFixture) -> None:
+    http = client_of(Front(tokens=TOKENS).app)
+    caplog.set_level(logging.INFO)
+
+    http.post(RECLUSTER, json={"pet_id": 42}, headers=bearer(SECRETS["labeller"]))
+    http.post(RECLUSTER, json={"pet_id": 0}, headers=bearer(SECRETS["labeller"]))
+    http.delete(f"{API}/pets/42", headers=bearer(SECRETS["operator"]))
+    http.get(f"{API}/pets/42/clusters", headers=bearer(SECRETS["operator"]))
+
+    lines = [vars(record) for record in caplog.records if record.getMessage() == "change requested"]
+    assert [(line["caller"], line["operation"], line["status"]) for line in lines] == [
+        ("labeller-1", "recluster", 202),
+        ("labeller-1", "recluster", 422),
+        ("operator-1", "delete_pet", 404),
+    ]
 
 
 # -- rates -----------------------------------------------------------------------------------------------------------

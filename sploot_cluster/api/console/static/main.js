@@ -2,6 +2,7 @@
 
 import { Refused, Unanswered, forget, me, may, recognise, token } from "./api.js";
 import { h, notice } from "./dom.js";
+import { activity } from "./activity.js";
 import { dead } from "./dead.js";
 import { find } from "./find.js";
 import { job } from "./job.js";
@@ -10,7 +11,7 @@ import { pet } from "./pet.js";
 import { queues } from "./queues.js";
 import { redraw } from "./redraw.js";
 
-const PLACES = { queues, dead, pet, job, jobs, find };
+const PLACES = { queues, activity, dead, pet, job, jobs, find };
 const STALE_AFTER_S = 20;
 const OLD_AFTER_S = 60;
 

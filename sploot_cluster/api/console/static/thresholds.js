@@ -12,6 +12,9 @@ export async function thresholds() {
 
 const BEYOND = { ">": (value, level) => value > level, ">=": (value, level) => value >= level, "<": (value, level) => value < level };
 
+/** Return the thresholds of a signal, as lists of a value and its level. */
+export const limitsOf = (signal) => ["warning", "critical"].filter((level) => typeof known?.[signal]?.[level] === "number").map((level) => [known[signal][level], level]);
+
 /** Return `warning`, `critical` or null for the value of a signal. */
 export function levelOf(signal, value) {
   const limits = known?.[signal];

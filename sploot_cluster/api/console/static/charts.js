@@ -1,0 +1,77 @@
+// Charts of values over time, drawn by uPlot (uPlot.LICENSE), which is loaded with the first chart.
+
+import { h } from "./dom.js";
+
+const HEIGHT = 170;
+const COLOURS = ["--link", "--corrected", "--good", "--quiet", "--critical"];
+
+const root = document.documentElement.dataset.root;
+let loading = null;
+
+/** Load uPlot, once. */
+export function charts() {
+  loading ??= new Promise((resolve, reject) => {
+    document.head.append(h("link", { rel: "stylesheet", href: `${root}/console/uPlot.min.css` }));
+    document.head.append(h("script", { src: `${root}/console/uPlot.min.js`, onload: resolve, onerror: () => reject(new Error("uPlot could not be loaded; reload the page")) }));
+  });
+  return loading;
+}
+
+/** Draw a chart. `series` are lists of a label and values, `limits` are lists of a value and `warning` or `critical`, and
+ *  `marks` are times of events. Every chart of a `group` shows the values at the same cursor. */
+export function chart({ title, times, series, unit = "", limits = [], marks = [], group = "charts" }) {
+  const place = h("div", { class: "plot" });
+  const latest = series.map(([label, values]) => `${label} ${shown(last(values), unit)}`).join(", ");
+  const figure = h("figure", { class: "chart", role: "img", "aria-label": `${title}: ${latest}` }, h("figcaption", {}, title), place);
+  // the width is known once the figure is in the page
+  const observer = new ResizeObserver(() => {
+    if (!place.isConnected) return observer.disconnect();
+    if (!place.plot) place.plot = new window.uPlot(options({ series, unit, limits, marks, group }, place), [times, ...series.map(([, values]) => values)], place);
+    else if (place.plot.width !== place.clientWidth) place.plot.setSize({ width: place.clientWidth, height: HEIGHT });
+  });
+  observer.observe(place);
+  return figure;
+}
+
+function options({ series, unit, limits, marks, group }, place) {
+  const style = getComputedStyle(document.documentElement);
+  const colour = (name) => style.getPropertyValue(name).trim();
+  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
+  return {
+    width: place.clientWidth,
+    height: HEIGHT,
+    // times are in UTC, as everywhere in the console
+    tzDate: (seconds) => window.uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
+    cursor: { sync: { key: group }, drag: { x: false, y: false } },
+    scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, ...limits.filter(([value]) => value < 3 * (high ?? 0)).map(([value]) => value), 1) * 1.05] } },
+    axes: [{ ...axis, values: (_, times) => times.map((time) => new Date(time * 1e3).toISOString().slice(11, 16)) }, { ...axis, size: 60, values: (_, values) => values.map((value) => shown(value, unit)) }],
+    series: [
+      { value: (_, seconds) => (seconds === null ? "" : `${new Date(seconds * 1e3).toISOString().slice(11, 16)} UTC`) },
+      ...series.map(([label], at) => ({ label, stroke: colour(COLOURS[at % COLOURS.length]), width: 1.5, spanGaps: false, points: { show: false }, value: (_, value) => shown(value, unit) })),
+    ],
+    hooks: { draw: [(plot) => limits.forEach(([value, level]) => line(plot, colour(`--${level}`), { y: value })), (plot) => marks.forEach((time) => line(plot, colour("--quiet"), { x: time }))] },
+  };
+}
+
+/** Draw a dashed line across the plot, at a value or a time. */
+function line(plot, colour, { x = null, y = null }) {
+  const { ctx, bbox } = plot;
+  const at = x === null ? plot.valToPos(y, "y", true) : plot.valToPos(x, "x", true);
+  if (x === null ? at < bbox.top : at < bbox.left || at > bbox.left + bbox.width) return;
+  ctx.save();
+  ctx.strokeStyle = colour;
+  ctx.setLineDash([6, 4]);
+  ctx.beginPath();
+  ctx.moveTo(x === null ? bbox.left : at, x === null ? at : bbox.top);
+  ctx.lineTo(x === null ? bbox.left + bbox.width : at, x === null ? at : bbox.top + bbox.height);
+  ctx.stroke();
+  ctx.restore();
+}
+
+const last = (values) => values.findLast((value) => value !== null && value !== undefined) ?? null;
+
+function shown(value, unit) {
+  if (value === null || value === undefined) return "–";
+  const text = value >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
+  return unit ? `${text} ${unit}` : text;
+}
