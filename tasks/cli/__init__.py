@@ -16,13 +16,13 @@ from sploot_cluster.threads import one_thread_each
 # numpy reads these variables on its first import, so they are set before any other import
 one_thread_each(os.environ)
 
-# A long-running process logs JSON from its first line on, including warnings and errors from the imports below.
-if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
-    from tasks.observe.logs import configure_logging
-
-    configure_logging("INFO")
-
 try:
+    # A long-running process logs JSON from its first line on, including warnings and errors from the imports below.
+    if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
+        from tasks.observe.logs import configure_logging
+
+        configure_logging("INFO")
+
     import typer
 except ImportError as missing:
     print(

@@ -5,6 +5,8 @@ Loaded when an error occurs: it needs redis-py and Dramatiq, whose import takes 
 
 from __future__ import annotations
 
+from typing import Final
+
 import redis
 from dramatiq.errors import BrokerConnectionError
 
@@ -14,6 +16,19 @@ from sploot_cluster.queues import PlanUnknown
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, shown_url
 from tasks.embedded_redis import NoRedisServer
+
+# package -> the extra that installs it. What all commands need, both [worker] and [server] install.
+EXTRAS: Final = {
+    "faiss": "worker",
+    "scipy": "worker",
+    "threadpoolctl": "worker",
+    "periodiq": "worker",
+    "fastapi": "server",
+    "uvicorn": "server",
+    "pyarrow": "parquet",
+    "sklearn": "all",
+    "matplotlib": "all",
+}
 
 
 def failure_of(error: Exception) -> tuple[int, str] | None:
@@ -27,6 +42,8 @@ def failure_of(error: Exception) -> tuple[int, str] | None:
             return _of_redis(error)
         case ClusterError() | PlanUnknown() | NoRedisServer():
             return FAILED, str(error)
+        case ModuleNotFoundError() if (package := (error.name or "").partition(".")[0]) in EXTRAS:
+            return USAGE, f"this command needs {package}: pip install 'sploot-cluster[{EXTRAS[package]}]'"
         case _:
             return _of_redis(error) if isinstance(error, REDIS_ERRORS) else None
 

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from sploot_cluster.errors import InvalidInput
-from tasks.cli.shared import REFUSED, USAGE, become, command_group, examples, settings_of_environment
+from tasks.cli.shared import REFUSED, USAGE, become, command_group, examples, need, settings_of_environment
 from tasks.contracts import QUEUES
 
 app = command_group()
@@ -43,13 +43,20 @@ def _errors_as_json() -> Iterator[None]:
     try:
         yield
     except InvalidInput as refused:
-        _do_not_start(USAGE, refused)
+        _do_not_start(USAGE, str(refused))
+    except ModuleNotFoundError as missing:
+        from tasks.cli.failures import failure_of
+
+        failure = failure_of(missing)
+        if failure is None:
+            raise
+        _do_not_start(*failure)
 
 
-def _do_not_start(code: int, refused: Exception) -> NoReturn:
+def _do_not_start(code: int, problem: str) -> NoReturn:
     from tasks.observe.logs import SERVICE
 
-    logging.getLogger(SERVICE).critical(f"cannot start: {refused}")
+    logging.getLogger(SERVICE).critical(f"cannot start: {problem}")
     raise SystemExit(code) from None
 
 
@@ -73,6 +80,7 @@ def worker(
 
     It stops when one of its processes dies: run it under a supervisor that restarts it.
     """
+    need("periodiq", "faiss")
     settings = settings_of_environment()
     unknown = set(queue or ()) - set(QUEUES)
     if unknown:
@@ -88,6 +96,7 @@ def worker(
 @_errors_as_json()
 def scheduler() -> None:
     """Send the periodic jobs: the stock command `periodiq tasks.worker`. Run one; a second one does no harm."""
+    need("periodiq", "faiss")
     settings = settings_of_environment()
     become([sys.executable, "-c", PERIODIQ, settings.log_level, "tasks.worker"])
 
@@ -101,6 +110,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the HTTP API. Refuses to listen beyond loopback without SPLOOT_API_TOKENS."""
+    need("fastapi", "uvicorn")
     from sploot_cluster.api import Tokens, check_bind
     from sploot_cluster.api import serve as serve_app
     from tasks.composition import build_app, build_client
@@ -118,7 +128,7 @@ def serve(
     try:
         check_bind(settings.http_host, tokens)
     except InvalidInput as refused:
-        _do_not_start(REFUSED, refused)
+        _do_not_start(REFUSED, str(refused))
     configure_logging(settings.log_level)
     configure_error_reports(settings, with_logged_errors=True)
     with build_client(settings) as client:
@@ -137,6 +147,7 @@ def demo(
     directory: Annotated[Path, typer.Option(help="Directory for summary, maps and logs.")] = Path("demo-output"),
 ) -> None:
     """Run the main scenario with real images and real processes. Fails unless every promised effect was seen."""
+    need("sklearn", "matplotlib", "faiss", "fastapi")
     from tasks.demo import run
 
     raise typer.Exit(run(keep=keep, directory=directory, console=Console(highlight=False)))

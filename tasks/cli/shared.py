@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
@@ -45,6 +46,17 @@ def examples(*commands: str) -> str:
     lines = "\n".join(f"  {command}" for command in commands)
     # \b keeps the lines as they are
     return f"\b\n{'Example' if len(commands) == 1 else 'Examples'}:\n{lines}"
+
+
+def need(*packages: str) -> None:
+    """Check that packages are installed, before a command starts something that would fail without them.
+
+    Raises:
+        ModuleNotFoundError: one is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
 def settings_of_environment() -> Settings:

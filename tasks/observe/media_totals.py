@@ -24,7 +24,6 @@ from typing import Final, Protocol, cast
 import dramatiq
 import redis
 from dramatiq.middleware import TimeLimitExceeded
-from periodiq import cron
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -108,6 +107,7 @@ def _sums_of(totals: Totals) -> dict[str, int]:
 
 def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: redis.Redis) -> None:
     """Declare ``export_media_totals``, which periodiq sends every minute."""
+    from periodiq import cron  # imported here, because the server imports this module and has no periodiq
 
     def export() -> None:
         try:

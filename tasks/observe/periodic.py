@@ -34,7 +34,6 @@ import dramatiq
 import redis
 from dramatiq.errors import BrokerError
 from dramatiq.middleware import CurrentMessage, TimeLimitExceeded
-from periodiq import cron
 
 from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG
 from tasks.observe.backlog import BACKLOG, TICKED_AT, BacklogSampler
@@ -117,6 +116,8 @@ def _declare(
     client: redis.Redis,
     clock: Callable[[], datetime],
 ) -> None:
+    from periodiq import cron  # imported here, because the server imports this module and has no periodiq
+
     def export() -> None:
         try:
             message = CurrentMessage.get_current_message()
