@@ -221,8 +221,10 @@ def batching(scene: Scene, *, prefetch: int = 10, **options: Any) -> Iterator[tu
 def given(consumer: StreamsConsumer) -> list[list[str]]:
     """Return the labels of everything that the consumer gives, until it has nothing more."""
     got: list[list[str]] = []
-    while (one := next(consumer)) is not None:
+    one = eventually(lambda: next(consumer))  # on a loaded machine, the first read may end before the server answers
+    while one is not None:
         got.append(labels(list(one.deliveries)) if isinstance(one, Batch) else [one.args[0]])
+        one = next(consumer)
     return got
 
 
