@@ -62,6 +62,10 @@ broker-wheel: $(VENV)/installed ## build the broker as a separate distribution i
 client-wheel: $(VENV)/installed ## build the thin client as a separate distribution in dist/
 	@$(BIN)/python -m deploy.client_distribution dist
 
+.PHONY: dist
+dist: $(VENV)/deploy-installed ## build and check the wheels and source distributions of all three projects in dist/
+	@$(BIN)/python -m deploy.distributions dist
+
 .PHONY: soak
 soak: $(VENV)/installed ## run an hour of traffic with small faults and check that nothing grows: make soak [ARGS='--minutes 5']
 	@$(BIN)/python -m tests.faults.soak $(ARGS)

@@ -1,4 +1,4 @@
-"""Building a wheel from a folder, without a package index."""
+"""Building wheels and source distributions from a folder, without a package index."""
 
 from __future__ import annotations
 
@@ -22,3 +22,16 @@ def build_wheel(source: Path, directory: Path, *, package: str) -> Path:
     )
     (wheel,) = directory.glob(f"{package}-*.whl")
     return wheel
+
+
+def build_sdist(source: Path, directory: Path) -> Path:
+    """Build the source distribution of a project into ``directory`` and return its path.
+
+    Raises:
+        subprocess.CalledProcessError: setuptools could not build it; its output contains the reason.
+    """
+    program = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, directory.absolute()], cwd=source, check=True, capture_output=True, text=True
+    )
+    return directory / done.stdout.splitlines()[-1]

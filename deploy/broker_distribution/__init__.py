@@ -26,14 +26,23 @@ def build(directory: Path) -> Path:
         subprocess.CalledProcessError: setuptools could not build the wheel; its output contains the reason.
     """
     with tempfile.TemporaryDirectory(prefix="broker-wheel-") as temporary:
-        source = Path(temporary)
-        shutil.copytree(ROOT / "broker", source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "broker" / "README.md", source)
-        for module in (source / PACKAGE).rglob("*.py"):
-            module.write_text(renamed(module.read_text()))
-        shutil.copy(ROOT / "LICENSE", source)
-        shutil.copy(Path(__file__).with_name("pyproject.toml"), source)
-        return build_wheel(source, directory, package=PACKAGE)
+        write_sources(Path(temporary))
+        return build_wheel(Path(temporary), directory, package=PACKAGE)
+
+
+def write_sources(source: Path) -> None:
+    """Write the project from which the distribution is built into the folder ``source``."""
+    shutil.copytree(ROOT / "broker", source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    for module in (source / PACKAGE).rglob("*.py"):
+        module.write_text(renamed(module.read_text()))
+    for path in (
+        ROOT / "broker" / "README.md",
+        ROOT / "broker" / "CHANGELOG.md",
+        ROOT / "LICENSE",
+        Path(__file__).with_name("pyproject.toml"),
+    ):
+        shutil.copy(path, source)
+    (source / "MANIFEST.in").write_text("include CHANGELOG.md\n")
 
 
 def renamed(text: str) -> str:

@@ -33,20 +33,27 @@ def build(directory: Path) -> Path:
     Raises:
         subprocess.CalledProcessError: setuptools could not build the wheel; its output contains the reason.
     """
-    here = Path(__file__).parent
     with tempfile.TemporaryDirectory(prefix="client-wheel-") as temporary:
-        source = Path(temporary)
-        package = source / PACKAGE
-        shutil.copytree(ROOT / "broker", package / "broker", ignore=shutil.ignore_patterns("__pycache__"))
-        for module in modules():
-            _copy(module, package)
-        (package / "__init__.py").write_text(
-            renamed((here / "package.py").read_text(encoding="utf-8")), encoding="utf-8"
-        )
-        (package / "py.typed").touch()
-        for path in (ROOT / "LICENSE", here / "README.md", here / "pyproject.toml"):
-            shutil.copy(path, source)
-        return build_wheel(source, directory, package=PACKAGE)
+        write_sources(Path(temporary))
+        return build_wheel(Path(temporary), directory, package=PACKAGE)
+
+
+def write_sources(source: Path) -> None:
+    """Write the project from which the distribution is built into the folder ``source``."""
+    here, package = Path(__file__).parent, source / PACKAGE
+    shutil.copytree(ROOT / "broker", package / "broker", ignore=shutil.ignore_patterns("__pycache__"))
+    for module in modules():
+        _copy(module, package)
+    (package / "__init__.py").write_text(renamed((here / "package.py").read_text(encoding="utf-8")), encoding="utf-8")
+    (package / "py.typed").touch()
+    # the schema of the event and golden vectors, against which producers in Python can test
+    (package / "wire").mkdir()
+    (package / "wire" / "__init__.py").touch()
+    for path in (ROOT / "docs" / "wire").glob("*.json"):
+        shutil.copy(path, package / "wire")
+    for path in (ROOT / "LICENSE", ROOT / "CHANGELOG.md", here / "README.md", here / "pyproject.toml"):
+        shutil.copy(path, source)
+    (source / "MANIFEST.in").write_text("include CHANGELOG.md\n")
 
 
 def modules() -> list[str]:
