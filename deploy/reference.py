@@ -6,7 +6,9 @@ and metrics, and the schema, from their declarations. ``--check`` reports the pa
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,15 @@ def outdated(directory: Path = DOCS) -> list[str]:
     """Return the paths of the pages that differ from the code."""
     written = pages()
     return [name for name, text in written.items() if _text_of(directory / name) != text]
+
+
+def runbook_of_incidents() -> tuple[Path, str]:
+    """Return the file with the runbook's sections that the console shows with its incidents, and its text."""
+    static = ROOT / "sploot_cluster" / "api" / "console" / "static"
+    runbook = (ROOT / "ops" / "runbook.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^### (\w+)\n\n(.*?)\n(?=^##)", runbook, flags=re.DOTALL | re.MULTILINE))
+    named = {one["alert"]: sections[one["alert"]].strip() for one in json.loads(_text_of(static / "incidents.json"))}
+    return static / "runbook.json", json.dumps(named, indent=1, ensure_ascii=False) + "\n"
 
 
 def index_of_commands() -> tuple[Path, str]:
@@ -193,13 +204,14 @@ def _wrapped(text: str) -> list[str]:
 def main(arguments: Sequence[str]) -> int:
     """Write the pages, or with ``--check`` return 1 if one differs from the code."""
     if list(arguments) == ["--check"]:
-        file, index = index_of_commands()
-        names = [f"docs/{name}" for name in outdated()] + [str(file)] * (_text_of(file) != index)
+        files = (index_of_commands(), runbook_of_incidents())
+        names = [f"docs/{name}" for name in outdated()] + [str(file) for file, text in files if _text_of(file) != text]
         for name in names:
             print(f"{name} differs from the code: make reference", file=sys.stderr)
         return 1 if names else 0
-    file, index = index_of_commands()
-    file.write_text(index, encoding="utf-8")  # first, because the page of the command line reads it
+    # first, because the page of the command line reads the index
+    for file, text in (index_of_commands(), runbook_of_incidents()):
+        file.write_text(text, encoding="utf-8")
     for name, text in pages().items():
         (DOCS / name).parent.mkdir(exist_ok=True)
         (DOCS / name).write_text(text, encoding="utf-8")

@@ -11,7 +11,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import PetId
 from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED
-from tasks.observe.history import KeepHistory
+from tasks.observe.history import PREFIX, STEP_S, KeepHistory
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import take
 from tests.support import eventually
@@ -123,8 +123,35 @@ def test_activity_is_drawn_with_thresholds(page: Page, redis_client: redis.Redis
     assert page.complaints() == []
 
 
+def test_incident_shows_runbook_plot_and_jobs_and_its_action_is_audited(
+    page: Page, desk: Desk, redis_client: redis.Redis
+) -> None:
+    desk.bury(1, 2, error="TimeoutError: slow Redis")
+    now_s, _ = redis_client.time()
+    redis_client.hincrby(f"{PREFIX}{now_s // STEP_S}", f"{EMBEDDING_INGESTED}:dead", 2)
+
+    page.open("queues")
+    page.click("Incidents: runbook")
+    page.sees("MediaClusterNoWorkers")
+    page.sees("MediaClusterDeadLettersNew embedding.ingested")
+    page.sees("TimeoutError 2 of cluster_embedding")
+    incident = "//section[starts-with(@aria-label, 'MediaClusterDeadLettersNew')]"
+    page.click("Runbook", within=incident)
+    page.sees("dead letters are not retried")
+    eventually(lambda: page.browser.find_elements(By.CSS_SELECTOR, ".incident canvas"))
+    page.click("Requeue those of the last half hour", within=incident)
+    eventually(lambda: page.browser.find_elements(By.NAME, "note"))
+    page.browser.find_element(By.NAME, "note").send_keys("INC-7")
+    page.click("Yes, 2 entries")
+    page.sees("2 of 2")
+
+    page.open("queues")
+    page.sees("INC-7")
+    assert page.complaints() == []
+
+
 @pytest.mark.parametrize(
-    "place", ["jobs/embedding.ingested/running", "find?text=42", "dead/embedding.ingested", "activity"]
+    "place", ["jobs/embedding.ingested/running", "find?text=42", "dead/embedding.ingested", "activity", "incidents"]
 )
 def test_page_fits_a_phone(phone: Page, desk: Desk, place: str) -> None:
     desk.add(1, 2, pet_id=42)
@@ -132,6 +159,6 @@ def test_page_fits_a_phone(phone: Page, desk: Desk, place: str) -> None:
     desk.bury(3, pet_id=42)
 
     phone.open(place)
-    phone.sees("Activity" if place == "activity" else "42")
+    phone.sees(place.capitalize() if place in ("activity", "incidents") else "42")
 
     assert phone.too_wide() == []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.reference import DOCS, outdated, pages
+from deploy.reference import DOCS, outdated, pages, runbook_of_incidents
 
 HEADINGS = {
     "reference/http.md": "### POST /api/v1/internal/clusters/merge",
@@ -33,6 +33,12 @@ def test_reference_page_equals_generated_page(generated: dict[str, str], name: s
 def test_generated_page_has_entries(generated: dict[str, str], name: str) -> None:
     assert generated.keys() == HEADINGS.keys()
     assert HEADINGS[name] in generated[name]
+
+
+def test_console_shows_the_present_sections_of_the_runbook() -> None:
+    file, text = runbook_of_incidents()
+
+    assert file.read_text(encoding="utf-8") == text, "run `make reference`"
 
 
 def test_check_of_generated_pages_names_an_outdated_one(generated: dict[str, str], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -145,6 +146,17 @@ def test_console_colours_figures_at_the_levels_of_their_alerts() -> None:
         assert {name: levels_of[name] for name in ("warning", "critical") if levels_of[name] is not None} == dict(
             lines(signal)
         )
+
+
+INCIDENTS = json.loads(CONSOLE.with_name("incidents.json").read_text())
+
+
+@pytest.mark.parametrize("incident", INCIDENTS, ids=[one["alert"] for one in INCIDENTS])
+def test_incident_of_the_console_has_the_threshold_of_its_alert(incident: dict[str, Any]) -> None:
+    alert = ALERTS[incident["alert"]]
+
+    assert alert.severity == incident["level"]
+    assert (alert.comparator, alert.level) == (incident["comparator"], incident["value"])
 
 
 def test_fire_alerts_reads_labels_and_links_of_every_alert(tmp_path: Path) -> None:

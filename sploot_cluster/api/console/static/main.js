@@ -5,13 +5,14 @@ import { h, notice } from "./dom.js";
 import { activity } from "./activity.js";
 import { dead } from "./dead.js";
 import { find } from "./find.js";
+import { incidents } from "./incidents.js";
 import { job } from "./job.js";
 import { jobs, listenForSearches } from "./jobs.js";
 import { pet } from "./pet.js";
 import { queues } from "./queues.js";
 import { redraw } from "./redraw.js";
 
-const PLACES = { queues, activity, dead, pet, job, jobs, find };
+const PLACES = { queues, incidents, activity, dead, pet, job, jobs, find };
 const STALE_AFTER_S = 20;
 const OLD_AFTER_S = 60;
 

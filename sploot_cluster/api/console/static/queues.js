@@ -66,7 +66,8 @@ function banner(queues) {
   });
   if (!worries.length) return h("p", { class: "banner" }, "No job has waited too long, and there are no dead letters. For failures and latency, see the dashboard and the alerts.");
   const worst = worries.some(([level]) => level === "critical") ? "critical" : "warning";
-  return h("div", { class: `banner is-${worst}` }, h("strong", {}, worst === "critical" ? "Action needed" : "Warning"), h("ul", {}, worries.map(([, text]) => h("li", {}, text))));
+  const link = h("p", {}, h("a", { href: "#/incidents" }, "Incidents: runbook, plots, jobs and actions"));
+  return h("div", { class: `banner is-${worst}` }, h("strong", {}, worst === "critical" ? "Action needed" : "Warning"), h("ul", {}, worries.map(([, text]) => h("li", {}, text))), link);
 }
 
 function pauseButton(queue, again) {
