@@ -85,6 +85,24 @@ def view_of(state: PetState, presentation: Presentation) -> PetView:
     )
 
 
+def named(view: PetView, name: str) -> PetView:
+    """Return the view with only the clusters that have a name, or other name, beginning with ``name``.
+
+    Upper and lower case are the same. The lists of noise and dismissed items are empty then.
+    """
+    if not name:
+        return view
+    start = name.casefold()
+    clusters = tuple(
+        cluster
+        for cluster in view.clusters
+        if any(one.casefold().startswith(start) for one in (cluster.name or "", *cluster.other_names))
+    )
+    shown = {item for cluster in clusters for item in cluster.media_ids}
+    times = {item: time for item, time in view.occurred_at.items() if item in shown}
+    return replace(view, clusters=clusters, noise=(), dismissed=(), occurred_at=times)
+
+
 def ordered(view: PetView, order: ItemOrder) -> PetView:
     """Return the view with the items of each list in the given order."""
     if order == ItemOrder.ARRIVED:

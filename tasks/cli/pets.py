@@ -158,21 +158,25 @@ def clusters(
     order: Annotated[
         ItemOrder, typer.Option(help="Order of the items; those without a time come last in occurred_at.")
     ] = ItemOrder.ARRIVED,
+    name: Annotated[
+        str, typer.Option(help="Only clusters with a name that begins with this text, in upper or lower case.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Show the pet's clusters."""
     from sploot_cluster.pet.models import PetId
-    from sploot_cluster.pet.views import ordered
+    from sploot_cluster.pet.views import named, ordered
 
     with open_service() as service:
-        view = ordered(service.clusters(PetId(pet)), order)
+        whole = service.clusters(PetId(pet))
+    view = ordered(named(whole, name), order)
     if as_json:
         print_json(view)
         return
     out.print(
-        f"pet {pet} at revision {view.revision}: {view.n_media} items, {len(view.clusters)} clusters, "
+        f"pet {pet} at revision {view.revision}: {view.n_media} items, {len(whole.clusters)} clusters, "
         f"{view.n_noise} noise"
-        + (f", {len(view.dismissed)} dismissed" if view.dismissed else "")
+        + (f", {len(whole.dismissed)} dismissed" if whole.dismissed else "")
         + (f", model {view.model} with {view.dim} dimensions" if view.model else "")
     )
     origins = ("core", "arrived", "absorbed", "corrected")
@@ -182,8 +186,8 @@ def clusters(
         counts = (str(cluster.origins.get(origin, 0)) for origin in origins)
         first = ", ".join(cluster.media_ids[:3]) + (", …" if cluster.size > 3 else "")
         marks = " (hidden)" * cluster.is_hidden + " (locked)" * cluster.is_locked
-        name = [(cluster.name or "") + marks] if is_named else []
-        table.add_row(str(cluster.cluster_id), *name, str(cluster.size), *counts, str(cluster.since), first)
+        shown_name = [(cluster.name or "") + marks] if is_named else []
+        table.add_row(str(cluster.cluster_id), *shown_name, str(cluster.size), *counts, str(cluster.since), first)
     out.print(table)
 
 

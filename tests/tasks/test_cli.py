@@ -94,6 +94,18 @@ def test_help_names_every_command(cli: CommandLine) -> None:
         assert f" {command} " in helped.out
 
 
+def test_clusters_are_shown_by_the_beginning_of_a_name(cli: CommandLine, service: ClusterService) -> None:
+    two_looks(service)
+    service.name(PET, ClusterId(2), "Rex", operation_id="1", by="ada")
+    service.lock(PET, [ClusterId(2)], operation_id="2", by="ada")
+
+    found = cli("clusters", str(PET), "--name", "rex")
+
+    assert "6 clusters" in found.out
+    assert [row for row in found.out.splitlines() if "(locked)" in row and "Rex" in row]
+    assert name(2, 0) not in found.out
+
+
 # -- reviews ---------------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from sploot_cluster.decide.suggestions.values import DoubtfulItems, PetSuggestio
 from sploot_cluster.decide.why import Why
 from sploot_cluster.errors import UnknownCluster, UnknownMedia, UnknownPet, UnknownRevision
 from sploot_cluster.jobs import JobTraces, Traces
+from sploot_cluster.limits import MAX_NAME
 from sploot_cluster.pet.diff import PetDiff, Snapshot
 from sploot_cluster.pet.listing import CURSOR as PET_CURSOR
 from sploot_cluster.pet.listing import MAX_PETS, MAX_SORTED, PetOrder, PetPage
@@ -35,7 +36,7 @@ from sploot_cluster.pet.models import ClusterId, Deleted, MediaId, PetId, PetVie
 from sploot_cluster.pet.shadow import CandidateModel, PetModel
 from sploot_cluster.pet.tally import PetTally, TallyView
 from sploot_cluster.pet.times import ItemOrder
-from sploot_cluster.pet.views import ordered
+from sploot_cluster.pet.views import named, ordered
 
 MAX_HISTORY: Final = 1_000
 MAX_SUGGESTIONS: Final = 100
@@ -99,10 +100,18 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
             ItemOrder,
             Query(description="Order of the items in each list; those without a time come last in `occurred_at`."),
         ] = ItemOrder.ARRIVED,
+        name: Annotated[
+            str,
+            Query(
+                description="Only clusters with a name, or other name, that begins with this text, in upper or lower "
+                "case; `noise` and `dismissed` are empty then.",
+                max_length=MAX_NAME,
+            ),
+        ] = "",
         if_none_match: IfNoneMatch = None,
     ) -> Response:
         """Return the present clusters of a pet. A pet without data has revision 0."""
-        view = ordered(service.clusters(PetId(pet_id)), order)
+        view = ordered(named(service.clusters(PetId(pet_id)), name), order)
         return tagged(view.revision, if_none_match, lambda: view)
 
     @router.get(

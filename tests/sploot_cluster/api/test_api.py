@@ -942,6 +942,21 @@ def test_candidate_model_runs_until_it_is_ended(front: Front, two_subjects: str)
     assert (ended.status_code, again.status_code) == (204, 404)
 
 
+def test_clusters_are_found_by_the_beginning_of_a_name(front: Front, two_subjects: str) -> None:
+    front.service.name(PET, ClusterId(1), "Rex", operation_id="1", by="bob")
+    front.service.name(PET, ClusterId(2), "Rexona", operation_id="2", by="bob")
+    front.service.merge(PET, [ClusterId(1), ClusterId(2)], into=ClusterId(1), operation_id="3", by="bob")
+
+    found = [
+        front.http.get(f"{API}/pets/42/clusters", params={"name": name}).json() for name in ("rE", "rexo", "ex", "")
+    ]
+
+    assert [[one["cluster_id"] for one in view["clusters"]] for view in found] == [[1], [1], [], [1]]
+    assert found[0]["n_media"] == found[3]["n_media"]
+    too_long = front.http.get(f"{API}/pets/42/clusters", params={"name": "x" * 101})
+    assert (too_long.status_code, fields_of(too_long.json())) == (422, ["name"])
+
+
 # -- reviews ---------------------------------------------------------------------------------------------------------
 
 
