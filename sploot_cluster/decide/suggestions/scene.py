@@ -6,14 +6,14 @@ are those in a cluster that were not merely absorbed into it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import cached_property
 from typing import Final
 
 import numpy as np
 
 from sploot_cluster.decide.constraints import RowConstraints, Sides
-from sploot_cluster.decide.presentation import hidden_in
+from sploot_cluster.decide.presentation import hidden_in, locked_in
 from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
@@ -57,6 +57,11 @@ class Scene:
             [state.vectors[rows].mean(axis=0) for rows in self.members], dtype=np.float32
         ).reshape(len(shown), state.vectors.shape[1])
         self.spreads = np.maximum(1 - np.einsum("cd,cd->c", self.centres, self.centres, dtype=np.float64), 0)
+
+    @cached_property
+    def locked(self) -> Set[ClusterId]:
+        """The locked clusters: people know that their items belong together."""
+        return locked_in(self.state)
 
     @cached_property
     def rows(self) -> RowConstraints:

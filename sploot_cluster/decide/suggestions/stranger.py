@@ -34,6 +34,8 @@ def ask(scene: Scene) -> Iterator[Suggestion]:
     for item in doubtful_items(scene):
         if item.probability < LEAST:
             return
+        if item.cluster_id in scene.locked:
+            continue
         pet, media, cluster = scene.state.pet, [item.media_id], item.cluster_id
         at = scene.clusters.index(cluster)
         yield Suggestion(

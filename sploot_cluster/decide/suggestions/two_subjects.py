@@ -48,7 +48,7 @@ def ask(scene: Scene) -> Iterator[Suggestion]:
         return
     usual = float(np.median(scene.spreads))
     for at in np.argsort(-scene.spreads, kind="stable")[:_MOST_CUTS].tolist():
-        if len(scene.members[at]) < _SMALLEST_CLUSTER:
+        if len(scene.members[at]) < _SMALLEST_CLUSTER or scene.clusters[at] in scene.locked:
             continue
         cut = _cut(scene, at, usual)
         if cut is None or cut.probability < LEAST or _is_known_as_one(scene, cut):

@@ -135,6 +135,15 @@ def test_stranger_leaves_by_yes_and_is_certain_after_no() -> None:
         assert MediaId("m12") not in {item.media_id for item in doubtful(after, None, limit=500).items}
 
 
+def test_locked_clusters_are_not_asked_about_alone() -> None:
+    for state in (mixed(), with_stranger()):
+        question = next(one for one in asked(state) if one.cluster_ids == (ONE,))
+
+        locked, _ = answer(state, Reply("lock", {"pet_id": 1, "cluster_ids": [ONE]}))
+
+        assert question.suggestion_id not in {one.suggestion_id for one in asked(locked)}
+
+
 def test_doubtful_items_come_least_certain_first() -> None:
     state = with_stranger()
 
