@@ -9,11 +9,12 @@ ignored in all comparisons: they were added to keep the noise low, and need not 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, Origin, PetState
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector, Rows
@@ -30,6 +31,9 @@ ROUNDING: Final = 1e-5
 
 # An int, because comparing with an enum member takes ten times as long, and an arrival makes sixty-four comparisons.
 _ABSORBED: Final = int(Origin.ABSORBED)
+
+# The number of neighbours that are looked at first.
+_FIRST: Final = 8
 
 # Members that are compared with all others to find a threshold: comparing 2,048 members with 50,000 in 512 dimensions
 # takes half a second on one core.
@@ -71,22 +75,16 @@ def decide(
 
     O(n) to count the members of small clusters, else O(k).
     """
-    ids = neighbours.ids[0]
+    ids, similarity = neighbours.ids[0], neighbours.similarity[0]
     if len(ids) and ids[-1] < 0:
         ids = ids[ids >= 0]
-    # for sixty-four pairs, lists are faster than arrays
-    tops: dict[int, list[float]] = {}
-    for label, origin, similarity in zip(
-        labels.take(ids).tolist(), origins.take(ids).tolist(), neighbours.similarity[0].tolist(), strict=False
-    ):
-        if origin == _ABSORBED:
-            continue
-        top = tops.get(label)
-        if top is None:
-            tops[label] = [similarity]
-        elif len(top) < TOP:  # neighbours come closest first
-            top.append(similarity)
-    tops.pop(NOISE, None)
+    if len(ids) > _FIRST:
+        # in most cases, the first neighbours decide
+        first = _tops(ids[:_FIRST], similarity, labels, origins)
+        leader = _leader(first, similarity[_FIRST])
+        if leader is not None and reach(leader[0], clusters[leader[1]].threshold) <= settings.arrival_slack:
+            return Decision(leader[1], Origin.ARRIVED, leader[0])
+    tops = _tops(ids, similarity, labels, origins)
 
     # the most similar first, and of equally similar clusters the one with the smallest id
     by_similarity = sorted([(-sum(top) / len(top), label) for label, top in tops.items()])
@@ -97,6 +95,45 @@ def decide(
         ):
             return Decision(cluster, Origin.ARRIVED, -negative)
     return Decision(NOISE, Origin.NOISE, -by_similarity[0][0] if by_similarity else None)
+
+
+def _tops(
+    ids: npt.NDArray[np.int64], similarity: FloatVector, labels: LabelVector, origins: OriginVector
+) -> dict[int, list[float]]:
+    """Return the up to three highest similarities to each cluster, of neighbours that come closest first."""
+    tops: dict[int, list[float]] = {}
+    # for sixty-four pairs, lists are faster than arrays
+    for label, origin, one in zip(
+        labels.take(ids).tolist(), origins.take(ids).tolist(), similarity[: len(ids)].tolist(), strict=True
+    ):
+        if origin == _ABSORBED:
+            continue
+        top = tops.get(label)
+        if top is None:
+            tops[label] = [one]
+        elif len(top) < TOP:
+            top.append(one)
+    tops.pop(NOISE, None)
+    return tops
+
+
+def _leader(tops: Mapping[int, Sequence[float]], next_similarity: float) -> tuple[float, ClusterId] | None:
+    """Return the similarity and the id of the cluster that stays the most similar one whatever neighbours follow.
+
+    The mean of a cluster with fewer than three of the neighbours can only fall, and a cluster without one can reach no
+    more than the next similarity.
+
+    Args:
+        next_similarity: the similarity of the first neighbour that is not in ``tops``.
+    """
+    best, leader = float(next_similarity), None
+    for label, top in tops.items():
+        mean = sum(top) / len(top)
+        if mean > best:
+            best, leader = mean, (label if len(top) == TOP else None)
+        elif mean == best:
+            leader = None
+    return None if leader is None else (best, ClusterId(leader))
 
 
 def reach(similarity: float, threshold: float) -> float:

@@ -15,9 +15,9 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from importlib.resources import files
+from secrets import token_hex
 from sys import intern
 from typing import Any, Final, NamedTuple, TypeVar, cast
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +155,7 @@ class RedisPetStore:
         pet, new_born = state.pet, ""
         with translated(f"commit a change of pet {pet}", pet):
             if not state.revision:
-                new_born = uuid4().hex
+                new_born = token_hex(16)
             (keys, args), new_commit = _commit_call(state, change, new_born=new_born, claimant=claimant)
             if not state.revision:
                 self._client.sadd(PETS, pet)
@@ -332,7 +332,7 @@ class RedisPetStore:
             )
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
-        pet, born, commit = after.state.pet, uuid4().hex, uuid4().hex
+        pet, born, commit = after.state.pet, token_hex(16), token_hex(16)
         keys, state = PetKeys.of(pet), empty_state(pet) if before is None else before.state
         with translated(f"replace pet {pet}", pet):
             if before is None:
@@ -485,7 +485,7 @@ def _commit_call(
     state: PetState, change: Change, *, new_born: str = "", claimant: str | None = None
 ) -> tuple[Call, str]:
     """Return the keys and arguments of commit.lua, and the name of the commit."""
-    new_commit = uuid4().hex
+    new_commit = token_hex(16)
     args = [*_names(state.version), state.revision, new_born, new_commit, claimant or "", CLAIM_MS]
     return (PetKeys.of(state.pet), [*args, *_written(state, change)]), new_commit
 
@@ -544,7 +544,8 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     yield from (arrived, occurred_at, b"" if was is None else dump_overwritten(was), KEPT)
     yield from counts_after(state, change)
     yield ledger.dumps(change.correction) if change.correction is not None else ""
-    yield from ("" if change.kind == "arrival" else change.kind, change.by, as_json(change.summary))
+    # only a change with a kind has an entry in the history
+    yield from ("", "", "") if change.kind == "arrival" else (change.kind, change.by, as_json(change.summary))
     for items in (
         [arrival.media for arrival in arrivals],
         [item for id_, card in change.clusters.items() if card is not None for item in (id_, dump_card(card))],

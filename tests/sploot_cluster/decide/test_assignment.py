@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sploot_cluster.decide.assignment import Decision, decide, reach, recluster_reason, similarity_to, threshold_of
-from sploot_cluster.engine.neighbours import nearest
+from sploot_cluster.engine.neighbours import Neighbours, nearest
 from sploot_cluster.pet.models import NOISE, Origin, PetState
 from sploot_cluster.pet.vectors import FloatVector, as_vector
 from sploot_cluster.settings import ClusterSettings
@@ -83,6 +83,27 @@ def test_smallest_id_wins_among_equally_similar_clusters() -> None:
     state = pet_state([2, 1] * 3, vectors)
 
     assert decided(state, axis(0)).cluster == 1
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_decision_is_that_of_all_neighbours_in_whatever_order_clusters_come(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(9, 65))
+    # few different similarities, so that many clusters are equally similar
+    similarity = (np.sort(rng.integers(0, 6, size=n))[::-1] / 6).astype(np.float32)
+    labels = rng.integers(-1, 4, size=n).astype(np.int32)
+    origins = rng.choice([Origin.CORE, Origin.ARRIVED, Origin.ABSORBED], size=n).astype(np.uint8)
+    cards = pet_state([0, 1, 2, 3], looks(4), thresholds=dict(enumerate(rng.random(4).tolist()))).clusters
+    counted = [row for row in range(n) if labels[row] != NOISE and origins[row] != Origin.ABSORBED]
+    of = {id_: [float(similarity[row]) for row in counted if labels[row] == id_] for id_ in cards}
+    means = sorted((-sum(all_[:3]) / len(all_[:3]), id_) for id_, all_ in of.items() if all_)
+
+    neighbours = Neighbours(np.arange(n)[None], similarity[None])
+    decision = decide(neighbours, labels, origins, cards, SETTINGS)
+
+    reached = [one for one in means if reach(-one[0], cards[one[1]].threshold) <= SETTINGS.arrival_slack]
+    expected = (reached[0][1], -reached[0][0]) if reached else (NOISE, -means[0][0] if means else None)
+    assert (decision.cluster, decision.similarity) == expected
 
 
 def test_reach_is_one_at_the_threshold_and_grows_with_distance() -> None:
