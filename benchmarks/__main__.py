@@ -15,6 +15,7 @@ PARTS: Final = (
     "arrivals",
     "quality",
     "teaching",
+    "bill",
     "suggestions",
     "locking",
     "remembered",

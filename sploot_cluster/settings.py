@@ -182,6 +182,7 @@ class ClusterSettings:
     noise_floor: int = _whole(14, 0)
     noise_ratio: float = _number(0.03, 0, 1)
     absorption_slack: float = _number(2.5, 1)
+    absorption_slack_excluded: float = _number(1.3, 1)
     overlap_ratio: float = _number(0.30, 0, 1, above=True)
     single_cluster_similarity: float = _number(0.80, 0, 1, above=True)
     exact_until: int = _whole(0, 0)

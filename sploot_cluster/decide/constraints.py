@@ -167,6 +167,13 @@ class RowConstraints:
     leaving: Mapping[int, int] = field(default_factory=dict)
     barred: Sequence[tuple[int, ClusterId]] = ()
 
+    @property
+    def taken_out(self) -> BoolVector:
+        """Return the (n,) mask of rows that people excluded from a cluster and put into no other."""
+        is_out: BoolVector = np.zeros(len(self.atoms), dtype=np.bool_)
+        is_out[[*self.leaving, *(row for row, _ in self.barred)]] = True
+        return is_out
+
     def sides_of(self, rows: Rows) -> Sides:
         """Return the combined sides of all atoms among ``rows``."""
         atoms = np.unique(self.atoms[rows]).tolist()

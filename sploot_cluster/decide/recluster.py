@@ -38,7 +38,9 @@ def plan_recluster(
     3. Items that no correction names follow the named items that they resemble, where a correction separates clusters.
     4. Items that arrived while density was computed are assigned like arrivals. So are items that a correction removes
        from their density group.
-    5. Noise beyond the budget is absorbed, the most similar items first, as far as ``absorption_slack`` allows.
+    5. Noise beyond the budget is absorbed, the most similar items first, as far as ``absorption_slack`` allows. Items
+       that a person excluded from a cluster are not absorbed, and do not count towards the budget. If there are any,
+       others are absorbed only as far as ``absorption_slack_excluded`` allows.
     6. Groups inherit the ids of the clusters that they overlap with.
 
     Args:
@@ -69,11 +71,14 @@ def plan_recluster(
     joins = reaches.admit(late, late_groups, np.flatnonzero(late_reach <= settings.arrival_slack))
     groups[late[joins]], origins[late[joins]] = late_groups[joins], Origin.ARRIVED
 
-    noise = np.flatnonzero((groups == NOISE) & ~rows.dismissed)
+    noise = np.flatnonzero((groups == NOISE) & ~rows.dismissed & ~rows.taken_out)
     excess = len(noise) - settings.noise_budget(state.n_media)
     if excess > 0:
         noise_groups, noise_similarity, noise_reach = reaches.most_similar(noise)
-        within = np.flatnonzero(noise_reach <= settings.absorption_slack)
+        slack = settings.absorption_slack
+        if rows.taken_out.any():
+            slack = min(slack, settings.absorption_slack_excluded)
+        within = np.flatnonzero(noise_reach <= slack)
         closest = within[np.argsort(-noise_similarity[within], kind="stable")][:excess]
         absorbed = reaches.admit(noise, noise_groups, closest)
         groups[noise[absorbed]], origins[noise[absorbed]] = noise_groups[absorbed], Origin.ABSORBED

@@ -17,7 +17,12 @@ def test_unset_settings_keep_their_defaults() -> None:
 def test_every_setting_can_be_set_by_its_variable() -> None:
     changed = {"n_neighbours": "5", "arrival_slack": "2", "growth_ratio": "0.5", "growth_min": "3", "drift_min": "4"}
     changed |= {"drift_ratio": "0.5", "recluster_delay_ms": "0", "noise_floor": "0", "noise_ratio": "0.5"}
-    changed |= {"absorption_slack": "2", "overlap_ratio": "0.5", "single_cluster_similarity": "0.5"}
+    changed |= {
+        "absorption_slack": "2",
+        "absorption_slack_excluded": "2",
+        "overlap_ratio": "0.5",
+        "single_cluster_similarity": "0.5",
+    }
     changed |= {"recluster_backend": "hdbscan_gpu"}
     changed |= {"sharpness": "2", "small_group": "4"}
     changed |= {

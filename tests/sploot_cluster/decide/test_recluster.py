@@ -143,16 +143,45 @@ def test_excluded_item_is_assigned_like_an_arrival() -> None:
     assert (new.labels[10], new.origins[10]) == (2, Origin.ARRIVED)
 
 
-def test_noise_excluded_from_its_nearest_cluster_is_absorbed_by_the_next_nearest() -> None:
+def test_excluded_noise_is_not_absorbed_by_another_cluster() -> None:
     between = np.array([[0.9, 0.4, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
     vectors = np.vstack([looks(5, 5), between / np.linalg.norm(between)]).astype(np.float32)
     exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(10), media(0))
-    state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=[exclusion])
-    settings = ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000)
+    settings = ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000, absorption_slack_excluded=1_000)
 
-    new = after(state, density(*[0] * 5, *[1] * 5, NOISE), settings)
+    def label_of_noise(*ledger: Correction) -> int:
+        state = pet_state([1] * 5 + [2] * 5 + [NOISE], vectors, ledger=ledger)
+        return int(after(state, density(*[0] * 5, *[1] * 5, NOISE), settings).labels[10])
 
-    assert (new.labels[10], new.origins[10]) == (2, Origin.ABSORBED)
+    assert label_of_noise() == 1
+    assert label_of_noise(exclusion) == NOISE
+
+
+def test_excluded_noise_does_not_count_towards_the_budget() -> None:
+    vectors = looks(20, 4)
+    exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(20, 21), media(0))
+    settings = ClusterSettings(noise_floor=2, noise_ratio=0, absorption_slack=1_000, absorption_slack_excluded=1_000)
+
+    def n_absorbed(*ledger: Correction) -> int:
+        state = pet_state([1] * 20 + [NOISE] * 4, vectors, ledger=ledger)
+        return int((after(state, density(*[0] * 20, *[NOISE] * 4), settings).labels[20:] != NOISE).sum())
+
+    assert n_absorbed() == 2
+    assert n_absorbed(exclusion) == 0
+
+
+def test_exclusion_lowers_the_slack_for_other_noise() -> None:
+    far = np.array([[1, 0.6, 0, 0, 0, 0, 0, 0], [1, 0.9, 0, 0, 0, 0, 0, 0]], dtype=np.float32)
+    vectors = np.vstack([looks(20), far / np.linalg.norm(far, axis=1, keepdims=True)]).astype(np.float32)
+    exclusion = Exclusion(901, "op-901", "ada", AT, ClusterId(1), media(21), media(0))
+
+    def label_of_other(slack: float) -> int:
+        settings = ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=10, absorption_slack_excluded=slack)
+        state = pet_state([1] * 20 + [NOISE] * 2, vectors, ledger=[exclusion])
+        return int(after(state, density(*[0] * 20, NOISE, NOISE), settings).labels[20])
+
+    assert label_of_other(10) == 1
+    assert label_of_other(1.1) == NOISE
 
 
 def test_items_newer_than_the_density_result_are_assigned_like_arrivals() -> None:
