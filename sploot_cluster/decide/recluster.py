@@ -8,23 +8,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from sploot_cluster.decide.assignment import Thresholds, reaches, similarity_to
 from sploot_cluster.decide.constraints import FREE, RowConstraints, Sides, count_kept
+from sploot_cluster.decide.corrections.lock import Locking
 from sploot_cluster.decide.enforcing import enforce
 from sploot_cluster.decide.learning import follow_named
 from sploot_cluster.decide.presentation import locked_in
 from sploot_cluster.decide.regrouping import IdRules, regroup
-from sploot_cluster.decide.resolving import resolve
+from sploot_cluster.decide.resolving import in_force, resolve
 from sploot_cluster.engine.selection import Density
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState, Reclustered
+from sploot_cluster.pet.rows import follow
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
 UNREACHABLE: Final = np.inf
+
+# With locks, how often a recluster is repeated on its own result; two are usually enough.
+MOST_REPEATS: Final = 8
 
 
 def plan_recluster(
@@ -42,10 +48,49 @@ def plan_recluster(
        that a person excluded from a cluster are not absorbed, and do not count towards the budget. If there are any,
        others are absorbed only as far as ``absorption_slack_excluded`` allows.
     6. Groups inherit the ids of the clusters that they overlap with.
+    7. With locks, all of this is repeated on the result until nothing moves, so that another recluster would change
+       nothing: a cluster that returns may be locked, and items that join a cluster may be what others resemble.
 
     Args:
         state: the newest state; ``density`` covers its first ``len(density.labels)`` items.
     """
+    change, reclustered = _plan_once(state, density, settings=settings, by=by)
+    if not any(isinstance(statement, Locking) for statement in in_force(state.ledger)):
+        return change, reclustered
+    for _ in range(MOST_REPEATS):
+        # at the same revision: in the end there is one commit
+        then = replace(follow(state, change, version=state.version), revision=state.revision)
+        again, settled = _plan_once(then, density, settings=settings, by=by)
+        if not (settled.n_moved or settled.n_new_ids or settled.n_retired_ids):
+            break
+        change, reclustered = _joined(state, change, again, settled)
+    return change, reclustered
+
+
+def _joined(state: PetState, change: Change, again: Change, settled: Reclustered) -> tuple[Change, Reclustered]:
+    """Return one change of ``state`` in place of two, and the report on it; ``settled`` is that of the second one."""
+    assert again.relabelling is not None
+    labels = again.relabelling.labels
+    living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
+    reclustered = replace(
+        settled,
+        n_moved=int(np.count_nonzero(labels != state.labels)),
+        n_kept_ids=len(living & state.clusters.keys()),
+        n_new_ids=len(living - state.clusters.keys()),
+        n_retired_ids=len(state.clusters.keys() - living),
+    )
+    cards = {**change.clusters, **again.clusters}
+    aliases = {**change.aliases, **again.aliases}
+    joined = replace(
+        again,
+        clusters={id_: card for id_, card in cards.items() if card is not None or id_ in state.clusters},
+        aliases={old: now for old, now in aliases.items() if now is not None or old in state.aliases},
+        summary=_summary_of(reclustered),
+    )
+    return joined, reclustered
+
+
+def _plan_once(state: PetState, density: Density, *, settings: ClusterSettings, by: str) -> tuple[Change, Reclustered]:
     constraints = resolve(state.ledger)
     rows = constraints.by_row(state.rows)
     n_seen = len(density.labels)
@@ -104,16 +149,21 @@ def plan_recluster(
         kept=f"constraints kept {n_kept} of {total}",
         overridden=constraints.overridden,
     )
-    summary = {
+    summary = _summary_of(reclustered)
+    return regrouped.change(state, "recluster", by=by, summary=summary, is_recluster=True), reclustered
+
+
+def _summary_of(reclustered: Reclustered) -> dict[str, object]:
+    """Return the facts for the history."""
+    return {
         "n_media": reclustered.n_media,
         "n_clusters": reclustered.n_clusters,
         "n_noise": reclustered.n_noise,
         "n_dismissed": reclustered.n_dismissed,
         "n_absorbed": reclustered.n_absorbed,
         "n_moved": reclustered.n_moved,
-        "constraints": f"{n_kept} of {total}",
+        "constraints": f"{reclustered.constraints_kept} of {reclustered.constraints}",
     }
-    return regrouped.change(state, "recluster", by=by, summary=summary, is_recluster=True), reclustered
 
 
 def _keep_curated(

@@ -160,3 +160,21 @@ def test_lock_of_what_is_locked_is_refused(service: ClusterService) -> None:
         service.lock(PET, [TWO], operation_id="2", by="ada")
     with pytest.raises(InvalidInput, match="unlocked already"):
         service.unlock(PET, [ONE], operation_id="3", by="ada")
+
+
+def test_recluster_that_brings_a_locked_cluster_back_is_final(service: ClusterService) -> None:
+    members = service.clusters(PET).clusters[0].media_ids
+    service.lock(PET, [ONE], operation_id="1", by="ada")
+    service.exclude(PET, ONE, members[:3], operation_id="2", by="ada")
+    service.exclude(PET, ONE, members[3:6], operation_id="3", by="ada")
+    service.restore(PET, 36, operation_id="4", by="ada")  # to before the first recluster: all items are noise
+    assert service.clusters(PET).clusters == ()
+
+    first, second = service.recluster(PET), service.recluster(PET)
+
+    clusters = {view.size: view.cluster_id for view in service.clusters(PET).clusters}
+    assert sorted(clusters) == [3, 6, 12]
+    assert locked(service) == {clusters[6]}
+    assert first.n_new_ids == 4
+    assert (first.n_kept_ids, first.n_retired_ids, first.constraints_kept) == (0, 0, first.constraints)
+    assert (second.n_moved, second.n_new_ids, second.n_retired_ids) == (0, 0, 0)
