@@ -25,7 +25,8 @@ from sploot_cluster.pet.models import Assigned
 from tasks.contracts import RECLUSTER_PET
 from tasks.observe.exposition import serve_metrics
 from tasks.observe.job_facts import NO_BACKEND, JobFacts, close_job, open_job
-from tasks.observe.logs import pet_id_of
+from tasks.observe.log_stream import release_all
+from tasks.observe.logs import FOLLOWED, pet_id_of
 from tasks.observe.metrics import OPERATIONS, UNCOUNTED_QUEUES, JobMetrics, Outcome, Refusal, job_metrics
 from tasks.queue_ops.dead_letters import message_id_of, pet_of
 from tasks.trace_context import current_traceparent, trace_id_of, traceparent_of
@@ -80,8 +81,15 @@ class RecordJobs(dramatiq.Middleware):
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         facts = self._close()
-        if facts is None or isinstance(exception, NotDoneInBatch):  # it is no attempt: it runs again by itself
+        if facts is None:
             return
+        if not isinstance(exception, NotDoneInBatch):  # that is no attempt: it runs again by itself
+            self._record(message, facts, result, exception)
+        if facts.outer is None:
+            release_all()
+
+    def _record(self, message: MessageProxy, facts: JobFacts, result: Any, exception: BaseException | None) -> None:
+        """Log and count an attempt."""
         if isinstance(result, Assigned):
             facts.backend = result.backend
         duration_s = time.perf_counter() - facts.started_s
@@ -163,7 +171,7 @@ class RecordJobs(dramatiq.Middleware):
         exception: BaseException | None,
     ) -> None:
         age_ms = self._age_ms(message)
-        line = {
+        line: dict[str, Any] = {
             "pet_id": facts.pet_id or pet_id_of(message),
             "message_id": message.message_id,
             "actor": message.actor_name,
@@ -175,6 +183,8 @@ class RecordJobs(dramatiq.Middleware):
             "age_ms": None if age_ms is None else round(age_ms, 1),
             "trace_id": trace_id_of(traceparent_of(message.kwargs, message.options) or current_traceparent()),
         }
+        if facts.outer is not None:
+            line[FOLLOWED] = True  # by the lines about the other jobs of its batch
         if exception is None:
             level = logging.DEBUG if message.queue_name in UNCOUNTED_QUEUES else logging.INFO
             logger.log(level, "job done", extra=line)

@@ -62,31 +62,47 @@ class LogStream(io.TextIOBase):
         self._n_bytes = 0
         self._n_dropped = 0
         self._is_writing = False
+        self._held = ""
         self._partial = ""
         self._thread: threading.Thread | None = None
 
     def write(self, text: str) -> int:
         """Write text. An incomplete last line is kept until its end is written."""
         with self._lock:
-            lines = self._partial + text
-            whole, end, self._partial = lines.rpartition("\n")
-            if not end:
-                return len(text)
-            n_dropped = self._put((whole + end).encode("utf-8", errors="backslashreplace"))
+            whole, end, self._partial = (self._partial + text).rpartition("\n")
+            n_dropped = self._put_held(before=len(whole))
+            lines, self._held = self._held + whole + end, ""
+            if lines:
+                n_dropped += self._put(lines.encode("utf-8", errors="backslashreplace"))
         if n_dropped:
             with suppress(Exception):
                 self._count(n_dropped)
         return len(text)
+
+    def hold(self, line: str) -> None:
+        """Write a whole line in one system call with those that follow at once.
+
+        It is held until the next :meth:`write` or :meth:`release`, or until a write is full.
+        """
+        with self._lock:
+            n_dropped = self._put_held(before=len(line))
+            self._held += line
+        if n_dropped:
+            with suppress(Exception):
+                self._count(n_dropped)
+
+    def release(self) -> None:
+        """Write the lines that are held."""
+        if self._held:
+            self.write("")
 
     def flush(self) -> None:
         """Do nothing: every line is already on its way. Use ``drain`` to wait."""
 
     def drain(self, timeout_s: float = FLUSH_S) -> bool:
         """Wait up to ``timeout_s`` until every line is written, and return whether they are."""
+        self.write("\n" if self._partial else "")
         with self._lock:
-            if self._partial:
-                partial, self._partial = self._partial + "\n", ""
-                self._put(partial.encode("utf-8", errors="backslashreplace"))
             return self._changed.wait_for(lambda: not (self._waiting or self._is_writing), timeout_s)
 
     def fileno(self) -> int:
@@ -97,6 +113,17 @@ class LogStream(io.TextIOBase):
 
     def writable(self) -> bool:
         return True
+
+    def _put_held(self, *, before: int) -> int:
+        """Put the lines that are held, if they are too long for one write with ``before`` more characters.
+
+        Returns:
+            how many lines were dropped. The caller holds the lock.
+        """
+        if not self._held or len(self._held) + before < AT_ONCE:
+            return 0
+        held, self._held = self._held, ""
+        return self._put(held.encode("utf-8", errors="backslashreplace"))
 
     def _put(self, line: bytes) -> int:
         """Send, queue or drop a line, and return how many lines were dropped. The caller holds the lock."""
@@ -225,6 +252,12 @@ def _most_at_once(fd: int) -> float:
 def _begin_anew_in_child() -> None:
     for stream in list(_streams):
         stream._begin_anew()
+
+
+def release_all() -> None:
+    """Write every line that is held."""
+    for stream in list(_streams):
+        stream.release()
 
 
 def drain_all() -> None:

@@ -32,6 +32,10 @@ SERVICE: Final = "sploot-cluster"
 # At INFO, these loggers write about themselves or about every sample of the queues. Their warnings are kept.
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
+# The field, which is not written, of a line after which the same thread logs more at once, and then calls
+# ``log_stream.release_all``. Each write of its own might cost a switch of threads.
+FOLLOWED: Final = "_followed"
+
 _SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; no model has fewer
 # a vector as base64, as bytes, or as numbers in the form that Python and JSON print
 _NUMBER: Final = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
@@ -114,7 +118,19 @@ def without_payload(text: str) -> str:
 
 
 class _Lines(logging.StreamHandler[LogStream]):
-    """Writes log lines. In place of a line that cannot be written, it logs the line's origin, also as JSON."""
+    """Writes log lines. In place of a line that cannot be written, it logs the line's origin, also as JSON.
+
+    A line with the field :data:`FOLLOWED` is written together with the next ones.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not hasattr(record, FOLLOWED):
+            super().emit(record)
+            return
+        try:
+            self.stream.hold(self.format(record) + self.terminator)
+        except Exception:
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
         # the standard library would print plain text here, including the arguments

@@ -69,6 +69,30 @@ def test_lines_are_written_at_once_while_the_reader_has_room(pipe: Pipe) -> None
     assert pipe.read() == "one\n"
 
 
+@pytest.mark.parametrize("end", ["write", "release", "drain"])
+def test_held_lines_are_written_in_order_by_what_follows(pipe: Pipe, end: str) -> None:
+    pipe.stream.hold("one\n")
+    pipe.stream.hold("two\n")
+
+    if end == "write":
+        pipe.stream.write("three\n")
+    else:
+        getattr(pipe.stream, end)()
+
+    assert pipe.read() == "one\ntwo\n" + ("three\n" if end == "write" else "")
+
+
+def test_held_lines_are_written_when_they_fill_a_write(pipe: Pipe) -> None:
+    lines = numbered(45)
+
+    for line in lines:
+        pipe.stream.hold(line + "\n")
+
+    assert pipe.read().splitlines() == lines[:40]
+    pipe.stream.release()
+    assert pipe.read().splitlines() == lines
+
+
 def test_lines_stay_whole_and_in_order_when_the_reader_is_late(pipe: Pipe) -> None:
     lines = [*numbered(2_000), "x" * 20_000, "the end"]
     for line in lines:
