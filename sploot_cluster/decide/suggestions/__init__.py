@@ -21,7 +21,7 @@ _ASK: Final[Mapping[str, Callable[[Scene], Iterator[Suggestion]]]] = {
     module.KIND: module.ask for module in (same_subject, stranger, two_subjects)
 }
 
-# After so many answers in a row that change nothing, a kind of question is not worth a person's time.
+# After three answers in a row that change nothing, a kind of question is not worth a person's time.
 MOST_NO: Final = 3
 
 
