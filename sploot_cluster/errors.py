@@ -10,6 +10,7 @@
     │   ├── UnknownMedia        the pet or cluster has no such item
     │   ├── UnknownRevision     not a correction, or no longer stored
     │   │   └── AlreadyUndone   a correction that is undone already
+    │   ├── AlreadyMade         a correction that would change nothing
     │   └── StaleRevision       items were moved since the revision that the caller saw
     ├── PetExists               an import would overwrite an existing pet
     ├── StalePreview            the pet changed since the preview, or the preview expired; preview again
@@ -144,6 +145,10 @@ class AlreadyUndone(UnknownRevision):
         super().__init__(
             pet=pet, revision=revision, problem="is already undone", hint="undo its undo to make the correction again"
         )
+
+
+class AlreadyMade(InvalidInput):
+    """Raised when a correction would change nothing, because the pet is as it demands already."""
 
 
 class StaleRevision(InvalidInput):

@@ -98,6 +98,9 @@ EVENTS_WAIT: Final = Kind(
 ALREADY_UNDONE: Final = Kind(
     "already-undone", 409, "Already undone", "The correction to undo is undone already; nothing was enqueued."
 )
+ALREADY_MADE: Final = Kind(
+    "already-made", 409, "Already made", "The correction would change nothing; nothing was enqueued."
+)
 KEY_IN_PROGRESS: Final = Kind(
     "idempotency-key-in-progress",
     409,

@@ -13,6 +13,7 @@ from dramatiq.middleware import TimeLimitExceeded
 
 from broker import DeadLetter, NotDoneInBatch
 from sploot_cluster.errors import (
+    AlreadyMade,
     AlreadyUndone,
     InvalidInput,
     StaleRevision,
@@ -228,7 +229,7 @@ def reason_of(refusal: InvalidInput) -> Refusal:
     match refusal:
         case StaleRevision():
             return "stale"
-        case AlreadyUndone():
+        case AlreadyUndone() | AlreadyMade():
             return "done"
         case UnknownPet() | UnknownCluster() | UnknownMedia() | UnknownRevision():
             return "unknown"

@@ -14,6 +14,7 @@ from sploot_cluster.api.answers import MAX_MOVES, Applied, JobAccepted
 from sploot_cluster.api.bodies import CorrectionBody, Recluster, body_of
 from sploot_cluster.api.preconditions import ARRIVALS_HEADER, IfMatch, Revisions, expected_revision
 from sploot_cluster.api.problems import (
+    ALREADY_MADE,
     ALREADY_UNDONE,
     NOT_FOUND,
     PREVIEW_FAILED,
@@ -23,12 +24,13 @@ from sploot_cluster.api.problems import (
     InvalidFields,
     Refusal,
     documented,
+    field_problem,
 )
 from sploot_cluster.api.routes.jobs import PREFIX, accepted, location_header
 from sploot_cluster.api.tokens import Caller
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request as CorrectionRequest
-from sploot_cluster.errors import AlreadyUndone, StalePreview, UnknownPet
+from sploot_cluster.errors import AlreadyMade, AlreadyUndone, StalePreview, UnknownPet
 from sploot_cluster.jobs import ENDED, JobQueue, JobRef
 from sploot_cluster.pet.models import PetId, Reclustered
 from sploot_cluster.pet.previews import Previewed
@@ -113,7 +115,7 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
 
     enqueued = location_header()
     corrected = {
-        **documented(NOT_FOUND, ALREADY_UNDONE, STALE_PAGE),
+        **documented(NOT_FOUND, ALREADY_MADE, ALREADY_UNDONE, STALE_PAGE),
         202: {**enqueued, "headers": enqueued["headers"] | ARRIVALS_HEADER},
     }
 
@@ -127,6 +129,8 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
                 service.check(correction)
             except UnknownPet as unknown:
                 raise Refusal(NOT_FOUND, f"{unknown.problem}; {unknown.hint}") from None
+            except AlreadyMade as made:
+                raise Refusal(ALREADY_MADE, str(made), errors=[field_problem(made)]) from None
             except AlreadyUndone as undone:
                 raise Refusal(ALREADY_UNDONE, f"{undone.problem}; {undone.hint}") from None
             return accepted(jobs.correct(correction), request, response)

@@ -127,6 +127,13 @@ class Request(Checked, ABC, Generic[Answer]):
         fields: dict[str, Any] = {name: known.example for name, known in cls.body().items()}
         return cls(**fields)
 
+    def check_news(self, state: PetState) -> None:
+        """Check that the correction would change something. The pet has all that the request names. Needs no vectors.
+
+        Raises:
+            AlreadyMade: the pet is as the request demands already.
+        """
+
     def noted(self, change: Change) -> Change:
         """Return the change with the suggestion that it answers in its summary, for the pet's history."""
         if self.suggestion is None:

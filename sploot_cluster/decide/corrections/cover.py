@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
 from sploot_cluster.decide.corrections.facts import media_of
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import AlreadyMade
 from sploot_cluster.fields import ID, Text, checked, given
 from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
 
@@ -28,15 +28,21 @@ class CoverCluster(LedgerRequest):
     cluster_id: int = given(ID, "Id of the cluster.", 3)
     media_id: str = given(Text(), "The item to show for it: one of the cluster's.", "beach.jpg")
 
-    def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
-        from sploot_cluster.decide.corrections import lookup, planning
+    def check_news(self, state: PetState) -> None:
+        from sploot_cluster.decide.corrections import lookup
         from sploot_cluster.decide.presentation import covers_in
 
         cluster = lookup.living(state, self.cluster_id, "cluster_id")
-        item = lookup.member(state, cluster, self.media_id)
-        if covers_in(state).get(cluster) == item:
+        if covers_in(state).get(cluster) == self.media_id:
             hint = "send another item, or leave it as it is"
-            raise InvalidInput("media_id", f"is the chosen cover of cluster {cluster} already", hint)
+            raise AlreadyMade("media_id", f"is the chosen cover of cluster {cluster} already", hint)
+
+    def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
+        from sploot_cluster.decide.corrections import lookup, planning
+
+        cluster = lookup.living(state, self.cluster_id, "cluster_id")
+        item = lookup.member(state, cluster, self.media_id)
+        self.check_news(state)
         covering = Covering(
             *planning.signature(self, state, operation),
             covered=cluster,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import Demands, LedgerRequest, Operation, Plan, Statement
 from sploot_cluster.decide.corrections.facts import aliased, aliases_of, groups_of, items_in, named, renamed_in
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import AlreadyMade
 from sploot_cluster.fields import ListOf, Text, checked, given
 from sploot_cluster.limits import MAX_MEDIA_IDS
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Corrected, MediaId, Origin, PetState, Signature
@@ -30,15 +30,21 @@ class DismissMedia(LedgerRequest):
         ListOf(Text(), MAX_MEDIA_IDS), "Items of the pet, in any cluster or none.", ("blurred.jpg",)
     )
 
+    def check_news(self, state: PetState) -> None:
+        from sploot_cluster.decide.corrections import lookup
+
+        if (state.origins[lookup.rows_of_known(state, self.media_ids)] == Origin.DISMISSED).all():
+            hint = "to restore them, undo the dismissal"
+            raise AlreadyMade("media_ids", "all items are already dismissed", hint)
+
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         import numpy as np
 
         from sploot_cluster.decide.corrections import lookup, planning
 
         rows = lookup.rows_of_known(state, self.media_ids)
+        self.check_news(state)
         rows = np.sort(rows[state.origins[rows] != Origin.DISMISSED])
-        if not len(rows):
-            raise InvalidInput("media_ids", "all items are already dismissed", "to restore them, undo the dismissal")
         dismissal = Dismissal(
             *planning.signature(self, state, operation),
             groups=lookup.by_cluster(state, rows),

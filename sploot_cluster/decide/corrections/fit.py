@@ -24,6 +24,7 @@ def check_fit(request: Request[Any], past: Past) -> None:
     Raises:
         UnknownPet, UnknownCluster, UnknownMedia, UnknownRevision: the pet has no such thing.
         AlreadyUndone: the correction that should be undone is undone already.
+        AlreadyMade: the correction would change nothing.
         StaleRevision: items were moved since the revision that the sender saw.
         InvalidInput: the fields name fewer things than the verb needs.
     """
@@ -38,13 +39,12 @@ def check_fit(request: Request[Any], past: Past) -> None:
     _check_clusters(request, state)
     if isinstance(request, CoverCluster):
         lookup.member(state, lookup.living(state, request.cluster_id, "cluster_id"), request.media_id)
-    media = getattr(request, "media_ids", None)
-    if media is None:
-        return
-    if (cluster := getattr(request, "cluster_id", None)) is None:
-        lookup.rows_of_known(state, media)
-    else:
-        lookup.some_of(state, lookup.living(state, cluster, "cluster_id"), media)
+    if (media := getattr(request, "media_ids", None)) is not None:
+        if (cluster := getattr(request, "cluster_id", None)) is None:
+            lookup.rows_of_known(state, media)
+        else:
+            lookup.some_of(state, lookup.living(state, cluster, "cluster_id"), media)
+    request.check_news(state)
 
 
 def check_page(state: PetState, expected_revision: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
 from sploot_cluster.decide.corrections.facts import groups_of, items_in, named, renamed_in
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import AlreadyMade
 from sploot_cluster.fields import ID, ListOf, checked, given
 from sploot_cluster.limits import MAX_CLUSTER_IDS
 from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
@@ -27,6 +27,9 @@ class LockClusters(LedgerRequest):
 
     cluster_ids: Sequence[int] = given(ListOf(ID, MAX_CLUSTER_IDS), "Ids of clusters of the pet.", (3, 7))
 
+    def check_news(self, state: PetState) -> None:
+        _changed(state, self.cluster_ids, Locking)
+
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         return _plan(self, state, operation, self.cluster_ids, Locking)
 
@@ -42,14 +45,20 @@ class UnlockClusters(LedgerRequest):
 
     cluster_ids: Sequence[int] = given(ListOf(ID, MAX_CLUSTER_IDS), "Ids of locked clusters of the pet.", (3, 7))
 
+    def check_news(self, state: PetState) -> None:
+        _changed(state, self.cluster_ids, Unlocking)
+
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         return _plan(self, state, operation, self.cluster_ids, Unlocking)
 
 
-def _plan(
-    request: LedgerRequest, state: PetState, operation: Operation, cluster_ids: Sequence[int], kind: type[Locking]
-) -> tuple[Change, Corrected]:
-    from sploot_cluster.decide.corrections import lookup, planning
+def _changed(state: PetState, cluster_ids: Sequence[int], kind: type[Locking]) -> list[ClusterId]:
+    """Return the clusters that the correction changes.
+
+    Raises:
+        AlreadyMade: there are none.
+    """
+    from sploot_cluster.decide.corrections import lookup
     from sploot_cluster.decide.presentation import locked_in
 
     locked = locked_in(state)
@@ -57,8 +66,16 @@ def _plan(
     changed = sorted(cluster for cluster in clusters if (cluster in locked) is not kind.is_locked)
     if not changed:
         problem = f"all of them are {'locked' if kind.is_locked else 'unlocked'} already"
-        raise InvalidInput("cluster_ids", problem, "send other clusters, or leave it as it is")
-    anchors = {cluster: planning.anchors(state, cluster) for cluster in changed}
+        raise AlreadyMade("cluster_ids", problem, "send other clusters, or leave it as it is")
+    return changed
+
+
+def _plan(
+    request: LedgerRequest, state: PetState, operation: Operation, cluster_ids: Sequence[int], kind: type[Locking]
+) -> tuple[Change, Corrected]:
+    from sploot_cluster.decide.corrections import planning
+
+    anchors = {cluster: planning.anchors(state, cluster) for cluster in _changed(state, cluster_ids, kind)}
     return planning.record(state, kind(*planning.signature(request, state, operation), anchors=anchors))
 
 

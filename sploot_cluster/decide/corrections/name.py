@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
 from sploot_cluster.decide.corrections.facts import media_of
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import AlreadyMade, InvalidInput
 from sploot_cluster.fields import ID, Text, checked, given
 from sploot_cluster.limits import MAX_NAME
 from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
@@ -33,13 +33,19 @@ class NameCluster(LedgerRequest):
         if self.name != self.name.strip():
             raise InvalidInput("name", "begins or ends with a space", "send it without")
 
-    def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
-        from sploot_cluster.decide.corrections import lookup, planning
+    def check_news(self, state: PetState) -> None:
+        from sploot_cluster.decide.corrections import lookup
         from sploot_cluster.decide.presentation import names_of
 
         cluster = lookup.living(state, self.cluster_id, "cluster_id")
         if self.name in names_of(state).get(cluster, ())[:1]:
-            raise InvalidInput("name", f"cluster {cluster} has this name already", "send another, or leave it as it is")
+            raise AlreadyMade("name", f"cluster {cluster} has this name already", "send another, or leave it as it is")
+
+    def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
+        from sploot_cluster.decide.corrections import lookup, planning
+
+        self.check_news(state)
+        cluster = lookup.living(state, self.cluster_id, "cluster_id")
         naming = Naming(
             *planning.signature(self, state, operation),
             named=cluster,

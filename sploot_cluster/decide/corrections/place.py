@@ -16,7 +16,7 @@ from sploot_cluster.decide.corrections.base import (
     Statement,
 )
 from sploot_cluster.decide.corrections.facts import groups_of, items_in, media_of, named, renamed_in
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import AlreadyMade
 from sploot_cluster.fields import ID, ListOf, Text, checked, given
 from sploot_cluster.limits import MAX_MEDIA_IDS
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Corrected, MediaId, Origin, PetState, Signature
@@ -43,17 +43,25 @@ class PlaceMedia(LedgerRequest):
     )
     into: int | None = given(ID, "Id of the cluster that the items belong to; default: a new one.", 3, default=None)
 
+    def check_news(self, state: PetState) -> None:
+        from sploot_cluster.decide.corrections import lookup
+
+        if self.into is None:
+            return
+        rows, into = lookup.rows_of_known(state, self.media_ids), lookup.living(state, self.into, "into")
+        if ((state.labels[rows] == into) & (state.origins[rows] == Origin.CORRECTED)).all():
+            problem = f"a person has already placed all of them in cluster {into}"
+            raise AlreadyMade("media_ids", problem, "send items that are elsewhere, or leave it as it is")
+
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
         import numpy as np
 
         from sploot_cluster.decide.corrections import lookup, planning
 
+        self.check_news(state)
         rows = np.sort(lookup.rows_of_known(state, self.media_ids))
         into = state.next_cluster if self.into is None else lookup.living(state, self.into, "into")
         is_there = (state.labels[rows] == into) & (state.origins[rows] == Origin.CORRECTED)
-        if is_there.all():
-            problem = f"a person has already placed all of them in cluster {into}"
-            raise InvalidInput("media_ids", problem, "send items that are elsewhere, or leave it as it is")
         rows = rows[~is_there]
         groups = lookup.by_cluster(state, rows)
         placement = Placement(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sploot_cluster import ClusterService
+from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, job_status
@@ -65,6 +66,33 @@ def test_undo_of_an_undone_correction_and_unknown_pet_are_refused(merged: Front)
         "pet 7 has no items; send the id of a pet that has items",
     )
     assert merged.queue.asked == []
+
+
+def test_correction_that_was_made_before_is_refused() -> None:
+    front = Front(service_type=ClusterService)
+    take(front.service, 0, range(6))
+    front.service.recluster(PET)
+    of_cluster = {"cluster_id": 1}
+    corrections: list[tuple[str, dict[str, Any], str]] = [
+        ("name", {**of_cluster, "name": "Rex"}, "name"),
+        ("cover", {**of_cluster, "media_id": "s0-1"}, "media_id"),
+        ("hide", {"cluster_ids": [1]}, "cluster_ids"),
+        ("show", {"cluster_ids": [1]}, "cluster_ids"),
+        ("lock", {"cluster_ids": [1]}, "cluster_ids"),
+        ("unlock", {"cluster_ids": [1]}, "cluster_ids"),
+        ("place", {"media_ids": ["s0-2"], "into": 1}, "media_ids"),
+        ("dismiss", {"media_ids": ["s0-0"]}, "media_ids"),
+    ]
+
+    for verb, body, field in corrections:
+        body = {"pet_id": 42, **body}
+        first = front.http.post(f"{CORRECT}/{verb}", json=body)
+        front.service.correct(VERBS[verb].from_kwargs(body), operation_id=verb)
+        again = front.http.post(f"{CORRECT}/{verb}", json=body)
+
+        problem = again.json()
+        assert (first.status_code, again.status_code) == (202, 409), verb
+        assert (problem["type"], problem["errors"][0]["field"]) == ("urn:sploot:problem:already-made", field)
 
 
 def test_correction_that_fits_is_enqueued() -> None:
