@@ -1,7 +1,8 @@
 """Contents of the queues and noise of reclusters, sampled into Redis and read at every scrape.
 
 A gauge that an actor sets would exist only in its own process. Instead, the worker that takes a sample writes it to
-Redis with its time, and every pod exposes the same numbers. ``periodic.py`` schedules a sample every ten seconds.
+Redis with its time, and every pod exposes the same numbers. ``periodic.py`` schedules a sample every ten seconds. If no
+worker took one for half a minute, because all are gone or hang, each scrape reads the queues itself.
 
     key            type  holds
     sploot:backlog hash  <queue>:<fact>           the last sample of every queue; this file names the facts
@@ -23,14 +24,16 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import redis
+from dramatiq.errors import BrokerConnectionError
 from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from broker import QueueStats, RedisStreamsBroker
+from sploot_cluster.refusals import REDIS_ERRORS
 from tasks.contracts import GROUP, QUEUES, stream_of
 from tasks.observe.history import note_backlog
 from tasks.queue_limit import MAX_QUEUE_LENGTH, limit_from
@@ -44,6 +47,7 @@ SEEN_IDS: Final = "sploot:backlog:ids"
 TICKED_AT: Final = "ticked_at_ms"
 
 SAMPLE_EVERY_MS: Final = 10_000
+OLD_AFTER_MS: Final = 30_000  # a sample older than this is not taken by anyone
 MOST_SEEN_IDS: Final = 500  # per queue: more than an hour of samples; beyond this number, every second one is dropped
 
 HIGH_NOISE: Final = 30  # items that a recluster may leave as noise before it counts as high
@@ -71,8 +75,26 @@ class BacklogSampler:
         self._client = client
         self._max_queue_length = max_queue_length
 
+    def read(self) -> dict[str, int]:
+        """Return the facts of both samples as they are now, and write neither."""
+        return self._counts() | self._ages()
+
     def sample_pending(self) -> None:
         """Count the jobs of every queue by state, and all jobs ever added."""
+        sample = self._counts()
+        self._write(sample)
+        waiting = {f"{queue}:waiting": sample[f"{queue}:undelivered"] for queue in QUEUES}
+        note_backlog(self._client, sample["pending_at_ms"], waiting)
+        self._client.set(MAX_QUEUE_LENGTH, self._max_queue_length)
+
+    def sample_lag(self) -> None:
+        """Measure how long the oldest job of every queue has been pending, and how long ago it was added."""
+        sample = self._ages()
+        self._write(sample)
+        oldest = {f"{queue}:oldest_ms": sample[f"{queue}:oldest_age_ms"] for queue in QUEUES}
+        note_backlog(self._client, sample["lag_at_ms"], oldest)
+
+    def _counts(self) -> dict[str, int]:
         sample = {"pending_at_ms": self._now_ms()}
         for queue in QUEUES:
             stats = self._broker.stats(queue)
@@ -84,24 +106,19 @@ class BacklogSampler:
             sample[f"{queue}:dead"] = stats.dead
             sample[f"{queue}:overdue"] = len(overdue_jobs(self._broker, stats))
             sample[f"{queue}:added"] = stats.entries_added
+            sample[f"{queue}:paused"] = int(stats.paused)
             counters = self._broker.counters(queue)
             sample[f"{queue}:cancelled"] = counters["cancelled"]
             sample[f"{queue}:dead_evicted"] = counters["dead_evicted"]
-        self._write(sample)
-        waiting = {f"{queue}:waiting": sample[f"{queue}:undelivered"] for queue in QUEUES}
-        note_backlog(self._client, sample["pending_at_ms"], waiting)
-        self._client.set(MAX_QUEUE_LENGTH, self._max_queue_length)
+        return sample
 
-    def sample_lag(self) -> None:
-        """Measure how long the oldest job of every queue has been pending, and how long ago it was added."""
+    def _ages(self) -> dict[str, int]:
         sample = {"lag_at_ms": self._now_ms()}
         for queue in QUEUES:
             stats = self._broker.stats(queue)
             sample[f"{queue}:oldest_pending_ms"] = stats.oldest_pending_idle_ms or 0
             sample[f"{queue}:oldest_age_ms"] = self._oldest_age_ms(queue, stats)
-        self._write(sample)
-        oldest = {f"{queue}:oldest_ms": sample[f"{queue}:oldest_age_ms"] for queue in QUEUES}
-        note_backlog(self._client, sample["lag_at_ms"], oldest)
+        return sample
 
     def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
         """Return facts about a stream's ids and counts that reveal programs doing more than ``XADD key *``."""
@@ -171,9 +188,13 @@ class BacklogCollector(Collector):
     not answer, no series exists, because old numbers would look current.
     """
 
-    def __init__(self, client: redis.Redis) -> None:
-        """Args: ``client`` bounds the duration of a scrape; give it short timeouts and few retries."""
-        self._client = client
+    def __init__(self, client: redis.Redis, sampler: BacklogSampler | None = None) -> None:
+        """
+        Args:
+            client: bounds the duration of a scrape; give it short timeouts and few retries.
+            sampler: reads the queues if the last sample is older than ``OLD_AFTER_MS``; None: the old one is exposed.
+        """
+        self._client, self._sampler = client, sampler
 
     def describe(self) -> Iterable[Metric]:
         """Return the families without samples, so that registering does not call Redis."""
@@ -182,7 +203,7 @@ class BacklogCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         try:
             families = self._families()
-        except (redis.RedisError, ValueError):
+        except (*REDIS_ERRORS, BrokerConnectionError, ValueError):
             # ValueError: another program has written to the hashes
             logger.warning(
                 "could not read the backlog from Redis; its metrics are missing from this scrape", exc_info=True
@@ -195,8 +216,11 @@ class BacklogCollector(Collector):
         pipe.hgetall(BACKLOG)
         pipe.hgetall(NOISE)
         pipe.get(MAX_QUEUE_LENGTH)
-        *hashes, limit = cast("tuple[dict[bytes, bytes], dict[bytes, bytes], bytes | None]", pipe.execute())
+        pipe.time()
+        *hashes, limit, (seconds, _) = cast("tuple[Any, ...]", pipe.execute())
         sample, noise = ({name.decode(): int(value) for name, value in stored.items()} for stored in hashes)
+        if self._sampler is not None and _sampled_at_ms(sample) < 1000 * seconds - OLD_AFTER_MS:
+            sample |= self._sampler.read()
         families: list[Metric] = []
         for row in _OF_STREAMS:
             family = row.family()
@@ -208,8 +232,7 @@ class BacklogCollector(Collector):
         values = {
             "last_count": noise.get("last_count", 0),
             "high_streak": noise.get("high_streak", 0),
-            # the older of the two times, so that it shows if either actor stops
-            "sampled_at_ms": min(sample.get("pending_at_ms", 0), sample.get("lag_at_ms", 0)),
+            "sampled_at_ms": _sampled_at_ms(sample),
             TICKED_AT: sample.get(TICKED_AT, 0),
             "max_queue_length": limit_from(limit),
         }
@@ -218,6 +241,11 @@ class BacklogCollector(Collector):
             family.add_metric([], values[row.fact] / row.per_unit)
             families.append(family)
         return families
+
+
+def _sampled_at_ms(sample: Mapping[str, int]) -> int:
+    # the older of the two times, so that it shows if either actor stops
+    return min(sample.get("pending_at_ms", 0), sample.get("lag_at_ms", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +285,12 @@ _OF_STREAMS: Final = (
         "media_cluster_undelivered_jobs",
         "Jobs that no worker has taken yet. Growing: too few workers, none at all, or the queue is paused.",
         "undelivered",
+        ("stream",),
+    ),
+    _Row(
+        "media_cluster_queue_paused",
+        "1 while an operator has paused the queue; sploot-cluster queue audit shows who. Producers continue.",
+        "paused",
         ("stream",),
     ),
     _Row(
@@ -342,8 +376,8 @@ _OF_STREAMS: Final = (
 _SINGLE: Final = (
     _Row(
         "media_cluster_backlog_sample_timestamp_seconds",
-        "Time of the last sample of the other media_cluster metrics, by Redis's clock; 0 before it. More than a minute "
-        "ago: all are stale, because the scheduler stopped or no worker takes streams:cluster.maintenance.",
+        "Time of the last sample of the other media_cluster metrics, by Redis's clock; 0 before it. If workers take "
+        "none for half a minute, each scrape does; more than a minute ago: scrapes cannot read the queues either.",
         "sampled_at_ms",
         per_unit=_MS_PER_S,
     ),

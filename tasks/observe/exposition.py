@@ -29,7 +29,7 @@ from redis.retry import Retry
 
 from broker.identity import is_running
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
-from tasks.contracts import GROUP, stream_of
+from tasks.contracts import GROUP, QUEUES, stream_of
 from tasks.observe.logs import configure_logging
 from tasks.observe.metrics import VARIABLE, forget_the_dead, share_values
 from tasks.observe.pulse import Pulse, pulses, why_not_alive
@@ -62,7 +62,8 @@ def serve_metrics() -> int:
     configure_logging(settings.log_level)
     master = os.getppid()
     client = _client(settings)
-    pod = _Pod(client, settings, expose(client, settings, with_jobs=True), values)
+    pod = _Pod(client, settings, values)
+    pod.exposition = expose(client, settings, with_jobs=True, is_stuck=lambda: pod.why_not_alive() is not None)
     stopping, is_reloading = threading.Event(), threading.Event()
 
     def stop(number: int, _: object) -> None:
@@ -94,11 +95,14 @@ def serve_metrics() -> int:
     return 0
 
 
-def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Exposition:
+def expose(
+    client: redis.Redis, settings: Settings, *, with_jobs: bool, is_stuck: Callable[[], bool] = lambda: False
+) -> Exposition:
     """Return the function for ``/metrics``, which turns an ``Accept`` header into a body and its media type.
 
     Args:
         with_jobs: add up the counts of this master's workers; other processes expose only the samples.
+        is_stuck: returns whether ``/healthz`` reports a worker process that makes no progress.
     """
     from prometheus_client import CollectorRegistry, Metric
     from prometheus_client.core import GaugeMetricFamily
@@ -106,7 +110,8 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
     from prometheus_client.multiprocess import MultiProcessCollector
     from prometheus_client.registry import Collector
 
-    from tasks.observe.backlog import BacklogCollector
+    from broker import RedisStreamsBroker
+    from tasks.observe.backlog import BacklogCollector, BacklogSampler
     from tasks.observe.media_totals import MediaCollector
 
     class Rollout(Collector):
@@ -116,11 +121,19 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
             yield GaugeMetricFamily("cluster_ingest_rollout_percent", meaning, value=settings.ingest_rollout_percent)
 
     started_at = time.time()
+    queues = RedisStreamsBroker(client=client, middleware=[], group=GROUP)
+    for queue in QUEUES:
+        queues.declare_queue(queue)
+    sampler = BacklogSampler(queues, client)
 
     class Started(Collector):
         def collect(self) -> Iterator[Metric]:
             meaning = "When the counters of this pod started at 0, on its own clock."
             yield GaugeMetricFamily("cluster_worker_start_time_seconds", meaning, value=started_at)
+            meaning = (
+                "1 if /healthz reports that a worker process of this pod makes no progress: it hangs or is frozen."
+            )
+            yield GaugeMetricFamily("cluster_worker_stuck", meaning, value=int(is_stuck()))
 
     class Writable(Collector):
         # Redis is probed at every scrape; if it does not answer, the metric is missing
@@ -141,7 +154,7 @@ def expose(client: redis.Redis, settings: Settings, *, with_jobs: bool) -> Expos
 
     def exposition(accept: str) -> tuple[bytes, str]:
         registry = CollectorRegistry()
-        registry.register(BacklogCollector(client))
+        registry.register(BacklogCollector(client, sampler))
         registry.register(MediaCollector(client))
         registry.register(Writable())
         registry.register(Rollout())
@@ -204,8 +217,10 @@ def _has_group(client: redis.Redis, stream: str) -> bool:
 class _Pod:
     """The state of one master and its processes."""
 
-    def __init__(self, client: redis.Redis, settings: Settings, exposition: Exposition, shared: Path | None) -> None:
-        self.client, self.settings, self.exposition = client, settings, exposition
+    exposition: Exposition
+
+    def __init__(self, client: redis.Redis, settings: Settings, shared: Path | None) -> None:
+        self.client, self.settings = client, settings
         self._shared = shared
         self._began_at = time.monotonic()
         self._scraped_at: tuple[float, ...] = ()

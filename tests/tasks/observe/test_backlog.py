@@ -32,6 +32,7 @@ SAMPLED_AT = "media_cluster_backlog_sample_timestamp_seconds"
 OF_GROUPS = ("media_cluster_pending_jobs", "media_cluster_stream_lag_seconds")
 OF_STREAMS = (
     "media_cluster_undelivered_jobs",
+    "media_cluster_queue_paused",
     "media_cluster_delayed_jobs",
     "media_cluster_orphaned_jobs",
     "media_cluster_overdue_jobs",
@@ -299,6 +300,31 @@ def test_sample_time_is_that_of_the_older_of_its_two_halves(
     assert one_stopped is not None
     assert abs(both - time.time()) < 30
     assert 44 < both - one_stopped <= 45
+
+
+def test_scrape_reads_the_queues_when_no_worker_has_sampled_them_for_half_a_minute(
+    broker: RedisStreamsBroker, sampler: BacklogSampler, redis_client: redis.Redis
+) -> None:
+    registry = CollectorRegistry()
+    registry.register(BacklogCollector(redis_client, sampler))
+    sampler.sample_pending()
+    sampler.sample_lag()
+    send(broker, 3)
+    broker.pause(CLUSTER_FEEDBACK)
+    fresh = of_feedback(registry)
+
+    redis_client.hincrby(BACKLOG, "lag_at_ms", -31_000)
+    stored = redis_client.hgetall(BACKLOG)
+    old = of_feedback(registry)
+
+    assert (fresh["media_cluster_undelivered_jobs"], fresh["media_cluster_queue_paused"]) == (0, 0)
+    assert (old["media_cluster_undelivered_jobs"], old["media_cluster_queue_paused"]) == (3, 1)
+    assert old["media_cluster_entries_added_total"] == 3
+    assert old["media_cluster_oldest_job_age_seconds"] > 0
+    sampled_at = registry.get_sample_value(SAMPLED_AT)
+    assert sampled_at is not None
+    assert abs(sampled_at - time.time()) < 30
+    assert redis_client.hgetall(BACKLOG) == stored, "a scrape writes no sample"
 
 
 def test_all_pods_expose_the_same_numbers(

@@ -170,6 +170,8 @@ def test_pod_with_a_stopped_process_is_not_alive_until_it_resumes(tmp_path: Path
         os.kill(found.pid, signal.SIGSTOP)
         try:
             reason = eventually(lambda: _says(port, "/healthz", 503), within_s=60)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                assert b"\ncluster_worker_stuck 1.0\n" in answer.read()
         finally:
             os.kill(found.pid, signal.SIGCONT)
         eventually(lambda: _get(port, "/healthz")[0] == 200, within_s=30)
