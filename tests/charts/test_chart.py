@@ -510,6 +510,10 @@ def test_chart_rules_equal_ops_rules_and_pass_promtool(tmp_path: Path) -> None:
     (rule,) = of_kind(everything(), "PrometheusRule")
 
     groups = [group for source in sources for group in yaml.safe_load(source.read_text())["groups"]]
+    # the rules of a release alert on its own namespace
+    for alert in (each for group in groups for each in group["rules"] if "alert" in each):
+        if not re.search("watchdog|notifications|redis-(exporter|memory|evictions)", alert["labels"]["family"]):
+            alert["expr"] = re.sub(r"media_cluster:[a-z_]+(:\d+[smhd])?", r'\g<0>{namespace="media"}', alert["expr"])
     assert rule["spec"]["groups"] == groups
     if shutil.which("promtool") is None:
         lacking("promtool", "apt-get install prometheus")
@@ -517,6 +521,57 @@ def test_chart_rules_equal_ops_rules_and_pass_promtool(tmp_path: Path) -> None:
     rendered.write_text(yaml.safe_dump({"groups": rule["spec"]["groups"]}))
     checked = subprocess.run(["promtool", "check", "rules", rendered], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def rules_of(changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the alerts of a release with these values of ``prometheusRule`` by their names."""
+    (rule,) = of_kind(render({"prometheusRule": {"enabled": True, **changes}}), "PrometheusRule")
+    return {each["alert"]: each for group in rule["spec"]["groups"] for each in group["rules"] if "alert" in each}
+
+
+def test_single_alerts_can_be_changed_and_disabled() -> None:
+    rules = {
+        "MediaClusterPendingHigh": {"threshold": 200, "for": "5m", "severity": "critical", "page": True},
+        "MediaClusterStalled": {"page": False, "keepFiringFor": "10m"},
+        "MediaClusterNoWorkers": {"enabled": False},
+    }
+
+    changed = rules_of({"rules": rules, "ownNamespaceOnly": False})
+
+    pending, stalled = changed["MediaClusterPendingHigh"], changed["MediaClusterStalled"]
+    assert (pending["expr"], pending["for"]) == ("media_cluster:pending >= 200", "5m")
+    assert (pending["labels"]["severity"], pending["labels"]["page"]) == ("critical", "true")
+    assert ("page" in stalled["labels"], stalled["keep_firing_for"]) == (False, "10m")
+    assert "MediaClusterNoWorkers" not in changed
+    assert len(changed) == len(rules_of({})) - 1
+
+
+def test_links_and_labels_of_alerts_are_those_of_the_environment() -> None:
+    changed = rules_of(
+        {
+            "dashboardUrl": "https://grafana.example/d/x",
+            "runbookUrl": "https://wiki.example/runbook",
+            "additionalRuleLabels": {"environment": "production"},
+        }
+    )
+
+    for alert in changed.values():
+        assert alert["annotations"]["dashboard_url"].startswith("https://grafana.example/d/x?viewPanel=")
+        assert alert["annotations"]["runbook_url"] == f"https://wiki.example/runbook#{alert['alert'].lower()}"
+        assert alert["labels"]["environment"] == "production"
+
+
+@pytest.mark.parametrize(
+    ("rules", "problem"),
+    [
+        ({"MediaClusterNoSuchAlert": {"enabled": False}}, "there is no alert of this name"),
+        ({"MediaClusterErrorBudgetBurnsFast": {"threshold": 0.5}}, "has no single threshold"),
+        ({"MediaClusterPendingHigh": {"treshold": 200}}, "treshold"),
+    ],
+)
+def test_change_of_an_alert_that_has_no_effect_is_refused(rules: dict[str, Any], problem: str) -> None:
+    with pytest.raises(Refused, match=problem):
+        rules_of({"rules": rules})
 
 
 def test_podmonitor_job_labels_match_the_rules() -> None:
@@ -528,7 +583,7 @@ def test_podmonitor_job_labels_match_the_rules() -> None:
         for endpoint in monitor["spec"]["podMetricsEndpoints"]
     }
     # as in ops/config/prometheus.yaml: workers get their job from jobLabel, servers have a job of their own
-    assert jobs == {"metrics": [], "http": ["sploot-cluster-server"]}
+    assert jobs == {"metrics": [], "http": ["sploot-cluster-server"], "alertmanager": ["alertmanager"]}
     config = yaml.safe_load((ROOT / "ops" / "config" / "prometheus.yaml").read_text())
     scraped = {job["job_name"] for job in config["scrape_configs"]}
     assert {"sploot-cluster", "sploot-cluster-server"} <= scraped

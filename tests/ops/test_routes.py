@@ -16,6 +16,8 @@ ALERTS = alerts()
 
 def receivers_of(alert: Alert) -> list[str]:
     """Return the expected receivers of an alert: Slack always, and PagerDuty if it pages."""
+    if alert.severity == "none":
+        return ["watchdog"]
     slack = "slack-oncall" if alert.labels.get("mention") else "slack"
     return ["pagerduty", slack] if alert.pages else [slack]
 
