@@ -46,6 +46,15 @@ class JobRef:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedAttempt:
+    """An attempt of a job that failed and was retried."""
+
+    attempt: int = field(metadata=described("Its number, from 1."))
+    failed_at: datetime
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class JobStatus:
     """The status of a job."""
 
@@ -61,6 +70,9 @@ class JobStatus:
     finished_at: datetime | None
     due_at: datetime | None = field(metadata=described("When a delayed or retrying job is due to run."))
     result: Mapping[str, object] | None = field(metadata=described("The result of a job that succeeded."))
+    failures: Sequence[FailedAttempt] = field(
+        default=(), metadata=described("The attempts that failed and were retried, oldest first.")
+    )
 
 
 class ReclusterRequests(Protocol):

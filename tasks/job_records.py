@@ -26,7 +26,7 @@ import redis
 from dramatiq.broker import Broker, MessageProxy
 
 from broker import DeadLetter, QueueStats
-from sploot_cluster.jobs import ENDED, JobState, JobStatus
+from sploot_cluster.jobs import ENDED, FailedAttempt, JobState, JobStatus
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, limit_of_actor_ms
 
 logger = logging.getLogger("sploot-cluster.queue")
@@ -35,6 +35,7 @@ RECORD_PREFIX: Final = "sploot:{jobs}:record:"
 PET_PREFIX: Final = "sploot:{jobs}:pet:"
 RECORD_TTL_S: Final = 24 * 60 * 60
 PAGE: Final = 500  # records that are read or deleted in one round trip
+FAILED: Final = "failed:"  # prefix of the fields with the time and error of a failed attempt, named by its number
 LONGEST_ERROR: Final = 500  # maximum length of a stored error, in characters
 
 # KEYS: 1 the record, 2 the list of its pet's records, if it has a pet. ARGV: seconds to keep it; how (``new``,
@@ -104,6 +105,7 @@ class JobRecord:
     Attributes:
         worker: the consumer that runs the job, or ran it last.
         error: the exception of the last failed attempt.
+        failures: the attempts that failed and were retried, oldest first.
     """
 
     job_id: str
@@ -119,6 +121,7 @@ class JobRecord:
     worker: str | None = None
     error: str | None = None
     result: Mapping[str, object] | None = None
+    failures: Sequence[FailedAttempt] = ()
 
 
 class JobRecords:
@@ -193,6 +196,7 @@ def _record(job_id: str, stored: Mapping[bytes, bytes]) -> JobRecord | None:
         worker=facts.get("worker"),
         error=facts.get("error"),
         result=json.loads(facts["result"]) if "result" in facts else None,
+        failures=_failures(facts),
     )
 
 
@@ -234,7 +238,8 @@ class TrackJobs(TrackCancelled):
         if message.options.get("retries"):
             # written before the retry is enqueued, so before a worker can start it: the state never goes backwards
             error = _last_line(message.options.get("traceback"))
-            self._write(message, state="retrying", how="known", due_at=due or now, error=error)
+            failure = {f"{FAILED}{message.options['retries']}": [now.isoformat(), error or "failed"]}
+            self._write(message, state="retrying", how="known", due_at=due or now, error=error, **failure)
         else:
             self._write(message, state="delayed" if due else "queued", how="new", enqueued_at=now, due_at=due)
 
@@ -302,6 +307,7 @@ def status_of(record: JobRecord, stats: Stats, *, now: datetime) -> JobStatus:
         finished_at=record.finished_at,
         due_at=record.due_at if state in ("delayed", "retrying") else None,
         result=record.result,
+        failures=record.failures,
     )
 
 
@@ -359,6 +365,16 @@ def _why_it_waits(queue: QueueStats) -> str:
             f"status shows it"
         )
     return waits
+
+
+def _failures(facts: Mapping[str, str]) -> Sequence[FailedAttempt]:
+    """Return the failed attempts that a record has in fields of their own."""
+    numbers = sorted(int(name.removeprefix(FAILED)) for name in facts if name.startswith(FAILED))
+    found = []
+    for number in numbers:
+        failed_at, error = json.loads(facts[f"{FAILED}{number}"])
+        found.append(FailedAttempt(number, datetime.fromisoformat(failed_at), error))
+    return tuple(found)
 
 
 def _is_tracked(message: dramatiq.Message[Any] | MessageProxy) -> bool:

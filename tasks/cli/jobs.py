@@ -51,6 +51,8 @@ def job(
         ):
             if at is not None:
                 out.print(f"  {name} {_utc(at)}")
+        for failure in status.failures:
+            out.print(f"  attempt {failure.attempt} failed {_utc(failure.failed_at)}: {failure.error}", soft_wrap=True)
         for name, value in (status.result or {}).items():
             out.print(f"  {name}: {value}", soft_wrap=True)
         if status.state == "dead":

@@ -10,7 +10,8 @@ from selenium.webdriver.common.keys import Keys
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import PetId
 from tasks.client import ClusterTasks
-from tasks.contracts import EMBEDDING_INGESTED
+from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED
+from tasks.job_records import JobOwner, JobRecords
 from tasks.observe.history import PREFIX, STEP_S, KeepHistory
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import take
@@ -120,6 +121,24 @@ def test_activity_is_drawn_with_thresholds(page: Page, redis_client: redis.Redis
     chart = page.browser.find_element(By.CSS_SELECTOR, ".chart").get_attribute("aria-label")
     assert chart is not None
     assert chart.startswith("Jobs done per minute: embedding.ingested 0.2")
+    assert page.complaints() == []
+
+
+def test_job_shows_its_attempts_as_a_timeline(page: Page, redis_client: redis.Redis) -> None:
+    with ClusterTasks(client=redis_client) as tasks:
+        job = tasks.merge(42, [1, 2])
+    owner, at = JobOwner(CLUSTER_FEEDBACK, "merge_clusters", 42), "2026-11-30T12:00:00+00:00"
+    records = JobRecords(redis_client)
+    records.write(job.job_id, owner, state="running", how="start", started_at=at)
+    records.write(
+        job.job_id, owner, state="retrying", how="known", due_at=at, **{"failed:1": [at, "TimeoutError: slow"]}
+    )
+
+    page.open(f"job/{job.job_id}")
+    page.sees("Timeline")
+    page.sees("attempt 1 failed")
+    page.sees("TimeoutError: slow")
+
     assert page.complaints() == []
 
 

@@ -146,6 +146,9 @@ def test_status_reports_a_failed_attempt_and_the_time_of_the_next(
 
     assert job_status.attempts == 1
     assert job_status.reason.startswith("attempt 1 failed: RuntimeError: pet 42 is busy; next attempt at 2")
+    (failure,) = job_status.failures
+    assert (failure.attempt, failure.error) == (1, "RuntimeError: pet 42 is busy")
+    assert abs(failure.failed_at - datetime.now(UTC)) < timedelta(minutes=2)
     assert job_status.due_at is not None
     assert job_status.due_at > datetime.now(UTC)
 

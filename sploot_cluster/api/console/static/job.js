@@ -3,7 +3,7 @@
 import { act } from "./actions.js";
 import { ENDED, follow, get, may } from "./api.js";
 import { write } from "./exact.js";
-import { go, h, notice, when } from "./dom.js";
+import { go, h, notice, table, when } from "./dom.js";
 
 export const job = {
   title: ({ rest }) => (rest[0] ? `Job ${rest[0]}` : "Jobs"),
@@ -34,10 +34,24 @@ export const job = {
         status.due_at && fact("due", when(status.due_at)),
         ...Object.entries(status.result ?? {}).map(([name, value]) => fact(name.replaceAll("_", " "), typeof value === "object" ? write(value) : String(value))),
       ),
+      timeline(status),
       ENDED.has(status.state) || !may("plan_cancel") ? null : h("p", {}, cancelButton(status, again)),
     ];
   },
 };
+
+/** Draw what happened to the job, in the order of time. */
+function timeline({ enqueued_at: enqueued, started_at: started, finished_at: ended, due_at: due, failures, attempts, state, reason }) {
+  const events = [
+    [enqueued, "enqueued", ""],
+    ...failures.map((one) => [one.failed_at, `attempt ${one.attempt} failed`, one.error]),
+    started && failures.length < attempts && [started, `attempt ${attempts} started`, ""],
+    due && [due, "due", ""],
+    ended && [ended, state, reason],
+  ].filter((event) => event && event[0]);
+  events.sort(([one], [other]) => new Date(one) - new Date(other));
+  return events.length > 1 && [h("h2", {}, "Timeline"), table(["when", "what", "error or result"], events.map(([at, what, text]) => [when(at), what, text]))];
+}
 
 function cancelButton({ job_id: id, queue }, again) {
   const options = { title: `Cancel ${id}`, cli: ["queue", "cancel", queue, id], danger: true, again };
