@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,8 @@ from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.service import ClusterService
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.composition import build_app
-from tasks.demo.sample import albums
+from tasks.demo.pictures import Pictures
+from tasks.demo.sample import Album, albums
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.settings import Settings
 
@@ -35,11 +36,12 @@ PICTURES: Final = ROOT / "docs" / "pictures"
 LARGEST: Final = 200_000  # bytes of a picture
 WIDTH: Final = 1_100  # pixels, which GitHub shows without scaling
 COLOURS: Final = 192
+SHARE, ALBUM = 0.6, "Ziggy"  # an album of many looks
 SCREEN: Final = (1_280, 1_000)
 FLAGS: Final = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--hide-scrollbars",
-    f"--window-size={SCREEN[0]},{SCREEN[1]}", "--virtual-time-budget=15000",
+    f"--window-size={SCREEN[0]},{SCREEN[1]}", "--virtual-time-budget=15000", "--force-prefers-reduced-motion",
 )  # fmt: skip
 START_WITHIN_S: Final = 30.0
 SHOT_WITHIN_S: Final = 120
@@ -59,8 +61,13 @@ def photograph_console(target: Path) -> None:
     if chromium is None:
         raise NoPicture("expected chromium on the PATH, found none; apt-get install chromium")
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
-        pet = _fill(ClusterService(RedisPetStore(client)))
-        with _served(Settings(redis_url=server.url)) as address, tempfile.TemporaryDirectory() as profile:
+        sample = albums(share=SHARE)
+        pet = _fill(ClusterService(RedisPetStore(client)), sample)
+        with (
+            Pictures(sample) as pictures,
+            _served(Settings(redis_url=server.url, media_url_template=pictures.url_template)) as address,
+            tempfile.TemporaryDirectory() as profile,
+        ):
             flags = [*FLAGS, f"--user-data-dir={profile}", f"--screenshot={target}"]
             done = subprocess.run(
                 [chromium, *flags, f"{address}/#/pet/{pet}"],
@@ -88,9 +95,9 @@ def shrink(source: Path, target: Path, *, height: int) -> None:
         raise NoPicture(f"expected {target.name} of at most {LARGEST} bytes, got {size}; crop it, or use fewer colours")
 
 
-def _fill(service: ClusterService) -> PetId:
+def _fill(service: ClusterService, sample: Sequence[Album]) -> PetId:
     """Ingest one album of the demo, correct it as a labeller does, and return its pet."""
-    album = next(album for album in albums(share=0.25) if album.name == "Pepper")
+    album = next(album for album in sample if album.name == ALBUM)
     pet = PetId(album.pet_id)
     for media_id, vector in zip(album.media_ids, album.vectors, strict=True):
         service.assign(pet, MediaId(media_id), model=album.model, vector=vector)

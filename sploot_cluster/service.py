@@ -44,6 +44,7 @@ from sploot_cluster.decide.model_switch import Switch, cluster_of, in_shadow, pl
 from sploot_cluster.decide.suggestions import doubtful, suggest
 from sploot_cluster.decide.suggestions.values import DoubtfulItems, PetSuggestions
 from sploot_cluster.decide.why import Why, explain, explain_quarantine
+from sploot_cluster.engine.projection import PetMap, project
 from sploot_cluster.errors import (
     ClusterError,
     DimensionMismatch,
@@ -513,6 +514,12 @@ class ClusterService:
         with self._cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)
         return doubtful(state, None if cluster is None else living(state, cluster, "cluster_id"), limit=limit)
+
+    def map(self, pet: PetId, *, limit: int = 5_000) -> PetMap:
+        """Return the items of a pet as points in two dimensions, at most ``limit``. Loads the pet's vectors."""
+        with self._cache.open(pet) as memory:
+            state = memory.state = self._store.load(pet, known=memory.state)
+        return project(state, limit=limit)
 
     def clusters(self, pet: PetId) -> PetView:
         """Return the present clusters of a pet; for a pet without data, an empty view with revision 0."""

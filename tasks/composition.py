@@ -190,6 +190,7 @@ def build_app(settings: Settings) -> FastAPI:
         ready=ready,
         metrics=lambda: exposition(""),
         on_close=to_close.close,
+        media_url_template=settings.media_url_template,
         max_rate_per_s=settings.http_rate,
         public=groups_of(settings.http_public),
     )

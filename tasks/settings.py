@@ -156,6 +156,12 @@ class Settings:
         default=200,
         accepts=_whole(0),
     )
+    media_url_template: str = _setting(
+        "SPLOOT_MEDIA_URL_TEMPLATE",
+        "where the console loads the picture of an item, e.g. https://media.example/{pet_id}/{media_id}?w={width}; "
+        "empty: it shows no pictures",
+        default="",
+    )
     ingest_rollout_percent: int = _setting(
         "SPLOOT_INGEST_ROLLOUT_PERCENT",
         "share of pets whose items are accepted from producers, always the same pets",

@@ -102,6 +102,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
     max_rate_per_s: float = 0,
     public: Collection[str] = (DEFAULT,),
     preview_wait_s: float = PREVIEW_WAIT_S,
+    media_url_template: str = "",
 ) -> FastAPI:
     """Return the HTTP API as an ASGI application, to serve or to mount in another one.
 
@@ -129,6 +130,8 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
             answered 429.
         public: groups of addresses that answer to other machines without a token; see ``public.GROUPS``.
         preview_wait_s: how long a request waits for a worker to compute its preview.
+        media_url_template: where the console loads the picture of an item, with ``{pet_id}``, ``{media_id}`` and
+            ``{width}`` (pixels); empty: the console shows no pictures.
     """
     tokens = tokens or Tokens()
     app = _Api(
@@ -164,7 +167,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         *([] if operations is None else [queues_router(admission, operations)]),
         whoami_router(admission),
         health_router(ready, metrics),
-        console_router(),
+        console_router(media_url_template),
     ]
     for router in routers:
         # include_router would analyse every route a second time, which takes half the time to build the application

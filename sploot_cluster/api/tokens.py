@@ -65,6 +65,7 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "get_job": _READERS,
     "list_pet_jobs": _READERS,
     "get_preview": _READERS,
+    "get_map": _READERS,
     "get_queues": _READERS,
     "list_jobs": _READERS,
     "get_queue_history": _READERS,

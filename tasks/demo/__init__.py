@@ -16,6 +16,7 @@ from rich.console import Console
 from sploot_cluster.store.keys import PETS
 from tasks.contracts import QUEUES, stream_of
 from tasks.demo.monitoring import NoMonitoring
+from tasks.demo.pictures import Pictures
 from tasks.demo.practice import SPEED, NotBegun, Practice
 from tasks.demo.sample import albums
 from tasks.demo.stack import Stack
@@ -55,7 +56,10 @@ def run(
         if in_use := _in_use(redis_url):
             console.print(f"The Redis at REDIS_URL already contains {in_use}; the demo needs an empty database.")
             return 1
-        stack = open_until_the_end.enter_context(Stack(redis_url, logs, models=models, lease_ms=LEASE_MS))
+        pictures = open_until_the_end.enter_context(Pictures(sample))
+        stack = open_until_the_end.enter_context(
+            Stack(redis_url, logs, models=models, lease_ms=LEASE_MS, media_url_template=pictures.url_template)
+        )
         n_media = sum(len(album.media_ids) for album in sample)
         console.print(f"[bold]sploot-cluster[/]: {n_media:,} items of {len(sample)} pets; logs in {logs}")
         story = Story(stack=stack, albums=sample, redis_url=redis_url, console=console, on_chapter=on_chapter)

@@ -139,7 +139,15 @@ class Stack:
         worker_environ: variables, besides ``REDIS_URL``, with which a worker started by hand replaces the first pod.
     """
 
-    def __init__(self, redis_url: str, directory: Path, *, models: Mapping[str, int], lease_ms: int) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        directory: Path,
+        *,
+        models: Mapping[str, int],
+        lease_ms: int,
+        media_url_template: str = "",
+    ) -> None:
         self._directory = directory
         self._ports = Ports(9105, 9106, 8080)
         ports = self._ports.numbers
@@ -163,7 +171,7 @@ class Stack:
         # the script next to the interpreter: periodiq cannot be run with -m
         periodiq = str(Path(sys.executable).with_name("periodiq"))
         self.scheduler = self._pod("scheduler", [periodiq, "tasks.worker"], environ)
-        self.server = self._pod("server", serve, environ)
+        self.server = self._pod("server", serve, {**environ, "SPLOOT_MEDIA_URL_TEMPLATE": media_url_template})
         self._pods = Pods((*self.workers, self.scheduler, self.server), stop_within_s=STOP_WITHIN_S)
 
     def _pod(self, name: str, command: list[str], environ: Mapping[str, str]) -> Pod:

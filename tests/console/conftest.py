@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import dramatiq
@@ -20,7 +20,11 @@ import redis
 import uvicorn
 from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
 from selenium import webdriver
-from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementNotInteractableException,
+    NoSuchElementException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
@@ -122,6 +126,43 @@ class Page:
         assert element is not None
         return element
 
+    def choose(self, *names: str) -> None:
+        """Tick albums or items of a grid, by the beginning of their labels."""
+        for name in names:
+            selector = f'[role=option][aria-label^="{name}"] .tick'
+            eventually(partial(self._clicked, selector), within_s=30)
+
+    def correct(self, verb: str) -> None:
+        """Press the button of a correction."""
+        eventually(lambda: self._clicked(f"[data-verb={verb}]"), within_s=30)
+
+    def click_on(self, selector: str) -> None:
+        """Wait for an element that matches, and click it."""
+        eventually(lambda: self._clicked(selector), within_s=30)
+
+    def press(self, *keys: str) -> None:
+        """Press keys, wherever the focus is."""
+        self.browser.switch_to.active_element.send_keys(*keys)
+
+    def shown(self, selector: str) -> list[str]:
+        """Return the texts of all elements that match, on one look."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText.trim())"
+        found: list[str] = self.browser.execute_script(script, selector)
+        return found
+
+    def chosen(self) -> set[str]:
+        """Return the labels of the chosen albums or items on the screen."""
+        script = "return [...document.querySelectorAll('[aria-selected=true]')].map((one) => one.ariaLabel)"
+        found: list[str] = self.browser.execute_script(script)
+        return set(found)
+
+    def _clicked(self, selector: str) -> bool:
+        try:
+            self.browser.find_element(By.CSS_SELECTOR, selector).click()
+        except (NoSuchElementException, StaleElementReferenceException, ElementNotInteractableException):
+            return False
+        return True
+
     def too_wide(self) -> list[str]:
         """Return the elements that cannot be read without scrolling sideways."""
         found: list[str] = self.browser.execute_script(TOO_WIDE)
@@ -181,11 +222,13 @@ def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome, serve: Callable[..., str], redis_client: redis.Redis) -> Page:
+def page(browser: webdriver.Chrome, serve: Callable[..., str], redis_client: redis.Redis) -> Iterator[Page]:
     page = Page(browser, serve())
     browser.get("about:blank")  # else the page of the last test may still ask for its job, which is gone
     page.complaints()
-    return page
+    yield page
+    if browser.current_url.startswith(page.root):
+        browser.execute_script("sessionStorage.clear()")  # what is chosen on a page outlives it in its tab
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import redis
 from fastapi import FastAPI
 from selenium import webdriver
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import Select
+from selenium.webdriver.common.keys import Keys
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.api import create_app
-from sploot_cluster.pet.models import MediaId
+from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, stream_of
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import MODEL, PET, picture, take
@@ -35,42 +35,60 @@ def album(service: ClusterService) -> ClusterService:
     return service
 
 
-def test_pet_page_shows_clusters_and_history(page: Page, album: ClusterService) -> None:
+def test_pet_page_shows_albums_and_history(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
 
-    page.sees("30 items in 3 clusters, 0 noise")
+    page.sees("30 items in 3 albums, 0 loose")
+    assert [name.split("\n")[0] for name in page.shown(".album-name")] == ["Album 1", "Album 2", "Album 3"]
+    page.click("History")
     page.sees("recluster")
     assert page.complaints() == []
 
 
-def test_clusters_can_be_merged_and_the_merge_undone(page: Page, album: ClusterService, worker: None) -> None:
-    first, second, _ = sorted(cluster.cluster_id for cluster in album.clusters(PET).clusters)
+def test_albums_are_merged_at_once_and_the_merge_undone_by_a_key(
+    page: Page, album: ClusterService, worker: None
+) -> None:
     page.open(f"pet/{PET}")
 
-    page.labelled(f"Choose cluster {first}").click()
-    page.labelled(f"Choose cluster {second}").click()
-    page.click("Merge: 2 clusters")
-    page.sees(f"sploot-cluster merge {PET} {first} {second}")
-    page.click("Merge", within="//dialog")
+    page.choose("Album 1", "Album 2")
+    page.correct("merge")
+    page.sees("30 items in 2 albums")
+    eventually(lambda: len(album.clusters(PET).clusters) == 2, within_s=30)
+    page.press("z")
 
-    page.sees("30 items in 2 clusters")
-    page.click("Undo…")
-    page.click("Undo", within="//dialog")
-    page.sees("30 items in 3 clusters")
+    page.sees("30 items in 3 albums")
+    eventually(lambda: len(album.clusters(PET).clusters) == 3, within_s=30)
+    page.click("History")
+    page.sees("undone")
+    # the merge is undone, so only its undo can be undone
+    assert len(page.shown("td.actions button")) == 1
     assert page.complaints() == []
 
 
-def test_items_can_be_split_off_a_cluster(page: Page, album: ClusterService, worker: None) -> None:
-    cluster = album.clusters(PET).clusters[0]
-    page.open(f"pet/{PET}")
+def test_items_are_split_off_excluded_dismissed_and_placed(page: Page, album: ClusterService, worker: None) -> None:
+    page.open(f"pet/{PET}/album/1")
 
-    page.click(cluster.media_ids[0])
-    page.labelled(f"Choose {cluster.media_ids[0]}").click()
-    page.labelled(f"Choose {cluster.media_ids[1]}").click()
-    page.click("Split off: 2 items")
-    page.click("Split off", within="//dialog")
+    page.choose("s0-0", "s0-1")
+    page.correct("split")
+    page.sees("30 items in 4 albums")
+    page.choose("s0-2")
+    page.correct("exclude")
+    page.sees("1 loose")
+    page.choose("s0-3")
+    page.correct("dismiss")
+    page.sees("1 dismissed")
+    page.choose("s0-4")
+    page.correct("place")
+    page.click_on("#dialog label:has(input[value='2'])")
+    page.click("Place", within="//dialog")
 
-    page.sees("30 items in 4 clusters")
+    eventually(
+        lambda: [entry.kind for entry in album.history(PET, limit=4)] == ["place", "dismiss", "exclude", "split"]
+    )
+    view = album.clusters(PET)
+    assert (view.noise, view.dismissed) == (("s0-2",), ("s0-3",))
+    assert {"s0-0", "s0-1"} in [set(one.media_ids) for one in view.clusters]
+    assert "s0-4" in next(one.media_ids for one in view.clusters if one.cluster_id == 2)
     assert page.complaints() == []
 
 
@@ -128,130 +146,103 @@ def test_dead_letter_shows_its_cause_and_can_be_requeued(page: Page, redis_clien
     assert page.complaints() == []
 
 
-def test_item_can_be_excluded_and_another_dismissed(page: Page, album: ClusterService, worker: None) -> None:
-    first, second, *_ = album.clusters(PET).clusters[0].media_ids
-    page.open(f"pet/{PET}")
+def test_album_can_be_named_hidden_and_shown(page: Page, album: ClusterService, worker: None) -> None:
+    page.open(f"pet/{PET}/album/1")
 
-    page.click(first)
-    page.labelled(f"Choose {first}").click()
-    page.click("Not this cluster: 1 item")
-    page.click("Not this cluster", within="//dialog")
-    eventually(lambda: album.clusters(PET).revision > 31)
-    page.sees("exclude")
-
-    page.open(f"pet/{PET}")
-    page.click(second)
-    page.labelled(f"Choose {second}").click()
-    page.click("Dismiss: 1 item")
-    page.click("Dismiss", within="//dialog")
-
-    page.sees("1 dismissed")
-    assert page.complaints() == []
-
-
-def test_item_can_be_placed_in_another_cluster(page: Page, album: ClusterService, worker: None) -> None:
-    source, target, *_ = album.clusters(PET).clusters
-    item = source.media_ids[0]
-    page.open(f"pet/{PET}")
-
-    page.click(item)
-    page.labelled(f"Choose {item}").click()
-    page.click("Place: 1 item")
-    Select(page.browser.find_element(By.CSS_SELECTOR, "#dialog select[name=into]")).select_by_value(
-        str(target.cluster_id)
-    )
-    page.sees(f"sploot-cluster place {PET} --media {item} --into {target.cluster_id}")
-    page.click("Place", within="//dialog")
-
-    page.sees("Place items in a cluster: succeeded")
-    assert item in next(one.media_ids for one in album.clusters(PET).clusters if one.cluster_id == target.cluster_id)
-    assert page.complaints() == []
-
-
-def test_cluster_can_be_named_and_the_name_undone(page: Page, album: ClusterService, worker: None) -> None:
-    cluster = album.clusters(PET).clusters[0].cluster_id
-    page.open(f"pet/{PET}")
-
-    page.labelled(f"Choose cluster {cluster}").click()
-    page.click(f"Name: cluster {cluster}")
-    page.browser.switch_to.active_element.send_keys("Rex at sea")
-    page.sees(f"sploot-cluster name {PET} {cluster} 'Rex at sea'")
+    page.correct("name")
+    page.sees("Name a cluster")
+    page.press("Rex at sea")
     page.click("Name", within="//dialog")
-    page.sees("Name a cluster: succeeded")
-    page.sees(f"cluster {cluster} since revision")
-    named = album.clusters(PET).clusters[0].name
-    page.click("Undo…")
-    page.click("Undo", within="//dialog")
+    page.sees("Rex at sea")
+    page.correct("hide")
+    page.sees("30 items in 2 albums")
+    eventually(lambda: album.clusters(PET).clusters[0].is_hidden, within_s=30)
+    page.click("Albums")
+    page.click("Show 1 hidden")
+    page.choose("Rex at sea")
+    page.correct("show")
 
-    page.sees("Undo a correction: succeeded")
-    assert named == "Rex at sea"
-    assert album.clusters(PET).clusters[0].name is None
+    page.sees("30 items in 3 albums")
+    eventually(lambda: not any(one.is_hidden for one in album.clusters(PET).clusters), within_s=30)
+    assert album.clusters(PET).clusters[0].name == "Rex at sea"
     assert page.complaints() == []
 
 
-def test_cluster_can_be_hidden_and_shown(page: Page, album: ClusterService, worker: None) -> None:
-    cluster = album.clusters(PET).clusters[0].cluster_id
-    page.open(f"pet/{PET}")
+def test_album_is_locked_and_its_cover_chosen(page: Page, album: ClusterService, worker: None) -> None:
+    page.open(f"pet/{PET}/album/1")
 
-    page.labelled(f"Choose cluster {cluster}").click()
-    page.click("Hide: 1 cluster")
-    page.sees(f"sploot-cluster hide {PET} {cluster}")
-    page.click("Hide", within="//dialog")
-    page.click("Hidden (1)")
-    page.labelled(f"Choose cluster {cluster}").click()
-    page.click("Show: 1 cluster")
-    page.click("Show", within="//dialog")
+    page.correct("lock")
+    page.labelled("locked")
+    page.choose("s0-5")
+    page.correct("cover")
 
-    page.sees("Show hidden clusters: succeeded")
-    assert not any(one.is_hidden for one in album.clusters(PET).clusters)
+    eventually(lambda: album.clusters(PET).clusters[0].cover == "s0-5", within_s=30)
+    assert album.clusters(PET).clusters[0].is_locked
+    page.sees("revision 33")
+    page.press("z")
+    page.press("z")
+    eventually(lambda: not album.clusters(PET).clusters[0].is_locked, within_s=30)
     assert page.complaints() == []
 
 
-def test_item_shows_why_it_is_in_its_cluster(page: Page, album: ClusterService) -> None:
-    cluster = album.clusters(PET).clusters[0]
-    page.open(f"pet/{PET}")
+def test_item_shows_why_it_is_in_its_album(page: Page, album: ClusterService) -> None:
+    page.open(f"pet/{PET}/album/1")
 
-    page.click(f"{cluster.media_ids[0]}, ")
-    page.labelled(f"Why is {cluster.media_ids[0]} here?").click()
+    page.labelled("s0-0").click()
 
-    page.sees(f"cluster {cluster.cluster_id}, core")
-    page.sees("nearest")
-    page.sees(f"sploot-cluster why {PET} {cluster.media_ids[0]}")
+    page.sees("cluster 1, core")
+    page.sees("Nearest neighbours")
+    page.sees(f"sploot-cluster why {PET} s0-0")
+    assert len(page.shown(".neighbours li")) == 5
+    page.press(Keys.ARROW_RIGHT)
+    page.sees(f"sploot-cluster why {PET} s0-1")
     page.click("Close", within="//dialog")
     assert page.complaints() == []
 
 
-def test_older_revision_can_be_compared_and_restored(page: Page, album: ClusterService, worker: None) -> None:
-    ids = sorted(cluster.cluster_id for cluster in album.clusters(PET).clusters)
+def test_history_shows_compares_and_restores_an_older_revision(page: Page, album: ClusterService, worker: None) -> None:
     before = album.clusters(PET).revision
-    album.merge(PET, ids[:2], operation_id="m", by="test")
-    page.open(f"pet/{PET}")
-    page.sees("30 items in 2 clusters")
+    album.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="m", by="test")
+    page.open(f"pet/{PET}/history")
+    page.sees("2 albums, 0 loose")
 
-    page.click("Compare…")
-    page.sees(f"Since revision {before}")
-    page.click("Restore", within="//dialog")
+    page.labelled("Revision").send_keys(Keys.ARROW_LEFT)
+    page.sees(f"Revision {before}")
+    page.sees("3 albums, 0 loose")
+    page.click("Compare with now")
+    page.sees("10 move")
+    page.click("Restore revision")
 
-    eventually(lambda: album.clusters(PET).revision > before + 1)
-    # the user's merge is still in force: restoring undoes no correction
-    page.sees("30 items in 2 clusters")
+    eventually(lambda: album.clusters(PET).revision > before + 1, within_s=30)
+    # the merge is still in force: restoring undoes no correction
+    page.sees("30 items in 2 albums")
     page.sees(f"restored {before}")
     assert page.complaints() == []
 
 
-def test_recluster_preview_is_applied_exactly(page: Page, album: ClusterService, worker: None) -> None:
+def test_recluster_preview_is_shown_as_moves_and_applied_exactly(
+    page: Page, album: ClusterService, worker: None
+) -> None:
     take(album, 3, range(10))
     revision = album.clusters(PET).revision
     page.open(f"pet/{PET}")
     page.sees("40 items")
 
     page.click("Recluster…")
-    page.sees("Constraints kept:")
-    page.sees("s3-0")
+    page.sees("constraints of people's corrections kept")
+    page.sees("10 find an album")
     assert album.clusters(PET).revision == revision
-    page.click("Apply this preview", within="//dialog")
+    page.click("Apply this preview")
 
-    page.sees("40 items in 4 clusters")
+    page.sees("40 items in 4 albums")
+    assert page.complaints() == []
+
+
+def test_map_shows_every_item_where_corrections_do_not_move_it(page: Page, album: ClusterService) -> None:
+    page.open(f"pet/{PET}/map")
+
+    page.sees("30 items. Axes:")
+    assert page.shown(".legend-album")[0].split() == ["Album", "1", "10"]
     assert page.complaints() == []
 
 
@@ -259,7 +250,7 @@ def test_media_id_with_html_is_shown_as_text(page: Page, service: ClusterService
     name = MediaId("<img src=x onerror=alert(1)>.jpg")
     service.assign(PET, name, model=MODEL, vector=picture(0, 0))
 
-    page.open(f"pet/{PET}")
+    page.open(f"pet/{PET}/loose")
 
     page.sees(name)
     assert page.browser.find_elements(By.CSS_SELECTOR, "main img") == []
@@ -301,24 +292,39 @@ def test_dead_letter_fits_a_phone_screen(phone: Page, redis_client: redis.Redis,
     assert phone.names_of("tbody tr td")[:5] == ["died", "reason", "actor", "pet", "error"]
 
 
-def test_pet_history_and_reasons_fit_a_phone_screen(phone: Page, album: ClusterService) -> None:
-    ids = sorted(cluster.cluster_id for cluster in album.clusters(PET).clusters)
-    album.merge(PET, ids[:2], operation_id="m", by="somebody.of.the.labellers@labelling.sploot.example")
-    first = album.clusters(PET).clusters[0].media_ids[0]
-    phone.open(f"pet/{PET}")
-    phone.sees("30 items in 2 clusters")
+def test_pages_of_a_pet_fit_a_phone_screen(phone: Page, album: ClusterService) -> None:
+    album.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="m", by="somebody.of.the.labellers@sploot.example")
+    for place, text in (
+        ("", "Album 1"),
+        ("/album/1", "s0-0"),
+        ("/history", "All changes"),
+        ("/map", "Axes"),
+        ("/review", "No questions"),
+    ):
+        phone.open(f"pet/{PET}{place}")
+        phone.sees(text)
+        assert phone.too_wide() == [], place
+
+    phone.open(f"pet/{PET}/album/1")
+    phone.labelled("s0-0").click()
+    phone.sees("Nearest neighbours")
     assert phone.too_wide() == []
 
-    phone.click(f"{first}, ")
-    phone.labelled(f"Why is {first} here?").click()
-    phone.sees("nearest")
-    assert phone.too_wide() == []
-    phone.click("Close", within="//dialog")
 
-    phone.open(f"pet/{PET}")
-    phone.click("Compare…")
-    phone.sees("Since revision")
-    assert phone.too_wide() == []
+def test_pets_are_listed_searched_and_opened(page: Page, album: ClusterService) -> None:
+    take(album, 0, range(2), pet=PetId(777))
+    page.open("pet")
+
+    page.sees("Pet 777")
+    page.sees("2 loose")
+    page.labelled("Pet id").send_keys("42")
+    eventually(lambda: page.shown(".pet-name strong") == ["Pet 42"])
+    page.press(Keys.ENTER)
+
+    page.sees("30 items in 3 albums")
+    page.open("pet?search=9")
+    page.sees("No pet has 9 in its id")
+    assert page.complaints() == []
 
 
 def test_invalid_pet_id_is_answered_with_a_hint(page: Page, redis_client: redis.Redis) -> None:
@@ -338,7 +344,7 @@ def test_console_asks_for_a_token_when_the_server_has_tokens(
     page.labelled("Secret").send_keys(secret)
     page.click("Sign in")
 
-    page.sees("30 items in 3 clusters")
+    page.sees("30 items in 3 albums")
 
 
 def test_mounted_console_loads_files_only_from_its_own_server(service: ClusterService) -> None:

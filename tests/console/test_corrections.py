@@ -1,4 +1,4 @@
-"""Tests that a correction applies to exactly the boxes that are ticked, and that uploads do not block corrections."""
+"""Tests that a correction applies to exactly what was chosen, once, and not to a pet that changed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from itertools import count
 
 import pytest
+import redis
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import ClusterId, MediaId
@@ -30,122 +33,134 @@ def album(service: ClusterService) -> ClusterService:
     return service
 
 
-def ticked(page: Page) -> set[str]:
-    """Return the labels of the boxes that are ticked, including those in collapsed clusters."""
-    boxes = page.browser.find_elements(By.CSS_SELECTOR, "#main input:checked")
-    return {str(box.get_attribute("aria-label")).removeprefix("Choose ") for box in boxes}
+def kinds(service: ClusterService) -> list[str]:
+    return [entry.kind for entry in service.history(PET)]
 
 
-def open_cluster(page: Page, subject: int) -> None:
-    page.click(f"s{subject}-0, ")
+# -- choosing --------------------------------------------------------------------------------------------------------
 
 
-def tick(page: Page, *labels: str) -> None:
-    for label in labels:
-        page.labelled(f"Choose {label}").click()
+def test_range_is_chosen_with_shift_and_only_it_is_split_off(page: Page, album: ClusterService, worker: None) -> None:
+    page.open(f"pet/{PET}/album/1")
+    page.choose("s0-1")
+    end = page.labelled("s0-4")
+    ActionChains(page.browser).key_down(Keys.SHIFT).click(end).key_up(Keys.SHIFT).perform()
+    chosen = page.chosen()
+    page.sees("4 chosen")
+
+    page.correct("split")
+
+    page.sees("32 items in 4 albums")
+    eventually(lambda: len(album.clusters(PET).clusters) == 4, within_s=30)
+    assert chosen == {"s0-1", "s0-2", "s0-3", "s0-4"}
+    assert chosen in [set(one.media_ids) for one in album.clusters(PET).clusters]
+    assert page.chosen() == set()
 
 
-def listed(page: Page) -> set[str]:
-    """Return the items that the dialog lists."""
-    return {item.text for item in page.browser.find_elements(By.CSS_SELECTOR, "#dialog li")}
-
-
-# -- ticked boxes ----------------------------------------------------------------------------------------------------
-
-
-def test_ticking_an_item_unticks_items_of_other_clusters(page: Page, album: ClusterService, worker: None) -> None:
+def test_items_are_chosen_and_corrected_by_keyboard_alone(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
-    open_cluster(page, 0)
-    open_cluster(page, 1)
-    tick(page, "s0-0", "s0-1", "s0-2")
+    page.sees("Album 1")
+    page.press(Keys.ARROW_RIGHT)  # the grid takes the focus
+    page.press(Keys.ENTER)
+    page.sees("cluster 1 · since")
+    page.press(Keys.ARROW_RIGHT)
+    page.press(Keys.ARROW_RIGHT)
+    page.press(Keys.SHIFT + Keys.ARROW_RIGHT)
+    page.sees("2 chosen")
+    page.press("n")
+    page.sees("4 loose")
+    page.press("3")
+    page.sees("Loose items 4")
+    page.press(Keys.ARROW_RIGHT)
+    page.press("a")
+    page.sees("4 chosen")
+    page.press(Keys.ESCAPE)
+    eventually(lambda: page.chosen() == set())
+    page.press("z")
+    page.sees("2 loose")
 
-    tick(page, "s1-0")
-
-    assert ticked(page) == {"s1-0"}
-    page.sees("3 unticked: a correction applies to clusters, or to items of one cluster.")
-    page.click("Split off: 1 item")
-    assert listed(page) == {"s1-0"}
-    page.click("Split off", within="//dialog")
-    page.sees("32 items in 4 clusters")
-    assert {cluster.media_ids for cluster in album.clusters(PET).clusters if cluster.size == 1} == {("s1-0",)}
-    assert ticked(page) == set()
-
-
-def test_unticking_does_not_restore_an_earlier_selection(page: Page, album: ClusterService) -> None:
-    page.open(f"pet/{PET}")
-    open_cluster(page, 0)
-    open_cluster(page, 1)
-    tick(page, "s0-0", "s0-1", "s1-0")
-
-    tick(page, "s1-0")
-
-    assert ticked(page) == set()
-    page.sees("Split off: choose items")
-    tick(page, "s0-2")
-    assert ticked(page) == {"s0-2"}
-    page.sees("Split off: 1 item")
+    eventually(lambda: kinds(album) == ["undo", "exclude", "recluster"], within_s=30)
+    page.press("?")
+    page.sees("choose a range")
+    assert page.complaints() == []
 
 
-def test_ticking_noise_unticks_items_of_clusters(page: Page, album: ClusterService, worker: None) -> None:
-    page.open(f"pet/{PET}")
-    open_cluster(page, 0)
-    tick(page, "s0-0", "s0-1")
-
-    tick(page, "s7-0", "s8-0")
-
-    assert ticked(page) == {"s7-0", "s8-0"}
-    page.click("Dismiss: 2 items")
-    assert listed(page) == {"s7-0", "s8-0"}
-    page.click("Dismiss", within="//dialog")
-    page.sees("2 dismissed")
-    assert set(album.clusters(PET).dismissed) == {"s7-0", "s8-0"}
-
-
-def test_clusters_and_items_are_never_ticked_together(page: Page, album: ClusterService) -> None:
-    page.open(f"pet/{PET}")
-    open_cluster(page, 0)
-    tick(page, "s0-0", "s0-1")
-
-    tick(page, "cluster 1", "cluster 2")
-    clusters = ticked(page)
-    tick(page, "s0-3")
-
-    assert (clusters, ticked(page)) == ({"cluster 1", "cluster 2"}, {"s0-3"})
-    page.sees("Merge: choose clusters")
-    assert page.browser.find_elements(By.CSS_SELECTOR, ".cluster.is-chosen") == []
-
-
-def test_moved_items_are_unticked_when_the_pet_is_reloaded(page: Page, album: ClusterService, worker: None) -> None:
-    page.open(f"pet/{PET}")
-    open_cluster(page, 0)
-    tick(page, "s0-0", "s0-1")
+def test_choice_survives_a_reload_without_what_moved(page: Page, album: ClusterService) -> None:
+    page.open(f"pet/{PET}/album/1")
+    page.choose("s0-0", "s0-1")
     album.split(PET, ClusterId(1), [name(0, 0)], operation_id="s", by="another user")
 
-    page.click("Not this cluster: 2 items")
-    page.click("Not this cluster", within="//dialog")
+    page.browser.refresh()
 
-    page.sees("since then: split by another user")
-    page.sees("1 unticked: no longer in the same place.")
-    assert ticked(page) == {"s0-1"}
-    page.click("Not this cluster: 1 item")
-    assert listed(page) == {"s0-1"}
+    page.sees("Album 1 9")
+    eventually(lambda: page.chosen() == {"s0-1"})
 
 
-def test_merge_dialog_shows_the_command_of_its_button(page: Page, album: ClusterService, worker: None) -> None:
+DROP = """
+const [from, to] = arguments;
+const dataTransfer = new DataTransfer();
+const event = (type) => new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true });
+const fire = (element, type) => element.dispatchEvent(event(type));
+fire(from, "dragstart"); fire(to, "dragenter"); fire(to, "dragover"); fire(to, "drop");
+"""
+
+
+def test_what_is_dropped_on_an_album_goes_there(page: Page, album: ClusterService, worker: None) -> None:
+    page.open(f"pet/{PET}/loose")
+    page.choose("s7-0", "s8-0")
+    target = page.browser.find_element(By.CSS_SELECTOR, ".rail-album[href$='/album/2']")
+    page.browser.execute_script(DROP, page.labelled("s7-0"), target)
+    page.sees("0 loose")
+
+    page.click("Albums")
+    page.sees("Album 3")
+    cells = {text: page.labelled(text) for text in ("Album 3, 10 items", "Album 1, 10 items")}
+    page.browser.execute_script(DROP, *cells.values())
+
+    page.sees("32 items in 2 albums")
+    eventually(lambda: kinds(album) == ["merge", "place", "recluster"], within_s=30)
+    assert {one.cluster_id: one.size for one in album.clusters(PET).clusters} == {1: 20, 2: 12}
+
+
+# -- nothing twice, nothing on a pet that changed ----------------------------------------------------------------------
+
+
+def test_waiting_correction_is_shown_after_a_reload_and_ends(
+    page: Page, album: ClusterService, redis_client: redis.Redis, request: pytest.FixtureRequest
+) -> None:
     page.open(f"pet/{PET}")
-    tick(page, "cluster 1", "cluster 3")
-    page.click("Merge: 2 clusters")
-    command = page.browser.find_element(By.CSS_SELECTOR, "#dialog code")
-    assert command.text == f"sploot-cluster merge {PET} 1 3"
+    page.choose("Album 1", "Album 2")
+    page.correct("merge")
+    page.sees("1 on the way")
+    # the buttons are gone with the choice, so a second click finds nothing to do
+    assert not page.browser.find_element(By.CSS_SELECTOR, ".verbs").is_displayed()
+    eventually(lambda: redis_client.xlen("streams:cluster.feedback") == 1)
 
-    page.browser.find_element(By.CSS_SELECTOR, "#dialog option[value='3']").click()
+    page.browser.refresh()
+    page.sees("Not in this picture yet: merge clusters (queued)")
+    page.sees("32 items in 3 albums")
+    request.getfixturevalue("worker")
+    page.sees("Someone has changed this pet since the page was loaded.")
+    page.click("Show it as it is")
 
-    page.sees(f"sploot-cluster merge {PET} 1 3 --into 3")
-    page.click("Merge", within="//dialog")
-    eventually(lambda: sorted(cluster.cluster_id for cluster in album.clusters(PET).clusters) == [2, 3], within_s=30)
+    page.sees("32 items in 2 albums")
+    assert kinds(album) == ["merge", "recluster"]
 
 
-# -- while items arrive ----------------------------------------------------------------------------------------------
+def test_correction_of_a_stale_page_is_refused_and_those_behind_it_are_not_sent(
+    page: Page, album: ClusterService
+) -> None:
+    page.open(f"pet/{PET}")
+    page.choose("Album 1", "Album 2")
+    album.merge(PET, [ClusterId(2), ClusterId(3)], operation_id="m", by="bob")
+    take(album, 0, range(20, 22))
+
+    page.correct("merge")
+
+    page.sees("since then: merge by bob, 2 arrivals")
+    # the page shows the pet as it is
+    page.sees("34 items in 2 albums")
+    assert kinds(album) == ["merge", "recluster"]
 
 
 @contextmanager
@@ -168,34 +183,12 @@ def uploads(service: ClusterService) -> Iterator[None]:
 
 def test_merge_succeeds_while_items_arrive(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
-    tick(page, "cluster 1", "cluster 2")
+    page.choose("Album 1", "Album 2")
     seen = album.revision(PET)
 
     with uploads(album):
         eventually(lambda: album.revision(PET) > seen)
-        page.click("Merge: 2 clusters")
-        arrived = album.revision(PET)
-        eventually(lambda: album.revision(PET) > arrived)
-        page.click("Merge", within="//dialog")
-        page.sees("arrived since this page was loaded")
-        page.sees("Merge clusters: succeeded")
+        page.correct("merge")
+        eventually(lambda: kinds(album) == ["merge", "recluster"], within_s=30)
 
     assert len(album.clusters(PET).clusters) == 2
-    assert [entry.kind for entry in album.history(PET)] == ["merge", "recluster"]
-
-
-def test_merge_is_refused_when_another_user_merged_the_clusters(
-    page: Page, album: ClusterService, worker: None
-) -> None:
-    page.open(f"pet/{PET}")
-    tick(page, "cluster 1", "cluster 2")
-    album.merge(PET, [ClusterId(2), ClusterId(3)], operation_id="m", by="bob")
-    take(album, 0, range(20, 22))
-
-    page.click("Merge: 2 clusters")
-    page.click("Merge", within="//dialog")
-
-    page.sees("since then: merge by bob, 2 arrivals")
-    # the page reloads to show the current clusters
-    page.sees("34 items in 2 clusters")
-    assert [entry.kind for entry in album.history(PET)] == ["merge", "recluster"]

@@ -161,37 +161,35 @@ def test_command_of_a_plan_acts_on_exactly_its_entries(page: Page, desk: Desk) -
 # -- corrections -----------------------------------------------------------------------------------------------------
 
 
-def test_correction_dialog_is_confirmed_with_enter(page: Page, album: ClusterService, worker: None) -> None:
-    page.open(f"pet/{PET}")
-    page.labelled("Choose cluster 1").click()
-    page.labelled("Choose cluster 2").click()
-    page.click("Merge: 2 clusters")
-    page.sees("sploot-cluster merge")
+def test_dialog_of_a_name_is_confirmed_with_enter(page: Page, album: ClusterService, worker: None) -> None:
+    page.open(f"pet/{PET}/album/1")
+    page.sees("cluster 1 · since")
+    page.press("r")
+    page.sees("Name a cluster")
 
-    assert focused(page).text == "Merge"
-    press(page, Keys.ENTER)
+    assert focused(page).get_attribute("name") == "name"
+    press(page, "Rex", Keys.ENTER)
 
-    page.sees("18 items in 2 clusters")
+    page.sees("Rex")
+    eventually(lambda: album.clusters(PET).clusters[0].name == "Rex", within_s=30)
 
 
-def test_escape_cancels_a_correction_and_keeps_the_selection(page: Page, album: ClusterService) -> None:
-    page.open(f"pet/{PET}")
-    page.labelled("Choose cluster 1").click()
-    page.labelled("Choose cluster 2").click()
-    page.click("Merge: 2 clusters")
-    page.sees("sploot-cluster merge")
+def test_escape_cancels_a_placement_and_keeps_the_choice(page: Page, album: ClusterService) -> None:
+    page.open(f"pet/{PET}/album/1")
+    page.choose("s0-0")
+    page.correct("place")
+    page.sees("New album")
 
     press(page, Keys.ESCAPE)
 
-    page.sees("Merge clusters: 1, 2: cancelled; nothing was changed.")
-    page.sees("Merge: 2 clusters…")
+    page.sees("Place 1 item: cancelled; nothing was changed.")
+    assert page.chosen() == {"s0-0"}
 
 
 def test_explanation_has_one_button_that_closes_it_without_a_notice(page: Page, album: ClusterService) -> None:
-    page.open(f"pet/{PET}")
-    page.click("s0-0, ")
-    page.labelled("Why is s0-0 here?").click()
-    page.sees("nearest")
+    page.open(f"pet/{PET}/album/1")
+    page.labelled("s0-0").click()
+    page.sees("Nearest neighbours")
 
     assert focused(page).text == "Close"
     assert [button.text for button in page.browser.find_elements(By.CSS_SELECTOR, "#dialog menu button")] == ["Close"]
@@ -205,10 +203,9 @@ def test_explanation_has_one_button_that_closes_it_without_a_notice(page: Page, 
 
 
 def test_command_is_copied_without_the_clipboard_api(page: Page, album: ClusterService) -> None:
-    page.open(f"pet/{PET}")
-    page.click("s0-0, ")
-    page.labelled("Why is s0-0 here?").click()
-    page.sees("nearest")
+    page.open(f"pet/{PET}/album/1")
+    page.labelled("s0-0").click()
+    page.sees("Nearest neighbours")
     # as in a page loaded over plain http from another machine
     page.browser.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     page.browser.execute_script(

@@ -8,8 +8,11 @@ policy blocks foreign scripts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from html import escape
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
@@ -17,6 +20,7 @@ from starlette.responses import HTMLResponse, Response
 
 from sploot_cluster.api.problems import NOT_FOUND, Refusal, shown
 from sploot_cluster.decide.corrections import ENTRIES, VERBS
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import Field, ListOf, Whole, required_of
 
 _TYPES: Final = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "json": "application/json"}
@@ -31,8 +35,23 @@ _HEADERS: Final = {
 }
 
 
+MEDIA_VARIABLE: Final = "SPLOOT_MEDIA_URL_TEMPLATE"
+
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(?=/)")
+
+# These would end the address, or the source in the content security policy.
+_UNSAFE: Final = re.compile(r"[\s;,'\"<>]")
+
 # The fields of requests that the page fills in from the selection, or from the question that is answered.
 _SELECTED: Final = ("cluster_ids", "cluster_id", "media_ids", "revision", "suggestion")
+
+
+def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    for item in folder.iterdir():
+        if item.is_dir():
+            yield from _files(item, f"{prefix}{item.name}/")
+        else:
+            yield prefix + item.name, item.read_bytes()
 
 
 def _corrections() -> bytes:
@@ -72,11 +91,39 @@ def _selection(fields: Mapping[str, Field]) -> str:
     return "cluster" if "cluster_id" in fields else "revision"
 
 
-def console_router() -> APIRouter:
-    """Return the routes ``/`` and ``/console/…``. They require no token, because the page itself contains no data."""
+def check_media_url_template(template: str) -> None:
+    """Check the address of pictures.
+
+    Raises:
+        InvalidInput: it is not an http(s) address, or names no item.
+    """
+    if not template:
+        return
+    hint = "set e.g. https://media.example/{pet_id}/{media_id}?w={width}"
+    if not _ORIGIN.match(template) or _UNSAFE.search(template):
+        raise InvalidInput(MEDIA_VARIABLE, f"{template!r} is not an http or https address", hint)
+    if "{media_id}" not in template:
+        raise InvalidInput(MEDIA_VARIABLE, "does not contain {media_id}", hint)
+
+
+def console_router(media_url_template: str = "") -> APIRouter:
+    """Return the routes ``/`` and ``/console/…``. They require no token, because the page itself contains no data.
+
+    Args:
+        media_url_template: the address of an item's picture; see ``create_app``. The page may load pictures from its
+            server, and nothing else.
+
+    Raises:
+        InvalidInput: the template is invalid.
+    """
+    check_media_url_template(media_url_template)
     root = files(__package__) / "static"
-    assets = {item.name: item.read_bytes() for item in root.iterdir() if item.is_file()}
-    page = assets.pop("index.html").decode()
+    assets = dict(_files(root))
+    page = assets.pop("index.html").decode().replace("{{media}}", escape(media_url_template))
+    headers = _HEADERS
+    if origin := _ORIGIN.match(media_url_template):
+        policy = _HEADERS["Content-Security-Policy"].replace("img-src 'self'", f"img-src 'self' {origin[0]}")
+        headers = _HEADERS | {"Content-Security-Policy": policy}
     assets["corrections.json"] = _corrections()
     router = APIRouter(include_in_schema=False)
 
@@ -84,9 +131,9 @@ def console_router() -> APIRouter:
     async def get_console(request: Request) -> Response:
         # the path at which this application is mounted, for the addresses in the page
         mount = request.scope.get("root_path", "").rstrip("/")
-        return HTMLResponse(page.replace("{{root}}", mount), headers=_HEADERS)
+        return HTMLResponse(page.replace("{{root}}", mount), headers=headers)
 
-    @router.get("/console/{name}", operation_id="get_console_file")
+    @router.get("/console/{name:path}", operation_id="get_console_file")
     async def get_console_file(name: str) -> Response:
         content, media_type = assets.get(name), _TYPES.get(name.rpartition(".")[2])
         if content is None or media_type is None:

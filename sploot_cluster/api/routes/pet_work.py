@@ -1,15 +1,16 @@
-"""Routes about work on a pet that has not ended: its waiting and running jobs, and its stored preview."""
+"""Routes for a page that shows a pet: its waiting and running jobs, its stored preview, and a map of its items."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, Field
 
 from sploot_cluster.api.admission import BEARER, READS, Admission
 from sploot_cluster.api.answers import MAX_MOVES
+from sploot_cluster.api.preconditions import IfNoneMatch, tagged
 from sploot_cluster.api.problems import (
     QUEUE_UNAVAILABLE,
     STALE_PREVIEW,
@@ -17,13 +18,15 @@ from sploot_cluster.api.problems import (
     Refusal,
     documented,
 )
-from sploot_cluster.api.routes.clusters import Previews
 from sploot_cluster.api.routes.jobs import PREFIX
-from sploot_cluster.api.routes.pets import PetInPath
+from sploot_cluster.api.routes.pets import PetInPath, PetService
+from sploot_cluster.engine.projection import PetMap
 from sploot_cluster.errors import StalePreview
 from sploot_cluster.jobs import JobQueue, JobStatus
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.pet.previews import Previewed
+
+MAX_POINTS: Final = 20_000
 
 
 class PetWork(BaseModel):
@@ -37,7 +40,7 @@ class PetWork(BaseModel):
     )
 
 
-def pet_work_router(admission: Admission, jobs: JobQueue, service: Previews) -> APIRouter:
+def pet_work_router(admission: Admission, jobs: JobQueue, service: PetService) -> APIRouter:
     """Return the routes ``/pets/{pet_id}/jobs`` and ``/pets/{pet_id}/previews/{token}``."""
     router = APIRouter(prefix=f"{PREFIX}/pets/{{pet_id}}", route_class=admission.route_class(), dependencies=[BEARER])
 
@@ -74,5 +77,24 @@ def pet_work_router(admission: Admission, jobs: JobQueue, service: Previews) -> 
             raise Refusal(STALE_PREVIEW, str(stale)) from None
         response.headers["Cache-Control"] = "no-store"
         return found.up_to(MAX_MOVES)
+
+    @router.get(
+        "/map",
+        operation_id="get_map",
+        tags=["pets"],
+        summary="Get a pet's items as points of a map",
+        response_model=PetMap,
+        responses=documented(*READS, UNREADABLE_PET),
+    )
+    def get_map(
+        pet_id: PetInPath,
+        limit: Annotated[
+            int, Query(description="Maximum number of items, evenly chosen.", ge=2, le=MAX_POINTS)
+        ] = 5_000,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
+        """Return the items on the two principal axes of their vectors. Corrections do not move them."""
+        found = service.map(PetId(pet_id), limit=limit)
+        return tagged(found.revision, if_none_match, lambda: found)
 
     return router

@@ -26,6 +26,7 @@ from sploot_cluster.api.routes.clusters import Previews
 from sploot_cluster.api.routes.jobs import PREFIX
 from sploot_cluster.decide.suggestions.values import DoubtfulItems, PetSuggestions
 from sploot_cluster.decide.why import Why
+from sploot_cluster.engine.projection import PetMap
 from sploot_cluster.errors import UnknownCluster, UnknownMedia, UnknownPet, UnknownRevision
 from sploot_cluster.jobs import JobTraces, Traces
 from sploot_cluster.limits import MAX_NAME
@@ -72,6 +73,8 @@ class PetService(Previews, Protocol):
     def begin_model(self, pet: PetId, model: str, dim: int, *, by: str) -> CandidateModel: ...
 
     def end_model(self, pet: PetId) -> bool: ...
+
+    def map(self, pet: PetId, *, limit: int = ...) -> PetMap: ...
 
     def why(self, pet: PetId, media: MediaId) -> Why: ...
 

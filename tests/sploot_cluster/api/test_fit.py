@@ -10,6 +10,7 @@ import pytest
 
 from sploot_cluster import ClusterService
 from sploot_cluster.decide.corrections import VERBS
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API, Front, job_status
@@ -149,3 +150,25 @@ def test_health_is_answered_while_all_threads_wait_for_the_queue() -> None:
         may_end.set()
 
     assert answers == dict.fromkeys(answers, 200)
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_console_may_load_pictures_from_their_server_only() -> None:
+    front = Front(media_url_template="https://media.example:8443/{pet_id}/{media_id}?w={width}")
+
+    page = front.http.get("/")
+
+    assert 'data-media="https://media.example:8443/{pet_id}/{media_id}?w={width}"' in page.text
+    assert "img-src 'self' https://media.example:8443;" in page.headers["Content-Security-Policy"]
+    assert "img-src 'self';" in Front().http.get("/").headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["media.example/{media_id}", "https://media.example/{pet_id}", "https://m.example/; script-src *{media_id}"],
+)
+def test_invalid_address_of_pictures_is_refused(template: str) -> None:
+    with pytest.raises(InvalidInput, match=r"SPLOOT_MEDIA_URL_TEMPLATE.*set e\.g\."):
+        Front(media_url_template=template)

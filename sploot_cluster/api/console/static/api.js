@@ -84,9 +84,10 @@ export const remove = (path) => call("DELETE", path);
 export const ENDED = new Set(["succeeded", "dead", "cancelled", "refused"]);
 
 /** Poll a job until it ends. `onStatus` is called with each status on the way. */
-export async function follow(job, onStatus) {
+export async function follow(job, onStatus, { isWanted = () => true } = {}) {
   for (let pause = 150; ; pause = Math.min(pause * 1.5, 2000)) {
     const status = await get(`jobs/${encodeURIComponent(job.job_id)}`);
+    if (!isWanted()) return status;
     onStatus(status);
     if (ENDED.has(status.state)) return status;
     await new Promise((resolve) => setTimeout(resolve, pause));

@@ -19,6 +19,11 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
+/** Replace the contents of an element. */
+export function fill(element, ...children) {
+  element.replaceChildren(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));
+}
+
 /** Create a table whose rows are lists of cells. On a phone each row becomes a card that names the column of each cell, unless
  *  the table is `narrow`. The ARIA roles keep it a table for screen readers. */
 export function table(heads, rows, { empty, caption, narrow = false } = {}) {
@@ -92,9 +97,12 @@ async function copy(code, button) {
 export const shell = (...words) =>
   ["sploot-cluster", ...words.map(String)].map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ");
 
+const MOST_NOTICES = 4;
 let notices = 0;
 export function notice(text, { kind = "info", stay = false } = {}) {
   const id = `notice-${++notices}`;
+  const shown = document.getElementById("notices").children;
+  while (shown.length >= MOST_NOTICES) shown[0].remove();
   const element = h("div", { id, class: `notice is-${kind}`, role: kind === "bad" ? "alert" : "status" }, h("span", {}, text), h("button", { type: "button", title: "Close", onclick: () => element.remove() }, "×"));
   document.getElementById("notices").append(element);
   if (!stay) setTimeout(() => element.remove(), 8000);
@@ -103,7 +111,8 @@ export function notice(text, { kind = "info", stay = false } = {}) {
 
 /** Ask for confirmation before a change. Resolves to the values of the form, or to null if cancelled, after a notice.
  *
- *  `cli` is the command that does exactly what the button does: text, or labelled commands built from the form's values.
+ *  `cli` is the command that does exactly what the button does: text, or labelled commands built from the form's values, if
+ *  there is one.
  *  Enter in a field confirms, except for a `danger` action: that cannot be undone, so its button must be pressed. */
 export async function ask({ title, body, action, danger = false, cli }) {
   const dialog = document.getElementById("dialog");
@@ -112,7 +121,7 @@ export async function ask({ title, body, action, danger = false, cli }) {
   const cancel = h("button", { type: "button", onclick: () => dialog.close() }, "Cancel");
   const commands = h("div", {});
   const form = h("form", {}, h("h2", {}, title), body, commands, hint, h("menu", {}, cancel, yes));
-  const showCommands = () => commands.replaceChildren(...labelled(cli, new FormData(form)));
+  const showCommands = () => cli && commands.replaceChildren(...labelled(cli, new FormData(form)));
   for (const event of ["input", "change"]) form.addEventListener(event, showCommands);
   // ignore the Enter key that opened the dialog while it is held down
   form.addEventListener("keydown", (event) => event.key === "Enter" && event.repeat && event.preventDefault());
@@ -129,17 +138,17 @@ export async function ask({ title, body, action, danger = false, cli }) {
 }
 
 /** Show information in a dialog that only has a Close button. */
-export function inform({ title, body, cli }) {
+export function inform({ title, body, cli, wide = false }) {
   const dialog = document.getElementById("dialog");
   const close = h("button", { type: "button", class: "main", onclick: () => dialog.close() }, "Close");
-  return shown(dialog, h("div", {}, h("h2", {}, title), body, labelled(cli), h("menu", {}, close)), close);
+  return shown(dialog, h("div", { class: wide ? "is-wide" : null }, h("h2", {}, title), body, cli ? labelled(cli) : null, h("menu", {}, close)), close);
 }
 
 function shown(dialog, content, first) {
   dialog.replaceChildren(content);
   dialog.returnValue = "";
   dialog.showModal();
-  first.focus();
+  first.focus({ preventScroll: true });
   return new Promise((resolve) => (dialog.onclose = () => resolve(dialog.returnValue)));
 }
 

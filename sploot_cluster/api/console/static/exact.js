@@ -9,9 +9,12 @@ const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 
 const isRounded = (digits) => INTEGER.test(digits) && !Number.isSafeInteger(Number(digits));
 
+// Matches where a long number may begin. Item ids of many digits are text and do not match, so that a large pet is read fast.
+const LONG = /(?:^|[:,[])\s*-?\d{16}/;
+
 /** Parse JSON. */
 export function read(text) {
-  if (!/\d{16}/.test(text)) return JSON.parse(text);
+  if (!LONG.test(text)) return JSON.parse(text);
   if (!("rawJSON" in JSON)) return JSON.parse(text.replace(TOKENS, (token) => (isRounded(token) ? `"${token}"` : token)));
   return JSON.parse(text, (_, value, context) => (typeof value === "number" && isRounded(context.source) ? BigInt(context.source) : value));
 }

@@ -80,10 +80,12 @@ async function show({ again = false } = {}) {
 }
 
 function draw(drawn, { again, visit }) {
-  if (drawn === null) return;
-  const children = [drawn].flat(3).filter(Boolean);
-  if (again) return redraw(main, children);
-  main.replaceChildren(...children);
+  if (drawn !== null) {
+    const children = [drawn].flat(3).filter(Boolean);
+    if (again) return redraw(main, children);
+    main.replaceChildren(...children);
+  }
+  if (again) return;
   main.focus({ preventScroll: true });
   scrollTo({ top: places.get(visit.hash) ?? 0, behavior: "instant" });
 }

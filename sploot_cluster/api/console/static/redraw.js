@@ -2,7 +2,8 @@
 // focus, selected text, open details, what was typed but not sent, and the place in every scrolled part.
 //
 // Elements of the old and the new page are paired by `id`, `data-key`, `name` or `aria-label`, otherwise by tag and order. An
-// old element whose `data-keep` equals that of its pair stays itself, with all that was loaded into it since.
+// old element with `data-keep` takes the place of the new one with the same value, wherever that is, with all that was loaded
+// into it since.
 
 const drawn = new WeakMap();
 
@@ -15,11 +16,13 @@ export function redraw(parent, children) {
   next.append(...children);
   const pairs = new Map();
   const scrolled = [];
-  pair(parent, next, pairs, scrolled);
   const active = document.activeElement;
   const caret = active && parent.contains(active) && "selectionStart" in active ? [active.selectionStart, active.selectionEnd] : null;
   const chosen = getSelection();
-  const range = !chosen.isCollapsed && parent.contains(chosen.anchorNode) && parent.contains(chosen.focusNode) ? [pairs.get(chosen.anchorNode), chosen.anchorOffset, pairs.get(chosen.focusNode), chosen.focusOffset] : null;
+  const selected = !chosen.isCollapsed && parent.contains(chosen.anchorNode) && parent.contains(chosen.focusNode) ? [chosen.anchorNode, chosen.anchorOffset, chosen.focusNode, chosen.focusOffset] : null;
+  keepWhole(parent, next, pairs, scrolled);
+  pair(parent, next, pairs, scrolled);
+  const range = selected && selected.map((part) => (part instanceof Node ? pairs.get(part) : part));
   const held = pairs.get(active);
   parent.replaceChildren(...next.childNodes);
   for (const [element, left, top] of scrolled) element.scrollTo({ left, top, behavior: "instant" });
@@ -36,7 +39,7 @@ const keyOf = (node) => node.id || node.dataset?.key || node.getAttribute?.("nam
 
 function pair(old, next, pairs, scrolled) {
   pairs.set(old, next);
-  if (old.nodeType === Node.ELEMENT_NODE && pairs.size > 1) handOver(old, next, scrolled);
+  if (old.nodeType === Node.ELEMENT_NODE && next.isConnected === false && next.parentNode) handOver(old, next, scrolled);
   const keyed = new Map();
   const others = new Map();
   for (const child of next.childNodes) {
@@ -48,19 +51,21 @@ function pair(old, next, pairs, scrolled) {
   for (const child of [...old.childNodes]) {
     const key = keyOf(child);
     const twin = key !== null && keyed.has(key) ? keyed.get(key) : others.get(child.nodeName)?.shift();
-    if (!twin || twin.nodeName !== child.nodeName) continue;
-    if (child.dataset?.keep && child.dataset.keep === twin.dataset.keep) {
-      keepWhole(child, pairs, scrolled);
-      twin.replaceWith(child);
-    } else pair(child, twin, pairs, scrolled);
+    if (twin && twin.nodeName === child.nodeName && !child.dataset?.keep && !twin.dataset?.keep) pair(child, twin, pairs, scrolled);
   }
 }
 
-function keepWhole(element, pairs, scrolled) {
-  for (const part of [element, ...element.querySelectorAll("*")]) {
-    pairs.set(part, part);
-    if (part.scrollTop || part.scrollLeft) scrolled.push([part, part.scrollLeft, part.scrollTop]);
-    for (const child of part.childNodes) pairs.set(child, child);
+function keepWhole(parent, next, pairs, scrolled) {
+  const kept = new Map([...parent.querySelectorAll("[data-keep]")].map((element) => [element.dataset.keep, element]));
+  for (const twin of next.querySelectorAll("[data-keep]")) {
+    const element = kept.get(twin.dataset.keep);
+    if (!element) continue;
+    for (const part of [element, ...element.querySelectorAll("*")]) {
+      pairs.set(part, part);
+      if (part.scrollTop || part.scrollLeft) scrolled.push([part, part.scrollLeft, part.scrollTop]);
+      for (const child of part.childNodes) pairs.set(child, child);
+    }
+    twin.replaceWith(element);
   }
 }
 

@@ -1,0 +1,36 @@
+// The keys of the pages of pets, and the sheet that lists them.
+
+import { h, inform } from "../dom.js";
+
+const SHEET = [
+  ["Anywhere", [["?", "this sheet"], ["F", "find an album or an item"], ["/", "search jobs, pets and errors"], ["Z", "undo the last correction"], ["Esc", "clear the choice; close"], ["1 – 5", "Review, Albums, Loose, Map, History"]]],
+  ["In a grid", [["← → ↑ ↓", "move"], ["Shift + ← →", "choose a range; Shift + click does the same"], ["Space", "choose or drop one"], ["A", "choose all"], ["Enter", "open an album, or show why an item is here"]]],
+  ["With a choice", [["M", "merge"], ["K", "keep apart"], ["R", "name"], ["H", "hide, or U: show"], ["L", "lock, or unlock"], ["C", "make it the cover"], ["P", "place in an album"], ["S", "split off"], ["N", "not this album"], ["D", "dismiss"]]],
+  ["In the review", [["S or →", "same"], ["D or ←", "different"], ["X", "not this pet"], ["L or Space", "later"], ["Z", "undo"]]],
+];
+
+export const VERB_KEYS = { merge: "m", keep_apart: "k", name: "r", hide: "h", show: "u", lock: "l", unlock: "l", cover: "c", place: "p", split: "s", exclude: "n", dismiss: "d" };
+
+export const showKeys = () =>
+  inform({
+    title: "Keys",
+    wide: true,
+    body: h("div", { class: "keys" }, SHEET.map(([title, rows]) => h("section", {}, h("h3", {}, title), h("dl", {}, rows.map(([keys, what]) => [h("dt", {}, h("kbd", {}, keys)), h("dd", {}, what)]))))),
+  });
+
+const isTyping = (element) => element.closest?.("input, textarea, select, [contenteditable]") && element.type !== "checkbox" && element.type !== "range";
+
+/** Call `handle(key, event)` for keys that no field and no dialog wants, until the signal ends. */
+export function onKey(handle, signal) {
+  addEventListener(
+    "keydown",
+    (event) => {
+      if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || document.getElementById("dialog").open) return;
+      if (isTyping(event.target)) return void (event.key === "Escape" && event.target.blur());
+      // a focused button or link is pressed by these itself
+      if ((event.key === " " || event.key === "Enter") && event.target.closest?.("button, a, summary")) return;
+      if (handle(event.key.length === 1 ? event.key.toLowerCase() : event.key, event)) event.preventDefault();
+    },
+    { signal },
+  );
+}

@@ -1,0 +1,108 @@
+// A map of a pet: every item a point, near those that it resembles. Albums have colours; corrections move no point.
+
+import { get } from "../api.js";
+import { count, h } from "../dom.js";
+import { items, titleOf } from "./desk.js";
+import { picture } from "./pictures.js";
+import { why } from "./why.js";
+
+const MARGIN = 18;
+const REACH_PX = 14;
+
+/** Colours of albums by rank: distinct hues, then they repeat. */
+const hue = (rank) => (rank * 137.5) % 360;
+
+export function mapView(desk) {
+  const canvas = h("canvas", { class: "map", role: "img", "aria-label": "Map of the items" });
+  const tip = h("div", { class: "map-tip", hidden: true });
+  const legend = h("div", { class: "legend" });
+  const note = h("p", { class: "quiet" });
+  const stage = h("div", { class: "stage" }, canvas, tip);
+  const element = h("div", {}, stage, legend, note);
+  let points = null;
+  let only = null;
+
+  async function load() {
+    points = await get(`pets/${desk.pet}/map?limit=10000`);
+    update();
+  }
+
+  function place(at) {
+    const size = Math.min(canvas.clientWidth, canvas.clientHeight) - 2 * MARGIN;
+    const left = (canvas.clientWidth - size) / 2;
+    // the wider axis fills the height; a wide screen may show more to the sides
+    return [left + points.x[at] * size, canvas.clientHeight - MARGIN - points.y[at] * size];
+  }
+
+  function update() {
+    if (!points) return;
+    const rankOf = new Map();
+    desk.view.clusters.forEach((album, rank) => album.media_ids.forEach((item) => rankOf.set(item, rank)));
+    const ratio = devicePixelRatio || 1;
+    canvas.width = canvas.clientWidth * ratio;
+    canvas.height = canvas.clientHeight * ratio;
+    const ink = canvas.getContext("2d");
+    ink.scale(ratio, ratio);
+    const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const radius = points.media_ids.length > 3000 ? 2 : 4;
+    const draw = (at, colour) => {
+      const [x, y] = place(at);
+      ink.fillStyle = colour;
+      ink.beginPath();
+      ink.arc(x, y, radius, 0, 2 * Math.PI);
+      ink.fill();
+    };
+    const order = points.media_ids.map((item, at) => [rankOf.get(item), at]).sort(([a], [b]) => (b ?? Infinity) - (a ?? Infinity));
+    for (const [rank, at] of order) {
+      const isFaint = only !== null && rank !== only;
+      const alpha = isFaint ? 0.08 : rank === undefined ? 0.45 : 0.75;
+      draw(at, rank === undefined ? `rgb(128 128 128 / ${alpha})` : `hsl(${hue(rank)} 65% ${isDark ? 62 : 46}% / ${alpha})`);
+    }
+    drawLegend();
+    note.textContent = points.media_ids.length < points.n_media ? `${count(points.media_ids.length)} of ${count(points.n_media)} items, evenly chosen. Axes: the two directions in which the items differ most.` : `${items(points.n_media)}. Axes: the two directions in which the items differ most; corrections move no point.`;
+  }
+
+  function drawLegend() {
+    legend.replaceChildren(
+      ...desk.view.clusters.slice(0, 24).map((album, rank) => {
+        const dot = h("span", { class: "dot" });
+        dot.style.setProperty("--hue", hue(rank));
+        return h("button", { type: "button", class: "legend-album", "aria-pressed": only === rank ? "true" : "false", onclick: () => ((only = only === rank ? null : rank), update()) }, dot, titleOf(album), " ", h("span", { class: "quiet" }, count(album.size)));
+      }),
+      h("span", { class: "legend-album" }, h("span", { class: "dot is-loose" }), "loose ", h("span", { class: "quiet" }, count(desk.view.noise.length))),
+    );
+  }
+
+  function nearest(event) {
+    const box = canvas.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    let best = null;
+    for (let at = 0; at < (points?.media_ids.length ?? 0); at++) {
+      const [px, py] = place(at);
+      const distance = Math.hypot(px - x, py - y);
+      if (distance < (best?.distance ?? REACH_PX)) best = { at, distance, px, py };
+    }
+    return best;
+  }
+
+  canvas.addEventListener("pointermove", (event) => {
+    const found = nearest(event);
+    canvas.style.cursor = found ? "pointer" : "default";
+    tip.hidden = !found;
+    if (!found || tip.item === points.media_ids[found.at]) return;
+    tip.item = points.media_ids[found.at];
+    const album = desk.view.clusters.find((one) => one.media_ids.includes(tip.item));
+    tip.replaceChildren(picture(desk.pet, tip.item, 96), h("strong", {}, album ? titleOf(album) : "loose"), h("small", {}, tip.item));
+    tip.style.left = `${Math.min(found.px + 14, canvas.clientWidth - 150)}px`;
+    tip.style.top = `${Math.max(0, found.py - 90)}px`;
+  });
+  canvas.addEventListener("pointerleave", () => (tip.hidden = true));
+  canvas.addEventListener("click", (event) => {
+    const found = nearest(event);
+    if (found) why(desk, points.media_ids[found.at]);
+  });
+  const observer = new ResizeObserver(() => update());
+  observer.observe(canvas);
+
+  return { element, update, load, destroy: () => observer.disconnect() };
+}
