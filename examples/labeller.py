@@ -38,7 +38,7 @@ def wait_for(server: str, job: dict[str, Any]) -> dict[str, Any]:
         if status["state"] == "succeeded":
             result: dict[str, Any] = status["result"]
             return result
-        if status["state"] in ("dead", "cancelled"):
+        if status["state"] in ("dead", "cancelled", "refused"):
             sys.exit(f"job {job['job_id']} failed: {status['reason']}")
         time.sleep(0.2)
 

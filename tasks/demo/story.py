@@ -294,7 +294,7 @@ class Story:
         status: dict[str, Any] = {}
         for _ in until(PATIENCE_S):
             status = self.api.job(job_id)
-            if status["state"] in ("succeeded", "dead", "cancelled"):
+            if status["state"] in ("succeeded", "dead", "cancelled", "refused"):
                 break
         if status.get("state") != "succeeded":
             self.seen.promise(f"job {job_id} succeeds", False, f"{status.get('state')}: {status.get('reason')}")
