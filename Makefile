@@ -132,6 +132,10 @@ reference: $(VENV)/installed ## generate the pages of docs/reference from the co
 pictures: $(VENV)/installed ## draw the pictures of the README; needs Chromium and Prometheus
 	@$(BIN)/python -m deploy.pictures
 
+.PHONY: screenshots
+screenshots: $(VENV)/installed ## photograph every page of the console into build/screenshots; needs Chromium
+	@$(BIN)/python -m deploy.screenshots
+
 .PHONY: lock
 lock: $(VENV)/deploy-installed ## pin the packages of the image by hash: make lock [ARGS=--upgrade]
 	@$(BIN)/python -m deploy.lock $(ARGS)

@@ -60,24 +60,30 @@ def photograph_console(target: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         raise NoPicture("expected chromium on the PATH, found none; apt-get install chromium")
+    with sample_console() as (address, pet), tempfile.TemporaryDirectory() as profile:
+        flags = [*FLAGS, f"--user-data-dir={profile}", f"--screenshot={target}"]
+        done = subprocess.run(
+            [chromium, *flags, f"{address}/#/pet/{pet}"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=SHOT_WITHIN_S,
+        )
+    if not target.exists():
+        raise NoPicture(f"expected a screenshot, chromium ended with {done.returncode}: {done.stderr[-500:]}")
+
+
+@contextmanager
+def sample_console() -> Iterator[tuple[str, PetId]]:
+    """Serve the console with a sample pet that has corrections and pictures. Yields the address and the pet."""
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         sample = albums(share=SHARE)
         pet = _fill(ClusterService(RedisPetStore(client)), sample)
         with (
             Pictures(sample) as pictures,
             _served(Settings(redis_url=server.url, media_url_template=pictures.url_template)) as address,
-            tempfile.TemporaryDirectory() as profile,
         ):
-            flags = [*FLAGS, f"--user-data-dir={profile}", f"--screenshot={target}"]
-            done = subprocess.run(
-                [chromium, *flags, f"{address}/#/pet/{pet}"],
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=SHOT_WITHIN_S,
-            )
-    if not target.exists():
-        raise NoPicture(f"expected a screenshot, chromium ended with {done.returncode}: {done.stderr[-500:]}")
+            yield address, pet
 
 
 def shrink(source: Path, target: Path, *, height: int) -> None:
