@@ -39,6 +39,8 @@ _FIRST: Final = 8
 # takes half a second on one core.
 _MOST_PROBES: Final = 2_048
 _BLOCK: Final = 512
+# Similarities per block, if the members are few.
+_BLOCK_VALUES: Final = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,9 +244,10 @@ def own_similarity(vectors: FloatMatrix) -> FloatVector:
 def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
     """Return the mean top-3 similarity of each of m ``queries`` to ``members`` (at least one), as (m,) float32."""
     similarity = np.empty(len(queries), dtype=np.float32)
-    for start in range(0, len(queries), _BLOCK):
-        block = queries[start : start + _BLOCK] @ members.T
-        similarity[start : start + _BLOCK] = _mean_top(block, min(TOP, len(members)))
+    step = max(_BLOCK, _BLOCK_VALUES // len(members))
+    for start in range(0, len(queries), step):
+        block = queries[start : start + step] @ members.T
+        similarity[start : start + step] = _mean_top(block, min(TOP, len(members)))
     return similarity
 
 

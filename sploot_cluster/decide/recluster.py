@@ -7,7 +7,7 @@ it is simply repeated when another writer commits first.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -24,7 +24,7 @@ from sploot_cluster.decide.resolving import in_force, resolve
 from sploot_cluster.engine.selection import Density
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState, Reclustered
 from sploot_cluster.pet.rows import follow
-from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
+from sploot_cluster.pet.vectors import BoolVector, FloatVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
 UNREACHABLE: Final = np.inf
@@ -294,40 +294,46 @@ class _Reaches:
         The group is the most similar of those whose threshold the item reaches, or else the one with the lowest reach.
         The reach is infinite where corrections forbid all groups.
         """
-        similarity, far = self._measure(media)
-        within = np.where(far <= 1, similarity, -np.inf).astype(np.float32)
-        chosen = np.where(within.max(axis=0) > -np.inf, within.argmax(axis=0), far.argmin(axis=0))
-        return self._numbers[chosen], np.take_along_axis(far, chosen[None], axis=0)[0]
+        # of the most similar group within reach of each item, and of the one with the lowest reach
+        within, likeness = np.full(len(media), -1), np.full(len(media), -np.inf, dtype=np.float32)
+        lowest, reach = np.zeros(len(media), dtype=np.intp), np.full(len(media), UNREACHABLE, dtype=np.float32)
+        reach_within = reach.copy()
+        for at, (similarity, far) in enumerate(self._measured(media)):
+            is_better = (far <= 1) & (similarity > likeness)
+            within[is_better], likeness[is_better], reach_within[is_better] = at, similarity[is_better], far[is_better]
+            is_lower = far < reach
+            lowest[is_lower], reach[is_lower] = at, far[is_lower]
+        chosen = np.where(within >= 0, within, lowest)
+        return self._numbers[chosen], np.where(within >= 0, reach_within, reach)
 
     def most_similar(self, media: Rows) -> tuple[LabelVector, FloatVector, FloatVector]:
         """Return the group that each of ``media`` is most similar to, the similarity, and the reach.
 
         Groups that corrections forbid are left out; the reach is infinite where they forbid all.
         """
-        similarity, far = self._measure(media)
-        chosen = np.where(far < UNREACHABLE, similarity, -np.inf).argmax(axis=0)
-        chosen_similarity = np.take_along_axis(similarity, chosen[None], axis=0)[0]
-        return self._numbers[chosen], chosen_similarity, np.take_along_axis(far, chosen[None], axis=0)[0]
+        chosen, likeness = np.zeros(len(media), dtype=np.intp), np.full(len(media), -np.inf, dtype=np.float32)
+        reach = np.full(len(media), UNREACHABLE, dtype=np.float32)
+        for at, (similarity, far) in enumerate(self._measured(media)):
+            is_better = (far < UNREACHABLE) & (similarity > likeness)
+            chosen[is_better], likeness[is_better], reach[is_better] = at, similarity[is_better], far[is_better]
+        return self._numbers[chosen], likeness, reach
 
-    def _measure(self, media: Rows) -> tuple[FloatMatrix, FloatMatrix]:
-        """Return the similarity of ``media`` to each group, and their reach, as (groups, media) float32.
+    def _measured(self, media: Rows) -> Iterator[tuple[FloatVector, FloatVector]]:
+        """Yield the similarity of ``media`` to each group, and their reach from it, as float32.
 
-        The reach is UNREACHABLE where corrections forbid a group, and for locked clusters. Without groups, there is one
-        row of UNREACHABLE.
+        One group after another, because in a pet of many small groups and much noise, all at once would take gigabytes.
+        The reach is UNREACHABLE where corrections forbid a group, and for locked clusters.
         """
-        shape = (max(1, len(self._groups)), len(media))
-        similarity, far = np.full(shape, -np.inf, dtype=np.float32), np.full(shape, UNREACHABLE, dtype=np.float32)
         sides = [self._rows.sides[atom] if atom >= 0 else FREE for atom in self._rows.atoms[media].tolist()]
-        for at, (members, threshold, its_sides) in enumerate(
-            zip(self._members, self._thresholds, self._sides, strict=True)
+        queries = self._vectors[media]
+        for members, threshold, its_sides, is_locked in zip(
+            self._members, self._thresholds, self._sides, self._is_locked, strict=True
         ):
-            similarity[at] = similarity_to(self._vectors[members], self._vectors[media])
-            if self._is_locked[at]:
-                continue
-            far[at] = reaches(similarity[at], threshold)
+            similarity = similarity_to(self._vectors[members], queries)
+            far = np.full(len(media), UNREACHABLE, dtype=np.float32) if is_locked else reaches(similarity, threshold)
             if its_sides:
-                far[at, [its_sides.conflict(its_own) for its_own in sides]] = UNREACHABLE
-        return similarity, far
+                far[[its_sides.conflict(its_own) for its_own in sides]] = UNREACHABLE
+            yield similarity, far
 
     def admit(self, media: Rows, groups: LabelVector, candidates: Rows) -> Rows:
         """Return the ``candidates`` that may join their group, admitted one after another.
@@ -338,10 +344,10 @@ class _Reaches:
         Args:
             candidates: positions in ``media`` and ``groups``.
         """
-        admitted = []
+        admitted, at_of = [], {group: at for at, group in enumerate(self._groups)}
         for candidate in candidates.tolist():
             atom = int(self._rows.atoms[media[candidate]])
-            sides, at = self._rows.sides[atom] if atom >= 0 else FREE, self._groups.index(int(groups[candidate]))
+            sides, at = self._rows.sides[atom] if atom >= 0 else FREE, at_of[int(groups[candidate])]
             if not self._sides[at].conflict(sides):
                 self._sides[at] |= sides
                 admitted.append(candidate)

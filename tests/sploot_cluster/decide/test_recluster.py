@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime
 
 import numpy as np
@@ -235,3 +236,20 @@ def test_noise_is_not_absorbed_across_a_split() -> None:
     new = after(state, density(*[0] * 20, NOISE), ClusterSettings(noise_floor=0, noise_ratio=0, absorption_slack=1_000))
 
     assert new.labels[20] == NOISE
+
+
+def test_memory_does_not_grow_with_groups_times_noise() -> None:
+    """In a pet of many small groups and much noise, a matrix of both would be the largest part of a recluster."""
+    n_groups, n_noise = 250, 1_500
+    labels = [*np.repeat(range(n_groups), 3).tolist(), *[NOISE] * n_noise]
+    vectors = np.random.default_rng(1).normal(size=(len(labels), 8)).astype(np.float32)
+    state = pet_state([NOISE] * len(labels), vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    tracemalloc.start()
+    try:
+        plan_recluster(state, density(*labels), settings=SETTINGS, by="machine")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 2 * 4 * n_groups * n_noise, peak
