@@ -25,7 +25,7 @@ from tasks.doctor import Finding, diagnose, installation_of
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.exposition import expose, why_not_ready
 from tasks.settings import Settings
-from tests.corrections import EXAMPLES, as_body, as_words
+from tests.corrections import EXAMPLES, as_body
 from tests.refusing import REFUSING
 from tests.sploot_cluster.albums import PET, name, take
 from tests.sploot_cluster.api.front import API, client_of
@@ -112,6 +112,8 @@ def test_client_call_after_the_refusal_is_enqueued(
 BODIES: Final[dict[str, Any]] = {
     "recluster": {"pet_id": PET},
     **{request.actor_name: as_body(request) for request in EXAMPLES.values()},
+    # fits the pet; the other corrections do not, and are refused without a write
+    "dismiss_media": {"pet_id": PET, "media_ids": [MEDIA]},
     "ingest_embeddings": {"pet_id": PET, "media_id": "new", "model": "clip@1", "embedding": [1.0, 0.0]},
     "begin_model": {"model": "other@1", "dim": 3},
     "plan_rescue": {"idle_s": 0},
@@ -124,7 +126,7 @@ BODIES: Final[dict[str, Any]] = {
     "apply_plan": {"plan_id": "p-00000000"},
 }
 # Routes that enqueue or write, whatever the state of the pet.
-WORK: Final = frozenset(list(BODIES)[: list(BODIES).index("begin_model")])
+WORK: Final = frozenset({"recluster", "dismiss_media", "ingest_embeddings"})
 IN_PATH: Final = {
     "pet_id": str(PET),
     "cluster_id": "1",
@@ -133,6 +135,7 @@ IN_PATH: Final = {
     "job_id": "none",
     "queue": EMBEDDING_INGESTED,
     "dead_letter_id": "1-1",
+    "token": "1-abc",
     "plan_id": "p-00000000",
 }
 
@@ -246,7 +249,8 @@ def test_probe_leaves_only_keys_that_expire(client: redis.Redis) -> None:
 COMMANDS: Final = {
     "recluster": [str(PET)],
     "recluster --preview": [str(PET)],
-    **{verb: as_words(request) for verb, request in EXAMPLES.items()},
+    # fits the pet; the other corrections do not, and are refused without a write
+    "dismiss": [str(PET), "--media", MEDIA],
     "model begin": [str(PET), "other@1", "3"],
     "queue rescue": ["embedding", "--idle", "0s", "--yes"],
     "queue dead requeue": ["embedding", "--all", "--yes"],
