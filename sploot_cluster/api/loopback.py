@@ -71,7 +71,9 @@ def why_not_local(scope: Scope) -> Refusal | None:
         return Refusal(
             NOT_LOOPBACK, f"no tokens are configured, so only requests from this machine are served; {_HINT}"
         )
-    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
+    # nginx adds no header unless it is told to, but speaks HTTP/1.0 to the server behind it; programs speak 1.1
+    is_old = scope.get("http_version") == "1.0"
+    if is_old or any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
         return Refusal(NOT_LOOPBACK, f"the request came through a proxy, and no tokens are configured; {_HINT}")
     host = headers.get("host", "")
     if host and not _is_loopback_authority(host):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
 from sploot_cluster.api import IdempotencyStore, MemoryIdempotencyStore, RedisIdempotencyStore, Role, Tokens, check_bind
 from sploot_cluster.api.public import groups_of
@@ -30,6 +31,18 @@ def bearer(secret: str) -> dict[str, str]:
 
 
 # -- without tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("version", "status"), [("1.0", 403), ("1.1", 202)])
+def test_proxy_on_this_machine_that_adds_no_headers_is_recognised_by_http_1_0(version: str, status: int) -> None:
+    front = Front()
+
+    async def behind_a_proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        await front.app({**scope, "http_version": version}, receive, send)
+
+    answer = client_of(behind_a_proxy).post(RECLUSTER, json={"pet_id": 42})
+
+    assert answer.status_code == status
 
 
 @pytest.mark.parametrize(
