@@ -51,7 +51,7 @@ test-quick: $(VENV)/installed ## run the fast tests of broker and engine on the 
 	@$(BIN)/python -m pytest -n 2 -q --newest -m 'not slow' tests/broker tests/sploot_cluster $(ARGS)
 
 .PHONY: test-faults
-test-faults: $(VENV)/installed ## inject faults for minutes and check that nothing is lost: make test-faults [ARGS=--short]
+test-faults: $(VENV)/installed ## inject faults for more than an hour and check that nothing is lost: make test-faults [ARGS=--short]
 	@$(BIN)/python -m tests.faults $(ARGS)
 
 .PHONY: broker-wheel

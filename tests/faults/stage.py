@@ -43,19 +43,12 @@ SLOW_LOADING: Final = {"key-load-delay": "50", "loading-process-events-interval-
 
 
 class Pod:
-    """A ``dramatiq`` command with its processes; a watcher restarts it when it ends, as Kubernetes would."""
+    """A command with its processes; a watcher restarts it when it ends, as Kubernetes would."""
 
-    def __init__(self, log: Path, environment: dict[str, str], *, processes: int, threads: int) -> None:
+    def __init__(self, log: Path, environment: Mapping[str, str], command: Sequence[str]) -> None:
         self._log = log
         self._environment = environment
-        self._arguments = [
-            "--processes",
-            str(processes),
-            "--threads",
-            str(threads),
-            "--worker-shutdown-timeout",
-            "3000",
-        ]
+        self._command = command
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._is_ending = threading.Event()
@@ -133,7 +126,7 @@ class Pod:
             self._leaves_orphans = False
             with self._lock:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "dramatiq", "tests.faults.worker", *self._arguments],
+                    self._command,
                     cwd=ROOT,
                     env={**os.environ, **self._environment},
                     stdout=subprocess.PIPE,
@@ -185,9 +178,10 @@ class Stage:
 
     def _start_pods(self) -> None:
         n_pods, processes, threads = self._shape
+        command = [sys.executable, "-m", "dramatiq", "tests.faults.worker", "--worker-shutdown-timeout", "3000"]
+        command += ["--processes", str(processes), "--threads", str(threads)]
         for number in range(n_pods):
-            log = self.directory / f"pod-{number}.log"
-            self.pods.append(Pod(log, self.environment, processes=processes, threads=threads).start())
+            self.pods.append(Pod(self.directory / f"pod-{number}.log", self.environment, command).start())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

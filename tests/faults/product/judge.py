@@ -1,0 +1,168 @@
+"""The judgement at the end: where every confirmed event is, what corrections did, and what else is in Redis."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import redis
+
+from broker import DeadLetter, RedisStreamsBroker
+from sploot_cluster import ClusterService
+from sploot_cluster.errors import ClusterError
+from sploot_cluster.jobs import ENDED
+from sploot_cluster.pet.models import PetId
+from sploot_cluster.pet.whole import PetDump
+from sploot_cluster.store import export_file
+from sploot_cluster.store.redis import RedisPetStore
+from tasks.client import ClusterTasks
+from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, QUEUES
+from tasks.queue_ops.dead_letters import pet_of
+from tasks.queue_ops.entries import media_of
+from tests.faults.product.load import Item, Records
+from tests.sploot_cluster.oracle import demands
+
+# A lease, a sweep of orphans, the back-off of the last retries and a recluster follow each other on a busy machine.
+DRAIN_S: Final = 240.0
+
+_OWNED: Final = re.compile(
+    rb"streams:[a-z.]+|\{streams:[a-z.]+\}:.+|\{pet:(?P<pet>\d+)\}:.+|sploot:\{jobs\}:.+|sploot:[a-z:-]+(\{.+\})?.*"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in Redis at the end."""
+
+    pets: Mapping[int, PetDump]
+    dead_letters: list[DeadLetter]
+    keys: list[bytes]
+
+
+def broker_of(client: redis.Redis) -> RedisStreamsBroker:
+    return RedisStreamsBroker(client=client, group=GROUP, middleware=[])
+
+
+def drain(client: redis.Redis) -> str:
+    """Wait until no job waits or runs; return what is left after ``DRAIN_S``, or an empty text."""
+    broker, deadline = broker_of(client), time.monotonic() + DRAIN_S
+    left = ""
+    while time.monotonic() < deadline:
+        try:
+            all_stats = [broker.stats(queue) for queue in QUEUES if queue != CLUSTER_MAINTENANCE]
+            held = {
+                stats.queue_name: stats.undelivered + stats.in_flight + stats.delayed + stats.orphaned
+                for stats in all_stats
+            }
+        except Exception as error:  # the server may still be loading its data
+            left = f"{type(error).__name__}: {error}"
+        else:
+            left = ", ".join(f"{queue} holds {n}" for queue, n in held.items() if n)
+            if not left:
+                return ""
+        time.sleep(0.5)
+    return left
+
+
+def found_in(client: redis.Redis) -> Found:
+    store, broker = RedisPetStore(client), broker_of(client)
+    return Found(
+        pets={pet: store.dump(pet) for pet in store.pets()},
+        dead_letters=[one for queue in QUEUES for one in broker.dead_letters(queue).find()],
+        keys=list(client.scan_iter(count=1_000)),
+    )
+
+
+def problems_of(records: Records, found: Found, tasks: ClusterTasks) -> Iterator[str]:
+    """Yield everything that is not as it was promised."""
+    yield from _items(records, found)
+    yield from _jobs(records, found, tasks)
+    yield from _pets(found)
+    yield from records.torn
+    for key in found.keys:
+        owned = _OWNED.fullmatch(key)
+        if owned is None or (owned["pet"] and int(owned["pet"]) not in found.pets):
+            yield f"the key {key.decode(errors='replace')} belongs to nothing"
+
+
+def _items(records: Records, found: Found) -> Iterator[str]:
+    in_pets = {(pet, item) for pet, dump in found.pets.items() for item in (*dump.state.media, *dump.quarantine)}
+    dead = _dead_items(found)
+    for item in sorted(records.confirmed):
+        is_gone = item in records.deleted
+        places = (item in in_pets) + (item in dead)
+        if is_gone and places:
+            yield f"{item} was deleted and is there"
+        elif not is_gone and not places and item not in records.doubtful:
+            yield f"{item} was confirmed and is nowhere"
+        elif item in in_pets and dead.get(item, "delivery-limit") != "delivery-limit":
+            yield f"{item} is in its pet and a dead letter: {dead[item]}"
+
+
+def _dead_items(found: Found) -> dict[Item, str]:
+    """Return the items of dead uploads of a pet's own model, with the reason."""
+    dead: dict[Item, str] = {}
+    for letter in found.dead_letters:
+        pet = pet_of(letter)
+        if letter.queue_name == EMBEDDING_INGESTED and pet is not None:
+            # an upload of the other model is quarantined or known, and its dead letter reports the model
+            reason = letter.reason if "Mismatch" not in letter.error else "delivery-limit"
+            dead |= {(pet, item): reason for item in media_of(letter.fields)}
+    return dead
+
+
+def _jobs(records: Records, found: Found, tasks: ClusterTasks) -> Iterator[str]:
+    ledgers = {pet: Counter(one.operation_id for one in dump.state.ledger) for pet, dump in found.pets.items()}
+    killed = {letter.message_id for letter in found.dead_letters if letter.reason == "delivery-limit"}
+    for job_id, pet in {**records.corrections, **records.jobs}.items():
+        status = tasks.job(job_id)
+        if status is None or status.state not in ENDED:
+            yield f"job {job_id} of pet {pet} has not ended: {status and status.state}"
+            continue
+        if job_id in records.jobs:
+            continue
+        n = ledgers.get(pet, Counter())[job_id]
+        if status.state == "succeeded" and n != 1:
+            yield f"correction {job_id} succeeded and is {n} times in the ledger of pet {pet}"
+        elif status.state == "dead" and n and job_id not in killed:
+            yield f"correction {job_id} is dead and in the ledger of pet {pet}"
+
+
+def _pets(found: Found) -> Iterator[str]:
+    for pet, dump in found.pets.items():
+        for problem in export_file.problems(dump):
+            yield f"pet {pet}: {problem}"
+        state = dump.state
+        labels = dict(zip(state.media, state.labels.tolist(), strict=True))
+        broken = demands(state.ledger).broken(labels, state.aliases)
+        if broken:
+            yield f"pet {pet}: its corrections are broken for {broken[:3]}"
+
+
+def recluster_all(client: redis.Redis) -> Iterator[str]:
+    """Recluster every pet, after which all corrections must still hold; yield the pets that refuse."""
+    service = ClusterService(RedisPetStore(client))
+    for pet in service.pets():
+        try:
+            service.recluster(PetId(pet))
+        except ClusterError as error:
+            yield f"pet {pet}: {type(error).__name__}: {error}"
+    totals = service.totals()
+    if totals.unconserved:
+        yield f"pets {totals.unconserved} do not add up"
+
+
+def outcome_of(records: Records, found: Found) -> dict[str, Any]:
+    return {
+        "confirmed": len(records.confirmed),
+        "corrections": len(records.corrections),
+        "deleted": len(records.deleted),
+        "in pets": sum(dump.state.n_media for dump in found.pets.values()),
+        "quarantined": sum(len(dump.quarantine) for dump in found.pets.values()),
+        "dead letters": len(found.dead_letters),
+        **records.done,
+    }
