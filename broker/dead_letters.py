@@ -247,15 +247,18 @@ class DeadLetters:
 
     def purge(self, dead_letter_ids: Iterable[str]) -> int:
         """Delete dead letters permanently; return how many there were."""
-        ids = list(dead_letter_ids)
-        return sum(
-            int(self._connections.run("XDEL", self._keys.dead, *ids[start : start + PAGE]))
-            for start in range(0, len(ids), PAGE)
-        )
+        ids, n = list(dead_letter_ids), 0
+        for start in range(0, len(ids), PAGE):
+            page = ids[start : start + PAGE]
+            n += int(self._connections.run("XDEL", self._keys.dead, *page))
+            self._connections.run("ZREM", self._keys.dead_mistakes, *page)
+        return n
 
     def purge_all(self) -> int:
         """Delete all dead letters permanently; return how many there were."""
-        return int(self._connections.run("XTRIM", self._keys.dead, "MAXLEN", 0))
+        n = int(self._connections.run("XTRIM", self._keys.dead, "MAXLEN", 0))
+        self._connections.run("DEL", self._keys.dead_mistakes)
+        return n
 
     def _dead_letter(self, dead_letter_id: str, stored: Mapping[bytes, bytes], n_bytes_cut: int) -> DeadLetter:
         return dead_letter_from(dead_letter_id, stored, queue_name=self._keys.queue_name, n_bytes_cut=n_bytes_cut)

@@ -9,6 +9,7 @@
     {ns:q}:ordered:messages  hash    member of the line -> due (ms), message               at its turn
     {ns:q}:ordered:limits    hash    key -> limits; key, 0 byte, what -> starts, failures  when no longer needed
     {ns:q}:dead              stream  dead letters: see dead_letters.py                     dead_letter_ttl_ms and _max
+    {ns:q}:dead:mistakes     zset    dead letter -> hash of its reason, actor, field, class  with the dead letter
     {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     at a clean stop, by janitors
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             at job start, time limit
     {ns:q}:holders           hash    =<id of such a message> -> its place, @<place> -> id  at job start or end
@@ -66,6 +67,10 @@ class QueueKeys:
     @cached_property
     def dead(self) -> str:
         return self._of("dead")
+
+    @cached_property
+    def dead_mistakes(self) -> str:
+        return self._of("dead:mistakes")
 
     @cached_property
     def consumers(self) -> str:

@@ -38,9 +38,10 @@ class BrokerSettings:
             waiting in Redis. Fetched messages run in the order of their actors' priorities.
         wait_when_full_ms: how long ``enqueue`` waits for room before it raises ``QueueFull``; 0 = not at all.
         dead_letter_ttl_ms: how long dead letters are kept; 7 days, as in Dramatiq's own brokers.
-        dead_letter_max: how many dead letters a queue keeps, approximately; the oldest are removed first.
-        dead_letter_max_bytes: how much of the server's memory the dead letters of a queue may use, approximately; the
-            oldest are removed first. The newest is kept whatever its size.
+        dead_letter_max: how many dead letters a queue keeps, approximately; the oldest of the most frequent mistake
+            are removed first. A mistake is a reason with an actor, a field and a class of error.
+        dead_letter_max_bytes: how much of the server's memory the dead letters of a queue may use, approximately;
+            removed as above. The newest is kept whatever its size.
         unique_for_ms: the maximum lifetime of the lock of a ``unique_key``, counted from the end of the delay, unless
             the message sets its own.
         ordering_hold_ms: how long a message may hold its ordering key from its first failure, unless the message sets

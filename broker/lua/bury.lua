@@ -1,6 +1,6 @@
 -- Moves an entry to the dead letters, with its original fields.
 --
--- KEYS     1–9 work  10 dead  11 suspects  12 counters  13 unique key of the message (optional)
+-- KEYS     1–9 work  10 dead (see dead.lua)  11 suspects  12 counters  13 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id,
 --          ms to keep dead letters, how many to keep, how many bytes to keep, key ("" = none; see work.lua),
 --          the message to store instead of the entry's ("" = the entry's),

@@ -1,6 +1,6 @@
 -- Adds a dead letter for a message that has no entry: a follow-up message that could not be enqueued.
 --
--- KEYS     1 dead  2 recent of the follow-up message  3 counters
+-- KEYS     1 dead (see dead.lua)  2 recent of the follow-up message  3 counters
 -- ARGV     enqueue id, ms to remember it, ms to keep dead letters, how many to keep, how many bytes to keep, then names
 --          and values of the dead letter's fields
 -- Returns  id of the dead letter, or "" if this follow-up message was enqueued before or is a dead letter already

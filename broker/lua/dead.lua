@@ -1,10 +1,74 @@
 -- Functions that add dead letters and bound them. Included at the top of scripts.
+--
+-- The key {dead}:mistakes, a sorted set, groups the dead letters by mistake: member = id, score = a hash of the reason, the
+-- actor, the field and the class of the error. Beyond the bounds, the oldest dead letters of the most frequent mistake are
+-- deleted, so that a flood of one mistake does not push out the others. Dead letters that are in no group are deleted by age.
 
 -- The bound in bytes is checked once per this share of it, because measuring takes the server up to 0.1 µs per dead letter.
 local CHECKS_PER_BOUND = 64
+-- Dead letters beyond the bound in number that are deleted together.
+local SLACK = 100
+-- Mistakes are compared at so many places of the sorted set: one with more than this share of all is always among them.
+local PLACES = 8
 
--- Deletes the oldest dead letters until the stream needs at most ``keep_bytes`` of memory, but never the newest one.
--- Does nothing if the caller's user may not measure memory. Returns how many were deleted.
+local function mistakes_of(dead)
+  return dead .. ':mistakes'
+end
+
+-- Returns the score of a dead letter's mistake
+local function mistake_of(letter)
+  local what = ''
+  for i = 1, #letter, 2 do
+    local name, value = letter[i], letter[i + 1]
+    if name == 'reason' or name == 'actor' or name == 'field' then
+      what = what .. name .. '=' .. value .. '\0'
+    elseif name == 'error' then
+      what = what .. (string.match(value, '^([%w_.]+):') or '') .. '\0'
+    end
+  end
+  return tonumber(string.sub(redis.sha1hex(what), 1, 8), 16)
+end
+
+-- Returns the score of the most frequent mistake, or nil if there are none
+local function most_frequent(mistakes)
+  local n, best, most = redis.pcall('ZCARD', mistakes), nil, 0
+  if type(n) ~= 'number' then
+    return nil -- another program has written to the key
+  end
+  for place = 0, n > 0 and PLACES or -1 do
+    local rank = math.floor((n - 1) * place / PLACES)
+    local score = redis.call('ZRANGE', mistakes, rank, rank, 'WITHSCORES')[2]
+    if score ~= best then
+      local count = redis.call('ZCOUNT', mistakes, score, score)
+      if count > most then
+        best, most = score, count
+      end
+    end
+  end
+  return best
+end
+
+-- Deletes n dead letters and returns how many were deleted
+local function evict(dead, n)
+  local mistakes, n_deleted = mistakes_of(dead), 0
+  while n_deleted < n do
+    local score = most_frequent(mistakes)
+    if not score then
+      break
+    end
+    local ids = redis.call('ZRANGEBYSCORE', mistakes, score, score, 'LIMIT', 0, math.min(n - n_deleted, SLACK))
+    -- 0 for those that were purged or requeued by an older release, or removed by hand
+    n_deleted = n_deleted + redis.call('XDEL', dead, unpack(ids))
+    redis.call('ZREM', mistakes, unpack(ids))
+  end
+  if n_deleted < n then
+    n_deleted = n_deleted + redis.call('XTRIM', dead, 'MAXLEN', '~', math.max(1, redis.call('XLEN', dead) - n + n_deleted))
+  end
+  return n_deleted
+end
+
+-- Deletes dead letters until the stream needs at most ``keep_bytes`` of memory, but never the only one. Does nothing if the
+-- caller's user may not measure memory. Returns how many were deleted.
 local function trim_to_bytes(dead, keep_bytes)
   local n_deleted = 0
   for _ = 1, 10 do
@@ -13,21 +77,49 @@ local function trim_to_bytes(dead, keep_bytes)
       break
     end
     -- dead letters differ in size, so one step may delete too few
-    local n_trimmed = redis.call('XTRIM', dead, 'MAXLEN', '~', math.max(1, math.floor(n * keep_bytes / n_bytes)))
-    n_deleted = n_deleted + n_trimmed
-    if n_trimmed == 0 then
+    local n_evicted = evict(dead, math.min(n - 1, math.ceil(n * (1 - keep_bytes / n_bytes))))
+    n_deleted = n_deleted + n_evicted
+    if n_evicted == 0 then
       break
     end
   end
   return n_deleted
 end
 
--- Adds a dead letter, given as names and values, and returns its id. Deletes the oldest ones beyond the bounds; those
--- that are deleted before their time are counted as ``dead_evicted``.
+-- Dead letters whose expiry is checked per new one.
+local CHECKED = 20
+
+-- Forgets the mistakes of dead letters that have expired, a few at each call, or all mistakes if no dead letter is left
+local function forget_mistakes(dead, n_left, oldest_ms, n_calls)
+  local mistakes = mistakes_of(dead)
+  local n = redis.pcall('ZCARD', mistakes)
+  if type(n) ~= 'number' or n <= n_left then
+    return
+  end
+  if n_left == 0 then
+    redis.call('DEL', mistakes)
+    return
+  end
+  local start = CHECKED * n_calls % n
+  for _, id in ipairs(redis.call('ZRANGE', mistakes, start, start + CHECKED - 1)) do
+    if tonumber(string.match(id, '^%d+')) < oldest_ms then
+      redis.call('ZREM', mistakes, id)
+    end
+  end
+end
+
+-- Adds a dead letter, given as names and values, and returns its id. Deletes others beyond the bounds; those that are deleted
+-- before their time are counted as ``dead_evicted``.
 local function add_dead_letter(dead, counters, letter, now, keep_ms, keep_n, keep_bytes)
+  local oldest_ms, n_evicted = math.max(0, now - keep_ms), 0
   local id = redis.call('XADD', dead, '*', unpack(letter))
-  redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
-  local n_evicted = redis.call('XTRIM', dead, 'MAXLEN', '~', keep_n)
+  local n_added = tonumber(redis.pcall('HINCRBY', counters, 'dead', 1)) or now
+  redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', oldest_ms))
+  forget_mistakes(dead, redis.call('XLEN', dead) - 1, oldest_ms, n_added)
+  local n_beyond = redis.call('XLEN', dead) - tonumber(keep_n)
+  if n_beyond >= SLACK then
+    n_evicted = evict(dead, n_beyond)
+  end
   local n_bytes = 0
   for _, part in ipairs(letter) do
     n_bytes = n_bytes + #part
@@ -37,9 +129,10 @@ local function add_dead_letter(dead, counters, letter, now, keep_ms, keep_n, kee
   if math.floor(total / step) > math.floor((total - n_bytes) / step) then
     n_evicted = n_evicted + trim_to_bytes(dead, keep_bytes)
   end
+  -- only now, so that it is not deleted itself
+  redis.pcall('ZADD', mistakes_of(dead), mistake_of(letter), id)
   if n_evicted > 0 then
     redis.pcall('HINCRBY', counters, 'dead_evicted', n_evicted)
   end
-  redis.pcall('HINCRBY', counters, 'dead', 1)
   return id
 end

@@ -1,6 +1,6 @@
 -- Makes a message at work a dead letter, for an operator, so that the next message of its key comes to work.
 --
--- KEYS     1–9 work  10 dead  11 suspects  12 counters  13 unique key of the message (optional)
+-- KEYS     1–9 work  10 dead (see dead.lua)  11 suspects  12 counters  13 unique key of the message (optional)
 -- ARGV     group, consumer of handed-back entries, key (see work.lua), place of the message, message id,
 --          1: even if it may be running, ms to keep dead letters, how many to keep, how many bytes of memory they may need, the message to store
 --          instead of the entry's ("" = the entry's), then names and values of the dead letter's own fields

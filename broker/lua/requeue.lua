@@ -1,7 +1,7 @@
 -- Requeues dead letters: each becomes its original entry again, at the end of the stream or of the line of its key.
 -- It takes the lock of its unique key. If another message with that key is waiting, it stays a dead letter.
 --
--- KEYS     1–9 work  10 dead  11 counters  12… the unique key of each dead letter that has one
+-- KEYS     1–9 work  10 dead, also of {dead}:mistakes (dead.lua)  11 counters  12… the unique key of each dead letter that has one
 -- ARGV     ms after which unique locks end, then per dead letter: its id, number of its unique key in KEYS (0 = none)
 -- Returns  per dead letter the id of its new entry, "in-line" if the limits of its key let it wait outside the
 --          stream, "key-held" if it stays, or "" if it does not exist
@@ -57,6 +57,7 @@ for i = 2, #ARGV, 2 do
         take_lock(KEYS[lock], message_id, lock_ms, where)
       end
       redis.call('XDEL', dead, id)
+      redis.pcall('ZREM', dead .. ':mistakes', id)
       n = n + 1
     end
   end

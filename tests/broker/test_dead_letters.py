@@ -114,6 +114,45 @@ def test_dead_letters_beyond_the_limit_in_number_are_counted_as_evicted(scene: S
     assert broker.counters(QUEUE)["dead_evicted"] == 400 - len(kept)
 
 
+def test_flood_of_one_mistake_does_not_push_out_the_dead_letters_of_others(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=1_000, dead_letter_max=200)
+    broker = scene.brokers["a"]
+    floods: list[dramatiq.Message[Any]] = [dramatiq.Message(QUEUE, "flood", (str(n),), {}, {}) for n in range(600)]
+    others = [message(f"other {n}") for n in range(100)]
+    broker.enqueue_many([*others[:40], *floods[:300], *others[40:], *floods[300:]])
+    for delivery in received(consumer, 700):
+        consumer.nack(delivery)
+
+    dead_letters = broker.dead_letters(QUEUE)
+    kept = dead_letters.list(1_000)
+
+    assert len([one for one in kept if one.actor_name == "work"]) == 100
+    newest = [json.loads(one.fields[b"message"])["args"][0] for one in kept if one.actor_name == "flood"]
+    assert newest == [str(n) for n in reversed(range(600))][: len(newest)]
+    assert 200 <= len(kept) <= 300
+    assert broker.counters(QUEUE)["dead_evicted"] == 700 - len(kept)
+    assert scene.client.zcard(KEYS.dead_mistakes) == len(kept)
+
+    # what requeues and purges remove is not remembered
+    dead_letters.requeue(one.id for one in kept[:50])
+    dead_letters.purge(one.id for one in kept[50:100])
+    assert scene.client.zcard(KEYS.dead_mistakes) == len(kept) - 100
+    dead_letters.purge_all()
+    assert not scene.client.exists(KEYS.dead_mistakes)
+
+
+def test_mistakes_of_expired_dead_letters_are_forgotten(scene: Scene) -> None:
+    consumer = scene.consumer("a", prefetch=200)
+    broker = scene.brokers["a"]
+    expired = {f"{n}-0": 7 for n in range(1, 301)}
+    scene.client.zadd(KEYS.dead_mistakes, expired)
+    broker.enqueue_many([message(str(n)) for n in range(200)])
+    for delivery in received(consumer, 200):
+        consumer.nack(delivery)
+
+    assert scene.client.zcard(KEYS.dead_mistakes) == 200
+
+
 def test_newest_dead_letter_is_kept_whatever_its_size(scene: Scene) -> None:
     consumer = scene.consumer("a", dead_letter_max_bytes=1)
     broker = scene.brokers["a"]

@@ -17,7 +17,7 @@ from tests.support import eventually
 DEFAULT = QueueKeys("streams", "default")
 
 
-@pytest.mark.parametrize("name", ["counters", "timer", "suspects", "holders", "promoter", "swept"])
+@pytest.mark.parametrize("name", ["counters", "timer", "suspects", "holders", "promoter", "swept", "dead_mistakes"])
 def test_foreign_auxiliary_key_fails_no_message(redis_url: str, redis_client: Any, name: str) -> None:
     ran: list[str] = []
     key = getattr(DEFAULT, name)

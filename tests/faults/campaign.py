@@ -73,7 +73,7 @@ def run_round(stage: Stage, nemesis: Nemesis, *, n_messages: int, seed: int, fir
         stage.heal()
     queue = drained(stage)
     verdict = judge(_without_stragglers(stage.ledger.read(), first_uid), queue)
-    stage.client.delete(*(key_of(queue, "dead") for queue in QUEUES))
+    stage.client.delete(*(key_of(queue, what) for queue in QUEUES for what in ("dead", "dead:mistakes")))
     return Outcome(
         nemesis.name, seed, verdict, tuple(sorted(lost)), queue.n_held, acts, round(time.monotonic() - began, 1)
     )

@@ -157,7 +157,7 @@ def _settle(stage: Stage) -> Verdict:
     stage.heal()
     queue = drained(stage)
     verdict = judge(stage.ledger.read(), queue)
-    stage.client.delete(DEAD)
+    stage.client.delete(DEAD, f"{DEAD}:mistakes")
     return verdict
 
 
