@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,11 @@ from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.store.repairs import PetRepairs, RawPet
 from tasks.client import ClusterTasks
 from tasks.embedded_redis import EmbeddedRedis
-from tests.faults.product.judge import found_in, problems_of
+from tests.faults.product.judge import broken_demands, found_in, problems_of
 from tests.faults.product.load import Records
 from tests.sploot_cluster.albums import PET, grouped, name, take
+from tests.sploot_cluster.days import Day
+from tests.sploot_cluster.oracle import demands
 
 KEYS = PetKeys.of(PET)
 DEAD = "{streams:embedding.ingested}:dead"
@@ -131,3 +134,22 @@ def test_export_that_an_import_would_refuse_is_found(
 
     assert problems(records, redis_client, tasks) == ["pet 42: half of it"]
     assert isinstance(ClusterService(RedisPetStore(redis_client)).export(PET), bytes)
+
+
+def test_judge_finds_broken_corrections_where_the_oracle_does() -> None:
+    rng = random.Random(7)
+    day = Day(7, upheavals=True)
+    for _ in range(40):
+        day.go_on()
+    state = day.store.load(PET)
+    whole, demanded = dict(zip(state.media, state.labels.tolist(), strict=True)), demands(state.ledger)
+    some = sorted({*state.labels.tolist()})
+
+    n_broken = 0
+    for n_moved in (0, 1, 1, 1, 2, 2, 2, 3, 3, 5) * 3:
+        labels = whole | {item: rng.choice(some) for item in rng.sample(sorted(whole), n_moved)}
+        expected = bool(demanded.broken(labels, state.aliases))
+        assert bool(broken_demands(demanded, labels, state.aliases)) == expected
+        n_broken += expected
+
+    assert 0 < n_broken < 30

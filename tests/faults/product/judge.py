@@ -15,7 +15,7 @@ from broker import DeadLetter, RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import ClusterError
 from sploot_cluster.jobs import ENDED
-from sploot_cluster.pet.models import PetId
+from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.store import export_file
 from sploot_cluster.store.redis import RedisPetStore
@@ -24,7 +24,7 @@ from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, QUEU
 from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import media_of
 from tests.faults.product.load import Item, Records
-from tests.sploot_cluster.oracle import demands
+from tests.sploot_cluster.oracle import Demands, demands
 
 # A lease, a sweep of orphans, the back-off of the last retries and a recluster follow each other on a busy machine.
 DRAIN_S: Final = 240.0
@@ -138,9 +138,29 @@ def _pets(found: Found) -> Iterator[str]:
             yield f"pet {pet}: {problem}"
         state = dump.state
         labels = dict(zip(state.media, state.labels.tolist(), strict=True))
-        broken = demands(state.ledger).broken(labels, state.aliases)
-        if broken:
+        if broken := broken_demands(demands(state.ledger), labels, state.aliases):
             yield f"pet {pet}: its corrections are broken for {broken[:3]}"
+
+
+def broken_demands(
+    demanded: Demands, labels: Mapping[MediaId, int], aliases: Mapping[ClusterId, ClusterId]
+) -> list[str]:
+    """Return what labels break of the demands of an oracle; as its own ``broken``, but fast with hundreds of items."""
+    clusters = {id(mates): {labels[item] for item in mates & labels.keys()} for mates in demanded.components.values()}
+    broken = [
+        f"{item} is not with the items of its corrections"
+        for item in sorted(demanded.placed & labels.keys())
+        if len(of_mates := clusters[id(demanded.components[item])]) != 1 or -1 in of_mates
+    ]
+    for pair in demanded.cannot:
+        mates = [demanded.components[item] for item in pair if item in demanded.components]
+        if len(mates) == 2 and mates[0] is not mates[1]:
+            shared = set.intersection(*({labels[item] for item in some & labels.keys()} for some in mates)) - {-1}
+            broken += [f"{' and '.join(sorted(pair))} are together"] if shared else []
+    for item, cluster in demanded.barred:
+        if item in labels and item not in demanded.placed and labels[item] == aliases.get(cluster, cluster):
+            broken.append(f"{item} is in cluster {cluster}, from which it was excluded")
+    return broken + [f"{item} is dismissed" for item in demanded.dismissed & labels.keys() if labels[item] != -1]
 
 
 def recluster_all(client: redis.Redis) -> Iterator[str]:
