@@ -52,6 +52,7 @@ from sploot_cluster.errors import (
     ModelMismatch,
     PetClaimed,
     PetExists,
+    PetTooLarge,
     RevisionConflict,
     StalePreview,
     UnknownMedia,
@@ -812,6 +813,8 @@ class ClusterService:
         if media in state.rows and model == state.model:
             return None, Assigned.before(state, media)
         _check_space(state, model, dim=len(vector))
+        if not self._room(state, len(vector)):
+            raise PetTooLarge(pet=state.pet, n_media=state.n_media)  # before anything is computed
         if state.n_media < self._settings.exact_until:
             return self._arrive_exactly(state, memory, arriving, model)
         # faiss is imported here, because callers that only read do not need it
@@ -877,11 +880,17 @@ class ClusterService:
         if state.n_media < self._settings.exact_until:
             return []
         model, dim = state.model or waiting[0].model, state.dim or len(waiting[0].arriving.vector)
-        return [
-            one
-            for one in waiting
-            if one.model == model and (len(one.arriving.vector) == dim or one.arriving.media in state.rows)
-        ]
+        fitting, room = [], self._room(state, dim)
+        for one in waiting:
+            is_known = one.arriving.media in state.rows
+            if one.model == model and (is_known or (len(one.arriving.vector) == dim and room > 0)):
+                fitting.append(one)
+                room -= not is_known
+        return fitting
+
+    def _room(self, state: PetState, dim: int) -> int:
+        """Return how many more items the pet can hold."""
+        return self._store.max_vector_bytes // (4 * dim) - state.n_media
 
     def _arrive_exactly(
         self, state: PetState, memory: PetMemory, arriving: Arrival, model: str

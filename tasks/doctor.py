@@ -658,6 +658,13 @@ def _pets(installation: Installation) -> Iterator[Finding]:
     if (n_more := len(totals.unconserved) - MOST_BROKEN_LISTED) > 0:
         seen = f"{_n(n_more, 'pet')} more cannot be read or have counts that do not add up"
         yield Finding("pets", "wrong", seen, "sploot-cluster tally")
+    if totals.fullness >= FULL_WARNING:
+        yield Finding(
+            "pets",
+            "wrong" if totals.fullness >= FULL_WRONG else "warning",
+            f"pet {totals.fullest} is {totals.fullness:.0%} full; when it is full, its new items become dead letters",
+            "delete items of the pet, or ingest new ones under another pet: ops/runbook.md#mediaclusterpetnearlyfull",
+        )
     if not totals.unconserved:
         n_pets = len(pets)
         is_sample = n_pets > len(sample)

@@ -141,12 +141,16 @@ class Totals:
         tally: the tally of all readable pets.
         unconserved: pets whose tally is not conserved, and unreadable pets; ascending.
         unreadable: the errors of the unreadable pets.
+        fullest: the pet with the most vectors, by size; None if there is no pet.
+        fullness: the share of what one pet can hold that its vectors take.
     """
 
     tally: Tally
     n_pets: int
     unconserved: tuple[PetId, ...]
     unreadable: tuple[UnreadablePet, ...] = ()
+    fullest: PetId | None = None
+    fullness: float = 0.0
 
 
 def counts_after(state: PetState, change: Change) -> tuple[int, int, int]:

@@ -35,7 +35,7 @@ from sploot_cluster.pet.tally import MAX_QUARANTINED, PetTally, Quarantined, Tal
 from sploot_cluster.pet.vectors import FloatVector
 from sploot_cluster.pet.views import view_of
 from sploot_cluster.pet.whole import PetDump
-from sploot_cluster.store.port import CLAIM_MS, HISTORY_KEPT
+from sploot_cluster.store.port import CLAIM_MS, HISTORY_KEPT, MAX_VECTOR_BYTES
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class MemoryPetStore:
     def __init__(
         self,
         *,
-        max_vector_bytes: int = 512 * 1024 * 1024,
+        max_vector_bytes: int = MAX_VECTOR_BYTES,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Create an empty store.
@@ -73,6 +73,10 @@ class MemoryPetStore:
         self._max_vector_bytes, self._clock = max_vector_bytes, clock
         self._pets: dict[PetId, _Pet] = {}
         self._lock = Lock()
+
+    @property
+    def max_vector_bytes(self) -> int:
+        return self._max_vector_bytes
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
         with self._lock:
@@ -206,7 +210,13 @@ class MemoryPetStore:
         with self._lock:
             tallies = {pet: _tally(held) for pet, held in sorted(self._pets.items()) if pets is None or pet in pets}
         unconserved = tuple(pet for pet, tally in tallies.items() if not tally.is_conserved)
-        return Totals(sum(tallies.values(), start=Tally()), len(tallies), unconserved)
+        with self._lock:
+            sizes = [(held.state.vectors.nbytes, pet) for pet, held in self._pets.items() if pet in tallies]
+        n_bytes, fullest = max(sizes, default=(0, None))
+        fullness = n_bytes / self._max_vector_bytes
+        return Totals(
+            sum(tallies.values(), start=Tally()), len(tallies), unconserved, fullest=fullest, fullness=fullness
+        )
 
     def past(self, pet: PetId) -> Past:
         with self._lock:

@@ -22,6 +22,9 @@ from sploot_cluster.pet.whole import PetDump
 # process does little harm.
 CLAIM_MS: Final = 2_000
 
+# Size limit of the vectors of a pet in Redis: the maximum size of a value.
+MAX_VECTOR_BYTES: Final = 512 * 1024 * 1024
+
 # Number of entries of a pet's history that are stored, approximately.
 HISTORY_KEPT: Final = 10_000
 
@@ -32,6 +35,11 @@ class PetStore(Protocol):
     Every method may raise ``StoreUnavailable``. For a pet with inconsistent keys, every method that reads or writes it
     raises ``UnreadablePet`` and writes nothing, except :meth:`delete`.
     """
+
+    @property
+    def max_vector_bytes(self) -> int:
+        """The size limit of the vectors of one pet. Arrivals beyond it raise ``PetTooLarge``."""
+        ...
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
         """Return the pet at its newest revision; for a pet without data, an empty state with revision 0.

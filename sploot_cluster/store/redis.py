@@ -61,7 +61,7 @@ from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.store import ledger_json as ledger
 from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
-from sploot_cluster.store.port import CLAIM_MS
+from sploot_cluster.store.port import CLAIM_MS, MAX_VECTOR_BYTES
 from sploot_cluster.store.short_calls import Call, ShortCalls
 from sploot_cluster.store.values import (
     as_json,
@@ -137,6 +137,10 @@ class RedisPetStore:
         self._end_shadow = client.register_script(checked("end_shadow"))
         self._replace = client.register_script(checked("replace"))
         self._release = client.register_script(script("release"))
+
+    @property
+    def max_vector_bytes(self) -> int:
+        return MAX_VECTOR_BYTES
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
         return self._read(pet, known or empty_state(pet), with_vectors=True)
@@ -259,7 +263,7 @@ class RedisPetStore:
         return PetTally(tally, quarantine)
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
-        tally, unconserved, damaged = Tally(), [], []
+        tally, unconserved, damaged, fullest = Tally(), [], [], (0, PetId(0))
         pets = self.pets() if pets is None else pets
         for start in range(0, len(pets), TALLIES_PER_TRIP):
             batch = pets[start : start + TALLIES_PER_TRIP]
@@ -271,6 +275,7 @@ class RedisPetStore:
                         if isinstance(answer, redis.ResponseError):
                             raise answer
                     of_pet = _tally(_whole(pet, answer))
+                    fullest = max(fullest, (_n_vector_bytes(answer), pet))
                 except UnreadablePet as problem:
                     damaged.append(problem)
                     continue
@@ -278,7 +283,14 @@ class RedisPetStore:
                 if not of_pet.is_conserved:
                     unconserved.append(pet)
         unreadable = (problem.pet for problem in damaged)
-        return Totals(tally, len(pets), tuple(sorted([*unconserved, *map(PetId, unreadable)])), tuple(damaged))
+        return Totals(
+            tally,
+            len(pets),
+            tuple(sorted([*unconserved, *map(PetId, unreadable)])),
+            tuple(damaged),
+            fullest=fullest[1] or None,
+            fullness=fullest[0] / self.max_vector_bytes,
+        )
 
     def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
         """Return the reply of check.lua for each pet, or the error of Redis, with one round trip to each server."""
@@ -564,7 +576,13 @@ def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
 
 def _tally(counts: Sequence[bytes]) -> Tally:
     """Return the tally from the reply of check.lua."""
-    return Tally(*map(int, counts))
+    return Tally(*map(int, counts[:6]))
+
+
+def _n_vector_bytes(counts: Sequence[bytes | None]) -> int:
+    """Return the size of a pet's vectors from the reply of check.lua."""
+    n_media, dim = counts[6:] or (None, None)
+    return 4 * int(n_media or 0) * int(dim or 0)
 
 
 def _side_state(before: PetDump | None) -> tuple[str, int, int]:

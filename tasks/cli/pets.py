@@ -210,6 +210,8 @@ def tally(
                 print_json(public(totals) | {"unreadable": unreadable})
             else:
                 out.print(f"{totals.n_pets} pets: {totals.tally}")
+                if totals.fullest is not None:
+                    out.print(f"the largest, pet {totals.fullest}, is {totals.fullness:.1%} full")
                 damaged = {error.pet: error for error in totals.unreadable}
                 for broken in totals.unconserved:
                     what = f"cannot be read: {damaged[broken].problem}" if broken in damaged else "does not add up"

@@ -4,6 +4,7 @@
     sploot:media   hash  ingested, clustered, noise, quarantined, dismissed   number of these items in all pets
                          overflowed           arrivals that found the quarantine of their pet full
                          pets, unconserved    pets with data, and pets whose counts do not add up
+                         fullness_ppm         size of the largest pet's vectors, in millionths of what a pet can hold
                          at_ms                time of the last sample (server's clock)
                          round                the unfinished count: JSON of the next page of pets, and its sums so far
 
@@ -39,7 +40,9 @@ logger = logging.getLogger("sploot-cluster.queue")
 
 MEDIA: Final = "sploot:media"
 PLACES: Final = ("clustered", "noise", "quarantined", "dismissed")
-COUNTED: Final = ("ingested", *PLACES, "overflowed", "pets", "unconserved")
+SUMMED: Final = ("ingested", *PLACES, "overflowed", "pets", "unconserved")
+FULLNESS: Final = "fullness_ppm"
+COUNTED: Final = (*SUMMED, FULLNESS)
 
 # How long one sample counts pets; a third of the time limit of its job. A thousand pets take about 40 ms.
 BUDGET_S: Final = 20.0
@@ -74,8 +77,10 @@ class MediaSampler:
             cursor, page = self._counts.pets_page(cursor)
             pets = [pet for pet in dict.fromkeys(page) if pet not in seen]
             seen.update(pets)
-            for name, n in _sums_of(self._counts.totals(pets)).items():
+            totals = self._counts.totals(pets)
+            for name, n in _sums_of(totals).items():
                 sums[name] += n
+            sums[FULLNESS] = max(sums[FULLNESS], round(totals.fullness * 1_000_000))
             if not cursor or time.monotonic() >= until:
                 break
         sample: dict[str, int | str] = {"at_ms": seconds * 1000 + microseconds // 1000}
@@ -145,15 +150,16 @@ class MediaCollector(Collector):
         except (redis.RedisError, ValueError):
             logger.warning("could not read media totals from Redis; they are missing from this scrape", exc_info=True)
             return
-        by_place, ingested, pets, unconserved, overflowed, at = _families()
+        by_place, ingested, pets, unconserved, overflowed, fullest, at = _families()
         for place in PLACES:
             by_place.add_metric([place], sample.get(place, 0))
         ingested.add_metric([], sample.get("ingested", 0))
         pets.add_metric([], sample.get("pets", 0))
         unconserved.add_metric([], sample.get("unconserved", 0))
         overflowed.add_metric([], sample.get("overflowed", 0))
+        fullest.add_metric([], sample.get(FULLNESS, 0) / 1_000_000)
         at.add_metric([], sample.get("at_ms", 0) / 1000)
-        yield from (by_place, ingested, pets, unconserved, overflowed, at)
+        yield from (by_place, ingested, pets, unconserved, overflowed, fullest, at)
 
 
 def _families() -> tuple[GaugeMetricFamily, ...]:
@@ -175,6 +181,11 @@ def _families() -> tuple[GaugeMetricFamily, ...]:
             "cluster_media_overflowed",
             "Arrivals of all pets that found the quarantine of their pet full, since the pet exists; each is a dead "
             "letter. They are not counted in cluster_media.",
+        ),
+        GaugeMetricFamily(
+            "cluster_fullest_pet_ratio",
+            "Size of the vectors of the largest pet, as a share of what one pet can hold: 512 MB, 262,144 items of 512 "
+            "dimensions. At 1 its new items become dead letters; sploot-cluster tally names the pet.",
         ),
         GaugeMetricFamily(
             "cluster_media_sample_timestamp_seconds",

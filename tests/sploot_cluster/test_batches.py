@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService
-from sploot_cluster.errors import ClusterError, ModelMismatch, StoreUnavailable
+from sploot_cluster.errors import ClusterError, ModelMismatch, PetTooLarge, StoreUnavailable
 from sploot_cluster.pet.models import NOISE, Assigned, Change, MediaId, Origin, PetId, PetState
 from sploot_cluster.pet_cache import PetCache
 from sploot_cluster.service import NewItem
@@ -213,6 +213,23 @@ def test_unusual_item_is_left_out_and_the_others_are_assigned(bad: NewItem) -> N
     assert left_out is None
     assert set(store.load(PET).media) == names(0, range(6)) | names(1, range(6)) | {name(0, 7), name(1, 7)}
     assert store.tally(PET).quarantine == {}
+
+
+def test_full_pet_refuses_arrivals_before_it_decides_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryPetStore(max_vector_bytes=5 * 4 * DIM)
+    service = ClusterService(store)
+    items = [NewItem(PET, name(0, number), MODEL, picture(0, number)) for number in range(7)]
+
+    done = service.assign_many(items)
+    again = service.assign_many(items)
+    monkeypatch.delattr("sploot_cluster.decide.arrivals.plan_arrivals")  # nothing is decided
+    with pytest.raises(PetTooLarge, match="pet 42 has 5 items"):
+        service.assign(PET, items[6].media, model=MODEL, vector=items[6].vector)
+
+    assert [one is not None for one in done] == [True] * 5 + [False] * 2
+    assert [one is not None and one.is_duplicate for one in again[:5]] == [True] * 5
+    assert service.totals().fullness == 1.0
+    assert service.assign(PET, items[0].media, model=MODEL, vector=items[0].vector).is_duplicate
 
 
 def test_pet_that_is_decided_exactly_is_left_out() -> None:

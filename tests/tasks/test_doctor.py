@@ -28,7 +28,7 @@ from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.queue_limit import MAX_QUEUE_LENGTH
 from tasks.settings import Settings
-from tests.sploot_cluster.albums import take
+from tests.sploot_cluster.albums import DIM, take
 from tests.support import eventually, redis_6_2
 from tests.system.events import free_port
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
@@ -382,6 +382,20 @@ def test_damaged_pets_are_reported_with_the_problem(ward: Ward, monkeypatch: pyt
         broken[0].seen,
         broken[1].seen,
     }
+
+
+def test_pet_that_is_nearly_full_is_reported(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sploot_cluster.store.redis.MAX_VECTOR_BYTES", 10 * 4 * DIM)
+    service = ClusterService(RedisPetStore(ward.client))
+    found: list[tuple[str, str]] = []
+    for numbers in (range(7), range(7, 8), range(8, 10)):
+        take(service, 0, numbers)
+        found += [(n.level, n.seen.partition(";")[0]) for n in ward.diagnose() if n.check == "pets" and n.level != "ok"]
+
+    assert found == [
+        ("warning", "pet 42 is 80% full"),
+        ("wrong", "pet 42 is 100% full"),
+    ]
 
 
 def test_redis_user_without_permission_gets_a_hint(ward: Ward) -> None:

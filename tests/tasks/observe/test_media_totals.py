@@ -17,7 +17,7 @@ from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_MEDIA_TOTALS
 from tasks.observe.media_totals import MEDIA, MediaCollector, MediaSampler, declare_media_actor
-from tests.sploot_cluster.albums import PET, name, picture, take
+from tests.sploot_cluster.albums import DIM, PET, name, picture, take
 from tests.system.events import free_port
 
 
@@ -108,6 +108,21 @@ def test_count_that_takes_several_samples_continues_and_shows_broken_pets_at_onc
     assert broken == sorted(broken)
     assert broken[-1] == 1
     assert service.pets() == [PET, *range(10_000, 13_000)]
+
+
+def test_fullness_of_the_largest_pet_is_shown(
+    redis_client: redis.Redis, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sploot_cluster.store.redis.MAX_VECTOR_BYTES", 10 * 4 * DIM)
+    service = ClusterService(RedisPetStore(redis_client))
+    take(service, 0, range(3))
+    take(service, 0, range(7), pet=PetId(7))
+
+    MediaSampler(service, redis_client).sample()
+
+    totals = service.totals()
+    assert (totals.fullest, totals.fullness) == (7, 0.7)
+    assert registry.get_sample_value("cluster_fullest_pet_ratio") == 0.7
 
 
 def test_arrivals_that_find_the_quarantine_full_are_shown(
