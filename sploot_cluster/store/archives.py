@@ -22,6 +22,9 @@ MOST_BYTES: Final = 4 * 1024**3
 # The earliest date that a zip can hold; constant, so that archives of the same members are identical.
 _OLDEST: Final = (1980, 1, 1, 0, 0, 0)
 
+# Members that are not compressed: archives, and vectors, which compression makes 7 % smaller and far slower to write.
+_STORED: Final = (".zip", ".f32le")
+
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 _WORDS: Final[Mapping[type | None, str]] = {
@@ -53,8 +56,7 @@ def pack(members: Mapping[str, bytes]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:
         for name, content in members.items():
-            # an archive within this archive is compressed already
-            method = zipfile.ZIP_STORED if name.endswith(".zip") else zipfile.ZIP_DEFLATED
+            method = zipfile.ZIP_STORED if name.endswith(_STORED) else zipfile.ZIP_DEFLATED
             packed.writestr(zipfile.ZipInfo(name, _OLDEST), content, method)
     return file.getvalue()
 
