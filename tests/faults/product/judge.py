@@ -26,8 +26,9 @@ from tasks.queue_ops.entries import media_of
 from tests.faults.product.load import Item, Records
 from tests.sploot_cluster.oracle import Demands, demands
 
-# A lease, a sweep of orphans, the back-off of the last retries and a recluster follow each other on a busy machine.
-DRAIN_S: Final = 240.0
+# Without progress for this long, the queues are stuck: a lease, a sweep of orphans, the back-off of the last retries
+# and a recluster follow each other on a busy machine.
+STUCK_AFTER_S: Final = 150.0
 
 _OWNED: Final = re.compile(
     rb"streams:[a-z.]+|\{streams:[a-z.]+\}:.+|\{pet:(?P<pet>\d+)\}:.+|sploot:\{jobs\}:.+|sploot:[a-z:-]+(\{.+\})?.*"
@@ -48,22 +49,21 @@ def broker_of(client: redis.Redis) -> RedisStreamsBroker:
 
 
 def drain(client: redis.Redis) -> str:
-    """Wait until no job waits or runs; return what is left after ``DRAIN_S``, or an empty text."""
-    broker, deadline = broker_of(client), time.monotonic() + DRAIN_S
-    left = ""
-    while time.monotonic() < deadline:
+    """Wait until no job waits or runs; return what is left once nothing has moved for ``STUCK_AFTER_S``, or ""."""
+    broker, left, fewest = broker_of(client), "nothing was seen", 1 << 62
+    gives_up_at = time.monotonic() + STUCK_AFTER_S
+    while time.monotonic() < gives_up_at:
         try:
             all_stats = [broker.stats(queue) for queue in QUEUES if queue != CLUSTER_MAINTENANCE]
-            held = {
-                stats.queue_name: stats.undelivered + stats.in_flight + stats.delayed + stats.orphaned
-                for stats in all_stats
-            }
         except Exception as error:  # the server may still be loading its data
             left = f"{type(error).__name__}: {error}"
         else:
-            left = ", ".join(f"{queue} holds {n}" for queue, n in held.items() if n)
-            if not left:
+            held = {one.queue_name: one.undelivered + one.in_flight + one.delayed + one.orphaned for one in all_stats}
+            if not any(held.values()):
                 return ""
+            left = ", ".join(f"{queue} holds {n}" for queue, n in held.items() if n)
+            if sum(held.values()) < fewest:
+                fewest, gives_up_at = sum(held.values()), time.monotonic() + STUCK_AFTER_S
         time.sleep(0.5)
     return left
 

@@ -241,7 +241,7 @@ class Load:
     def _switch(self, rng: random.Random) -> None:
         with self._client() as client:
             service = ClusterService(RedisPetStore(client))
-            while not self._is_ending.wait(rng.uniform(0.5, 2.0)):
+            while not self._is_ending.wait(rng.uniform(1.0, 5.0)):
                 pet = PetId(rng.choice(SWITCHED))
                 with suppress(InvalidInput, StoreUnavailable, ClusterError):
                     self._switched(rng, service, pet)
@@ -254,9 +254,11 @@ class Load:
         elif rng.random() < 0.2:
             self.records.done["candidate models ended"] += service.end_model(pet)
         else:
-            # what the candidate lacks is ingested again with its vectors, as producers do
-            with ClusterTasks(client=self._client()) as tasks, suppress(QueueUnavailable):
-                for cluster in service.clusters(pet).clusters:
+            # some of what the candidate lacks is ingested again with its vectors, as producers do
+            view = service.clusters(pet)
+            media_ids = [*view.noise, *(media for cluster in view.clusters for media in cluster.media_ids)]
+            if model.candidate.n_vectors < view.n_media:
+                with ClusterTasks(client=self._client()) as tasks, suppress(QueueUnavailable):
                     tasks.ingest_many(
                         {
                             "pet_id": pet,
@@ -264,7 +266,7 @@ class Load:
                             "model": model.candidate.model,
                             "embedding": vectors(pet_id=pet, n=1_000)[int(media[1:]) % 1_000].tolist(),
                         }
-                        for media in cluster.media_ids
+                        for media in rng.sample(media_ids, min(len(media_ids), 200))
                     )
             service.switch_model(pet, service.preview_switch(pet).token, by="switcher")
             self.records.done["switches"] += 1
