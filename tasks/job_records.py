@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, Protocol, assert_never, cast
 
 import dramatiq
@@ -36,6 +38,7 @@ PET_PREFIX: Final = "sploot:{jobs}:pet:"
 RECORD_TTL_S: Final = 24 * 60 * 60
 PAGE: Final = 500  # records that are read or deleted in one round trip
 FAILED: Final = "failed:"  # prefix of the fields with the time and error of a failed attempt, named by its number
+MOST_UNWRITTEN: Final = 1_000  # records that a process keeps in memory until it can write them
 LONGEST_ERROR: Final = 500  # maximum length of a stored error, in characters
 
 # KEYS: 1 the record, 2 the list of its pet's records, if it has a pet. ARGV: seconds to keep it; how (``new``,
@@ -206,6 +209,8 @@ class TrackCancelled(dramatiq.Middleware):
     def __init__(self, records: JobRecords, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._records = records
         self._clock = clock
+        # ends of jobs whose records could not be written; without another attempt, such a job would never seem to end
+        self._unwritten: deque[tuple[str, Callable[[], None]]] = deque(maxlen=MOST_UNWRITTEN)
 
     def after_cancel(self, broker: Broker, message: dramatiq.Message[Any] | MessageProxy) -> None:
         if _is_tracked(message):
@@ -214,16 +219,39 @@ class TrackCancelled(dramatiq.Middleware):
     def _write(self, message: dramatiq.Message[Any] | MessageProxy, *, state: JobState, **facts: Any) -> None:
         pet_id = message.kwargs.get("pet_id")
         owner = JobOwner(message.queue_name, message.actor_name, pet_id if type(pet_id) is int else None)
+        self._record(message.message_id, owner, state=state, **facts)
+
+    def _record(self, job_id: str, owner: JobOwner, *, state: JobState, **facts: Any) -> None:
+        write = partial(self._records.write, job_id, owner, state=state, **facts)
         try:
-            self._records.write(message.message_id, owner, state=state, **facts)
+            write()
         except redis.RedisError:
-            logger.warning("job record not written", extra={"message_id": message.message_id}, exc_info=True)
+            logger.warning("job record not written", extra={"message_id": job_id}, exc_info=True)
+            if state in ENDED:
+                self._unwritten.append((job_id, write))
+        else:
+            self._write_the_rest()
+
+    def _write_the_rest(self) -> None:
+        """Write the records that could not be written, until one cannot be written again."""
+        while self._unwritten:
+            try:
+                job_id, write = self._unwritten.popleft()
+            except IndexError:
+                return  # another thread took it
+            try:
+                write()
+            except redis.RedisError:
+                self._unwritten.appendleft((job_id, write))
+                return
+            logger.info("job record written late", extra={"message_id": job_id})
 
 
 class TrackJobs(TrackCancelled):
     """Keeps records of messages with the option ``tracked``, such as those of ``send_with_options(tracked=True)``.
 
-    If a record cannot be written, this is logged and the job goes on.
+    If a record cannot be written, this is logged and the job goes on. The end of a job is written later, after another
+    job of the process or when the process stops; if the process is killed before, the record stays behind.
     """
 
     @property
@@ -264,6 +292,11 @@ class TrackJobs(TrackCancelled):
             )
         _answer.set(None)
         _refusal.set(None)
+        if self._unwritten:
+            self._write_the_rest()
+
+    def before_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
+        self._write_the_rest()
 
     def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
         """Record that a job became a dead letter, whether it failed, killed its workers or has no known actor."""
@@ -272,17 +305,8 @@ class TrackJobs(TrackCancelled):
         from tasks.queue_ops.entries import facts_of
 
         owner = JobOwner(dead_letter.queue_name, dead_letter.actor_name or "", facts_of(dead_letter.fields).pet_id)
-        try:
-            self._records.write(
-                dead_letter.message_id,
-                owner,
-                state="dead",
-                how="known",
-                finished_at=dead_letter.died_at,
-                error=dead_letter.error,
-            )
-        except redis.RedisError:
-            logger.warning("job record not written", extra={"message_id": dead_letter.message_id}, exc_info=True)
+        facts = {"finished_at": dead_letter.died_at, "error": dead_letter.error}
+        self._record(dead_letter.message_id, owner, state="dead", how="known", **facts)
 
 
 class Stats(Protocol):

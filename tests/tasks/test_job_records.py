@@ -295,6 +295,47 @@ def test_job_runs_when_its_record_cannot_be_written(redis_client: redis.Redis) -
     broker.close()
 
 
+class RefusingRecords(JobRecords):
+    """Records that cannot be written for a while."""
+
+    is_away = False
+
+    def write(self, job_id: str, owner: JobOwner, *, state: JobState, how: How = "change", **facts: object) -> None:
+        if self.is_away:
+            raise redis.ConnectionError("away")
+        super().write(job_id, owner, state=state, how=how, **facts)
+
+
+@pytest.mark.parametrize("ends", ["another job", "the worker stops"])
+def test_end_of_a_job_that_could_not_be_recorded_is_recorded_later(
+    redis_client: redis.Redis, tasks: ClusterTasks, ends: str
+) -> None:
+    records = RefusingRecords(redis_client)
+
+    def undo(revision: int, **_: Any) -> None:
+        records.is_away = revision < 3
+        if revision == 2:
+            refuse("nothing to undo")
+
+    broker = RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[TrackJobs(records)])
+    dramatiq.actor(actor_name="undo_feedback", queue_name=CLUSTER_FEEDBACK, broker=broker)(undo)
+    worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
+    worker.start()
+    jobs = [tasks.undo(42, revision) for revision in (1, 2)]
+    broker.join(CLUSTER_FEEDBACK, timeout=20_000)
+    behind = [tasks.job(job.job_id) for job in jobs]
+    if ends == "another job":
+        broker.enqueue(dramatiq.Message(CLUSTER_FEEDBACK, "undo_feedback", (), {"revision": 3}, {}))  # untracked
+        broker.join(CLUSTER_FEEDBACK, timeout=20_000)
+    records.is_away = False
+    worker.stop()
+    broker.close()
+
+    after = [tasks.job(job.job_id) for job in jobs]
+    assert [status and status.state for status in behind] == ["running", "queued"]
+    assert [status and status.state for status in after] == ["succeeded", "refused"]
+
+
 @pytest.mark.parametrize(
     "forged",
     [
