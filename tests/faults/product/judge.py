@@ -31,7 +31,7 @@ from tests.sploot_cluster.oracle import Demands, demands
 STUCK_AFTER_S: Final = 150.0
 
 _OWNED: Final = re.compile(
-    rb"streams:[a-z.]+|\{streams:[a-z.]+\}:.+|\{pet:(?P<pet>\d+)\}:.+|sploot:\{jobs\}:.+|sploot:[a-z:-]+(\{.+\})?.*"
+    rb"streams:[a-z.]+|\{streams:[a-z.]+\}:.+|\{pet:(?P<pet>\d+)\}:.+|sploot:\{[a-z]+\}:.+|sploot:[a-z:-]+(\{.+\})?.*"
 )
 
 

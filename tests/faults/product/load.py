@@ -70,6 +70,7 @@ class Load:
         self.crashes: list[str] = []
         self._stage, self._seed = stage, seed
         self._numbers = itertools.count()
+        self._lock = threading.Lock()
         self._is_ending = threading.Event()
         users: tuple[Callable[[random.Random], None], ...] = (
             self._by_client,
@@ -126,9 +127,9 @@ class Load:
         return pet, f"m{number}", model, vectors(pet_id=pet, n=1_000)[number % 1_000].tolist()
 
     def _sent(self, by: str, items: list[Item]) -> None:
-        now = time.monotonic()
-        self.records.confirmed |= dict.fromkeys(items, now)
-        self.records.done[by] += len(items)
+        with self._lock:
+            self.records.confirmed |= dict.fromkeys(items, time.monotonic())
+            self.records.done[by] += len(items)
 
     # -- uploads ------------------------------------------------------------------------------------------------------
 
@@ -225,7 +226,9 @@ class Load:
     def _delete(self, rng: random.Random) -> None:
         while not self._is_ending.wait(rng.uniform(0.3, 1.0)):
             before = time.monotonic() - 3
-            old = [item for item, at in list(self.records.confirmed.items()) if at < before and item[0] in PETS]
+            with self._lock:
+                confirmed = list(self.records.confirmed.items())
+            old = [item for item, at in confirmed if at < before and item[0] in PETS]
             candidates = [item for item in old if item not in self.records.deleted | self.records.doubtful]
             if not candidates:
                 continue
