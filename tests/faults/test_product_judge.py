@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.store.repairs import PetRepairs, RawPet
 from tasks.client import ClusterTasks
 from tasks.embedded_redis import EmbeddedRedis
-from tests.faults.product.judge import broken_demands, found_in, problems_of
+from tests.faults.product.judge import broken_demands, found_in, logged_ends, problems_of
 from tests.faults.product.load import Records
 from tests.sploot_cluster.albums import PET, grouped, name, take
 from tests.sploot_cluster.days import Day
@@ -104,6 +105,18 @@ def test_correction_that_the_ledger_does_not_have_is_found(
         "correction job-2 succeeded and is 0 times in the ledger of pet 42",
         "job job-3 of pet 42 has not ended: None",
     ]
+
+
+def test_record_of_a_job_whose_end_is_in_a_log_is_only_counted(
+    redis_client: redis.Redis, tasks: ClusterTasks, records: Records, tmp_path: Path
+) -> None:
+    records.corrections["job-3"] = PET
+    log = tmp_path / "worker.log"
+    log.write_text('{"message": "correction refused", "message_id": "job-3", "outcome": "refused"}\n')
+
+    found = list(problems_of(records, found_in(redis_client), tasks, logged=logged_ends([log])))
+
+    assert (found, records.behind) == ([], {"job-3"})
 
 
 def test_correction_that_does_not_hold_is_found(

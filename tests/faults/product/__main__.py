@@ -23,7 +23,15 @@ from tasks.client import ClusterTasks
 from tasks.doctor import Finding, diagnose, installation_of
 from tasks.settings import Settings
 from tests.faults.product.acts import ACTS
-from tests.faults.product.judge import broker_of, drain, found_in, outcome_of, problems_of, recluster_all
+from tests.faults.product.judge import (
+    broker_of,
+    drain,
+    found_in,
+    logged_ends,
+    outcome_of,
+    problems_of,
+    recluster_all,
+)
 from tests.faults.product.load import PETS, Load
 from tests.faults.product.stage import ProductStage
 from tests.support import eventually
@@ -83,9 +91,11 @@ def campaign(stage: ProductStage, *, minutes: float, seed: int) -> list[str]:
     drained_s = time.monotonic() - ends_at
     with ClusterTasks(client=redis.Redis.from_url(stage.server.url)) as tasks:
         found = found_in(stage.client)
-        problems += problems_of(load.records, found, tasks)
+        logged = logged_ends(stage.directory.glob("*.log"))
+        problems += problems_of(load.records, found, tasks, logged=logged)
         problems += recluster_all(stage.client)
-        problems += [f"after reclusters: {text}" for text in problems_of(load.records, found_in(stage.client), tasks)]
+        after = problems_of(load.records, found_in(stage.client), tasks, logged=logged)
+        problems += [f"after reclusters: {text}" for text in after]
     problems += doctor_is_red(stage)
     problems += [f"the doctor finds: {one.check}: {one.seen}" for one in _settled(stage)]
     print(f"{minutes:g} minutes, drained {drained_s:.0f} s later")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import redis
@@ -77,10 +78,25 @@ def found_in(client: redis.Redis) -> Found:
     )
 
 
-def problems_of(records: Records, found: Found, tasks: ClusterTasks) -> Iterator[str]:
-    """Yield everything that is not as it was promised."""
+def logged_ends(logs: Iterable[Path]) -> set[str]:
+    """Return the ids of the jobs whose end is in the logs of the workers."""
+    ended = set()
+    for log in logs:
+        for line in log.read_text(errors="replace").splitlines():
+            if '"outcome"' in line and (found := re.search(r'"message_id": "([^"]+)"', line)):
+                ended.add(found[1])
+    return ended
+
+
+def problems_of(records: Records, found: Found, tasks: ClusterTasks, *, logged: Collection[str] = ()) -> Iterator[str]:
+    """Yield everything that is not as it was promised.
+
+    Args:
+        logged: ids of jobs that ended according to a log. The record of such a job stays behind if its worker is killed
+            while Redis is away; that is counted, and is not a problem.
+    """
     yield from _items(records, found)
-    yield from _jobs(records, found, tasks)
+    yield from _jobs(records, found, tasks, logged)
     yield from _pets(found)
     yield from records.torn
     for key in found.keys:
@@ -115,13 +131,16 @@ def _dead_items(found: Found) -> dict[Item, str]:
     return dead
 
 
-def _jobs(records: Records, found: Found, tasks: ClusterTasks) -> Iterator[str]:
+def _jobs(records: Records, found: Found, tasks: ClusterTasks, logged: Collection[str]) -> Iterator[str]:
     ledgers = {pet: Counter(one.operation_id for one in dump.state.ledger) for pet, dump in found.pets.items()}
     killed = {letter.message_id for letter in found.dead_letters if letter.reason == "delivery-limit"}
     for job_id, pet in {**records.corrections, **records.jobs}.items():
         status = tasks.job(job_id)
         if status is None or status.state not in ENDED:
-            yield f"job {job_id} of pet {pet} has not ended: {status and status.state}"
+            if job_id in logged:
+                records.behind.add(job_id)
+            else:
+                yield f"job {job_id} of pet {pet} has not ended: {status and status.state}"
             continue
         if job_id in records.jobs:
             continue
@@ -181,6 +200,7 @@ def outcome_of(records: Records, found: Found) -> dict[str, Any]:
         "confirmed": len(records.confirmed),
         "corrections": len(records.corrections),
         "deleted": len(records.deleted),
+        "job records that stayed behind": len(records.behind),
         "in pets": sum(dump.state.n_media for dump in found.pets.values()),
         "quarantined": sum(len(dump.quarantine) for dump in found.pets.values()),
         "dead letters": len(found.dead_letters),

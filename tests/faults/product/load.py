@@ -49,6 +49,7 @@ class Records:
         doubtful: items whose deletion was asked for, without an answer that confirms it.
         corrections: job id -> pet, of corrections that were accepted.
         jobs: ids of all other jobs that were accepted.
+        behind: jobs that ended, although their records do not say so.
         torn: exports that an import would refuse, with the problem.
         done: how often each thing was done or failed.
     """
@@ -58,6 +59,7 @@ class Records:
     doubtful: set[Item] = field(default_factory=set)
     corrections: dict[str, int] = field(default_factory=dict)
     jobs: dict[str, int] = field(default_factory=dict)
+    behind: set[str] = field(default_factory=set)
     torn: list[str] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
 
