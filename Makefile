@@ -86,6 +86,14 @@ test-bench: $(VENV)/installed ## run the benchmarks of queue and pipeline for se
 test-servers: $(VENV)/installed ## test newer Redis, Valkey and Redict from Debian's archive, about 20 minutes: make test-servers [ARGS=tests/broker]
 	@$(BIN)/python -m tests.servers build/servers $(ARGS)
 
+.PHONY: test-pythons
+test-pythons: $(VENV)/deploy-installed ## run the quick tests on Python 3.12, 3.13 and 3.14: make test-pythons [ARGS=3.13]
+	@$(BIN)/python -m tests.pythons $(ARGS)
+
+.PHONY: platforms
+platforms: $(VENV)/deploy-installed ## check that demo and tests can be installed on every platform and Python
+	@$(BIN)/python -m deploy.platforms
+
 .PHONY: check
 check: $(VENV)/installed ## run ruff, mypy --strict and the import contracts
 	@$(BIN)/ruff check .
@@ -110,7 +118,7 @@ chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4 and valida
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/charts $(ARGS)
 
 .PHONY: test-redis
-test-redis: $(VENV)/deploy-installed ## test Redis users, TLS, sentinels with a failover, a cluster, lock files and the compose file
+test-redis: $(VENV)/deploy-installed ## test Redis users, TLS, sentinels, a cluster, lock files, the compose file, extras and distributions
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/deploy $(ARGS)
 
 # "redis >= 6.4, < 9" in setup.cfg becomes redis==6.4.* here

@@ -1,7 +1,7 @@
 """Write the reference pages of docs/reference, and the JSON Schema of docs/wire, from the code: ``make reference``.
 
-The HTTP page comes from the OpenAPI document, the command-line page from the commands' help, and the pages of settings
-and metrics, and the schema, from their declarations. ``--check`` reports the pages that differ from the code.
+The HTTP page comes from the OpenAPI document, the command-line page from the commands' help, and the pages of settings,
+metrics and platforms, and the schema, from their declarations. ``--check`` reports the pages that differ from the code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any, Final
 
+from deploy import platforms
 from deploy.wire_schema import schema_of_flat_event
 
 ROOT: Final = Path(__file__).parents[1]
@@ -29,6 +30,7 @@ def pages() -> dict[str, str]:
         "reference/command-line.md": _command_line,
         "reference/settings.md": _settings,
         "reference/metrics.md": _metrics,
+        "reference/platforms.md": platforms.lines,
     }
     head = "<!-- Written by `make reference`; change the code, not this page. -->"
     written = {name: "\n".join([head, *write()]).rstrip() + "\n" for name, write in writers.items()}

