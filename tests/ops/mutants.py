@@ -24,7 +24,7 @@ _OTHER = {"sum": "max", "max": "min", "min": "max"}
 _FLIPPED = {">": (">=", "<"), ">=": (">", "<"), "<": ("<=", ">")}
 
 _LAST = re.compile(r"last_over_time\([^()]*$")
-_METRIC = re.compile(r"\b(?:cluster_\w+|media_cluster_\w+|redis_\w+|up)\b")
+_METRIC = re.compile(r"\b(?:cluster_\w+|media_cluster_\w+|redis_\w+|alertmanager_\w+|up)\b")
 _RECORD = re.compile(r"\bmedia_cluster:[\w:]+")
 _ALERT = re.compile(r'alertname="(\w+)"')
 

@@ -26,6 +26,8 @@ MUTANTS = [mutant for name, rules in RULES.items() for mutant in mutants_of(name
 EQUIVALENT = {
     "media_cluster:worker_down: < -> <= at 89": "the share is exactly half in single evaluations only",
     "media_cluster:worker_stuck: max -> min at 0": "a pod has one series",
+    "MediaClusterRedisExporterDown: > -> >= at 33": "count() is never 0: without input it returns no sample",
+    "media_cluster:servers_up: 4 -> 4.8 at 97": "counts are whole numbers",
     "media_cluster:workers_up: 4 -> 4.8 at 90": "counts are whole numbers",
     "MediaClusterRedisRefusesWrites: > -> >= at 27": "count() is never 0: without input it returns no sample",
     "media_cluster:redis_memory: 0 -> 1 at 95": "no Redis has a limit of one byte",
