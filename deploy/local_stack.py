@@ -132,7 +132,8 @@ class LocalStack:
         return _service("alertmanager", "prometheus-alertmanager", options, self.address("alertmanager", "/-/ready"))
 
     def _exporter(self) -> Service:
-        options = ["--redis.addr", self.redis_url, f"--web.listen-address=127.0.0.1:{self.ports['exporter']}"]
+        options = ["--include-system-metrics", "--redis.addr", self.redis_url]
+        options += [f"--web.listen-address=127.0.0.1:{self.ports['exporter']}"]
         return _service("redis-exporter", "prometheus-redis-exporter", options, self.address("exporter", "/metrics"))
 
     def _configured(self, name: str) -> Path:

@@ -173,6 +173,7 @@ class History:
             if pod in pods:
                 yield from _lines([*pod.registry.collect(), *queues], labels, now)
                 yield _line("media_cluster_redis_writable", labels, 1.0, now)
+                yield _line("cluster_worker_stuck", labels, 0.0, now)
         yield from self._media(now)
         self._keys += 2.1 * self._rng.random()
         self._memory += 9e3 * self._rng.random() + 1_200 * max(0.0, self._waiting - 100)

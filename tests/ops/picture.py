@@ -39,7 +39,10 @@ from matplotlib.patches import FancyBboxPatch, Wedge
 VARIABLES: Final = {
     "$__rate_interval": "1m",
     "$__range": f"{LENGTH_S}s",
-    "$job": "sploot-cluster",
+    "$cluster": ".*",
+    "$namespace": ".*",
+    "$job": ".+",
+    "$instance": ".+",
     "$stream": ".*",
     "$pet_id": ".*",
 }

@@ -49,6 +49,7 @@ def exported(port: int) -> set[str]:
 def redis_exporter(url: str) -> Iterator[int]:
     port = free_port()
     command = [tool("prometheus-redis-exporter"), f"-redis.addr={url}", f"-web.listen-address=127.0.0.1:{port}"]
+    command += ["-include-system-metrics"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield port
