@@ -18,6 +18,7 @@ PARTS: Final = (
     "bill",
     "suggestions",
     "locking",
+    "growth",
     "remembered",
     "find",
     "capacity",

@@ -12,11 +12,13 @@ import redis
 from starlette.testclient import TestClient
 
 from sploot_cluster.jobs import QueueFull
+from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks, QueueUnavailable
 from tasks.composition import build_app, build_worker
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, EXPORT_PENDING_JOBS, stream_of
 from tasks.queue_limit import MAX_QUEUE_LENGTH, READ_EVERY_S, QueueLimit
 from tasks.settings import Settings
+from tests.sploot_cluster.albums import grouped
 from tests.sploot_cluster.api.front import API, client_of
 from tests.tasks.command_line import CommandLine
 
@@ -33,7 +35,8 @@ def sampled_by_a_worker(redis_url: str, *, max_queue_length: int) -> None:
 
 @pytest.fixture
 def full(redis_client: redis.Redis, redis_url: str) -> redis.Redis:
-    """A Redis with a queue limit set by its workers; only the feedback queue has reached it."""
+    """A Redis with a queue limit set by its workers, which only the feedback queue has reached, and a pet 42."""
+    grouped(RedisPetStore(redis_client), 2, range(6))
     sampled_by_a_worker(redis_url, max_queue_length=LIMIT)
     with ClusterTasks(client=redis_client) as tasks:
         for revision in range(1, LIMIT + 1):
@@ -145,7 +148,7 @@ def _merge(http: TestClient, body: dict[str, Any], headers: dict[str, str]) -> A
 def test_command_refused_by_a_full_queue_exits_4(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ran = CommandLine(redis_url, monkeypatch, capsys)("undo", "42", "9")
+    ran = CommandLine(redis_url, monkeypatch, capsys)("merge", "42", "1", "2")
 
     assert ran.code == 4, ran.err
     assert "SPLOOT_MAX_QUEUE_LENGTH" in ran.err
