@@ -13,6 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from sploot_cluster.jobs import ENDED
 from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tasks.redis_urls import connect
@@ -152,7 +153,7 @@ def _asked(command: str, redis_url: str) -> subprocess.CompletedProcess[str]:
 
 def _end_of(tasks: ClusterTasks, job_id: str) -> str | None:
     status = tasks.job(job_id)
-    return status.state if status is not None and status.state in ("succeeded", "dead") else None
+    return status.state if status is not None and status.state in ENDED else None
 
 
 def _commands_of(log: list[dict[str, object]]) -> set[str]:
