@@ -76,8 +76,8 @@ class BacklogSampler:
         self._max_queue_length = max_queue_length
 
     def read(self) -> dict[str, int]:
-        """Return the facts of both samples as they are now, and write neither."""
-        return self._counts() | self._ages()
+        """Return the facts of both samples as they are now. Nothing is written, since Redis may refuse writes."""
+        return self._counts() | self._ages(writes=False)
 
     def sample_pending(self) -> None:
         """Count the jobs of every queue by state, and all jobs ever added."""
@@ -112,12 +112,12 @@ class BacklogSampler:
             sample[f"{queue}:dead_evicted"] = counters["dead_evicted"]
         return sample
 
-    def _ages(self) -> dict[str, int]:
+    def _ages(self, *, writes: bool = True) -> dict[str, int]:
         sample = {"lag_at_ms": self._now_ms()}
         for queue in QUEUES:
             stats = self._broker.stats(queue)
             sample[f"{queue}:oldest_pending_ms"] = stats.oldest_pending_idle_ms or 0
-            sample[f"{queue}:oldest_age_ms"] = self._oldest_age_ms(queue, stats)
+            sample[f"{queue}:oldest_age_ms"] = self._oldest_age_ms(queue, stats, writes=writes)
         return sample
 
     def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
@@ -134,14 +134,15 @@ class BacklogSampler:
         }
         return facts | ({f"{queue}:vanished_at_ms": stats.clock_ms} if n_new else {})
 
-    def _oldest_age_ms(self, queue: str, stats: QueueStats) -> int:
+    def _oldest_age_ms(self, queue: str, stats: QueueStats, *, writes: bool) -> int:
         """Return the time since the oldest job was added; 0 if there is none.
 
         If its id is ahead of the clock, return the time since the first sample with an id at least as high, plus ten
         seconds. The age of an entry that no worker takes thus rises, whatever its id claims.
         """
         if stats.first_id is None or stats.oldest_age_ms is not None:
-            self._client.hdel(SEEN_IDS, queue)
+            if writes:
+                self._client.hdel(SEEN_IDS, queue)
             return stats.oldest_age_ms or 0
         stored = cast("bytes | None", self._client.hget(SEEN_IDS, queue))
         seen = [(int(at_ms), str(last_id)) for at_ms, last_id in json.loads(stored or b"[]")]
@@ -150,7 +151,8 @@ class BacklogSampler:
             seen.append((stats.clock_ms, stats.last_id))
         if len(seen) > MOST_SEEN_IDS:
             seen = [seen[0], *seen[2::2]]
-        self._client.hset(SEEN_IDS, queue, json.dumps(seen))
+        if writes:
+            self._client.hset(SEEN_IDS, queue, json.dumps(seen))
         return max(0, stats.clock_ms - seen[0][0]) + SAMPLE_EVERY_MS
 
     def _now_ms(self) -> int:

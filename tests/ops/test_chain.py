@@ -203,7 +203,6 @@ INCIDENTS: dict[str, tuple[Callable[[Pipeline, Receivers], None], set[tuple[str,
     "stall": (
         stall,
         {
-            ("slack", "MediaClusterNothingSucceeds"),
             ("slack", "MediaClusterStalled"),
             ("pagerduty", "MediaClusterStalled"),
         },

@@ -81,7 +81,7 @@ fi
 [[ $words =~ ^describe\ pod\ (sploot-cluster-worker-0|-l\ $workers)\ -n\ media$ ]] && exit 0
 [[ $words =~ ^exec\ sploot-cluster-worker-0\ -n\ media\ --\ sploot-cluster\ [a-z\ ]+$ ]] && exit 0
 [[ $words =~ ^get\ secret\ sploot-cluster-redis\ -n\ media\ -o\ jsonpath=\{\.data\.url\}$ ]] && exit 0
-[[ $words =~ ^logs\ -l\ $workers\ -n\ media\ --previous\ --prefix\ --ignore-errors\ --tail=[0-9]+$ ]] && exit 0
+[[ $words =~ ^logs\ -l\ $one\ -n\ media\ --previous\ --prefix\ --ignore-errors\ --tail=[0-9]+$ ]] && exit 0
 [[ $words =~ ^scale\ deployment\ -l\ ($one|$ours)\ -n\ media\ --replicas=[0-9]+$ ]] && exit 0
 [[ $words =~ ^rollout\ restart\ deployment\ -l\ $one\ -n\ media$ ]] && exit 0
 echo "kubectl: unknown: $words" >&2
