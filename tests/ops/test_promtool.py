@@ -42,6 +42,10 @@ EQUIVALENT = {
 }
 
 
+# Fires always, so nothing about it can change.
+ALWAYS = {"MediaClusterWatchdog"}
+
+
 def test_rules_are_valid() -> None:
     checked = run("promtool", "check", "rules", "--lint=all", "--lint-fatal", *FILES)
 
@@ -62,7 +66,7 @@ def test_rules_meet_their_expectations(file: str, test: dict[str, Any], tmp_path
 def test_every_alert_has_mutants() -> None:
     changed = {mutant.name.partition(": ")[0] for mutant in MUTANTS}
 
-    assert set(alerts()) <= changed
+    assert set(alerts()) - changed == ALWAYS
     assert set(EQUIVALENT) <= {mutant.name for mutant in MUTANTS}
 
 
