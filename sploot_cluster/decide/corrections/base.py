@@ -17,9 +17,19 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self, TypedDict, TypeVar
 
+from sploot_cluster.decide.corrections.facts import groups_of, items_in, named, renamed_in
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, Checked, Field, OneOf, Text, Whole, checked, fields_of, given
-from sploot_cluster.pet.models import Change, ClusterId, Corrected, Correction, HistoryEntry, MediaId, PetState
+from sploot_cluster.pet.models import (
+    Change,
+    ClusterId,
+    Corrected,
+    Correction,
+    HistoryEntry,
+    MediaId,
+    PetState,
+    Signature,
+)
 
 if TYPE_CHECKING:
     from sploot_cluster.pet.past import Past
@@ -294,3 +304,35 @@ class Mark(Statement):
 
     def plan_back(self, state: PetState) -> Plan:
         return Plan(state.labels, state.next_cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterMark(Mark):
+    """A mark on clusters, each with typical items by which it is found once its id has ended.
+
+    Attributes:
+        anchors: cluster -> its typical items; if its id has ended, the mark is on the cluster with most of these items.
+    """
+
+    _request: ClassVar[Callable[..., LedgerRequest]]
+
+    anchors: Mapping[ClusterId, tuple[MediaId, ...]]
+
+    def media(self) -> Sequence[MediaId]:
+        return items_in(self.anchors)
+
+    def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Self:
+        return replace(self, anchors=renamed_in(self.anchors, name))
+
+    def summary(self) -> dict[str, object]:
+        return {"clusters": sorted(self.anchors)}
+
+    def facts(self) -> dict[str, object]:
+        return {"anchors": named(self.anchors)}
+
+    @classmethod
+    def read(cls, signature: Signature, facts: Mapping[str, Any]) -> Self:
+        return cls(*signature, groups_of(facts["anchors"]))
+
+    def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> LedgerRequest:
+        return type(self)._request(pet_id, tuple(self.anchors), requested_by=self.by)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
-from sploot_cluster.decide.corrections.facts import groups_of, items_in, named, renamed_in
+from sploot_cluster.decide.corrections.base import ClusterMark, LedgerRequest, Operation
 from sploot_cluster.errors import AlreadyMade
 from sploot_cluster.fields import ID, ListOf, checked, given
 from sploot_cluster.limits import MAX_CLUSTER_IDS
-from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
+from sploot_cluster.pet.models import Change, ClusterId, Corrected, PetState
 
 
 @checked
@@ -80,38 +79,13 @@ def _plan(
 
 
 @dataclass(frozen=True, slots=True)
-class Hiding(Mark):
-    """A wish to hide clusters. It demands nothing of items.
-
-    Attributes:
-        anchors: cluster -> its typical items; if its id has ended, the cluster with most of these items is hidden.
-    """
+class Hiding(ClusterMark):
+    """A wish to hide clusters. It demands nothing of items."""
 
     kind: ClassVar[str] = HideClusters.verb
     noun: ClassVar[str] = "hiding"
     is_hidden: ClassVar[bool] = True
-    _request: ClassVar[type[HideClusters | ShowClusters]] = HideClusters
-
-    anchors: Mapping[ClusterId, tuple[MediaId, ...]]
-
-    def media(self) -> Sequence[MediaId]:
-        return items_in(self.anchors)
-
-    def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Hiding:
-        return replace(self, anchors=renamed_in(self.anchors, name))
-
-    def summary(self) -> dict[str, object]:
-        return {"clusters": sorted(self.anchors)}
-
-    def facts(self) -> dict[str, object]:
-        return {"anchors": named(self.anchors)}
-
-    @classmethod
-    def read(cls, signature: Signature, facts: Mapping[str, Any]) -> Hiding:
-        return cls(*signature, groups_of(facts["anchors"]))
-
-    def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> LedgerRequest:
-        return self._request(pet_id, tuple(self.anchors), requested_by=self.by)
+    _request: ClassVar[Callable[..., LedgerRequest]] = HideClusters
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +95,4 @@ class Showing(Hiding):
     kind: ClassVar[str] = ShowClusters.verb
     noun: ClassVar[str] = "showing"
     is_hidden: ClassVar[bool] = False
-    _request: ClassVar[type[HideClusters | ShowClusters]] = ShowClusters
+    _request: ClassVar[Callable[..., LedgerRequest]] = ShowClusters

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
-from sploot_cluster.decide.corrections.facts import groups_of, items_in, named, renamed_in
+from sploot_cluster.decide.corrections.base import ClusterMark, LedgerRequest, Operation
 from sploot_cluster.errors import AlreadyMade
 from sploot_cluster.fields import ID, ListOf, checked, given
 from sploot_cluster.limits import MAX_CLUSTER_IDS
-from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
+from sploot_cluster.pet.models import Change, ClusterId, Corrected, PetState
 
 
 @checked
@@ -80,38 +79,13 @@ def _plan(
 
 
 @dataclass(frozen=True, slots=True)
-class Locking(Mark):
-    """A lock of clusters. Reclusters leave locked clusters as they are, so it demands nothing of single items.
-
-    Attributes:
-        anchors: cluster -> its typical items; if its id has ended, the cluster with most of these items is locked.
-    """
+class Locking(ClusterMark):
+    """A lock of clusters. Reclusters leave locked clusters as they are, so it demands nothing of single items."""
 
     kind: ClassVar[str] = LockClusters.verb
     noun: ClassVar[str] = "lock"
     is_locked: ClassVar[bool] = True
-    _request: ClassVar[type[LockClusters | UnlockClusters]] = LockClusters
-
-    anchors: Mapping[ClusterId, tuple[MediaId, ...]]
-
-    def media(self) -> Sequence[MediaId]:
-        return items_in(self.anchors)
-
-    def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Locking:
-        return replace(self, anchors=renamed_in(self.anchors, name))
-
-    def summary(self) -> dict[str, object]:
-        return {"clusters": sorted(self.anchors)}
-
-    def facts(self) -> dict[str, object]:
-        return {"anchors": named(self.anchors)}
-
-    @classmethod
-    def read(cls, signature: Signature, facts: Mapping[str, Any]) -> Locking:
-        return cls(*signature, groups_of(facts["anchors"]))
-
-    def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> LedgerRequest:
-        return self._request(pet_id, tuple(self.anchors), requested_by=self.by)
+    _request: ClassVar[Callable[..., LedgerRequest]] = LockClusters
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +95,4 @@ class Unlocking(Locking):
     kind: ClassVar[str] = UnlockClusters.verb
     noun: ClassVar[str] = "unlock"
     is_locked: ClassVar[bool] = False
-    _request: ClassVar[type[LockClusters | UnlockClusters]] = UnlockClusters
+    _request: ClassVar[Callable[..., LedgerRequest]] = UnlockClusters
