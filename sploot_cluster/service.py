@@ -4,7 +4,7 @@ Each use case loads the newest state, decides with a pure function, and commits 
 came first, it decides again. So workers need no locks, and every use case may run twice: items are recognised by their
 ids, and corrections by the ids of their operations.
 
-Reads need only numpy and redis; faiss and scipy are imported by the use cases that compute with them.
+Reads need only numpy and redis; faiss and the engine are imported by the use cases that compute with them.
 """
 
 from __future__ import annotations
@@ -717,7 +717,7 @@ class ClusterService:
 
     @cached_property
     def _densities(self) -> PetDensity:
-        # scipy is slow to import, and callers that only read do not need it
+        # callers that only read do not need the engine
         from sploot_cluster.pet_density import PetDensity
 
         return PetDensity(self._store, self._settings, on_fallback=self._on_fallback)

@@ -9,7 +9,7 @@ import os
 
 from sploot_cluster.threads import one_thread_each
 
-# numpy, scipy and faiss read these variables on their first import, so they are set before any other import
+# numpy and faiss read these variables on their first import, so they are set before any other import
 one_thread_each(os.environ)
 
 import dramatiq

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
+from sploot_cluster.engine.matching import matching
 from sploot_cluster.pet.diff import most_of, mostly
 from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, Origin, PetState
 from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
@@ -73,9 +73,8 @@ def match_ids(
     old_sizes = _sizes(old_labels[old_counts], legacies)
     new_sizes = _sizes(groups[new_counts], heirs)
     overlap[overlap < settings.overlap_ratio * np.minimum.outer(old_sizes, new_sizes)] = 0
-    for old, new in zip(*linear_sum_assignment(overlap, maximize=True), strict=True):
-        if overlap[old, new]:
-            ids[heirs[new]] = legacies[old]
+    for old, new in matching(overlap):
+        ids[heirs[new]] = legacies[old]
 
     for group in numbers[np.lexsort((numbers, -sizes))].tolist():
         if group not in ids:

@@ -11,7 +11,8 @@ from typing import Final
 
 import numpy as np
 
-from sploot_cluster.engine.spanning_tree import SpanningTree, joined
+from sploot_cluster.engine.graph import components
+from sploot_cluster.engine.spanning_tree import SpanningTree
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, Rows
 
 # Two items are near copies if their distance is less than this share of the usual distance between items of one
@@ -47,7 +48,7 @@ def pictures(tree: SpanningTree, vectors: FloatMatrix, names: Rows | None = None
     edges = np.concatenate(
         [tree.edges[tree.weights < limit], np.stack([near_rows, tree.neighbours[near_rows, near_ranks]], axis=1)]
     )
-    _, found = joined(tree.n, edges, each)
+    _, found = components(tree.n, edges)
     is_copy = _is_copy(vectors, found, limit)
     _, numbers = np.unique(np.where(is_copy, found, tree.n + each), return_inverse=True)
     return numbers

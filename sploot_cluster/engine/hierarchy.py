@@ -16,7 +16,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.engine.spanning_tree import SpanningTree, forest
+from sploot_cluster.engine.graph import forest
+from sploot_cluster.engine.spanning_tree import SpanningTree
 from sploot_cluster.pet.vectors import Rows
 
 Linkage = npt.NDArray[np.float64]

@@ -20,8 +20,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from sploot_cluster.engine.chunks import NEVER, Chunks, Nearest, nearest_rows
 from sploot_cluster.pet.models import Backend
@@ -330,28 +328,6 @@ class Boruvka:
         roots, becomes = np.unique([find(component) for component in parent], return_inverse=True)
         self._n_components, self._component = len(roots), becomes[self._component]
         return edges[accepted]
-
-
-def forest(n: int, edges: Rows) -> Rows:
-    """Return the positions of the edges that make up the minimum spanning forest of n nodes.
-
-    Args:
-        edges: distinct pairs of distinct nodes, by ascending weight.
-    """
-    # ranks instead of weights: ranks are distinct, and none is zero
-    rank = np.arange(1, len(edges) + 1, dtype=np.float64)
-    tree = minimum_spanning_tree(csr_array((rank, (edges[:, 0], edges[:, 1])), shape=(n, n)))
-    positions: Rows = np.sort(tree.data).astype(np.intp) - 1
-    return positions
-
-
-def joined(n: int, edges: Rows, component: Rows) -> tuple[int, Rows]:
-    """Return the number of components left after ``edges`` join n components, and each row's new component."""
-    ones = np.ones(len(edges), dtype=np.int8)
-    n_joined, becomes = connected_components(
-        csr_array((ones, (edges[:, 0], edges[:, 1])), shape=(n, n)), directed=False
-    )
-    return n_joined, becomes.astype(np.intp)[component]
 
 
 def nearest_exactly(

@@ -19,10 +19,9 @@ from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import depth_first_order
 
 from sploot_cluster.engine.chunks import Chunks, alike, arrived_rows, block_rows
+from sploot_cluster.engine.graph import components, forest, walk
 from sploot_cluster.engine.spanning_tree import (
     NEIGHBOURS,
     ROUNDING,
@@ -33,8 +32,6 @@ from sploot_cluster.engine.spanning_tree import (
     SpanningTree,
     View,
     distances_between,
-    forest,
-    joined,
     nearest_exactly,
     spanning_tree,
 )
@@ -103,7 +100,7 @@ def without(
     edges, lengths = number[tree.edges[is_kept]], tree.lengths[is_kept]
     is_same = np.logical_not(listed_gone[edges].any(axis=1))
     edges, lengths = edges[is_same], lengths[is_same]
-    n_parts, part = joined(n, edges, np.arange(n))
+    n_parts, part = components(n, edges)
     if n - np.bincount(part).max() > n // 2:
         return build(rest, k)
     bridges = _bridges(rest, core, n_parts, part)
@@ -118,7 +115,8 @@ def without(
 def _with_many_more(tree: SpanningTree, vectors: FloatMatrix, threads: int) -> SpanningTree:
     n, n_old, k = len(vectors), tree.n, tree.min_samples
     rows = np.arange(n)
-    order = np.concatenate([_along(tree), n_old + alike(vectors[n_old:])])
+    # along the tree, so that similar rows are near each other
+    order = np.concatenate([walk(n_old, tree.edges), n_old + alike(vectors[n_old:])])
     chunks = Chunks.of(vectors, order)
     arrived = arrived_rows(
         vectors,
@@ -181,14 +179,6 @@ def _with_near(tree: SpanningTree, vectors: FloatMatrix, near: Rows) -> tuple[Ro
     kept = order[first[:, None] + np.arange(k)]
     neighbours[shrunk], distances[shrunk] = listed[kept], far[kept]
     return neighbours, distances, shrunk
-
-
-def _along(tree: SpanningTree) -> Rows:
-    """Return all rows in the order of a walk through the tree, so that similar ones are near each other."""
-    ends = tree.edges
-    graph = csr_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(tree.n, tree.n))
-    order: Rows = depth_first_order(graph, 0, directed=False, return_predecessors=False).astype(np.intp)
-    return order
 
 
 def _nothing(n: int) -> Rows:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 1
 MOST_DEAD_LETTERS: Final = 100
-LIBRARIES: Final = ("sploot-cluster", "numpy", "scipy", "faiss-cpu")
+LIBRARIES: Final = ("sploot-cluster", "numpy", "faiss-cpu")
 
 SETTINGS: Final = "settings.json"
 PET: Final = "pet.zip"

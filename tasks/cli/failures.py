@@ -20,7 +20,6 @@ from tasks.embedded_redis import NoRedisServer
 # package -> the extra that installs it. What all commands need, both [worker] and [server] install.
 EXTRAS: Final = {
     "faiss": "worker",
-    "scipy": "worker",
     "threadpoolctl": "worker",
     "periodiq": "worker",
     "fastapi": "server",

@@ -250,8 +250,8 @@ def test_tree_is_rebuilt_after_deletion_by_a_server_without_engine(
     vectors, store = album(300), MemoryPetStore()
     arrive(ClusterService(store), vectors, range(300))
     ClusterService(store).recluster(PET)
-    with monkeypatch.context() as without_scipy:
-        without_scipy.setitem(sys.modules, "sploot_cluster.pet_density", None)
+    with monkeypatch.context() as without_engine:
+        without_engine.setitem(sys.modules, "sploot_cluster.pet_density", None)
         ClusterService(store).delete_media(PET, [MediaId("m7")], by="ada")
 
     ClusterService(store).recluster(PET)

@@ -1,0 +1,70 @@
+"""Forests, components and walks, compared with scipy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+
+from sploot_cluster.engine.graph import components, forest, walk
+from sploot_cluster.pet.vectors import Rows
+
+
+def graph(n: int, edges: Rows, weights: npt.NDArray[np.float64]) -> csr_array:
+    return csr_array((weights, (edges[:, 0], edges[:, 1])), shape=(n, n))
+
+
+def random_edges(seed: int) -> tuple[int, Rows]:
+    """Return up to 40 nodes and up to 80 distinct edges between different ones, in random order."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(2, 41))
+    pairs = np.sort(rng.integers(0, n, size=(int(rng.integers(0, 81)), 2)), axis=1)
+    return n, rng.permutation(np.unique(pairs[pairs[:, 0] < pairs[:, 1]], axis=0))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_forest_matches_scipy(seed: int) -> None:
+    n, edges = random_edges(seed)
+
+    found = forest(n, edges)
+
+    # scipy takes a weight of zero for a missing edge
+    theirs = minimum_spanning_tree(graph(n, edges, np.arange(1.0, len(edges) + 1)))
+    assert found.tolist() == (np.sort(theirs.data) - 1).astype(int).tolist()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_components_match_scipy_and_are_numbered_by_first_node(seed: int) -> None:
+    n, edges = random_edges(seed)
+
+    n_found, found = components(n, edges)
+
+    n_theirs, theirs = connected_components(graph(n, edges, np.ones(len(edges))), directed=False)
+    assert n_found == n_theirs
+    assert len(set(zip(found.tolist(), theirs.tolist(), strict=True))) == n_found
+    assert found[np.sort(np.unique(found, return_index=True)[1])].tolist() == list(range(n_found))
+
+
+def test_long_path_is_one_component_and_its_own_forest() -> None:
+    nodes = np.random.default_rng(1).permutation(5_000)
+    path = np.stack([nodes[:-1], nodes[1:]], axis=1)
+
+    assert components(5_000, path)[0] == 1
+    assert forest(5_000, path).tolist() == list(range(4_999))
+
+
+def test_walk_visits_every_node_next_to_an_earlier_one() -> None:
+    rng = np.random.default_rng(2)
+    names = rng.permutation(300)
+    names[[0, int(np.flatnonzero(names == 0)[0])]] = 0, names[0]
+    edges = np.stack([names[1:], names[(rng.random(299) * np.arange(1, 300)).astype(int)]], axis=1)
+
+    order = walk(300, edges)
+
+    place = np.argsort(order)
+    later_ends = place[edges].max(axis=1)
+    assert order[0] == 0
+    assert sorted(order.tolist()) == list(range(300))
+    assert sorted(later_ends.tolist()) == list(range(1, 300))
