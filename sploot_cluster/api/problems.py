@@ -132,7 +132,8 @@ TOO_MANY_REQUESTS: Final = Kind(
     "too-many-requests",
     429,
     "Too many requests",
-    "The caller sent more requests per second than the server accepts (SPLOOT_HTTP_RATE); retry after `Retry-After`.",
+    "The caller sent more requests per second than the server accepts (SPLOOT_HTTP_RATE), or too many callers watch "
+    "the queues; retry after `Retry-After`.",
 )
 HEADERS_TOO_LARGE: Final = Kind("headers-too-large", 431, "Headers too large", "The headers have too many bytes.")
 INTERNAL: Final = Kind(

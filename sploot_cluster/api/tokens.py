@@ -67,6 +67,7 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "get_preview": _READERS,
     "get_map": _READERS,
     "get_queues": _READERS,
+    "watch_queues": _READERS,
     "list_jobs": _READERS,
     "get_queue_history": _READERS,
     "search_jobs": _OPERATORS,

@@ -30,6 +30,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
+from sploot_cluster.api.server import PatientProtocol
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.composition import build_app
@@ -207,7 +208,9 @@ def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
     @cache
     def start(**settings: Any) -> str:
         app = build_app(Settings(redis_url=redis_server.url, **settings))
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
+        # with the protocol of `serve`, which ends the streams of open pages at shutdown
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, http=PatientProtocol, log_config=None, access_log=False)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         running.append((server, thread))

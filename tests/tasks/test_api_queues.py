@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from tasks.composition import build_app
 from tasks.contracts import QUEUES as TASK_QUEUES
 from tasks.settings import Settings
 from tests.sploot_cluster.api.front import API, client_of
+from tests.sploot_cluster.api.test_envelope import served
 from tests.tasks.queue_ops.desk import STUCK, Desk
 
 TOKENS = Tokens(tuple(Token(role, role, f"{role}-secret-0123456789") for role in Role))
@@ -105,6 +108,45 @@ def test_all_roles_see_queues_and_operators_see_dead_letters(api: Caller, desk: 
     assert api.get("/embedding/dead", "viewer").status_code == 403
     assert api.get("/embedding/dead/7-7").status_code == 404
     assert api.get("/embedding/dead/nonsense").status_code == 404
+
+
+def events_of(answer: Any) -> dict[str, Any]:
+    """Return the data of each event of a response, by name."""
+    assert answer.status_code == 200
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    lines = [event.split("\n") for event in answer.text.strip().split("\n\n")]
+    return {name.removeprefix("event: "): json.loads(data.removeprefix("data: ")) for name, data in lines}
+
+
+def test_events_contain_what_their_caller_may_read(api: Caller, desk: Desk) -> None:
+    desk.bury(1)
+
+    seen = {role: events_of(api.get("/events", role)) for role in ("operator", "viewer")}
+
+    assert list(seen["operator"]) == ["queues", "audit", "read"]
+    assert list(seen["viewer"]) == ["queues", "read"]
+    assert seen["viewer"]["queues"].keys() == api.get("", "viewer").json().keys()
+    assert api.get("/events", "uploader").status_code == 403
+    assert api.http.get(f"{QUEUES}/events").status_code == 401
+
+
+@pytest.mark.slow
+def test_stream_pushes_changes_and_ends_with_the_server(redis_url: str, desk: Desk) -> None:
+    # leaving the block waits for the stream's end
+    with served(build_app(Settings(redis_url=redis_url))) as port:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+        head = f"GET {QUEUES}/events HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n"
+        connection.sendall(head.encode())
+        received = b""
+        while b"event: read" not in received:
+            received += connection.recv(65_536)
+        desk.operations.act(desk.operations.plan_pause("embedding"), by="test", via="test")
+        while b'"is_paused":true' not in received:
+            received += connection.recv(65_536)
+
+    connection.close()
+    assert b"x-accel-buffering: no" in received.lower()
+    assert received.index(b'"is_paused":false') < received.index(b'"is_paused":true')
 
 
 def test_plan_can_be_applied_only_once(api: Caller, desk: Desk) -> None:

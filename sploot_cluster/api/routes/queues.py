@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, READS, WRITES, Admission, CallerOf
 from sploot_cluster.api.answers import NEXT_CURSOR
 from sploot_cluster.api.bodies import Apply, CancelJobs, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
+from sploot_cluster.api.live import MEDIA_TYPE, EventStream, Feed, encoded
 from sploot_cluster.api.numbers import IdInAddress, Seconds
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
 from sploot_cluster.api.routes.jobs import PREFIX
@@ -34,6 +38,10 @@ from sploot_cluster.queues import (
 VIA = "http"
 
 MAX_LISTED = 1_000
+
+# The events that pages receive, and the operation that returns the same: a caller receives what it may call.
+EVENTS: Final[Mapping[str, str]] = {"queues": "get_queues", "audit": "get_audit", "read": "get_queues"}
+AUDIT_SHOWN: Final = 10
 
 # The id of a stream entry; 18 digits are a thousand times the present number of milliseconds, and a valid id.
 CURSOR: Final = "^[1-9][0-9]{0,17}-(0|[1-9][0-9]{0,17})$"
@@ -184,6 +192,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
             raise Refusal(NOT_FOUND, f"queue {shown(queue)} has no dead letter {shown(dead_letter_id)}")
         return dead_letter
 
+    _add_events(router, operations)
     _add_plans(router, operations, of_queue, writes)
 
     @router.post(
@@ -203,6 +212,44 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         return operations.act(plan, by=caller.name, via=VIA, note=body.note)
 
     return router
+
+
+def _add_events(router: APIRouter, operations: QueueOperations) -> None:
+    """Add the route that pushes the state of the queues."""
+
+    def read() -> Mapping[str, bytes]:
+        at = datetime.now(UTC)
+        page = operations.audit(AUDIT_SHOWN)
+        return {
+            "queues": Queues(queues=list(operations.queues())).model_dump_json().encode(),
+            "audit": Audit(records=list(page.records), next_cursor=page.cursor).model_dump_json().encode(),
+            "read": json.dumps({"at": at.isoformat()}).encode(),
+        }
+
+    feed = Feed(read)
+
+    @router.get(
+        "/events",
+        operation_id="watch_queues",
+        summary="Watch the queues",
+        status_code=200,
+        response_class=EventStream,
+        responses=documented(*READS, QUEUE_UNAVAILABLE)
+        | {200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}},
+    )
+    async def watch_queues(request: Request, caller: CallerOf) -> Response:
+        """Push the state of the queues as server-sent events, every two seconds.
+
+        Each event has the JSON of another address as its data: `queues` of `GET /queues` and, for operators, `audit` of
+        `GET /queues/audit`. `read` ends a round, with its time as `at`. While Redis does not answer, there is only
+        `problem`, with a `detail`. The stream ends after ten minutes: request it again. Without
+        `Accept: text/event-stream`, it ends after the first round.
+        """
+        names = {name for name, operation in EVENTS.items() if operation in caller.may_call}
+        if MEDIA_TYPE in request.headers.get("accept", ""):
+            news = feed.watch()
+            return EventStream(await anext(news), news, names)
+        return Response(encoded(await feed.once(), names), media_type=MEDIA_TYPE)
 
 
 def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorator, writes: Any) -> None:

@@ -10,7 +10,7 @@ const TOKEN = "sploot-token";
 export class Refused extends Error {
   constructor(status, problem) {
     const texts = (problem.errors ?? []).map((error) => `${error.field} ${error.problem}; ${error.hint}`);
-    super(texts.length ? texts.join(". ") : problem.detail ?? problem.title ?? `HTTP ${status}`);
+    super(texts.length && status < 500 ? texts.join(". ") : problem.detail ?? problem.title ?? `HTTP ${status}`);
     this.status = status;
     this.problem = problem;
   }
@@ -50,6 +50,14 @@ async function call(method, path, body, headers = {}) {
   // corrections only: how many items arrived that the page does not show yet
   const arrivals = response.headers.get("Arrivals-Since");
   return arrivals === null ? answer : { ...answer, n_arrivals: Number(arrivals) };
+}
+
+/** Open a stream of server-sent events; resolves to its bytes. */
+export async function watch(path, signal) {
+  const headers = { Accept: "text/event-stream", ...(token.get() && { Authorization: `Bearer ${token.get()}` }) };
+  const response = await fetch(`${API}/${path}`, { headers, cache: "no-store", signal }).catch(unanswered);
+  if (!response.ok) throw new Refused(response.status, {});
+  return response.body;
 }
 
 /** Turn what a browser throws when no answer comes into a sentence. */

@@ -8,12 +8,12 @@ import { find } from "./find.js";
 import { incidents } from "./incidents.js";
 import { job } from "./job.js";
 import { jobs, listenForSearches } from "./jobs.js";
+import { ignore, isLive, listen } from "./live.js";
 import { pet } from "./pet.js";
 import { queues } from "./queues.js";
 import { redraw } from "./redraw.js";
 
 const PLACES = { queues, incidents, activity, dead, pet, job, jobs, find };
-const STALE_AFTER_S = 20;
 const OLD_AFTER_S = 60;
 
 const main = document.getElementById("main");
@@ -22,8 +22,9 @@ const places = new Map(); // address -> how far its page was scrolled
 
 let here = null;
 let timer = null;
-let loadedAt = null;
-let failing = false;
+let readAt = null; // when the server read what is shown
+let loadedAt = null; // the same on the clock of this page
+let problem = ""; // why nothing newer is shown
 
 /** Return the page for a broken link, which shows what is wrong with it. */
 const broken = (problem) => ({
@@ -52,6 +53,7 @@ function address() {
 /** Load and draw the page that the address names; `again` if it is the page that is shown. */
 async function show({ again = false } = {}) {
   clearTimeout(timer);
+  if (!again) [readAt, loadedAt, problem] = [null, null, ""];
   const visit = (here = address());
   const { place } = visit;
   for (const link of document.querySelectorAll("header nav a")) {
@@ -65,24 +67,58 @@ async function show({ again = false } = {}) {
     const data = await place.load(visit);
     if (here !== visit) return;
     document.getElementById("sign-in").hidden = true;
-    [loadedAt, failing] = [Date.now(), false];
-    draw(place.draw(data, visit, () => show({ again: true })), { again, visit });
+    [readAt, loadedAt, problem] = [new Date(), performance.now(), ""];
+    draw(place.draw(data, visit, reload), { again, visit });
   } catch (error) {
     if (here !== visit) return;
     if (error instanceof Refused && error.status === 401) return askForToken();
-    failing = error instanceof Unanswered;
-    if (!failing && !(error instanceof Refused)) console.error(error);
-    if (!again) draw([h("h1", {}, place.title(visit)), place.form?.(visit), h("p", { class: "banner is-critical" }, error.message)], { again, visit });
-    else if (!failing) notice(error.message, { kind: "bad" });
+    const isAway = error instanceof Unanswered || error.status === 503;
+    if (!isAway && !(error instanceof Refused)) console.error(error);
+    if (!again || loadedAt === null) draw([h("h1", {}, place.title(visit)), place.form?.(visit), h("p", { class: "banner is-critical" }, error.message)], { again, visit });
+    else if (isAway) problem = error.message;
+    else notice(error.message, { kind: "bad" });
   }
-  showFreshness();
-  if (place.every) timer = setTimeout(() => (document.hidden ? null : show({ again: true })), place.every);
+  keepFresh();
 }
+
+const reload = () => show({ again: true });
+
+/** Keep a visible page fresh: by the news that the server pushes, or by loading it every few seconds. A hidden page costs
+ *  nothing. */
+function keepFresh() {
+  clearTimeout(timer);
+  showFreshness();
+  if (document.hidden || !here.place.news) ignore();
+  else listen({ onNews, onProblem, onRefused: reload });
+  if (here.place.every && !document.hidden) timer = setTimeout(() => (isLive() && loadedAt !== null ? keepFresh() : reload()), here.place.every);
+}
+
+function onNews(news) {
+  const visit = here;
+  if (!visit.place.news || loadedAt === null) return;
+  [readAt, loadedAt, problem] = [new Date(news.read.at), performance.now(), ""];
+  draw(visit.place.draw(visit.place.news(news), visit, reload), { again: true, visit });
+  showFreshness();
+}
+
+function onProblem(detail) {
+  problem = detail;
+  showFreshness();
+}
+
+let isPressed = false;
+let drawnLater = null;
 
 function draw(drawn, { again, visit }) {
   if (drawn !== null) {
     const children = [drawn].flat(3).filter(Boolean);
-    if (again) return redraw(main, children);
+    if (again) {
+      const now = () => here === visit && redraw(main, children);
+      // a click needs the element that was pressed
+      if (isPressed) drawnLater = now;
+      else now();
+      return;
+    }
     main.replaceChildren(...children);
   }
   if (again) return;
@@ -94,18 +130,25 @@ function draw(drawn, { again, visit }) {
 
 function askForToken() {
   const form = document.getElementById("sign-in");
-  const isWrong = token.get() !== "";
-  const secret = h("input", { type: "password", name: "secret", autocomplete: "off", required: true, "aria-label": "Secret", "aria-describedby": isWrong ? "wrong-secret" : null });
+  const isKnown = me() !== null; // the server recognised this caller before
+  const trouble = isKnown
+    ? "Your session has ended: this server does not accept your secret any more, or now requires one. Sign in to return to this page; nothing was changed."
+    : token.get() && "This server does not know that secret. Check for missing characters, or ask an operator whether the token was replaced.";
+  const secret = h("input", { type: "password", name: "secret", autocomplete: "off", required: true, "aria-label": "Secret", "aria-describedby": trouble ? "wrong-secret" : null });
   const enter = (event) => {
     event.preventDefault();
     token.set(secret.value.trim());
     show();
   };
   forget();
+  ignore();
+  [readAt, loadedAt, problem] = [null, null, ""];
+  showFreshness();
   showCaller();
+  document.getElementById("dialog").close();
   form.replaceChildren(
     h("h1", {}, "Sign in"),
-    isWrong && h("p", { class: "banner is-critical", id: "wrong-secret", role: "alert" }, "This server does not know that secret. Check for missing characters, or ask an operator whether the token was replaced."),
+    ...(trouble ? [h("p", { class: "banner is-critical", id: "wrong-secret", role: "alert" }, trouble)] : []),
     h("p", { class: "quiet" }, "This server requires a token. Enter the secret of one of the entries of SPLOOT_API_TOKENS; it is kept in this tab only."),
     h("form", { class: "row", onsubmit: enter }, secret, h("button", { class: "main" }, "Sign in")),
   );
@@ -133,23 +176,44 @@ function showCaller() {
 
 // -- how old the page is -------------------------------------------------------------------------------------------
 
-/** Mark old numbers as old, so that an outage does not look like an idle system. */
+/** Show the time of what is shown, and mark what is old as old, so that an outage does not look like an idle system. */
 function showFreshness() {
-  const age = loadedAt === null ? null : Math.round((Date.now() - loadedAt) / 1000);
-  const stale = failing || (here.place.every && age > STALE_AFTER_S);
-  const text = age === null ? "" : stale ? `${age} s old` : age > OLD_AFTER_S ? `loaded ${Math.round(age / 60)} min ago` : "";
-  freshness.textContent = [text, failing && "the server does not answer"].filter(Boolean).join("; ");
-  freshness.classList.toggle("is-stale", Boolean(stale));
+  const age = loadedAt === null ? null : Math.round((performance.now() - loadedAt) / 1000);
+  const { every, news } = here.place;
+  const live = Boolean(news) && isLive();
+  const isOld = every && age !== null && age > (2 * every) / 1000 + 5;
+  const isStale = Boolean(problem) || isOld;
+  const time = readAt && `${readAt.toISOString().slice(11, 19)} UTC`;
+  const old = isStale ? `, ${age} s old` : age > OLD_AFTER_S && !every ? `, ${Math.round(age / 60)} min ago` : "";
+  const how = isStale ? "reconnecting" : live ? "live" : every ? `every ${every / 1000} s` : "";
+  const [asOf, state] = freshness.children;
+  asOf.textContent = time === null || age === null ? "" : `as of ${time}${old}`;
+  if (state.textContent !== how) state.textContent = how;
+  freshness.classList.toggle("is-stale", isStale && age !== null);
+  freshness.classList.toggle("is-live", live && !isStale);
+  const banner = document.getElementById("stale");
+  const text = age === null || !isStale ? "" : `This page shows what was true at ${time}. ${problem || "The server does not answer."}`;
+  banner.hidden = !text;
+  if (banner.textContent !== text) banner.textContent = text;
 }
 
-const again = () => show({ again: true });
+addEventListener("pointerdown", () => (isPressed = true), true);
+for (const name of ["pointerup", "pointercancel", "dragend"]) {
+  addEventListener(name, () => setTimeout(release), true); // after the click that belongs to it
+}
+
+function release() {
+  const draw = drawnLater;
+  [isPressed, drawnLater] = [false, null];
+  draw?.();
+}
 
 listenForSearches();
 
-document.getElementById("refresh").addEventListener("click", again);
+document.getElementById("refresh").addEventListener("click", reload);
 setInterval(showFreshness, 1000);
 addEventListener("scroll", () => here && places.set(here.hash, scrollY), { passive: true });
 addEventListener("hashchange", () => show());
-document.addEventListener("visibilitychange", () => document.hidden || again());
+document.addEventListener("visibilitychange", () => (document.hidden ? keepFresh() : reload()));
 history.scrollRestoration = "manual";
 show();

@@ -11,6 +11,7 @@ const RECLUSTER = "cluster.recluster";
 export const queues = {
   title: () => "Queues",
   every: 5000,
+  news: ({ queues: { queues }, audit }) => ({ queues, audit: audit ?? null }),
   async load() {
     const [{ queues }] = await Promise.all([get("queues"), thresholds()]);
     // only operators may read the audit log; others see the page without it

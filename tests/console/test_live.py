@@ -1,0 +1,149 @@
+"""Tests of pages that the server keeps fresh: pushed news, what replaces it, and the age that the page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from tests.console.conftest import Page
+from tests.support import eventually
+
+pytestmark = pytest.mark.slow
+
+STREAM = "streams:embedding.ingested"
+PAUSED = f"{{{STREAM}}}:paused"
+
+# How often the page loaded the queues, or opened the stream.
+LOADS = """
+return performance.getEntriesByType("resource").filter((one) => one.name.endsWith(arguments[0])).length;
+"""
+HIDE = """
+Object.defineProperty(document, "hidden", { value: arguments[0], configurable: true });
+document.dispatchEvent(new Event("visibilitychange"));
+"""
+# A proxy that collects a response until it is complete delivers no event.
+BUFFERING = """
+const load = fetch;
+window.fetch = (address, options) => String(address).endsWith("/events")
+  ? new Promise((_, reject) => options.signal.addEventListener("abort", () => reject(options.signal.reason)))
+  : load(address, options);
+"""
+
+
+def state_of(page: Page) -> str:
+    """Return what the page shows about its age."""
+    return " ".join(page.shown("#freshness"))
+
+
+def becomes_live(page: Page) -> None:
+    eventually(lambda: state_of(page).endswith("live"), within_s=30)
+
+
+@pytest.fixture
+def buffering(page: Page) -> Iterator[None]:
+    """A proxy between page and server that holds events back."""
+    added: Any = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": BUFFERING})
+    yield
+    page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
+def test_change_is_pushed_and_takes_nothing_out_of_the_hands(page: Page, redis_client: redis.Redis) -> None:
+    page.open("queues")
+    becomes_live(page)
+    assert "as of " in state_of(page)
+    button = page.browser.find_elements(By.XPATH, "//button[starts-with(text(), 'Pause')]")[1]
+    page.browser.execute_script("arguments[0].focus(); scrollTo(0, 50)", button)
+
+    redis_client.set(PAUSED, "1")
+    page.sees("embedding.ingested is paused")
+
+    assert page.browser.execute_script(LOADS, "/queues") == 1
+    assert page.browser.switch_to.active_element.text == "Pause…"
+    assert page.browser.execute_script("return scrollY") == 50
+    assert page.complaints() == []
+
+
+def test_news_does_not_swallow_a_click(page: Page, redis_client: redis.Redis) -> None:
+    page.open("queues")
+    becomes_live(page)
+
+    def press() -> bool:
+        button = page.browser.find_element(By.XPATH, "//button[starts-with(text(), 'Cancel jobs')]")
+        ActionChains(page.browser).click_and_hold(button).perform()
+        return True
+
+    eventually(press)
+    before = state_of(page)
+    # news came while the button was held
+    eventually(lambda: state_of(page) != before)
+    ActionChains(page.browser).release().perform()
+
+    page.sees("Enter a job id")
+
+
+def test_page_behind_a_buffering_proxy_loads_its_data(buffering: None, page: Page, redis_client: redis.Redis) -> None:
+    page.open("queues")
+    page.sees("embedding.ingested has no running worker")
+    assert "every 5 s" in state_of(page)
+
+    redis_client.set(PAUSED, "1")
+
+    page.sees("embedding.ingested is paused")
+    assert page.complaints() == []
+
+
+def test_page_shows_how_old_it_is_while_redis_fails(page: Page, redis_client: redis.Redis) -> None:
+    page.open("queues")
+    becomes_live(page)
+
+    redis_client.set(STREAM, "not a stream")
+
+    page.sees("This page shows what was true at")
+    page.sees("reconnecting")
+    eventually(lambda: " s old" in state_of(page))
+    redis_client.delete(STREAM)
+    becomes_live(page)
+    assert not page.browser.find_element(By.ID, "stale").is_displayed()
+
+
+def test_hidden_page_costs_nothing(page: Page, redis_client: redis.Redis) -> None:
+    page.open("queues")
+    becomes_live(page)
+    loads = page.browser.execute_script(LOADS, "/queues")
+
+    page.browser.execute_script(HIDE, True)
+    eventually(lambda: not state_of(page).endswith("live"))
+    redis_client.set(PAUSED, "1")
+    page.browser.execute_script("return new Promise((resolve) => setTimeout(resolve, 2500))")  # longer than a round
+
+    assert page.browser.execute_script(LOADS, "/queues") == loads
+    assert "is paused" not in page.browser.find_element(By.TAG_NAME, "main").text
+    page.browser.execute_script(HIDE, False)
+    page.sees("embedding.ingested is paused")
+    becomes_live(page)
+
+
+def test_expired_session_is_reported_and_resumed(
+    browser: webdriver.Chrome, serve: Callable[..., str], redis_client: redis.Redis
+) -> None:
+    secret = "another-secret-of-a-viewer"
+    page = Page(browser, serve(api_tokens=f"bea:viewer:{secret}"))
+    page.open("queues")
+    page.labelled("Secret").send_keys(secret, Keys.ENTER)
+    becomes_live(page)
+
+    browser.execute_script("sessionStorage.setItem('sploot-token', 'a-secret-that-was-replaced')")
+    page.click("Refresh")
+    page.sees("Your session has ended")
+    page.labelled("Secret").send_keys(secret, Keys.ENTER)
+
+    becomes_live(page)
+    page.sees("embedding.ingested")
+    page.click("Sign out")
