@@ -21,12 +21,12 @@ $(BIN)/python:
 
 # The demo needs no test tools: they are a third of what the tests need.
 $(VENV)/demo-installed: setup.cfg setup.py pyproject.toml | $(BIN)/python
-	@echo "installing into $(VENV) (once; about 500 MB: numpy, scipy, faiss and others)"
+	@echo "installing into $(VENV) (once; about 400 MB: numpy, faiss, scikit-learn and others)"
 	@$(INSTALL) --editable '.[all]'
 	@touch $@
 
 $(VENV)/installed: setup.cfg setup.py pyproject.toml | $(BIN)/python
-	@echo "installing into $(VENV) (once; about 700 MB: numpy, scipy, faiss and others)"
+	@echo "installing into $(VENV) (once; about 700 MB: numpy, faiss, scikit-learn and others)"
 	@$(INSTALL) --editable '.[dev]'
 	@touch $(VENV)/demo-installed $@
 

@@ -22,6 +22,7 @@ PARTS: Final = (
     "remembered",
     "find",
     "capacity",
+    "footprint",
 )
 
 

@@ -19,7 +19,7 @@ from tests.support import eventually
 from tests.system.events import flat_event, free_port
 
 ROOT = Path(__file__).parent.parent.parent
-LARGEST_BYTES = 450e6
+LARGEST_BYTES = 350e6
 
 
 @pytest.fixture
