@@ -114,7 +114,7 @@ test-upgrade: $(VENV)/installed ## replace workers of another commit by ours und
 	@SPLOOT_OLD=$(OLD) $(BIN)/python -m pytest -n 0 -q --deploy tests/deploy/test_upgrades.py
 
 .PHONY: chart
-chart: $(VENV)/deploy-installed ## render the chart with Helm 3 and 4 and validate it against Kubernetes 1.27 to 1.37 and the operators
+chart: $(VENV)/deploy-installed ## validate the chart with Helm 3 and 4 for Kubernetes 1.27 to 1.37 and the operators, and run kubectl on its objects
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/charts $(ARGS)
 
 .PHONY: test-redis
