@@ -163,22 +163,29 @@ def _metrics() -> Iterator[str]:
     from tasks.observe.backlog import BacklogCollector
     from tasks.observe.media_totals import MediaCollector
     from tasks.observe.metrics import JobMetrics
+    from tasks.observe.process_facts import Pod, ProcessCollector
 
     registry = CollectorRegistry()
     JobMetrics(registry)
     client = redis.Redis()  # describe() sends no command
-    yield from ["# Metrics", "", "`GET /metrics` of a worker pod, port 9105 by default; the HTTP server answers the"]
-    yield "samples of the queues as well. `pet_id` is never a label: it is in the logs."
+    of_process = ProcessCollector(client, rollout_percent=100, pod=Pod(lambda: False, started_at=0.0))
+    yield from [
+        "# Metrics",
+        "",
+        "`GET /metrics` of a worker pod, port 9105 by default; the HTTP server answers all but",
+    ]
+    yield "the counts of workers. `pet_id` is never a label: it is in the logs."
     for title, families in (
         ("Counted by workers", list(registry.collect())),
         ("Sampled from the queues", list(BacklogCollector(client).describe())),
         ("Sampled from the pets", list(MediaCollector(client).describe())),
+        ("About the process that answers", list(of_process.describe())),
     ):
         yield from ["", f"## {title}", *_listed((_name_of(family), family.documentation) for family in families)]
 
 
 def _name_of(family: Any) -> str:
-    labels = getattr(family, "_labelnames", None) or sorted({n for s in family.samples for n in s.labels} - {"le"})
+    labels = getattr(family, "_labelnames", ()) or sorted({n for s in family.samples for n in s.labels} - {"le"})
     name = f"{family.name}_total" if family.type == "counter" else family.name
     return f"`{name}` ({family.type}{'; labels ' * bool(labels)}{', '.join(f'`{one}`' for one in labels)})"
 

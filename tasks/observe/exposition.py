@@ -16,7 +16,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -101,65 +101,31 @@ def expose(
     """Return the function for ``/metrics``, which turns an ``Accept`` header into a body and its media type.
 
     Args:
-        with_jobs: add up the counts of this master's workers; other processes expose only the samples.
+        with_jobs: add up the counts of this master's workers; other processes expose only the samples, and facts about
+            themselves.
         is_stuck: returns whether ``/healthz`` reports a worker process that makes no progress.
     """
-    from prometheus_client import CollectorRegistry, Metric
-    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
     from prometheus_client.multiprocess import MultiProcessCollector
-    from prometheus_client.registry import Collector
 
     from broker import RedisStreamsBroker
     from tasks.observe.backlog import BacklogCollector, BacklogSampler
     from tasks.observe.media_totals import MediaCollector
+    from tasks.observe.process_facts import Pod, ProcessCollector
 
-    class Rollout(Collector):
-        # not a Gauge: in multiprocess mode its value would be written to a file and outlive this process
-        def collect(self) -> Iterator[Metric]:
-            meaning = "Share of pets whose items are accepted from producers, as configured for this process."
-            yield GaugeMetricFamily("cluster_ingest_rollout_percent", meaning, value=settings.ingest_rollout_percent)
-
-    started_at = time.time()
+    pod = Pod(is_stuck, started_at=time.time()) if with_jobs else None
     queues = RedisStreamsBroker(client=client, middleware=[], group=GROUP)
     for queue in QUEUES:
         queues.declare_queue(queue)
     sampler = BacklogSampler(queues, client)
 
-    class Started(Collector):
-        def collect(self) -> Iterator[Metric]:
-            meaning = "When the counters of this pod started at 0, on its own clock."
-            yield GaugeMetricFamily("cluster_worker_start_time_seconds", meaning, value=started_at)
-            meaning = (
-                "1 if /healthz reports that a worker process of this pod makes no progress: it hangs or is frozen."
-            )
-            yield GaugeMetricFamily("cluster_worker_stuck", meaning, value=int(is_stuck()))
-
-    class Writable(Collector):
-        # Redis is probed at every scrape; if it does not answer, the metric is missing
-        def collect(self) -> Iterator[Metric]:
-            try:
-                probe_writes(client)
-            except REDIS_ERRORS as error:
-                if refusal_of(error) is None:
-                    return
-                takes_writes = 0
-            else:
-                takes_writes = 1
-            meaning = (
-                "1 if Redis accepted a write during the scrape, 0 if it refused: it or its disk is "
-                "full, its replicas are gone, or it is a replica itself. No job can be enqueued or finished then."
-            )
-            yield GaugeMetricFamily("media_cluster_redis_writable", meaning, value=takes_writes)
-
     def exposition(accept: str) -> tuple[bytes, str]:
         registry = CollectorRegistry()
         registry.register(BacklogCollector(client, sampler))
         registry.register(MediaCollector(client))
-        registry.register(Writable())
-        registry.register(Rollout())
-        if with_jobs:
-            registry.register(Started())
+        registry.register(ProcessCollector(client, rollout_percent=settings.ingest_rollout_percent, pod=pod))
+        if pod is not None:
             forget_the_dead(Path(os.environ[VARIABLE]))
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
         encode, media_type = choose_encoder(accept)
@@ -284,6 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = 10  # seconds, for a client that connects and sends nothing
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/metrics":
@@ -307,7 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is http.server's
         logger.debug("scraped", extra={"request": format % args})

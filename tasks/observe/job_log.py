@@ -23,7 +23,7 @@ from sploot_cluster.errors import (
     UnknownRevision,
 )
 from sploot_cluster.pet.models import Assigned
-from tasks.contracts import RECLUSTER_PET
+from tasks.contracts import CLUSTER_EMBEDDING, QUEUE_OF, RECLUSTER_PET
 from tasks.observe.exposition import serve_metrics
 from tasks.observe.job_facts import NO_BACKEND, JobFacts, close_job, open_job
 from tasks.observe.log_stream import release_all
@@ -94,19 +94,25 @@ class RecordJobs(dramatiq.Middleware):
         if isinstance(result, Assigned):
             facts.backend = result.backend
         duration_s = time.perf_counter() - facts.started_s
+        age_s = self._age_s(message)
         operation = OPERATIONS.get(message.actor_name)
         if facts.refusal is not None and operation is not None:
-            self._log(message, facts, "refused", duration_s, facts.refusal)
+            self._log(message, facts, "refused", duration_s, age_s, facts.refusal)
             self._metrics.refused.labels(operation, reason_of(facts.refusal)).inc()
             return
         outcome = outcome_of(exception)
-        self._log(message, facts, outcome, duration_s, exception)
+        self._log(message, facts, outcome, duration_s, age_s, exception)
         if self._history is not None:
             self._history.count(message.queue_name, is_success=exception is None, duration_s=duration_s)
         if message.queue_name in UNCOUNTED_QUEUES:
             return
         self._metrics.jobs.labels(outcome, facts.backend).inc()
+        self._metrics.by_actor.labels(message.actor_name, outcome).inc()
         self._metrics.durations.labels(facts.backend).observe(duration_s)
+        if age_s is not None and facts.attempt == 1:
+            self._metrics.waits.labels(message.actor_name).observe(max(0.0, age_s - duration_s))
+        if age_s is not None and outcome == "success" and message.actor_name == CLUSTER_EMBEDDING:
+            self._metrics.freshness.observe(age_s)
         if operation is not None:
             self._metrics.feedback.labels(operation, outcome).inc()
         if message.actor_name == RECLUSTER_PET and facts.noise_count is not None:
@@ -141,6 +147,8 @@ class RecordJobs(dramatiq.Middleware):
             self._metrics.jobs.labels("invalid", NO_BACKEND).inc()
         elif dead_letter.reason == "delivery-limit":
             self._metrics.jobs.labels("error", NO_BACKEND).inc()
+            if QUEUE_OF.get(dead_letter.actor_name or "") not in (None, *UNCOUNTED_QUEUES):
+                self._metrics.by_actor.labels(dead_letter.actor_name, "error").inc()
         logger.warning(
             "dead letter",
             extra={
@@ -169,9 +177,9 @@ class RecordJobs(dramatiq.Middleware):
         facts: JobFacts,
         outcome: Outcome | Literal["refused"],
         duration_s: float,
+        age_s: float | None,
         exception: BaseException | None,
     ) -> None:
-        age_ms = self._age_ms(message)
         line: dict[str, Any] = {
             "pet_id": facts.pet_id or pet_id_of(message),
             "message_id": message.message_id,
@@ -180,12 +188,14 @@ class RecordJobs(dramatiq.Middleware):
             "backend_used": facts.backend,
             "outcome": outcome,
             "duration_ms": round(1000 * duration_s, 1),
-            "queue_ms": None if age_ms is None else round(max(0.0, age_ms - 1000 * duration_s), 1),
-            "age_ms": None if age_ms is None else round(age_ms, 1),
+            "queue_ms": None if age_s is None else round(1000 * max(0.0, age_s - duration_s), 1),
+            "age_ms": None if age_s is None else round(1000 * age_s, 1),
             "trace_id": trace_id_of(traceparent_of(message.kwargs, message.options) or current_traceparent()),
         }
         if facts.outer is not None:
             line[FOLLOWED] = True  # by the lines about the other jobs of its batch
+        if facts.noise_count is not None:
+            line["noise_count"] = facts.noise_count
         if exception is None:
             level = logging.DEBUG if message.queue_name in UNCOUNTED_QUEUES else logging.INFO
             logger.log(level, "job done", extra=line)
@@ -195,11 +205,13 @@ class RecordJobs(dramatiq.Middleware):
             line["error"] = f"{type(exception).__name__}: {exception}"
             logger.warning("job failed", extra=line, exc_info=exception if outcome == "error" else None)
 
-    def _age_ms(self, message: MessageProxy) -> float | None:
+    def _age_s(self, message: MessageProxy) -> float | None:
         """Return the time since the job was enqueued; None if its entry id or timestamp lies in the future."""
         now_ms = 1000 * self._clock()
         added_ms = int(getattr(message, "entry_id", "0").partition("-")[0])
-        return None if max(added_ms, message.message_timestamp) > now_ms else now_ms - message.message_timestamp
+        return (
+            None if max(added_ms, message.message_timestamp) > now_ms else (now_ms - message.message_timestamp) / 1000
+        )
 
     def _note_noise(self, n_noise: int) -> None:
         try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from broker.identity import is_running, started_at
 from sploot_cluster.decide.corrections import VERBS
-from tasks.contracts import CLUSTER_MAINTENANCE
+from tasks.contracts import CLUSTER_MAINTENANCE, QUEUE_OF
 from tasks.observe.job_facts import NO_BACKEND
 from tasks.retry_policy import POLICIES
 
@@ -43,6 +43,9 @@ OPERATIONS: Final = {request.actor_name: verb for verb, request in VERBS.items()
 # An arrival takes milliseconds, a recluster of 50,000 items half a minute. Alerts and the dashboard need the buckets of
 # 3, 5 and 8 seconds.
 DURATION_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 120, 300)
+
+# The freshness objective needs the bucket of 5 seconds.
+WAIT_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 15, 60, 300, 900, 3600)
 
 # Queues whose jobs are not about pets. If the samples of the queues were counted, they would dominate the rates.
 UNCOUNTED_QUEUES: Final = frozenset({CLUSTER_MAINTENANCE})
@@ -97,6 +100,25 @@ class JobMetrics:
             buckets=DURATION_BUCKETS_S,
             registry=registry,
         )
+        self.by_actor = Counter(
+            "cluster_actor_jobs_total",
+            "The attempts of cluster_jobs_total by actor, the kind of the job; messages that no actor ran are missing.",
+            ["actor", "outcome"],
+            registry=registry,
+        )
+        self.waits = Histogram(
+            "cluster_job_wait_seconds",
+            "Time from when a job was enqueued to the start of its first attempt; a delay or its batch included.",
+            ["actor"],
+            buckets=WAIT_BUCKETS_S,
+            registry=registry,
+        )
+        self.freshness = Histogram(
+            "cluster_item_freshness_seconds",
+            "Time from the arrival of an item's event to its assignment, retries included. The objective is 5 s.",
+            buckets=WAIT_BUCKETS_S,
+            registry=registry,
+        )
         self.feedback = Counter(
             "cluster_feedback_operations_total",
             "Finished attempts of labellers' corrections, by outcome.",
@@ -145,6 +167,10 @@ class JobMetrics:
             self.refused.labels(operation, reason)
         for actor in POLICIES:
             self.retries.labels(actor)
+            if QUEUE_OF[actor] not in UNCOUNTED_QUEUES:
+                self.waits.labels(actor)
+                for outcome in OUTCOMES:
+                    self.by_actor.labels(actor, outcome)
         self.fallbacks.labels("hdbscan_gpu", "hdbscan_cpu")
 
 

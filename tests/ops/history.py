@@ -22,7 +22,15 @@ import numpy as np
 import redis
 from prometheus_client import CollectorRegistry, Metric
 
-from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_MAINTENANCE, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES
+from tasks.contracts import (
+    CLUSTER_EMBEDDING,
+    CLUSTER_FEEDBACK,
+    CLUSTER_MAINTENANCE,
+    CLUSTER_RECLUSTER,
+    EMBEDDING_INGESTED,
+    QUEUES,
+    RECLUSTER_PET,
+)
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, NOISE, TICKED_AT, BacklogCollector
 from tasks.observe.metrics import JobMetrics
@@ -100,6 +108,7 @@ class History:
     def _arrival(self, pod: Pod, *, is_slow: bool, is_bad: bool) -> None:
         if is_bad and self._rng.random() < 0.07:
             pod.metrics.jobs.labels("invalid", "none").inc()
+            pod.metrics.by_actor.labels(CLUSTER_EMBEDDING, "invalid").inc()
             pod.metrics.durations.labels("none").observe(0.003)
             self._dead += 1
             return
@@ -107,6 +116,10 @@ class History:
         failed = self._rng.random() < (0.004 if is_slow else 0.0006)
         pod.metrics.jobs.labels("error" if failed else "success", "faiss").inc()
         pod.metrics.durations.labels("faiss").observe(took_s)
+        pod.metrics.by_actor.labels(CLUSTER_EMBEDDING, "error" if failed else "success").inc()
+        waited_s = self._waiting / 2.3 + float(self._rng.lognormal(math.log(0.02), 0.6))
+        pod.metrics.waits.labels(CLUSTER_EMBEDDING).observe(waited_s)
+        pod.metrics.freshness.observe(waited_s + took_s)
         if failed:
             pod.metrics.retries.labels("cluster_embedding").inc()
             self._delayed += 1
@@ -120,6 +133,8 @@ class History:
                 pod.metrics.fallbacks.labels("hdbscan_gpu", "hdbscan_cpu").inc()
             pod.metrics.jobs.labels("success", backend).inc()
             pod.metrics.durations.labels(backend).observe(took_s)
+            pod.metrics.by_actor.labels(RECLUSTER_PET, "success").inc()
+            pod.metrics.waits.labels(RECLUSTER_PET).observe(30 + took_s)
             self._noise = int(self._rng.poisson(44 if is_noisy else 9))
             self._streak = self._streak + 1 if self._noise > 30 else 0
 
@@ -174,6 +189,7 @@ class History:
                 yield from _lines([*pod.registry.collect(), *queues], labels, now)
                 yield _line("media_cluster_redis_writable", labels, 1.0, now)
                 yield _line("cluster_worker_stuck", labels, 0.0, now)
+                yield _line("cluster_build_info", {**labels, "version": "0.1.0"}, 1.0, now)
         yield from self._media(now)
         self._keys += 2.1 * self._rng.random()
         self._memory += 9e3 * self._rng.random() + 1_200 * max(0.0, self._waiting - 100)

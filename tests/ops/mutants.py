@@ -20,6 +20,8 @@ _NUMBER = re.compile(r"(?<=[<>=] )[0-9.e+-]+")
 _COMPARATOR = re.compile(r" (>=|>|<)(?= [0-9])")
 _AGGREGATION = re.compile(r"\b(sum|max|min)(?= by|\()")
 _WINDOW = re.compile(r"\[(\d+)([smhd])\]")
+OBJECTIVES = ("slo.yaml", "freshness.yaml")
+
 _OTHER = {"sum": "max", "max": "min", "min": "max"}
 _FLIPPED = {">": (">=", "<"), ">=": (">", "<"), "<": ("<=", ">")}
 
@@ -80,11 +82,11 @@ def mutants_of(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
 
     A mutant multiplies a threshold by 1.2 (0 becomes 1), changes a comparator, doubles or drops a hold time, doubles a
     window, or changes an aggregation. How long the last figure of a scrape counts stays unchanged: two minutes
-    everywhere. Aggregations of slo.yaml stay unchanged: its tests cover days and are slow.
+    everywhere. Aggregations of the objectives stay unchanged: their tests cover days and are slow.
     """
     for group in rules["groups"]:
         for rule in group["rules"]:
-            for what, changed in [*_changes(rule), *(_together(rule) if file != "slo.yaml" else ())]:
+            for what, changed in [*_changes(rule), *(_together(rule) if file not in OBJECTIVES else ())]:
                 yield Mutant(f"{_name(rule)}: {what}", file, tuple(_concerned(rule, changed, group["rules"])))
 
 

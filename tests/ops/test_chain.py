@@ -1,6 +1,6 @@
 """The chain from metrics to notifications: exporter, Prometheus, rules, Alertmanager and stand-ins for receivers.
 
-Every window, hold time and timer is divided by 60; nothing else is changed. The alerts on the error budget are left
+Every window, hold time and timer is divided by 60; nothing else is changed. The alerts on the objectives are left
 out, because their windows are still hours long; promtool tests them.
 """
 
@@ -25,6 +25,7 @@ from tasks.demo.receivers import Receivers, receivers
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, TICKED_AT, BacklogCollector, BacklogSampler, NoiseWatch
 from tasks.observe.metrics import JobMetrics
+from tests.ops.mutants import OBJECTIVES
 from tests.ops.servers import Prometheus, alertmanager, free_port, prometheus
 from tests.ops.tools import tool
 from tests.refusing import REFUSING
@@ -126,7 +127,9 @@ def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Receivers]]:
 def _config(directory: Path, target: str, pager: str) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
-        "rule_files": [str(path) for path in write_rules(directory, MINUTES_ARE_SECONDS) if path.name != "slo.yaml"],
+        "rule_files": [
+            str(path) for path in write_rules(directory, MINUTES_ARE_SECONDS) if path.name not in OBJECTIVES
+        ],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [pager.removeprefix("http://")]}]}]},
         "scrape_configs": [{"job_name": "sploot-cluster", "static_configs": [{"targets": [target]}]}],
     }

@@ -19,6 +19,8 @@ TESTS = OPS / "alerts" / "tests"
 RULES = {path.name: yaml.safe_load(path.read_text()) for path in FILES}
 EXPECTED = {path.name: yaml.safe_load((TESTS / path.name).read_text()) for path in FILES}
 SINGLE_TESTS = [(name, test) for name, expected in EXPECTED.items() for test in expected["tests"]]
+# tests of several files of rules together
+COMMON = sorted({*TESTS.glob("*.yaml")} - {TESTS / path.name for path in FILES})
 UNCHANGED = [one for name, rules in RULES.items() if len(rules["groups"]) > 1 for one in unchanged(name, rules)]
 MUTANTS = [mutant for name, rules in RULES.items() for mutant in mutants_of(name, rules)]
 
@@ -59,6 +61,13 @@ def test_rules_meet_their_expectations(file: str, test: dict[str, Any], tmp_path
     (tmp_path / file).write_text(yaml.safe_dump(given))
 
     tested = run("promtool", "test", "rules", tmp_path / file)
+
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@pytest.mark.parametrize("tests", COMMON, ids=lambda path: path.name)
+def test_rules_of_several_files_meet_their_expectations(tests: Path) -> None:
+    tested = run("promtool", "test", "rules", tests)
 
     assert tested.returncode == 0, tested.stdout + tested.stderr
 

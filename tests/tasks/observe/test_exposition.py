@@ -19,6 +19,7 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker import RedisStreamsBroker
+from sploot_cluster import __version__
 from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, GROUP
 from tasks.embedded_redis import EmbeddedRedis
@@ -53,6 +54,13 @@ def get(port: int, path: str) -> tuple[int, str]:
         return 0, str(error)
 
 
+def head(port: int, path: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method="HEAD")
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        assert int(answer.headers["Content-Length"]) > 0
+        return answer.status, answer.fp.read()
+
+
 def samples(port: int) -> dict[tuple[str, str], float]:
     """Return the sum of each (name, outcome) over all other labels; empty if the pod does not respond."""
     totals: dict[tuple[str, str], float] = {}
@@ -76,6 +84,7 @@ def test_pod_metrics_cover_all_processes_including_killed_ones(tmp_path: Path) -
         eventually(lambda: get(port, "/healthz")[0] == 200, within_s=60)
         assert get(port, "/readyz")[0] == 200
         assert get(port, "/nothing")[0] == 404
+        assert head(port, "/metrics") == (200, b"")
         names = {name for name, _ in samples(port)}
         assert {"media_cluster_pending_jobs", "cluster_jobs_total", "cluster_last_noise_count"} <= names
         eventually(lambda: samples(port)["cluster_worker_threads", ""] == 4, within_s=60)
@@ -192,4 +201,7 @@ def test_pod_without_redis_is_not_ready_and_exposes_no_samples() -> None:
 
     assert "Redis does not answer" in (why_not_ready(client) or "")
     assert b"media_cluster" not in body
+    assert f'cluster_build_info{{version="{__version__}"}} 1.0'.encode() in body
+    assert b"cluster_ingest_rollout_percent 25.0" in body
+    assert b"cluster_worker_stuck" not in body
     assert media_type.startswith("text/plain")

@@ -103,6 +103,48 @@ def test_job_is_counted_timed_and_logged_in_one_line(pool: Pool, logged: pytest.
     assert pool.count("cluster_job_duration_seconds_count", backend="faiss") == 1
 
 
+def test_waiting_time_and_freshness_count_from_the_arrival(pool: Pool) -> None:
+    @dramatiq.actor(
+        actor_name="cluster_embedding",
+        queue_name=EMBEDDING_INGESTED,
+        broker=pool.broker,
+        max_retries=1,
+        min_backoff=1,
+        max_backoff=2,
+    )
+    def assign(fails: bool) -> None:
+        if fails and current_job().attempt == 1:
+            raise RuntimeError("away")
+
+    def came_before(seconds: int, *, fails: bool) -> None:
+        message = assign.message(fails=fails)
+        pool.broker.enqueue(message.copy(message_timestamp=message.message_timestamp - 1000 * seconds))
+
+    came_before(0, fails=False)
+    came_before(20, fails=True)
+    came_before(100, fails=False)
+    pool.worker.start()
+    eventually(lambda: pool.count("cluster_item_freshness_seconds_count") == 3)
+
+    labels = {"actor": "cluster_embedding"}
+    assert pool.count("cluster_item_freshness_seconds_bucket", le="15.0") == 1
+    assert pool.count("cluster_item_freshness_seconds_bucket", le="60.0") == 2
+    assert pool.count("cluster_job_wait_seconds_count", **labels) == 3
+    assert pool.count("cluster_job_wait_seconds_bucket", **labels, le="15.0") == 1
+    assert pool.count("cluster_job_wait_seconds_bucket", **labels, le="60.0") == 2
+    assert pool.count("cluster_actor_jobs_total", **labels, outcome="success") == 3
+    assert pool.count("cluster_actor_jobs_total", **labels, outcome="error") == 1
+
+
+def test_waiting_reclusters_are_no_late_items(pool: Pool) -> None:
+    recluster = dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker)(lambda: None)
+    recluster.send()
+    pool.worker.start()
+    eventually(lambda: pool.count("cluster_job_wait_seconds_count", actor=RECLUSTER_PET) == 1)
+
+    assert pool.count("cluster_item_freshness_seconds_count") == 0
+
+
 @pytest.mark.parametrize("claimed", ["entry", "timestamp"])
 def test_age_is_unknown_when_a_job_has_a_future_time(
     pool: Pool, logged: pytest.LogCaptureFixture, redis_client: redis.Redis, claimed: str
@@ -118,6 +160,7 @@ def test_age_is_unknown_when_a_job_has_a_future_time(
     (line,) = eventually(lambda: lines(logged, "job done")) or []
 
     assert (line["age_ms"], line["queue_ms"]) == (None, None)
+    assert pool.count("cluster_job_wait_seconds_count", actor="merge_clusters") == 0
 
 
 def test_failed_attempts_and_retries_are_counted_once_each(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
@@ -201,6 +244,7 @@ def test_recluster_records_its_noise_and_succeeds_if_that_fails(pool: Pool, logg
 
     eventually(lambda: lines(logged, "could not record the noise of a recluster"))
     assert pool.noise.noted == [31]
+    assert [line["noise_count"] for line in lines(logged, "job done")] == [31, 7]
 
 
 def test_cancelled_job_is_logged_and_counts_as_no_failure(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
@@ -318,7 +362,7 @@ def test_dead_letter_is_counted_only_if_no_attempt_was(pool: Pool, reason: str, 
         field=None,
         hint=None,
         traceback=None,
-        actor_name=None,
+        actor_name="merge_clusters",
         message_id=None,
         entry_id="1-0",
         deliveries=1,
@@ -334,6 +378,8 @@ def test_dead_letter_is_counted_only_if_no_attempt_was(pool: Pool, reason: str, 
         "error": float(counted == "error"),
         "timeout": 0,
     }
+    by_actor = pool.count("cluster_actor_jobs_total", actor="merge_clusters", outcome="error")
+    assert by_actor == float(counted == "error")
 
 
 def test_worker_boot_loads_the_engine() -> None:

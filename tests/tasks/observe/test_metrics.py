@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sploot_cluster.decide.corrections import VERBS
+from tasks.contracts import CLUSTER_MAINTENANCE, QUEUE_OF
 from tasks.observe.metrics import BACKENDS, OUTCOMES, REFUSALS, JobMetrics, share_values
 from tasks.retry_policy import POLICIES
 
@@ -32,6 +33,9 @@ def test_metric_names_types_and_labels_match_the_contract(registry: CollectorReg
     assert {name: family.type for name, family in families.items()} == {
         "cluster_jobs": "counter",
         "cluster_job_duration_seconds": "histogram",
+        "cluster_actor_jobs": "counter",
+        "cluster_job_wait_seconds": "histogram",
+        "cluster_item_freshness_seconds": "histogram",
         "cluster_feedback_operations": "counter",
         "cluster_requests_refused": "counter",
         "cluster_job_retries": "counter",
@@ -44,6 +48,9 @@ def test_metric_names_types_and_labels_match_the_contract(registry: CollectorReg
     assert labels == {
         "cluster_jobs": {"outcome", "backend"},
         "cluster_job_duration_seconds": {"backend"},
+        "cluster_actor_jobs": {"actor", "outcome"},
+        "cluster_job_wait_seconds": {"actor"},
+        "cluster_item_freshness_seconds": set(),
         "cluster_feedback_operations": {"operation", "outcome"},
         "cluster_requests_refused": {"operation", "reason"},
         "cluster_job_retries": {"actor"},
@@ -69,12 +76,19 @@ def test_every_metric_child_starts_at_zero(registry: CollectorRegistry) -> None:
             assert registry.get_sample_value("cluster_requests_refused_total", labels) == 0
     for actor in POLICIES:
         assert registry.get_sample_value("cluster_job_retries_total", {"actor": actor}) == 0
+        # maintenance jobs are not counted
+        zero = None if QUEUE_OF[actor] == CLUSTER_MAINTENANCE else 0
+        assert registry.get_sample_value("cluster_job_wait_seconds_count", {"actor": actor}) == zero
+        for outcome in OUTCOMES:
+            labels = {"actor": actor, "outcome": outcome}
+            assert registry.get_sample_value("cluster_actor_jobs_total", labels) == zero
 
 
 def test_histogram_buckets_include_the_thresholds_of_alerts(registry: CollectorRegistry) -> None:
     for edge in ("3.0", "5.0", "8.0"):
         labels = {"backend": "faiss", "le": edge}
         assert registry.get_sample_value("cluster_job_duration_seconds_bucket", labels) == 0
+    assert registry.get_sample_value("cluster_item_freshness_seconds_bucket", {"le": "5.0"}) == 0
 
 
 @pytest.mark.parametrize("edge", [3, 5, 8])
