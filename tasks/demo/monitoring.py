@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import urllib.parse
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +23,8 @@ OPS: Final = Path(__file__).parents[2] / "ops"
 PACKAGES: Final = ("prometheus", "prometheus-alertmanager")
 READY_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 20.0
+# Sped up, "no pod answers" is true within seconds of a start, before Prometheus has found its targets.
+SCRAPES_BEFORE_RULES: Final = 5
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _TIMERS: Final = r"(?m)^(\s+(?:for|group_wait|group_interval|resolve_timeout): )(\d+[smhd])$"
@@ -98,10 +102,13 @@ class Monitoring:
         prometheus, alertmanager = (f"127.0.0.1:{port}" for port in self._ports.numbers)
         self.prometheus, self.alertmanager = f"http://{prometheus}", f"http://{alertmanager}"
         self._targets = directory / "targets.json"
+        self._n_targets = 0
+        self._rules, self._speed = directory / "rules", speed
+        self._rules.mkdir(exist_ok=True)
         interval = f"{max(1, 20 // speed)}s"
         config = {
             "global": {"scrape_interval": interval, "evaluation_interval": interval},
-            "rule_files": [str(path) for path in write_rules(directory, speed)],
+            "rule_files": [str(self._rules / "*.yaml")],
             "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
             "scrape_configs": [
                 {
@@ -115,7 +122,11 @@ class Monitoring:
         routes = write_routes(directory, receivers_url, speed)
         storage = {"prometheus": "--storage.tsdb.path", "prometheus-alertmanager": "--storage.path"}
         options = {
-            "prometheus": [f"--config.file={directory / 'prometheus.json'}", f"--web.listen-address={prometheus}"],
+            "prometheus": [
+                f"--config.file={directory / 'prometheus.json'}",
+                f"--web.listen-address={prometheus}",
+                "--web.enable-lifecycle",
+            ],
             "prometheus-alertmanager": [
                 f"--config.file={routes}",
                 f"--web.listen-address={alertmanager}",
@@ -141,16 +152,33 @@ class Monitoring:
         partial = self._targets.with_suffix(".partial")
         partial.write_text(json.dumps([{"targets": targets}]))
         partial.replace(self._targets)
+        self._n_targets = len(targets)
 
     def __enter__(self) -> Self:
         self._pods.__enter__()
-        addresses = [f"{self.prometheus}/-/ready", f"{self.alertmanager}/-/ready"]
         for _ in until(READY_WITHIN_S):
-            if all(answers(address) for address in addresses):
+            if answers(f"{self.alertmanager}/-/ready") and self._has_scraped():
+                self._load_rules()
                 return self
         self.__exit__(None, None, None)
         logs = ", ".join(self._logs)
         raise NoMonitoring(f"Prometheus or Alertmanager is not ready after {READY_WITHIN_S:.0f} s; see {logs}")
+
+    def _load_rules(self) -> None:
+        write_rules(self._rules, self._speed)
+        with urllib.request.urlopen(f"{self.prometheus}/-/reload", data=b"", timeout=30):  # noqa: S310 - our own server
+            pass
+
+    def _has_scraped(self) -> bool:
+        """Return whether Prometheus has scraped each target often enough to judge it."""
+        query = urllib.parse.urlencode({"query": f"count(sum_over_time(up[1h]) >= {SCRAPES_BEFORE_RULES})"})
+        try:
+            url = f"{self.prometheus}/api/v1/query?{query}"
+            with urllib.request.urlopen(url, timeout=2.0) as answer:  # noqa: S310 - our own server
+                found = json.load(answer)["data"]["result"]
+        except OSError:
+            return False
+        return [series["value"][1] for series in found] == [str(self._n_targets)]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
