@@ -10,7 +10,7 @@ from typing import Final
 MAX_INT64: Final = 2**63 - 1
 MAX_TEXT: Final = 256  # characters of a media id, event id or requester
 MAX_MODEL: Final = 128  # characters of a model's name@version
-MAX_NAME: Final = 100  # characters of a cluster's name
+MAX_NAME: Final = 100  # characters of the name of a pet or cluster
 MAX_CLUSTER_IDS: Final = 1_000  # clusters in one correction
 MAX_APART: Final = 20  # clusters that one correction keeps apart; each demands something of the items of all others
 MAX_MEDIA_IDS: Final = 10_000  # items in one correction

@@ -36,6 +36,7 @@ from sploot_cluster.decide.corrections.lock import LockClusters, UnlockClusters
 from sploot_cluster.decide.corrections.lookup import living
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
+from sploot_cluster.decide.corrections.name_pet import NamePet
 from sploot_cluster.decide.corrections.place import PlaceMedia
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
@@ -315,6 +316,10 @@ class ClusterService:
     def show(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
         """Show clusters that were hidden."""
         return self.correct(ShowClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
+
+    def name_pet(self, pet: PetId, name: str, **call: Unpack[Call]) -> Corrected:
+        """Name a pet; empty text removes its name."""
+        return self.correct(NamePet(pet, name, **_signed(call)), operation_id=call["operation_id"])
 
     def undo(self, pet: PetId, revision: int, **call: Unpack[Call]) -> Corrected:
         """Undo the correction that created ``revision``. An undo can itself be undone."""
@@ -712,8 +717,7 @@ class ClusterService:
         self, *, search: str = "", order: PetOrder = PetOrder.ID, limit: int = 100, cursor: str | None = None
     ) -> PetPage:
         """Return a page of the list of pets; see ``pet.listing.page_of``."""
-        pets, summaries = self._store.pets(), self._store.summaries
-        return page_of(pets, summaries, search=search, order=order, limit=limit, cursor=cursor)
+        return page_of(self._store, search=search, order=order, limit=limit, cursor=cursor)
 
     @cached_property
     def _densities(self) -> PetDensity:

@@ -20,6 +20,7 @@ from sploot_cluster.decide.corrections.keep_apart import KeepApart
 from sploot_cluster.decide.corrections.lock import LockClusters, UnlockClusters
 from sploot_cluster.decide.corrections.merge import MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster
+from sploot_cluster.decide.corrections.name_pet import NamePet
 from sploot_cluster.decide.corrections.place import PlaceMedia
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import SplitCluster
@@ -132,6 +133,10 @@ class ClusterTasks:
     def show(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
         """Show clusters that were hidden."""
         return self.correct(ShowClusters(pet_id, cluster_ids, **signed))
+
+    def name_pet(self, pet_id: int, name: str, **signed: Unpack[Signed]) -> JobRef:
+        """Name a pet, so that people find it by its name; empty text removes the name."""
+        return self.correct(NamePet(pet_id, name, **signed))
 
     def undo(self, pet_id: int, revision: int, **signed: Unpack[Signed]) -> JobRef:
         """Undo the correction that made ``revision``."""

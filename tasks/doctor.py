@@ -639,12 +639,16 @@ def _models(installation: Installation) -> Iterator[Finding]:
 
 
 def _pets(installation: Installation) -> Iterator[Finding]:
-    """Check that a random sample of pets can be read and that their counts add up. In time, all pets are sampled."""
+    """Check that a random sample of pets can be read, that their counts add up, and that searches find their names.
+
+    In time, all pets are sampled.
+    """
     store = RedisPetStore(installation.client)
     try:
         pets = store.pets()
         sample = random.sample(pets, min(len(pets), SAMPLE_OF_PETS))
         totals = store.totals(sorted(sample))
+        unnamed = store.not_found_by_name(sorted(sample))
     except StoreUnavailable as error:
         if isinstance(error.__cause__, redis.RedisError):
             raise error.__cause__ from error
@@ -665,6 +669,9 @@ def _pets(installation: Installation) -> Iterator[Finding]:
             f"pet {totals.fullest} is {totals.fullness:.0%} full; when it is full, its new items become dead letters",
             "delete items of the pet, or ingest new ones under another pet: ops/runbook.md#mediaclusterpetnearlyfull",
         )
+    if unnamed:
+        seen = f"a search for its name does not find pet {unnamed[0]}; {_n(len(unnamed), 'pet')} of the sample in all"
+        yield Finding("pets", "wrong", seen, "sploot-cluster repair --list --yes")
     if not totals.unconserved:
         n_pets = len(pets)
         is_sample = n_pets > len(sample)

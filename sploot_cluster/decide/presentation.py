@@ -1,6 +1,8 @@
-"""How people want clusters treated: names, covers, and which are hidden or locked. Read from the corrections in force.
+"""How people want a pet and its clusters treated: names, covers, and which clusters are hidden or locked.
 
-Each of these wishes belongs to a cluster id. It follows that id into the cluster that it was merged into, and returns
+All of it is read from the corrections in force.
+
+A wish about a cluster belongs to its id. It follows that id into the cluster that it was merged into, and returns
 when the merge is undone. If the id has ended, for example because a recluster dissolved its cluster, it belongs to the
 cluster that has most of the items that were typical of it.
 """
@@ -14,14 +16,23 @@ from sploot_cluster.decide.corrections.cover import Covering
 from sploot_cluster.decide.corrections.hide import Hiding
 from sploot_cluster.decide.corrections.lock import Locking
 from sploot_cluster.decide.corrections.name import Naming
+from sploot_cluster.decide.corrections.name_pet import PetNaming
 from sploot_cluster.decide.resolving import in_force
-from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, PetState
+from sploot_cluster.pet.models import NOISE, ClusterId, Correction, MediaId, PetState
 from sploot_cluster.pet.views import Presentation
 
 
 def presentation_of(state: PetState) -> Presentation:
-    """Return the names and chosen covers of living clusters, and those that are hidden or locked."""
-    return Presentation(names_of(state), covers_in(state), hidden_in(state), locked_in(state))
+    """Return the pet's name, the names and chosen covers of living clusters, and those that are hidden or locked."""
+    return Presentation(
+        pet_name_of(state.ledger), names_of(state), covers_in(state), hidden_in(state), locked_in(state)
+    )
+
+
+def pet_name_of(ledger: Sequence[Correction]) -> str | None:
+    """Return the name of a pet: the one that the newest naming of the pet gave it."""
+    newest = next((one for one in in_force(ledger) if isinstance(one, PetNaming)), None)
+    return None if newest is None else newest.name or None
 
 
 def names_of(state: PetState) -> Mapping[ClusterId, tuple[str, ...]]:

@@ -1,16 +1,16 @@
 """Pages of the list of pets: searched, sorted, and continued from the last pet of the page before.
 
 In the order of ids, only the pets of the page are read. Every other order reads the numbers of all pets that match, so
-it is refused for more than ``MAX_SORTED`` of them.
+it is refused for more than ``MAX_SORTED`` of them. A search that is not a number reads only pets whose name matches.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 from sploot_cluster.answer_fields import described
 from sploot_cluster.errors import InvalidInput
@@ -43,9 +43,18 @@ class PetPage:
     next_cursor: str | None = field(metadata=described("The cursor of the next page; null on the last page."))
 
 
+class ListedPets(Protocol):
+    """What a list of pets reads; a ``PetStore`` documents the methods."""
+
+    def pets(self) -> Sequence[PetId]: ...
+
+    def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]: ...
+
+    def find_by_name(self, beginning: str, *, limit: int) -> Sequence[PetId]: ...
+
+
 def page_of(
-    pets: Sequence[PetId],
-    summaries: Callable[[Sequence[PetId]], Sequence[PetSummary]],
+    listed: ListedPets,
     *,
     search: str = "",
     order: PetOrder = PetOrder.ID,
@@ -55,19 +64,17 @@ def page_of(
     """Return a page of the list of pets.
 
     Args:
-        pets: all pets, ascending.
-        summaries: returns the summaries of pets that have data.
-        search: digits that the id contains; empty for all pets.
+        search: digits that the id contains, or the beginning of the name, in upper or lower case; empty for all pets.
         limit: number of pets, 1 to ``MAX_PETS``.
         cursor: ``next_cursor`` of the previous page.
 
     Raises:
-        InvalidInput: the cursor is invalid, or too many pets match to be sorted in this order.
+        InvalidInput: the cursor is invalid, or too many pets match to be sorted in this order, or have such a name.
     """
     if cursor is not None and not re.fullmatch(CURSOR, cursor):
         raise InvalidInput("cursor", "is not a cursor of this list", "send next_cursor of the previous page unchanged")
     after, last = _position(cursor)
-    matching = [pet for pet in pets if search in str(pet)] if search else pets
+    matching, summaries = _matching(listed, search), listed.summaries
     if order in (PetOrder.ID, PetOrder.NEWEST):
         rising = order == PetOrder.ID
         inside = matching if last is None else [pet for pet in matching if (pet > last if rising else pet < last)]
@@ -87,6 +94,18 @@ def page_of(
     shown = found[:limit]
     end = place(shown[-1]) if len(found) > len(shown) else None
     return PetPage(shown, len(matching), None if end is None else f"{-end[0]}:{end[1]}")
+
+
+def _matching(listed: ListedPets, search: str) -> Sequence[PetId]:
+    """Return the pets that match a search, ascending."""
+    if not search:
+        return listed.pets()
+    found = listed.find_by_name(search, limit=MAX_SORTED + 1)
+    if len(found) > MAX_SORTED:
+        raise InvalidInput("search", f"more than {MAX_SORTED} pets have such a name", "send more of the name")
+    if not search.isdecimal():
+        return found
+    return sorted({*found, *(pet for pet in listed.pets() if search in str(pet))})
 
 
 def _position(cursor: str | None) -> tuple[int, PetId | None]:

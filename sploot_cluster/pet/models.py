@@ -295,11 +295,15 @@ class ClusterView:
     )
 
 
+_NAME_OF_PET: Final = described("The name that a person gave the pet.")
+
+
 @dataclass(frozen=True, slots=True)
 class PetView:
     """The clusters of a pet at one revision. A pet without data has revision 0."""
 
     pet_id: PetId
+    name: str | None = field(metadata=_NAME_OF_PET)
     revision: int
     model: str | None
     dim: int | None
@@ -320,9 +324,10 @@ class PetView:
 
 @dataclass(frozen=True, slots=True)
 class PetSummary:
-    """The numbers of a pet, for a list of pets."""
+    """The name and numbers of a pet, for a list of pets."""
 
     pet_id: PetId
+    name: str | None = field(metadata=_NAME_OF_PET)
     revision: int
     model: str | None
     n_media: int = field(metadata=described("Number of its items, without those in quarantine."))

@@ -14,14 +14,16 @@ from sploot_cluster.pet.vectors import OriginVector, Rows
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """How people want the clusters of a pet presented.
+    """How people want a pet and its clusters presented.
 
     Attributes:
+        pet_name: the name of the pet, if it has one.
         names: the names of a cluster, the one to show first; clusters without a name are left out.
         covers: the items that people chose as covers, each in its cluster.
         hidden, locked: the hidden and the locked clusters.
     """
 
+    pet_name: str | None
     names: Mapping[ClusterId, Sequence[str]]
     covers: Mapping[ClusterId, MediaId]
     hidden: Set[ClusterId]
@@ -68,6 +70,7 @@ def view_of(state: PetState, presentation: Presentation) -> PetView:
     clusters = sorted(map(cluster, state.clusters.values()), key=lambda view: (-view.size, view.cluster_id))
     return PetView(
         pet_id=state.pet,
+        name=presentation.pet_name,
         revision=state.revision,
         model=state.model,
         dim=state.dim,

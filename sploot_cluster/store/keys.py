@@ -23,6 +23,7 @@ rows are appended and never move.
                                     n_clusters, n_aliases, n_corrections, n_history, n_overwritten, n_quarantined
                                                      number of elements of the key of that name; corrections: ledger
                                     n_shadow         number of fields of shadow:vectors; absent without shadow
+                                    name             the name of the pet, as in its ledger; absent without one
                                     claim, claim_until_ms   name of the claimant, and end of its claim (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
     {pet:<id>}:rows         hash    media id -> row, to look up one item
@@ -45,6 +46,7 @@ rows are appended and never move.
     {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
     {pet:<id>}:preview      string  a preview of a recluster (previews.py); expires after 15 minutes
     sploot:pets             set     ids of pets that have data, decimal
+    sploot:pets:names       zset    case-folded name + zero byte + id of each pet with a name, score 0: about 100 bytes
 
 No other key expires: they are the data of a pet and are deleted with it.
 
@@ -62,7 +64,8 @@ again, and are not checked.
 crash between the two leaves an id without data, but never an unlisted pet. Every commit adds the pet again in the same
 round trip, so that arrivals rebuild a lost set. On a Cluster, where that takes another round trip, only every 16th
 commit does. A process that creates or deletes a pet, or finds it unlisted, checks afterwards that it is listed
-correctly, because two processes may do so at once.
+correctly, because two processes may do so at once. ``sploot:pets:names`` is written in the same manner, by commits that
+change a name and when a pet is found unlisted (name_index.py).
 """
 
 from __future__ import annotations
@@ -72,6 +75,7 @@ from typing import Final, NamedTuple, Self
 from sploot_cluster.pet.models import PetId
 
 PETS: Final = "sploot:pets"
+NAMES: Final = "sploot:pets:names"
 
 FORMAT: Final = 1
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from sploot_cluster.decide.presentation import presentation_of
+from sploot_cluster.decide.presentation import pet_name_of, presentation_of
 from sploot_cluster.errors import ClusterError, NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
 from sploot_cluster.pet.models import (
     NOISE,
@@ -317,6 +317,7 @@ class MemoryPetStore:
         return [
             PetSummary(
                 held.state.pet,
+                pet_name_of(held.state.ledger),
                 held.state.revision,
                 held.state.model,
                 held.state.n_media,
@@ -325,6 +326,12 @@ class MemoryPetStore:
             )
             for held in found
         ]
+
+    def find_by_name(self, beginning: str, *, limit: int) -> Sequence[PetId]:
+        start = beginning.casefold()
+        with self._lock:
+            names = {pet: pet_name_of(held.state.ledger) or "" for pet, held in sorted(self._pets.items())}
+        return [pet for pet, name in names.items() if name and name.casefold().startswith(start)][:limit]
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
         return 0, self.pets()

@@ -209,6 +209,10 @@ class PetStore(Protocol):
         """Return the summary of each of these pets that has data, in order. Does not check whether pets are damaged."""
         ...
 
+    def find_by_name(self, beginning: str, *, limit: int) -> Sequence[PetId]:
+        """Return the pets whose name begins with a text, in upper or lower case, ascending; of many, ``limit``."""
+        ...
+
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
         """Return some of the pets that have data, about a thousand, and where to continue.
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
-from sploot_cluster.decide.presentation import presentation_of
+from sploot_cluster.decide.presentation import pet_name_of, presentation_of
 from sploot_cluster.errors import (
     ClusterError,
     NotConserved,
@@ -61,6 +61,7 @@ from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.store import ledger_json as ledger
 from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
+from sploot_cluster.store.name_index import NameIndex
 from sploot_cluster.store.port import CLAIM_MS, MAX_VECTOR_BYTES
 from sploot_cluster.store.short_calls import Call, ShortCalls
 from sploot_cluster.store.values import (
@@ -100,7 +101,7 @@ TALLIES_PER_TRIP: Final = 500
 PETS_PER_PAGE: Final = 1_000
 
 # The fields of meta that a list of pets shows.
-_SUMMARY: Final = ("model", "revision", "n_media", "n_clusters", "n_noise")
+_SUMMARY: Final = ("name", "model", "revision", "n_media", "n_clusters", "n_noise")
 
 
 class RedisPetStore:
@@ -115,6 +116,7 @@ class RedisPetStore:
         if client.get_encoder().decode_responses:
             raise ValueError("expected a client that returns bytes; create it with decode_responses=False")
         self._client = client
+        self._names = NameIndex(client)
         scripts = files(__package__)
 
         def script(name: str) -> str:
@@ -163,18 +165,25 @@ class RedisPetStore:
             (keys, args), new_commit = _commit_call(state, change, new_born=new_born, claimant=claimant)
             if not state.revision:
                 self._client.sadd(PETS, pet)
+            names = _names_of(state, change)
+            if names[1] and names[0] != names[1]:
+                self._names.add(pet, names[1])
             answer, n_listed = self._commit.and_then(
                 "SADD", PETS, pet, if_short=state.revision % LISTED_EVERY > 0, keys=keys, args=args
             )
             if n_listed:
                 self._list(pet)  # if SADD added nothing, the pet was listed already
+            if names[0] != names[1]:
+                self._names.settle(pet, former=names)
         return _committed(state, change, new_commit, answer)
 
     def commit_many(self, changes: Sequence[tuple[PetState, Change]]) -> Sequence[PetState | ClusterError]:
         for state, change in changes:
             check(state, change)
         done: list[PetState | ClusterError | None] = [
-            None if self._commit.is_short and state.revision else _or_error(partial(self.commit, state, change))
+            None
+            if self._commit.is_short and state.revision and change.correction is None
+            else _or_error(partial(self.commit, state, change))
             for state, change in changes
         ]
         together = [one for one, by_itself in zip(changes, done, strict=True) if by_itself is None]
@@ -362,6 +371,9 @@ class RedisPetStore:
             )
             if self._client.sadd(PETS, pet):
                 self._list(pet)
+            names = pet_name_of(state.ledger), pet_name_of(after.state.ledger)
+            if any(names):
+                self._names.settle(pet, former=names)
         if _whole(pet, answer)[0] != b"OK":
             raise RevisionConflict(pet=pet, expected=state.revision, current=answer[1])
         return replace(after.state, pet=pet, version=f"{born}.{commit}")
@@ -369,21 +381,26 @@ class RedisPetStore:
     def delete(self, pet: PetId) -> bool:
         keys = PetKeys.of(pet)
         with translated(f"delete pet {pet}", pet):
+            (name,) = self._names.names_of([pet])
             n_deleted = self._client.delete(*keys)
             self._list(pet)
+            if name:
+                self._names.settle(pet, former=[name])
         return n_deleted > 0
 
     def _list(self, pet: PetId) -> None:
         """Add the pet to the set of pets if it has data, and remove it otherwise.
 
-        Call this after creating or deleting a pet. The set is in another slot, so no script can read the pet and write
-        the set atomically. Instead, the loop ends once the pet was neither created nor deleted since the last write.
+        Call this after creating or deleting a pet. A pet that was not listed may be missing from the index of names,
+        too. The set is in another slot, so no script can read the pet and write the set atomically. Instead, the loop
+        ends once the pet was neither created nor deleted since the last write.
         """
         keys, existed = PetKeys.of(pet), None
         # all keys: a pet without meta is damaged, and must not leave the set before it is repaired or deleted
         while (exists := bool(self._client.exists(*keys))) != existed:
             if exists:
                 self._client.sadd(PETS, pet)
+                self._names.settle(pet)
             else:
                 self._client.srem(PETS, pet)
             existed = exists
@@ -436,12 +453,21 @@ class RedisPetStore:
                 pipe.hmget(PetKeys.of(pet).meta, *_SUMMARY)
             with translated("list the pets"):
                 answers = cast("list[list[bytes | None]]", pipe.execute())
-            for pet, (model, *numbers) in zip(batch, answers, strict=True):
+            for pet, (name, model, *numbers) in zip(batch, answers, strict=True):
                 revision, n_media, n_clusters, n_noise = (int(number or 0) for number in numbers)
                 if revision:
-                    own = None if model is None else model.decode()
-                    found.append(PetSummary(pet, revision, own, n_media, n_clusters, n_noise))
+                    given, own = (None if text is None else text.decode(errors="replace") for text in (name, model))
+                    found.append(PetSummary(pet, given, revision, own, n_media, n_clusters, n_noise))
         return found
+
+    def find_by_name(self, beginning: str, *, limit: int) -> Sequence[PetId]:
+        with translated("find pets by name"):
+            return self._names.find(beginning, limit=limit)
+
+    def not_found_by_name(self, pets: Sequence[PetId]) -> Sequence[PetId]:
+        """Return those of the pets that a search for their own name does not find: the index of names is damaged."""
+        with translated("look for the names of pets"):
+            return list(self._names.missing(pets))
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
         with translated("list the pets"):
@@ -555,7 +581,10 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     occurred_at = b"".join(arrival.occurred_at_ms.to_bytes(8, "little", signed=True) for arrival in arrivals)
     yield from (arrived, occurred_at, b"" if was is None else dump_overwritten(was), KEPT)
     yield from counts_after(state, change)
-    yield ledger.dumps(change.correction) if change.correction is not None else ""
+    if change.correction is None:
+        yield from ("", "")
+    else:
+        yield from (ledger.dumps(change.correction), _names_of(state, change)[1] or "")
     # only a change with a kind has an entry in the history
     yield from ("", "", "") if change.kind == "arrival" else (change.kind, change.by, as_json(change.summary))
     for items in (
@@ -567,6 +596,13 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     ):
         yield len(items)
         yield from items
+
+
+def _names_of(state: PetState, change: Change) -> tuple[str | None, str | None]:
+    """Return the names of the pet before and after a change."""
+    if change.correction is None:  # also of arrivals, which must not pay for names
+        return None, None
+    return pet_name_of(state.ledger), pet_name_of((*state.ledger, change.correction))
 
 
 def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:

@@ -1,16 +1,17 @@
 """Damaged pets in Redis: read as they are, and written again as what is whole of them.
 
 :class:`RedisPetStore` refuses a damaged pet, so that nothing more is lost. This module reads and writes pets whose keys
-are missing, truncated or of the wrong type. It also compares the set of all pets with the keys that exist.
+are missing, truncated or of the wrong type. It also compares the set of all pets, and the index of their names, with
+the keys that exist.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 from uuid import uuid4
 
 import redis
@@ -20,6 +21,7 @@ from sploot_cluster.pet.models import PetId
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.store import export_file
 from sploot_cluster.store.keys import PETS, PetKeys
+from sploot_cluster.store.name_index import NameIndex
 from sploot_cluster.store.redis import RedisPetStore, translated
 from sploot_cluster.store.values import commands_of, pairs_of
 
@@ -81,12 +83,26 @@ class RawPet:
         return nothing if key is None or key.kind != kind else key.value
 
 
+class Lists(NamedTuple):
+    """What is wrong with the set of all pets, and with the index of their names.
+
+    Attributes:
+        unlisted: pets that have data but are not in the set.
+        gone: pets in the set that have no data.
+        unnamed: pets that a search for their name does not find.
+    """
+
+    unlisted: Sequence[PetId]
+    gone: Sequence[PetId]
+    unnamed: Sequence[PetId]
+
+
 class PetRepairs:
     """Reads pets as they are, and replaces damaged ones."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         """Args: ``client`` as for :class:`RedisPetStore`. Its Redis user must be allowed to write pets."""
-        self._client, self._store = client, RedisPetStore(client)
+        self._client, self._store, self._names = client, RedisPetStore(client), NameIndex(client)
         scripts = files(__package__)
 
         def script(name: str) -> str:
@@ -144,31 +160,36 @@ class PetRepairs:
         with translated(f"write the keys of pet {raw.pet}"):
             is_written = self._rewrite(keys=PetKeys.of(raw.pet), args=[raw.sizes, commit, *commands])
             self._client.sadd(PETS, raw.pet)
+            self._names.settle(raw.pet)
         if not is_written:
             raise RevisionConflict(pet=raw.pet, expected=0, current=0)
 
-    def unlisted(self) -> tuple[Sequence[PetId], Sequence[PetId]]:
-        """Return the pets that have data but are not in the set of all pets, and the listed ones without data.
+    def compare_lists(self) -> Lists:
+        """Return what is wrong with the set of all pets and the index of their names.
 
-        Reads the names of all keys of the server, a thousand at a time.
+        Reads the names of all keys of the server, a thousand at a time, and then of all pets.
         """
         with translated("list the keys of all pets"):
             names = self._client.scan_iter(match="{pet:*", count=_PAGE)
             stored = {PetId(int(found[1])) for name in names if (found := _KEY.fullmatch(name))}
         listed = set(self._store.pets())
         gone = [pet for pet in sorted(listed - stored) if not self._exists(pet)]
-        return sorted(stored - listed), gone
+        with translated("read the names of all pets"):
+            unnamed = list(self._names.missing(sorted(stored)))
+        return Lists(sorted(stored - listed), gone, unnamed)
 
-    def relist(self, found: Collection[PetId], gone: Collection[PetId]) -> None:
-        """Add pets to the set of all pets, and remove others from it. Repeating the call changes nothing."""
-        added = sorted(found)
+    def relist(self, found: Lists) -> None:
+        """Repair the set of all pets and the index of their names. Repeating the call changes nothing."""
+        added = found.unlisted
         with translated("write the set of all pets"):
             for start in range(0, len(added), _PAGE):
                 self._client.sadd(PETS, *added[start : start + _PAGE])
-            for pet in gone:
+            for pet in found.gone:
                 self._client.srem(PETS, pet)
                 if self._exists(pet):  # it was created meanwhile
                     self._client.sadd(PETS, pet)
+            for pet in found.unnamed:
+                self._names.settle(pet)
 
     def _exists(self, pet: PetId) -> bool:
         with translated(f"look for pet {pet}"):

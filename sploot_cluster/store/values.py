@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sploot_cluster.decide.presentation import pet_name_of
 from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, HistoryEntry, MediaId, Origin
 from sploot_cluster.pet.past import dump as dump_overwritten
 from sploot_cluster.pet.shadow import Shadow
@@ -92,6 +93,7 @@ def commands_of(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iter
         "revision": state.revision,
         "model": state.model,
         "dim": state.dim,
+        "name": pet_name_of(state.ledger),
         "n_media": state.n_media,
         "next_cluster": state.next_cluster,
         "n_at_recluster": state.n_at_recluster,

@@ -129,9 +129,16 @@ def apply_preview(pet: int, token: str, by: str, *, as_json: bool) -> None:
     out.print(f"pet {pet} is as previewed, at revision {result.revision}: {result.n_moved} items moved, {result.kept}")
 
 
-@app.command(epilog=examples("sploot-cluster pets", "sploot-cluster pets --order noise --limit 20"))
+@app.command(
+    epilog=examples("sploot-cluster pets", "sploot-cluster pets --search mochi", "sploot-cluster pets --order noise")
+)
 def pets(
-    search: Annotated[str, typer.Option(help="Only pets whose id contains these digits.", metavar="DIGITS")] = "",
+    search: Annotated[
+        str,
+        typer.Option(
+            help="Only pets whose id contains these digits, or whose name begins with this text.", metavar="TEXT"
+        ),
+    ] = "",
     order: Annotated[PetOrder, typer.Option(help="Order of the pets; most noise or items first.")] = PetOrder.ID,
     limit: Annotated[int, typer.Option(min=1, max=MAX_PETS, help="Maximum number to show.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the page before ended, as it printed.")] = None,
@@ -143,10 +150,12 @@ def pets(
     if as_json:
         print_json(page)
         return
-    table = table_of("pet", "items", "clusters", "noise", "revision", "model")
+    is_named = any(pet.name for pet in page.pets)
+    table = table_of("pet", *(["name"] if is_named else []), "items", "clusters", "noise", "revision", "model")
     for pet in page.pets:
-        numbers = (pet.pet_id, pet.n_media, pet.n_clusters, pet.n_noise, pet.revision)
-        table.add_row(*map(str, numbers), pet.model or "-")
+        numbers = (pet.n_media, pet.n_clusters, pet.n_noise, pet.revision)
+        name = [pet.name or "-"] if is_named else []
+        table.add_row(str(pet.pet_id), *name, *map(str, numbers), pet.model or "-")
     out.print(table)
     if page.next_cursor is not None:
         out.print(f"{page.n_matching} pets match; the next page: --cursor {page.next_cursor}", soft_wrap=True)
@@ -173,8 +182,9 @@ def clusters(
     if as_json:
         print_json(view)
         return
+    title = f"pet {pet} ({view.name})" if view.name else f"pet {pet}"
     out.print(
-        f"pet {pet} at revision {view.revision}: {view.n_media} items, {len(whole.clusters)} clusters, "
+        f"{title} at revision {view.revision}: {view.n_media} items, {len(whole.clusters)} clusters, "
         f"{view.n_noise} noise"
         + (f", {len(whole.dismissed)} dismissed" if whole.dismissed else "")
         + (f", model {view.model} with {view.dim} dimensions" if view.model else "")

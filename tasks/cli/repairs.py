@@ -134,16 +134,18 @@ def _show(pet: PetId, damage: str, found: Salvaged) -> None:
 
 
 def _repair_list(repairs: PetRepairs, *, yes: bool, as_json: bool) -> None:
-    unlisted, gone = repairs.unlisted()
+    found = repairs.compare_lists()
     if yes:
-        repairs.relist(unlisted, gone)
+        repairs.relist(found)
     if as_json:
-        print_json({"unlisted": unlisted, "gone": gone, "is_written": yes})
+        print_json({**found._asdict(), "is_written": yes})
     else:
         done = "" if yes else "would be "
-        out.print(f"{len(unlisted)} pets {done}added to the list of all pets{_examples(unlisted)}", soft_wrap=True)
-        out.print(f"{len(gone)} ids without data {done}removed from it{_examples(gone)}", soft_wrap=True)
-    if not yes and (unlisted or gone):
+        added, gone, unnamed = map(_examples, found)
+        out.print(f"{len(found.unlisted)} pets {done}added to the list of all pets{added}", soft_wrap=True)
+        out.print(f"{len(found.gone)} ids without data {done}removed from it{gone}", soft_wrap=True)
+        out.print(f"{len(found.unnamed)} names of pets {done}added to the index of names{unnamed}", soft_wrap=True)
+    if not yes and any(found):
         fail(REFUSED, "nothing was written; add --yes to write the list")
 
 

@@ -22,6 +22,9 @@ class Api:
     def merge(self, pet_id: int, cluster_ids: Sequence[int], *, into: int) -> str:
         return self._enqueue("clusters/merge", {"pet_id": pet_id, "cluster_ids": list(cluster_ids), "into": into})
 
+    def name_pet(self, pet_id: int, name: str) -> str:
+        return self._enqueue("clusters/name_pet", {"pet_id": pet_id, "name": name})
+
     def split(self, pet_id: int, cluster_id: int, media_ids: Sequence[str]) -> str:
         body = {"pet_id": pet_id, "cluster_id": cluster_id, "media_ids": list(media_ids)}
         return self._enqueue("clusters/split", body)

@@ -180,8 +180,9 @@ class Story:
             self._run(self.api.recluster(album.pet_id))
 
     def correct(self) -> None:
-        """Correct as a labeller: merge two clusters of the same look, and split foreign items off from a mixed one."""
+        """Correct as a labeller: name each pet, merge two clusters of one look, and split foreign items off."""
         for album in self.albums:
+            self._run(self.api.name_pet(album.pet_id, album.name))
             truth = dict(zip(album.media_ids, album.truth.tolist(), strict=True))
             clusters = self.api.clusters(album.pet_id)
             if pair := _same_look(clusters, truth):

@@ -317,14 +317,36 @@ def test_pets_are_listed_searched_and_opened(page: Page, album: ClusterService) 
 
     page.sees("Pet 777")
     page.sees("2 loose")
-    page.labelled("Pet id").send_keys("42")
+    page.labelled("Name or id of a pet").send_keys("42")
     eventually(lambda: page.shown(".pet-name strong") == ["Pet 42"])
     page.press(Keys.ENTER)
 
     page.sees("30 items in 3 albums")
     page.open("pet?search=9")
-    page.sees("No pet has 9 in its id")
+    page.sees("No pet is called 9, and no id contains it")
     assert page.complaints() == []
+
+
+def test_pet_is_named_by_keyboard_and_found_by_its_name(page: Page, album: ClusterService, worker: None) -> None:
+    take(album, 0, range(2), pet=PetId(777))
+    page.open(f"pet/{PET}")
+    page.sees("Album 1")
+
+    page.press("r")
+    page.sees(f"Name pet {PET}")
+    page.press("Mochi", Keys.ENTER)
+    eventually(lambda: page.shown("h1") == ["Pets / Mochi"])
+    eventually(lambda: album.clusters(PET).name == "Mochi", within_s=30)
+    page.open("pet")
+    page.sees("Pet 777")
+    page.labelled("Name or id of a pet").send_keys("moch")
+    eventually(lambda: page.shown(".pet-name") == [f"Mochi\nPet {PET} · {MODEL}"])
+    page.press(Keys.ENTER)
+
+    page.sees("30 items in 3 albums")
+    assert page.complaints() == []
+    page.open("find?text=mochi")
+    page.sees(f"Mochi ({PET})")
 
 
 def test_invalid_pet_id_is_answered_with_a_hint(page: Page, redis_client: redis.Redis) -> None:

@@ -236,7 +236,7 @@ def test_broken_link_is_reported_with_its_cause(page: Page, place: str, problem:
     page.sees(problem)
     assert page.complaints() == []
     page.click("Pets")
-    page.labelled("Pet id")
+    page.labelled("Name or id of a pet")
 
 
 def test_broken_link_removes_the_page_that_was_shown_before(page: Page, album: ClusterService) -> None:

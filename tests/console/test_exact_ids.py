@@ -143,7 +143,7 @@ def test_every_page_shows_a_large_id_exactly(
 ) -> None:
     page.open("pet")
     page.sees(f"Pet {NEIGHBOUR}")
-    page.labelled("Pet id").send_keys(str(MINE))
+    page.labelled("Name or id of a pet").send_keys(str(MINE))
     page.click("Show")
     page.sees("18 items in 3 albums")
     assert page.browser.title.startswith(f"Pet {MINE} ")

@@ -27,7 +27,7 @@ from sploot_cluster.pet.times import ms_of
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture, taken_at
 from tests.sploot_cluster.lineage import Witness
-from tests.sploot_cluster.oracle import covers_in_force, demands, locked_in_force, names_in_force
+from tests.sploot_cluster.oracle import covers_in_force, demands, locked_in_force, names_in_force, pet_name_in_force
 
 STEPS = 70
 EVENTS = 10_000
@@ -160,6 +160,9 @@ class Day:
 
     def name(self, state: PetState, operation_id: str) -> None:
         cluster = self.random.choice([ClusterId(1), *sorted(state.clusters)])
+        if self.random.random() < 0.3:
+            self.service.name_pet(PET, self.random.choice(["Mochi", "Rex", ""]), operation_id=operation_id, by="ada")
+            return
         self.service.name(PET, cluster, f"subject {self.random.randrange(9)}", operation_id=operation_id, by="ada")
 
     def undo(self, state: PetState, operation_id: str) -> None:
@@ -275,6 +278,7 @@ def check(day: Day, context: str) -> None:
     is_locked = {cluster.cluster_id for cluster in view.clusters if cluster.is_locked}
     assert locked_in_force(state.ledger) & state.clusters.keys() <= is_locked, context
     shown = {cluster.cluster_id: cluster.name for cluster in view.clusters}
+    assert view.name == pet_name_in_force(state.ledger), context
     for cluster, wanted in names_in_force(state.ledger).items():
         assert shown.get(cluster, wanted) == wanted, context
 

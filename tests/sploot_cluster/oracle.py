@@ -14,6 +14,7 @@ from sploot_cluster.decide.corrections.keep_apart import Separation
 from sploot_cluster.decide.corrections.lock import Locking
 from sploot_cluster.decide.corrections.merge import Merge
 from sploot_cluster.decide.corrections.name import Naming
+from sploot_cluster.decide.corrections.name_pet import PetNaming
 from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.decide.corrections.undo import Undo
@@ -72,6 +73,12 @@ def names_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, str]:
     return result
 
 
+def pet_name_in_force(ledger: Sequence[Correction]) -> str | None:
+    """Return the name that the newest naming of the pet in force gives it."""
+    names = (correction.name for correction in _in_force(ledger) if isinstance(correction, PetNaming))
+    return next(names, None) or None
+
+
 def covers_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, MediaId]:
     """Return the newest cover in force of each cluster id for which a person chose one."""
     result: dict[ClusterId, MediaId] = {}
@@ -113,7 +120,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
         return tuple(item for item in media if item not in released)
 
     for correction in _in_force(ledger):
-        if isinstance(correction, (Naming, Covering, Hiding, Locking)):
+        if isinstance(correction, (Naming, PetNaming, Covering, Hiding, Locking)):
             continue
         if {*correction.media()} & released:
             result.yielding.add(correction.revision)

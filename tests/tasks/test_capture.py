@@ -260,13 +260,14 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     service.cover(PET, first, item, operation_id="12", by="ada")  # revision 53
     service.lock(PET, [first], operation_id="13", by="ada")  # revision 54
     service.unlock(PET, [first], operation_id="14", by="ada")  # revision 55
-    album.edit(5)  # revision 56
+    service.name_pet(PET, "Mochi", operation_id="15", by="ada")  # revision 56
+    album.edit(5)  # revision 57
     service.begin_model(PET, "test@2", DIM, by="eve")
     for number in range(40):
         album.take(number, model="test@2")
-    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 57
-    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 58
-    album.repair()  # revision 59
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 58
+    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 59
+    album.repair()  # revision 60
 
     capture = album.capture(tmp_path / "pet.zip")
     done = replay(capture, settings_of(capture, {}))
@@ -274,10 +275,10 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     assert set(kinds_of(capture)) == set(CHANGE_KINDS) - {"arrival"}
     assert [text.partition(" cannot be replayed")[0] for text in done.differences] == [
         "revision 40",
-        "revision 56: the replacement of a vector",
-        "revision 57: the switch from test@1 to test@2",
-        "revision 58: the deletion of 1 items",
-        "revision 59: the repair of damaged keys",
+        "revision 57: the replacement of a vector",
+        "revision 58: the switch from test@1 to test@2",
+        "revision 59: the deletion of 1 items",
+        "revision 60: the repair of damaged keys",
     ]
     assert done.n_media == 39
 

@@ -329,7 +329,12 @@ def test_pets_are_listed_page_by_page(cli: CommandLine, service: ClusterService)
     page = cli("pets", "--order", "items", "--limit", "2")
     rest = cli("pets", "--order", "items", "--limit", "2", "--cursor", page.out.split()[-1], "--json").json
 
+    service.name_pet(PetId(7), "Mochi", operation_id="1", by="ada")
+    named = cli("pets", "--search", "moch")
+
     assert [line.split()[:2] for line in page.out.splitlines()[1:3]] == [["8", "3"], ["7", "2"]]
+    assert [line.split()[:3] for line in named.out.splitlines()] == [["pet", "name", "items"], ["7", "Mochi", "2"]]
+    assert cli("clusters", "7").out.startswith("pet 7 (Mochi) at revision 3: ")
     assert ([pet["pet_id"] for pet in rest["pets"]], rest["next_cursor"]) == ([42], None)
 
 

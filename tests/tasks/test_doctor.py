@@ -20,6 +20,7 @@ from broker.stats import LAST_ID
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.keys import NAMES
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.cli import main
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
@@ -131,9 +132,17 @@ def given_a_dead_consumer(ward: Ward) -> None:
     ward.client.zadd(KEYS.consumers, {"alive": ward.client.time()[0] * 1000 + 60_000})
 
 
+def given_a_name_that_is_not_indexed(ward: Ward) -> None:
+    service = ClusterService(RedisPetStore(ward.client))
+    take(service, 0, range(3), pet=PetId(7))
+    service.name_pet(PetId(7), "Mochi", operation_id="1", by="ada")
+    ward.client.delete(NAMES)
+
+
 @pytest.mark.parametrize(
     ("given", "check", "seen"),
     [
+        (given_a_name_that_is_not_indexed, "pets", "does not find pet 7; 1 pet of"),
         (given_eviction, "eviction", "allkeys-lru"),
         (given_no_persistence, "persistence", "no append-only file"),
         (given_no_group, f"group of {EMBEDDING_INGESTED}", "and jobs wait"),

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from sploot_cluster import ClusterService
-from sploot_cluster.store.keys import PETS, PetKeys
+from sploot_cluster.store.keys import NAMES, PETS, PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.store.repairs import PetRepairs
 from tests.sploot_cluster.albums import PET, take
@@ -88,16 +88,22 @@ def test_raw_capture_of_an_unreadable_pet_can_be_put_back_under_another_id(
 def test_repair_command_rebuilds_the_list_of_all_pets(
     redis_client: redis.Redis, cli: CommandLine, service: ClusterService
 ) -> None:
-    redis_client.delete(PETS)
+    service.name_pet(PET, "Mochi", operation_id="1", by="ada")
+    redis_client.delete(PETS, NAMES)
 
     planned = cli("repair", "--list")
     done = cli("repair", "--list", "--yes", "--json")
 
-    assert (planned.code, planned.out.splitlines()[0]) == (
+    assert (planned.code, planned.out.splitlines()) == (
         4,
-        f"1 pets would be added to the list of all pets: {PET}",
+        [
+            f"1 pets would be added to the list of all pets: {PET}",
+            "0 ids without data would be removed from it",
+            f"1 names of pets would be added to the index of names: {PET}",
+        ],
     )
-    assert json.loads(done.out) == {"unlisted": [PET], "gone": [], "is_written": True}
+    assert json.loads(done.out) == {"unlisted": [PET], "gone": [], "unnamed": [PET], "is_written": True}
     assert service.pets() == [PET]
+    assert service.page_of_pets(search="mochi").n_matching == 1
     assert cli("repair", "--list").code == 0
     assert cli("repair").code == cli("repair", "7", "--list").code == 2

@@ -88,7 +88,9 @@ def _selection(fields: Mapping[str, Field]) -> str:
             return "several clusters" if shortest > 1 else "clusters"
     if "media_ids" in fields:
         return "items of one cluster" if "cluster_id" in fields else "items"
-    return "cluster" if "cluster_id" in fields else "revision"
+    if "cluster_id" in fields:
+        return "cluster"
+    return "revision" if "revision" in fields else "pet"
 
 
 def check_media_url_template(template: str) -> None:

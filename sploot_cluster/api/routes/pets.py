@@ -245,7 +245,13 @@ def pet_list_router(admission: Admission, service: PetService) -> APIRouter:
 
     @router.get("/pets", operation_id="list_pets", summary="List pets", responses=documented(*READS))
     def list_pets(
-        search: Annotated[str, Query(description="Digits that the id contains.", pattern="^[0-9]{0,19}$")] = "",
+        search: Annotated[
+            str,
+            Query(
+                description="Digits that the id contains, or the beginning of the name, in upper or lower case.",
+                max_length=MAX_NAME,
+            ),
+        ] = "",
         order: Annotated[
             PetOrder,
             Query(
@@ -256,7 +262,7 @@ def pet_list_router(admission: Admission, service: PetService) -> APIRouter:
         limit: Annotated[int, Query(description="Maximum number of pets.", ge=1, le=MAX_PETS)] = 100,
         cursor: Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=PET_CURSOR)] = None,
     ) -> PetPage:
-        """Return the pets that have data, with their numbers of items, clusters and noise."""
+        """Return the pets that have data, with their names and numbers of items, clusters and noise."""
         return service.page_of_pets(search=search, order=order, limit=limit, cursor=cursor)
 
     return router

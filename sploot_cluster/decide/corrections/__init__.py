@@ -14,6 +14,7 @@ from sploot_cluster.decide.corrections.keep_apart import KeepApart, Separation
 from sploot_cluster.decide.corrections.lock import LockClusters, Locking, UnlockClusters, Unlocking
 from sploot_cluster.decide.corrections.merge import Merge, MergeClusters
 from sploot_cluster.decide.corrections.name import NameCluster, Naming
+from sploot_cluster.decide.corrections.name_pet import NamePet, PetNaming
 from sploot_cluster.decide.corrections.place import PlaceMedia, Placement
 from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import Split, SplitCluster
@@ -33,6 +34,7 @@ _REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
     ShowClusters,
     LockClusters,
     UnlockClusters,
+    NamePet,
     UndoFeedback,
     RestoreRevision,
 )
@@ -49,6 +51,7 @@ _ENTRIES: Final[tuple[type[LedgerEntry], ...]] = (
     Showing,
     Locking,
     Unlocking,
+    PetNaming,
     Undo,
 )
 

@@ -13,7 +13,7 @@
 --          was, kept                record of the labels that this commit overwrites, "" = none; number of records to
 --                                   keep
 --          n_clustered, n_noise, n_dismissed   numbers of items after this commit
---          correction               JSON for the ledger, or ""
+--          correction, name         JSON for the ledger, or ""; the name of the pet after it, "" = none
 --          kind, by, summary        of the history entry; kind "" = none
 --          then five lists, each as its length and then its items:
 --          media of the arrivals; clusters to set (id, card, …); clusters to remove; aliases to set; aliases to remove
@@ -85,7 +85,7 @@ local next_cluster, n_at_recluster, noise_arrivals = take(), take(), take()
 local vectors, relabels, labels, origins = take(), take() == '1', take(), take()
 local arrived, occurred_at, was, kept = take(), take(), take(), tonumber(take())
 local n_clustered, n_noise, n_dismissed = tonumber(take()), tonumber(take()), tonumber(take())
-local correction, kind, by, summary = take(), take(), take(), take()
+local correction, name, kind, by, summary = take(), take(), take(), take(), take()
 
 n_media, ingested, n_quarantined = tonumber(n_media or '0'), tonumber(ingested or '0'), tonumber(n_quarantined or '0')
 local n_arriving, back = tonumber(ARGV[taken + 1]), {}
@@ -156,6 +156,11 @@ elseif labels ~= '' then
 end
 if correction ~= '' then
   redis.call('HSET', meta, 'n_corrections', redis.call('RPUSH', KEYS[9], correction))
+  if name ~= '' then
+    redis.call('HSET', meta, 'name', name)
+  else
+    redis.call('HDEL', meta, 'name')
+  end
 end
 if kind ~= '' then
   redis.call('XADD', KEYS[10], 'MAXLEN', '~', HISTORY_LENGTH, revision .. '-0',

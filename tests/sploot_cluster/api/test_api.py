@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from sploot_cluster.errors import InvalidInput, ModelMismatch, StoreUnavailable,
 from sploot_cluster.jobs import DeadLetterRef, JobRef, QueueUnavailable, Traces
 from sploot_cluster.pet.listing import MAX_SORTED, PetOrder, page_of
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId
+from sploot_cluster.store.memory import MemoryPetStore
 from tests.corrections import EXAMPLES, as_body
 from tests.sploot_cluster.albums import MODEL, PET, take, two_looks
 from tests.sploot_cluster.api.front import API, Front, client_of, job_status
@@ -369,13 +370,13 @@ def test_list_of_pets_has_their_numbers(front: Front) -> None:
     (pet,) = front.http.get(f"{API}/pets").json()["pets"]
 
     assert pet == {
-        "pet_id": 42, "revision": 7, "model": MODEL, "n_media": 6, "n_clusters": 1, "n_noise": 0
+        "pet_id": 42, "name": None, "revision": 7, "model": MODEL, "n_media": 6, "n_clusters": 1, "n_noise": 0
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("query", "field"),
-    [("cursor=x", "cursor"), ("limit=0", "limit"), ("order=name", "order"), ("search=Mochi", "search")],
+    [("cursor=x", "cursor"), ("limit=0", "limit"), ("order=name", "order"), (f"search={101 * 'x'}", "search")],
 )
 def test_invalid_parameter_of_a_list_is_named(front: Front, query: str, field: str) -> None:
     answer = front.http.get(f"{API}/pets?{query}")
@@ -383,12 +384,22 @@ def test_invalid_parameter_of_a_list_is_named(front: Front, query: str, field: s
     assert (answer.status_code, fields_of(answer.json())) == (422, [field])
 
 
-def test_only_few_pets_are_sorted_by_their_numbers() -> None:
-    pets = [PetId(number) for number in range(1, MAX_SORTED + 2)]
+class ManyPets(MemoryPetStore):
+    """A store that lists more pets than can be sorted, each named *Rex*."""
 
+    def pets(self) -> Sequence[PetId]:
+        return [PetId(number) for number in range(1, MAX_SORTED + 2)]
+
+    def find_by_name(self, beginning: str, *, limit: int) -> Sequence[PetId]:
+        return self.pets()[:limit] if beginning == "rex" else []
+
+
+def test_only_few_pets_are_sorted_by_their_numbers() -> None:
     with pytest.raises(InvalidInput, match="narrow the search"):
-        page_of(pets, lambda _: [], order=PetOrder.NOISE)
-    assert page_of(pets, lambda _: [], search="1999", order=PetOrder.NOISE).n_matching == 12
+        page_of(ManyPets(), order=PetOrder.NOISE)
+    with pytest.raises(InvalidInput, match="more of the name"):
+        page_of(ManyPets(), search="rex")
+    assert page_of(ManyPets(), search="1999", order=PetOrder.NOISE).n_matching == 12
 
 
 @pytest.mark.parametrize("pet", ["0", "-1", "cat", "4_2", " 42", "٤٢", "9223372036854775808", "1e3"])

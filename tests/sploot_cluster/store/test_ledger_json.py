@@ -17,6 +17,7 @@ from sploot_cluster.decide.corrections.keep_apart import Separation
 from sploot_cluster.decide.corrections.lock import Locking, Unlocking
 from sploot_cluster.decide.corrections.merge import Merge
 from sploot_cluster.decide.corrections.name import Naming
+from sploot_cluster.decide.corrections.name_pet import PetNaming
 from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.decide.corrections.undo import Undo
@@ -63,6 +64,7 @@ corrections = st.one_of(
         remaining=st.dictionaries(cluster, several, max_size=3),
     ),
     st.builds(Naming, **common, named=cluster, name=st.text(min_size=1, max_size=20), anchors=several),
+    st.builds(PetNaming, **common, name=st.text(max_size=20)),
     st.builds(Covering, **common, covered=cluster, item=media, anchors=several),
     st.builds(Locking, **common, anchors=st.dictionaries(cluster, several, max_size=3)),
     st.builds(Unlocking, **common, anchors=st.dictionaries(cluster, several, max_size=3)),

@@ -131,7 +131,7 @@ export async function ask({ title, body, action, danger = false, cli }) {
     else dialog.close("yes");
   });
   showCommands();
-  const answer = await shown(dialog, form, form.elements.note ?? form.querySelector("input[required]") ?? (danger ? cancel : yes));
+  const answer = await shown(dialog, form, form.elements.note ?? form.querySelector("input[required], input[autofocus]") ?? (danger ? cancel : yes));
   if (answer === "yes") return new FormData(form);
   notice(`${title}: cancelled; nothing was changed.`);
   return null;

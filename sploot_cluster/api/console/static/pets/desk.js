@@ -292,6 +292,7 @@ const PREDICT = {
     const left = taken(view, media);
     return counted({ ...left, dismissed: [...media, ...left.dismissed] });
   },
+  name_pet: (view, { name }) => ({ ...view, name: name || null }),
   name: (view, { cluster_id: id, name }) => change(view, [id], (cluster) => ({ ...cluster, name })),
   hide: (view, { cluster_ids: ids }) => change(view, ids, (cluster) => ({ ...cluster, is_hidden: true })),
   show: (view, { cluster_ids: ids }) => change(view, ids, (cluster) => ({ ...cluster, is_hidden: false })),

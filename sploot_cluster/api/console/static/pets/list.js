@@ -1,4 +1,4 @@
-// All pets: find one by its id, or by what it needs.
+// All pets: find one by its name or id, or by what it needs.
 
 import { get } from "../api.js";
 import { count, fill, go, h } from "../dom.js";
@@ -25,7 +25,7 @@ export const listPage = {
 
   draw({ order, search, page }) {
     const found = h("div", {});
-    const field = h("input", { type: "search", name: "search", value: search, inputmode: "numeric", pattern: "[0-9]*", placeholder: "Id, or a part of it", "aria-label": "Pet id", autocomplete: "off" });
+    const field = h("input", { type: "search", name: "search", value: search, placeholder: "Name, or id", "aria-label": "Name or id of a pet", autocomplete: "off", maxlength: 100 });
     const select = h("select", { name: "order", "aria-label": "Order", onchange: () => refresh() }, Object.entries(ORDERS).map(([value, text]) => h("option", { value, selected: value === order }, text)));
     const asked = () => ({ order: select.value, search: field.value.trim() });
     let typing = null;
@@ -37,7 +37,6 @@ export const listPage = {
     /** Show what matches now. The field keeps the focus, and the address can be shared. */
     async function refresh() {
       const wanted = asked();
-      if (!field.checkValidity()) return;
       try {
         const answer = await fetchPage(wanted);
         if (asked().search !== wanted.search || asked().order !== wanted.order) return;
@@ -57,14 +56,18 @@ export const listPage = {
         fill(more, next.next_cursor && h("button", { type: "button", onclick: async () => add(await fetchPage({ ...wanted, cursor: next.next_cursor })) }, "Show more"));
       };
       add(answer);
-      fill(found, answer.pets.length ? [rows, more] : h("div", { class: "empty" }, h("h2", {}, wanted.search ? `No pet has ${wanted.search} in its id` : "No pets yet"), h("p", { class: "quiet" }, wanted.search ? "Look at the id again." : "Pets appear here when their first item arrives.")));
+      fill(found, answer.pets.length ? [rows, more] : h("div", { class: "empty" }, h("h2", {}, wanted.search ? `No pet is called ${wanted.search}, and no id contains it` : "No pets yet"), h("p", { class: "quiet" }, wanted.search ? "A search finds the beginning of a name, and any part of an id." : "Pets appear here when their first item arrives.")));
     }
 
-    const open = (event) => {
+    /** Open the pet with this id, or the only one that matches. */
+    const open = async (event) => {
       event.preventDefault();
-      const id = field.value.trim();
-      if (/^[1-9][0-9]*$/.test(id)) go(`#/pet/${id}`);
-      else refresh();
+      clearTimeout(typing);
+      const { search } = asked();
+      if (/^[1-9][0-9]*$/.test(search)) return go(`#/pet/${search}`);
+      await refresh();
+      const rows = found.querySelectorAll(".pet-row");
+      if (search && rows.length === 1) go(rows[0].getAttribute("href"));
     };
     show(page);
     return [h("h1", {}, "Pets"), h("form", { class: "row tools", onsubmit: open }, field, h("label", { class: "row" }, "by ", select), h("button", { class: "main" }, "Show")), found];
@@ -79,7 +82,7 @@ function row(pet) {
     "a",
     { class: "pet-row", href: `#/pet/${pet.pet_id}` },
     covers,
-    h("span", { class: "pet-name" }, h("strong", {}, pet.name ?? `Pet ${pet.pet_id}`), h("small", {}, pet.model ?? "no items")),
+    h("span", { class: "pet-name" }, h("strong", {}, pet.name ?? `Pet ${pet.pet_id}`), h("small", {}, [pet.name && `Pet ${pet.pet_id}`, pet.model ?? "no items"].filter(Boolean).join(" · "))),
     figure(pet.n_media, "items"),
     figure(pet.n_clusters, "albums"),
     figure(pet.n_noise, "loose", pet.n_noise > 0),

@@ -89,7 +89,7 @@ export class PetPage {
     const { view } = desk;
     fill(
       this.head,
-      h("div", {}, h("h1", {}, h("a", { href: "#/pet", class: "quiet" }, "Pets"), " / ", `Pet ${this.pet}`), h("p", { class: "quiet" }, `${items(view.n_media)} in ${albums(desk.albums.length)}, ${count(view.noise.length)} loose${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${desk.seen}${view.model ? ` · ${view.model}` : ""}`)),
+      h("div", {}, h("div", { class: "title" }, h("h1", {}, h("a", { href: "#/pet", class: "quiet" }, "Pets"), " / ", view.name ?? `Pet ${this.pet}`), desk.may("name_pet") && h("button", { type: "button", class: "quiet-button", title: "Name the pet", onclick: () => this.#namePet() }, view.name ? "Rename" : "Name")), h("p", { class: "quiet" }, `${view.name ? `Pet ${this.pet} · ` : ""}${items(view.n_media)} in ${albums(desk.albums.length)}, ${count(view.noise.length)} loose${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${desk.seen}${view.model ? ` · ${view.model}` : ""}`)),
       h("span", { class: "spring" }),
       this.#progress(),
       desk.canUndo && h("button", { type: "button", onclick: () => desk.undo(), title: "Undo the last correction of this page" }, "Undo ", h("kbd", {}, "Z")),
@@ -181,6 +181,14 @@ export class PetPage {
     this.desk.act(verb.verb, body, { what: sentence(this.desk, verb, body) });
   }
 
+  async #namePet() {
+    const before = this.desk.view.name ?? "";
+    const field = h("input", { name: "name", value: before, maxlength: 100, autocomplete: "off", autofocus: true });
+    const answers = await ask({ title: `Name pet ${this.pet}`, body: [h("label", { class: "row" }, "The name of the pet ", field), before && h("p", { class: "quiet" }, "An empty field removes the name.")], action: "Name" });
+    const name = answers?.get("name").trim();
+    if (answers && name !== before) this.desk.act("name_pet", { name }, { what: name ? `Name the pet “${name}”` : "Remove the pet's name" });
+  }
+
   /** Ask for what a verb needs beyond the choice: a name, or an album. Everything else is done at once: it can be undone. */
   async #asked(verb, given) {
     if (verb.verb === "place") return placed(this.desk, given, this.view.album?.());
@@ -212,7 +220,8 @@ export class PetPage {
     if (key === "a" && this.view.grid) return this.view.grid.choose(), true;
     if (key.startsWith("Arrow") && this.view.grid && document.activeElement !== this.view.focus) return this.view.focus.focus({ preventScroll: true }), true;
     const offered = this.#verbs().find(({ verb }) => VERB_KEYS[verb.verb] === key);
-    return Boolean(offered) && (this.#correct(offered.verb, offered.given), true);
+    if (offered) return this.#correct(offered.verb, offered.given), true;
+    return key === VERB_KEYS.name && this.desk.may("name_pet") && (this.#namePet(), true);
   }
 
   #escape() {

@@ -33,7 +33,7 @@ export function pastView(desk) {
 
   function slide() {
     const { revision, entry } = states[slider.value];
-    fill(label, h("strong", {}, `Revision ${revision}`), ` · ${entry.kind} by ${entry.by} · `, when(entry.at));
+    fill(label, h("strong", {}, `Revision ${revision}`), ` · ${kindOf(entry)} by ${entry.by} · `, when(entry.at));
     clearTimeout(timer);
     timer = setTimeout(show, PAUSE_MS);
   }
@@ -42,7 +42,7 @@ export function pastView(desk) {
     if (!states.length) return fill(then, h("p", { class: "quiet" }, "No reclusters or corrections yet."));
     slide.done = states[slider.value];
     const { revision, entry } = slide.done;
-    fill(label, h("strong", {}, `Revision ${revision}`), ` · ${entry.kind} by ${entry.by} · `, when(entry.at));
+    fill(label, h("strong", {}, `Revision ${revision}`), ` · ${kindOf(entry)} by ${entry.by} · `, when(entry.at));
     try {
       const found = await get(`pets/${desk.pet}/history/${revision}`);
       if (states[slider.value]?.revision !== revision) return;
@@ -77,6 +77,8 @@ export function pastView(desk) {
   return { element, update, focus: slider, destroy: () => clearTimeout(timer) };
 }
 
+const kindOf = (entry) => entry.kind.replaceAll("_", " ");
+
 const restore = (desk, revision) => desk.act("restore", { revision }, { what: `Restore revision ${revision}` });
 
 const nameOf = (desk, id) => {
@@ -91,11 +93,11 @@ function historyTable(desk) {
     const canUndo = desk.may("undo") && desk.verbs.undoable.includes(entry.kind);
     return [
       entry.revision,
-      h("td", {}, entry.kind, isUndone && [" ", h("span", { class: "badge" }, "undone")]),
+      h("td", {}, kindOf(entry), isUndone && [" ", h("span", { class: "badge" }, "undone")]),
       when(entry.at),
       entry.by,
       summary(entry),
-      h("td", { class: "actions" }, canUndo && !isUndone && h("button", { type: "button", onclick: (event) => ((event.currentTarget.disabled = true), desk.act("undo", { revision: entry.revision }, { what: `Undo revision ${entry.revision} (${entry.kind})` })) }, "Undo")),
+      h("td", { class: "actions" }, canUndo && !isUndone && h("button", { type: "button", onclick: (event) => ((event.currentTarget.disabled = true), desk.act("undo", { revision: entry.revision }, { what: `Undo revision ${entry.revision} (${kindOf(entry)})` })) }, "Undo")),
     ];
   });
   return table(["revision", "kind", "when", "by", "summary", ""], rows, { empty: "No reclusters or corrections yet." });
