@@ -43,6 +43,10 @@ PACKAGES: Final = {
 }
 
 
+# The files of ops/scripts/render-secrets.sh.
+SECRETS: Final = ("SLACK_WEBHOOK_URL", "PAGERDUTY_ROUTING_KEY")
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
     """One process of the stack.
@@ -126,6 +130,10 @@ class LocalStack:
         return _service("prometheus", "prometheus", options, self.address("prometheus", "/-/ready"))
 
     def _alertmanager(self) -> Service:
+        if useless := [name for name in SECRETS if not _is_filled(_secrets() / name)]:
+            names = " and ".join(useless)
+            missing = f"{names} missing, empty or unreadable in {_secrets()}, so no notification would arrive"
+            return Service("alertmanager", None, missing=missing)
         options = ["--config.file", str(self._configured("alertmanager.yaml")), "--cluster.listen-address="]
         options += ["--storage.path", str(self._folder("alertmanager"))]
         options += [f"--web.listen-address=127.0.0.1:{self.ports['alertmanager']}"]
@@ -141,9 +149,8 @@ class LocalStack:
         text = (CONFIG / name).read_text()
         for service, port in PORTS.items():
             text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[service]}")
-        secrets = Path(os.environ.get("SPLOOT_ALERT_SECRETS") or CONFIG / "local-secrets")
         text = text.replace("../alerts", str(ROOT / "ops" / "alerts")).replace(
-            "/etc/alertmanager/secrets", str(secrets)
+            "/etc/alertmanager/secrets", str(_secrets())
         )
         copy = self._directory / Path(name).name
         copy.write_text(text)
@@ -153,6 +160,18 @@ class LocalStack:
         folder = self._directory / name
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def _secrets() -> Path:
+    """Return the folder with Alertmanager's secrets."""
+    return Path(os.environ.get("SPLOOT_ALERT_SECRETS") or CONFIG / "local-secrets").absolute()
+
+
+def _is_filled(file: Path) -> bool:
+    try:
+        return bool(file.read_text().strip())
+    except OSError:
+        return False
 
 
 def _service(name: str, binary: str, options: Sequence[str], health: str) -> Service:

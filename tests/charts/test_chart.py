@@ -610,6 +610,15 @@ def test_alertmanager_gets_routes_and_the_files_they_name() -> None:
         assert f"/etc/alertmanager/secrets/{item['path']}" in config
 
 
+def test_mounted_secrets_are_readable_by_any_user_of_their_pod() -> None:
+    volumes = [volume for deployment in of_kind(everything(), "Deployment") for volume in pod_of(deployment)["volumes"]]
+    modes = {volume["name"]: volume["secret"]["defaultMode"] for volume in volumes if "secret" in volume}
+
+    assert {"redis", "api", "secrets"} <= set(modes)
+    # without fsGroup, which podSecurityContext may leave out, the files belong to root
+    assert set(modes.values()) == {0o444}
+
+
 def test_rollout_percent_reaches_server_worker_and_producers() -> None:
     for percent in (0, 25, EVERYBODY):
         resources = render({"ingest": {"rolloutPercent": percent}})

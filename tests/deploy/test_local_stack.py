@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pytest
 import redis
 import yaml
 
-from deploy.local_stack import PORTS
+from deploy.local_stack import PORTS, SECRETS, LocalStack
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
 from tests.support import eventually, lacking
 from tests.system.events import flat_event
@@ -110,6 +111,45 @@ def test_prometheus_targets_match_the_ports_of_the_stack() -> None:
     targets = set(re.findall(r"127\.0\.0\.1:(\d+)", text))
     assert {str(PORTS[name]) for name in ("worker", "server", "alertmanager", "exporter")} <= targets
     assert targets <= {str(port) for port in PORTS.values()}
+
+
+@pytest.mark.parametrize("broken", ["", "missing", "empty", "a folder"])
+def test_compose_alertmanager_names_a_secret_that_it_cannot_read(broken: str, tmp_path: Path) -> None:
+    secrets, programs = tmp_path / "secrets", tmp_path / "bin"
+    for folder in (secrets, programs):
+        folder.mkdir()
+    for name in SECRETS:
+        (secrets / name).write_text("" if broken == "empty" else "x")
+    if broken in {"missing", "a folder"}:
+        (secrets / SECRETS[0]).unlink()
+    if broken == "a folder":
+        (secrets / SECRETS[0]).mkdir()
+    (programs / "alertmanager").write_text('#!/bin/sh\necho "$@"\n')
+    (programs / "alertmanager").chmod(0o755)
+    service = compose()["services"]["alertmanager"]
+    command = [word.replace("$$", "$") for word in [*service["entrypoint"], *service["command"]]]
+    command[2] = command[2].replace("/etc/alertmanager/secrets", str(secrets))
+
+    started = subprocess.run(
+        command, env={"PATH": f"{programs}:{os.environ['PATH']}"}, capture_output=True, text=True, check=False
+    )
+
+    if broken:
+        assert started.returncode == 78
+        assert "the secret SLACK_WEBHOOK_URL is missing, empty or unreadable" in started.stderr
+    else:
+        assert started.stdout.split() == service["command"]
+
+
+def test_local_stack_names_a_missing_secret_of_alertmanager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "SLACK_WEBHOOK_URL").write_text("http://127.0.0.1:9/x")
+    monkeypatch.setenv("SPLOOT_ALERT_SECRETS", str(tmp_path))
+
+    stack = LocalStack(tmp_path / "local", dict.fromkeys(PORTS, 1))
+
+    (service,) = [service for service in stack.services if service.name == "alertmanager"]
+    assert service.command is None
+    assert service.missing.startswith("PAGERDUTY_ROUTING_KEY missing, empty or unreadable")
 
 
 # -- make up-local ---------------------------------------------------------------------------------------------------

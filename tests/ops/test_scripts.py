@@ -210,11 +210,24 @@ def test_secrets_become_files_readable_by_their_owner_only(tmp_path: Path) -> No
     assert "hooks.example" not in written.stdout
 
 
+def test_secrets_belong_to_the_user_of_alertmanager(tmp_path: Path) -> None:
+    secrets = {"SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/x", "PAGERDUTY_ROUTING_KEY": "0" * 32}
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()  # only root may give files away
+
+    written = call("render-secrets.sh", "--owner", str(owner), tmp_path / "secrets", **secrets)
+    refused = call("render-secrets.sh", "--owner", "no-such-user", tmp_path / "other", **secrets)
+
+    assert written.returncode == 0, written.stderr
+    assert {path.stat().st_uid for path in [tmp_path / "secrets", *(tmp_path / "secrets").iterdir()]} == {owner}
+    assert refused.returncode == 77
+    assert [*(tmp_path / "other").iterdir()] == []
+
+
 @pytest.mark.parametrize("missing", ["SLACK_WEBHOOK_URL", "PAGERDUTY_ROUTING_KEY"])
 def test_missing_or_placeholder_secret_is_refused(missing: str, tmp_path: Path) -> None:
     secrets = {"SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/x", "PAGERDUTY_ROUTING_KEY": "0" * 32}
 
-    for value in ("", "${" + missing + "}"):
+    for value in ("", "${" + missing + "}", f"{secrets[missing]}\nno secret"):
         refused = call("render-secrets.sh", tmp_path / "secrets", **{**secrets, missing: value})
         assert refused.returncode == 78
         assert missing in refused.stderr

@@ -178,7 +178,7 @@ imagePullSecrets:
 - name: redis
   secret:
     secretName: {{ .secret.name }}
-    defaultMode: 288
+    defaultMode: 292
     items:
       - key: {{ .secret.key }}
         path: url
@@ -186,7 +186,7 @@ imagePullSecrets:
 - name: sentry
   secret:
     secretName: {{ .root.Values.settings.sentrySecret.name }}
-    defaultMode: 288
+    defaultMode: 292
     items:
       - key: {{ .root.Values.settings.sentrySecret.key }}
         path: dsn
@@ -195,7 +195,7 @@ imagePullSecrets:
 - name: redis-tls
   secret:
     secretName: {{ . }}
-    defaultMode: 288
+    defaultMode: 292
 {{- end }}
 {{- with .own.extraVolumes }}
 {{ toYaml . }}
