@@ -16,6 +16,7 @@ from sploot_cluster.event import EmbeddingIngested
 
 if TYPE_CHECKING:
     from sploot_cluster.decide.corrections.base import Request
+    from sploot_cluster.pet.models import PreviewBackend
     from sploot_cluster.refusals import RedisRefusal
 
 JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled", "refused"]
@@ -92,8 +93,11 @@ class JobQueue(Protocol):
 
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
 
-    def preview(self, pet_id: int, *, requested_by: str = ...) -> JobRef:
-        """Enqueue the preview of a recluster; the result of the job contains its ``token``."""
+    def preview(self, pet_id: int, *, requested_by: str = ..., backend: PreviewBackend | None = ...) -> JobRef:
+        """Enqueue the preview of a recluster; the result of the job contains its ``token``.
+
+        Its job ends as ``refused`` if the workers lack the package of ``backend``, or the pet is too large for it.
+        """
         ...
 
     def correct(self, request: Request[Any]) -> JobRef:

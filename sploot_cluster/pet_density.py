@@ -47,8 +47,8 @@ class PetDensity:
         self._threads = settings.recluster_threads or n_cores()
         self._build = TreeBuilder(settings.recluster_backend, threads=self._threads, on_fallback=on_fallback)
 
-    def of_newest(self, pet: PetId, cache: PetCache) -> tuple[PetState, Density]:
-        """Load the newest state of a pet and return it with its density.
+    def of_newest(self, pet: PetId, cache: PetCache, *, by_reference: bool = False) -> tuple[PetState, Density]:
+        """Load the newest state of a pet and return it with its density, or with that of the package hdbscan.
 
         Other threads may use the pet while the density is computed. O(n · d) for each row that the best known tree
         lacks, O(n² · d) if none is known or it lacks more than half of the rows.
@@ -56,6 +56,10 @@ class PetDensity:
         with cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)
             remembered = self._recall(memory, state.n_media)
+        if by_reference:
+            from sploot_cluster.engine.reference import reference_density_of
+
+            return state, reference_density_of(state.vectors, settings=self._settings)
         tree = self._tree_of(state, state.vectors, remembered)
         density = self._density_of(tree, state.media, state.vectors)
         if tree is not None and tree is not remembered:

@@ -76,6 +76,7 @@ from sploot_cluster.pet.models import (
     PetId,
     PetState,
     PetView,
+    PreviewBackend,
     Reclustered,
     Restored,
 )
@@ -387,13 +388,17 @@ class ClusterService:
         with self._cache.open(pet) as memory:
             return self._settle(memory, lambda state: self._regroup(state, seen, density, by))
 
-    def preview(self, pet: PetId) -> Previewed:
+    def preview(self, pet: PetId, *, backend: PreviewBackend | None = None) -> Previewed:
         """Compute what a recluster would change, and store it for :meth:`apply`. The pet is not changed.
+
+        Args:
+            backend: ``hdbscan_reference``: start from the groups that the package hdbscan finds, instead of ours.
 
         Raises:
             UnknownPet: the pet has no items.
+            InvalidInput: the package is not installed, or the pet is too large for it.
         """
-        seen, density = self._densities.of_newest(pet, self._cache)
+        seen, density = self._densities.of_newest(pet, self._cache, by_reference=backend is not None)
         if not seen.n_media:
             raise UnknownPet(pet=pet)
         for _ in range(self._settings.commit_attempts):

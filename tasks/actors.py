@@ -122,8 +122,12 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
         return reclustered
 
     @_actor_for(PreviewRecluster, broker)
-    def preview_recluster(task: PreviewRecluster) -> PreviewKept:
-        previewed = service.preview(PetId(task.pet_id))
+    def preview_recluster(task: PreviewRecluster) -> PreviewKept | None:
+        try:
+            previewed = service.preview(PetId(task.pet_id), backend=task.backend)
+        except InvalidInput as refused:  # the backend cannot be used; a retry would not help
+            refuse(f"{refused.problem}; {refused.hint}")
+            return None
         current_job().backend = previewed.result.backend
         return PreviewKept(
             previewed.token,

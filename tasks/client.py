@@ -34,6 +34,8 @@ from tasks.rollout import EVERYBODY, is_rolled_out
 if TYPE_CHECKING:
     import redis
 
+    from sploot_cluster.pet.models import PreviewBackend
+
 __all__ = ["ClusterTasks", "InvalidInput", "JobRef", "JobStatus", "QueueFull", "QueueUnavailable"]
 
 
@@ -75,9 +77,16 @@ class ClusterTasks:
         task = ReclusterPet(pet_id, requested_by, reason)
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
-    def preview(self, pet_id: int, *, requested_by: str = UNKNOWN_REQUESTER) -> JobRef:
-        """Enqueue a preview of a recluster. The job's result contains the token that applies it."""
-        task = PreviewRecluster(pet_id, requested_by)
+    def preview(
+        self, pet_id: int, *, requested_by: str = UNKNOWN_REQUESTER, backend: PreviewBackend | None = None
+    ) -> JobRef:
+        """Enqueue a preview of a recluster. The job's result contains the token that applies it.
+
+        Args:
+            backend: ``hdbscan_reference``: start from the groups that the package hdbscan finds, instead of ours. The
+                job is refused if the workers lack the extra ``[reference]``, or if the pet is too large.
+        """
+        task = PreviewRecluster(pet_id, requested_by, backend)
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
     def correct(self, request: Request[Any]) -> JobRef:

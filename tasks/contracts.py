@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Final, Protocol, Self
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER
 from sploot_cluster.event import EmbeddingIngested
-from sploot_cluster.fields import ID, Checked, Text, checked, given
+from sploot_cluster.fields import ID, Checked, OneOf, Text, checked, given
+from sploot_cluster.pet.models import REFERENCE, PreviewBackend
 
 # -- names -------------------------------------------------------------------------------------------------------------
 
@@ -88,16 +89,20 @@ class PreviewRecluster(Checked):
 
     Attributes:
         requested_by: the requester, for the logs.
+        backend: None: our own engine.
     """
 
     actor_name: ClassVar[str] = PREVIEW_RECLUSTER
 
     pet_id: int = given(ID, "Id of the pet.", 42)
     requested_by: str = given(Text(), "The requester, for the logs.", "ada", default=UNKNOWN_REQUESTER)
+    backend: PreviewBackend | None = given(
+        OneOf((REFERENCE,)), "The package whose groups to start from.", REFERENCE, default=None
+    )
 
     @property
     def unique_key(self) -> str:
-        return f"preview:{self.pet_id}"
+        return f"preview:{self.pet_id}" if self.backend is None else f"preview:{self.pet_id}:{self.backend}"
 
 
 # The queue of every actor. A message for an actor of a different queue is refused: permission to write to one queue

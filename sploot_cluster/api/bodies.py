@@ -30,6 +30,7 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import FIELDS, EmbeddingIngested
 from sploot_cluster.fields import required_of, type_of
 from sploot_cluster.limits import MAX_DIM, MAX_TEXT, MIN_DIM
+from sploot_cluster.pet.models import PreviewBackend
 from sploot_cluster.queues import DeadLetterFilter
 
 PetNumber = Annotated[IdInBody, Field(description="Id of the pet.", examples=[42, "9007199254740993"])]
@@ -101,6 +102,10 @@ class Recluster(_Body):
         ""
     )
     preview: Annotated[bool, Field(description="Only compute what the recluster would change.")] = False
+    backend: Annotated[
+        PreviewBackend | None,
+        Field(description="With `preview`: start from the groups that the package hdbscan finds, instead of ours."),
+    ] = None
     apply: Annotated[
         str | None,
         Field(min_length=1, max_length=MAX_TEXT, description="The token of a preview: apply exactly that preview."),

@@ -143,6 +143,9 @@ UNREADABLE_PET: Final = Kind("unreadable-pet", 500, "Unreadable pet", "The store
 PREVIEW_FAILED: Final = Kind(
     "preview-failed", 500, "Preview failed", "The preview could not be computed; see the detail."
 )
+PREVIEW_REFUSED: Final = Kind(
+    "preview-refused", 409, "Preview refused", "The workers cannot compute it with this backend; see the detail."
+)
 NOT_READY: Final = Kind("not-ready", 503, "Not ready", "A service that this server depends on is unavailable.")
 QUEUE_UNAVAILABLE: Final = Kind(
     "queue-unavailable",

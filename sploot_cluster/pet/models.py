@@ -27,7 +27,10 @@ ClusterId = NewType("ClusterId", int)
 
 NOISE: Final = ClusterId(-1)
 
-Backend = Literal["faiss", "hdbscan_cpu", "hdbscan_gpu"]
+Backend = Literal["faiss", "hdbscan_cpu", "hdbscan_gpu", "hdbscan_reference"]
+# the package hdbscan, which a preview can use in place of our own engine
+REFERENCE: Final = "hdbscan_reference"
+PreviewBackend = Literal["hdbscan_reference"]
 
 
 class Origin(IntEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -12,6 +12,7 @@ from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput, PetExists, RevisionConflict, UnreadablePet
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.pet.listing import MAX_PETS, PetOrder
+from sploot_cluster.pet.models import REFERENCE, PreviewBackend
 from sploot_cluster.pet.times import ItemOrder
 from tasks.cli.bulk import ALL_PARTS, recluster_all
 from tasks.cli.screen import out, print_json, table_of
@@ -35,7 +36,7 @@ from tasks.cli.shared import (
 
 if TYPE_CHECKING:
     from sploot_cluster import ClusterService
-    from sploot_cluster.jobs import Traces
+    from sploot_cluster.jobs import JobRef, Traces
     from sploot_cluster.pet.diff import PetDiff
     from sploot_cluster.pet.models import PetId
     from sploot_cluster.store.repairs import RawPet
@@ -52,6 +53,7 @@ PREVIEW_WAIT_S: Final = 60.0
     epilog=examples(
         "sploot-cluster recluster 42 --wait 60",
         "sploot-cluster recluster 42 --preview",
+        "sploot-cluster recluster 42 --preview --backend hdbscan_reference",
         "sploot-cluster recluster --all",
     )
 )
@@ -61,6 +63,13 @@ def recluster(
     preview: Annotated[
         bool, typer.Option("--preview", help="Show what would change, with a token to apply it.")
     ] = False,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="With --preview: start from the groups that the package hdbscan finds; the workers need it.",
+            metavar=REFERENCE,
+        ),
+    ] = None,
     apply: Annotated[
         str | None, typer.Option(help="Apply exactly what a preview showed, or nothing.", metavar="TOKEN")
     ] = None,
@@ -79,6 +88,8 @@ def recluster(
         raise InvalidInput("PET", "give one pet, or --all", "sploot-cluster recluster 42")
     if preview and apply is not None:
         raise InvalidInput("--apply", "cannot be combined with --preview", "give one of the two")
+    if backend is not None and not preview:
+        raise InvalidInput("--backend", "is given without --preview", "add --preview")
     if pet is None:
         if preview or apply is not None or wait is not None:
             raise InvalidInput("--all", "cannot be combined with --preview, --apply or --wait", "leave them out")
@@ -89,15 +100,18 @@ def recluster(
         return
     with open_tasks() as tasks:
         if preview:
-            show_preview(tasks, pet, by, PREVIEW_WAIT_S if wait is None else wait, as_json=as_json)
+            job = tasks.preview(pet, requested_by=by, backend=cast(PreviewBackend | None, backend))
+            show_preview(tasks, pet, job, PREVIEW_WAIT_S if wait is None else wait, as_json=as_json)
             return
         report(tasks, tasks.recluster(pet, requested_by=by), wait, as_json=as_json)
 
 
-def show_preview(tasks: ClusterTasks, pet: int, by: str, wait_s: float, *, as_json: bool) -> None:
+def show_preview(tasks: ClusterTasks, pet: int, job: JobRef, wait_s: float, *, as_json: bool) -> None:
     from sploot_cluster.pet.models import PetId
 
-    status = ended(tasks, tasks.preview(pet, requested_by=by), wait_s)
+    status = ended(tasks, job, wait_s)
+    if status.state == "refused":
+        fail(REFUSED, f"no preview: {status.reason}")
     if status.state != "succeeded":
         fail(FAILED, f"no preview: job {status.job_id} is {status.state}: {status.reason}")
     with open_service() as service:

@@ -397,8 +397,9 @@ def test_json_of_a_command_equals_the_response_of_the_api(
 
 @pytest.mark.slow
 def test_correction_with_wait_prints_its_result(
-    cli: CommandLine, redis_url: str, redis_client: redis.Redis, service: ClusterService
-) -> None:
+    cli: CommandLine, redis_url: str, redis_client: redis.Redis, service: ClusterService,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     for subject in range(2):
         take(service, subject, range(6))
     service.recluster(PET)
@@ -414,6 +415,8 @@ def test_correction_with_wait_prints_its_result(
         preview = cli("recluster", "42", "--preview", "--json").json
         shown = cli("recluster", "42", "--preview")
         applied = cli("recluster", "42", "--apply", preview["token"], "--by", "ada")
+        monkeypatch.setitem(sys.modules, "hdbscan", None)
+        lacking = cli("recluster", "42", "--preview", "--backend", "hdbscan_reference")
         stale = cli("recluster", "42", "--apply", "1-abc")
         refused = cli("merge", "42", "1", "99", "--wait", "20")
 
@@ -427,6 +430,9 @@ def test_correction_with_wait_prints_its_result(
     assert "restored: 13" in restored.out
     assert f"sploot-cluster recluster 42 --apply {preview['token']}" in shown.out
     assert "pet 42 is as previewed, at revision" in applied.out
+    assert lacking.code == 4
+    assert lacking.err.count("\n") == 1
+    assert "pip install 'sploot-cluster[reference]'" in lacking.err
     assert (stale.code, "cannot be applied" in stale.err) == (4, True)
     why = cli("why", "42", "s1-2")
     assert "s1-2 is in no cluster, dismissed" in why.out

@@ -18,6 +18,7 @@ from sploot_cluster.api.problems import (
     ALREADY_UNDONE,
     NOT_FOUND,
     PREVIEW_FAILED,
+    PREVIEW_REFUSED,
     STALE_PAGE,
     STALE_PREVIEW,
     FieldProblem,
@@ -73,7 +74,7 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
                 "description": "A preview, or the result of one that was applied.",
                 "model": Previewed | Applied,
             },
-            **documented(STALE_PREVIEW, PREVIEW_FAILED),
+            **documented(STALE_PREVIEW, PREVIEW_FAILED, PREVIEW_REFUSED),
         },
     )
     async def recluster(
@@ -90,6 +91,9 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         if body.preview and body.apply is not None:
             both = FieldProblem(field="apply", problem="is sent together with preview", hint="send one of the two")
             raise InvalidFields([both])
+        if body.backend is not None and not body.preview:
+            bare = FieldProblem(field="backend", problem="is sent without preview", hint="send preview as true")
+            raise InvalidFields([bare])
         try:
             if body.apply is not None:
                 result = await run_in_threadpool(service.apply, PetId(body.pet_id), body.apply, by=caller.name)
@@ -97,16 +101,17 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
                 return Applied(pet_id=body.pet_id, result=result)
             if body.preview:
                 wait_s = 0.0 if "respond-async" in (prefer or "").lower() else preview_wait_s
-                return await _previewed(body.pet_id, caller, request, response, wait_s)
+                return await _previewed(body, caller, request, response, wait_s)
         except StalePreview as stale:
             raise Refusal(STALE_PREVIEW, str(stale)) from None
         job = await run_in_threadpool(jobs.recluster, body.pet_id, requested_by=caller.name, reason=body.reason)
         return accepted(job, request, response)
 
     async def _previewed(
-        pet_id: int, caller: Caller, request: Request, response: Response, wait_s: float
+        body: Recluster, caller: Caller, request: Request, response: Response, wait_s: float
     ) -> JobAccepted | Previewed:
-        job = await run_in_threadpool(jobs.preview, pet_id, requested_by=caller.name)
+        pet_id = body.pet_id
+        job = await run_in_threadpool(jobs.preview, pet_id, requested_by=caller.name, backend=body.backend)
         token = await _await_preview(jobs, job, pet_id, wait_s=wait_s) if wait_s else None
         if token is None:
             return accepted(job, request, response)
@@ -156,7 +161,7 @@ async def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: fl
     Occupies no thread while it waits, so that many waiting previews stop no other request.
 
     Raises:
-        Refusal: the job failed.
+        Refusal: the job failed or was refused.
     """
     ends_at, pause_s = time.monotonic() + wait_s, PREVIEW_POLL_S
     while True:
@@ -164,6 +169,8 @@ async def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: fl
         if status is not None and status.state == "succeeded":
             return str((status.result or {})["token"])
         if status is not None and status.state in ENDED:
+            if status.state == "refused":
+                raise Refusal(PREVIEW_REFUSED, f"the preview of pet {pet_id} was refused: {status.reason}")
             raise Refusal(PREVIEW_FAILED, f"the preview of pet {pet_id} failed: {status.reason}")
         if time.monotonic() > ends_at:
             return None

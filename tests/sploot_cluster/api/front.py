@@ -16,6 +16,7 @@ from sploot_cluster.decide.corrections.base import Request
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.fields import fields_of
 from sploot_cluster.jobs import ENDED, JobRef, JobState, JobStatus
+from sploot_cluster.pet.models import PreviewBackend
 from sploot_cluster.store.memory import MemoryPetStore
 from tasks.contracts import PreviewRecluster, ReclusterPet
 
@@ -35,9 +36,9 @@ class NotingQueue:
         ReclusterPet(pet_id, requested_by, reason)
         return self._note("recluster", pet_id=pet_id, by=requested_by, reason=reason)
 
-    def preview(self, pet_id: int, *, requested_by: str = "?") -> JobRef:
-        PreviewRecluster(pet_id, requested_by)
-        return self._note("preview", pet_id=pet_id, by=requested_by)
+    def preview(self, pet_id: int, *, requested_by: str = "?", backend: PreviewBackend | None = None) -> JobRef:
+        PreviewRecluster(pet_id, requested_by, backend)
+        return self._note("preview", pet_id=pet_id, by=requested_by, **({"backend": backend} if backend else {}))
 
     def correct(self, request: Request[Any]) -> JobRef:
         facts = {name: value for name in fields_of(type(request)) if (value := getattr(request, name)) is not None}

@@ -799,12 +799,29 @@ def test_failed_preview_is_answered_with_the_reason(front: Front) -> None:
     assert "pet 42 has no media" in answer.json()["detail"]
 
 
-def test_preview_together_with_apply_is_refused(front: Front) -> None:
-    body = {"pet_id": 42, "preview": True, "apply": "25-0"}
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"preview": True, "apply": "25-0"}, "apply"),
+        ({"backend": "hdbscan_reference"}, "backend"),
+        ({"preview": True, "backend": "hdbscan_gpu"}, "backend"),
+    ],
+)
+def test_preview_with_fields_that_do_not_fit_is_refused(front: Front, body: dict[str, object], field: str) -> None:
+    answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, **body})
+
+    assert (answer.status_code, fields_of(answer.json())) == (422, [field])
+
+
+def test_refused_preview_is_answered_with_the_reason(front: Front) -> None:
+    front.queue.jobs["job 1"] = job_status("job 1", "refused", "hdbscan_reference needs the package hdbscan")
+    body = {"pet_id": 42, "preview": True, "backend": "hdbscan_reference"}
 
     answer = front.http.post(f"{API}/clusters/recluster", json=body)
 
-    assert (answer.status_code, fields_of(answer.json())) == (422, ["apply"])
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:sploot:problem:preview-refused")
+    assert "needs the package hdbscan" in answer.json()["detail"]
+    assert front.queue.asked == [("preview", {"pet_id": 42, "by": "loopback", "backend": "hdbscan_reference"})]
 
 
 # -- tally of items --------------------------------------------------------------------------------------------------
