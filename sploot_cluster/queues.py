@@ -180,6 +180,16 @@ JobsState = Literal["waiting", "running", "delayed"]
 
 
 @dataclass(frozen=True, slots=True)
+class JobProgress:
+    """The progress that a running job reported last."""
+
+    done: float = dataclasses.field(metadata=described("How much is done, in a unit of the job's choice."))
+    total: float | None = dataclasses.field(metadata=described("How much there is to do; null if it is unknown."))
+    note: str | None
+    age_s: float = dataclasses.field(metadata=described("Time since the report."))
+
+
+@dataclass(frozen=True, slots=True)
 class QueueJob:
     """An unfinished job as its queue holds it. Facts that cannot be read from it are null."""
 
@@ -204,6 +214,47 @@ class QueueJob:
     error: str | None = dataclasses.field(
         default=None, metadata=described("The error of the last attempt of a retrying job.")
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker process, with the jobs that it holds in all queues."""
+
+    name: str = dataclasses.field(metadata=described("Its consumer name, which begins with host and process id."))
+    is_alive: bool
+    heartbeat_age_s: float | None = dataclasses.field(metadata=described("null if it never sent a heartbeat."))
+    queues: Sequence[str] = dataclasses.field(metadata=described("The queues that it takes jobs from."))
+    n_jobs: int = dataclasses.field(metadata=described("Number of jobs that it holds, those in its buffer included."))
+    jobs: Sequence[HeldJob] = dataclasses.field(metadata=described("The oldest of these; empty for an idle worker."))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """A job that a worker holds."""
+
+    job: QueueJob
+    progress: JobProgress | None = dataclasses.field(
+        default=None, metadata=described("Asked for only if the job has run for five seconds; null if it reports none.")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodicJob:
+    """A job that the scheduler sends again and again, with its last run."""
+
+    actor: str
+    queue: str
+    every_s: int = dataclasses.field(metadata=described("Time between two runs."))
+    last_sent_at: datetime | None = dataclasses.field(
+        metadata=described("When the scheduler sent it last; null if it never did.")
+    )
+    next_at: datetime | None = dataclasses.field(
+        metadata=described("When it is due next; null if the scheduler has been silent for more than two minutes.")
+    )
+    last_run_at: datetime | None = dataclasses.field(metadata=described("When a worker began its last run."))
+    outcome: Literal["succeeded", "failed"] | None = dataclasses.field(metadata=described("Of the last run."))
+    duration_s: float | None = dataclasses.field(metadata=described("Of the last run."))
+    error: str | None = dataclasses.field(metadata=described("The error of the last run, if it failed."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +375,14 @@ class QueueOperations(Protocol):
 
     def jobs(self, queue: str, state: JobsState, *, limit: int, cursor: str | None = ...) -> Page[QueueJob]:
         """Return unfinished jobs: waiting ones in order of delivery, running ones oldest first, others by due time."""
+        ...
+
+    def workers(self) -> Sequence[Worker]:
+        """Return the worker processes, living ones first, and dead ones that hold jobs."""
+        ...
+
+    def periodic_jobs(self) -> Sequence[PeriodicJob]:
+        """Return the jobs that the scheduler sends, with their last and next runs."""
         ...
 
     def dead_letter_groups(self, queue: str, wanted: DeadLetterFilter) -> Sequence[DeadLetterGroup]:

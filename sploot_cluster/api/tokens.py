@@ -69,6 +69,8 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "get_queues": _READERS,
     "watch_queues": _READERS,
     "list_jobs": _READERS,
+    "list_workers": _READERS,
+    "list_periodic_jobs": _READERS,
     "get_queue_history": _READERS,
     "search_jobs": _OPERATORS,
     "group_dead_letters": _OPERATORS,

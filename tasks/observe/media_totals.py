@@ -34,6 +34,7 @@ from sploot_cluster.pet.models import PetId
 from sploot_cluster.pet.tally import Totals
 from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_MEDIA_TOTALS
 from tasks.observe.periodic import PRIORITY, PeriodicActor
+from tasks.observe.periodic_runs import recording_run
 from tasks.retry_policy import POLICIES
 
 logger = logging.getLogger("sploot-cluster.queue")
@@ -116,7 +117,8 @@ def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: 
 
     def export() -> None:
         try:
-            sampler.sample()
+            with recording_run(client, EXPORT_MEDIA_TOTALS):
+                sampler.sample()
         except (StoreUnavailable, redis.RedisError, TimeLimitExceeded):
             # the job does not fail: a dead letter per sample would show no more than the age of the last sample does
             logger.warning("could not count items", extra={"actor": EXPORT_MEDIA_TOTALS}, exc_info=True)

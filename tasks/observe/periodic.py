@@ -37,13 +37,11 @@ from dramatiq.middleware import CurrentMessage, TimeLimitExceeded
 
 from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG
 from tasks.observe.backlog import BACKLOG, TICKED_AT, BacklogSampler
+from tasks.observe.periodic_runs import MINUTE, STEP, record_sending, recording_run
 from tasks.retry_policy import POLICIES
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Five seconds less than the maximum age of a sample, because a sample may have to wait for a worker thread.
-STEP: Final = timedelta(seconds=10)
-MINUTE: Final = timedelta(minutes=1)
 # longer than a message can be late: periodiq drops it after 30 seconds
 SLOT_TTL: Final = timedelta(minutes=5)
 
@@ -102,7 +100,9 @@ class PeriodicActor(dramatiq.Actor[[], Any]):
             BEAT.touch()
         try:
             message = super().send_with_options(**options, unique_key=_slot_of(self.actor_name, due))
-            self._client.hset(BACKLOG, TICKED_AT, int(due.timestamp() * 1_000))
+            sent_ms = int(due.timestamp() * 1_000)
+            self._client.hset(BACKLOG, TICKED_AT, sent_ms)
+            record_sending(self._client, self.actor_name, sent_ms)
         except (BrokerError, redis.RedisError):
             logger.warning("scheduler could not send; will retry at the next minute", extra={"actor": self.actor_name})
             return self.message_with_options(**options)
@@ -127,7 +127,8 @@ def _declare(
                 _enqueue_rest_of_minute(actor, scheduled_at, clock())
                 if not _take_slot(client, _slot_of(actor_name, scheduled_at), message.message_id):
                     return
-            sample()
+            with recording_run(client, actor_name):
+                sample()
         except (BrokerError, redis.RedisError, TimeLimitExceeded):
             # the job does not fail: a dead letter per sample would show no more than the age of the gauges does
             logger.warning("could not sample the backlog", extra={"actor": actor_name}, exc_info=True)

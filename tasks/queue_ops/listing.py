@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 import redis
 
-from broker import Inspector, RedisStreamsBroker
+from broker import Inspector, PendingEntry, RedisStreamsBroker
 from broker.keys import QueueKeys
 from sploot_cluster.queues import JobsState, Page, QueueJob
 from tasks.contracts import CLUSTER_EMBEDDING, NAMESPACE
@@ -61,6 +61,19 @@ def _running(
 ) -> Page[QueueJob]:
     found = inspector.pending(limit + 1, after=cursor)
     page = found[:limit]
+    return Page(_held(inspector, queue, page, alive, now), page[-1].id if len(found) > limit else None)
+
+
+def held_jobs(
+    inspector: Inspector, queue: str, worker: str, *, limit: int, is_alive: bool, now: datetime
+) -> Sequence[QueueJob]:
+    """Return the jobs that a worker holds, the oldest first."""
+    return _held(inspector, queue, inspector.pending(limit, consumer=worker), {worker} if is_alive else set(), now)
+
+
+def _held(
+    inspector: Inspector, queue: str, page: Sequence[PendingEntry], alive: set[str], now: datetime
+) -> list[QueueJob]:
     jobs = []
     for entry, facts in zip(page, _facts(inspector, [entry.id for entry in page]), strict=True):
         is_handed_back = entry.is_handed_back
@@ -77,7 +90,7 @@ def _running(
                 deliveries=entry.deliveries,
             )
         )
-    return Page(jobs, page[-1].id if len(found) > limit else None)
+    return jobs
 
 
 def _delayed(client: redis.Redis, queue: str, limit: int, cursor: str | None) -> Page[QueueJob]:

@@ -27,13 +27,16 @@ from sploot_cluster.queues import (
     History,
     JobsState,
     Page,
+    PeriodicJob,
     Plan,
     PlannedEntry,
     QueueJob,
     QueueStatus,
+    Worker,
 )
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, NAMESPACE, QUEUES, stream_of
 from tasks.observe.history import read_history
+from tasks.observe.periodic_runs import periodic_jobs
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import HELD, Canary
 from tasks.queue_ops.dead_letters import groups_of, page_of, select, view_of
@@ -42,6 +45,7 @@ from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, o
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
 from tasks.queue_ops.search import search
+from tasks.queue_ops.workers import workers_of
 from tasks.redis_errors import reaching_redis
 
 # One plan touches at most this many entries; their ids and holders take some megabytes.
@@ -123,6 +127,14 @@ class Operations:
                 now=self._now(),
                 cursor=cursor,
             )
+
+    def workers(self) -> Sequence[Worker]:
+        with reaching_redis():
+            return workers_of(self._broker, now=self._now())
+
+    def periodic_jobs(self) -> Sequence[PeriodicJob]:
+        with reaching_redis():
+            return periodic_jobs(self._client, now=self._now())
 
     def dead_letter_groups(self, queue: str, wanted: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
         """Group the newest ``MOST_GROUPED`` dead letters that match by kind of failure, the largest group first."""

@@ -10,13 +10,21 @@ from selenium.webdriver.common.keys import Keys
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import PetId
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED
+from tasks.contracts import (
+    CLUSTER_FEEDBACK,
+    EMBEDDING_INGESTED,
+    EXPORT_MEDIA_TOTALS,
+    EXPORT_PENDING_JOBS,
+    EXPORT_STREAM_LAG,
+    GROUP,
+)
 from tasks.job_records import JobOwner, JobRecords
 from tasks.observe.history import PREFIX, STEP_S, KeepHistory
+from tasks.observe.periodic_runs import recording_run
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import take
 from tests.support import eventually
-from tests.tasks.queue_ops.desk import STUCK, Desk
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +55,45 @@ def test_numbers_lead_to_their_jobs(page: Page, desk: Desk, redis_client: redis.
     page.sees("44")
 
     assert page.complaints() == []
+
+
+def test_workers_are_shown_with_what_they_do(page: Page, desk: Desk, redis_client: redis.Redis) -> None:
+    (entry,) = desk.add(1, pet_id=LARGE)
+    desk.deliver()
+    desk.client.xclaim(KEYS.stream, GROUP, STUCK, 0, [entry], idle=60_000, justid=True)
+    (held,) = desk.operations.workers()[0].jobs
+    redis_client.set(KEYS.progress(str(held.job.job_id)), '[3, 4, "items"]', px=3_600_000)
+    now_s, _ = redis_client.time()
+    redis_client.zadd(KEYS.consumers, {"pod-7:17:c0ffee.1:0a1b2c3d": 1_000 * (now_s + 60)})
+
+    page.open("queues")
+    page.sees("1 worker process is running")
+    page.sees("pod-7:17")
+    page.sees("idle")
+    page.sees(f"cluster_embedding of pet {LARGE}")
+    page.sees("75 %, items")
+    page.click("Rescue…")
+    page.click("Yes, 1 entry")
+    page.sees("1 of 1 handed back")
+
+    assert page.complaints() == []
+
+
+def test_periodic_jobs_are_shown_with_their_runs(page: Page, redis_client: redis.Redis) -> None:
+    with pytest.raises(redis.ResponseError), recording_run(redis_client, EXPORT_MEDIA_TOTALS):
+        raise redis.ResponseError("no luck")
+    with recording_run(redis_client, EXPORT_PENDING_JOBS):
+        pass
+
+    page.open("queues")
+    page.sees("ResponseError: no luck")
+
+    rows = [row.split("\n") for row in page.shown("h2 + .scroll:has(time) tbody tr")]
+    outcomes = {row[0]: " ".join(row) for row in rows}
+    assert "succeeded in" in outcomes[EXPORT_PENDING_JOBS]
+    assert "failed in" in outcomes[EXPORT_MEDIA_TOTALS]
+    assert "has not run" in outcomes[EXPORT_STREAM_LAG]
+    assert "no scheduler has run" in outcomes[EXPORT_STREAM_LAG]
 
 
 def test_orphans_are_rescued_from_the_page(page: Page, desk: Desk) -> None:

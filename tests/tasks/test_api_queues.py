@@ -123,9 +123,10 @@ def test_events_contain_what_their_caller_may_read(api: Caller, desk: Desk) -> N
 
     seen = {role: events_of(api.get("/events", role)) for role in ("operator", "viewer")}
 
-    assert list(seen["operator"]) == ["queues", "audit", "read"]
-    assert list(seen["viewer"]) == ["queues", "read"]
-    assert seen["viewer"]["queues"].keys() == api.get("", "viewer").json().keys()
+    assert list(seen["operator"]) == ["queues", "workers", "periodic", "audit", "read"]
+    assert list(seen["viewer"]) == ["queues", "workers", "periodic", "read"]
+    for name, path in (("queues", ""), ("workers", "/workers"), ("periodic", "/periodic")):
+        assert seen["viewer"][name].keys() == api.get(path, "viewer").json().keys()
     assert api.get("/events", "uploader").status_code == 403
     assert api.http.get(f"{QUEUES}/events").status_code == 401
 

@@ -28,11 +28,13 @@ from sploot_cluster.queues import (
     Found,
     History,
     JobsState,
+    PeriodicJob,
     Plan,
     PlanUnknown,
     QueueJob,
     QueueOperations,
     QueueStatus,
+    Worker,
 )
 
 VIA = "http"
@@ -40,7 +42,13 @@ VIA = "http"
 MAX_LISTED = 1_000
 
 # The events that pages receive, and the operation that returns the same: a caller receives what it may call.
-EVENTS: Final[Mapping[str, str]] = {"queues": "get_queues", "audit": "get_audit", "read": "get_queues"}
+EVENTS: Final[Mapping[str, str]] = {
+    "queues": "get_queues",
+    "workers": "list_workers",
+    "periodic": "list_periodic_jobs",
+    "audit": "get_audit",
+    "read": "get_queues",
+}
 AUDIT_SHOWN: Final = 10
 
 # The id of a stream entry; 18 digits are a thousand times the present number of milliseconds, and a valid id.
@@ -61,6 +69,18 @@ class Audit(BaseModel):
 
     records: list[AuditRecord]
     next_cursor: str | None = Field(description=NEXT_CURSOR)
+
+
+class Workers(BaseModel):
+    """The worker processes."""
+
+    workers: list[Worker]
+
+
+class PeriodicJobs(BaseModel):
+    """The jobs that the scheduler sends."""
+
+    jobs: list[PeriodicJob]
 
 
 class Jobs(BaseModel):
@@ -135,6 +155,16 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         """Return the audit log. A record that stays `begun` belongs to an action that was interrupted."""
         page = operations.audit(limit, cursor=cursor)
         return Audit(records=list(page.records), next_cursor=page.cursor)
+
+    @router.get("/workers", operation_id="list_workers", summary="List the workers", responses=reads)
+    def list_workers() -> Workers:
+        """Return the worker processes, idle ones too, with what each does now, and dead ones that hold jobs."""
+        return Workers(workers=list(operations.workers()))
+
+    @router.get("/periodic", operation_id="list_periodic_jobs", summary="List the periodic jobs", responses=reads)
+    def list_periodic_jobs() -> PeriodicJobs:
+        """Return the jobs that the scheduler sends, each with its last run, its outcome, and its next run."""
+        return PeriodicJobs(jobs=list(operations.periodic_jobs()))
 
     @router.get("/{queue}/jobs", operation_id="list_jobs", summary="List unfinished jobs", responses=reads)
     @of_queue
@@ -222,6 +252,8 @@ def _add_events(router: APIRouter, operations: QueueOperations) -> None:
         page = operations.audit(AUDIT_SHOWN)
         return {
             "queues": Queues(queues=list(operations.queues())).model_dump_json().encode(),
+            "workers": Workers(workers=list(operations.workers())).model_dump_json().encode(),
+            "periodic": PeriodicJobs(jobs=list(operations.periodic_jobs())).model_dump_json().encode(),
             "audit": Audit(records=list(page.records), next_cursor=page.cursor).model_dump_json().encode(),
             "read": json.dumps({"at": at.isoformat()}).encode(),
         }
@@ -240,10 +272,10 @@ def _add_events(router: APIRouter, operations: QueueOperations) -> None:
     async def watch_queues(request: Request, caller: CallerOf) -> Response:
         """Push the state of the queues as server-sent events, every two seconds.
 
-        Each event has the JSON of another address as its data: `queues` of `GET /queues` and, for operators, `audit` of
-        `GET /queues/audit`. `read` ends a round, with its time as `at`. While Redis does not answer, there is only
-        `problem`, with a `detail`. The stream ends after ten minutes: request it again. Without
-        `Accept: text/event-stream`, it ends after the first round.
+        Each event has the JSON of another address as its data: `queues` of `GET /queues`, `workers` and `periodic` of
+        `GET /queues/workers` and `/queues/periodic`, and, for operators, `audit` of `GET /queues/audit`. `read` ends a
+        round, with its time as `at`. While Redis does not answer, there is only `problem`, with a `detail`. The stream
+        ends after ten minutes: request it again. Without `Accept: text/event-stream`, it ends after the first round.
         """
         names = {name for name, operation in EVENTS.items() if operation in caller.may_call}
         if MEDIA_TYPE in request.headers.get("accept", ""):

@@ -116,7 +116,7 @@ READ_ONLY = {
     "get_clusters", "get_cluster", "get_why", "get_suggestions", "get_doubtful", "get_tally", "get_history",
     "get_revision", "compare_revisions",
     "get_model", "get_job", "get_queues", "list_pets", "list_jobs", "get_queue_history", "whoami", "list_pet_jobs",
-    "get_preview", "watch_queues",
+    "get_preview", "watch_queues", "list_workers", "list_periodic_jobs",
 }  # fmt: skip
 CORRECTIONS = {"recluster", *(request.actor_name for request in VERBS.values())}
 

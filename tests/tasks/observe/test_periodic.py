@@ -22,9 +22,17 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker import RedisStreamsBroker
-from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, GROUP, stream_of
+from tasks.contracts import (
+    CLUSTER_MAINTENANCE,
+    EXPORT_MEDIA_TOTALS,
+    EXPORT_PENDING_JOBS,
+    EXPORT_STREAM_LAG,
+    GROUP,
+    stream_of,
+)
 from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.observe.periodic import declare_periodic_actors, rest_of_minute
+from tasks.observe.periodic_runs import periodic_jobs
 from tests.support import eventually
 
 MAINTENANCE = stream_of(CLUSTER_MAINTENANCE)
@@ -230,6 +238,40 @@ def test_last_tick_of_the_scheduler_is_exposed(pods: Pods, redis_client: redis.R
 
     assert first == inspector == str(int(at(0).timestamp() * 1_000)).encode()
     assert second == str(int(at(60).timestamp() * 1_000)).encode()
+
+
+def test_last_and_next_runs_are_listed(pods: Pods, redis_client: redis.Redis) -> None:
+    pods.declare()
+    pods.schedule(at(0))
+    with pods.working():
+        eventually(lambda: pods.n_acked() == 2)
+
+    jobs = {job.actor: job for job in periodic_jobs(redis_client, now=at(12))}
+    later = {job.actor: job.next_at for job in periodic_jobs(redis_client, now=at(180))}
+
+    pending = jobs[EXPORT_PENDING_JOBS]
+    assert (pending.last_sent_at, pending.next_at, pending.every_s) == (at(0), at(20), 10)
+    assert (pending.outcome, pending.error) == ("succeeded", None)
+    assert pending.last_run_at is not None
+    assert (jobs[EXPORT_MEDIA_TOTALS].outcome, jobs[EXPORT_MEDIA_TOTALS].next_at) == (None, None)
+    # a scheduler that is silent for minutes is not expected to send anything
+    assert later[EXPORT_PENDING_JOBS] is None
+
+
+def test_failed_run_is_listed_with_its_error(pods: Pods, redis_client: redis.Redis) -> None:
+    class FailingSampler(BacklogSampler):
+        def sample_pending(self) -> None:
+            raise redis.ResponseError("no")
+
+    pods.declare(FailingSampler(pods.broker, redis_client))
+    pods.schedule(at(0))
+    with pods.working():
+        eventually(lambda: pods.n_acked() == 2)
+
+    jobs = {job.actor: job for job in periodic_jobs(redis_client, now=at(1))}
+
+    assert (jobs[EXPORT_PENDING_JOBS].outcome, jobs[EXPORT_PENDING_JOBS].error) == ("failed", "ResponseError: no")
+    assert jobs[EXPORT_STREAM_LAG].outcome == "succeeded"
 
 
 def test_scheduler_survives_and_logs_a_redis_outage(

@@ -11,14 +11,14 @@ const RECLUSTER = "cluster.recluster";
 export const queues = {
   title: () => "Queues",
   every: 5000,
-  news: ({ queues: { queues }, audit }) => ({ queues, audit: audit ?? null }),
+  news: ({ queues: { queues }, workers: { workers }, periodic: { jobs: periodic }, audit }) => ({ queues, workers, periodic, audit: audit ?? null }),
   async load() {
-    const [{ queues }] = await Promise.all([get("queues"), thresholds()]);
     // only operators may read the audit log; others see the page without it
-    const audit = may("get_audit") ? await get("queues/audit?limit=10") : null;
-    return { queues, audit };
+    const auditLog = may("get_audit") ? get("queues/audit?limit=10") : null;
+    const [{ queues }, { workers }, { jobs: periodic }, audit] = await Promise.all([get("queues"), get("queues/workers"), get("queues/periodic"), auditLog, thresholds()]);
+    return { queues, workers, periodic, audit };
   },
-  draw({ queues, audit }, _, again) {
+  draw({ queues, workers, periodic, audit }, _, again) {
     const rows = queues.map((queue) => [
       h("td", {}, h("strong", {}, queue.queue), h("p", { class: "quiet" }, queue.reason)),
       ...figures(queue).map(([text, level]) => number(text, level)),
@@ -29,7 +29,9 @@ export const queues = {
       banner(queues),
       table(["queue", ...HEADS.map((text) => ({ text, class: "number" })), ""], rows),
       h("h2", {}, "Workers"),
-      workers(queues, again),
+      workerTable(workers, again),
+      h("h2", {}, "Periodic jobs"),
+      periodicTable(periodic),
       audit && [h("h2", {}, "Audit log"), auditTable(audit.records)],
     ];
   },
@@ -112,34 +114,54 @@ function choice(values) {
   };
 }
 
-function workers(queues, again) {
-  const rows = queues.flatMap((queue) =>
-    queue.consumers
-      .filter((consumer) => consumer.pending)
-      .map((consumer) => [
-        h("td", {}, h("span", { class: "id" }, consumer.name)),
-        queue.queue,
-        number(count(consumer.pending)),
-        number(consumer.heartbeat_age_s === null ? "never" : duration(consumer.heartbeat_age_s * 1000), consumer.is_alive ? null : "warning"),
-        h(
-          "td",
-          { class: "actions" },
-          may("apply_plan") && [button("Rescue…", queue, "rescue", consumer, again), " "],
-          may("apply_plan") && !consumer.is_alive && button("Retire…", queue, "retire-consumer", consumer, again),
-        ),
-      ]),
-  );
-  const alive = new Set(queues.flatMap((queue) => queue.consumers.filter((consumer) => consumer.is_alive).map((consumer) => consumer.name)));
+/** Draw the worker processes and what each does. */
+function workerTable(workers, again) {
+  const rows = workers.map((worker) => [
+    h("td", {}, h("strong", {}, nameOf(worker.name)), h("p", { class: "quiet" }, worker.queues.join(", "))),
+    h("td", {}, worker.jobs.length ? worker.jobs.map(held) : h("span", { class: "quiet" }, "idle"), more(worker)),
+    number(worker.heartbeat_age_s === null ? "never" : duration(worker.heartbeat_age_s * 1000), worker.is_alive ? null : "critical"),
+    h("td", { class: "actions" }, may("apply_plan") && !worker.is_alive && queuesOf(worker).map((queue) => [button("Rescue…", queue, "rescue", worker, again), " ", button("Retire…", queue, "retire-consumer", worker, again)])),
+  ]);
+  const n = workers.filter((worker) => worker.is_alive).length;
   return [
-    h("p", { class: "quiet" }, `${count(alive.size)} worker ${alive.size === 1 ? "process is" : "processes are"} running. The table lists consumers that hold jobs.`),
-    table(["consumer", "queue", { text: "holds", class: "number" }, { text: "last heartbeat", class: "number" }, ""], rows, { empty: "No consumer holds a job." }),
+    h("p", { class: "quiet" }, `${count(n)} worker ${n === 1 ? "process is" : "processes are"} running.`),
+    rows.length > 0 && table(["worker", "now", { text: "last heartbeat", class: "number" }, ""], rows),
   ];
 }
 
-function button(text, queue, action, consumer, again) {
-  const cli = ["queue", action, queue.queue, ...(action === "rescue" ? ["--consumer"] : []), consumer.name];
-  const body = { consumer: consumer.name };
-  return h("button", { type: "button", onclick: () => act(queue.queue, action, body, { title: `${text.replace("…", "")} ${consumer.name}`, cli, again }) }, text);
+/** A consumer's name is host:pid:birth:random; the first two are enough for people. */
+const nameOf = (name) => h("span", { class: "id", title: name }, name.split(":").length === 4 ? name.split(":").slice(0, 2).join(":") : name);
+
+const queuesOf = (worker) => [...new Set(worker.jobs.map(({ job }) => job.queue))];
+
+const more = ({ n_jobs: n, jobs }) => n > jobs.length && h("p", { class: "quiet" }, jobs.length ? `and ${count(n - jobs.length)} more` : `holds ${count(n)} jobs`);
+
+function held({ job, progress }) {
+  const name = job.job_id ? h("a", { href: `#/job/${encodeURIComponent(job.job_id)}` }, job.actor ?? job.job_id) : job.actor ?? job.entry_id;
+  const pet = job.pet_id && [" of pet ", h("a", { href: `#/pet/${job.pet_id}` }, job.pet_id)];
+  return h("p", { class: "held" }, name, pet, h("span", { class: "quiet" }, ` for ${duration(Date.now() - new Date(job.started_at))}`), progress && bar(progress));
+}
+
+function bar({ done, total, note }) {
+  const share = total ? Math.min(1, done / total) : null;
+  const text = [share === null ? count(done) : `${Math.round(100 * share)} %`, note].filter(Boolean).join(", ");
+  return [h("br"), h("progress", { max: 1, ...(share !== null && { value: share }), "aria-label": "Progress" }), h("span", { class: "quiet" }, ` ${text}`)];
+}
+
+function periodicTable(jobs) {
+  const rows = jobs.map((job) => [
+    h("td", {}, h("strong", {}, job.actor), h("p", { class: "quiet" }, `every ${job.every_s} s`)),
+    when(job.last_run_at),
+    h("td", {}, job.outcome ? h("span", { class: `state is-${job.outcome === "failed" ? "dead" : job.outcome}` }, job.outcome) : "has not run", job.duration_s !== null && h("span", { class: "quiet" }, ` in ${duration(1000 * job.duration_s)}`), job.error && h("p", { class: "quiet" }, job.error)),
+    h("td", {}, job.next_at ? when(job.next_at) : h("strong", { class: "is-critical" }, job.last_sent_at ? "the scheduler is silent" : "no scheduler has run")),
+  ]);
+  return table(["job", "last run", "outcome", "next run"], rows);
+}
+
+function button(text, queue, action, worker, again) {
+  const cli = ["queue", action, queue, ...(action === "rescue" ? ["--consumer"] : []), worker.name];
+  const body = { consumer: worker.name };
+  return h("button", { type: "button", onclick: () => act(queue, action, body, { title: `${text.replace("…", "")} ${worker.name}`, cli, again }) }, text);
 }
 
 function auditTable(records) {
