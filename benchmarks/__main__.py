@@ -19,6 +19,7 @@ PARTS: Final = (
     "suggestions",
     "locking",
     "growth",
+    "merges",
     "remembered",
     "find",
     "capacity",

@@ -10,15 +10,16 @@ other atom that carries either.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import chain
 from operator import or_
-from typing import Final, NewType
+from typing import Final, Generic, NewType, TypeVar
 
 import numpy as np
 
-from sploot_cluster.pet.models import NOISE, ClusterId, MediaId
+from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Parts
 from sploot_cluster.pet.vectors import BoolVector, LabelVector, Rows
 
 Atom = NewType("Atom", int)
@@ -28,13 +29,27 @@ Atom = NewType("Atom", int)
 class Together:
     """Items that share a cluster and are never noise: items that a merge or placement joined, or that a split moved.
 
-    ``clusters`` holds the same items, grouped by the cluster that they were in before they were joined. Items that a
-    split moved are one group.
+    ``clusters`` holds the items, grouped by the cluster that they were in before they were joined. Items that a split
+    moved are one group.
     """
 
     revision: int
-    media: tuple[MediaId, ...]
-    clusters: tuple[tuple[MediaId, ...], ...]
+    clusters: tuple[Parts, ...]
+
+    @property
+    def parts(self) -> Parts:
+        return tuple(chain.from_iterable(self.clusters))
+
+    @property
+    def media(self) -> tuple[MediaId, ...]:
+        return tuple(chain.from_iterable(self.parts))
+
+    @property
+    def first(self) -> MediaId:
+        return next(chain.from_iterable(self.parts))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +139,12 @@ class Constraints:
             if row is not None:
                 atoms[row] = atom
         clusters: dict[int, list[Rows]] = defaultdict(list)
+        rows_in = _PerPart(lambda part: np.array([rows[item] for item in part if item in rows], dtype=np.intp))
         for group in self.together:
             for cluster in group.clusters:
-                present = np.array([rows[item] for item in cluster if item in rows], dtype=np.intp)
+                present = np.concatenate([rows_in(part) for part in cluster])
                 if len(present):
-                    clusters[self.atoms[cluster[0]]].append(present)
+                    clusters[self.atoms[group.first]].append(present)
         # index -1, for rows without an atom, is the last element: False
         is_placed = np.zeros(len(self.sides) + 1, dtype=np.bool_)
         is_placed[list(self.placed)] = True
@@ -222,6 +238,22 @@ class Forest:
         return self._sides[self.find(node)]
 
 
+Result = TypeVar("Result")
+
+
+class _PerPart(Generic[Result]):
+    """A function of parts that is called once for each part, although many corrections share it."""
+
+    def __init__(self, of: Callable[[tuple[MediaId, ...]], Result]) -> None:
+        self._of = of
+        self._results: dict[int, Result] = {}  # by the identity of the part, because its hash takes as long as ``of``
+
+    def __call__(self, part: tuple[MediaId, ...]) -> Result:
+        if id(part) not in self._results:
+            self._results[id(part)] = self._of(part)
+        return self._results[id(part)]
+
+
 def count_kept(
     labels: Mapping[MediaId, int], constraints: Constraints, *, aliases: Mapping[ClusterId, ClusterId]
 ) -> tuple[int, int]:
@@ -236,8 +268,9 @@ def count_kept(
         aliases: ids that were merged away -> the id that each resolves to.
     """
     n_kept = total = 0
+    labels_in = _PerPart(lambda part: {labels[item] for item in part if item in labels})
     for group in constraints.together:
-        clusters = {labels[item] for item in group.media if item in labels}
+        clusters = set[int]().union(*map(labels_in, group.parts))
         total += bool(clusters)
         n_kept += len(clusters) == 1 and NOISE not in clusters
     for split in constraints.apart:

@@ -6,14 +6,20 @@ split moved, into atoms. An older correction never joins atoms in conflict: it y
 An exclusion sets bits like a split but joins nothing: each excluded item is released from older corrections that keep
 it with the items that remained. Older corrections do not join a dismissed item to anything, and demand nothing of an
 item that a newer placement put into a cluster.
+
+Merges into one cluster demand much of the same, because each contains the items of the one before. Once the newest is
+resolved, the result for these items holds for the others too, unless a correction in between could change it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
+from itertools import chain, combinations
 from operator import or_
+from typing import Final
 
 from sploot_cluster.decide.constraints import (
     FREE,
@@ -27,7 +33,11 @@ from sploot_cluster.decide.constraints import (
     Together,
 )
 from sploot_cluster.decide.corrections.base import Statement
-from sploot_cluster.pet.models import ClusterId, Correction, MediaId
+from sploot_cluster.decide.corrections.merge import Merge, contents_of
+from sploot_cluster.pet.models import ClusterId, Correction, MediaId, Parts
+
+# Results with more groups than this are not kept for older merges.
+_MOST_GROUPS: Final = 8
 
 
 def taken_back(ledger: Sequence[Correction]) -> set[int]:
@@ -62,7 +72,7 @@ def statement_of(ledger: Sequence[Correction], revision: int) -> Statement:
 
 def resolve(ledger: Sequence[Correction]) -> Constraints:
     """Return the constraints that a ledger demands. O(n) for n items named, counted in every correction."""
-    resolver = _Resolver()
+    resolver = _Resolver(ledger)
     for statement in in_force(ledger):
         resolver.hear(statement)
     return resolver.constraints()
@@ -71,7 +81,11 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
 class _Resolver:
     """A collector of what corrections demand (see ``Demands``). It hears the corrections newest first."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Sequence[Correction]) -> None:
+        self._bases = {one.revision: one.bases.values() for one in ledger if isinstance(one, Merge)}
+        self._contents = contents_of(ledger)
+        self._kept: dict[int, _Joined] = {}  # merge -> the result for a newer merge that contains all its items
+        self._n_exits = 0  # number of exclusions so far
         self._node_of: dict[MediaId, int] = {}
         self._sides_of: dict[MediaId, Sides] = {}  # the sides that splits set on the item itself, not on its atom
         self._leaving: dict[MediaId, int] = {}  # bits of the exclusions that removed the item
@@ -88,8 +102,10 @@ class _Resolver:
 
     def hear(self, statement: Statement) -> None:
         """Collect the demands of a correction that is older than all those heard before."""
-        if self._released:  # most ledgers have no placement, and naming all items of each correction takes a while
-            named = statement.media()
+        # most ledgers have no placement, and naming all items of each correction takes a while
+        if self._released and self._joined_for(statement.revision) is None:
+            groups = self._contents.get(statement.revision)
+            named = statement.media() if groups is None else [*_items(groups.values())]
             n_released = len(named) - len(self._left(named))
             if n_released:
                 self._override(statement, f"place {n_released} of the {len(named)} items that it names")
@@ -100,14 +116,26 @@ class _Resolver:
     ) -> None:
         media = self._left(media)
         groups, n_gone = self._join(media)
-        if n_gone:
-            self._override(statement, f"remove {n_gone} of its {len(media)} items")
-        self._together.extend(
-            Together(statement.revision, group, _by_cluster(group, cluster_of or {})) for group in groups
-        )
-        if len(groups) > 1:
-            sizes = ", ".join(str(len(group)) for group in sorted(groups, key=len, reverse=True))
-            self._override(statement, f"divide its {len(media) - n_gone} items into groups of {sizes}")
+        found = [Together(statement.revision, _by_cluster(group, cluster_of or {})) for group in groups]
+        self._keep_together(statement, found, n_gone)
+
+    def merged(self, statement: Statement, clusters: Sequence[ClusterId]) -> None:
+        contents = [self._contents[statement.revision][cluster] for cluster in clusters]
+        joined = self._joined_for(statement.revision)
+        if joined is None:
+            media = [*_items(contents)]
+            left = self._left(media)
+            groups, n_gone = self._join(left)
+            cluster_of = {
+                item: cluster for cluster, parts in zip(clusters, contents, strict=True) for item in _items([parts])
+            }
+            found = [Together(statement.revision, _by_cluster(group, cluster_of)) for group in groups]
+            if len(left) == len(media):
+                self._keep(statement.revision, media, groups)
+        else:
+            found = [Together(statement.revision, group) for group in self._restricted(joined, contents)]
+            n_gone = sum(len(joined.gone_in(part)) for part in chain(*contents))
+        self._keep_together(statement, found, n_gone)
 
     def apart(
         self,
@@ -177,6 +205,7 @@ class _Resolver:
             separate.
         """
         bit, self._n_parted = 1 << self._n_parted, self._n_parted + 1
+        self._n_exits += is_leaving
         root_of = {item: self._root(item) for item in (*moved, *remaining)}
         moved_roots, remaining_roots = {root_of[item] for item in moved}, {root_of[item] for item in remaining}
         for media, side in ((moved, Sides(moved=bit)), (remaining, Sides(remaining=bit))):
@@ -220,6 +249,60 @@ class _Resolver:
         self._placed.update(joined)
         return [tuple(group) for group in groups.values()], len(media) - len(joined)
 
+    def _keep_together(self, statement: Statement, found: Sequence[Together], n_gone: int) -> None:
+        """Collect what is left of a demand; ``n_gone``: number of items that newer corrections removed from it."""
+        self._together.extend(found)
+        n = sum(map(len, found))
+        if n_gone:
+            self._override(statement, f"remove {n_gone} of its {n + n_gone} items")
+        if len(found) > 1:
+            sizes = ", ".join(str(size) for size in sorted(map(len, found), reverse=True))
+            self._override(statement, f"divide its {n} items into groups of {sizes}")
+
+    def _keep(self, revision: int, media: Sequence[MediaId], groups: Sequence[Sequence[MediaId]]) -> None:
+        """Keep the result for a merge, for the earlier merges that it contains, if it must be the same for them.
+
+        The groups must be in conflict, so that nothing ever joins them.
+        """
+        roots = [self._root(group[0]) for group in groups]
+        sides = [self._forest.sides_of(root) for root in roots]
+        if len(roots) > _MOST_GROUPS or not all(one.conflict(other) for one, other in combinations(sides, 2)):
+            return
+        gone = frozenset(media).difference(*groups)
+        is_whole = len(roots) == 1 and not gone
+        joined = _Joined(roots, gone, len(self._released), None if is_whole else self._n_exits)
+        contained = [*self._bases[revision]]
+        while contained:
+            base = contained.pop()
+            if base in self._contents and self._kept.get(base) is not joined:
+                self._kept[base] = joined
+                contained.extend(self._bases[base])
+
+    def _joined_for(self, revision: int) -> _Joined | None:
+        """Return the result for a newer merge if it is the result for this merge too."""
+        joined = self._kept.get(revision)
+        if joined is None or joined.n_released != len(self._released):
+            return None
+        if joined.n_exits is not None and joined.n_exits != self._n_exits:
+            return None
+        if joined.gone:  # what removed them must be in this merge too
+            parts = [*chain(*self._contents[revision].values())]
+            remaining = reduce(or_, (joined.remaining_in(part, self._sides_of) for part in parts), 0)
+            left = chain.from_iterable(map(joined.gone_in, parts))
+            if not all(item in self._dismissed or self._leaving.get(item, 0) & remaining for item in left):
+                return None
+        return joined
+
+    def _restricted(self, joined: _Joined, contents: Sequence[Parts]) -> list[tuple[Parts, ...]]:
+        """Return the groups of a newer merge without the items that are not in ``contents``, each by cluster."""
+        groups: dict[int, list[list[tuple[MediaId, ...]]]] = {}
+        for at, parts in enumerate(contents):
+            for part in parts:
+                for node, piece in joined.pieces_of(part, self._root):
+                    group = groups.setdefault(self._forest.find(node), [[] for _ in contents])
+                    group[at].append(piece)
+        return [tuple(tuple(pieces) for pieces in group if pieces) for group in groups.values()]
+
     def _left(self, media: Sequence[MediaId]) -> Sequence[MediaId]:
         """Return the items that newer placements have not released from older corrections."""
         return [item for item in media if item not in self._released] if self._released else media
@@ -235,9 +318,62 @@ class _Resolver:
         return self._forest.find(node)
 
 
-def _by_cluster(group: Sequence[MediaId], cluster_of: Mapping[MediaId, ClusterId]) -> tuple[tuple[MediaId, ...], ...]:
+@dataclass(slots=True)
+class _Joined:
+    """The result of joining the items of a merge, kept for the earlier merges that it contains.
+
+    Attributes:
+        roots: a node of each group.
+        gone: items that newer corrections removed.
+        n_released, n_exits: the numbers of released items and of exclusions then; the result no longer holds once there
+            are more. None: exclusions do not matter.
+    """
+
+    roots: Sequence[int]
+    gone: frozenset[MediaId]
+    n_released: int
+    n_exits: int | None
+    _pieces: dict[int, list[tuple[int, tuple[MediaId, ...]]]] = field(default_factory=dict)
+    _gone_in: dict[int, list[MediaId]] = field(default_factory=dict)
+    _remaining_in: dict[int, int] = field(default_factory=dict)
+
+    def pieces_of(
+        self, part: tuple[MediaId, ...], root_of: Callable[[MediaId], int]
+    ) -> Sequence[tuple[int, tuple[MediaId, ...]]]:
+        """Return the items of a part that are in groups, by the node of their group."""
+        if id(part) not in self._pieces:
+            pieces: dict[int, list[MediaId]] = defaultdict(list)
+            for item in part:
+                if item not in self.gone:
+                    pieces[root_of(item)].append(item)
+            self._pieces[id(part)] = [
+                (root, part if len(piece) == len(part) else tuple(piece)) for root, piece in pieces.items()
+            ]
+        return self._pieces[id(part)]
+
+    def gone_in(self, part: tuple[MediaId, ...]) -> Sequence[MediaId]:
+        if not self.gone:
+            return ()
+        if id(part) not in self._gone_in:
+            self._gone_in[id(part)] = [item for item in part if item in self.gone]
+        return self._gone_in[id(part)]
+
+    def remaining_in(self, part: tuple[MediaId, ...], sides_of: Mapping[MediaId, Sides]) -> int:
+        """Return the bits of the splits and exclusions in which items of a part remained."""
+        if id(part) not in self._remaining_in:
+            bits = (sides_of[item].remaining for item in part if item in sides_of)
+            self._remaining_in[id(part)] = reduce(or_, bits, 0)
+        return self._remaining_in[id(part)]
+
+
+def _by_cluster(group: Sequence[MediaId], cluster_of: Mapping[MediaId, ClusterId]) -> tuple[Parts, ...]:
     """Return the items of a group by their cluster."""
     clusters: dict[ClusterId | None, list[MediaId]] = defaultdict(list)
     for item in group:
         clusters[cluster_of.get(item)].append(item)
-    return tuple(map(tuple, clusters.values()))
+    return tuple((tuple(members),) for members in clusters.values())
+
+
+def _items(contents: Iterable[Parts]) -> Iterable[MediaId]:
+    """Return the items of several clusters."""
+    return chain.from_iterable(chain.from_iterable(contents))

@@ -135,8 +135,8 @@ def _bring_later(
 
 def _made_since(state: PetState, now: Constraints, then: Constraints) -> dict[ClusterId, Rows]:
     """Return, for each cluster, its rows that are in a :class:`Together` constraint of ``now`` but not of ``then``."""
-    before = set(then.together)
-    media = {item for group in now.together if group not in before for item in group.media}
+    before = {(group.revision, group.media) for group in then.together}
+    media = {item for group in now.together if (group.revision, group.media) not in before for item in group.media}
     rows = np.array(sorted(state.rows[item] for item in media if item in state.rows), dtype=np.intp)
     is_placed = np.zeros(state.n_media, dtype=np.bool_)
     is_placed[rows] = True

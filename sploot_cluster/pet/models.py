@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NewType, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NewType, Self, TypeAlias
 
 from sploot_cluster.answer_fields import INTERNAL, described
 from sploot_cluster.pet.times import UNKNOWN
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PetId = NewType("PetId", int)
 MediaId = NewType("MediaId", str)
 ClusterId = NewType("ClusterId", int)
+
+# Items in several tuples, one after another. Merges into one cluster share the tuples that name most of its items.
+Parts: TypeAlias = tuple[tuple[MediaId, ...], ...]
 
 NOISE: Final = ClusterId(-1)
 
@@ -91,6 +94,11 @@ class Correction(ABC):
     operation_id: str
     by: str
     at: datetime
+
+    @property
+    def version(self) -> int:
+        """The oldest version of the ledger's format that can express it."""
+        return 1
 
     @property
     def cluster(self) -> ClusterId | None:

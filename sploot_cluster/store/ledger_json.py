@@ -15,13 +15,13 @@ from sploot_cluster.decide.corrections.base import LedgerEntry
 from sploot_cluster.errors import UnreadablePet
 from sploot_cluster.pet.models import Correction, PetId, Signature
 
-VERSION: Final = 1
+VERSIONS: Final = (1, 2)
 
 
 def dumps(correction: Correction) -> str:
     """Return the correction as one line of JSON."""
     facts = {
-        "v": VERSION,
+        "v": correction.version,
         "revision": correction.revision,
         "operation_id": correction.operation_id,
         "by": correction.by,
@@ -41,8 +41,9 @@ def loads(text: str | bytes, *, pet: PetId) -> LedgerEntry:
     try:
         facts: dict[str, Any] = json.loads(text)
         version, kind = facts["v"], facts["kind"]
-        if version != VERSION:
-            raise UnreadablePet(pet=pet, problem=f"a correction has version {version!r}, expected {VERSION}")
+        if version not in VERSIONS:
+            expected = " or ".join(map(str, VERSIONS))
+            raise UnreadablePet(pet=pet, problem=f"a correction has version {version!r}, expected {expected}")
         if kind not in ENTRIES:
             raise UnreadablePet(pet=pet, problem=f"a correction has the unknown kind {kind!r}")
         at = datetime.fromisoformat(facts["at"])

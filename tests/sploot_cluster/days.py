@@ -27,7 +27,14 @@ from sploot_cluster.pet.times import ms_of
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.albums import DIM, MODEL, PET, name, picture, taken_at
 from tests.sploot_cluster.lineage import Witness
-from tests.sploot_cluster.oracle import covers_in_force, demands, locked_in_force, names_in_force, pet_name_in_force
+from tests.sploot_cluster.oracle import (
+    covers_in_force,
+    demands,
+    locked_in_force,
+    merged_in,
+    names_in_force,
+    pet_name_in_force,
+)
 
 STEPS = 70
 EVENTS = 10_000
@@ -258,8 +265,9 @@ def check(day: Day, context: str) -> None:
     day.revisions.append(state.revision)
     if state.ledger and state.ledger[-1].revision == state.revision:
         match state.ledger[-1]:
-            case Merge(into=into, groups=groups):
-                assert {cluster_of[item] for media in groups.values() for item in media} == {into}, context
+            case Merge(into=into) as merge:
+                merged = merged_in(merge, state.ledger).values()
+                assert {cluster_of[item] for media in merged for item in media} == {into}, context
             case Split(source=source, created=created, moved=moved, remaining=remaining):
                 assert {cluster_of[item] for item in moved} == {created}, context
                 assert {cluster_of[item] for item in remaining} == {source}, context

@@ -109,6 +109,30 @@ def _in_force(ledger: Sequence[Correction]) -> Iterator[Correction]:
                 yield correction
 
 
+def merged_in(merge: Merge, ledger: Sequence[Correction]) -> dict[ClusterId, list[MediaId]]:
+    """Return the items of each merged cluster: those that the merge names, and all those of its base."""
+    merges = {one.revision: one for one in ledger if isinstance(one, Merge)}
+
+    def everything(merge: Merge) -> dict[ClusterId, list[MediaId]]:
+        return {
+            cluster: [
+                *(item for items in everything(merges[merge.bases[cluster]]).values() for item in items),
+                *members,
+            ]
+            if cluster in merge.bases
+            else [*members]
+            for cluster, members in merge.groups.items()
+        }
+
+    return everything(merge)
+
+
+def _named_by(correction: Correction, ledger: Sequence[Correction]) -> set[MediaId]:
+    if isinstance(correction, Merge):
+        return {item for members in merged_in(correction, ledger).values() for item in members}
+    return {*correction.media()}
+
+
 def demands(ledger: Sequence[Correction]) -> Demands:
     result = Demands()
     newer_sides: list[tuple[set[MediaId], set[MediaId]]] = []  # the two sides of each newer split or exclusion
@@ -122,7 +146,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
     for correction in _in_force(ledger):
         if isinstance(correction, (Naming, PetNaming, Covering, Hiding, Locking)):
             continue
-        if {*correction.media()} & released:
+        if _named_by(correction, ledger) & released:
             result.yielding.add(correction.revision)
         if isinstance(correction, Dismissal):
             media = heard(correction.media())
@@ -151,7 +175,8 @@ def demands(ledger: Sequence[Correction]) -> Demands:
         else:
             assert isinstance(correction, Merge)
             first, *others = [correction.into, *sorted(correction.groups.keys() - {correction.into})]
-            media = heard(item for id_ in (first, *others) for item in correction.groups[ClusterId(id_)])
+            items_of = merged_in(correction, ledger)
+            media = heard(item for id_ in (first, *others) for item in items_of[ClusterId(id_)])
         gone = _gone({*media}, result.dismissed, newer_exits)
         joined = [item for item in media if item not in gone]
         for item in joined:

@@ -225,6 +225,13 @@ class Demands(Protocol):
             cluster_of: item -> the cluster that it was in before people joined the clusters; None: there was only one.
         """
 
+    def merged(self, statement: Statement, clusters: Sequence[ClusterId]) -> None:
+        """Demand that the items of clusters that a merge joined share a cluster, and are never noise.
+
+        Args:
+            clusters: the merged clusters, the most important first, as for :meth:`together`.
+        """
+
     def apart(
         self,
         statement: Statement,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from sploot_cluster.decide.corrections.base import SAME_SUBJECT, Demands, LedgerRequest, Operation, Plan, Statement
 from sploot_cluster.decide.corrections.facts import aliased, aliases_of, groups_of, items_in, named, renamed_in
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.fields import ID, ListOf, checked, given
 from sploot_cluster.limits import MAX_CLUSTER_IDS
-from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
+from sploot_cluster.pet.models import Change, ClusterId, Corrected, Correction, MediaId, Parts, PetState, Signature
 
 if TYPE_CHECKING:
     from sploot_cluster.pet.vectors import Rows
+
+# Parts of the items of a base, two for each merge. Resolving takes O(k²) time for a chain of k, besides its items.
+_MOST_PARTS: Final = 256
 
 
 @checked
@@ -55,10 +59,12 @@ class MergeClusters(LedgerRequest):
             target = min(merged, key=lambda cluster: (-len(rows_of[cluster]), cluster))
         else:
             target = lookup.living(state, self.into, "into")
+        bases, groups = _named_by_others(state, rows_of)
         merge = Merge(
             *planning.signature(self, state, operation),
             into=target,
-            groups={cluster: lookup.media_at(state, rows) for cluster, rows in rows_of.items()},
+            groups=groups,
+            bases=bases,
             aliases={old: now for old, now in state.aliases.items() if now in rows_of},
         )
         labels = np.where(np.isin(state.labels, merged), target, state.labels).astype(np.int32)
@@ -70,9 +76,13 @@ class MergeClusters(LedgerRequest):
 class Merge(Statement):
     """A merge of clusters. Their items are must-linked until the merge is undone or overridden.
 
+    A cluster that several others are merged into one by one is not named again each time: :func:`contents_of` returns
+    all items of the merged clusters.
+
     Attributes:
-        groups: the items of every merged cluster at that time, including ``into``.
+        groups: the items of every merged cluster at that time, including ``into``, without those of its base.
         aliases: older ids -> the merged cluster that each resolved to.
+        bases: merged cluster -> its *base*: the revision of an earlier merge all items of which were in the cluster.
     """
 
     kind: ClassVar[str] = MergeClusters.verb
@@ -81,6 +91,11 @@ class Merge(Statement):
     into: ClusterId
     groups: Mapping[ClusterId, tuple[MediaId, ...]]
     aliases: Mapping[ClusterId, ClusterId] = field(default_factory=dict)
+    bases: Mapping[ClusterId, int] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        return 2 if self.bases else 1  # without bases, a reader would miss most of the items
 
     @property
     def cluster(self) -> ClusterId | None:
@@ -99,21 +114,20 @@ class Merge(Statement):
         return {"into": self.into, "merged": sorted(self.groups)}
 
     def facts(self) -> dict[str, object]:
-        return {"into": self.into, "groups": named(self.groups)} | aliased(self.aliases)
+        bases = {"bases": {str(cluster): base for cluster, base in self.bases.items()}} if self.bases else {}
+        return {"into": self.into, "groups": named(self.groups)} | bases | aliased(self.aliases)
 
     @classmethod
     def read(cls, signature: Signature, facts: Mapping[str, Any]) -> Merge:
-        return cls(*signature, ClusterId(int(facts["into"])), groups_of(facts["groups"]), aliases_of(facts))
+        bases = {ClusterId(int(cluster)): int(base) for cluster, base in facts.get("bases", {}).items()}
+        return cls(*signature, ClusterId(int(facts["into"])), groups_of(facts["groups"]), aliases_of(facts), bases)
 
     def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> MergeClusters | None:
         return MergeClusters(pet_id, tuple(self.groups), self.into, requested_by=self.by)
 
     def constrain(self, demands: Demands) -> None:
         # `into` first: where newer corrections divide the merged items, all others join its group if possible
-        order = sorted(self.groups, key=lambda cluster: (cluster != self.into, cluster))
-        media = [item for cluster in order for item in self.groups[cluster]]
-        cluster_of = {item: cluster for cluster, members in self.groups.items() for item in members}
-        demands.together(self, media, cluster_of)
+        demands.merged(self, sorted(self.groups, key=lambda cluster: (cluster != self.into, cluster)))
 
     def demand_on(self, item: MediaId, *, n_mates: int | None) -> str:
         return f"together with the other merged items ({n_mates}), in the cluster that id {self.into} resolves to"
@@ -121,7 +135,8 @@ class Merge(Statement):
     def plan_again(self, state: PetState) -> Plan:
         from sploot_cluster.decide.corrections import lookup
 
-        names = [(lookup.present(state, self.media()), self.into)]  # the merged cluster gets the id ``into`` back
+        merged = chain.from_iterable(chain.from_iterable(contents_of(state.ledger)[self.revision].values()))
+        names = [(lookup.present(state, merged), self.into)]  # the merged cluster gets the id ``into`` back
         return Plan(state.labels, state.next_cluster, names)
 
     def plan_back(self, state: PetState) -> Plan:
@@ -134,8 +149,8 @@ class Merge(Statement):
         now = state.aliases.get(self.into, self.into)
         is_merged = state.labels == now
         rows_of: dict[ClusterId, Rows] = {}
-        for cluster, media in self.groups.items():
-            rows = lookup.present(state, media)
+        for cluster, parts in contents_of(state.ledger)[self.revision].items():
+            rows = lookup.present(state, chain.from_iterable(parts))
             rows = rows[is_merged[rows]]
             if len(rows):
                 rows_of[now if cluster == self.into else cluster] = rows
@@ -148,3 +163,58 @@ class Merge(Statement):
         names = [(rows, cluster) for cluster, rows in rows_of.items()]
         returning = {old: led for old, led in self.aliases.items() if state.aliases.get(old) == now}
         return Plan(labels, state.next_cluster, names, returning)
+
+
+def contents_of(ledger: Iterable[Correction]) -> dict[int, dict[ClusterId, Parts]]:
+    """Return the items of each merged cluster, for each merge by its revision; merges share parts with their bases."""
+    contents: dict[int, dict[ClusterId, Parts]] = {}
+    for one in ledger:
+        if isinstance(one, Merge):
+            # a damaged ledger may lack a base
+            based_on = {cluster: contents.get(base, {}) for cluster, base in one.bases.items()}
+            contents[one.revision] = {
+                cluster: (*chain.from_iterable(based_on.get(cluster, {}).values()), media)
+                for cluster, media in one.groups.items()
+            }
+    return contents
+
+
+def _named_by_others(
+    state: PetState, rows_of: Mapping[ClusterId, Rows]
+) -> tuple[dict[ClusterId, int], dict[ClusterId, tuple[MediaId, ...]]]:
+    """Return the base of each cluster that has one, and the items of every cluster that its base does not contain.
+
+    Args:
+        rows_of: cluster -> its rows.
+    """
+    from sploot_cluster.decide.corrections import lookup
+
+    contents = {
+        revision: [*chain.from_iterable(groups.values())] for revision, groups in contents_of(state.ledger).items()
+    }
+    bases: dict[ClusterId, int] = {}
+    groups: dict[ClusterId, tuple[MediaId, ...]] = {}
+    for cluster, rows in rows_of.items():
+        members = dict.fromkeys(lookup.media_at(state, rows))
+        merges = (
+            one.revision
+            for one in reversed(state.ledger)
+            if isinstance(one, Merge) and state.aliases.get(one.into, one.into) == cluster
+        )
+        base = _newest_inside({revision: contents[revision] for revision in merges}, members)
+        if base is not None and len(contents[base]) <= _MOST_PARTS:
+            bases[cluster] = base
+            for item in chain.from_iterable(contents[base]):
+                members.pop(item, None)
+        groups[cluster] = tuple(members)
+    return bases, groups
+
+
+def _newest_inside(contents: Mapping[int, Sequence[Sequence[MediaId]]], members: Collection[MediaId]) -> int | None:
+    """Return the first revision in ``contents`` all items of which are in ``members``; None if there is none."""
+    is_inside: dict[int, bool] = {}
+    for parts in contents.values():
+        for part in parts:
+            if id(part) not in is_inside:
+                is_inside[id(part)] = all(map(members.__contains__, part))
+    return next((revision for revision, parts in contents.items() if all(is_inside[id(part)] for part in parts)), None)

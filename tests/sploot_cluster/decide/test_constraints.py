@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sploot_cluster.decide.constraints import count_kept
+from sploot_cluster.decide.constraints import Together, count_kept
 from sploot_cluster.decide.corrections.dismiss import Dismissal
 from sploot_cluster.decide.corrections.exclude import Exclusion
 from sploot_cluster.decide.corrections.merge import Merge
+from sploot_cluster.decide.corrections.place import Placement
 from sploot_cluster.decide.corrections.split import Split
 from sploot_cluster.decide.corrections.undo import Undo
 from sploot_cluster.decide.enforcing import enforce
 from sploot_cluster.decide.resolving import in_force, resolve
 from sploot_cluster.pet.models import NOISE, ClusterId, Correction, MediaId
 from sploot_cluster.pet.vectors import LabelVector, as_vectors
-from tests.sploot_cluster.oracle import demands
+from tests.sploot_cluster.oracle import demands, merged_in
 
 AT = datetime(2026, 1, 31, tzinfo=UTC)
 MEDIA = [MediaId(letter) for letter in "abcdefghij"]
@@ -32,10 +35,30 @@ def media(text: str) -> tuple[MediaId, ...]:
     return tuple(MediaId(letter) for letter in text)
 
 
-def merge(revision: int, *groups: str) -> Merge:
-    """Return a merge into the first group."""
-    by_id = {ClusterId(number): media(group) for number, group in enumerate(groups, start=1)}
-    return Merge(revision, f"op-{revision}", "ada", AT, into=ClusterId(1), groups=by_id)
+def merge(revision: int, *groups: str, base: Merge | None = None, ledger: Sequence[Correction] = ()) -> Merge:
+    """Return a merge into the first group, which also has the items of ``base``."""
+    known = {item for items in merged_in(base, ledger).values() for item in items} if base else set[MediaId]()
+    by_id = {
+        ClusterId(number): tuple(item for item in media(group) if item not in known)
+        for number, group in enumerate(groups, start=1)
+    }
+    bases = {ClusterId(1): base.revision} if base else {}
+    return Merge(revision, f"op-{revision}", "ada", AT, into=ClusterId(1), groups=by_id, bases=bases)
+
+
+def place(revision: int, text: str, anchors: str) -> Placement:
+    groups = {NOISE: media(text)}
+    return Placement(revision, f"op-{revision}", "ada", AT, ClusterId(1), media(anchors), groups, remaining={})
+
+
+def named_in_full(ledger: Sequence[Correction]) -> list[Correction]:
+    """Return the ledger with merges that name all their items themselves."""
+    return [
+        replace(one, groups={id_: tuple(items) for id_, items in merged_in(one, ledger).items()}, bases={})
+        if isinstance(one, Merge)
+        else one
+        for one in ledger
+    ]
 
 
 def split(revision: int, moved: str, remaining: str) -> Split:
@@ -54,17 +77,24 @@ def dismiss(revision: int, text: str) -> Dismissal:
     return Dismissal(revision, f"op-{revision}", "ada", AT, {NOISE: media(text)})
 
 
+KINDS = ("merge", "split", "exclude", "dismiss")
+
+
 def labels_of(text: str) -> LabelVector:
     """Return the labels of ``"1 1 2 - …"``: one per item, ``-`` for noise."""
     return np.array([-1 if label == "-" else int(label) for label in text.split()], dtype=np.int32)
 
 
+def in_clusters(group: Together) -> tuple[int, list[list[MediaId]]]:
+    return group.revision, [list(chain.from_iterable(parts)) for parts in group.clusters]
+
+
 @st.composite
-def ledgers(draw: st.DrawFn) -> list[Correction]:
+def ledgers(draw: st.DrawFn, kinds: Sequence[str] = KINDS, most: int = 7) -> list[Correction]:
     """Generate arbitrary corrections, more contradictory than people can make."""
     ledger: list[Correction] = []
-    for revision in range(1, draw(st.integers(1, 7)) + 1):
-        kind = draw(st.sampled_from(["merge", "split", "exclude", "dismiss", *(["undo"] if ledger else [])]))
+    for revision in range(1, draw(st.integers(1, most)) + 1):
+        kind = draw(st.sampled_from([*kinds, *(["undo"] if ledger else [])]))
         if kind == "undo":
             ledger.append(undo(revision, draw(st.sampled_from(ledger)).revision))
             continue
@@ -72,7 +102,10 @@ def ledgers(draw: st.DrawFn) -> list[Correction]:
         cut = draw(st.integers(1, len(named) - 1))
         match kind:
             case "merge":
-                ledger.append(merge(revision, named[:cut], named[cut:]))
+                base = draw(st.sampled_from([None, *(one for one in ledger if isinstance(one, Merge))]))
+                ledger.append(merge(revision, named[:cut], named[cut:], base=base, ledger=ledger))
+            case "place":
+                ledger.append(place(revision, named[:cut], named[cut:]))
             case "split":
                 ledger.append(split(revision, named[:cut], named[cut:]))
             case "exclude":
@@ -99,6 +132,17 @@ def test_resolved_constraints_match_an_independent_oracle(ledger: list[Correctio
     assert barred == {(item, cluster) for item, cluster in expected.barred if item not in expected.placed}
     reported = {r.revision for r in in_force(ledger) if any(f"revision {r.revision} " in s for s in found.overridden)}
     assert reported == expected.yielding
+
+
+@given(ledgers(("merge", "merge", "merge", "place", "split", "exclude", "dismiss"), most=12))
+def test_merges_demand_the_same_whether_or_not_they_name_the_items_of_their_bases(ledger: list[Correction]) -> None:
+    expected = resolve(named_in_full(ledger))
+
+    found = resolve(ledger)
+
+    assert found.overridden == expected.overridden
+    assert [in_clusters(group) for group in found.together] == [in_clusters(group) for group in expected.together]
+    assert replace(found, together=()) == replace(expected, together=())
 
 
 @given(ledgers(), st.lists(st.integers(-1, 3), min_size=len(MEDIA), max_size=len(MEDIA)))

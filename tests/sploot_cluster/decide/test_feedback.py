@@ -209,6 +209,19 @@ def test_undo_of_a_split_takes_later_arrivals_along_if_they_are_a_minority(
     assert (set(came) <= members(store, 1)) is comes_along
 
 
+def test_second_merge_into_a_cluster_names_only_new_items(service: ClusterService, store: MemoryPetStore) -> None:
+    service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
+    take(service, 0, range(50, 52))
+    before = members(store, 1)
+
+    second = service.merge(PET, [ONE, THREE], into=ONE, operation_id="2", by="ada")
+    named = {*store.load(PET).ledger[-1].media()}
+    service.undo(PET, second.revision, operation_id="3", by="ada")
+
+    assert named == (before - names(0, range(12)) - names(1, range(12))) | names(2, range(12))
+    assert (members(store, 1), members(store, 3)) == (before, names(2, range(12)))
+
+
 def test_undo_affects_one_correction_only(service: ClusterService, store: MemoryPetStore) -> None:
     first = service.merge(PET, [ONE, TWO], operation_id="1", by="ada")
     service.merge(PET, [ONE, THREE], operation_id="2", by="ada")
