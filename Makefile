@@ -75,8 +75,8 @@ test-model: $(VENV)/installed ## let random events happen to a queue, 300 long e
 	@BROKER_MODEL_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest -n 0 -q -o timeout=3600 tests/broker/test_model.py
 
 .PHONY: test-scale
-test-scale: $(VENV)/installed ## test a million due messages, 200,000 pending entries, fifty queues; takes minutes and prints figures
-	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker $(ARGS)
+test-scale: $(VENV)/installed ## test a million due messages, 200,000 pending entries, fifty queues, big pets; takes minutes and prints figures
+	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker tests/sploot_cluster/store $(ARGS)
 
 .PHONY: test-bench
 test-bench: $(VENV)/installed ## run the benchmarks of queue and pipeline for seconds, to check that they work

@@ -21,6 +21,7 @@ PARTS: Final = (
     "growth",
     "merges",
     "remembered",
+    "big_pets",
     "find",
     "capacity",
     "footprint",

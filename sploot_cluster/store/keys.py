@@ -2,7 +2,7 @@
 
 All keys of a pet share the hash tag ``{pet:<id>}``, so that one script can read or write all of them, even on a Redis
 Cluster. Row i is the same item in ``media``, ``vectors``, ``labels``, ``origins``, ``arrived`` and ``occurred_at``;
-rows are appended and never move.
+rows are appended and never move. A deletion writes the pet again, under another ``born``.
 
     key                     type    holds
     {pet:<id>}:meta         hash    format           1; a reader refuses a pet with a different one
@@ -27,7 +27,7 @@ rows are appended and never move.
                                     claim, claim_until_ms   name of the claimant, and end of its claim (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
     {pet:<id>}:rows         hash    media id -> row, to look up one item
-    {pet:<id>}:vectors      string  float32 little-endian, dim per row, unit norm
+    {pet:<id>}:vectors      list    row -> float32 little-endian, dim values, unit norm
     {pet:<id>}:labels       string  int32 little-endian per row, -1 = noise
     {pet:<id>}:origins      string  uint8 per row, models.Origin
     {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since", "split_from", "medoid"}, JSON
@@ -48,12 +48,15 @@ rows are appended and never move.
     sploot:pets             set     ids of pets that have data, decimal
     sploot:pets:names       zset    case-folded name + zero byte + id of each pet with a name, score 0: about 100 bytes
 
+    <key>:new:<random>              the value that a key of a large pet gets next, while it is written step by step;
+                                    expires after 15 minutes, if the process that writes it dies
+
 No other key expires: they are the data of a pet and are deleted with it.
 
 An item takes 4 * dim + 17 bytes in columns and, measured on Redis 7.0 with ids of 36 characters, 38 bytes in ``media``
-and 90 in ``rows``: 2.2 kB at 512 dimensions. When Redis appends, it doubles the memory of a string of up to 1 MB, and
-pets of 256 items or more store their tree: in a pet of 500, an item takes 3.8 kB (docs/capacity.md). At 512 dimensions,
-``vectors`` reaches the limit of a value, 512 MB, at 262,144 items. A recluster that moves half of 50,000 items adds
+and 90 in ``rows``: 2.2 kB at 512 dimensions. Redis stores lists in nodes of up to 8 kB, in which vectors of 512
+dimensions take 17 % more than their size, and doubles the memory of a string that grows (docs/capacity.md, ADR 18).
+A recluster that moves half of 50,000 items adds
 13 kB to ``overwritten``. A shadow takes 4 * dim + 130 bytes per item, approximately.
 
 ``meta`` determines the lengths of all other keys. Every script that reads or writes a pet first checks them (whole.lua,

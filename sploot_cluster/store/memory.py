@@ -67,7 +67,7 @@ class MemoryPetStore:
         """Create an empty store.
 
         Args:
-            max_vector_bytes: size limit of the vectors of one pet; default: the maximum size of a Redis value.
+            max_vector_bytes: size limit of the vectors of one pet.
             clock: returns the time of history entries.
         """
         self._max_vector_bytes, self._clock = max_vector_bytes, clock

@@ -22,7 +22,8 @@ from sploot_cluster.pet.whole import PetDump
 # process does little harm.
 CLAIM_MS: Final = 2_000
 
-# Size limit of the vectors of a pet in Redis: the maximum size of a value.
+# Size limit of the vectors of a pet, 262,144 items of 512 dimensions: a worker holds all of them in memory, sometimes
+# twice, and a recluster of more would take half an hour.
 MAX_VECTOR_BYTES: Final = 512 * 1024 * 1024
 
 # Number of entries of a pet's history that are stored, approximately.

@@ -9,12 +9,13 @@ This module translates errors from redis-py to ``StoreUnavailable``. It requires
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from importlib.resources import files
+from itertools import chain
 from secrets import token_hex
 from sys import intern
 from typing import Any, Final, NamedTuple, TypeVar, cast
@@ -55,7 +56,7 @@ from sploot_cluster.pet.previews import Preview
 from sploot_cluster.pet.rows import PetRows, check, empty_state, follow
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
-from sploot_cluster.pet.vectors import FloatVector, LabelVector, OriginVector
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, LabelVector, OriginVector, TimeVector
 from sploot_cluster.pet.views import view_of
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
@@ -65,11 +66,15 @@ from sploot_cluster.store.name_index import NameIndex
 from sploot_cluster.store.port import CLAIM_MS, MAX_VECTOR_BYTES
 from sploot_cluster.store.short_calls import Call, ShortCalls
 from sploot_cluster.store.values import (
+    MOST_ARGUMENTS,
+    MOST_BYTES,
+    Command,
     as_json,
     commands_of,
     dump_card,
     dump_quarantined,
     dump_shadow,
+    flat,
     load_card,
     load_entry,
     load_quarantined,
@@ -81,12 +86,19 @@ from sploot_cluster.store.values import (
 T = TypeVar("T", bound=np.generic)
 R = TypeVar("R")
 
-# Size of the part of a pet's vectors that one command reads. It takes about 5 ms of the server's only thread, and holds
-# all vectors of a pet with 2,000 items of 512 dimensions.
-CHUNK_BYTES: Final = 4 * 1024 * 1024
-# Size limit of vectors that the script itself returns, in the same round trip. Larger parts are cheaper to read with
-# GETRANGE.
+# Size of the vectors, and number of items, that one command reads. It takes about a millisecond of the server's only
+# thread. A page holds all vectors of a pet with 1,000 items of 512 dimensions.
+PAGE_BYTES: Final = 2 * 1024 * 1024
+PAGE_ROWS: Final = 4_000
+# Limits of the rows that the script itself returns, in the same round trip: a script copies what it reads once more.
+ROWS_FROM_SCRIPT: Final = 1_000
 BYTES_FROM_SCRIPT: Final = 64 * 1024
+
+# How often a dump is read again if the pet changed meanwhile. What is read again is only what is new.
+DUMP_ATTEMPTS: Final = 50
+
+# How long a written copy of a pet waits to take its place; the copy of a process that died ends then.
+STAGED_MS: Final = 15 * 60 * 1000
 
 # The reply of load.lua if the known state is the newest.
 IS_NEWEST: Final = 1
@@ -96,6 +108,10 @@ LISTED_EVERY: Final = 16
 
 # Number of pets whose counts are read in one round trip. It takes about a millisecond of the server's only thread.
 TALLIES_PER_TRIP: Final = 500
+
+# Number of fields of a hash, and of entries of a stream, that one command reads: less than a millisecond each.
+FIELDS_PER_PAGE: Final = 500
+ENTRIES_PER_PAGE: Final = 500
 
 # Number of pets that one command lists, approximately. It takes less than a millisecond of that thread.
 PETS_PER_PAGE: Final = 1_000
@@ -107,8 +123,11 @@ _SUMMARY: Final = ("name", "model", "revision", "n_media", "n_clusters", "n_nois
 class RedisPetStore:
     """The :class:`~sploot_cluster.store.port.PetStore` on a Redis server, Sentinel or Cluster."""
 
-    def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
+    def __init__(self, client: redis.Redis | redis.RedisCluster, *, max_vector_bytes: int | None = None) -> None:
         """Create a store on ``client``, which must return bytes, because vectors are not text.
+
+        Args:
+            max_vector_bytes: size limit of the vectors of one pet; None: ``MAX_VECTOR_BYTES``.
 
         Raises:
             ValueError: the client has ``decode_responses=True``.
@@ -117,6 +136,7 @@ class RedisPetStore:
             raise ValueError("expected a client that returns bytes; create it with decode_responses=False")
         self._client = client
         self._names = NameIndex(client)
+        self._max_vector_bytes = MAX_VECTOR_BYTES if max_vector_bytes is None else max_vector_bytes
         scripts = files(__package__)
 
         def script(name: str) -> str:
@@ -133,7 +153,6 @@ class RedisPetStore:
         self._keep = client.register_script(script("keep"))
         self._keep_preview = client.register_script(script("keep_preview"))
         self._quarantine = client.register_script(checked("quarantine"))
-        self._dump = client.register_script(checked("dump"))
         self._begin_shadow = client.register_script(checked("begin_shadow"))
         self._add_to_shadow = client.register_script(checked("add_to_shadow"))
         self._end_shadow = client.register_script(checked("end_shadow"))
@@ -142,7 +161,7 @@ class RedisPetStore:
 
     @property
     def max_vector_bytes(self) -> int:
-        return MAX_VECTOR_BYTES
+        return self._max_vector_bytes
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
         return self._read(pet, known or empty_state(pet), with_vectors=True)
@@ -158,6 +177,7 @@ class RedisPetStore:
 
     def commit(self, state: PetState, change: Change, *, claimant: str | None = None) -> PetState:
         check(state, change)
+        self._check_room(state, change)
         pet, new_born = state.pet, ""
         with translated(f"commit a change of pet {pet}", pet):
             if not state.revision:
@@ -182,13 +202,22 @@ class RedisPetStore:
             check(state, change)
         done: list[PetState | ClusterError | None] = [
             None
-            if self._commit.is_short and state.revision and change.correction is None
+            if self._commit.is_short and state.revision and change.correction is None and self._has_room(state, change)
             else _or_error(partial(self.commit, state, change))
             for state, change in changes
         ]
         together = [one for one, by_itself in zip(changes, done, strict=True) if by_itself is None]
         committed = iter(self._commit_together(together) if together else ())
         return [next(committed) if by_itself is None else by_itself for by_itself in done]
+
+    def _has_room(self, state: PetState, change: Change) -> bool:
+        n, dim = state.n_media + len(change.arrivals), change.dim or state.dim or 0
+        return not change.arrivals or 4 * n * dim <= self._max_vector_bytes
+
+    def _check_room(self, state: PetState, change: Change) -> None:
+        # the commit succeeds only on this state, so no script has to check again
+        if not self._has_room(state, change):
+            raise PetTooLarge(pet=state.pet, n_media=state.n_media)
 
     def _commit_together(self, changes: Sequence[tuple[PetState, Change]]) -> list[PetState | ClusterError]:
         """Write changes of pets that have data, in one round trip."""
@@ -330,45 +359,77 @@ class RedisPetStore:
         return Past(state, column, records, since=int(since or 0))
 
     def dump(self, pet: PetId) -> PetDump:
-        with translated(f"read all of pet {pet}", pet):
-            answer = _whole(pet, self._dump(keys=PetKeys.of(pet)))
-        if not answer:
-            raise UnknownPet(pet=pet)
-        meta, media, vectors, labels, origins, clusters, aliases, corrections = answer[:8]
-        arrived, overwritten, history, quarantine, shadow, shadow_vectors, times = answer[8:]
-        loaded = _Loaded(meta, 0, media, b"", 0, 0, 0, labels, origins, clusters, aliases, 0, corrections, times)
-        facts = dict(pairs_of(meta))
-        with _readable(pet):
-            state = _state(pet, empty_state(pet), loaded, vectors)
-            return PetDump(
-                state,
-                _arrived(arrived, state.n_media),
-                tuple(load_overwritten(revision_of(id_), was) for id_, (_, was) in overwritten),
-                past_from=int(facts[b"past_from"]),
-                history=tuple(load_entry(id_, dict(pairs_of(fields))) for id_, fields in history),
-                quarantine={MediaId(item.decode()): load_quarantined(why) for item, why in pairs_of(quarantine)},
-                ingested=int(facts[b"ingested"]),
-                overflowed=int(facts[b"n_overflowed"]),
-                shadow=load_shadow(dict(pairs_of(shadow)), dict(pairs_of(shadow_vectors))),
+        state = empty_state(pet)
+        for _ in range(DUMP_ATTEMPTS):
+            state = self._read(pet, state, with_vectors=True)
+            if not state.revision:
+                raise UnknownPet(pet=pet)
+            with _readable(pet):
+                if (dump := self._dump_of(state)) is not None:
+                    return dump
+        raise RevisionConflict(pet=pet, expected=state.revision, current=self.revision(pet))
+
+    def _dump_of(self, state: PetState) -> PetDump | None:
+        """Return all data of a pet whose newest state is ``state``; None if the pet has changed meanwhile."""
+        keys = PetKeys.of(state.pet)
+        with translated(f"read all of pet {state.pet}", state.pet):
+            quarantine = dict(self._fields(keys.quarantine))
+            shadow = cast("dict[bytes, bytes]", self._client.hgetall(keys.shadow))
+            shadow_vectors = dict(self._fields(keys.shadow_vectors)) if shadow else {}
+            history, overwritten = [*self._entries(keys.history)], [*self._entries(keys.overwritten)]
+            arrived = cast("bytes | None", self._client.get(keys.arrived)) or b""
+            # last, because it shows whether all of the above belongs to the state: without a commit, the quarantine and
+            # the shadow only grow
+            meta = cast("dict[bytes, bytes]", self._client.hgetall(keys.meta))
+        counts = len(quarantine), len(history), len(overwritten), len(shadow_vectors)
+        names = (b"n_quarantined", b"n_history", b"n_overwritten", b"n_shadow")
+        expected = tuple(int(meta.get(name, 0)) for name in names)
+        if _version(meta) != state.version or counts != expected:
+            _whole(state.pet, self._check(keys=keys))
+            return None
+        return PetDump(
+            state,
+            _arrived(arrived, state.n_media),
+            tuple(load_overwritten(revision_of(id_), fields[b"was"]) for id_, fields in overwritten),
+            past_from=int(meta[b"past_from"]),
+            history=tuple(load_entry(id_, fields) for id_, fields in history),
+            quarantine={MediaId(item.decode()): load_quarantined(why) for item, why in quarantine.items()},
+            ingested=int(meta[b"ingested"]),
+            overflowed=int(meta[b"n_overflowed"]),
+            shadow=load_shadow(shadow, shadow_vectors),
+        )
+
+    def _fields(self, key: str) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the fields and values of a hash, page by page; those that are there all the time at least once."""
+        cursor = 0
+        while True:
+            cursor, page = cast(
+                "tuple[int, dict[bytes, bytes]]", self._client.hscan(key, cursor, count=FIELDS_PER_PAGE)
             )
+            yield from page.items()
+            if not cursor:
+                return
+
+    def _entries(self, key: str) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
+        """Yield the entries of a stream, page by page, oldest first."""
+        after = "-"
+        while page := cast(
+            "list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrange(key, min=after, count=ENTRIES_PER_PAGE)
+        ):
+            yield from page
+            if len(page) < ENTRIES_PER_PAGE:
+                return
+            after = f"({page[-1][0].decode()}"
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
         pet, born, commit = after.state.pet, token_hex(16), token_hex(16)
         keys, state = PetKeys.of(pet), empty_state(pet) if before is None else before.state
+        args: list[Any] = [*_names(state.version), commit, claimant or "", CLAIM_MS, *_side_state(before)]
         with translated(f"replace pet {pet}", pet):
             if before is None:
                 self._client.sadd(PETS, pet)
-            answer = self._replace(
-                keys=keys,
-                args=[
-                    *_names(state.version),
-                    commit,
-                    claimant or "",
-                    CLAIM_MS,
-                    *_side_state(before),
-                    *commands_of(keys, after, born=born, commit=commit),
-                ],
-            )
+            with self._staged(keys, commands_of(keys, after, born=born, commit=commit)) as (staged, commands):
+                answer = self._replace(keys=[*keys, *staged], args=[*args, *flat(keys, commands)])
             if self._client.sadd(PETS, pet):
                 self._list(pet)
             names = pet_name_of(state.ledger), pet_name_of(after.state.ledger)
@@ -378,11 +439,42 @@ class RedisPetStore:
             raise RevisionConflict(pet=pet, expected=state.revision, current=answer[1])
         return replace(after.state, pet=pet, version=f"{born}.{commit}")
 
+    @contextmanager
+    def _staged(self, keys: PetKeys, commands: Iterator[Command]) -> Iterator[tuple[Sequence[str], Sequence[Command]]]:
+        """Write a pet into keys of its own, step by step, so that no command takes long.
+
+        Yields:
+            these keys, and no commands; or, for a pet that is small enough for one command, no keys and its commands.
+            The keys that are left at the end are deleted.
+        """
+        first = next(_steps(commands), [])
+        rest = next(commands, None)
+        if rest is None:
+            yield (), first
+            return
+        name = token_hex(8)
+        staged = PetKeys(*(f"{key}:new:{name}" for key in keys))
+        place = dict(zip(keys, staged, strict=True))
+        expiring: set[str] = set()
+        try:
+            for step in chain([first], _steps(chain([rest], commands))):
+                pipe = self._client.pipeline(transaction=False)
+                for command, key, arguments in step:
+                    pipe.execute_command(command, place[key], *arguments)
+                    if key not in expiring:
+                        pipe.pexpire(place[key], STAGED_MS)
+                        expiring.add(key)
+                pipe.execute()
+            yield staged, ()
+        finally:
+            with suppress(*REDIS_ERRORS):  # they expire
+                self._client.unlink(*staged)
+
     def delete(self, pet: PetId) -> bool:
         keys = PetKeys.of(pet)
         with translated(f"delete pet {pet}", pet):
             (name,) = self._names.names_of([pet])
-            n_deleted = self._client.delete(*keys)
+            n_deleted = self._client.unlink(*keys)  # another thread of Redis frees large values
             self._list(pet)
             if name:
                 self._names.settle(pet, former=[name])
@@ -492,31 +584,65 @@ class RedisPetStore:
         return self._loaded(pet, known, answer, with_vectors=with_vectors)
 
     def _loaded(self, pet: PetId, known: PetState, answer: Any, *, with_vectors: bool) -> PetState:
-        """Return the state from the reply of load.lua; read the vectors that it did not return."""
-        with translated(f"load pet {pet}", pet):
-            if isinstance(answer, redis.ResponseError):
-                raise answer
+        """Return the state from the reply of load.lua; read the rows that it did not return."""
+        doing = f"load pet {pet}"
+        while True:
+            with translated(doing, pet):
+                if isinstance(answer, redis.ResponseError):
+                    raise answer
             if answer == IS_NEWEST:
                 return known
             if not _whole(pet, answer):
                 return empty_state(pet)
             loaded = _Loaded(*answer)
-            key = PetKeys.of(pet).vectors
-            vectors = loaded.vectors + b"".join(self._ranges(key, loaded.rest_from, loaded.rest_to))
-        with _readable(pet):
-            return _state(pet, known, loaded, vectors if with_vectors else None)
+            with translated(doing, pet), _readable(pet):
+                meta = {name.decode(): value.decode() for name, value in pairs_of(loaded.meta)}
+                if loaded.are_rows_here:
+                    return _state(pet, known, loaded, meta, _rows_here(loaded, meta, with_vectors=with_vectors))
+                rows = self._pages(pet, loaded.from_row, meta, with_vectors=with_vectors)
+                if rows is not None:
+                    return _state(pet, known, loaded, meta, rows)
+                # the pet was replaced meanwhile, e.g. by one without a deleted item
+                keys, args = _load_call(pet, known, with_vectors=with_vectors)
+                answer = self._load(keys=keys, args=args)
 
-    def _ranges(self, key: str, start: int, end: int) -> Iterator[bytes]:
-        for at in range(start, end, CHUNK_BYTES):
-            yield cast("bytes", self._client.getrange(key, at, min(at + CHUNK_BYTES, end) - 1))
+    def _pages(self, pet: PetId, from_row: int, meta: Mapping[str, str], *, with_vectors: bool) -> _NewRows | None:
+        """Return the rows from ``from_row`` on, read in pages; None if the pet is not the same one any more."""
+        keys, n, dim = PetKeys.of(pet), int(meta["n_media"]), int(meta["dim"])
+        media: list[bytes] = []
+        times = np.empty(n - from_row, dtype=np.int64)
+        step = max(1, min(PAGE_ROWS, PAGE_BYTES // (4 * dim))) if with_vectors else PAGE_ROWS
+        vectors = np.empty((n - from_row if with_vectors and step < n - from_row else 0, dim), dtype=np.float32)
+        for start in range(from_row, n, step):
+            end = min(start + step, n)
+            pipe = self._client.pipeline(transaction=False)
+            pipe.lrange(keys.media, start, end - 1)
+            pipe.getrange(keys.occurred_at, 8 * start, 8 * end - 1)
+            if with_vectors:
+                pipe.lrange(keys.vectors, start, end - 1)
+            # after the rows, which do not change while this stays the same
+            pipe.hget(keys.meta, "born")
+            ids, stated, *stored, born = pipe.execute()
+            if born is None or born.decode() != meta["born"]:
+                return None
+            place = slice(start - from_row, end - from_row)
+            media += ids
+            times[place] = np.frombuffer(stated, dtype="<i8")
+            if with_vectors:
+                page = _matrix(stored[0], dim)
+                if len(page) == n - from_row:
+                    vectors = page
+                else:
+                    vectors[place] = page
+        return _NewRows(media, vectors, times)
 
 
 def _load_call(pet: PetId, known: PetState, *, with_vectors: bool) -> Call:
     """Return the keys and arguments of load.lua."""
     last = known.media[-1] if known.n_media else ""
-    limit = BYTES_FROM_SCRIPT if with_vectors else 0
     counts = (known.revision, known.n_media, len(known.ledger))
-    return PetKeys.of(pet), [*_names(known.version), *counts, last, limit]
+    most = (ROWS_FROM_SCRIPT, BYTES_FROM_SCRIPT if with_vectors else 0)
+    return PetKeys.of(pet), [*_names(known.version), *counts, last, *most]
 
 
 def _commit_call(
@@ -542,8 +668,6 @@ def _committed(state: PetState, change: Change, new_commit: str, answer: Any) ->
         case [b"UNCONSERVED", _, ingested, quarantined]:
             clustered, noise, dismissed = counts_after(state, change)
             raise NotConserved(pet=pet, problem=str(Tally(ingested, clustered, noise, quarantined, dismissed)))
-        case [b"TOO_LARGE", _]:
-            raise PetTooLarge(pet=pet, n_media=state.n_media)
         case [_, revision]:
             raise RevisionConflict(pet=pet, expected=state.revision, current=revision)
     raise AssertionError(f"commit.lua answered {answer!r}")
@@ -555,6 +679,10 @@ def _or_error(result: Callable[[], R]) -> R | ClusterError:
         return result()
     except ClusterError as refused:
         return refused
+
+
+def _version(meta: Mapping[bytes, bytes]) -> str:
+    return f"{meta.get(b'born', b'').decode()}.{meta.get(b'commit', b'').decode()}"
 
 
 def _names(version: str) -> tuple[str, str]:
@@ -575,7 +703,6 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
         origins = relabelling.origins.astype(np.uint8).tobytes() + origins
     yield from (FORMAT, change.model or "", change.dim or "")
     yield from (change.next_cluster, change.n_at_recluster, change.noise_arrivals)
-    yield b"".join(arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals)
     yield from (int(moves), labels, origins)
     arrived = (state.revision + 1).to_bytes(4, "little") * len(arrivals)
     occurred_at = b"".join(arrival.occurred_at_ms.to_bytes(8, "little", signed=True) for arrival in arrivals)
@@ -589,6 +716,7 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
     yield from ("", "", "") if change.kind == "arrival" else (change.kind, change.by, as_json(change.summary))
     for items in (
         [arrival.media for arrival in arrivals],
+        [arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals],
         [item for id_, card in change.clusters.items() if card is not None for item in (id_, dump_card(card))],
         [id_ for id_, card in change.clusters.items() if card is None],
         [item for id_, into in change.aliases.items() if into is not None for item in (id_, into)],
@@ -608,6 +736,21 @@ def _names_of(state: PetState, change: Change) -> tuple[str | None, str | None]:
 def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
     """Return the revisions at which the first n rows arrived; more may have arrived since the pet was read."""
     return np.frombuffer(stored, dtype="<u4", count=n).astype(np.uint32)
+
+
+def _steps(commands: Iterator[Command]) -> Iterator[list[Command]]:
+    """Yield commands in groups, each of about the size that one command may have."""
+    step: list[Command] = []
+    n_arguments = n_bytes = 0
+    for command in commands:
+        step.append(command)
+        n_arguments += len(command[2])
+        n_bytes += sum(len(argument) for argument in command[2] if isinstance(argument, bytes))
+        if n_arguments >= MOST_ARGUMENTS or n_bytes >= MOST_BYTES:
+            yield step
+            step, n_arguments, n_bytes = [], 0, 0
+    if step:
+        yield step
 
 
 def _tally(counts: Sequence[bytes]) -> Tally:
@@ -638,10 +781,10 @@ class _Loaded(NamedTuple):
 
     meta: list[bytes]
     from_row: int
+    are_rows_here: int
     media: list[bytes]
-    vectors: bytes
-    rest_from: int
-    rest_to: int
+    vectors: list[bytes]
+    occurred_at: bytes
     labels_from: int
     labels: bytes
     origins: bytes
@@ -649,27 +792,51 @@ class _Loaded(NamedTuple):
     aliases: list[bytes] | None
     from_correction: int
     ledger: list[bytes]
-    occurred_at: bytes
 
 
-def _state(pet: PetId, known: PetState, loaded: _Loaded, vector_bytes: bytes | None) -> PetState:
+class _NewRows(NamedTuple):
+    """Rows as they are stored: ids, vectors (n, dim), or (0, dim) if they were not read, and times."""
+
+    media: list[bytes]
+    vectors: FloatMatrix
+    occurred_at_ms: TimeVector
+
+
+def _rows_here(loaded: _Loaded, meta: Mapping[str, str], *, with_vectors: bool) -> _NewRows:
+    """Return the rows in the reply of load.lua."""
+    times = np.frombuffer(loaded.occurred_at, dtype="<i8").astype(np.int64, copy=False)
+    vectors = np.empty((0, 0), dtype=np.float32)
+    if with_vectors and "dim" in meta:
+        vectors = _matrix(loaded.vectors, int(meta["dim"]))
+    return _NewRows(loaded.media, vectors, times)
+
+
+def _matrix(rows: Sequence[bytes], dim: int) -> FloatMatrix:
+    """Return vectors as one matrix.
+
+    Raises:
+        ValueError: one of them has another dimension.
+    """
+    if rows and {*map(len, rows)} != {4 * dim}:
+        raise ValueError(f"a vector does not have {dim} dimensions")
+    content = rows[0] if len(rows) == 1 else b"".join(rows)
+    vectors: FloatMatrix = np.frombuffer(content, dtype="<f4").astype(np.float32, copy=False).reshape(len(rows), dim)
+    return vectors
+
+
+def _state(pet: PetId, known: PetState, loaded: _Loaded, meta: Mapping[str, str], new: _NewRows) -> PetState:
     """Return the loaded state. If ``known`` is an ancestor, the two share memory.
 
     Raises:
         ValueError, KeyError: the columns are inconsistent.
     """
-    meta = {name.decode(): value.decode() for name, value in pairs_of(loaded.meta)}
     version = f"{meta['born']}.{meta['commit']}"
-    media = [MediaId(intern(id_.decode())) for id_ in loaded.media]  # corrections that name these ids share the texts
+    media = [MediaId(intern(id_.decode())) for id_ in new.media]  # corrections that name these ids share the texts
     dim = int(meta["dim"]) if "dim" in meta else None
-    vectors = np.empty((0, 0), dtype=np.float32)
-    if vector_bytes is not None and dim is not None:
-        vectors = np.frombuffer(vector_bytes, dtype="<f4").astype(np.float32, copy=False).reshape(len(media), dim)
-    times = np.frombuffer(loaded.occurred_at, dtype="<i8").astype(np.int64, copy=False)
     if loaded.from_row:
-        rows = PetRows.behind(known).extended(loaded.from_row, media, vectors, times)
+        rows = PetRows.behind(known).extended(loaded.from_row, media, new.vectors, new.occurred_at_ms)
     else:
-        rows = PetRows(media, vectors, times)
+        rows = PetRows(media, new.vectors, new.occurred_at_ms)
     n = loaded.from_row + len(media)
     labels: LabelVector = _column(known.labels[: loaded.labels_from], np.frombuffer(loaded.labels, dtype="<i4"))
     origins: OriginVector = _column(known.origins[: loaded.labels_from], np.frombuffer(loaded.origins, dtype=np.uint8))

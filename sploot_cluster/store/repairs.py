@@ -23,7 +23,7 @@ from sploot_cluster.store import export_file
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.name_index import NameIndex
 from sploot_cluster.store.redis import RedisPetStore, translated
-from sploot_cluster.store.values import commands_of, pairs_of
+from sploot_cluster.store.values import commands_of, flat, pairs_of
 
 Kind = Literal["string", "list", "hash", "stream"]
 
@@ -143,7 +143,8 @@ class PetRepairs:
             RevisionConflict: the pet has changed since it was read; nothing was written.
         """
         born, commit = uuid4().hex, uuid4().hex
-        self._write(raw, commit, commands_of(PetKeys.of(raw.pet), dump, born=born, commit=commit))
+        keys = PetKeys.of(raw.pet)
+        self._write(raw, commit, flat(keys, commands_of(keys, dump, born=born, commit=commit)))
 
     def put_back(self, raw: RawPet) -> None:
         """Write the keys of a pet without data exactly as they were, even if they are damaged.

@@ -11,7 +11,7 @@ dismissed, which are marked in another key, are placed and dismissed again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, ParamSpec, TypeVar
@@ -239,14 +239,15 @@ class _Rows:
 
 def _rows(raw: RawPet, meta: _Meta, notes: _Notes) -> _Rows:
     names = _names(raw, notes)
-    stored = raw.text("vectors")
+    stored = raw.items("vectors")
     sizes = [len(raw.text(name)) // width for name, width in (("labels", 4), ("origins", 1), ("arrived", 4))]
     n_before = max(meta.given("n_media") or max([len(names), *sizes]), len(names))
-    dim = meta.number("dim") or _dim_of(stored, [n_before, len(names), *sizes])
-    n_vectors = len(stored) // (4 * dim) if dim else 0
-    vectors = np.empty((0, dim or 0), dtype=np.float32)
-    if dim:
-        vectors = np.frombuffer(stored, dtype="<f4", count=n_vectors * dim).astype(np.float32).reshape(n_vectors, dim)
+    dim = meta.number("dim") or _dim_of(stored)
+    n_vectors = len(stored) if dim else 0
+    vectors = np.zeros((n_vectors, dim), dtype=np.float32)
+    for row, content in enumerate(stored[:n_vectors]):
+        if len(content) == 4 * dim:
+            vectors[row] = np.frombuffer(content, dtype="<f4")
     is_unit = _is_unit(vectors)
     kept = np.array(
         [row for row, name in enumerate(names) if name is not None and row < n_vectors and is_unit[row]], dtype=np.intp
@@ -288,12 +289,12 @@ def _names(raw: RawPet, notes: _Notes) -> list[MediaId | None]:
     return names
 
 
-def _dim_of(vectors: bytes, counts: Iterable[int]) -> int:
-    """Return the dimension with which vectors have unit norm, for the most frequent of these numbers of rows; or 0."""
-    for n, _ in Counter(count for count in counts if count).most_common():
-        dim, rest = divmod(len(vectors), 4 * n)
-        if not rest and dim and _is_unit(np.frombuffer(vectors, dtype="<f4").reshape(n, dim)).all():
-            return dim
+def _dim_of(vectors: Sequence[bytes]) -> int:
+    """Return the dimension of most vectors, if these have unit norm; or 0."""
+    lengths = Counter(len(content) for content in vectors if content and len(content) % 4 == 0)
+    for length, _ in lengths.most_common(1):
+        rows = [np.frombuffer(content, dtype="<f4") for content in vectors if len(content) == length]
+        return length // 4 if _is_unit(np.array(rows)).mean() > 0.5 else 0
     return 0
 
 

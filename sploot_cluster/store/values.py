@@ -7,12 +7,14 @@ Functions named ``load_…`` raise ValueError, LookupError, TypeError or Attribu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sploot_cluster.decide.presentation import pet_name_of
 from sploot_cluster.pet.models import NOISE, ClusterCard, ClusterId, HistoryEntry, MediaId, Origin
@@ -80,9 +82,24 @@ def revision_of(id_: bytes) -> int:
     return int(id_.partition(b"-")[0])
 
 
-def commands_of(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Any]:
-    """Yield the commands with which replace.lua writes the pet, in its format."""
+# Limits of the arguments of one command that writes a pet. Redis takes a millisecond or two for it; many more arguments
+# would not fit on Lua's stack. The number is even, so that fields stay with their values.
+MOST_ARGUMENTS: Final = 2_000
+MOST_BYTES: Final = 256 * 1024
+
+Command = tuple[str, str, Sequence[Any]]
+"""The name of a command, its key among those of the pet, and its other arguments."""
+
+
+def flat(keys: PetKeys, commands: Iterable[Command]) -> Iterator[Any]:
+    """Yield commands in the format of replace.lua and rewrite.lua."""
     number = {key: at for at, key in enumerate(keys, start=1)}
+    for name, key, arguments in commands:
+        yield from (len(arguments), name, number[key], *arguments)
+
+
+def commands_of(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iterator[Command]:
+    """Yield the commands that write a pet into empty keys. ``meta`` comes first."""
     state = dump.state
     clustered = int(np.count_nonzero(state.labels != NOISE))
     dismissed = int(np.count_nonzero(state.origins == Origin.DISMISSED))
@@ -115,40 +132,45 @@ def commands_of(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iter
         "n_shadow": None if dump.shadow is None else len(dump.shadow.vectors),
     }
 
-    def command(name: str, key: str, *arguments: Any) -> Iterator[Any]:
-        # at most as many as fit on Lua's stack; an even number, so that pairs stay together
-        for start in range(0, len(arguments), 5_000):
-            batch = arguments[start : start + 5_000]
-            yield from (len(batch), name, number[key], *batch)
+    def command(name: str, key: str, arguments: Iterable[Any], *, each_bytes: int = 0) -> Iterator[Command]:
+        most = min(MOST_ARGUMENTS, max(2, MOST_BYTES // max(1, each_bytes) // 2 * 2))
+        left = iter(arguments)
+        while batch := tuple(islice(left, most)):
+            yield name, key, batch
 
-    yield from command("HSET", keys.meta, *(item for pair in meta.items() if pair[1] is not None for item in pair))
-    yield from command("RPUSH", keys.media, *state.media)
-    yield from command("HSET", keys.rows, *(part for row, item in enumerate(state.media) for part in (item, row)))
-    if state.n_media:
-        yield from command("SET", keys.vectors, state.vectors.astype("<f4", copy=False).tobytes())
-        yield from command("SET", keys.labels, state.labels.astype("<i4", copy=False).tobytes())
-        yield from command("SET", keys.origins, state.origins.tobytes())
-        yield from command("SET", keys.occurred_at, state.occurred_at_ms.astype("<i8", copy=False).tobytes())
-        yield from command("SET", keys.arrived, dump.arrived.astype("<u4", copy=False).tobytes())
+    def column(key: str, values: npt.NDArray[Any], dtype: str) -> Iterator[Command]:
+        # a string that is written at once takes no more memory than it needs; an appended one does
+        if state.n_media:
+            yield "SET", key, (values.astype(dtype, copy=False).tobytes(),)
+
+    yield from command("HSET", keys.meta, (item for pair in meta.items() if pair[1] is not None for item in pair))
+    yield from command("RPUSH", keys.media, state.media)
+    yield from command("HSET", keys.rows, (part for row, item in enumerate(state.media) for part in (item, row)))
+    rows = (row.astype("<f4", copy=False).tobytes() for row in state.vectors)
+    yield from command("RPUSH", keys.vectors, rows, each_bytes=4 * (state.dim or 0))
+    yield from column(keys.labels, state.labels, "<i4")
+    yield from column(keys.origins, state.origins, "u1")
+    yield from column(keys.occurred_at, state.occurred_at_ms, "<i8")
+    yield from column(keys.arrived, dump.arrived, "<u4")
     yield from command(
-        "HSET", keys.clusters, *(item for id_, card in state.clusters.items() for item in (id_, dump_card(card)))
+        "HSET", keys.clusters, (item for id_, card in state.clusters.items() for item in (id_, dump_card(card)))
     )
-    yield from command("HSET", keys.aliases, *(item for pair in state.aliases.items() for item in pair))
-    yield from command("RPUSH", keys.ledger, *(ledger.dumps(correction) for correction in state.ledger))
+    yield from command("HSET", keys.aliases, (item for pair in state.aliases.items() for item in pair))
+    yield from command("RPUSH", keys.ledger, (ledger.dumps(correction) for correction in state.ledger))
     for entry in dump.history:
         at_ms = round(entry.at.timestamp() * 1000)
         facts = ("kind", entry.kind, "by", entry.by, "at_ms", at_ms, "summary", as_json(entry.summary))
-        yield from command("XADD", keys.history, f"{entry.revision}-0", *facts)
+        yield "XADD", keys.history, (f"{entry.revision}-0", *facts)
     for one in dump.overwritten:
-        yield from command("XADD", keys.overwritten, f"{one.revision}-0", "was", dump_overwritten(one))
+        yield "XADD", keys.overwritten, (f"{one.revision}-0", "was", dump_overwritten(one))
     if dump.shadow is not None:
         vectors = dump.shadow.vectors.items()
-        yield from command("HSET", keys.shadow, *dump_shadow(dump.shadow))
-        rows = (part for item, row in vectors for part in (item, row.astype("<f4").tobytes()))
-        yield from command("HSET", keys.shadow_vectors, *rows)
+        yield "HSET", keys.shadow, dump_shadow(dump.shadow)
+        parts = (part for item, row in vectors for part in (item, row.astype("<f4").tobytes()))
+        yield from command("HSET", keys.shadow_vectors, parts, each_bytes=4 * dump.shadow.dim)
     quarantine = dump.quarantine.items()
     yield from command(
-        "HSET", keys.quarantine, *(part for item, why in quarantine for part in (item, dump_quarantined(why)))
+        "HSET", keys.quarantine, (part for item, why in quarantine for part in (item, dump_quarantined(why)))
     )
 
 

@@ -42,7 +42,9 @@ def columns_agree(client: redis.Redis) -> bool:
     n, dim = (int(value or 0) for value in client.hmget(keys.meta, "n_media", "dim"))
     media = client.lrange(keys.media, 0, -1)
     rows = {item: int(row) for item, row in client.hgetall(keys.rows).items()}
-    lengths = (client.strlen(keys.vectors) // 4 // dim, client.strlen(keys.labels) // 4, client.strlen(keys.origins))
+    vectors = client.lrange(keys.vectors, 0, -1)
+    assert {*map(len, vectors)} <= {4 * dim}
+    lengths = (len(vectors), client.strlen(keys.labels) // 4, client.strlen(keys.origins))
     return rows == {item: row for row, item in enumerate(media)} and lengths == (n, n, n) and len(media) == n
 
 

@@ -380,7 +380,7 @@ def test_damaged_pets_are_reported_with_the_problem(ward: Ward, monkeypatch: pyt
         ("ok", "all 4 pets are intact"),
     ]
     assert [(finding.level, finding.seen) for finding in broken] == [
-        ("wrong", "pet 2 cannot be read: {pet:2}:vectors: expected 192 bytes, found 0 bytes"),
+        ("wrong", "pet 2 cannot be read: {pet:2}:vectors: expected 3 items, found 0 items"),
         ("wrong", "the counts of pet 4 do not add up"),
     ]
     assert "runbook" in broken[0].hint

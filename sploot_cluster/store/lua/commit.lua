@@ -5,7 +5,6 @@
 --          new_born, new_commit     name for the pet, "" unless this is its first commit; name of this commit
 --          claimant, claim_ms       claim the pet under this name after a conflict ("" = do not), for this long
 --          format, model, dim, next_cluster, n_at_recluster, noise_arrivals   for meta; model and dim "" = keep
---          vectors                  of the arrivals
 --          relabels                 1: labels and origins are those of all rows, some of which changed; 0: those of the
 --                                   arrivals only
 --          labels, origins
@@ -15,17 +14,15 @@
 --          n_clustered, n_noise, n_dismissed   numbers of items after this commit
 --          correction, name         JSON for the ledger, or ""; the name of the pet after it, "" = none
 --          kind, by, summary        of the history entry; kind "" = none
---          then five lists, each as its length and then its items:
---          media of the arrivals; clusters to set (id, card, …); clusters to remove; aliases to set; aliases to remove
+--          then six lists, each as its length and then its items:
+--          media of the arrivals; their vectors; clusters to set (id, card, …); clusters to remove; aliases to set; aliases to remove
 -- Returns  {"OK", revision, born}      written; also when a lost reply made the client send the same commit again
 --          {"CONFLICT", revision}      the pet is not at that state
 --          {"CLAIMED", revision, ms}   it is, but another change has claimed it for this long
---          {"TOO_LARGE", revision}     the vectors would exceed the limit of a value
 --          {"UNCONSERVED", revision, ingested, n_quarantined}   some items would be missing from the counts
 --          {"DAMAGED", key, expected, found}   the pet is damaged, perhaps only since the change was decided
 --
--- It is atomic: a server that is out of memory refuses the first write, and the vectors, the only value that can exceed
--- its limit, are written before all others. (In a first commit they cannot exceed it: an argument has the same limit.)
+-- It is atomic: a server that is out of memory refuses the first write.
 
 local HISTORY_LENGTH = 10000
 -- unpack() puts every item on Lua's stack, which holds 8,000
@@ -53,7 +50,7 @@ local decided_born, decided_commit, expected = take(), take(), tonumber(take())
 local new_born, new_commit = take(), take()
 local claimant, claim_ms = take(), tonumber(take())
 
-local damaged, born, commit, revision, n_media, ingested, n_quarantined, n_overwritten, _, _, claim, claim_until_ms = look()
+local damaged, born, commit, revision, n_media, ingested, n_quarantined, n_overwritten, _, stored_dim, claim, claim_until_ms = look()
 revision = tonumber(revision or '0')
 if commit == new_commit then
   return {'OK', revision, born}
@@ -82,7 +79,7 @@ end
 
 local format, model, dim = take(), take(), take()
 local next_cluster, n_at_recluster, noise_arrivals = take(), take(), take()
-local vectors, relabels, labels, origins = take(), take() == '1', take(), take()
+local relabels, labels, origins = take() == '1', take(), take()
 local arrived, occurred_at, was, kept = take(), take(), take(), tonumber(take())
 local n_clustered, n_noise, n_dismissed = tonumber(take()), tonumber(take()), tonumber(take())
 local correction, name, kind, by, summary = take(), take(), take(), take(), take()
@@ -100,20 +97,18 @@ ingested, n_quarantined = ingested + n_arriving - #back, n_quarantined - #back
 if ingested ~= n_clustered + n_noise + n_dismissed + n_quarantined then
   return {'UNCONSERVED', expected, ingested, n_quarantined}
 end
+if n_arriving > 0 then
+  -- the first of the vectors, which follow the media and their own number
+  local n_bytes = #ARGV[taken + n_arriving + 3]
+  if n_bytes ~= 4 * tonumber(dim ~= '' and dim or stored_dim) then
+    return {'DAMAGED', meta .. ' dim', string.format('%d', n_bytes / 4), stored_dim or 'nothing'}
+  end
+end
 
 revision = expected + 1
 if expected == 0 then
   redis.call('HSET', meta, 'format', format, 'n_clusters', 0, 'n_aliases', 0, 'n_corrections', 0, 'n_history', 0,
     'n_overwritten', 0, 'n_overflowed', 0, 'relabelled_at', 0, 'recarded_at', 0, 'past_from', 0)
-end
-if vectors ~= '' then
-  local answer = redis.pcall('APPEND', KEYS[4], vectors)
-  if type(answer) == 'table' and answer.err then
-    if string.find(answer.err, 'maximum allowed size', 1, true) then
-      return {'TOO_LARGE', expected}
-    end
-    return answer
-  end
 end
 
 if expected == 0 then
@@ -173,6 +168,7 @@ local n_arrivals = call_with_list('RPUSH', KEYS[2])
 for i = 0, n_arrivals - 1 do
   redis.call('HSET', KEYS[3], ARGV[first + i], n_media + i)
 end
+call_with_list('RPUSH', KEYS[4])
 
 local n_cards = call_with_list('HSET', KEYS[7]) + call_with_list('HDEL', KEYS[7])
   + call_with_list('HSET', KEYS[8]) + call_with_list('HDEL', KEYS[8])

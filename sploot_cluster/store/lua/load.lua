@@ -2,16 +2,17 @@
 --
 -- KEYS     all keys of the pet
 -- ARGV     born, commit, revision, n_media, n_corrections, last_item   of the known state; "", "", 0, 0, 0, "" = none
---          max_vector_bytes   limit of the vectors to return; 0 = none, and no rest
+--          most_rows, most_bytes   return the rows that are new only if they are no more than this, and their vectors
+--                             have no more bytes; most_bytes 0 = return no vectors
 -- Returns  1 if the known state is the newest, {} for a pet without data,
 --          {"DAMAGED", key, expected, found} for a damaged one, known or not, else
 --          1 meta           field, value, …
---          2 from_row       media and vectors begin at this row
---          3 media
---          4 vectors        all that are new, or none if those are more than max_vector_bytes: a script makes two more
---                           copies of what it reads than GETRANGE does
---          5 rest_from, 6 rest_to   range of the bytes that are not returned; they can be read later, as rows never
---                                   change
+--          2 from_row       the new rows begin here
+--          3 are_rows_here  1: the next three are the new rows; 0: they are empty, and the rows can be read later in pages:
+--                           rows never change while the pet has the same born
+--          4 media
+--          5 vectors
+--          6 occurred_at
 --          7 labels_from    labels and origins begin at this row: 0 if existing rows were relabelled
 --          8 labels
 --          9 origins
@@ -19,7 +20,6 @@
 --         11 aliases        id, id, …
 --         12 from_correction
 --         13 ledger         corrections from that one on
---         14 occurred_at    beginning at from_row
 --
 -- The known state is used only if it is an ancestor of the stored one: the pet has the same born, a later revision, and
 -- the last item of the known state in the same row. After a failover that lost writes, and for a recreated pet, it is
@@ -56,22 +56,23 @@ local clusters, aliases = false, false
 if not is_ancestor or tonumber(field.recarded_at) > known_revision then
   clusters, aliases = redis.call('HGETALL', KEYS[7]), redis.call('HGETALL', KEYS[8])
 end
-local vectors, rest_from, rest_to, max_vector_bytes = '', 0, 0, tonumber(ARGV[7])
-if max_vector_bytes > 0 then
-  local from = known_rows * tonumber(field.dim or '0') * 4
-  rest_from, rest_to = from, redis.call('STRLEN', KEYS[4])
-  if rest_to - from <= max_vector_bytes then
-    vectors = redis.call('GETRANGE', KEYS[4], from, rest_to - 1)
-    rest_from = rest_to
+local n_new, most_bytes = tonumber(field.n_media) - known_rows, tonumber(ARGV[8])
+local are_rows_here, media, vectors, occurred_at = 0, {}, {}, ''
+if n_new <= tonumber(ARGV[7]) and (most_bytes == 0 or n_new * 4 * tonumber(field.dim or '0') <= most_bytes) then
+  are_rows_here = 1
+  media = redis.call('LRANGE', KEYS[2], known_rows, -1)
+  occurred_at = redis.call('GETRANGE', KEYS[18], known_rows * 8, -1)
+  if most_bytes > 0 then
+    vectors = redis.call('LRANGE', KEYS[4], known_rows, -1)
   end
 end
 return {
   meta,
   known_rows,
-  redis.call('LRANGE', KEYS[2], known_rows, -1),
+  are_rows_here,
+  media,
   vectors,
-  rest_from,
-  rest_to,
+  occurred_at,
   labels_from,
   redis.call('GETRANGE', KEYS[5], labels_from * 4, -1),
   redis.call('GETRANGE', KEYS[6], labels_from, -1),
@@ -79,5 +80,4 @@ return {
   aliases,
   known_corrections,
   redis.call('LRANGE', KEYS[9], known_corrections, -1),
-  redis.call('GETRANGE', KEYS[18], known_rows * 8, -1),
 }

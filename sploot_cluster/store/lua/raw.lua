@@ -11,7 +11,7 @@ for i, key in ipairs(KEYS) do
   local value = ''
   local is_left_out = ARGV[1] == '0' and (i == 4 or i == 16)
   if is_left_out then
-    value = ''
+    value = kind == 'string' and '' or {}
   elseif kind == 'string' then
     value = redis.call('GET', key)
   elseif kind == 'list' then

@@ -1,12 +1,13 @@
 -- Replaces a whole pet, atomically: for an import, a deletion of items, or a switch of the model.
 --
--- KEYS     all keys of the pet
+-- KEYS     all keys of the pet; then, if the new values are written already, the keys that hold them, in the same order:
+--          these are renamed. Some of them may be missing
 -- ARGV     born, commit   of the state to replace; "", "" for a pet without data
 --          new_commit     the name of the new state, which is also among the values to write
 --          claimant, claim_ms   claim the pet under this name after a conflict ("" = do not), for this long
 --          begun_at, n_vectors, n_quarantined   expected state of the shadow and the quarantine, which change without a
 --                                               commit: when the shadow was opened ("" = none is open), and the sizes
---          then commands, each as the number of its arguments, its name, the number of its key, and its arguments
+--          then commands, if the new values are not written yet, each as the number of its arguments, its name, the number of its key, and its arguments
 -- Returns  {"OK", revision}        written; also when a lost reply made the client send the same call again
 --          {"CONFLICT", revision}  the pet, its shadow or its quarantine is not at that state
 --          {"DAMAGED", key, expected, found}   the pet is damaged
@@ -34,7 +35,14 @@ if born and ((redis.call('HGET', KEYS[15], 'begun_at') or '') ~= ARGV[6]
 end
 -- a server that is out of memory refuses this first write, before anything is deleted
 redis.call('HSET', meta, 'commit', ARGV[2])
-redis.call('DEL', unpack(KEYS))
+-- UNLINK and not DEL, because another thread frees large values
+redis.call('UNLINK', unpack(KEYS, 1, N_KEYS))
+for i = N_KEYS + 1, #KEYS do
+  if redis.call('EXISTS', KEYS[i]) == 1 then
+    redis.call('RENAME', KEYS[i], KEYS[i - N_KEYS])
+    redis.call('PERSIST', KEYS[i - N_KEYS])
+  end
+end
 local at = 9
 while at <= #ARGV do
   local length = tonumber(ARGV[at])

@@ -16,7 +16,7 @@ if sizes() ~= ARGV[1] then
 end
 -- a server that is out of memory refuses this first write, before anything is deleted
 redis.call('SET', KEYS[14], '')
-redis.call('DEL', unpack(KEYS))
+redis.call('UNLINK', unpack(KEYS))
 local at = 3
 while at <= #ARGV do
   local length = tonumber(ARGV[at])

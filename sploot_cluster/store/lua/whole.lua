@@ -1,18 +1,24 @@
 -- The first part of every script that reads or writes a pet: checks the lengths of its keys. O(1).
 --
--- KEYS of such a script are all keys of the pet, in the order of keys.PetKeys. tree and preview can be computed again
+-- KEYS of such a script begin with all keys of the pet, in the order of keys.PetKeys. tree and preview can be computed again
 -- and are not checked. This part runs twice for every arrival, so it first only determines whether a key is damaged.
 
 local FORMAT = '1'
+local N_KEYS = 18
 -- number of fields that meta always has
 local N_ALWAYS = 22
+
+local function is_dim(text)
+  local dim = tonumber(text)
+  return dim and dim > 0 and dim % 1 == 0
+end
 
 local function damage_of(meta)
   local call, always = redis.call, 'format born commit revision n_media next_cluster n_at_recluster noise_arrivals '
     .. 'ingested n_clustered n_noise n_dismissed n_quarantined n_overflowed n_clusters n_aliases n_corrections n_history '
     .. 'n_overwritten relabelled_at recarded_at past_from'
   if not next(meta) then
-    local n_others = call('EXISTS', unpack(KEYS, 2))
+    local n_others = call('EXISTS', unpack(KEYS, 2, N_KEYS))
     return {'DAMAGED', KEYS[1], 'a hash next to ' .. n_others .. ' other keys of the pet', 'nothing'}
   end
   local names = meta.n_media == '0' and always or always .. ' model dim'
@@ -25,12 +31,15 @@ local function damage_of(meta)
       return {'DAMAGED', KEYS[1] .. ' ' .. name, 'a number', meta[name]}
     end
   end
+  if meta.n_media ~= '0' and not is_dim(meta.dim) then
+    return {'DAMAGED', KEYS[1] .. ' dim', 'a whole number from 1', meta.dim}
+  end
   if not meta.n_shadow and call('EXISTS', KEYS[15], KEYS[16]) > 0 then
     return {'DAMAGED', KEYS[1] .. ' n_shadow', 'a value, as a shadow exists', 'nothing'}
   end
   for _, of in ipairs({
     {2, 'LLEN', 'items', meta.n_media}, {3, 'HLEN', 'fields', meta.n_media},
-    {4, 'STRLEN', 'bytes', 4 * meta.n_media * (tonumber(meta.dim or 0) or -1)}, {5, 'STRLEN', 'bytes', 4 * meta.n_media},
+    {4, 'LLEN', 'items', meta.n_media}, {5, 'STRLEN', 'bytes', 4 * meta.n_media},
     {6, 'STRLEN', 'bytes', meta.n_media}, {7, 'HLEN', 'fields', meta.n_clusters},
     {8, 'HLEN', 'fields', meta.n_aliases}, {9, 'LLEN', 'items', meta.n_corrections},
     {10, 'XLEN', 'entries', meta.n_history}, {11, 'STRLEN', 'bytes', 4 * meta.n_media},
@@ -56,8 +65,8 @@ local function look()
     'model', 'n_clusters', 'n_aliases', 'n_corrections', 'n_history', 'format'))
   local n, damaged = tonumber(n_media), nil
   local n_fields = N_ALWAYS + (model and 1 or 0) + (dim and 1 or 0) + (n_shadow and 1 or 0) + (claim and 2 or 0)
-  local is_whole = n and format == FORMAT and n_fields <= call('HLEN', keys[1]) and (n == 0 or model and dim)
-    and n == call('LLEN', keys[2]) and n == call('HLEN', keys[3]) and 4 * n * (tonumber(dim or 0) or -1) == call('STRLEN', keys[4])
+  local is_whole = n and format == FORMAT and n_fields <= call('HLEN', keys[1]) and (n == 0 or model and is_dim(dim))
+    and n == call('LLEN', keys[2]) and n == call('HLEN', keys[3]) and n == call('LLEN', keys[4])
     and 4 * n == call('STRLEN', keys[5]) and n == call('STRLEN', keys[6]) and 4 * n == call('STRLEN', keys[11])
     and 8 * n == call('STRLEN', keys[18])
     and tonumber(n_clusters) == call('HLEN', keys[7]) and tonumber(n_aliases) == call('HLEN', keys[8])
@@ -68,7 +77,7 @@ local function look()
   elseif is_whole then
     is_whole = call('EXISTS', keys[15], keys[16]) == 0
   elseif not commit then
-    is_whole = call('EXISTS', unpack(keys)) == 0
+    is_whole = call('EXISTS', unpack(keys, 1, N_KEYS)) == 0
   end
   if not is_whole then
     local all, meta = call('HGETALL', keys[1]), {}

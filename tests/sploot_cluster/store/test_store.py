@@ -43,7 +43,7 @@ from sploot_cluster.pet.times import UNKNOWN
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import PetStore
-from sploot_cluster.store.redis import CHUNK_BYTES, RedisPetStore
+from sploot_cluster.store.redis import PAGE_BYTES, RedisPetStore
 from tasks.embedded_redis import EmbeddedRedis
 from tests.support import eventually
 
@@ -481,22 +481,20 @@ def test_commit_many_refuses_a_change_that_does_not_fit_its_state(store: PetStor
     assert [store.load(PetId(pet)).revision for pet in (7, 8)] == [1, 1]
 
 
-def test_full_pet_refuses_arrivals(redis_client: redis.Redis, request: pytest.FixtureRequest) -> None:
-    # the smallest limit that Redis accepts; both stores get the same one
-    limit = 1024 * 1024
-    request.addfinalizer(lambda: redis_client.config_set("proto-max-bulk-len", 512 * 1024 * 1024))
-    redis_client.config_set("proto-max-bulk-len", limit)
-    dim = 1024
+def test_full_pet_refuses_arrivals(redis_client: redis.Redis) -> None:
+    limit, dim = 64 * 1024, 64
     fits = [f"m{i}" for i in range(limit // (4 * dim))]
 
-    for store in (RedisPetStore(redis_client), MemoryPetStore(max_vector_bytes=limit)):
+    for store in (RedisPetStore(redis_client, max_vector_bytes=limit), MemoryPetStore(max_vector_bytes=limit)):
         state = store.load(PET)
         for names in (fits[:128], fits[128:]):
             state = store.commit(state, arrival(state, *names, dim=dim))
         with pytest.raises(PetTooLarge) as refused:
             store.commit(state, arrival(state, "one more", dim=dim))
+        (among_many,) = store.commit_many([(state, arrival(state, "one more", dim=dim))])
 
         assert refused.value.n_media == 256
+        assert isinstance(among_many, PetTooLarge)
         assert comparable(store.load(PET)) == comparable(state)
 
 
@@ -555,10 +553,10 @@ def test_load_transfers_only_new_data(redis_client: redis.Redis) -> None:
     assert whole > 500 * 4 * 256
 
 
-def test_large_pet_is_read_in_consistent_chunks(redis_client: redis.Redis) -> None:
+def test_large_pet_is_read_in_consistent_pages(redis_client: redis.Redis) -> None:
     store, dim = RedisPetStore(redis_client), 2048
     empty = store.load(PET)
-    n = 2 * CHUNK_BYTES // (4 * dim) + 7
+    n = 2 * PAGE_BYTES // (4 * dim) + 7
     state = store.commit(empty, arrival(empty, *(f"m{i}" for i in range(n)), dim=dim))
 
     loaded = store.load(PET)
@@ -651,7 +649,7 @@ def test_all_columns_in_redis_have_the_same_number_of_rows(redis_client: redis.R
 
     assert redis_client.hgetall(keys.rows) == {name.encode(): str(row).encode() for row, name in enumerate("abcdef")}
     assert redis_client.lrange(keys.media, 0, -1) == [name.encode() for name in "abcdef"]
-    assert redis_client.strlen(keys.vectors) == 6 * DIM * 4
+    assert [len(row) for row in redis_client.lrange(keys.vectors, 0, -1)] == 6 * [4 * DIM]
     assert redis_client.strlen(keys.labels) == 6 * 4
     assert redis_client.strlen(keys.origins) == 6
     assert redis_client.hget(keys.meta, "n_media") == b"6"
@@ -795,7 +793,7 @@ def test_server_out_of_memory_writes_nothing(redis_client: redis.Redis, request:
     "damage",
     [
         lambda client, keys: client.delete(keys.labels),
-        lambda client, keys: client.append(keys.vectors, b"123"),
+        lambda client, keys: client.lset(keys.vectors, 0, b"123"),
         lambda client, keys: client.hset(keys.meta, "format", 2),
         lambda client, keys: client.lpop(keys.media),
     ],

@@ -1,0 +1,141 @@
+"""How long the commands of big pets keep Redis busy. ``make bench ARGS=big_pets``.
+
+Redis runs one command at a time, so all queues and pets wait while it reads or writes a part of a big pet. Each use of
+a pet runs in a process of its own. Printed are its duration, the longest command that the server executed meanwhile
+(SLOWLOG), and the peak memory of the process beyond that of an idle one. A command may take longer than it needs if
+other programs run on the machine. Ids have 36 characters; vectors have 512 values, and the server keeps an append-only
+file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, Final
+
+import numpy as np
+import redis
+
+from benchmarks.records import table
+from sploot_cluster.pet.models import Arrival, Change, ClusterCard, ClusterId, MediaId, Origin, PetId
+from sploot_cluster.service import ClusterService
+from sploot_cluster.store.redis import RedisPetStore
+from tasks.embedded_redis import EmbeddedRedis
+
+SIZES: Final = (2_000, 50_000, 262_000)
+PET: Final = PetId(1)
+DIM: Final = 512
+PER_CLUSTER: Final = 200
+MODEL: Final = "clip@1"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What one use of a pet cost.
+
+    Attributes:
+        command: the longest command that the server executed, by name.
+    """
+
+    n_media: int
+    what: str
+    seconds: float
+    longest_ms: float
+    command: str
+    peak_mb: float
+
+
+USES: Final[dict[str, Callable[[ClusterService], object]]] = {
+    "clusters": lambda service: service.clusters(PET),
+    "delete an item": lambda service: service.delete_media(PET, [item(7)], by="ann"),
+    "export": lambda service: service.export(PET),
+    "delete the pet": lambda service: service.delete_pet(PET),
+}
+
+
+def item(row: int) -> MediaId:
+    return MediaId(f"{row:08x}-5f3c-4a51-9d2e-7b1c20d4e6aa")
+
+
+def fill(store: RedisPetStore, n: int) -> None:
+    """Create a pet of this size, in clusters of ``PER_CLUSTER`` items."""
+    state = store.load(PET)
+    rng = np.random.default_rng(n)
+    for start in range(0, n, 2_000):
+        rows = range(start, min(start + 2_000, n))
+        vectors = rng.normal(size=(len(rows), DIM))
+        vectors /= np.linalg.norm(vectors, axis=1)[:, None]
+        ids = [ClusterId(row // PER_CLUSTER + 1) for row in rows]
+        state = store.commit(
+            state,
+            Change(
+                "arrival",
+                next_cluster=ClusterId(max(ids) + 1),
+                n_at_recluster=0,
+                noise_arrivals=0,
+                model=None if start else MODEL,
+                dim=None if start else DIM,
+                arrivals=tuple(
+                    Arrival(item(row), vector, id_, Origin.CORE)
+                    for row, vector, id_ in zip(rows, vectors.astype(np.float32), ids, strict=True)
+                ),
+                clusters={id_: ClusterCard(id_, threshold=0.5, since=1) for id_ in set(ids)},
+            ),
+        )
+
+
+def used(url: str, what: str) -> tuple[float, float]:
+    """Use the pet; return the duration in seconds and the additional peak memory in MB."""
+    with redis.Redis.from_url(url, socket_timeout=60) as client:
+        service = ClusterService(RedisPetStore(client))
+        service.clusters(PetId(99))
+        before = _peak_mb()
+        start = time.perf_counter()
+        USES[what](service)
+        return time.perf_counter() - start, _peak_mb() - before
+
+
+def measure(url: str, n: int, uses: tuple[str, ...] = tuple(USES)) -> list[Use]:
+    """Fill a pet and use it in each of these ways; the pet must not exist."""
+    found = []
+    with redis.Redis.from_url(url) as client, get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        fill(RedisPetStore(client), n)
+        client.config_set("slowlog-log-slower-than", 300)
+        client.config_set("slowlog-max-len", 10_000)
+        for what in uses:
+            client.slowlog_reset()
+            seconds, peak_mb = pool.apply(used, (url, what))
+            entries: Any = client.slowlog_get(10_000)
+            longest_us, command = max(((entry["duration"], entry["command"]) for entry in entries), default=(0, b""))
+            found.append(Use(n, what, seconds, longest_us / 1000, command.split(b" ")[0].decode(), peak_mb))
+    return found
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def main() -> int:
+    """Print a table for the given sizes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", type=int, default=SIZES)
+    rows = []
+    for n in parser.parse_args().sizes:
+        with EmbeddedRedis(options={"appendonly": "yes"}) as server:
+            rows += measure(server.url, n)
+    names = ("items", "use", "s", "longest command, ms", "command", "peak MB")
+    values = [
+        (f"{u.n_media:,}", u.what, f"{u.seconds:.2f}", f"{u.longest_ms:.1f}", u.command, f"{u.peak_mb:.0f}")
+        for u in rows
+    ]
+    print(table(names, values))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
