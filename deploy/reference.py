@@ -161,9 +161,10 @@ def _metrics() -> Iterator[str]:
     from prometheus_client import CollectorRegistry
 
     from tasks.observe.backlog import BacklogCollector
+    from tasks.observe.figures.process import Pod, ProcessCollector
+    from tasks.observe.figures.requests import RequestMetrics
     from tasks.observe.media_totals import MediaCollector
     from tasks.observe.metrics import JobMetrics
-    from tasks.observe.process_facts import Pod, ProcessCollector
 
     registry = CollectorRegistry()
     JobMetrics(registry)
@@ -172,11 +173,12 @@ def _metrics() -> Iterator[str]:
     yield from [
         "# Metrics",
         "",
-        "`GET /metrics` of a worker pod, port 9105 by default; the HTTP server answers all but",
+        "`GET /metrics` of a worker pod, port 9105 by default; the HTTP server answers its own",
     ]
-    yield "the counts of workers. `pet_id` is never a label: it is in the logs."
+    yield "counts and all that is sampled. `pet_id` is never a label: it is in the logs."
     for title, families in (
         ("Counted by workers", list(registry.collect())),
+        ("Counted by the HTTP server", list(RequestMetrics().collect())),
         ("Sampled from the queues", list(BacklogCollector(client).describe())),
         ("Sampled from the pets", list(MediaCollector(client).describe())),
         ("About the process that answers", list(of_process.describe())),

@@ -167,13 +167,16 @@ def build_app(settings: Settings) -> FastAPI:
         create_app,
     )
     from sploot_cluster.api.public import groups_of
+    from sploot_cluster.api.traffic import operations_of
     from tasks.observe.exposition import expose, find_unready
+    from tasks.observe.figures.requests import RequestMetrics
 
     to_close = ExitStack()
     client = to_close.enter_context(build_client(settings))
     jobs = to_close.enter_context(ClusterTasks(client=client, ingest_rollout_percent=settings.ingest_rollout_percent))
     operations = to_close.enter_context(closing(build_operations(settings, client)))
-    exposition = expose(client, settings, with_jobs=False)
+    requests = RequestMetrics()
+    exposition = expose(client, settings, with_jobs=False, others=[requests])
 
     def ready() -> ReadinessReport:
         unready = find_unready(client)
@@ -189,10 +192,12 @@ def build_app(settings: Settings) -> FastAPI:
         idempotency=RedisIdempotencyStore(client),
         ready=ready,
         metrics=lambda: exposition(""),
+        on_answer=requests.count,
         on_close=to_close.close,
         media_url_template=settings.media_url_template,
         max_rate_per_s=settings.http_rate,
         public=groups_of(settings.http_public),
     )
+    requests.expect(operations_of(app))
     app.add_middleware(TakeTraceparent)
     return app

@@ -28,6 +28,7 @@ from sploot_cluster.api.routes.pets import PetService, pet_list_router, pets_rou
 from sploot_cluster.api.routes.queues import queues_router
 from sploot_cluster.api.routes.whoami import whoami_router
 from sploot_cluster.api.tokens import Tokens
+from sploot_cluster.api.traffic import Answered, Traffic
 from sploot_cluster.jobs import JobQueue, JobTraces
 from sploot_cluster.queues import QueueOperations
 
@@ -95,6 +96,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
     idempotency: IdempotencyStore | None = None,
     ready: Callable[[], ReadinessReport] | None = None,
     metrics: Callable[[], tuple[bytes, str]] | None = None,
+    on_answer: Callable[[Answered], None] | None = None,
     on_close: Callable[[], None] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     max_embeddings_bytes: int = MAX_EMBEDDINGS_BYTES,
@@ -121,6 +123,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
             on restart; use ``RedisIdempotencyStore`` for more than one process.
         ready: checks the dependencies of the server, for ``/readyz``.
         metrics: returns the exposition and its media type, for ``/metrics``; without it, that address does not exist.
+        on_answer: called with every request that was answered; it must not block.
         on_close: closes the other arguments when the server stops. If the application is mounted in another one, the
             outer application has to call it, because ASGI notifies only the outermost application.
         max_body_bytes: size limit of a body without embeddings.
@@ -152,6 +155,8 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         app.add_middleware(PublicAddresses, tokens=tokens, public=public)
     else:
         app.add_middleware(LoopbackGuard)
+    if on_answer is not None:
+        app.add_middleware(Traffic, on_answer=on_answer)
     app.add_middleware(Envelope)
 
     held = idempotency or MemoryIdempotencyStore()

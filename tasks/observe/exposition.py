@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from redis.backoff import NoBackoff
@@ -36,6 +36,9 @@ from tasks.observe.pulse import Pulse, pulses, why_not_alive
 from tasks.observe.redis_probe import probe_writes
 from tasks.redis_urls import connect
 from tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -96,7 +99,12 @@ def serve_metrics() -> int:
 
 
 def expose(
-    client: redis.Redis, settings: Settings, *, with_jobs: bool, is_stuck: Callable[[], bool] = lambda: False
+    client: redis.Redis,
+    settings: Settings,
+    *,
+    with_jobs: bool,
+    is_stuck: Callable[[], bool] = lambda: False,
+    others: Iterable[Collector] = (),
 ) -> Exposition:
     """Return the function for ``/metrics``, which turns an ``Accept`` header into a body and its media type.
 
@@ -104,6 +112,7 @@ def expose(
         with_jobs: add up the counts of this master's workers; other processes expose only the samples, and facts about
             themselves.
         is_stuck: returns whether ``/healthz`` reports a worker process that makes no progress.
+        others: further collectors, of the process itself.
     """
     from prometheus_client import CollectorRegistry
     from prometheus_client.exposition import choose_encoder
@@ -111,8 +120,8 @@ def expose(
 
     from broker import RedisStreamsBroker
     from tasks.observe.backlog import BacklogCollector, BacklogSampler
+    from tasks.observe.figures.process import Pod, ProcessCollector
     from tasks.observe.media_totals import MediaCollector
-    from tasks.observe.process_facts import Pod, ProcessCollector
 
     pod = Pod(is_stuck, started_at=time.time()) if with_jobs else None
     queues = RedisStreamsBroker(client=client, middleware=[], group=GROUP)
@@ -125,6 +134,8 @@ def expose(
         registry.register(BacklogCollector(client, sampler))
         registry.register(MediaCollector(client))
         registry.register(ProcessCollector(client, rollout_percent=settings.ingest_rollout_percent, pod=pod))
+        for collector in others:
+            registry.register(collector)
         if pod is not None:
             forget_the_dead(Path(os.environ[VARIABLE]))
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped

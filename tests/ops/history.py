@@ -22,6 +22,7 @@ import numpy as np
 import redis
 from prometheus_client import CollectorRegistry, Metric
 
+from sploot_cluster.api.traffic import Answered
 from tasks.contracts import (
     CLUSTER_EMBEDDING,
     CLUSTER_FEEDBACK,
@@ -33,6 +34,7 @@ from tasks.contracts import (
 )
 from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, NOISE, TICKED_AT, BacklogCollector
+from tasks.observe.figures.requests import RequestMetrics
 from tasks.observe.metrics import JobMetrics
 from tests.ops.servers import Prometheus, ServerProblem, prometheus
 
@@ -72,6 +74,8 @@ class History:
         self._pods = [Pod("worker-0:9105"), Pod("worker-1:9105")]
         self._queues = CollectorRegistry()
         self._queues.register(BacklogCollector(client))
+        self._requests = RequestMetrics()
+        self._requests.expect(["get_clusters", "merge_clusters", "get_readiness"])
         self._waiting, self._added, self._dead, self._delayed = 0.0, 184_000.0, 3.0, 4.0
         self._noise, self._streak, self._sampled_at, self._ticked_at = 9, 0, 0.0, 0.0
         self._keys, self._memory = 21_400.0, 310e6
@@ -191,6 +195,7 @@ class History:
                 yield _line("cluster_worker_stuck", labels, 0.0, now)
                 yield _line("cluster_build_info", {**labels, "version": "0.1.0"}, 1.0, now)
         yield from self._media(now)
+        yield from self._served(now, is_failing=len(pods) == 1)
         self._keys += 2.1 * self._rng.random()
         self._memory += 9e3 * self._rng.random() + 1_200 * max(0.0, self._waiting - 100)
         of_redis = {"job": "redis", "instance": "redis:6379"}
@@ -205,6 +210,16 @@ class History:
             ("redis_blocked_clients", 4 * len(pods), {}),
         ):
             yield _line(name, {**of_redis, **labels}, float(value), now)
+
+    def _served(self, now: float, *, is_failing: bool) -> Iterator[str]:
+        """Yield the metrics of the HTTP server."""
+        for operation, usual in (("get_clusters", 6.0), ("merge_clusters", 0.6), ("get_readiness", 1.5)):
+            for _ in range(int(self._rng.poisson(usual))):
+                status = 503 if is_failing and self._rng.random() < 0.1 else 422 if self._rng.random() < 0.02 else 200
+                self._requests.count(Answered(operation, status, float(self._rng.lognormal(math.log(0.01), 0.8))))
+        labels = {"job": "sploot-cluster-server", "instance": "server:8080"}
+        yield _line("up", labels, 1.0, now)
+        yield from _lines(self._requests.collect(), labels, now)
 
     def _media(self, now: float) -> Iterator[str]:
         """Yield the metrics of the media sampler, and the ingest rollout."""

@@ -1,4 +1,4 @@
-"""Every metric in a panel or rule is exported by a real worker, and every exported metric is used."""
+"""Every metric in a panel or rule is exported by a real worker or server, and every exported metric is used."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ops.dashboard import rows
 from ops.rules import rules
+from tasks.composition import build_app
 from tasks.embedded_redis import EmbeddedRedis
+from tasks.settings import Settings
 from tests.ops.servers import free_port
 from tests.ops.tools import tool
+from tests.sploot_cluster.api.front import client_of
 from tests.support import eventually
 from tests.tasks.observe.test_exposition import get, pod
 
@@ -41,8 +44,11 @@ def recorded() -> set[str]:
 
 def exported(port: int) -> set[str]:
     status, text = get(port, "/metrics")
-    families = text_string_to_metric_families(text if status == 200 else "")
-    return {sample.name for family in families for sample in family.samples}
+    return names_in(text if status == 200 else "")
+
+
+def names_in(text: str) -> set[str]:
+    return {sample.name for family in text_string_to_metric_families(text) for sample in family.samples}
 
 
 @contextmanager
@@ -58,16 +64,18 @@ def redis_exporter(url: str) -> Iterator[int]:
         process.wait(timeout=20)
 
 
-def test_worker_exports_exactly_the_used_metrics(tmp_path: Path) -> None:
+def test_worker_and_server_export_exactly_the_used_metrics(tmp_path: Path) -> None:
     port = free_port()
     with EmbeddedRedis(options={"appendonly": "no"}) as server, pod(server.url, tmp_path, port, processes=1):
         eventually(lambda: "cluster_worker_threads" in exported(port), within_s=60)
-        by_worker = exported(port)
+        found = exported(port)
+        with client_of(build_app(Settings(redis_url=server.url))) as http:
+            found |= names_in(http.get("/metrics").text)
 
     ours = {name for name in used_names() if not name.startswith("redis_")} - recorded()
-    assert ours - by_worker == set()
+    assert ours - found == set()
     used = {_SUFFIX.sub("", name) for name in ours}
-    assert {_SUFFIX.sub("", name) for name in by_worker} - used - set(UNUSED) == set()
+    assert {_SUFFIX.sub("", name) for name in found} - used - set(UNUSED) == set()
 
 
 def test_redis_exporter_exports_the_used_metrics() -> None:

@@ -1,0 +1,72 @@
+"""What requests ask for, how they end and how long that takes, as ASGI middleware.
+
+A request is reported by the id of its operation, never by its path, so that the number of names is bounded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# addresses that do not exist, and requests that were refused before they had a route
+OTHER: Final = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A request that was answered.
+
+    Attributes:
+        operation: the id of its operation, or ``OTHER``.
+        status: the status of the response.
+        duration_s: time from the request to the beginning of its response, in seconds. A stream of events may go on for
+            hours after that.
+    """
+
+    operation: str
+    status: int
+    duration_s: float
+
+
+class Traffic:
+    """ASGI middleware that reports every request to ``on_answer``, which must not block."""
+
+    def __init__(self, app: ASGIApp, *, on_answer: Callable[[Answered], None]) -> None:
+        self._app, self._on_answer = app, on_answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        is_answered = False
+
+        def report(status: int) -> None:
+            nonlocal is_answered
+            if not is_answered:
+                is_answered = True
+                operation = getattr(scope.get("route"), "operation_id", None) or OTHER
+                self._on_answer(Answered(operation, status, time.perf_counter() - began))
+
+        async def reply(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                report(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, reply)
+        except Exception:
+            # the response to a mistake of ours is sent outside of all middleware
+            report(500)
+            raise
+
+
+def operations_of(app: FastAPI) -> list[str]:
+    """Return every operation that the middleware may report, in alphabetical order."""
+    named = {getattr(route, "operation_id", None) for route in app.routes}
+    return sorted({OTHER, *filter(None, named)})
