@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+import tasks.client
 from sploot_cluster.event import EmbeddingIngested
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
 
@@ -46,8 +48,9 @@ def test_every_make_command_in_the_readme_exists() -> None:
 
 
 def test_python_example_in_the_readme_runs(
-    redis_url: str, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str]
+    redis_url: str, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "sploot_cluster_client", tasks.client)  # the name in the thin client's wheel
     (example,) = blocks("python")
     assert "redis://127.0.0.1:6379/0" in example
 
