@@ -1,9 +1,9 @@
-#!/usr/bin/env bash
-set -euo pipefail
+#!/bin/sh
+set -eu
 called_from=$PWD
 cd "$(dirname "$0")"
-# shellcheck source=grafana.bash
-source ./grafana.bash
+# shellcheck source=grafana.sh
+. ./grafana.sh
 
 usage() {
     cat <<'TEXT'
@@ -23,35 +23,39 @@ Exit codes: 0 done, 1 some dashboards were refused, 64 usage, 69 curl or jq is m
 TEXT
 }
 
-folder='Media Clustering' dry_run=
-files=()
-while (($#)); do
-    case $1 in
+folder='Media Clustering' dry_run=''
+# The files that are found replace the arguments: each goes to the end while the arguments are read from the beginning.
+unread=$#
+while [ "$unread" -gt 0 ]; do
+    argument=$1
+    shift
+    unread=$((unread - 1))
+    case $argument in
         --dry-run) dry_run=yes ;;
         --folder)
-            [[ -n ${2:-} ]] || { usage >&2 && exit "$USAGE"; }
-            folder=$2
+            { [ "$unread" -gt 0 ] && [ -n "$1" ]; } || { usage >&2 && exit "$USAGE"; }
+            folder=$1
             shift
+            unread=$((unread - 1))
             ;;
         --help | -h) usage && exit ;;
         -*) usage >&2 && exit "$USAGE" ;;
-        /*) files+=("$1") ;;
-        *) files+=("$called_from/$1") ;;
+        /*) set -- "$@" "$argument" ;;
+        *) set -- "$@" "$called_from/$argument" ;;
     esac
-    shift
 done
-((${#files[@]})) || files=(../dashboards/*.json)
+[ $# -gt 0 ] || set -- ../dashboards/*.json
 need curl jq
 
-for file in "${files[@]}"; do
-    [[ -r $file ]] || fail "$REFUSED" "$file cannot be read"
+for file in "$@"; do
+    [ -r "$file" ] || fail "$REFUSED" "$file cannot be read"
     jq --exit-status '(.uid | type == "string" and length > 0 and length <= 40) and (.title | type == "string")' \
         "$file" >/dev/null 2>&1 || fail "$REFUSED" "$file is not a dashboard: expected a title and a uid of at most 40 characters"
 done
-folder_uid=$(tr '[:upper:] ' '[:lower:]-' <<<"$folder" | tr -cd 'a-z0-9-' | cut -c1-40)
+folder_uid=$(jq -nr --arg title "$folder" '$title | ascii_downcase | gsub(" "; "-") | gsub("[^a-z0-9-]"; "") | .[:40]')
 
-if [[ $dry_run ]]; then
-    for file in "${files[@]}"; do
+if [ -n "$dry_run" ]; then
+    for file in "$@"; do
         jq -r --arg folder "$folder" '"would publish \(.title) (uid \(.uid), \([.panels[] | select(.type != "row")] | length) panels) into \($folder)"' "$file"
     done
     exit
@@ -60,32 +64,33 @@ fi
 need_grafana
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT
 
 grafana GET "/api/folders/$folder_uid"
-if [[ $status == 404 ]]; then
+if [ "$status" = 404 ]; then
     jq --null-input --arg uid "$folder_uid" --arg title "$folder" '{$uid, $title}' >"$work/folder"
     grafana POST /api/folders "$work/folder"
     # 412: another client created the folder meanwhile
-    [[ $status == 200 || $status == 412 ]] || fail 1 "folder $folder: $(reason)"
+    [ "$status" = 200 ] || [ "$status" = 412 ] || fail 1 "folder $folder: $(reason)"
     echo "created folder $folder"
-elif [[ $status != 200 ]]; then
+elif [ "$status" != 200 ]; then
     fail 1 "folder $folder: $(reason) ($status)"
 fi
 
 refused=0
-for file in "${files[@]}"; do
+for file in "$@"; do
     uid=$(jq -r .uid "$file") title=$(jq -r .title "$file")
     grafana GET "/api/dashboards/uid/$uid"
-    if [[ $status == 200 ]] && jq --exit-status --slurpfile mine "$file" --arg folder "$folder_uid" \
-        '(.dashboard | del(.id, .version)) == ($mine[0] | del(.id, .version)) and .meta.folderUid == $folder' <<<"$body" >/dev/null; then
+    if [ "$status" = 200 ] && printf '%s' "$body" | jq --exit-status --slurpfile mine "$file" --arg folder "$folder_uid" \
+        '(.dashboard | del(.id, .version)) == ($mine[0] | del(.id, .version)) and .meta.folderUid == $folder' >/dev/null; then
         echo "unchanged: $title"
         continue
     fi
     jq --arg folder "$folder_uid" --arg message "deploy-dashboards.sh $(date -u +%Y-%m-%dT%H:%M:%SZ)" \
         '{dashboard: (del(.version) + {id: null}), folderUid: $folder, overwrite: true, message: $message}' "$file" >"$work/dashboard"
     grafana POST /api/dashboards/db "$work/dashboard"
-    if [[ $status == 200 ]]; then
-        echo "published: $title, version $(jq -r .version <<<"$body"), ${GRAFANA_URL%/}$(jq -r .url <<<"$body")"
+    if [ "$status" = 200 ]; then
+        echo "published: $title, version $(printf '%s' "$body" | jq -r .version), ${GRAFANA_URL%/}$(printf '%s' "$body" | jq -r .url)"
     else
         echo "refused: $title: $(reason) ($status)" >&2
         refused=1

@@ -1,9 +1,9 @@
-#!/usr/bin/env bash
-set -euo pipefail
+#!/bin/sh
+set -eu
 cd "$(dirname "$0")"
 readonly USAGE=64 MISSING=69 UNREACHABLE=70 REFUSED=78
 # one alert per route: Slack, Slack with @oncall, Slack and PagerDuty
-readonly DEFAULTS=(MediaClusterFailuresHigh MediaClusterLatencyHighSustained MediaClusterStalled)
+readonly DEFAULTS='MediaClusterFailuresHigh MediaClusterLatencyHighSustained MediaClusterStalled'
 
 usage() {
     cat <<'TEXT'
@@ -33,13 +33,12 @@ fail() {
     exit "$1"
 }
 
-environment=staging minutes=5 dry_run='' all='' resolve='' verify='' yes=''
-names=()
-while (($#)); do
+environment=staging minutes=5 dry_run='' all='' resolve='' verify='' yes='' names=''
+while [ $# -gt 0 ]; do
     case $1 in
         --environment | --alert | --minutes)
-            [[ $# -ge 2 ]] || { usage >&2 && exit "$USAGE"; }
-            case $1 in --environment) environment=$2 ;; --alert) names+=("$2") ;; --minutes) minutes=$2 ;; esac
+            [ $# -ge 2 ] || { usage >&2 && exit "$USAGE"; }
+            case $1 in --environment) environment=$2 ;; --alert) names="$names $2" ;; --minutes) minutes=$2 ;; esac
             shift
             ;;
         --dry-run) dry_run=yes ;;
@@ -52,12 +51,15 @@ while (($#)); do
     esac
     shift
 done
-[[ $environment == staging || $environment == production ]] || { usage >&2 && exit "$USAGE"; }
-[[ $minutes =~ ^[1-9][0-9]{0,2}$ ]] || fail "$USAGE" "expected 1 to 999 for --minutes, got $minutes"
+case $environment in staging | production) ;; *) usage >&2 && exit "$USAGE" ;; esac
+case $minutes in
+    [1-9] | [1-9][0-9] | [1-9][0-9][0-9]) ;;
+    *) fail "$USAGE" "expected 1 to 999 for --minutes, got $minutes" ;;
+esac
 for program in curl jq; do
     command -v "$program" >/dev/null || fail "$MISSING" "$program is not installed: apt-get install $program"
 done
-((${#names[@]})) || names=("${DEFAULTS[@]}")
+names=${names:-$DEFAULTS}
 
 # Labels and links of every alert. The rule files keep each of these on one line, so awk can read them.
 alerts=$(
@@ -72,73 +74,80 @@ alerts=$(
         annotations: {summary: .[2], runbook_url: .[3], dashboard_url: .[4]}
     }]'
 )
-if [[ $all ]]; then
-    names=()
-    while read -r name; do names+=("$name"); done < <(jq -r '.[].labels.alertname' <<<"$alerts")
-fi
-unknown=$(jq -r '($ARGS.positional - [.[].labels.alertname])[0] // empty' --args "${names[@]}" <<<"$alerts")
-[[ -z $unknown ]] || fail "$USAGE" "unknown alert $unknown; ops/alerts has all alerts"
+[ -z "$all" ] || names=$(printf '%s' "$alerts" | jq -r 'map(.labels.alertname) | join(" ")')
+unknown=$(printf '%s' "$alerts" | jq -r --arg names "$names" '(($names | split(" ") - [""]) - [.[].labels.alertname])[0] // empty')
+[ -z "$unknown" ] || fail "$USAGE" "unknown alert $unknown; ops/alerts has all alerts"
 
 # jq's clock: the dates of GNU, busybox and macOS have different options
 now=$(jq -nr 'now | floor | todate')
 end=$(jq -nr --arg minutes "$minutes" 'now + 60 * ($minutes | tonumber) | floor | todate')
-[[ -z $resolve ]] || end=$now
+[ -z "$resolve" ] || end=$now
 payload=$(
-    jq --arg who "${USER:-$(id -un)}" --arg environment "$environment" --arg now "$now" --arg until "$end" --args '
-        [.[] | select(.labels.alertname as $name | $ARGS.positional | index($name))
+    printf '%s' "$alerts" | jq --arg who "${USER:-$(id -un)}" --arg environment "$environment" --arg now "$now" --arg until "$end" \
+        --arg names "$names" '
+        [.[] | select(.labels.alertname as $name | $names | split(" ") | index($name))
          | .labels += {synthetic: "true", $environment}
          | .annotations.summary = "[TEST by \($who)] \(.annotations.summary)"
          | .annotations.description = "A test of the alert routing. Nothing is wrong; no action is needed."
          # without startsAt, Alertmanager uses endsAt as the start
-         | .startsAt = $now | .endsAt = $until]' "${names[@]}" <<<"$alerts"
+         | .startsAt = $now | .endsAt = $until]'
 )
 
-if [[ $dry_run ]]; then
+if [ -n "$dry_run" ]; then
     printf '%s\n' "$payload"
     if ! command -v amtool >/dev/null; then
         echo "receivers unknown: amtool is not installed (apt-get install prometheus-alertmanager)" >&2
         exit
     fi
-    jq -r '.[].labels | [.alertname, (to_entries[] | "\(.key)=\(.value)")] | join("\t")' <<<"$payload" |
-        while IFS=$'\t' read -ra labels; do
-            receivers=$(amtool config routes test --config.file=../config/alertmanager.yaml "${labels[@]:1}" 2>/dev/null)
-            printf '%s would notify %s\n' "${labels[0]}" "${receivers//,/, }"
+    printf '%s' "$payload" | jq -r '.[].labels | .alertname, ([to_entries[] | "\(.key)=\(.value)"] | join(" "))' |
+        while read -r name && read -r labels; do
+            # shellcheck disable=SC2086  # no label of an alert contains a space
+            receivers=$(amtool config routes test --config.file=../config/alertmanager.yaml $labels 2>/dev/null | tr '\n' ' ')
+            printf '%s would notify %s\n' "$name" "$(echo "$receivers" | sed 's/ *$//; s/,/, /g')"
         done
     exit
 fi
 
-if [[ $environment == production && -z $yes ]]; then
-    [[ -t 0 ]] || fail "$REFUSED" "production needs --yes, because no terminal can ask for a confirmation"
-    printf 'This notifies the engineers on call for production (%s). Type production to continue: ' "${ALERTMANAGER_URL:-http://127.0.0.1:9093}" >&2
-    read -r answer
-    [[ $answer == production ]] || fail "$REFUSED" "not confirmed; nothing was sent"
-fi
-
 url=${ALERTMANAGER_URL:-http://127.0.0.1:9093}
 url=${url%/}
+if [ "$environment" = production ] && [ -z "$yes" ]; then
+    [ -t 0 ] || fail "$REFUSED" "production needs --yes, because no terminal can ask for a confirmation"
+    printf 'This notifies the engineers on call for production (%s). Type production to continue: ' "$url" >&2
+    read -r answer || answer=''
+    [ "$answer" = production ] || fail "$REFUSED" "not confirmed; nothing was sent"
+fi
+
 ask() {
     curl --silent --show-error --max-time 30 "$@" || fail "$UNREACHABLE" "no answer from $url; check that ALERTMANAGER_URL is correct and reachable from here"
 }
 failed_notifications() {
-    ask "$url/metrics" | awk '/^alertmanager_notification(s|_requests)_failed_total/ { failed += $2 } END { print failed + 0 }'
+    metrics=$(ask "$url/metrics")
+    printf '%s\n' "$metrics" | awk '/^alertmanager_notification(s|_requests)_failed_total/ { failed += $2 } END { print failed + 0 }'
 }
 
-[[ -z $verify ]] || before=$(failed_notifications)
-status=$(ask --output /dev/null --write-out '%{http_code}' --header 'Content-Type: application/json' --data-binary @- "$url/api/v2/alerts" <<<"$payload")
-[[ $status == 200 ]] || fail 1 "Alertmanager refused the alerts ($status)"
-for name in "${names[@]}"; do
-    if [[ $resolve ]]; then echo "ended: $name"; else echo "fired: $name, until $end"; fi
+[ -z "$verify" ] || before=$(failed_notifications)
+status=$(
+    printf '%s' "$payload" |
+        ask --output /dev/null --write-out '%{http_code}' --header 'Content-Type: application/json' --data-binary @- "$url/api/v2/alerts"
+)
+[ "$status" = 200 ] || fail 1 "Alertmanager refused the alerts ($status)"
+wanted=0
+for name in $names; do
+    wanted=$((wanted + 1))
+    if [ -n "$resolve" ]; then echo "ended: $name"; else echo "fired: $name, until $end"; fi
 done
-[[ $verify ]] || exit 0
+[ -n "$verify" ] || exit 0
 
 # group_wait is 15 s; twice that is enough for the first notification
-for _ in {1..30}; do
-    held=$(ask --get --data-urlencode 'filter=synthetic="true"' "$url/api/v2/alerts" | jq '[.[] | select(.receivers | length > 0)] | length')
-    [[ $resolve || $held -ge ${#names[@]} ]] && break
-    sleep 1
+seconds=0 held=0
+until [ -n "$resolve" ] || [ "$held" -ge "$wanted" ] || [ "$seconds" -ge 30 ]; do
+    listed=$(ask --get --data-urlencode 'filter=synthetic="true"' "$url/api/v2/alerts")
+    held=$(printf '%s' "$listed" | jq '[.[] | select(.receivers | length > 0)] | length')
+    [ "$held" -ge "$wanted" ] || sleep 1
+    seconds=$((seconds + 1))
 done
-[[ $resolve || $held -ge ${#names[@]} ]] || fail 1 "Alertmanager has $held of ${#names[@]} alerts"
+[ -n "$resolve" ] || [ "$held" -ge "$wanted" ] || fail 1 "Alertmanager has $held of $wanted alerts"
 sleep "${FIRE_ALERTS_SETTLE_S:-20}"
 after=$(failed_notifications)
-((after == before)) || fail 1 "$((after - before)) notifications failed; check Alertmanager's log, its secrets and its network access"
+[ "$after" -eq "$before" ] || fail 1 "$((after - before)) notifications failed; check Alertmanager's log, its secrets and its network access"
 echo "verified: Alertmanager has the alerts, and no notification failed"

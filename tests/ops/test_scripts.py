@@ -21,7 +21,7 @@ from tests.ops.test_routes import receivers_of
 from tests.ops.tools import OPS, run, tool
 
 SCRIPTS = OPS / "scripts"
-NAMES = sorted(path.name for path in SCRIPTS.glob("*.sh"))
+NAMES = sorted({path.name for path in SCRIPTS.glob("*.sh")} - {"grafana.sh"})  # the others source that one
 UID = "media-cluster-observability"
 
 
@@ -44,9 +44,79 @@ def on(server: Grafana, name: str, *arguments: str | Path, **environment: str) -
 
 
 def test_scripts_pass_shellcheck() -> None:
-    checked = run("shellcheck", "--external-sources", f"--source-path={SCRIPTS}", *SCRIPTS.glob("*.*sh"))
+    checked = run("shellcheck", "--external-sources", f"--source-path={SCRIPTS}", *SCRIPTS.glob("*.sh"))
 
     assert checked.returncode == 0, checked.stdout
+
+
+@pytest.fixture(scope="module")
+def toolbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with curl, jq and the programs of busybox, and nothing else, as in a container of Alpine."""
+    folder = tmp_path_factory.mktemp("toolbox")
+    for applet in subprocess.run(
+        [tool("busybox"), "--list"], capture_output=True, text=True, check=True
+    ).stdout.split():
+        (folder / applet).symlink_to(tool("busybox"))
+    for program in ("curl", "jq"):
+        (folder / program).symlink_to(tool(program))
+    return folder
+
+
+def in_toolbox(
+    toolbox: Path, name: str, *arguments: str | Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    command = [str(toolbox / "sh"), str(SCRIPTS / name), *map(str, arguments)]
+    environ = {"PATH": str(toolbox), "USER": "tester", **environment}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=90)
+
+
+@pytest.mark.slow
+def test_scripts_need_only_busybox_curl_and_jq(toolbox: Path, server: Grafana, tmp_path: Path) -> None:
+    of_grafana = {"GRAFANA_URL": server.url, "GRAFANA_API_TOKEN": TOKEN}
+    text = "INC-7: poisoned uploads"
+    annotate = ("--kind", "incident", "--from", "40 minutes ago", "--to", "now", text)
+
+    for said in (f"posted: incident, {text}", f"already posted: {text}"):
+        annotated = in_toolbox(toolbox, "annotate.sh", *annotate, **of_grafana)
+        assert (annotated.returncode, annotated.stdout) == (0, f"{said}\n"), annotated.stderr
+    for said in ("published", "unchanged"):
+        published = in_toolbox(toolbox, "deploy-dashboards.sh", **of_grafana)
+        assert published.returncode == 0, published.stderr
+        assert f"{said}: Media Clustering" in published.stdout
+    planned = in_toolbox(toolbox, "fire-alerts.sh", "--dry-run", "--all")
+    assert planned.returncode == 0, planned.stderr
+    secrets = {"SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/x", "PAGERDUTY_ROUTING_KEY": "0" * 32}
+    written = in_toolbox(toolbox, "render-secrets.sh", tmp_path / "secrets", **secrets)
+    assert written.returncode == 0, written.stderr
+
+    # the script reads the clock twice
+    assert [round((mark["timeEnd"] - mark["time"]) / 60_000) for mark in server.annotations] == [40]
+    assert {alert["labels"]["alertname"] for alert in json.loads(planned.stdout)} == set(rules())
+    assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == secrets
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "arguments"),
+    [
+        *((64, name, ["--no-such-option"]) for name in NAMES),
+        (64, "annotate.sh", ["--kind", "deploy", "--from", "yesteryear", "x"]),
+        (64, "fire-alerts.sh", ["--dry-run", "--alert", "NoSuchAlert"]),
+        (70, "annotate.sh", ["--kind", "deploy", "x"]),
+        (70, "deploy-dashboards.sh", []),
+        (70, "fire-alerts.sh", ["--verify"]),
+        (78, "fire-alerts.sh", ["--environment", "production"]),
+        (78, "deploy-dashboards.sh", ["no-such.json"]),
+        (78, "render-secrets.sh", ["secrets"]),
+    ],
+)
+def test_exit_codes_hold_with_busybox(toolbox: Path, code: int, name: str, arguments: list[str]) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    environment = {"GRAFANA_URL": nowhere, "GRAFANA_API_TOKEN": TOKEN, "ALERTMANAGER_URL": nowhere}
+
+    called = in_toolbox(toolbox, name, *arguments, **environment)
+
+    assert called.returncode == code, called.stderr
+    assert called.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +135,7 @@ def test_script_help_lists_its_exit_codes(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["deploy-dashboards.sh", "annotate.sh", "fire-alerts.sh"])
 def test_script_names_a_missing_program(name: str, tmp_path: Path) -> None:
-    for program in ("bash", "dirname", "basename", "cat", "env", "curl", "awk", "date", "id", "tr", "cut"):
+    for program in ("dirname", "basename", "cat", "curl"):
         (tmp_path / program).symlink_to(tool(program))
     arguments = ["--kind", "deploy", "x"] if name == "annotate.sh" else []
 
@@ -191,6 +261,7 @@ def test_annotation_with_the_same_text_is_posted_once(server: Grafana) -> None:
         ["--kind", "deploy"],
         ["--kind"],
         ["--kind", "deploy", "--from", "yesteryear", "x"],
+        ["--kind", "deploy", "--to", "2026-13-45 10:00", "x"],
     ],
 )
 def test_annotation_without_kind_time_or_text_is_refused(server: Grafana, arguments: list[str]) -> None:
@@ -293,7 +364,7 @@ def test_fire_alerts_dry_run_prints_payload_and_receivers() -> None:
 
 @pytest.mark.ops
 def test_fire_alerts_dry_run_without_amtool_names_no_receivers(tmp_path: Path) -> None:
-    for program in ("bash", "dirname", "cat", "env", "curl", "jq", "awk", "id"):
+    for program in ("dirname", "cat", "curl", "jq", "awk"):
         (tmp_path / program).symlink_to(tool(program))
 
     planned = call("fire-alerts.sh", "--dry-run", PATH=str(tmp_path))

@@ -24,6 +24,7 @@ PACKAGES: Final = {
     "jq": "jq",
     "curl": "curl",
     "http": "httpie",
+    "busybox": "busybox-static",
 }
 
 
