@@ -44,7 +44,7 @@ demo: $(VENV)/demo-installed ## run the whole system on real pictures: make demo
 
 .PHONY: test
 test: $(VENV)/installed ## run all tests on a real redis-server: make test [ARGS='-k merge']
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
 
 .PHONY: test-quick
 test-quick: $(VENV)/installed ## run the fast tests of broker and engine on the newest server: make test-quick [ARGS='-k merge']

@@ -53,6 +53,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not config.getoption(f"--{marker}"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    # long tests first, so that no process waits for the last one of another
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def _scene_of(item: pytest.Item) -> object:
