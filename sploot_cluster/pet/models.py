@@ -380,8 +380,11 @@ class Corrected:
 
     Attributes:
         cluster: the cluster of the items now: ``into`` for a merge or placement, the new one for a split, else None.
+        n_moved: number of items whose cluster changed, including to and from noise.
         overridden: descriptions of older corrections that this one overrides where they conflict.
         is_duplicate: whether the operation was already in the ledger, so that nothing was written.
+        n_also_moved: number of those items that the correction does not name: where it overrides a correction, an older
+            one that was overridden itself may hold again.
     """
 
     revision: int
@@ -389,6 +392,7 @@ class Corrected:
     n_moved: int
     overridden: tuple[str, ...]
     is_duplicate: bool
+    n_also_moved: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,14 @@ class Day:
 
     def split(self, state: PetState, operation_id: str) -> None:
         cluster, media = self._some(state)
-        self.service.split(PET, cluster, media, operation_id=operation_id, by="ada")
+        split = self.service.split(PET, cluster, media, operation_id=operation_id, by="ada")
+        now = self.store.load(PET)
+        moved = [item for item, was, label in zip(state.media, state.labels, now.labels, strict=True) if was != label]
+        assert {*media} <= {*moved}
+        assert (split.n_moved, split.n_also_moved) == (len(moved), len({*moved} - {*media}))
+        assert split.cluster is not None
+        is_unannounced = now.clusters.keys() - state.clusters.keys() - {split.cluster}
+        assert split.n_also_moved or not is_unannounced, "a split made clusters that nobody asked for"
 
     def exclude(self, state: PetState, operation_id: str) -> None:
         cluster, media = self._some(state)

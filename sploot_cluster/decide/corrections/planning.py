@@ -75,10 +75,26 @@ def correct(state: PetState, correction: Correction, plan: Plan, settings: Clust
     # resolving a long ledger takes a while, so resolve it without the new correction only if a correction yields
     known = resolve(state.ledger).overridden if constraints.overridden else ()
     overridden = tuple(sentence for sentence in constraints.overridden if sentence not in known)
-    summary = {"n_moved": regrouped.n_moved, "overridden": list(overridden), **correction.summary()}
+    answer = Corrected(
+        state.revision + 1,
+        correction.cluster,
+        regrouped.n_moved,
+        overridden,
+        is_duplicate=False,
+        n_also_moved=0 if correction.undoes() is not None else _n_unnamed(state, correction, plan, regrouped.labels),
+    )
+    summary: dict[str, object] = {"n_moved": answer.n_moved, "overridden": list(overridden), **correction.summary()}
+    if answer.n_also_moved:
+        summary["n_also_moved"] = answer.n_also_moved
     change = regrouped.change(state, correction.kind, by=correction.by, correction=correction, summary=summary)
-    answer = Corrected(state.revision + 1, correction.cluster, regrouped.n_moved, overridden, is_duplicate=False)
     return change, answer
+
+
+def _n_unnamed(state: PetState, correction: Correction, plan: Plan, labels: LabelVector) -> int:
+    """Return the number of items that moved, though the correction neither moves nor names them."""
+    moved = (labels != state.labels) & (plan.labels == state.labels)
+    named = {*correction.media()} if moved.any() else set[MediaId]()
+    return sum(state.media[row] not in named for row in np.flatnonzero(moved).tolist())
 
 
 def record(state: PetState, correction: Correction) -> tuple[Change, Corrected]:

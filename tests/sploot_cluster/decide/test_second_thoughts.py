@@ -10,7 +10,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.pet.models import ClusterId, Corrected, PetState
 from sploot_cluster.store.memory import MemoryPetStore
-from tests.sploot_cluster.albums import PET
+from tests.sploot_cluster.albums import PET, grouped, name, names
 from tests.sploot_cluster.days import Day
 
 KINDS = ("merge", "split", "exclude", "dismiss")
@@ -31,6 +31,27 @@ def correct(service: ClusterService, state: PetState, kind: str, random: Random)
             return service.exclude(PET, cluster, media, operation_id="first", by="ada"), {cluster}
         case _:
             return service.dismiss(PET, media, operation_id="first", by="ada"), {cluster}
+
+
+def test_split_reports_items_that_older_corrections_move_with_it() -> None:
+    store = MemoryPetStore()
+    service = grouped(store, 3, range(6))
+    one, two, three = ClusterId(1), ClusterId(2), ClusterId(3)
+    service.merge(PET, [two, three], into=two, operation_id="older merge", by="ada")
+    merged = service.merge(PET, [one, two], into=one, operation_id="merge", by="ada")
+    left, stays = name(1, 0), name(0, 0)
+    others = sorted((names(0, range(6)) | names(1, range(6)) | names(2, range(6))) - {left, stays})
+    split = service.split(PET, one, others, operation_id="split", by="ada")
+    service.exclude(PET, one, [left], operation_id="exclude", by="ada")
+    service.undo(PET, split.revision, operation_id="undo", by="ada")
+
+    # the excluded item must not be with this one, but the older merge keeps it with others
+    again = service.split(PET, one, [stays], operation_id="again", by="ada")
+
+    state = store.load(PET)
+    assert state.labels[state.rows[left]] == merged.cluster
+    assert (again.n_moved, again.n_also_moved) == (2, 1)
+    assert service.history(PET)[0].summary["n_also_moved"] == 1
 
 
 # Seeds of past failures: with 240, an excluded half of a cluster kept it under a different id; with the others, a
