@@ -121,12 +121,9 @@ chart: $(VENV)/deploy-installed ## validate the chart with Helm 3 and 4 for Kube
 test-redis: $(VENV)/deploy-installed ## test Redis users, TLS, sentinels, a cluster, lock files, the compose file, extras and distributions
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/deploy $(ARGS)
 
-# "redis >= 6.4, < 9" in setup.cfg becomes redis==6.4.* here
-OLDEST := sed -nE 's/^ +(dramatiq|redis) >= ([0-9.]+),.*/\1==\2.*/p' setup.cfg | sort -u
 .PHONY: test-oldest
-test-oldest: $(VENV)/installed ## test the broker with the oldest supported Dramatiq and redis-py: make test-oldest [ARGS=-x]
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/oldest $$($(OLDEST))
-	@PYTHONPATH=build/oldest $(BIN)/python -m pytest -n 2 --dist loadgroup tests/broker $(ARGS)
+test-oldest: $(VENV)/deploy-installed ## test the lowest stated version of every dependency: make test-oldest [ARGS='-n 2 tests/broker']
+	@$(BIN)/python -m tests.oldest $(ARGS)
 
 .PHONY: chart-files
 chart-files: $(VENV)/installed ## write the README of the chart and the names of clustering settings in its schema

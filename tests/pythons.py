@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from configparser import ConfigParser
 from pathlib import Path
 from typing import Final
@@ -38,20 +39,20 @@ def interpreter(version: str) -> Path | None:
     return None
 
 
-def requirements() -> list[str]:
-    """Return what the quick tests need, from setup.cfg."""
+def declared(extras: Sequence[str]) -> list[str]:
+    """Return the requirements of sploot-cluster and these extras, from setup.cfg."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    sections = [setup["options.extras_require"][extra] for extra in EXTRAS] + [setup["options"]["install_requires"]]
+    sections = [setup["options.extras_require"][extra] for extra in extras] + [setup["options"]["install_requires"]]
     wanted = [line.strip() for section in sections for line in section.splitlines()]
-    return [*(line for line in wanted if line and not line.startswith(("#", "sploot-cluster"))), *TOOLS]
+    return [line for line in wanted if line and not line.startswith(("#", "sploot-cluster"))]
 
 
 def install(version: str, packages: Path) -> None:
     """Install the requirements for a version into the folder ``packages``."""
     needed = packages.with_suffix(".in")
     needed.parent.mkdir(parents=True, exist_ok=True)
-    needed.write_text("\n".join(requirements()) + "\n")
+    needed.write_text("\n".join([*declared(EXTRAS), *TOOLS]) + "\n")
     uv = Path(sys.executable).with_name("uv")
     shutil.rmtree(packages, ignore_errors=True)
     options = ["--quiet", "--only-binary", ":all:", "--python-version", version]
