@@ -118,7 +118,7 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
     def recluster_pet(task: ReclusterPet) -> Reclustered:
         reclustered = service.recluster(PetId(task.pet_id), by=task.requested_by)
         current_job().backend = reclustered.backend
-        current_job().noise_count = reclustered.n_noise
+        current_job().noise_count, current_job().n_media = reclustered.n_noise, reclustered.n_media
         return reclustered
 
     @_actor_for(PreviewRecluster, broker)

@@ -107,8 +107,9 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
 
     from tasks.actors import declare_actors
     from tasks.job_records import JobRecords, TrackJobs
-    from tasks.observe.backlog import BacklogSampler, NoiseWatch
+    from tasks.observe.backlog import BacklogSampler
     from tasks.observe.error_reports import ReportDeadJobs
+    from tasks.observe.figures.noise import NoiseWatch
     from tasks.observe.history import KeepHistory
     from tasks.observe.job_log import ExposeMetrics, LoadEngine, RecordJobs
     from tasks.observe.logs import NameJobs
@@ -138,7 +139,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
             PeriodiqMiddleware(skip_delay=30),
             TrackJobs(JobRecords(client)),
             ReportDeadJobs(),
-            RecordJobs(noise=NoiseWatch(client), history=history),
+            RecordJobs(noise=NoiseWatch(client, budget=settings.clustering.noise_budget), history=history),
             history,
             ExposeMetrics(),
             LoadEngine(),

@@ -23,6 +23,7 @@ from sploot_cluster.errors import UnknownMedia
 from sploot_cluster.jobs import DeadLetterRef, Traces
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
 from tasks.job_records import PAGE, RECORD_PREFIX, JobRecords
+from tasks.observe.figures.noise import NoiseWatch
 from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import is_unclear, media_of
 from tasks.queue_ops.pet_index import find_jobs
@@ -58,6 +59,8 @@ class Erasure:
         with reaching_redis("some may have been removed; erasing again is safe"):
             found = self._found(pet_id, media_ids)
             JobRecords(self.client).forget(pet_id, found.records)
+            if media_ids is None:
+                NoiseWatch(self.client).forget(pet_id)
             for queue in QUEUES:
                 ids = [dead_letter.dead_letter_id for dead_letter in found.dead_letters if dead_letter.queue == queue]
                 if ids:

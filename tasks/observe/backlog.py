@@ -1,4 +1,4 @@
-"""Contents of the queues and noise of reclusters, sampled into Redis and read at every scrape.
+"""Contents of the queues, sampled into Redis and read at every scrape.
 
 A gauge that an actor sets would exist only in its own process. Instead, the worker that takes a sample writes it to
 Redis with its time, and every pod exposes the same numbers. ``periodic.py`` schedules a sample every ten seconds. If no
@@ -11,9 +11,6 @@ worker took one for half a minute, because all are gone or hang, each scrape rea
                          ticked_at_ms             scheduled time of the scheduler's last send (its own clock)
                          <queue>:vanished_at_ms   time when entries were last found missing (server's clock)
     sploot:backlog:ids hash <queue> -> JSON        while ids are ahead of the clock: the last ids seen, with times
-    sploot:noise   hash  last_count               noise of the last recluster of any pet
-                         high_streak              consecutive reclusters above HIGH_NOISE, up to the last one
-                         at_ms                    time of the last recluster (server's clock)
 
 No key expires: an old sample is exposed with its time until the next one overwrites it.
 """
@@ -35,6 +32,7 @@ from prometheus_client.registry import Collector
 from broker import QueueStats, RedisStreamsBroker
 from sploot_cluster.refusals import REDIS_ERRORS
 from tasks.contracts import GROUP, QUEUES, stream_of
+from tasks.observe.figures.noise import HIGH_NOISE, NOISE
 from tasks.observe.history import note_backlog
 from tasks.queue_limit import MAX_QUEUE_LENGTH, limit_from
 from tasks.queue_ops.overdue import overdue_jobs
@@ -42,28 +40,12 @@ from tasks.queue_ops.overdue import overdue_jobs
 logger = logging.getLogger("sploot-cluster.queue")
 
 BACKLOG: Final = "sploot:backlog"
-NOISE: Final = "sploot:noise"
 SEEN_IDS: Final = "sploot:backlog:ids"
 TICKED_AT: Final = "ticked_at_ms"
 
 SAMPLE_EVERY_MS: Final = 10_000
 OLD_AFTER_MS: Final = 30_000  # a sample older than this is not taken by anyone
 MOST_SEEN_IDS: Final = 500  # per queue: more than an hour of samples; beyond this number, every second one is dropped
-
-HIGH_NOISE: Final = 30  # items that a recluster may leave as noise before it counts as high
-
-# KEYS 1 sploot:noise; ARGV noise count, highest acceptable count. Returns the streak. One script, because two
-# reclusters that finish at the same time must both count.
-_NOTE: Final = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local streak = 0
-if tonumber(ARGV[1]) > tonumber(ARGV[2]) then
-  streak = redis.call('HINCRBY', KEYS[1], 'high_streak', 1)
-end
-redis.call('HSET', KEYS[1], 'last_count', ARGV[1], 'high_streak', streak, 'at_ms', now)
-return streak
-"""
 
 
 class BacklogSampler:
@@ -167,20 +149,6 @@ class BacklogSampler:
 def _order(entry_id: str) -> tuple[int, int]:
     ms, _, number = entry_id.partition("-")
     return int(ms), int(number)
-
-
-class NoiseWatch:
-    """Counts consecutive reclusters that left too many items as noise, across all pets and workers."""
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._script = client.register_script(_NOTE)
-
-    def note(self, n_noise: int) -> int:
-        """Record the noise of a finished recluster, and return the streak. Errors of redis-py pass through.
-
-        A recluster that runs twice, because its worker died before the ack, counts twice.
-        """
-        return cast(int, self._script(keys=[NOISE], args=[n_noise, HIGH_NOISE]))
 
 
 class BacklogCollector(Collector):
@@ -403,8 +371,8 @@ _SINGLE: Final = (
     ),
     _Row(
         "cluster_noise_high_streak",
-        f"Consecutive reclusters that left more than {HIGH_NOISE} items as noise. Three or more: embeddings have "
-        "changed, or the clustering settings do not fit them.",
+        f"Consecutive reclusters of one pet, or of all, that left more than {HIGH_NOISE} items as noise. Three or "
+        "more: embeddings have changed, or the clustering settings do not fit them.",
         "high_streak",
     ),
 )

@@ -23,6 +23,7 @@ class JobFacts:
         pet_id: the pet that the job is about, once known.
         backend: the engine backend that ran; ``none`` if the job reached no engine.
         noise_count: items that a recluster left without a cluster.
+        n_media: items of the pet that was reclustered.
         attempt: number of the attempt, from 1.
         started_s: start time on the clock of ``time.perf_counter``; of a job in a batch, that of the batch.
         refusal: why the request was refused, if it did not fit the pet; nothing was changed then.
@@ -32,6 +33,7 @@ class JobFacts:
     pet_id: int | None = None
     backend: str = NO_BACKEND
     noise_count: int | None = None
+    n_media: int = 0
     attempt: int = 1
     started_s: float = field(default_factory=time.perf_counter)
     refusal: InvalidInput | None = None

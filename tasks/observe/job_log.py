@@ -41,7 +41,7 @@ NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "ov
 class NoiseNotes(Protocol):
     """Records the noise of reclusters, such as ``NoiseWatch``."""
 
-    def note(self, n_noise: int) -> object: ...
+    def note(self, n_noise: int, *, pet_id: int | None, n_media: int) -> object: ...
 
 
 class Counted(Protocol):
@@ -116,7 +116,7 @@ class RecordJobs(dramatiq.Middleware):
         if operation is not None:
             self._metrics.feedback.labels(operation, outcome).inc()
         if message.actor_name == RECLUSTER_PET and facts.noise_count is not None:
-            self._note_noise(facts.noise_count)
+            self._note_noise(facts.noise_count, facts)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         self._close()
@@ -213,9 +213,9 @@ class RecordJobs(dramatiq.Middleware):
             None if max(added_ms, message.message_timestamp) > now_ms else (now_ms - message.message_timestamp) / 1000
         )
 
-    def _note_noise(self, n_noise: int) -> None:
+    def _note_noise(self, n_noise: int, facts: JobFacts) -> None:
         try:
-            self._noise.note(n_noise)
+            self._noise.note(n_noise, pet_id=facts.pet_id, n_media=facts.n_media)
         except Exception:
             logger.warning("could not record the noise of a recluster", exc_info=True)
 

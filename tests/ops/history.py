@@ -33,7 +33,8 @@ from tasks.contracts import (
     RECLUSTER_PET,
 )
 from tasks.embedded_redis import EmbeddedRedis
-from tasks.observe.backlog import BACKLOG, NOISE, TICKED_AT, BacklogCollector
+from tasks.observe.backlog import BACKLOG, TICKED_AT, BacklogCollector
+from tasks.observe.figures.noise import NOISE
 from tasks.observe.figures.requests import RequestMetrics
 from tasks.observe.metrics import JobMetrics
 from tests.ops.servers import Prometheus, ServerProblem, prometheus

@@ -14,7 +14,7 @@ import yaml
 
 from ops.dashboard import FILE, UID, dashboard_json, rows
 from ops.rules import FOLDER, Alert, alerts, levels, lines, rules
-from tasks.observe.backlog import HIGH_NOISE
+from tasks.observe.figures.noise import HIGH_NOISE
 from tasks.observe.metrics import DURATION_BUCKETS_S
 from tests.ops.tools import OPS, ROOT, tool
 

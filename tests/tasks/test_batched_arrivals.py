@@ -32,7 +32,7 @@ N = 24
 
 
 class Noise:
-    def note(self, n_noise: int) -> object: ...
+    def note(self, n_noise: int, *, pet_id: int | None, n_media: int) -> object: ...
 
 
 class Pool:

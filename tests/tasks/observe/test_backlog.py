@@ -22,7 +22,8 @@ from redis.retry import Retry
 from broker import RedisStreamsBroker
 from broker.stats import LAST_ID
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
-from tasks.observe.backlog import BACKLOG, NOISE, SEEN_IDS, BacklogCollector, BacklogSampler, NoiseWatch
+from tasks.observe.backlog import BACKLOG, SEEN_IDS, BacklogCollector, BacklogSampler
+from tasks.observe.figures.noise import NOISE, NoiseWatch
 from tests.support import eventually
 from tests.tasks.observe.backlog_walk import Walk
 
@@ -391,6 +392,43 @@ def test_noise_streak_grows_until_a_recluster_with_little_noise(
     assert registry.get_sample_value("cluster_last_noise_count") == 31
     assert registry.get_sample_value("cluster_noise_high_streak") == 1
     assert abs(int(redis_client.hget(NOISE, "at_ms") or 0) / 1000 - time.time()) < 30
+
+
+def test_noise_streak_of_one_pet_is_not_ended_by_other_pets(redis_client: redis.Redis) -> None:
+    watch = NoiseWatch(redis_client)
+
+    streaks = [
+        watch.note(n_noise, pet_id=pet_id, n_media=200)
+        for n_noise, pet_id in ((31, 7), (2, 8), (31, 7), (31, 9), (0, 8), (31, 7), (5, 9), (30, 7))
+    ]
+
+    assert streaks == [1, 1, 2, 2, 2, 3, 3, 0]
+
+
+def test_noise_within_the_budget_of_a_large_pet_is_not_high(redis_client: redis.Redis) -> None:
+    watch = NoiseWatch(redis_client)
+
+    streaks = []
+    for n_noise in (60, 60, 60, 61):
+        streaks.append(watch.note(n_noise, pet_id=7, n_media=2_000))
+        watch.note(0, pet_id=8, n_media=100)
+
+    assert streaks[-1] == 1
+    assert watch.note(0, pet_id=7, n_media=2_000) == 0
+
+
+def test_noise_streaks_of_deleted_and_forgotten_pets_end(redis_client: redis.Redis) -> None:
+    watch = NoiseWatch(redis_client)
+    for pet_id in (7, 7, 7, 8, 8):
+        watch.note(40, pet_id=pet_id, n_media=100)
+    watch.note(0, pet_id=9, n_media=100)
+
+    watch.forget(7)
+    assert redis_client.hget(NOISE, "high_streak") == b"2"
+    (noisy,) = redis_client.keys("sploot:noise:seen:*")
+    redis_client.zadd(noisy, {"8": 1})  # more than a day ago
+    assert watch.note(0, pet_id=9, n_media=100) == 0
+    assert redis_client.keys("sploot:noise:*") == []
 
 
 def test_noise_streak_counts_concurrent_reclusters(redis_client: redis.Redis) -> None:

@@ -30,13 +30,13 @@ class Noise:
     """A stand-in for ``NoiseWatch`` that fails on demand, as Redis may."""
 
     def __init__(self) -> None:
-        self.noted: list[int] = []
+        self.noted: list[tuple[int, int | None, int]] = []
         self.is_broken = False
 
-    def note(self, n_noise: int) -> None:
+    def note(self, n_noise: int, *, pet_id: int | None, n_media: int) -> None:
         if self.is_broken:
             raise redis.ConnectionError("away")
-        self.noted.append(n_noise)
+        self.noted.append((n_noise, pet_id, n_media))
 
 
 class Pool:
@@ -233,17 +233,17 @@ def test_undecodable_event_counts_as_invalid(
 def test_recluster_records_its_noise_and_succeeds_if_that_fails(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker)
     def regroup(n_noise: int) -> None:
-        current_job().noise_count = n_noise
+        current_job().pet_id, current_job().n_media, current_job().noise_count = 42, 400, n_noise
 
     pool.worker.start()
     regroup.send(31)
-    eventually(lambda: pool.noise.noted == [31])
+    eventually(lambda: pool.noise.noted == [(31, 42, 400)])
     pool.noise.is_broken = True
     regroup.send(7)
     eventually(lambda: pool.jobs("success") == 2)
 
     eventually(lambda: lines(logged, "could not record the noise of a recluster"))
-    assert pool.noise.noted == [31]
+    assert pool.noise.noted == [(31, 42, 400)]
     assert [line["noise_count"] for line in lines(logged, "job done")] == [31, 7]
 
 
