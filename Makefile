@@ -75,7 +75,7 @@ test-model: $(VENV)/installed ## let random events happen to a queue, 300 long e
 	@BROKER_MODEL_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest -n 0 -q -o timeout=3600 tests/broker/test_model.py
 
 .PHONY: test-scale
-test-scale: $(VENV)/installed ## test a million due messages, 200,000 pending entries, fifty queues, big pets; takes minutes and prints figures
+test-scale: $(VENV)/installed ## test a million due messages, 200,000 pending entries, fifty queues, a million pets, big pets; takes minutes and prints figures
 	@$(BIN)/python -m pytest -n 0 -q -s --scale -m scale tests/broker tests/sploot_cluster/store $(ARGS)
 
 .PHONY: test-bench

@@ -19,7 +19,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import redis
 from dramatiq.errors import BrokerConnectionError
@@ -56,6 +56,8 @@ FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
 # Number of pets that are read, in one round trip. Each run draws a new sample.
 SAMPLE_OF_PETS: Final = 500
+# Number of times that keys are looked at, a thousand each time: less than a millisecond each.
+SCANS: Final = 10
 MOST_DEAD_LISTED: Final = 5
 MOST_BROKEN_LISTED: Final = 5
 REDIS_CLI: Final = 'redis-cli -u "$REDIS_URL"'
@@ -64,6 +66,7 @@ DELETE_IF_EMPTY: Final = "if redis.call('XLEN',KEYS[1])==0 then return redis.cal
 
 # Kubernetes sets these in every pod for each service, whatever its name.
 _OF_KUBERNETES: Final = re.compile(r".*_SERVICE_(HOST|PORT(_.*)?)=.*|.*_PORT_\d+_(TCP|UDP).*=.*|.*_PORT=(tcp|udp)://.*")
+_META: Final = re.compile(rb"\{pet:([1-9][0-9]{0,18})\}:meta")
 # Variables whose names begin like those of our settings.
 _RELATED: Final = re.compile(r"(SPLOOT|WORKER_METRICS|REDIS_UR|SENTRY_D|OTEL_EXPORTER_OTLP_ENDP).*")
 # Similarity from which any other variable counts as a misspelt setting.
@@ -672,11 +675,39 @@ def _pets(installation: Installation) -> Iterator[Finding]:
     if unnamed:
         seen = f"a search for its name does not find pet {unnamed[0]}; {_n(len(unnamed), 'pet')} of the sample in all"
         yield Finding("pets", "wrong", seen, "sploot-cluster repair --list --yes")
-    if not totals.unconserved:
+    unlisted = _unlisted_pets(installation)
+    if unlisted:
+        seen = f"pet {unlisted[0]} has data and is not in {PETS}, so totals, alerts and lists leave it out"
+        seen += f"; so do {_n(len(unlisted) - 1, 'pet')} more" if len(unlisted) > 1 else ""
+        yield Finding("pets", "wrong", seen, "sploot-cluster repair --list --yes")
+    if not totals.unconserved and not unlisted:
         n_pets = len(pets)
         is_sample = n_pets > len(sample)
         seen = f"{len(sample):,} of {_n(n_pets, 'pet')} are intact; the next run checks others" if is_sample else ""
         yield Finding("pets", "ok", seen or (f"all {_n(n_pets, 'pet')} are intact" if n_pets else "no pets yet"))
+
+
+def _unlisted_pets(installation: Installation) -> list[PetId]:
+    """Return pets that have data but are not in the set of all pets, from a random sample of the keys.
+
+    Returns none if this Redis user may not list keys, as none of our own users may.
+    """
+    found: set[PetId] = set()
+    for _, node in _nodes(installation):
+        cursor = random.getrandbits(32)  # a cursor may be any number: the scan begins somewhere in the keys
+        for _ in range(SCANS):
+            try:
+                cursor, keys = cast(
+                    "tuple[int, list[bytes]]", node.client.scan(cursor, match="{pet:*}:meta", count=1_000)
+                )
+            except redis.exceptions.NoPermissionError:
+                return []
+            found |= {PetId(int(one[1])) for key in keys if (one := _META.fullmatch(key))}
+    pets = sorted(found)
+    pipe = installation.client.pipeline(transaction=False)
+    for pet in pets:
+        pipe.sismember(PETS, str(pet))
+    return [pet for pet, is_listed in zip(pets, pipe.execute() if pets else (), strict=True) if not is_listed]
 
 
 def _n(n: int, one: str, many: str | None = None) -> str:

@@ -144,7 +144,11 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--dead", metavar="QUEUE", help="dead letters of this queue")
     source.add_argument("--orphans", metavar="QUEUE", help="orphans of this queue")
     parser.add_argument("--source-url", metavar="URL", help="with --dead: the Redis to read from; it is not changed")
-    parser.add_argument("--redis-url", metavar="URL", help="the Redis to put jobs into; REDIS_URL by default")
+    parser.add_argument(
+        "--redis-url",
+        metavar="URL",
+        help="the Redis to put jobs into; by default REDIS_URL, which keeps a password out of the process list",
+    )
     parser.add_argument("--since", type=duration, metavar="2h", help="only jobs of the last 30s, 15m, 2h or 7d")
     parser.add_argument("--pet-id", type=int, metavar="ID", help="only jobs of this pet")
     parser.add_argument("--rate", type=float, default=50.0, metavar="N", help="jobs per second; 0 means no limit")

@@ -393,6 +393,34 @@ def test_damaged_pets_are_reported_with_the_problem(ward: Ward, monkeypatch: pyt
     }
 
 
+def test_pets_that_are_missing_from_the_list_are_reported(ward: Ward) -> None:
+    def pets(client: redis.Redis) -> list[tuple[str, str, str]]:
+        found = Ward(client, ward.url).diagnose()
+        return [(one.level, one.seen, one.hint) for one in found if one.check == "pets"]
+
+    service = ClusterService(RedisPetStore(ward.client))
+    for pet in (2, 7, 11):
+        take(service, 0, range(1), pet=PetId(pet))
+    whole = pets(ward.client)
+    ward.client.srem("sploot:pets", 7)
+    one = pets(ward.client)
+    ward.client.delete("sploot:pets")
+    all_lost = pets(ward.client)
+    ward.client.execute_command("ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-scan")
+    try:
+        with redis.Redis.from_url(ward.url, username="narrow", password="secret") as narrow:
+            unseen = pets(narrow)
+    finally:
+        ward.client.execute_command("ACL", "DELUSER", "narrow")
+
+    hint = "sploot-cluster repair --list --yes"
+    text = "has data and is not in sploot:pets, so totals, alerts and lists leave it out"
+    assert whole == [("ok", "all 3 pets are intact", "")]
+    assert one == [("wrong", f"pet 7 {text}", hint)]
+    assert all_lost == [("wrong", f"pet 2 {text}; so do 2 pets more", hint)]
+    assert unseen == [("ok", "no pets yet", "")]
+
+
 def test_pet_that_is_nearly_full_is_reported(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sploot_cluster.store.redis.MAX_VECTOR_BYTES", 10 * 4 * DIM)
     service = ClusterService(RedisPetStore(ward.client))
