@@ -329,7 +329,15 @@ def _memory(installation: Installation) -> Iterator[Finding]:
         )
     used, most = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     if not most:
-        yield Finding("memory", "ok", f"{used / 2**20:.0f} MiB in use, no limit")
+        # as in docs/capacity.md; INFO of a provider's server may lack the memory of its machine
+        wanted = int(0.7 * int(info.get("total_system_memory", 0)) / 2**20)
+        command = f"{REDIS_CLI} CONFIG SET maxmemory {wanted}mb"
+        yield Finding(
+            "memory",
+            "warning",
+            f"{used / 2**20:.0f} MiB in use, no limit: Redis may fill its machine and be killed",
+            command if wanted else "set maxmemory to 70 % of the memory of its machine",
+        )
         return
     share = used / most
     level: Level = "wrong" if share >= FULL_WRONG else "warning" if share >= FULL_WARNING else "ok"

@@ -86,7 +86,8 @@ def test_compose_redis_persists_and_never_evicts() -> None:
 
     assert ("./ops/config/redis/redis.conf", "/etc/redis/redis.conf") in mounts()
     assert service["command"][:2] == ["redis-server", "/etc/redis/redis.conf"]
-    assert {"appendonly yes", "maxmemory-policy noeviction"} <= set(configuration)
+    assert {"appendonly yes", "maxmemory 1gb", "maxmemory-policy noeviction"} <= set(configuration)
+    assert service["command"][-2:] == ["--maxmemory", "${REDIS_MAXMEMORY:-1gb}"]
 
 
 def test_compose_processes_are_read_only_and_drain_before_kill() -> None:

@@ -275,6 +275,19 @@ def test_nearly_full_server_is_found_before_it_refuses(ward: Ward) -> None:
     assert "purge" in found.hint
 
 
+def test_server_without_a_memory_limit_is_a_warning_whose_command_sets_one(ward: Ward) -> None:
+    def memory() -> Finding:
+        (found,) = [finding for finding in ward.diagnose() if finding.check == "memory"]
+        return found
+
+    assert memory().level == "warning"
+    ward.hint(memory())
+
+    assert memory().level == "ok"
+    total, limit = (ward.client.info("memory")[name] for name in ("total_system_memory", "maxmemory"))
+    assert 0.69 * total < limit <= 0.7 * total
+
+
 @pytest.mark.parametrize(("off_s", "level"), [(0.0, "ok"), (5.0, "warning"), (-3_600.0, "wrong")])
 def test_clock_skew_is_found(ward: Ward, off_s: float, level: str) -> None:
     import time
