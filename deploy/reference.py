@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from deploy import platforms
 from deploy.wire_schema import schema_of_flat_event
+from ops.rules import alerts
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
@@ -44,11 +45,11 @@ def outdated(directory: Path = DOCS) -> list[str]:
 
 
 def runbook_of_incidents() -> tuple[Path, str]:
-    """Return the file with the runbook's sections that the console shows with its incidents, and its text."""
+    """Return the file with the runbook's section of every alert, which the console shows, and its text."""
     static = ROOT / "sploot_cluster" / "api" / "console" / "static"
     runbook = (ROOT / "ops" / "runbook.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^### (\w+)\n\n(.*?)\n(?=^##)", runbook, flags=re.DOTALL | re.MULTILINE))
-    named = {one["alert"]: sections[one["alert"]].strip() for one in json.loads(_text_of(static / "incidents.json"))}
+    named = {name: sections[name].strip() for name in alerts()}
     return static / "runbook.json", json.dumps(named, indent=1, ensure_ascii=False) + "\n"
 
 

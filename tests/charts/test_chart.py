@@ -551,6 +551,7 @@ def test_links_and_labels_of_alerts_are_those_of_the_environment() -> None:
         {
             "dashboardUrl": "https://grafana.example/d/x",
             "runbookUrl": "https://wiki.example/runbook",
+            "consoleUrl": "https://clusters.example/",
             "additionalRuleLabels": {"environment": "production"},
         }
     )
@@ -558,6 +559,7 @@ def test_links_and_labels_of_alerts_are_those_of_the_environment() -> None:
     for alert in changed.values():
         assert alert["annotations"]["dashboard_url"].startswith("https://grafana.example/d/x?viewPanel=")
         assert alert["annotations"]["runbook_url"] == f"https://wiki.example/runbook#{alert['alert'].lower()}"
+        assert alert["annotations"]["console_url"] == f"https://clusters.example/#/incidents/{alert['alert']}"
         assert alert["labels"]["environment"] == "production"
 
 

@@ -204,6 +204,7 @@ def test_incident_shows_runbook_plot_and_jobs_and_its_action_is_audited(
     incident = "//section[starts-with(@aria-label, 'MediaClusterDeadLettersNew')]"
     page.click("Runbook", within=incident)
     page.sees("dead letters are not retried")
+    assert "sploot-cluster queue dead list --since 1h --groups" in page.shown(".incident details .command code")
     eventually(lambda: page.browser.find_elements(By.CSS_SELECTOR, ".incident canvas"))
     page.click("Requeue those of the last half hour", within=incident)
     eventually(lambda: page.browser.find_elements(By.NAME, "note"))
@@ -214,6 +215,50 @@ def test_incident_shows_runbook_plot_and_jobs_and_its_action_is_audited(
     page.open("queues")
     page.sees("INC-7")
     assert page.complaints() == []
+
+
+def test_link_of_an_alert_opens_its_incident_first(page: Page, desk: Desk) -> None:
+    page.open("incidents/MediaClusterPendingHigh")
+    page.sees("The condition of this alert does not hold now.")
+    page.sees("Resolves when")
+    assert page.shown("section.incident")[0].startswith("MediaClusterPendingHigh")
+
+    page.open("incidents/MediaClusterRedisMemoryHigh")
+    page.sees("does not watch the condition")
+    page.open("incidents/MediaClusterNoSuchAlert")
+    page.sees("There is no alert of this name.")
+    page.open("incidents/MediaClusterNoWorkers")
+    page.sees("Start the workers")
+    assert page.shown("section.incident")[0].startswith("MediaClusterNoWorkers")
+    assert page.complaints() == []
+
+
+def test_pause_is_taken_back_from_its_notice_and_from_the_audit(
+    page: Page, desk: Desk, redis_client: redis.Redis
+) -> None:
+    desk.add(1)
+    desk.deliver()
+    desk.client.xclaim(KEYS.stream, GROUP, STUCK, 0, desk.entry_ids(), idle=60_000, justid=True)
+
+    page.open("incidents")
+    incident = "//section[starts-with(@aria-label, 'MediaClusterStreamLag')]"
+    page.click("Pause…", within=incident)
+    page.click("Yes", within="//dialog")
+    page.sees("embedding.ingested is paused")
+    page.click("Take back…", within="//*[@id='notices']")
+    page.sees("Redis commands:")
+    page.click("Yes", within="//dialog")
+    page.sees("embedding.ingested is resumed")
+    eventually(lambda: not redis_client.exists(KEYS.paused))
+
+    page.open("queues")
+    page.sees("Audit log")
+    # only what still holds can be taken back: the resume, not the pause before it
+    assert len(eventually(lambda: page.browser.find_elements(By.XPATH, "//td/button[text()='Take back…']"))) == 1
+    page.click("Take back…", within="//main")
+    page.click("Yes", within="//dialog")
+    eventually(lambda: redis_client.exists(KEYS.paused))
+    assert [record.action for record in desk.operations.audit().records] == ["pause", "resume", "pause"]
 
 
 @pytest.mark.parametrize(

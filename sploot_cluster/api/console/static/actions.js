@@ -3,6 +3,24 @@
 import { post } from "./api.js";
 import { ask, count, h, notice, shell } from "./dom.js";
 
+/** The actions that take another one back. */
+const INVERSES = { pause: "resume", resume: "pause" };
+
+/** Return the action that takes this one back, or undefined. */
+export const inverseOf = (action) => INVERSES[action];
+
+/** Return a button that pauses or resumes a queue, whichever is possible. */
+export function pauseButton(queue, again) {
+  const action = queue.is_paused ? "resume" : "pause";
+  return switchButton(queue.is_paused ? "Resume…" : "Pause…", queue.queue, action, again);
+}
+
+/** Return a button that plans to pause or resume a queue. */
+export function switchButton(text, queue, action, again) {
+  const title = `${action === "pause" ? "Pause" : "Resume"} ${queue}`;
+  return h("button", { type: "button", onclick: () => act(queue, action, {}, { title, cli: ["queue", action, queue], again }) }, text);
+}
+
 /** Make a plan, show it, and apply it once confirmed. `cli` is the same action on the command line, without --note and --yes. */
 export async function act(queue, action, body, { title, cli, danger = false, again }) {
   try {
@@ -22,7 +40,9 @@ export async function act(queue, action, body, { title, cli, danger = false, aga
     });
     if (!answers) return;
     const done = await post(`queues/plans/${encodeURIComponent(plan.plan_id)}/apply`, { note: answers.get("note").trim() });
-    notice(done.reason, { kind: done.is_complete ? "good" : "bad", stay: !done.is_complete });
+    const shown = notice(done.reason, { kind: done.is_complete ? "good" : "bad", stay: !done.is_complete });
+    const inverse = done.is_complete && inverseOf(action);
+    if (inverse) shown.querySelector("span").append(" ", switchButton("Take back…", queue, inverse, again));
     again();
   } catch (error) {
     notice(error.message, { kind: "bad", stay: true });

@@ -1,12 +1,13 @@
 // What would fire now: for each alert, its section of the runbook, the plot with its threshold, the jobs concerned, and actions.
 //
 // incidents.json lists the alerts that the queues and their history show; the thresholds are those of the alerts. An alert
-// fires only if its condition lasts, so this page shows an incident earlier.
+// fires only if its condition lasts, so this page shows an incident earlier. Alerts link to #/incidents/<name>: that one is
+// shown first, with its runbook open, whether or not its condition holds now.
 
 import { asset, get, may } from "./api.js";
-import { act } from "./actions.js";
+import { act, pauseButton } from "./actions.js";
 import { chart, charts } from "./charts.js";
-import { command, count, duration, h } from "./dom.js";
+import { command, count, duration, h, shortName } from "./dom.js";
 import { jobTable, rescue } from "./jobs.js";
 
 const BEYOND = { ">": (value, limit) => value > limit, ">=": (value, limit) => value >= limit, "<": (value, limit) => value < limit };
@@ -36,30 +37,56 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 export const incidents = {
   title: () => "Incidents",
   every: 10_000,
+  /** Show new figures; load the page again when the conditions that hold are others. */
+  news({ queues: { queues } }, data) {
+    const found = firing({ queues, history: data.history }, data.known);
+    if (found.map(keyOf).join() !== data.found.map(keyOf).join()) return null;
+    return { ...data, found: found.map((incident, at) => ({ ...data.found[at], ...incident })) };
+  },
   async load() {
     const [{ queues }, history, known, runbook] = await Promise.all([get("queues"), get("queues/history"), asset("incidents.json"), asset("runbook.json"), charts()]);
     const found = firing({ queues, history }, known);
     await Promise.all(found.filter(({ queue }) => queue).map(concerned));
-    return { history, found, runbook };
+    return { history, found, runbook, known };
   },
-  draw({ history, found, runbook }, _, again) {
+  draw({ history, found, runbook, known }, { rest: [name] }, again) {
+    const isNamed = ({ alert }) => alert.alert === name;
+    const named = found.filter(isNamed);
     return [
       h("h1", {}, "Incidents"),
+      name && named.length === 0 && over(name, runbook[name], known.some((alert) => alert.alert === name)),
+      named.map((incident) => section(incident, history, runbook, again, { open: true })),
+      name && h("h2", {}, "All conditions"),
       found.length === 0
         ? h("p", { class: "banner" }, "No condition of an alert on the queues and their jobs holds now. Alerts on pods, Redis and Prometheus itself are not watched here.")
         : h("p", { class: "quiet" }, `${count(found.length)} ${found.length === 1 ? "condition of an alert holds" : "conditions of alerts hold"} now. An alert fires if its condition lasts.`),
-      found.map((incident) => section(incident, history, runbook, again)),
+      found.filter((incident) => !isNamed(incident)).map((incident) => section(incident, history, runbook, again)),
     ];
   },
 };
 
+const keyOf = ({ alert, queue }) => `${alert.alert}-${queue?.queue ?? "all"}`;
+
+/** Draw an alert whose condition does not hold now, or is not watched here. */
+function over(name, text, isWatched) {
+  const state = isWatched ? "The condition of this alert does not hold now." : "This page does not watch the condition of this alert; the dashboard does.";
+  return h(
+    "section",
+    { class: `incident ${isWatched ? "is-over" : ""}`, "aria-label": name },
+    h("h2", {}, name),
+    h("p", {}, text ? state : "There is no alert of this name."),
+    text && h("details", { open: true, data: { key: `${name}-runbook` } }, h("summary", {}, "Runbook"), prose(text)),
+  );
+}
+
 /** Return the conditions that hold; of several levels of one signal, the worst. */
 function firing(state, known) {
   const found = [];
+  const failing = state.queues.filter((queue) => sum(state.history.queues.find((past) => past.queue === queue.queue)?.failed.slice(-2) ?? []) > 0);
   const add = (alert, value, queue = null) => {
     if (value === null || value === undefined || !BEYOND[alert.comparator](value, alert.value)) return;
     if (found.some((one) => one.alert.signal === alert.signal && one.queue?.queue === queue?.queue)) return;
-    found.push({ alert, value, queue });
+    found.push({ alert, value, queue, ...(alert.signal === "failures" && { failing }) });
   };
   for (const alert of known) {
     if (alert.signal in TOTALS) add(alert, TOTALS[alert.signal](state));
@@ -75,20 +102,20 @@ async function concerned(incident) {
   else if (incident.alert.jobs) incident.jobs = (await get(`queues/${queue}/jobs?state=${incident.alert.jobs}&limit=${JOBS_SHOWN}`)).jobs;
 }
 
-function section(incident, history, runbook, again) {
+function section(incident, history, runbook, again, { open = false } = {}) {
   const { alert, value, queue } = incident;
-  const key = `${alert.alert}-${queue?.queue ?? "all"}`;
+  const key = keyOf(incident);
   const text = alert.unit === "s" ? duration(1000 * value) : String(Number(value.toPrecision(3)));
   return h(
     "section",
     { class: `incident is-${alert.level}`, "aria-label": `${alert.alert} ${queue?.queue ?? ""}`.trim() },
-    h("h2", {}, alert.alert, queue && h("span", { class: "quiet" }, ` ${queue.queue}`)),
+    h("h2", {}, h("a", { href: `#/incidents/${alert.alert}` }, alert.alert), queue && h("span", { class: "quiet" }, ` ${queue.queue}`)),
     h("p", {}, h("strong", {}, text), ` ${alert.what} (${alert.level} at ${alert.comparator.replace(">=", "≥")} ${alert.value}${alert.unit ? ` ${alert.unit}` : ""})`, queue && h("span", { class: "quiet" }, `: ${queue.reason}`)),
     actions(incident, again),
     alert.plot && plot(incident, history),
     incident.jobs && jobTable(incident.jobs, { empty: "No such job at this moment." }),
     incident.groups?.length > 0 && h("ul", {}, incident.groups.map((group) => h("li", {}, h("a", { href: `#/dead/${group.queue}?error=${encodeURIComponent(group.error)}` }, group.error), ` ${count(group.n)} of ${group.actor ?? group.reason}`))),
-    runbook[alert.alert] && h("details", { data: { key } }, h("summary", {}, "Runbook"), prose(runbook[alert.alert])),
+    runbook[alert.alert] && h("details", { open, data: { key } }, h("summary", {}, "Runbook"), prose(runbook[alert.alert])),
   );
 }
 
@@ -109,32 +136,41 @@ function plot({ alert, queue }, history) {
 }
 
 /** Draw the actions that the runbook names for an incident, each with its plan, and the links to the jobs. */
-function actions({ alert, queue }, again) {
-  if (!queue) return alert.signal === "workers" ? command("sploot-cluster worker") : h("div", { class: "row" }, h("a", { href: "#/dead" }, "Dead letters by error"), h("a", { href: "#/activity" }, "All plots"));
+function actions({ alert, queue, jobs, failing = [] }, again) {
+  if (alert.signal === "workers") return command("sploot-cluster worker");
+  const links = queue
+    ? [alert.jobs && h("a", { href: alert.jobs === "dead" ? `#/dead/${queue.queue}` : `#/jobs/${queue.queue}/${alert.jobs}` }, "All of them")]
+    : [h("a", { href: "#/dead" }, "Dead letters by error"), h("a", { href: "#/activity" }, "All plots")];
+  return h("div", { class: "row" }, may("apply_plan") && (queue ? ofQueue(alert, queue, jobs ?? [], again) : failing.map((one) => labelled(one, again))), links);
+}
+
+/** A pause button that names its queue. */
+function labelled(queue, again) {
+  const button = pauseButton(queue, again);
+  button.textContent = `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}…`;
+  return button;
+}
+
+function ofQueue(alert, queue, jobs, again) {
   const name = queue.queue;
   const dead = queue.consumers.filter((one) => one.pending && !one.is_alive);
+  // living workers whose jobs hang; only with their consent to run twice can these jobs go elsewhere
+  const hanging = alert.signal === "overdue" ? [...new Set(jobs.filter((job) => job.is_worker_alive).map((job) => job.worker))] : [];
   const button = (text, action, body, cli) => h("button", { type: "button", onclick: () => act(name, action, body, { title: `${text.replace("…", "")} ${name}`, cli: ["queue", ...cli], again }) }, text);
-  return h(
-    "div",
-    { class: "row" },
-    may("apply_plan") && [
-      queue.is_paused && button("Resume…", "resume", {}, ["resume", name]),
-      dead.map((one) => button(`Rescue ${one.name}…`, "rescue", { consumer: one.name }, ["rescue", name, "--consumer", one.name])),
-      queue.orphaned > 0 && h("button", { type: "button", onclick: () => rescue(name, again) }, "Rescue orphans…"),
-      alert.jobs === "dead" && button("Requeue those of the last half hour…", "requeue", { matching: { since_s: 1800 } }, ["dead", "requeue", name, "--since", "30m"]),
-    ],
-    alert.jobs && h("a", { href: alert.jobs === "dead" ? `#/dead/${name}` : `#/jobs/${name}/${alert.jobs}` }, "All of them"),
-  );
+  return [
+    dead.map((one) => button(`Rescue ${shortName(one.name)}…`, "rescue", { consumer: one.name }, ["rescue", name, "--consumer", one.name])),
+    hanging.map((worker) => button(`Rescue ${shortName(worker)} although it lives…`, "rescue", { consumer: worker, even_if_alive: true }, ["rescue", name, "--consumer", worker, "--even-if-alive"])),
+    queue.orphaned > 0 && h("button", { type: "button", onclick: () => rescue(name, again) }, "Rescue orphans…"),
+    alert.jobs === "dead" && button("Requeue those of the last half hour…", "requeue", { matching: { since_s: 1800 } }, ["dead", "requeue", name, "--since", "30m"]),
+    pauseButton(queue, again),
+  ];
 }
 
 /** Draw a section of the runbook: paragraphs, lists, commands, `code` and **bold**; links become their text. */
 function prose(text) {
-  return text.split(/\n(?= *```)/).flatMap((block) => {
-    const fenced = block.match(/^ *```\w*\n([\s\S]*?)\n *```\n?([\s\S]*)$/);
-    if (!fenced) return paragraphs(block);
-    const commands = fenced[1].split(/(?<!\\)\n/).map((line) => line.trim()).filter(Boolean);
-    return [...commands.map(command), ...paragraphs(fenced[2])];
-  });
+  const parts = text.split(/\n *```\w*\n([\s\S]*?)\n *```/);
+  const commandsOf = (code) => code.split(/(?<!\\)\n/).map((line) => line.trim()).filter(Boolean).map(command);
+  return parts.flatMap((part, at) => (at % 2 ? commandsOf(part) : paragraphs(part)));
 }
 
 const paragraphs = (text) => text.split(/\n(?=- |\n)/).map((part) => part.replace(/^- /, "").trim()).filter(Boolean).map((part) => h("p", {}, inline(part)));

@@ -2,7 +2,7 @@
 
 import { get, may } from "./api.js";
 import { act } from "./actions.js";
-import { duration, go, h, table, when } from "./dom.js";
+import { duration, go, h, shortName, table, when } from "./dom.js";
 
 const STATES = { waiting: "Waiting", running: "Running", delayed: "Delayed and retrying" };
 const PAGE = 50;
@@ -50,7 +50,7 @@ export function jobTable(found, { empty, withQueue = false } = {}) {
 function row(one, withQueue) {
   const since = one.started_at ?? one.added_at;
   const by = one.worker
-    ? [h("span", { class: "id" }, one.worker), one.is_worker_alive === false && h("strong", { class: "is-critical" }, " dead")]
+    ? [h("span", { class: "id", title: one.worker }, shortName(one.worker)), one.is_worker_alive === false && h("strong", { class: "is-critical" }, " dead")]
     : one.due_at ? ["due ", when(one.due_at)] : "–";
   return [
     h("td", {}, h("span", { class: `state is-${one.state}` }, one.state), one.attempts > 0 && h("p", { class: "quiet" }, `${one.attempts} failed: ${one.error ?? ""}`)),

@@ -24,6 +24,7 @@ let here = null;
 let timer = null;
 let readAt = null; // when the server read what is shown
 let loadedAt = null; // the same on the clock of this page
+let shown = null; // the data of the page
 let problem = ""; // why nothing newer is shown
 
 /** Return the page for a broken link, which shows what is wrong with it. */
@@ -67,7 +68,7 @@ async function show({ again = false } = {}) {
     const data = await place.load(visit);
     if (here !== visit) return;
     document.getElementById("sign-in").hidden = true;
-    [readAt, loadedAt, problem] = [new Date(), performance.now(), ""];
+    [readAt, loadedAt, problem, shown] = [new Date(), performance.now(), "", data];
     draw(place.draw(data, visit, reload), { again, visit });
   } catch (error) {
     if (here !== visit) return;
@@ -96,8 +97,10 @@ function keepFresh() {
 function onNews(news) {
   const visit = here;
   if (!visit.place.news || loadedAt === null) return;
-  [readAt, loadedAt, problem] = [new Date(news.read.at), performance.now(), ""];
-  draw(visit.place.draw(visit.place.news(news), visit, reload), { again: true, visit });
+  const data = visit.place.news(news, shown);
+  if (data === null) return reload();
+  [readAt, loadedAt, problem, shown] = [new Date(news.read.at), performance.now(), "", data];
+  draw(visit.place.draw(data, visit, reload), { again: true, visit });
   showFreshness();
 }
 

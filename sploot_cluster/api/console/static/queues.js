@@ -1,8 +1,8 @@
 // The page of the queues: their figures, their workers, the reasons for waiting work, and the audit log.
 
 import { get, may } from "./api.js";
-import { ask, count, duration, h, number, shell, table, when } from "./dom.js";
-import { act } from "./actions.js";
+import { ask, count, duration, h, number, shell, shortName, table, when } from "./dom.js";
+import { act, inverseOf, pauseButton, switchButton } from "./actions.js";
 import { rescue } from "./jobs.js";
 import { levelOf, thresholds } from "./thresholds.js";
 
@@ -32,7 +32,7 @@ export const queues = {
       workerTable(workers, again),
       h("h2", {}, "Periodic jobs"),
       periodicTable(periodic),
-      audit && [h("h2", {}, "Audit log"), auditTable(audit.records)],
+      audit && [h("h2", {}, "Audit log"), auditTable(audit.records, queues, again)],
     ];
   },
 };
@@ -73,15 +73,6 @@ function banner(queues) {
   return h("div", { class: `banner is-${worst}` }, h("strong", {}, worst === "critical" ? "Action needed" : "Warning"), h("ul", {}, worries.map(([, text]) => h("li", {}, text))), link);
 }
 
-function pauseButton(queue, again) {
-  const action = queue.is_paused ? "resume" : "pause";
-  return h(
-    "button",
-    { type: "button", onclick: () => act(queue.queue, action, {}, { title: `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}`, cli: ["queue", action, queue.queue], again }) },
-    queue.is_paused ? "Resume…" : "Pause…",
-  );
-}
-
 const rescueButton = (queue, again) => h("button", { type: "button", onclick: () => rescue(queue.queue, again) }, "Rescue orphans…");
 
 function cancelButton(queue, again) {
@@ -117,7 +108,7 @@ function choice(values) {
 /** Draw the worker processes and what each does. */
 function workerTable(workers, again) {
   const rows = workers.map((worker) => [
-    h("td", {}, h("strong", {}, nameOf(worker.name)), h("p", { class: "quiet" }, worker.queues.join(", "))),
+    h("td", {}, h("strong", { class: "id", title: worker.name }, shortName(worker.name)), h("p", { class: "quiet" }, worker.queues.join(", "))),
     h("td", {}, worker.jobs.length ? worker.jobs.map(held) : h("span", { class: "quiet" }, "idle"), more(worker)),
     number(worker.heartbeat_age_s === null ? "never" : duration(worker.heartbeat_age_s * 1000), worker.is_alive ? null : "critical"),
     h("td", { class: "actions" }, may("apply_plan") && !worker.is_alive && queuesOf(worker).map((queue) => [button("Rescue…", queue, "rescue", worker, again), " ", button("Retire…", queue, "retire-consumer", worker, again)])),
@@ -128,9 +119,6 @@ function workerTable(workers, again) {
     rows.length > 0 && table(["worker", "now", { text: "last heartbeat", class: "number" }, ""], rows),
   ];
 }
-
-/** A consumer's name is host:pid:birth:random; the first two are enough for people. */
-const nameOf = (name) => h("span", { class: "id", title: name }, name.split(":").length === 4 ? name.split(":").slice(0, 2).join(":") : name);
 
 const queuesOf = (worker) => [...new Set(worker.jobs.map(({ job }) => job.queue))];
 
@@ -164,7 +152,18 @@ function button(text, queue, action, worker, again) {
   return h("button", { type: "button", onclick: () => act(queue, action, body, { title: `${text.replace("…", "")} ${worker.name}`, cli, again }) }, text);
 }
 
-function auditTable(records) {
-  const rows = records.map((record) => [when(record.at), record.by, record.action, record.queue, h("td", {}, record.state === "begun" ? "begun; it did not finish, and may be partly done" : record.result), record.note]);
-  return table(["when", "by", "action", "queue", "result", "reason"], rows, { empty: "No action has been taken yet." });
+/** Draw the audit log. What still holds and can be taken back has a button. */
+function auditTable(records, queues, again) {
+  const isHeld = ({ action, queue, state }, at) =>
+    state === "done" && action === (queues.find((one) => one.queue === queue)?.is_paused ? "pause" : "resume") && records.findIndex((one) => one.queue === queue && inverseOf(one.action)) === at;
+  const rows = records.map((record, at) => [
+    when(record.at),
+    record.by,
+    record.action,
+    record.queue,
+    h("td", {}, record.state === "begun" ? "begun; it did not finish, and may be partly done" : record.result),
+    record.note,
+    h("td", { class: "actions" }, may("apply_plan") && isHeld(record, at) && switchButton("Take back…", record.queue, inverseOf(record.action), again)),
+  ]);
+  return table(["when", "by", "action", "queue", "result", "reason", ""], rows, { empty: "No action has been taken yet." });
 }
