@@ -315,6 +315,43 @@ class Found:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CarefulRequeue:
+    """How a canary requeues dead letters: one first and, if it succeeds, the rest at a limited rate.
+
+    Attributes:
+        per_s: how many of the rest are requeued per second.
+        wait_s: how long the first one may take to end.
+        stop_after: the canary stops when this many have failed again.
+    """
+
+    per_s: float = 10.0
+    wait_s: float = 60.0
+    stop_after: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryRun:
+    """A canary that a server runs: a careful requeue of the dead letters of a plan."""
+
+    plan_id: str
+    queue: str
+    state: Literal["running", "succeeded", "stopped", "interrupted"] = dataclasses.field(
+        metadata=described(
+            "`stopped`: some failed again, or an operator stopped it. `interrupted`: its server ended; what it did not "
+            "requeue is still a dead letter."
+        )
+    )
+    by: str
+    per_s: float = dataclasses.field(metadata=described("How many are requeued per second, after the first."))
+    n_planned: int
+    n_requeued: int
+    n_died: int = dataclasses.field(metadata=described("How many of the requeued failed again."))
+    reason: str = dataclasses.field(metadata=described("One sentence on its result; empty while it runs."))
+    started_at: datetime
+    changed_at: datetime
+
+
 class PlanUnknown(LookupError):
     """Raised when a plan does not exist: it was applied, is older than an hour, or was never made."""
 
@@ -448,6 +485,18 @@ class QueueOperations(Protocol):
 
     def act(self, plan: Plan, *, by: str, via: str, note: str = ...) -> Done:
         """Apply the plan to the entries that have not changed since it was made, and write the audit record."""
+        ...
+
+    def start_canary(self, plan: Plan, how: CarefulRequeue, *, by: str, via: str, note: str = ...) -> CanaryRun:
+        """Begin to requeue the dead letters of a plan carefully, in the background; see :meth:`canaries`."""
+        ...
+
+    def canaries(self) -> Sequence[CanaryRun]:
+        """Return the canaries of the last day, of all servers, the newest first."""
+        ...
+
+    def stop_canary(self, plan_id: str) -> CanaryRun | None:
+        """Ask a canary to stop before its next step; return it, or None if it is unknown."""
         ...
 
     def audit(self, limit: int = ..., *, cursor: str | None = ...) -> Page[AuditRecord]:

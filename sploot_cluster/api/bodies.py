@@ -295,3 +295,15 @@ class Apply(_Body):
     note: Annotated[str, Field(max_length=MAX_TEXT, description="The reason, for the audit log.")] = ""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"note": "INC-7"}]})
+
+
+class CanaryOf(Apply):
+    """The confirmation of a plan to requeue dead letters with a canary: one first and, if it succeeds, the rest."""
+
+    per_s: Annotated[float, Field(ge=0.01, le=10_000, description="How many of the rest are requeued per second.")] = (
+        10.0
+    )
+    wait_s: Annotated[float, Field(ge=0, le=3_600, description="Seconds that the first one may take to end.")] = 60.0
+    stop_after: Annotated[int, Field(ge=1, le=10_000, description="Stop when this many have failed again.")] = 3
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"note": "INC-7", "per_s": 5}]})

@@ -85,6 +85,9 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "plan_purge": _OPERATORS,
     "plan_cancel": _OPERATORS,
     "apply_plan": _OPERATORS,
+    "list_canaries": _OPERATORS,
+    "start_canary": _OPERATORS,
+    "stop_canary": _OPERATORS,
 }
 
 

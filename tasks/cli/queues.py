@@ -14,7 +14,7 @@ import typer
 from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64
-from sploot_cluster.queues import LONGEST_S, DeadLetterFilter, DeadLetterView, Done, Plan
+from sploot_cluster.queues import LONGEST_S, CarefulRequeue, DeadLetterFilter, DeadLetterView, Done, Plan
 from tasks.cli.screen import err, out, print_block, print_json, print_table, table_of
 from tasks.cli.shared import (
     FAILED,
@@ -306,14 +306,16 @@ def queue_apply(
     """Apply a saved plan (once, to exactly the ids it listed)."""
     with _operations() as operations:
         plan = operations.take(plan_id)
-        if canary and plan.action != "requeue":
-            operations.keep(plan)
-            raise InvalidInput(
-                "--canary", f"{plan_id} is a plan to {plan.action}, not to requeue", "leave --canary out"
-            )
         act = None
         if canary:
-            act = _with_canary(operations, wait_s=wait, per_s=rate, stop_after=stop_after, by=by, note=note)
+            from tasks.queue_ops.operations import check_canary
+
+            try:
+                check_canary(plan)
+            except InvalidInput:
+                operations.keep(plan)
+                raise
+            act = _with_canary(operations, CarefulRequeue(rate, wait, stop_after), by=by, note=note)
         _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
 
 
@@ -419,7 +421,7 @@ def dead_requeue(
         plan = operations.plan_requeue(queue, dead_letter_ids=ids, matching=matching)
         act = None
         if canary:
-            act = _with_canary(operations, wait_s=wait, per_s=rate, stop_after=stop_after, by=by, note=note)
+            act = _with_canary(operations, CarefulRequeue(rate, wait, stop_after), by=by, note=note)
         _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json, act=act)
 
 
@@ -499,21 +501,8 @@ def _action(
         raise typer.Exit(FAILED)
 
 
-def _with_canary(
-    operations: Operations, *, wait_s: float, per_s: float, stop_after: int, by: str, note: str
-) -> Callable[[Plan], Done]:
-    def act(plan: Plan) -> Done:
-        with operations.acting(plan, by=by, via=VIA, note=note) as result:
-            canary = operations.canary(wait_s=wait_s, per_s=per_s, stop_after=stop_after)
-            careful = canary.requeue(plan)
-            reason = careful.reason + (f"; {careful.n_left} were not touched" if careful.n_left else "")
-            done = Done(
-                plan.plan_id, plan.action, plan.queue, len(plan.entries), careful.n_requeued, careful.is_good, reason
-            )
-            result.append(done)
-        return done
-
-    return act
+def _with_canary(operations: Operations, how: CarefulRequeue, *, by: str, note: str) -> Callable[[Plan], Done]:
+    return lambda plan: operations.requeue_carefully(plan, how, by=by, via=VIA, note=note)
 
 
 def _show(plan: Plan) -> None:

@@ -5,8 +5,8 @@
     audit()   lists who did what, when, and how it ended; some 10,000 entries are kept
 
 No listing ever shows an embedding. ``operations`` is the entry point; ``entries`` extracts facts from entries,
-``dead_letters`` selects dead letters, ``canary`` requeues carefully, ``overdue`` finds jobs that are held too long, and
-``pet_index`` finds a pet's jobs among 100,000.
+``dead_letters`` selects dead letters, ``canary`` requeues carefully and ``canary_runs`` does so in the background,
+``overdue`` finds jobs that are held too long, and ``pet_index`` finds a pet's jobs among 100,000.
 """
 
 from tasks.queue_ops.operations import Operations

@@ -51,6 +51,7 @@ class Canary:
         per_s: how many of the rest are requeued per second.
         stop_after: stop when this many jobs have failed again.
         on_step: called after each step with the number of jobs requeued and the number that failed again.
+        should_stop: asked before each step; returns why to stop, or an empty string.
         clock, sleep: in seconds; replaced by tests.
     """
 
@@ -62,12 +63,13 @@ class Canary:
         per_s: float = 10.0,
         stop_after: int = 3,
         on_step: Callable[[int, int], None] = lambda requeued, died: None,
+        should_stop: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._broker = broker
         self._wait_s, self._per_s, self._stop_after = wait_s, per_s, stop_after
-        self._on_step, self._clock, self._sleep = on_step, clock, sleep
+        self._on_step, self._should_stop, self._clock, self._sleep = on_step, should_stop, clock, sleep
 
     def requeue(self, plan: Plan) -> Requeued:
         """Requeue the plan's dead letters. Broker errors pass through; dead letters not yet requeued are then kept."""
@@ -90,6 +92,8 @@ class Canary:
         match self._fate_of(first, entry_id, watch):
             case "died":
                 return Requeued(1, 1, len(rest), False, f"the first one failed again: {watch.last_error}; stopped")
+            case "unknown" if why := self._should_stop():
+                return Requeued(1, 0, len(rest), False, f"{why}; stopped after the first one")
             case "unknown":
                 state = watch.where(first, entry_id)
                 return Requeued(1, 0, len(rest), False, f"after {self._wait_s:g} s the first one {state}; stopped")
@@ -107,6 +111,8 @@ class Canary:
             if n_died >= self._stop_after:
                 why = f"{n_died} failed again, the last with: {watch.last_error}; stopped"
                 return Requeued(n_requeued, n_died, n_left + len(rest) - number, False, why)
+            if why := self._should_stop():
+                return Requeued(n_requeued, n_died, n_left + len(rest) - number, False, f"{why}; stopped")
             try:
                 (entry_id,) = dead_letters.put_back([dead_letter.id])
                 n_requeued += is_requeued(entry_id)
@@ -115,7 +121,7 @@ class Canary:
             except DeadLetterTooLarge as refused:
                 n_left, why_left = n_left + 1, str(refused)
             self._on_step(n_requeued, n_died)
-            self._sleep(max(0.0, started_at + (number + 1) / self._per_s - self._clock()))
+            self._pause_until(started_at + (number + 1) / self._per_s)
         n_died = self._settled(watch)
         if n_died:
             why = f"{n_died} of {n_requeued} failed again: {watch.last_error}"
@@ -125,6 +131,12 @@ class Canary:
             return Requeued(n_requeued, 0, n_left, False, why)
         return Requeued(n_requeued, 0, 0, True, f"{n_requeued} requeued, none failed again")
 
+    def _pause_until(self, at: float) -> None:
+        """Sleep, a second at a time at low rates, so that a request to stop is seen."""
+        while (left := at - self._clock()) > 1 and not self._should_stop():
+            self._sleep(1.0)
+        self._sleep(max(0.0, left))
+
     def _fate_of(self, dead_letter: DeadLetter, entry_id: str, watch: _Watch) -> Fate:
         deadline = self._clock() + self._wait_s
         while True:
@@ -133,7 +145,7 @@ class Canary:
             if watch.where(dead_letter, entry_id) == ENDED:
                 # the job may have failed between the two checks
                 return "died" if watch.n_died() else "succeeded"
-            if self._clock() >= deadline:
+            if self._clock() >= deadline or self._should_stop():
                 return "unknown"
             self._sleep(POLL_S)
 
@@ -141,7 +153,7 @@ class Canary:
         """Return how many jobs failed again, once the queue is idle or the wait is over."""
         deadline = self._clock() + self._wait_s
         while self._clock() < deadline and watch.n_died() < self._stop_after:
-            if watch.is_idle():
+            if watch.is_idle() or self._should_stop():
                 break
             self._sleep(POLL_S)
         return watch.n_died()

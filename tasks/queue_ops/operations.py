@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from itertools import islice
@@ -18,6 +17,8 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.queues import (
     Action,
     AuditRecord,
+    CanaryRun,
+    CarefulRequeue,
     ConsumerStatus,
     DeadLetterFilter,
     DeadLetterGroup,
@@ -39,6 +40,7 @@ from tasks.observe.history import read_history
 from tasks.observe.periodic_runs import periodic_jobs
 from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.canary import HELD, Canary
+from tasks.queue_ops.canary_runs import CanaryRuns
 from tasks.queue_ops.dead_letters import groups_of, page_of, select, view_of
 from tasks.queue_ops.listing import jobs_of
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
@@ -73,9 +75,11 @@ class Operations:
         self._client = client
         self._plans = Plans(client)
         self._audit = AuditLog(client)
+        self._canaries = CanaryRuns(client)
 
     def close(self) -> None:
-        """Close the connections that this object opened; ``client`` belongs to the caller."""
+        """Stop the canaries, and close the connections that this object opened; ``client`` belongs to the caller."""
+        self._canaries.close()
         self._broker.close()
 
     # -- inspect -------------------------------------------------------------------------------------------------
@@ -384,17 +388,55 @@ class Operations:
             done = entry.done = self._done(plan)
             return done
 
-    @contextmanager
-    def acting(self, plan: Plan, *, by: str, via: str, note: str = "") -> Iterator[list[Done]]:
-        """Audit an action that runs in several steps; the caller appends its final ``Done`` to the yielded list."""
-        result: list[Done] = []
+    def requeue_carefully(
+        self,
+        plan: Plan,
+        how: CarefulRequeue,
+        *,
+        by: str,
+        via: str,
+        note: str = "",
+        on_step: Callable[[int, int], None] = lambda requeued, died: None,
+        should_stop: Callable[[], str] = lambda: "",
+    ) -> Done:
+        """Requeue the dead letters of a plan with a canary, and record it in the audit; see :class:`Canary`."""
+        canary = Canary(
+            self._broker,
+            wait_s=how.wait_s,
+            per_s=how.per_s,
+            stop_after=how.stop_after,
+            on_step=on_step,
+            should_stop=should_stop,
+        )
         with reaching_redis(ACTED), self._audit.writing(plan, by=by, via=via, note=note) as entry:
-            yield result
-            (entry.done,) = result
+            careful = canary.requeue(plan)
+            reason = careful.reason + (f"; {careful.n_left} were not touched" if careful.n_left else "")
+            entry.done = _ended(plan, careful.n_requeued, reason, is_complete=careful.is_good)
+            return entry.done
 
-    def canary(self, *, wait_s: float, per_s: float, stop_after: int) -> Canary:
-        """Return a canary that requeues a plan's dead letters carefully, for use within :meth:`acting`."""
-        return Canary(self._broker, wait_s=wait_s, per_s=per_s, stop_after=stop_after)
+    def start_canary(self, plan: Plan, how: CarefulRequeue, *, by: str, via: str, note: str = "") -> CanaryRun:
+        """Begin :meth:`requeue_carefully` in a thread of this process.
+
+        Raises:
+            InvalidInput: the plan is another action, or too many canaries run.
+        """
+
+        def requeue(on_step: Callable[[int, int], None], should_stop: Callable[[], str]) -> Done:
+            return self.requeue_carefully(
+                plan, how, by=by, via=via, note=note, on_step=on_step, should_stop=should_stop
+            )
+
+        check_canary(plan)
+        with reaching_redis():
+            return self._canaries.start(plan, how, by=by, requeue=requeue)
+
+    def canaries(self) -> Sequence[CanaryRun]:
+        with reaching_redis():
+            return self._canaries.all()
+
+    def stop_canary(self, plan_id: str) -> CanaryRun | None:
+        with reaching_redis():
+            return self._canaries.stop(plan_id, why="an operator stopped it")
 
     def _done(self, plan: Plan) -> Done:
         match plan.action:
@@ -619,6 +661,17 @@ def queue_named(text: str) -> str:
     if len(found) == 1:
         return found[0]
     raise InvalidInput("queue", f"{text!r} matches {len(found)} queues", f"choose from {', '.join(found or QUEUES)}")
+
+
+def check_canary(plan: Plan) -> None:
+    """Check that a canary can apply the plan.
+
+    Raises:
+        InvalidInput: it is not a plan to requeue.
+    """
+    if plan.action != "requeue":
+        problem = f"{plan.plan_id} is a plan to {plan.action}, not to requeue"
+        raise InvalidInput("canary", problem, "apply it without a canary")
 
 
 def _commands_to_cancel(keys: QueueKeys, entries: Sequence[PlannedEntry], alive: Collection[str]) -> list[str]:

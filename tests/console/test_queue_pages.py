@@ -24,7 +24,7 @@ from tasks.observe.periodic_runs import recording_run
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import take
 from tests.support import eventually
-from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk, worker_that_refuses
 
 pytestmark = pytest.mark.slow
 
@@ -154,6 +154,39 @@ def test_dead_letters_are_shown_by_error_and_page_by_page(page: Page, desk: Desk
     page.open("dead/embedding.ingested")
     page.click("TimeoutError", within="//table")
     page.sees("1 of 102 match")
+
+
+def test_many_dead_letters_are_requeued_by_a_canary(page: Page, desk: Desk, redis_client: redis.Redis) -> None:
+    desk.bury(*range(12), error="ValueError: no")
+    desk.bury(20, error="TimeoutError: slow")
+
+    page.open("dead/embedding.ingested")
+    page.click("Requeue…", within="//tr[td//a[text()='ValueError']]")
+    page.sees("One first, as a canary")
+    page.sees("--canary --rate 10 --stop-after 3")
+    page.click("Yes, 12 entries")
+    page.sees("Canary running")
+    page.sees("1 of 12 requeued")
+    with worker_that_refuses(redis_client, *(f"media-{number}" for number in range(1, 12))):
+        page.sees("Canary stopped")
+    page.sees("failed again")
+
+    assert desk.operations.audit().records[0].state == "failed"
+    assert page.complaints() == []
+
+
+def test_canary_is_stopped_from_the_page(page: Page, desk: Desk) -> None:
+    desk.bury(*range(3))
+
+    page.open("dead/embedding.ingested")
+    page.click("Requeue all…")
+    page.click_on("[name=how][value=canary]")
+    page.click("Yes, 3 entries")
+    page.sees("Canary running")
+    page.click("Stop", within="//section")
+
+    page.sees("an operator stopped it")
+    assert len(desk.dead_letter_ids()) == 2
 
 
 def test_activity_is_drawn_with_thresholds(page: Page, redis_client: redis.Redis) -> None:

@@ -19,6 +19,7 @@ from tasks.contracts import QUEUES as TASK_QUEUES
 from tasks.settings import Settings
 from tests.sploot_cluster.api.front import API, client_of
 from tests.sploot_cluster.api.test_envelope import served
+from tests.support import eventually
 from tests.tasks.queue_ops.desk import STUCK, Desk
 
 TOKENS = Tokens(tuple(Token(role, role, f"{role}-secret-0123456789") for role in Role))
@@ -148,6 +149,27 @@ def test_stream_pushes_changes_and_ends_with_the_server(redis_url: str, desk: De
     connection.close()
     assert b"x-accel-buffering: no" in received.lower()
     assert received.index(b'"is_paused":false') < received.index(b'"is_paused":true')
+
+
+def test_plan_is_applied_with_a_canary(api: Caller, desk: Desk) -> None:
+    desk.bury(1, 2)
+    pause = api.post("/embedding/pause", {}).json()["plan_id"]
+    plan_id = api.post("/embedding/requeue", {"matching": {}}).json()["plan_id"]
+
+    refused = api.post(f"/plans/{pause}/canary", {})
+    invalid = api.post(f"/plans/{plan_id}/canary", {"per_s": 0})
+    begun = api.post(f"/plans/{plan_id}/canary", {"note": "INC-7", "per_s": 5})
+    stopped = api.post(f"/canaries/{plan_id}/stop", {})
+
+    assert (refused.status_code, invalid.status_code) == (422, 422)
+    assert (begun.status_code, stopped.status_code) == (202, 202)
+    assert (begun.json()["state"], begun.json()["n_planned"], begun.json()["per_s"]) == ("running", 2, 5)
+    eventually(lambda: api.get("/canaries").json()["canaries"][0]["state"] == "stopped")
+    # a plan that a canary cannot apply is kept
+    assert api.post(f"/plans/{pause}/apply", {}).status_code == 202
+    assert api.post(f"/plans/{plan_id}/canary", {}).status_code == 404
+    assert api.post("/canaries/p-0/stop", {}).status_code == 404
+    assert api.get("/canaries", "viewer").status_code == 403
 
 
 def test_plan_can_be_applied_only_once(api: Caller, desk: Desk) -> None:

@@ -124,6 +124,8 @@ BODIES: Final[dict[str, Any]] = {
     "plan_cancel": {"pet_id": 42},
     "plan_purge": {},
     "apply_plan": {"plan_id": "p-00000000"},
+    "start_canary": {},
+    "stop_canary": {},
 }
 # Routes that enqueue or write, whatever the state of the pet.
 WORK: Final = frozenset({"recluster", "dismiss_media", "ingest_embeddings"})

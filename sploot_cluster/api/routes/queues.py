@@ -13,14 +13,17 @@ from starlette.responses import Response
 
 from sploot_cluster.api.admission import BEARER, IDEMPOTENCY_KEY, READS, WRITES, Admission, CallerOf
 from sploot_cluster.api.answers import NEXT_CURSOR
-from sploot_cluster.api.bodies import Apply, CancelJobs, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
+from sploot_cluster.api.bodies import Apply, CanaryOf, CancelJobs, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
 from sploot_cluster.api.live import MEDIA_TYPE, EventStream, Feed, encoded
 from sploot_cluster.api.numbers import IdInAddress, Seconds
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
 from sploot_cluster.api.routes.jobs import PREFIX
 from sploot_cluster.api.routes.pets import CURSOR_OF_PAGE
+from sploot_cluster.errors import InvalidInput
 from sploot_cluster.queues import (
     AuditRecord,
+    CanaryRun,
+    CarefulRequeue,
     DeadLetterFilter,
     DeadLetterGroup,
     DeadLetterView,
@@ -81,6 +84,12 @@ class PeriodicJobs(BaseModel):
     """The jobs that the scheduler sends."""
 
     jobs: list[PeriodicJob]
+
+
+class Canaries(BaseModel):
+    """The canaries of the last day."""
+
+    canaries: list[CanaryRun]
 
 
 class Jobs(BaseModel):
@@ -222,6 +231,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
             raise Refusal(NOT_FOUND, f"queue {shown(queue)} has no dead letter {shown(dead_letter_id)}")
         return dead_letter
 
+    _add_canaries(router, operations)
     _add_events(router, operations)
     _add_plans(router, operations, of_queue, writes)
 
@@ -242,6 +252,49 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         return operations.act(plan, by=caller.name, via=VIA, note=body.note)
 
     return router
+
+
+def _add_canaries(router: APIRouter, operations: QueueOperations) -> None:
+    """Add the routes that requeue dead letters carefully."""
+    changing: Any = {"status_code": 202, "dependencies": [IDEMPOTENCY_KEY], "responses": documented(*WRITES, NOT_FOUND)}
+
+    @router.get(
+        "/canaries",
+        operation_id="list_canaries",
+        summary="List the canaries",
+        responses=documented(*READS, QUEUE_UNAVAILABLE),
+    )
+    def list_canaries() -> Canaries:
+        """Return the canaries of the last day, of all servers, the newest first."""
+        return Canaries(canaries=list(operations.canaries()))
+
+    @router.post(
+        "/plans/{plan_id}/canary", operation_id="start_canary", summary="Apply a plan with a canary", **changing
+    )
+    def start_canary(plan_id: str, body: CanaryOf, caller: CallerOf) -> CanaryRun:
+        """Requeue the dead letters of a plan: the oldest first and, if its job succeeds, the rest at a limited rate.
+
+        Stops if the first job does not succeed, or if several fail again. It runs in the background, and
+        `GET /queues/canaries` shows how far it is. What was not requeued when it ends is still a dead letter.
+        """
+        try:
+            plan = operations.take(plan_id)
+        except PlanUnknown as unknown:
+            raise Refusal(NOT_FOUND, str(unknown)) from unknown
+        how = CarefulRequeue(body.per_s, body.wait_s, body.stop_after)
+        try:
+            return operations.start_canary(plan, how, by=caller.name, via=VIA, note=body.note)
+        except InvalidInput:
+            operations.keep(plan)
+            raise
+
+    @router.post("/canaries/{plan_id}/stop", operation_id="stop_canary", summary="Stop a canary", **changing)
+    def stop_canary(plan_id: str, body: Nothing) -> CanaryRun:
+        """Ask a canary to stop before its next step. What was requeued stays requeued."""
+        run = operations.stop_canary(plan_id)
+        if run is None:
+            raise Refusal(NOT_FOUND, f"there is no canary of plan {shown(plan_id)}; those of the last day are listed")
+        return run
 
 
 def _add_events(router: APIRouter, operations: QueueOperations) -> None:

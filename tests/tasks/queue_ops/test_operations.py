@@ -16,6 +16,7 @@ from sploot_cluster.jobs import QueueUnavailable
 from sploot_cluster.queues import DeadLetterFilter, JobsState, PlanUnknown, QueueJob
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP
+from tasks.queue_ops.audit import AuditLog
 from tasks.queue_ops.operations import queue_named
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
@@ -493,7 +494,7 @@ def test_killed_action_stays_begun_in_the_audit(desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
-    begun = desk.operations.acting(plan, by="ada", via="test")
+    begun = AuditLog(desk.client).writing(plan, by="ada", via="test", note="")
 
     begun.__enter__()  # the block is never left, as when the process is killed
 

@@ -1,7 +1,8 @@
 // Actions that change a queue: show the plan, ask for confirmation, then apply exactly that plan.
 
 import { post } from "./api.js";
-import { ask, count, h, notice, shell } from "./dom.js";
+import { choice, options, wanted } from "./canary.js";
+import { ask, count, go, h, notice, shell } from "./dom.js";
 
 /** The actions that take another one back. */
 const INVERSES = { pause: "resume", resume: "pause" };
@@ -29,17 +30,26 @@ export async function act(queue, action, body, { title, cli, danger = false, aga
       title,
       danger,
       action: plan.entries.length ? `Yes, ${count(plan.entries.length)} ${plan.entries.length === 1 ? "entry" : "entries"}` : "Yes",
-      cli: (values) => commands(plan, cli, values.get("note").trim()),
+      cli: (values) => commands(plan, cli, [...options(values), ...noteOf(values.get("note").trim())]),
       body: [
         h("p", {}, plan.effect),
         plan.warnings.map((warning) => h("p", { class: "banner is-warning" }, warning)),
+        choice(plan),
         h("p", { class: "quiet" }, "Redis commands:"),
         h("pre", {}, plan.commands.join("\n")),
         h("label", { class: "row" }, "Reason, for the audit log: ", h("input", { name: "note", maxlength: 256, placeholder: "ticket or incident" })),
       ],
     });
     if (!answers) return;
-    const done = await post(`queues/plans/${encodeURIComponent(plan.plan_id)}/apply`, { note: answers.get("note").trim() });
+    const note = answers.get("note").trim();
+    const address = `queues/plans/${encodeURIComponent(plan.plan_id)}`;
+    const careful = wanted(answers);
+    if (careful) {
+      await post(`${address}/canary`, { note, ...careful });
+      notice("The canary runs: one dead letter first.", { kind: "good" });
+      return go(`#/dead/${queue}`);
+    }
+    const done = await post(`${address}/apply`, { note });
     const shown = notice(done.reason, { kind: done.is_complete ? "good" : "bad", stay: !done.is_complete });
     const inverse = done.is_complete && inverseOf(action);
     if (inverse) shown.querySelector("span").append(" ", switchButton("Take back…", queue, inverse, again));
@@ -49,9 +59,11 @@ export async function act(queue, action, body, { title, cli, danger = false, aga
   }
 }
 
+const noteOf = (note) => (note ? ["--note", note] : []);
+
 /** A plan about entries lists their ids, and a plan made later may list others. So show both commands. */
-function commands(plan, words, note) {
-  const yes = [...(note ? ["--note", note] : []), "--yes"];
+function commands(plan, words, more) {
+  const yes = [...more, "--yes"];
   const newPlan = shell(...words, ...yes);
   if (!plan.entries.length) return { "On the command line:": newPlan };
   return {

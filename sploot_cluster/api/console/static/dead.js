@@ -1,6 +1,7 @@
 // Dead letters: why jobs failed permanently, and the actions to requeue or purge them.
 
 import { get } from "./api.js";
+import { canaries } from "./canary.js";
 import { write } from "./exact.js";
 import { count, duration, go, h, notice, number, table, when } from "./dom.js";
 import { act } from "./actions.js";
@@ -24,10 +25,10 @@ export const dead = {
     wanted.set("limit", PAGE);
     if (query.get("cursor")) wanted.set("cursor", query.get("cursor"));
     const path = `queues/${encodeURIComponent(chosen)}/dead`;
-    const [page, { groups }] = await Promise.all([get(`${path}?${wanted}`), get(`${path}/groups`)]);
-    return { queues, chosen, deadLetters: page.dead_letters, cursor: page.next_cursor, groups };
+    const [page, { groups }, { canaries: runs }] = await Promise.all([get(`${path}?${wanted}`), get(`${path}/groups`), get("queues/canaries")]);
+    return { queues, chosen, deadLetters: page.dead_letters, cursor: page.next_cursor, groups, runs: runs.filter((run) => run.queue === chosen) };
   },
-  draw({ queues, chosen, deadLetters, cursor, groups }, { query }, again) {
+  draw({ queues, chosen, deadLetters, cursor, groups, runs }, { query }, again) {
     const total = queues.find((queue) => queue.queue === chosen)?.dead ?? 0;
     const filter = filterOf(query);
     const filtered = Object.keys(filter).length > 0;
@@ -37,6 +38,7 @@ export const dead = {
     return [
       h("h1", {}, "Dead letters"),
       filters(queues, chosen, filter),
+      canaries(runs, again),
       h("p", { class: "quiet" }, filtered ? `${count(deadLetters.length)}${deadLetters.length === PAGE ? " or more" : ""} of ${count(total)} match.` : `${count(total)} in ${chosen}, newest first${total > PAGE ? `; the first ${PAGE} are shown` : ""}.`),
       h(
         "div",
@@ -44,18 +46,28 @@ export const dead = {
         h("button", { type: "button", disabled: !deadLetters.length, onclick: () => act(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
         h("button", { type: "button", disabled: !deadLetters.length, onclick: () => act(chosen, "purge", { matching: filter }, { title: `Purge ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
       ),
-      !filtered && groups.length > 1 && groupTable(groups, chosen),
+      !filtered && groups.length > 1 && groupTable(groups, chosen, again),
       table(["died", "reason", "actor", "pet", "error", ""], deadLetters.map((deadLetter) => row(deadLetter, chosen, again)), { empty: "No dead letters." }),
       pager(`#/dead/${chosen}`, query, cursor),
     ];
   },
 };
 
-/** Draw the kinds of failures, each with a link that filters for it. */
-function groupTable(groups, queue) {
-  const link = (group) => `#/dead/${queue}?${new URLSearchParams({ reason: group.reason, ...(group.actor && { actor: group.actor }), ...(group.error !== group.reason && { error: group.error }) })}`;
-  const rows = groups.map((group) => [h("a", { href: link(group) }, group.error), number(count(group.n)), group.reason, group.actor ?? "–", group.field ?? "–", when(group.oldest), when(group.newest)]);
-  return [h("h2", {}, "By error"), table(["error", { text: "dead letters", class: "number" }, "reason", "actor", "field", "oldest", "newest"], rows), h("h2", {}, "All")];
+/** Draw the kinds of failures, each with a link that filters for it, and its actions. */
+function groupTable(groups, queue, again) {
+  const rows = groups.map((group) => {
+    const filter = { reason: group.reason, ...(group.actor && { actor: group.actor }), ...(group.error !== group.reason && { error: group.error }) };
+    const options = Object.entries(filter).flatMap(([name, value]) => [`--${name}`, value]);
+    const button = (text, action, more) => h("button", { type: "button", onclick: () => act(queue, action, { matching: filter }, { title: `${text} ${group.error} of ${queue}`, cli: ["queue", "dead", action, queue, ...options], again, ...more }) }, `${text}…`);
+    return [
+      h("td", {}, h("a", { href: `#/dead/${queue}?${new URLSearchParams(filter)}` }, group.error), h("p", { class: "quiet" }, [group.reason, group.actor, group.field].filter(Boolean).join(", "))),
+      number(count(group.n)),
+      when(group.oldest),
+      when(group.newest),
+      h("td", { class: "actions" }, button("Requeue", "requeue"), " ", button("Purge", "purge", { danger: true })),
+    ];
+  });
+  return [h("h2", {}, "By error"), table(["error", { text: "dead letters", class: "number" }, "oldest", "newest", ""], rows), h("h2", {}, "All")];
 }
 
 const filterOf = (query) => Object.fromEntries([...query].filter(([name, value]) => name in FILTERS && value));
