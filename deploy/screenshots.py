@@ -39,7 +39,12 @@ PAGES: Final = {
     "recluster": "pet/{pet}/recluster",
     "no-pet": "pet/999999",
     "queues": "queues",
+    "incidents": "incidents",
+    "incident": "incidents/MediaClusterPendingHigh",
+    "activity": "activity",
     "dead-letters": "dead",
+    "waiting-jobs": "jobs/embedding.ingested/waiting",
+    "search": "find?text={pet}",
     "job": "job/unknown",
     "broken-link": "nowhere",
 }

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -14,7 +14,7 @@ import typer
 from sploot_cluster.answer_fields import public
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64
-from sploot_cluster.queues import LONGEST_S, CarefulRequeue, DeadLetterFilter, DeadLetterView, Done, Plan
+from sploot_cluster.queues import LONGEST_S, CarefulRequeue, DeadLetterFilter, DeadLetterView, Done, HeldJob, Plan
 from tasks.cli.screen import err, out, print_block, print_json, print_table, table_of
 from tasks.cli.shared import (
     FAILED,
@@ -100,6 +100,41 @@ def queue_status(as_json: AsJson = False) -> None:
                 one.name, queue_name, str(one.pending), _age(one.heartbeat_age_s), "yes" if one.is_alive else "no"
             )
         print_table(table)
+
+
+@app.command(name="workers", epilog=examples("sploot-cluster queue workers"))
+def queue_workers(as_json: AsJson = False) -> None:
+    """Show all workers, idle ones too, with the jobs that each has held longest."""
+    with _operations() as operations:
+        workers = operations.workers()
+        now = datetime.now(UTC)
+    if as_json:
+        print_json(workers)
+        return
+    table = table_of("worker", "heartbeat", "alive", "holds", "job", "pet", "for", "progress")
+    for worker in workers:
+        about = (worker.name, _age(worker.heartbeat_age_s), "yes" if worker.is_alive else "no", str(worker.n_jobs))
+        for held in worker.jobs or (None,):
+            table.add_row(*about, *(("idle", "", "", "") if held is None else _shown(held, now)))
+    print_table(table)
+
+
+@app.command(name="periodic", epilog=examples("sploot-cluster queue periodic"))
+def queue_periodic(as_json: AsJson = False) -> None:
+    """Show the periodic jobs with their last run, its outcome, and their next run."""
+    with _operations() as operations:
+        jobs = operations.periodic_jobs()
+    if as_json:
+        print_json(jobs)
+        return
+    table = table_of("job", "every", "last run", "outcome", "took", "next run", "error")
+    for job in jobs:
+        times = [
+            "–" if at is None else at.isoformat(sep=" ", timespec="seconds") for at in (job.last_run_at, job.next_at)
+        ]
+        outcome = job.outcome or "has not run"
+        table.add_row(job.actor, f"{job.every_s} s", times[0], outcome, _age(job.duration_s), times[1], job.error or "")
+    print_table(table)
 
 
 @app.command(name="pending", epilog=examples("sploot-cluster queue pending embedding --idle 5m"))
@@ -564,6 +599,16 @@ def _when_of(entry_id: str) -> str:
 
     at = added_at(entry_id)
     return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def _shown(held: HeldJob, now: datetime) -> tuple[str, str, str, str]:
+    """Return actor, pet, time and progress of a job that a worker holds."""
+    job, progress = held.job, ""
+    if held.progress is not None:
+        total = "" if held.progress.total is None else f" of {held.progress.total:g}"
+        progress = f"{held.progress.done:g}{total} {held.progress.note or ''}".strip()
+    since = None if job.started_at is None else (now - job.started_at).total_seconds()
+    return job.actor or job.job_id or "?", "" if job.pet_id is None else str(job.pet_id), _age(since), progress
 
 
 def _age(seconds: float | None) -> str:

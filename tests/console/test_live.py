@@ -90,7 +90,7 @@ def test_news_does_not_swallow_a_click(page: Page, redis_client: redis.Redis) ->
 
 def test_page_behind_a_buffering_proxy_loads_its_data(buffering: None, page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
-    page.sees("embedding.ingested has no running worker")
+    page.sees("No worker is running")
     assert "every 5 s" in state_of(page)
 
     redis_client.set(PAUSED, "1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,8 @@ import pytest
 import redis
 
 from tasks.cli.screen import err, out
+from tasks.contracts import EXPORT_PENDING_JOBS
+from tasks.observe.periodic_runs import recording_run
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
 from tests.tasks.command_line import CommandLine, Ran
@@ -44,6 +47,22 @@ ACTIONS = [
     ["dead", "requeue", "embedding", "--all", "--canary"],
     ["dead", "purge", "embedding", "--reason", "failed"],
 ]
+
+
+def test_workers_and_periodic_jobs_are_listed(cli: Cli, desk: Desk, redis_client: redis.Redis) -> None:
+    desk.add(1, pet_id=42)
+    desk.deliver()
+    with recording_run(redis_client, EXPORT_PENDING_JOBS):
+        pass
+
+    workers, periodic = cli("workers"), cli("periodic")
+    as_json = cli("workers", "--json")
+
+    assert (workers.code, periodic.code) == (0, 0)
+    assert STUCK in workers.out
+    assert "cluster_embedding" in workers.out
+    assert re.search(rf"{EXPORT_PENDING_JOBS}.*succeeded", periodic.out)
+    assert json.loads(as_json.out)[0]["jobs"][0]["job"]["pet_id"] == 42
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=" ".join)

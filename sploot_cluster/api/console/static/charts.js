@@ -48,8 +48,8 @@ function options({ series, unit, limits, marks, group }, place) {
     scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, ...limits.filter(([value]) => value < 3 * (high ?? 0)).map(([value]) => value), 1) * 1.05] } },
     axes: [{ ...axis, values: (_, times) => times.map((time) => new Date(time * 1e3).toISOString().slice(11, 16)) }, { ...axis, size: 60, values: (_, values) => values.map((value) => shown(value, unit)) }],
     series: [
-      { value: (_, seconds) => (seconds === null ? "" : `${new Date(seconds * 1e3).toISOString().slice(11, 16)} UTC`) },
-      ...series.map(([label], at) => ({ label, stroke: colour(COLOURS[at % COLOURS.length]), width: 1.5, spanGaps: false, points: { show: false }, value: (_, value) => shown(value, unit) })),
+      { value: (plot, seconds) => `${new Date((seconds ?? last(plot.data[0])) * 1e3).toISOString().slice(11, 16)} UTC` },
+      ...series.map(([label], at) => ({ label, stroke: colour(COLOURS[at % COLOURS.length]), width: 1.5, spanGaps: false, points: { show: false }, value: (plot, value, series, index) => shown(index === null ? last(plot.data[series]) : value, unit) })),
     ],
     hooks: { draw: [(plot) => limits.forEach(([value, level]) => line(plot, colour(`--${level}`), { y: value })), (plot) => marks.forEach((time) => line(plot, colour("--quiet"), { x: time }))] },
   };

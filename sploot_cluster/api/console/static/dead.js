@@ -39,15 +39,15 @@ export const dead = {
       h("h1", {}, "Dead letters"),
       filters(queues, chosen, filter),
       canaries(runs, again),
-      h("p", { class: "quiet" }, filtered ? `${count(deadLetters.length)}${deadLetters.length === PAGE ? " or more" : ""} of ${count(total)} match.` : `${count(total)} in ${chosen}, newest first${total > PAGE ? `; the first ${PAGE} are shown` : ""}.`),
-      h(
+      h("p", { class: "quiet" }, filtered ? `${count(deadLetters.length)}${deadLetters.length === PAGE ? " or more" : ""} of ${count(total)} match.` : `${count(total)} in ${chosen}${total > 0 ? ", newest first" : ""}${total > PAGE ? `; ${PAGE} per page` : ""}.`),
+      deadLetters.length > 0 && h(
         "div",
         { class: "row" },
-        h("button", { type: "button", disabled: !deadLetters.length, onclick: () => act(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
-        h("button", { type: "button", disabled: !deadLetters.length, onclick: () => act(chosen, "purge", { matching: filter }, { title: `Purge ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
+        h("button", { type: "button", onclick: () => act(chosen, "requeue", { matching: filter }, { title: `Requeue ${which} of ${chosen}`, cli: cli("requeue"), again }) }, `Requeue ${which}…`),
+        h("button", { type: "button", onclick: () => act(chosen, "purge", { matching: filter }, { title: `Purge ${which} of ${chosen} permanently`, cli: cli("purge"), danger: true, again }) }, `Purge ${which}…`),
       ),
       !filtered && groups.length > 1 && groupTable(groups, chosen, again),
-      table(["died", "reason", "actor", "pet", "error", ""], deadLetters.map((deadLetter) => row(deadLetter, chosen, again)), { empty: "No dead letters." }),
+      table(["died", "reason", "actor", "pet", "error", ""], deadLetters.map((deadLetter) => row(deadLetter, chosen, again)), { empty: filtered ? "No dead letter matches." : "No dead letters: every job of this queue succeeded, or is retried." }),
       pager(`#/dead/${chosen}`, query, cursor),
     ];
   },

@@ -9,12 +9,10 @@ export const job = {
   title: ({ rest }) => (rest[0] ? `Job ${rest[0]}` : "Jobs"),
   every: 3000,
   load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : null),
-  form({ rest }) {
-    const id = h("input", { name: "id", value: rest[0] ?? "", required: true, size: 40, placeholder: "job id", "aria-label": "Job id" });
-    return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go(`#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Show"));
-  },
+  // shown above an error: jobs that no worker has begun may be known to their queue alone
+  form: (visit) => [idForm(visit), visit.rest[0] && h("p", {}, h("a", { href: `#/find?text=${encodeURIComponent(visit.rest[0])}` }, "Search the queues for it"))],
   draw(status, visit, again) {
-    const form = job.form(visit);
+    const form = idForm(visit);
     if (!status) return [h("h1", {}, "Jobs"), h("p", { class: "quiet" }, "Corrections, reclusters and uploads run as jobs. Enter the id of a job to see its state."), form];
     return [
       h("h1", {}, "Job ", h("span", { class: "id" }, status.job_id)),
@@ -39,6 +37,11 @@ export const job = {
     ];
   },
 };
+
+function idForm({ rest }) {
+  const id = h("input", { name: "id", value: rest[0] ?? "", required: true, size: 40, placeholder: "job id", "aria-label": "Job id" });
+  return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go(`#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Show"));
+}
 
 /** Draw what happened to the job, in the order of time. */
 function timeline({ enqueued_at: enqueued, started_at: started, finished_at: ended, due_at: due, failures, attempts, state, reason }) {

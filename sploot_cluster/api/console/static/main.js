@@ -188,7 +188,7 @@ function showFreshness() {
   const isStale = Boolean(problem) || isOld;
   const time = readAt && `${readAt.toISOString().slice(11, 19)} UTC`;
   const old = isStale ? `, ${age} s old` : age > OLD_AFTER_S && !every ? `, ${Math.round(age / 60)} min ago` : "";
-  const how = isStale ? "reconnecting" : live ? "live" : every ? `every ${every / 1000} s` : "";
+  const how = age === null ? "" : isStale ? "reconnecting" : live ? "live" : every ? `every ${every / 1000} s` : "";
   const [asOf, state] = freshness.children;
   asOf.textContent = time === null || age === null ? "" : `as of ${time}${old}`;
   if (state.textContent !== how) state.textContent = how;

@@ -58,15 +58,17 @@ const deadLink = (queue) => (queue.dead ? h("a", { href: `#/dead/${queue.queue}`
 
 /** Summarise the present state of the queues. How earlier jobs ended is not part of it; the alerts cover that. */
 function banner(queues) {
+  const isIdle = (queue) => !queue.consumers.some((consumer) => consumer.is_alive);
+  const areAllIdle = queues.every(isIdle);
   const worries = queues.flatMap((queue) => {
-    const hasNoWorker = !queue.consumers.some((consumer) => consumer.is_alive);
     return [
       queue.is_paused && ["warning", `${queue.queue} is paused`],
-      hasNoWorker && ["critical", `${queue.queue} has no running worker`],
+      !areAllIdle && isIdle(queue) && ["critical", `${queue.queue} has no running worker`],
       queue.dead && !levelOf("dead", queue.dead) && ["warning", `${queue.queue}: ${count(queue.dead)} dead; dead letters are not retried until you requeue them`],
       ...figures(queue).map(([text, level], at) => level && [level, `${queue.queue}: ${HEADS[at]} ${text.textContent ?? text}`]),
     ].filter(Boolean);
   });
+  if (areAllIdle) worries.unshift(["critical", "No worker is running, so jobs wait until one is started"]);
   if (!worries.length) return h("p", { class: "banner" }, "No job has waited too long, and there are no dead letters. For failures and latency, see the dashboard and the alerts.");
   const worst = worries.some(([level]) => level === "critical") ? "critical" : "warning";
   const link = h("p", {}, h("a", { href: "#/incidents" }, "Incidents: runbook, plots, jobs and actions"));
