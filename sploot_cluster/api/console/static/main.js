@@ -18,7 +18,7 @@ const OLD_AFTER_S = 60;
 
 const main = document.getElementById("main");
 const freshness = document.getElementById("freshness");
-const places = new Map(); // address -> how far its page was scrolled
+const places = new Map(); // address -> how far its page was scrolled when it was left
 
 let here = null;
 let timer = null;
@@ -54,7 +54,10 @@ function address() {
 /** Load and draw the page that the address names; `again` if it is the page that is shown. */
 async function show({ again = false } = {}) {
   clearTimeout(timer);
-  if (!again) [readAt, loadedAt, problem] = [null, null, ""];
+  if (!again) {
+    if (here) places.set(here.hash, scrollY);
+    [readAt, loadedAt, problem] = [null, null, ""];
+  }
   const visit = (here = address());
   const { place } = visit;
   for (const link of document.querySelectorAll("header nav a")) {
@@ -215,7 +218,6 @@ listenForSearches();
 
 document.getElementById("refresh").addEventListener("click", reload);
 setInterval(showFreshness, 1000);
-addEventListener("scroll", () => here && places.set(here.hash, scrollY), { passive: true });
 addEventListener("hashchange", () => show());
 document.addEventListener("visibilitychange", () => (document.hidden ? keepFresh() : reload()));
 history.scrollRestoration = "manual";
