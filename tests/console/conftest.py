@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import dramatiq
@@ -19,6 +21,7 @@ import pytest
 import redis
 import uvicorn
 from dramatiq.middleware import CurrentMessage, Retries, TimeLimit
+from fastapi import FastAPI
 from selenium import webdriver
 from selenium.common.exceptions import (
     ElementNotInteractableException,
@@ -48,8 +51,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+def launch(profile: Path, *, categories: Sequence[str] = ()) -> webdriver.Chrome:
+    """Start a browser, or skip the test if there is none; ``categories`` of traces go to its log ``performance``."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         reason = "the console's tests need chromium and chromedriver: apt-get install chromium chromium-driver"
@@ -58,10 +61,18 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
         pytest.skip(reason)
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
         options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", **({"performance": "ALL"} if categories else {})})
+    if categories:
+        traced = {"traceCategories": ",".join(categories), "enableNetwork": False, "enablePage": False}
+        options.add_experimental_option("perfLoggingPrefs", traced)
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    browser = launch(tmp_path_factory.mktemp("chromium"))
     yield browser
     browser.quit()
 
@@ -200,28 +211,30 @@ class Page:
             return False
 
 
+@contextmanager
+def running(app: FastAPI) -> Iterator[str]:
+    """Serve an application at the address that is returned, until the end of the block."""
+    # with the protocol of `serve`, which ends the streams of open pages at shutdown
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, http=PatientProtocol, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    eventually(lambda: server.started)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
+
+
 @pytest.fixture(scope="session")
 def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
     """A function that returns the address of the real application, which its first call starts with these settings."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+    with ExitStack() as apps:
 
-    @cache
-    def start(**settings: Any) -> str:
-        app = build_app(Settings(redis_url=redis_server.url, **settings))
-        # with the protocol of `serve`, which ends the streams of open pages at shutdown
-        config = uvicorn.Config(app, host="127.0.0.1", port=0, http=PatientProtocol, log_config=None, access_log=False)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        running.append((server, thread))
-        eventually(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}"
+        @cache
+        def start(**settings: Any) -> str:
+            return apps.enter_context(running(build_app(Settings(redis_url=redis_server.url, **settings))))
 
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(10)
+        yield start
 
 
 @pytest.fixture

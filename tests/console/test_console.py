@@ -327,6 +327,17 @@ def test_pets_are_listed_searched_and_opened(page: Page, album: ClusterService) 
     assert page.complaints() == []
 
 
+def test_pets_that_are_too_many_to_sort_are_listed_newest_first(
+    page: Page, album: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(album, 0, range(2), pet=PetId(777))
+    monkeypatch.setattr("sploot_cluster.pet.listing.MAX_SORTED", 1)
+    page.open("pet")
+
+    page.sees("newest ids")
+    eventually(lambda: page.shown(".pet-name strong") == ["Pet 777", f"Pet {PET}"])
+
+
 def test_pet_is_named_by_keyboard_and_found_by_its_name(page: Page, album: ClusterService, worker: None) -> None:
     take(album, 0, range(2), pet=PetId(777))
     page.open(f"pet/{PET}")

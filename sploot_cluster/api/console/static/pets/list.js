@@ -12,9 +12,15 @@ const ORDERS = { noise: "most loose items", items: "most items", newest: "newest
 
 export const listPage = {
   async load(query) {
-    const order = ORDERS[query.get("order")] ? query.get("order") : "noise";
     const search = query.get("search") ?? "";
-    return { order, search, page: await fetchPage({ order, search }) };
+    const order = ORDERS[query.get("order")] ? query.get("order") : "noise";
+    try {
+      return { order, search, page: await fetchPage({ order, search }) };
+    } catch (error) {
+      // too many pets to be sorted by their numbers
+      if (query.has("order") || !error.problem?.errors?.some(({ field }) => field === "order")) throw error;
+      return { order: "newest", search, page: await fetchPage({ order: "newest", search }) };
+    }
   },
 
   /** The field for an id, above an error that an id has caused. */

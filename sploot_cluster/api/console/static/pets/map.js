@@ -20,6 +20,9 @@ export function mapView(desk) {
   const stage = h("div", { class: "stage" }, canvas, tip);
   const element = h("div", {}, stage, legend, note);
   let points = null;
+  let places = []; // the position of each point on the canvas, and the rank of its album
+  let ranks = [];
+  let seen = null;
   let only = null;
 
   async function load() {
@@ -27,17 +30,24 @@ export function mapView(desk) {
     update();
   }
 
-  function place(at) {
+  /** Find the places of the points, and their albums if the pet has changed. Only here are all items looked at. */
+  function measure() {
     const size = Math.min(canvas.clientWidth, canvas.clientHeight) - 2 * MARGIN;
-    const left = (canvas.clientWidth - size) / 2;
+    const [left, bottom] = [(canvas.clientWidth - size) / 2, canvas.clientHeight - MARGIN];
     // the wider axis fills the height; a wide screen may show more to the sides
-    return [left + points.x[at] * size, canvas.clientHeight - MARGIN - points.y[at] * size];
+    places = points.media_ids.map((_, at) => [left + points.x[at] * size, bottom - points.y[at] * size]);
+    if (seen === desk.view) return;
+    seen = desk.view;
+    ranks = new Array(points.media_ids.length);
+    const placeOf = new Map(points.media_ids.map((item, at) => [item, at]));
+    seen.clusters.forEach(({ media_ids }, rank) => {
+      for (const item of media_ids) if (placeOf.has(item)) ranks[placeOf.get(item)] = rank;
+    });
   }
 
   function update() {
     if (!points) return;
-    const rankOf = new Map();
-    desk.view.clusters.forEach((album, rank) => album.media_ids.forEach((item) => rankOf.set(item, rank)));
+    measure();
     const ratio = devicePixelRatio || 1;
     canvas.width = canvas.clientWidth * ratio;
     canvas.height = canvas.clientHeight * ratio;
@@ -46,13 +56,13 @@ export function mapView(desk) {
     const isDark = matchMedia("(prefers-color-scheme: dark)").matches;
     const radius = points.media_ids.length > 3000 ? 2 : 4;
     const draw = (at, colour) => {
-      const [x, y] = place(at);
+      const [x, y] = places[at];
       ink.fillStyle = colour;
       ink.beginPath();
       ink.arc(x, y, radius, 0, 2 * Math.PI);
       ink.fill();
     };
-    const order = points.media_ids.map((item, at) => [rankOf.get(item), at]).sort(([a], [b]) => (b ?? Infinity) - (a ?? Infinity));
+    const order = places.map((_, at) => [ranks[at], at]).sort(([a], [b]) => (b ?? Infinity) - (a ?? Infinity));
     for (const [rank, at] of order) {
       const isFaint = only !== null && rank !== only;
       const alpha = isFaint ? 0.08 : rank === undefined ? 0.45 : 0.75;
@@ -77,8 +87,8 @@ export function mapView(desk) {
     const box = canvas.getBoundingClientRect();
     const [x, y] = [event.clientX - box.left, event.clientY - box.top];
     let best = null;
-    for (let at = 0; at < (points?.media_ids.length ?? 0); at++) {
-      const [px, py] = place(at);
+    for (let at = 0; at < places.length; at++) {
+      const [px, py] = places[at];
       const distance = Math.hypot(px - x, py - y);
       if (distance < (best?.distance ?? REACH_PX)) best = { at, distance, px, py };
     }
@@ -91,7 +101,7 @@ export function mapView(desk) {
     tip.hidden = !found;
     if (!found || tip.item === points.media_ids[found.at]) return;
     tip.item = points.media_ids[found.at];
-    const album = desk.view.clusters.find((one) => one.media_ids.includes(tip.item));
+    const album = seen.clusters[ranks[found.at]];
     tip.replaceChildren(picture(desk.pet, tip.item, 96), h("strong", {}, album ? titleOf(album) : "loose"), h("small", {}, tip.item));
     tip.style.left = `${Math.min(found.px + 14, canvas.clientWidth - 150)}px`;
     tip.style.top = `${Math.max(0, found.py - 90)}px`;
