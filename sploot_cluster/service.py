@@ -1000,7 +1000,7 @@ def _check_ids(pet: PetId, media: MediaId) -> None:
         raise InvalidInput("pet_id", f"expected a positive integer, got {pet}", "send a number from 1")
     if not 1 <= len(media) <= MAX_TEXT:
         raise InvalidInput("media_id", f"has {len(media)} characters", f"send 1 to {MAX_TEXT} characters")
-    if any("\ud800" <= character <= "\udfff" for character in media):
+    if not media.isascii() and any("\ud800" <= character <= "\udfff" for character in media):
         raise InvalidInput("media_id", "contains an unpaired surrogate", "send text that can be encoded as UTF-8")
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -204,6 +205,7 @@ def _formatter() -> logging.Formatter:
     from pythonjsonlogger.json import JsonFormatter
 
     own = frozenset(RESERVED_ATTRS)
+    n_own = len(logging.makeLogRecord({}).__dict__)  # a record has its own attributes first, then those of the caller
     # by then, _loggable has converted all values that JSON cannot represent, except datetimes, to text
     encode = json.JSONEncoder(default=datetime.isoformat).encode
 
@@ -216,7 +218,7 @@ def _formatter() -> logging.Formatter:
             line: dict[str, Any] = {"level": record.levelname, "logger": record.name}
             line["message"] = _loggable(record.getMessage())
             line["service"] = SERVICE
-            for name, value in record.__dict__.items():
+            for name, value in islice(record.__dict__.items(), n_own, None):
                 if name not in own and not name.startswith("_"):
                     line[name] = _loggable(value)
             line["timestamp"] = _time_of(record)
