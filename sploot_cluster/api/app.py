@@ -72,7 +72,7 @@ _TAGS: Final = [
 
 
 class _Api(FastAPI):
-    """FastAPI, with the schema of all problems in its OpenAPI document."""
+    """FastAPI, with the schema of all problems in its OpenAPI document, and parameters without null."""
 
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:
@@ -82,8 +82,20 @@ class _Api(FastAPI):
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(schema.pop("$defs"))
             schemas["Problem"] = schema
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    for parameter in operation.get("parameters", ()):
+                        parameter["schema"] = _without_null(parameter["schema"])
             self.openapi_schema = document
         return self.openapi_schema
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an optional parameter. It may be left out; in an address or a header, null would be text."""
+    kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {name: part for name, part in schema.items() if name != "anyOf"} | kinds[0]
 
 
 def create_app(  # noqa: PLR0913  # the composition root hands in every part by its name

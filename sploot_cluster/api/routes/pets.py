@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Final, Protocol
 
 from fastapi import APIRouter, Path, Query
@@ -174,11 +175,12 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         operation_id="begin_model",
         status_code=201,
         summary="Start a candidate embedding model",
-        responses=documented(*WRITES),
+        responses=documented(*WRITES, NOT_FOUND),
     )
     def begin_model(pet_id: PetInPath, body: BeginModel, caller: CallerOf) -> CandidateModel:
         """Start a candidate model. From now on its vectors are stored separately, until a switch or its end."""
-        return service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name)
+        with _of_known_pet():
+            return service.begin_model(PetId(pet_id), body.model, body.dim, by=caller.name)
 
     @router.delete(
         "/model",
@@ -237,6 +239,15 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
     _add_history_routes(router, service)
     _add_review_routes(router, service)
     return router
+
+
+@contextmanager
+def _of_known_pet() -> Iterator[None]:
+    """Answer 404 for a pet without items."""
+    try:
+        yield
+    except UnknownPet as unknown:
+        raise Refusal(NOT_FOUND, f"{unknown.problem}; {unknown.hint}") from None
 
 
 def pet_list_router(admission: Admission, service: PetService) -> APIRouter:

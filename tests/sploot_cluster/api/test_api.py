@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -462,6 +463,18 @@ def test_unknown_route_and_method_are_answered_with_problems(front: Front) -> No
 
     assert (missing.status_code, wrong.status_code) == (404, 405)
     assert {missing.headers["Content-Type"], wrong.headers["Content-Type"]} == {"application/problem+json"}
+
+
+def test_openapi_document_permits_null_in_no_parameter(front: Front) -> None:
+    document = front.http.get("/openapi.json").json()
+
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    parameters = [parameter for operation in operations for parameter in operation.get("parameters", ())]
+    (pattern,) = {one["schema"]["pattern"] for one in parameters if one["name"] == "if-match"}
+
+    assert [one["name"] for one in parameters if "null" in str(one["schema"])] == []
+    assert re.search(pattern, 'W/"17", "18"')
+    assert not re.search(pattern, "null")
 
 
 def test_openapi_document_lists_routes_and_their_responses(front: Front) -> None:
@@ -967,6 +980,7 @@ def test_candidate_model_runs_until_it_is_ended(front: Front, two_subjects: str)
     assert (begun.status_code, begun.json()["by"]) == (201, "loopback")
     assert (model["model"], model["candidate"]["model"], model["candidate"]["n_vectors"]) == ("clip@1", "clip@2", 1)
     assert (twice.status_code, fields_of(twice.json())) == (422, ["model"])
+    assert front.http.post(f"{API}/pets/7/model", json={"model": "clip@3", "dim": 3}).status_code == 404
     assert (ended.status_code, again.status_code) == (204, 404)
 
 
