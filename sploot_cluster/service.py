@@ -63,6 +63,8 @@ from sploot_cluster.errors import (
 from sploot_cluster.jobs import ReclusterRequests
 from sploot_cluster.limits import MAX_TEXT
 from sploot_cluster.pet.diff import PetDiff, Snapshot, compare
+from sploot_cluster.pet.items import ItemPage, first_row
+from sploot_cluster.pet.items import page_of as page_of_items
 from sploot_cluster.pet.listing import PetOrder, PetPage, page_of
 from sploot_cluster.pet.models import (
     Arrival,
@@ -535,6 +537,14 @@ class ClusterService:
     def clusters(self, pet: PetId) -> PetView:
         """Return the present clusters of a pet; for a pet without data, an empty view with revision 0."""
         return self._store.view(pet)
+
+    def items(self, pet: PetId, *, limit: int = 100, cursor: str | None = None) -> ItemPage:
+        """Return a page of the items of a pet, in order of arrival; see ``pet.items``.
+
+        Raises:
+            InvalidInput: items were deleted since the cursor was given.
+        """
+        return page_of_items(pet, self._store.items(pet, start=first_row(cursor), limit=limit), cursor)
 
     def revision(self, pet: PetId) -> int:
         """Return the newest revision of a pet; 0 for a pet without data."""

@@ -53,6 +53,7 @@ MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "get_suggestions": _READERS,
     "get_doubtful": _READERS,
     "get_tally": _READERS,
+    "list_items": _READERS,
     "get_history": _READERS,
     "get_revision": _READERS,
     "compare_revisions": _READERS,

@@ -15,6 +15,7 @@ import numpy as np
 
 from sploot_cluster.decide.presentation import pet_name_of, presentation_of
 from sploot_cluster.errors import ClusterError, NotConserved, PetClaimed, PetTooLarge, RevisionConflict, UnknownPet
+from sploot_cluster.pet.items import ItemRows
 from sploot_cluster.pet.models import (
     NOISE,
     Change,
@@ -175,6 +176,18 @@ class MemoryPetStore:
     def view(self, pet: PetId) -> PetView:
         state = self.load(pet)
         return view_of(state, presentation_of(state))
+
+    def items(self, pet: PetId, *, start: int, limit: int) -> ItemRows:
+        state, rows = self.load(pet), slice(start, start + limit)
+        return ItemRows(
+            state.born,
+            state.revision,
+            state.n_media,
+            state.media[rows],
+            state.labels[rows].tolist(),
+            state.origins[rows].tolist(),
+            state.occurred_at_ms[rows].tolist(),
+        )
 
     def revision(self, pet: PetId) -> int:
         return self.load(pet).revision

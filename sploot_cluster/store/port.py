@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from sploot_cluster.errors import ClusterError
+from sploot_cluster.pet.items import ItemRows
 from sploot_cluster.pet.models import Change, HistoryEntry, KeptTree, MediaId, PetId, PetState, PetSummary, PetView
 from sploot_cluster.pet.past import Past
 from sploot_cluster.pet.previews import Preview
@@ -116,6 +117,10 @@ class PetStore(Protocol):
 
     def view(self, pet: PetId) -> PetView:
         """Return the view of the pet at its newest revision."""
+        ...
+
+    def items(self, pet: PetId, *, start: int, limit: int) -> ItemRows:
+        """Return up to ``limit`` rows from row ``start`` on, without vectors. Costs the same in a pet of any size."""
         ...
 
     def revision(self, pet: PetId) -> int:

@@ -36,6 +36,7 @@ from sploot_cluster.errors import (
     UnreadablePet,
 )
 from sploot_cluster.pet import previews
+from sploot_cluster.pet.items import ItemRows
 from sploot_cluster.pet.models import (
     NOISE,
     Change,
@@ -149,6 +150,7 @@ class RedisPetStore:
         calls = ShortCalls(client)
         self._load = calls.script(checked("load"))
         self._commit = calls.script(checked("commit"))
+        self._items = client.register_script(checked("items"))
         self._check = client.register_script(checked("check"))
         self._keep = client.register_script(script("keep"))
         self._keep_preview = client.register_script(script("keep_preview"))
@@ -264,6 +266,23 @@ class RedisPetStore:
     def view(self, pet: PetId) -> PetView:
         state = self._read(pet, empty_state(pet), with_vectors=False)
         return view_of(state, presentation_of(state))
+
+    def items(self, pet: PetId, *, start: int, limit: int) -> ItemRows:
+        with translated(f"list items of pet {pet}", pet):
+            answer = _whole(pet, self._items(keys=PetKeys.of(pet), args=[start, limit]))
+        if not answer:
+            return ItemRows("", 0, 0, (), (), (), ())
+        born, revision, n_media, media, labels, origins, times = answer
+        with _readable(pet):
+            return ItemRows(
+                born.decode(),
+                int(revision),
+                int(n_media),
+                [MediaId(item.decode()) for item in media],
+                np.frombuffer(labels, dtype="<i4").tolist(),
+                np.frombuffer(origins, dtype=np.uint8).tolist(),
+                np.frombuffer(times, dtype="<i8").tolist(),
+            )
 
     def revision(self, pet: PetId) -> int:
         with translated(f"read the revision of pet {pet}", pet):

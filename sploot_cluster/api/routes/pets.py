@@ -32,6 +32,8 @@ from sploot_cluster.errors import UnknownCluster, UnknownMedia, UnknownPet, Unkn
 from sploot_cluster.jobs import JobTraces, Traces
 from sploot_cluster.limits import MAX_NAME
 from sploot_cluster.pet.diff import PetDiff, Snapshot
+from sploot_cluster.pet.items import CURSOR as ITEM_CURSOR
+from sploot_cluster.pet.items import ItemPage
 from sploot_cluster.pet.listing import CURSOR as PET_CURSOR
 from sploot_cluster.pet.listing import MAX_PETS, MAX_SORTED, PetOrder, PetPage
 from sploot_cluster.pet.models import ClusterId, Deleted, MediaId, PetId, PetView
@@ -41,6 +43,7 @@ from sploot_cluster.pet.times import ItemOrder
 from sploot_cluster.pet.views import named, ordered
 
 MAX_HISTORY: Final = 1_000
+MAX_ITEMS: Final = 1_000
 MAX_SUGGESTIONS: Final = 100
 MAX_DOUBTFUL: Final = 500
 
@@ -52,6 +55,8 @@ class PetService(Previews, Protocol):
     """The service that these routes call, e.g. ``ClusterService``."""
 
     def clusters(self, pet: PetId) -> PetView: ...
+
+    def items(self, pet: PetId, *, limit: int = ..., cursor: str | None = ...) -> ItemPage: ...
 
     def page_of_pets(
         self, *, search: str = ..., order: PetOrder = ..., limit: int = ..., cursor: str | None = ...
@@ -236,6 +241,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         headers = {"Content-Disposition": f'attachment; filename="pet-{pet_id}.zip"', "Cache-Control": "no-store"}
         return Response(file, headers=headers, media_type="application/zip")
 
+    _add_item_routes(router, service)
     _add_history_routes(router, service)
     _add_review_routes(router, service)
     return router
@@ -277,6 +283,22 @@ def pet_list_router(admission: Admission, service: PetService) -> APIRouter:
         return service.page_of_pets(search=search, order=order, limit=limit, cursor=cursor)
 
     return router
+
+
+def _add_item_routes(router: APIRouter, service: PetService) -> None:
+    @router.get("/items", operation_id="list_items", summary="List a pet's items", response_model=ItemPage)
+    def list_items(
+        pet_id: PetInPath,
+        limit: Annotated[int, Query(description="Maximum number of items.", ge=1, le=MAX_ITEMS)] = 100,
+        cursor: Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=ITEM_CURSOR)] = None,
+        if_none_match: IfNoneMatch = None,
+    ) -> Response:
+        """Return items with their clusters, in order of arrival. A page costs the same in a pet of any size.
+
+        Pages are read at different revisions if the pet changes meanwhile. A deletion ends the cursors of its pet.
+        """
+        page = service.items(PetId(pet_id), limit=limit, cursor=cursor)
+        return tagged(page.revision, if_none_match, lambda: page)
 
 
 def _add_history_routes(router: APIRouter, service: PetService) -> None:

@@ -114,7 +114,7 @@ def test_role_limits_what_its_token_may_do(role: str, writes: int, reads: int) -
 READ_ONLY = {
     "get_map",
     "get_clusters", "get_cluster", "get_why", "get_suggestions", "get_doubtful", "get_tally", "get_history",
-    "get_revision", "compare_revisions",
+    "list_items", "get_revision", "compare_revisions",
     "get_model", "get_job", "get_queues", "list_pets", "list_jobs", "get_queue_history", "whoami", "list_pet_jobs",
     "get_preview", "watch_queues", "list_workers", "list_periodic_jobs",
 }  # fmt: skip
