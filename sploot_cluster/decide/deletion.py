@@ -72,7 +72,7 @@ def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[Cl
     keep: BoolVector = np.array([item not in gone for item in state.media], dtype=np.bool_)
     labels, origins = state.labels[keep], let_count(state.labels[keep], state.origins[keep])
     media = [item for item in state.media if item not in gone]
-    rows = PetRows(media, state.vectors[keep].copy(), state.occurred_at_ms[keep])
+    rows = PetRows(media, state.vectors[keep], state.occurred_at_ms[keep])
     n = int(np.count_nonzero(keep))
     clusters = _cards(state, keep, labels, origins, rows)
     led = {old: now for old, now in state.aliases.items() if now not in clusters}

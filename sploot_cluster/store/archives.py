@@ -51,7 +51,7 @@ Shape = Any
 """
 
 
-def pack(members: Mapping[str, bytes]) -> bytes:
+def pack(members: Mapping[str, bytes | memoryview]) -> bytes:
     """Return a zip of these members; the same members give the same bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:

@@ -85,7 +85,9 @@ _SHAPE: Final[archives.Shape] = {
 def dump(pet: PetDump, *, redact: bool = False) -> bytes:
     """Return the pet as a file for :func:`load`, or without its vectors if ``redact``."""
     state, shadow = pet.state, pet.shadow
-    vectors = {"vectors.f32le": state.vectors.astype("<f4", copy=False).tobytes()}
+    # not copied: the vectors can have hundreds of megabytes
+    rows = np.ascontiguousarray(state.vectors, dtype="<f4").reshape(-1).view(np.uint8)
+    vectors: dict[str, bytes | memoryview] = {"vectors.f32le": rows.data}
     if shadow is not None:
         vectors["shadow.f32le"] = _stacked(shadow)
     columns = {
