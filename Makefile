@@ -184,6 +184,12 @@ ops-verify: $(VENV)/installed ## test alerts and panels on a real Prometheus, Al
 	@$(BIN)/python -m ops.dashboard --check
 	@$(BIN)/python -m pytest tests/ops --ops -n 4 --dist loadgroup $(ARGS)
 
+.PHONY: incidents
+incidents: $(VENV)/installed ## cause each incident in a demo, follow the runbook to its end and print pages, messages and times
+	@mkdir -p build
+	@INCIDENTS_TABLE=build/incidents.md $(BIN)/python -m pytest -n 0 -q --ops tests/ops/incidents.py $(ARGS)
+	@cat build/incidents.md
+
 .PHONY: format
 format: $(VENV)/installed ## fix and format all files with ruff
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -7,7 +7,9 @@ stays until the runbook's steps remove it, or until the user gives up by typing 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -89,7 +91,9 @@ class Practice:
             "crash": ("all workers end, and none comes back", self._crash),
             "poison": ("a producer's new release sends invalid events", self._poison),
             "hold": ("a live worker takes a job and hangs", self._hold),
+            "freeze": ("all worker processes hang, and their pods answer scrapes", self._freeze),
             "surprise": ("one of these at random, without its name", self._surprise),
+            "refuse": ("Redis asks for a replica that it does not have, and refuses writes", self._refuse),
             "fix": ("give up: repair everything and stop the uploads", self.fix),
         }
 
@@ -176,8 +180,25 @@ class Practice:
                 raise NotBegun("no upload was delivered, because something else is broken; type fix first")
             self._broken.push(holding.pop_all())
 
+    def _freeze(self) -> None:
+        """Stop every worker process by SIGSTOP; the processes that serve their metrics run on."""
+        broker = RedisStreamsBroker(client=self._client, namespace=NAMESPACE, group=GROUP, middleware=[])
+        with closing(broker):
+            consumers = broker.stats(EMBEDDING_INGESTED).consumers
+        # a name is host:pid:…; one that "hold" made is of this process
+        pids = {int(one.name.split(":")[1]) for one in consumers if one.is_alive} - {os.getpid()}
+        if not pids:
+            raise NotBegun("no worker runs; type fix first")
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            self._broken.callback(_thaw, pid)
+
+    def _refuse(self) -> None:
+        self._client.config_set("min-replicas-to-write", 1)
+        self._broken.callback(self._client.config_set, "min-replicas-to-write", 0)
+
     def _surprise(self) -> None:
-        random.choice([self._pause, self._crash, self._poison, self._hold])()  # noqa: S311  no secret
+        random.choice([self._pause, self._crash, self._poison, self._hold, self._freeze])()  # noqa: S311  no secret
 
     # -- uploads -------------------------------------------------------------------------------------------------
 
@@ -206,6 +227,11 @@ class Practice:
     def _tell(self, note: Notification) -> None:
         """Print a notification as the on-call engineer would read it."""
         self._console.print(f"{time.strftime('%H:%M:%S')} {_text_of(note)}", markup=False, soft_wrap=True)
+
+
+def _thaw(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
 
 
 def _text_of(note: Notification) -> str:

@@ -13,8 +13,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -34,12 +36,49 @@ run(directory=pathlib.Path(sys.argv[1]), share=0.2, keep=True, speed=20)
 """
 
 
+OBJECTIVES = ("MediaClusterErrorBudget", "MediaClusterFreshness")
+HEAD = (
+    "| exercise | pages | Slack messages | first after | resolved after |",
+    "|---|---|---|---|---|",
+)
+NOTIFICATION = re.compile(r"(?m)^\S+ (PagerDuty: PAGE|Slack (?:#\S+|@\w+): (?!Resolved).*?) \(?(MediaCluster\w+)\)?$")
+
+
+@dataclass
+class Incident:
+    """One row of the table of incidents; times in seconds of this run.
+
+    Attributes:
+        notified: pairs of channel and alert, in the order of arrival.
+    """
+
+    exercise: str
+    began: float
+    first_after_s: float | None = None
+    ended_after_s: float | None = None
+    notified: list[tuple[str, str]] = field(default_factory=list)
+
+    def row(self) -> str:
+        pages = [alert for channel, alert in self.notified if channel == "PagerDuty"]
+        others = [alert for channel, alert in self.notified if channel == "Slack"]
+        return (
+            f"| `{self.exercise}` | {len(pages)}: {', '.join(pages)} | {len(others)}: {', '.join(others)} "
+            f"| {self.first_after_s or 0:.0f} s | {self.ended_after_s or 0:.0f} s |"
+        )
+
+
 class OnCall:
     """An engineer with two terminals: the demo in one, a shell in the other."""
 
     def __init__(self, demo: subprocess.Popen[str], log: Path, home: Path) -> None:
         self._demo, self._log, self._home = demo, log, home
         self._read_up_to = 0
+        self.incidents: list[Incident] = []
+
+    def begin(self, word: str) -> None:
+        """Type an exercise, which begins a new incident."""
+        self.type(word)
+        self.incidents.append(Incident(word, time.monotonic()))
 
     def type(self, word: str) -> None:
         """Type into the demo's terminal, and forget its earlier output."""
@@ -119,12 +158,14 @@ def on_call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnCall]:
         )
     try:
         person = OnCall(demo, log, home)
-        eventually(lambda: "Practise an incident" in log.read_text() or demo.poll() is not None, within_s=200)
+        eventually(lambda: "Practise an incident" in log.read_text() or demo.poll() is not None, within_s=600)
         assert demo.poll() is None, log.read_text()
         yield person
     finally:
         demo.send_signal(signal.SIGTERM)
         demo.communicate(timeout=90)
+        if table := os.environ.get("INCIDENTS_TABLE"):
+            Path(table).write_text("\n".join([*HEAD, *(one.row() for one in person.incidents), ""]))
     assert "Stopping: workers drain." in log.read_text()
 
 
@@ -152,18 +193,24 @@ def opened(on_call: OnCall, alert: str) -> str:
     """Wait until the alert fires, and return the heading that its link opens."""
     eventually(lambda: alert in on_call.alerts(), within_s=120, every_s=0.5)
     eventually(lambda: f"({alert})" in on_call.terminal, within_s=30)
+    incident = on_call.incidents[-1]
+    incident.first_after_s = incident.first_after_s or time.monotonic() - incident.began
     return heading_of(on_call.alerts()[alert])
 
 
-def has_ended(on_call: OnCall, *prefixes: str) -> bool:
-    """Return whether no alert fires, except those whose names begin with one of the prefixes."""
-    return [alert for alert in on_call.alerts() if not alert.startswith(prefixes or ("-",))] == []
+def has_ended(on_call: OnCall) -> bool:
+    """Return whether no alert fires, except those on an objective, whose windows are hours and days."""
+    return [alert for alert in on_call.alerts() if not alert.startswith(OBJECTIVES)] == []
 
 
-def ends(on_call: OnCall, last_word: str, *prefixes: str) -> None:
-    """Wait until no alert fires, except those with one of the prefixes, and the terminal shows the last word."""
-    eventually(lambda: has_ended(on_call, *prefixes), within_s=90, every_s=0.5)
+def ends(on_call: OnCall, last_word: str) -> None:
+    """Wait until no alert fires, except those on an objective, and the terminal shows the last word."""
+    eventually(lambda: has_ended(on_call), within_s=90, every_s=0.5)
     eventually(lambda: last_word in on_call.terminal, within_s=90)
+    incident = on_call.incidents[-1]
+    incident.ended_after_s = time.monotonic() - incident.began
+    incident.notified = [(words.partition(" ")[0].rstrip(":"), alert)
+                         for words, alert in NOTIFICATION.findall(on_call.terminal)]  # fmt: skip
 
 
 def test_healthy_demo_sends_no_notification(on_call: OnCall) -> None:
@@ -176,7 +223,7 @@ def test_healthy_demo_sends_no_notification(on_call: OnCall) -> None:
 
 
 def test_runbook_finds_and_resumes_a_paused_queue(on_call: OnCall) -> None:
-    on_call.type("pause")
+    on_call.begin("pause")
     on_call.type("hold")
     # the demo reports an exercise that cannot begin while another one is active
     eventually(lambda: "hold: no upload was delivered" in on_call.terminal, within_s=60)
@@ -196,7 +243,7 @@ def test_runbook_finds_and_resumes_a_paused_queue(on_call: OnCall) -> None:
 
 def test_runbook_replaces_crashed_workers_with_a_manual_one(on_call: OnCall) -> None:
     on_call.type("fix")
-    on_call.type("crash")
+    on_call.begin("crash")
 
     heading = opened(on_call, "MediaClusterNoWorkers")
     (first,) = under(heading)
@@ -209,7 +256,7 @@ def test_runbook_replaces_crashed_workers_with_a_manual_one(on_call: OnCall) -> 
 
 def test_runbook_takes_a_hung_job_from_a_live_worker(on_call: OnCall) -> None:
     on_call.type("fix")
-    on_call.type("hold")
+    on_call.begin("hold")
 
     heading = opened(on_call, "MediaClusterStreamLagHigh")
     output = on_call.follow(*under(heading))
@@ -223,7 +270,7 @@ def test_runbook_takes_a_hung_job_from_a_live_worker(on_call: OnCall) -> None:
 # This test comes last, because error-budget alerts stay active long after their cause has ended.
 def test_runbook_captures_and_purges_poison_events(on_call: OnCall) -> None:
     on_call.type("fix")
-    on_call.type("poison")
+    on_call.begin("poison")
 
     heading = opened(on_call, "MediaClusterFailuresSpiking")
     playbook = leads_to(sections()[heading], "1. Clustering failures spike")
@@ -235,4 +282,4 @@ def test_runbook_captures_and_purges_poison_events(on_call: OnCall) -> None:
         output = on_call.follow(block)
 
     assert "Done" in output
-    ends(on_call, "PagerDuty: resolved MediaClusterFailuresSpiking", "MediaClusterErrorBudget")
+    ends(on_call, "PagerDuty: resolved MediaClusterFailuresSpiking")

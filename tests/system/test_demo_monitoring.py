@@ -101,7 +101,7 @@ def test_exercise_is_refused_and_uploads_retry_when_redis_is_away(
     monkeypatch.setattr("tasks.demo.practice.UPLOAD_EVERY_S", 0.01)
 
     with practice_without_redis(tmp_path) as practice:
-        for exercise in ("pause", "poison", "hold"):
+        for exercise in ("pause", "poison", "hold", "freeze", "refuse"):
             with pytest.raises(NotBegun, match="retry once it is back"):
                 practice.begin(exercise)
         tried = practice.n_sent
