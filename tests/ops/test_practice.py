@@ -76,7 +76,11 @@ class OnCall:
         self.incidents: list[Incident] = []
 
     def begin(self, word: str) -> None:
-        """Type an exercise, which begins a new incident."""
+        """Repair what the last incident left, and type an exercise, which begins a new one."""
+        self.type("fix")
+        prometheus = Prometheus(self.address("Alerts"))
+        eventually(lambda: prometheus.query("min(min_over_time(up[6s])) == 1"), within_s=120, every_s=0.5)
+        eventually(lambda: has_ended(self), within_s=90, every_s=0.5)
         self.type(word)
         self.incidents.append(Incident(word, time.monotonic()))
 
@@ -242,7 +246,6 @@ def test_runbook_finds_and_resumes_a_paused_queue(on_call: OnCall) -> None:
 
 
 def test_runbook_replaces_crashed_workers_with_a_manual_one(on_call: OnCall) -> None:
-    on_call.type("fix")
     on_call.begin("crash")
 
     heading = opened(on_call, "MediaClusterNoWorkers")
@@ -255,7 +258,6 @@ def test_runbook_replaces_crashed_workers_with_a_manual_one(on_call: OnCall) -> 
 
 
 def test_runbook_takes_a_hung_job_from_a_live_worker(on_call: OnCall) -> None:
-    on_call.type("fix")
     on_call.begin("hold")
 
     heading = opened(on_call, "MediaClusterStreamLagHigh")
@@ -269,7 +271,6 @@ def test_runbook_takes_a_hung_job_from_a_live_worker(on_call: OnCall) -> None:
 
 # This test comes last, because error-budget alerts stay active long after their cause has ended.
 def test_runbook_captures_and_purges_poison_events(on_call: OnCall) -> None:
-    on_call.type("fix")
     on_call.begin("poison")
 
     heading = opened(on_call, "MediaClusterFailuresSpiking")
