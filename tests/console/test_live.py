@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import redis
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -23,6 +24,14 @@ PAUSED = f"{{{STREAM}}}:paused"
 # How often the page loaded the queues, or opened the stream.
 LOADS = """
 return performance.getEntriesByType("resource").filter((one) => one.name.endsWith(arguments[0])).length;
+"""
+# One script each, because the page may be redrawn between two commands.
+FOCUS = """
+[...document.querySelectorAll("main button")].filter((one) => one.innerText.startsWith("Pause"))[1].focus();
+"""
+FOCUSED = """
+const held = document.activeElement;
+return [held.closest("tr")?.querySelector("strong").innerText, held.innerText];
 """
 HIDE = """
 Object.defineProperty(document, "hidden", { value: arguments[0], configurable: true });
@@ -58,14 +67,14 @@ def test_change_is_pushed_and_takes_nothing_out_of_the_hands(page: Page, redis_c
     page.open("queues")
     becomes_live(page)
     assert "as of " in state_of(page)
-    button = page.browser.find_elements(By.XPATH, "//button[starts-with(text(), 'Pause')]")[1]
-    page.browser.execute_script("arguments[0].focus(); scrollTo(0, 50)", button)
+    page.browser.execute_script(FOCUS)
+    page.browser.execute_script("scrollTo(0, 50)")
 
     redis_client.set(PAUSED, "1")
     page.sees("embedding.ingested is paused")
 
     assert page.browser.execute_script(LOADS, "/queues") == 1
-    assert page.browser.switch_to.active_element.text == "Pause…"
+    assert page.browser.execute_script(FOCUSED) == ["cluster.feedback", "Pause…"]
     assert page.browser.execute_script("return scrollY") == 50
     assert page.complaints() == []
 
@@ -76,7 +85,10 @@ def test_news_does_not_swallow_a_click(page: Page, redis_client: redis.Redis) ->
 
     def press() -> bool:
         button = page.browser.find_element(By.XPATH, "//button[starts-with(text(), 'Cancel jobs')]")
-        ActionChains(page.browser).click_and_hold(button).perform()
+        try:
+            ActionChains(page.browser).click_and_hold(button).perform()
+        except StaleElementReferenceException:
+            return False
         return True
 
     eventually(press)
@@ -86,6 +98,21 @@ def test_news_does_not_swallow_a_click(page: Page, redis_client: redis.Redis) ->
     ActionChains(page.browser).release().perform()
 
     page.sees("Enter a job id")
+
+
+def test_focus_returns_to_what_opened_a_dialog_through_news(page: Page, redis_client: redis.Redis) -> None:
+    page.open("queues")
+    becomes_live(page)
+    page.browser.execute_script(FOCUS)
+    page.press(Keys.ENTER)
+    page.sees("Redis commands:")
+
+    redis_client.set(PAUSED, "1")
+    page.sees("embedding.ingested is paused")
+    page.press(Keys.ESCAPE)
+
+    page.sees("nothing was changed")
+    assert page.browser.execute_script(FOCUSED) == ["cluster.feedback", "Pause…"]
 
 
 def test_page_behind_a_buffering_proxy_loads_its_data(buffering: None, page: Page, redis_client: redis.Redis) -> None:

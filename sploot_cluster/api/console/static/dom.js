@@ -1,6 +1,6 @@
 // DOM helpers. There is no template language: text from producers, such as the name of an item, always stays text.
 
-import { remember } from "./redraw.js";
+import { holdFocus, remember } from "./redraw.js";
 
 /** Create an element. Props that begin with `on` add listeners; other props set attributes, except false and null ones. */
 export function h(tag, props = {}, ...children) {
@@ -148,11 +148,17 @@ export function inform({ title, body, cli, wide = false }) {
 }
 
 function shown(dialog, content, first) {
+  const giveBack = holdFocus();
   dialog.replaceChildren(content);
   dialog.returnValue = "";
   dialog.showModal();
   first.focus({ preventScroll: true });
-  return new Promise((resolve) => (dialog.onclose = () => resolve(dialog.returnValue)));
+  return new Promise((resolve) => {
+    dialog.onclose = () => {
+      giveBack();
+      resolve(dialog.returnValue);
+    };
+  });
 }
 
 const labelled = (cli, values) =>

@@ -10,6 +10,19 @@ const drawn = new WeakMap();
 /** Remember the value with which a field was drawn, to recognise later whether a person changed it. */
 export const remember = (field, name, value) => drawn.set(field, { ...drawn.get(field), [name]: value });
 
+// The element to which the focus returns when the dialog that it opened is closed.
+let opener = null;
+
+/** Remember the focus while a dialog is open, through all redraws. Returns a function that gives it back. */
+export function holdFocus() {
+  opener = document.activeElement;
+  return () => {
+    // browsers do so themselves, but not if the element was replaced meanwhile
+    if (document.activeElement === document.body || document.activeElement.closest("dialog")) opener?.focus({ preventScroll: true });
+    opener = null;
+  };
+}
+
 /** Replace the children of `parent`, and give the new ones what their pairs had. */
 export function redraw(parent, children) {
   const next = document.createElement(parent.tagName);
@@ -24,6 +37,7 @@ export function redraw(parent, children) {
   pair(parent, next, pairs, scrolled);
   const range = selected && selected.map((part) => (part instanceof Node ? pairs.get(part) : part));
   const held = pairs.get(active);
+  opener = pairs.get(opener) ?? opener;
   parent.replaceChildren(...next.childNodes);
   for (const [element, left, top] of scrolled) element.scrollTo({ left, top, behavior: "instant" });
   if (held && held !== parent) {
