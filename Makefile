@@ -21,7 +21,7 @@ $(BIN)/python:
 
 # The demo needs no test tools: they are a third of what the tests need.
 $(VENV)/demo-installed: setup.cfg setup.py pyproject.toml | $(BIN)/python
-	@echo "installing into $(VENV) (once; about 400 MB: numpy, faiss, scikit-learn and others)"
+	@echo "installing into $(VENV) (once; downloads 110 MB and takes 500 MB: numpy, faiss, scikit-learn and others)"
 	@$(INSTALL) --editable '.[all]'
 	@touch $@
 
