@@ -1,8 +1,7 @@
 """A Dramatiq broker on Redis Streams.
 
-Messages are delivered at least once, even if a worker, a connection or Redis itself fails (as far as Redis persists its
-data). Users only have to make their actors idempotent. README.md lists the guarantees and their limits; ``keys.py``
-lists the Redis keys.
+Messages are delivered at least once, even if a worker, a connection or Redis itself fails, unless Redis loses data. So
+actors must be idempotent. README.md lists the guarantees and their limits; ``keys.py`` lists the Redis keys.
 """
 
 from __future__ import annotations
@@ -57,19 +56,20 @@ from .stats import QueueStats, stats_from
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
-# The middleware classes that enqueue follow-up messages. If one of them raises, its follow-up message would be lost.
+# Middleware classes that enqueue follow-up messages. If one of them raises, the message must not be acknowledged,
+# because its follow-up message would be lost.
 FOLLOWING = (Callbacks, Pipelines, GroupCallbacks)
 
-# The middleware classes that act on the thread that runs a message. Called once for a batch.
+# Middleware classes that act on the thread that runs a message. They are called once per batch.
 OF_THREAD = (TimeLimit, ShutdownNotifications)
-# The middleware classes that decide what follows a failure. Not called for a message that its batch did not do.
+# Middleware classes that handle failures. They are not called for messages that a batch did not mark as done.
 DECIDING = (Retries, Callbacks)
 
 _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
 
 
 class RedisStreamsBroker(Broker):
-    """Dramatiq's broker contract on Redis Streams, Redis 6.2 or later.
+    """A Dramatiq broker that stores messages in Redis Streams; it requires Redis 6.2 or later.
 
     Creating a broker and declaring actors opens no connection. Threads start with the first ``consume``.
 
@@ -79,8 +79,8 @@ class RedisStreamsBroker(Broker):
             ``decode_responses=False``.
         middleware: as for every Dramatiq broker; None for Dramatiq's defaults. A producer may pass ``[]``.
         decoders: a decoder per queue, for queues with entries that do not consist of the single field ``message``.
-        checks: a check per queue, for queues whose writers must not be able to use every Dramatiq option. It is called
-            with each Dramatiq message that was read, and raises ``UndecodableEntry`` to refuse it.
+        checks: a check per queue, for queues whose producers must not be able to use every Dramatiq option. It is
+            called with each Dramatiq message that was read, and raises ``UndecodableEntry`` to refuse it.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
 
     Raises:
@@ -162,7 +162,8 @@ class RedisStreamsBroker(Broker):
         """Declare an actor and its queue.
 
         Raises:
-            InvalidOption: an option would cause an exception in the middleware that decides how its messages end.
+            InvalidOption: an option has a value that would make Retries or other middleware fail when it handles the
+                actor's messages.
         """
         check_options(actor.options)
         super().declare_actor(actor)
@@ -180,9 +181,9 @@ class RedisStreamsBroker(Broker):
     def enqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
         """Add a message to its queue. Neither the queue nor the actor needs to be declared here. Thread-safe.
 
-        Messages with the same option ``ordering_key`` run one at a time, in the order in which they were enqueued. A
-        delayed message, or one that is waiting for its retry, holds up those behind it; retries for at most
-        ``ordering_hold_ms``, an option of the message or a setting of the broker.
+        Messages with the same ``ordering_key`` option run one at a time, in the order in which they were enqueued. A
+        delayed message, or one that is waiting for its retry, blocks later messages of the key. Retries block them for
+        at most ``ordering_hold_ms``, which is an option of the message and a setting of the broker.
 
         Args:
             delay: ms from now, on the server's clock.
@@ -190,8 +191,8 @@ class RedisStreamsBroker(Broker):
         Returns:
             The message. If another message with the same ``unique_key`` is waiting, nothing is added, and the returned
             message has the ``message_id`` of the waiting one. The option ``unique_for_ms`` limits how long the key is
-            locked. Messages in a pipeline, or in a group with callbacks, are always added: otherwise the pipeline or
-            group would never end.
+            locked. Messages in a pipeline, or in a group with callbacks, are always added, because otherwise the
+            pipeline or group would never complete.
 
         Raises:
             ConnectionFailed: nothing was sent.
@@ -199,31 +200,31 @@ class RedisStreamsBroker(Broker):
                 connection if the first one had been idle.
             QueueFull: the queue has held ``max_queue_length`` messages for ``wait_when_full_ms``.
             MessageTooLarge: the message is larger than ``max_message_bytes``.
-            InvalidMessage: the message could not run: a field or an option has the wrong type.
+            InvalidMessage: a field or an option has the wrong type, so that the message could not run.
         """
         return self._producer.enqueue(message, delay)
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
-        """Add messages in one round trip. A message with the option ``delay`` is delayed.
+        """Add messages in one round trip. The option ``delay`` of a message delays it.
 
-        Up to 200 messages for one queue (or ``max_queue_length``, if that is less) are added in one step: all or none.
-        Larger numbers take several steps. These share the round trip, or follow one after the other if
-        ``max_queue_length`` is set.
+        The messages for one queue are added in steps of up to 200 (or ``max_queue_length``, if that is less). A step
+        adds all of its messages or none. All steps share the round trip, unless ``max_queue_length`` is set: then the
+        steps are sent one after the other.
 
         Returns:
             The messages in the same order, each as ``enqueue`` returns it.
 
         Raises:
-            The errors of ``enqueue``. Messages for other queues, or from earlier steps, may have been added by then.
+            The errors of ``enqueue``. Messages of other queues or of earlier steps may already have been added.
                 ``QueueFull`` lists the messages that were not added.
         """
         return self._producer.enqueue_many(messages)
 
     async def aenqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Add a message to its queue without stopping the event loop. Does what ``enqueue`` does, in a thread.
+        """Add a message to its queue without blocking the event loop, by calling ``enqueue`` in a thread.
 
-        At most eight calls of ``aenqueue`` and ``aenqueue_many`` run at once; others wait, in order. While Redis hangs,
-        each takes as long as ``enqueue`` does, so limit the waiting time with ``asyncio.timeout``.
+        At most eight calls of ``aenqueue`` and ``aenqueue_many`` run at once; further calls wait in order. While Redis
+        hangs, each call takes as long as ``enqueue`` would, so limit it with ``asyncio.timeout``.
 
         If the caller is cancelled, for example by such a timeout, the message may still be enqueued.
 
@@ -233,9 +234,9 @@ class RedisStreamsBroker(Broker):
         return await self._coroutines.run(partial(self.enqueue, delay=delay), message)
 
     async def aenqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
-        """Add messages in one round trip without stopping the event loop. Does what ``enqueue_many`` does, in a thread.
+        """Add messages in one round trip without blocking the event loop, by calling ``enqueue_many`` in a thread.
 
-        See ``aenqueue`` for what happens on cancellation, and for the number of calls that run at once.
+        See ``aenqueue`` for cancellation and for the number of calls that run at once.
         """
         return await self._coroutines.run(self.enqueue_many, list(messages))
 
@@ -243,8 +244,9 @@ class RedisStreamsBroker(Broker):
         """Return a consumer of a declared queue.
 
         Args:
-            prefetch: how many messages the Worker may hold at once, running ones included; fewer where jobs are long,
-                see ``long_job_ms``. ``read_ahead_ms`` limits how many more the consumer reads ahead.
+            prefetch: the maximum number of messages that the Worker may hold at once, including running ones; it holds
+                fewer if jobs are long, see ``long_job_ms``. ``read_ahead_ms`` limits how many more messages the
+                consumer reads ahead.
             timeout: ms after which the consumer's ``__next__`` returns None.
 
         Raises:
@@ -267,10 +269,10 @@ class RedisStreamsBroker(Broker):
         return self._session.consumer_name
 
     def consumers_moved_at(self) -> Mapping[str, float]:
-        """Return, by queue name, when the Worker last asked for a message from the queue or for its consumer.
+        """Return, by queue name, when the Worker last polled the queue for a message or created its consumer.
 
-        Times are on the clock of ``time.monotonic``. A Worker asks again within its ``worker_timeout``, or within the
-        timeouts of its connections if Redis does not answer. A Worker that has not asked for a minute hangs.
+        Times are on the clock of ``time.monotonic``. A Worker polls at least once per ``worker_timeout``, or once per
+        connection timeout if Redis does not answer. A Worker that has not polled for a minute hangs.
         """
         return dict(self._session.moved_at)
 
@@ -290,16 +292,16 @@ class RedisStreamsBroker(Broker):
         - enqueued; coalesced: not added because a message with the same unique key was waiting
         - acked; late: acknowledged after another process had taken the message over
         - cancelled: by ``cancel`` or ``cancel_where``
-        - retried; dead: became dead letters; requeued: dead letters put back to work
-        - dead_bytes: the sizes of all messages that became dead letters, with their reasons and tracebacks
+        - retried; dead: became dead letters; requeued: dead letters returned to the queue
+        - dead_bytes: the total size of all messages that became dead letters, with their reasons and tracebacks
         - promoted: delayed messages that fell due
         - removed: entries that this broker removed from the stream, however they ended
         - recovered: taken over from dead consumers; redelivered: read again because the delivery reply was lost
         - handed_back: returned by a worker that had not started them; rescued: requeued by an operator
-        - unbatched: not done by their batch, so that they run by themselves
-        - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry is gone
-        - fenced: refused because the process had lost the entry
-        - expired: removed because they did not begin within ``expires_in_ms``
+        - unbatched: not marked as done by their batch, so that they run again individually
+        - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry no longer exists
+        - fenced: retries, rejections and returns refused because the process had lost the entry
+        - expired: removed because they did not start within ``expires_in_ms``
         - stale_locks: locks of unique keys left by messages that had been removed by hand
         """
         flat = self._session.connections.run("HGETALL", self._keys[queue_name].counters)
@@ -327,24 +329,25 @@ class RedisStreamsBroker(Broker):
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
 
     def cancel(self, message_id: str, queue_name: str | None = None) -> CancelOutcome:
-        """Cancel a message. It is found by searching its queue, which takes about three seconds per million small ones.
+        """Cancel a message. This searches its queue, which takes about three seconds per million small messages.
 
         A waiting message (undelivered, delayed, in line, or waiting for its retry) is removed. Its unique key and its
-        turn are free, and the message that was coalesced onto it takes its place. If a worker has received the
+        turn become free, and the message that was coalesced onto it takes its place. If a worker has received the
         message, its job gets the exception :class:`Cancelled` as soon as it executes Python code again; a message that
-        has not begun is skipped. An actor may catch the exception to clean up, or poll
+        has not started is skipped. An actor may catch the exception to clean up, or poll
         ``CurrentMessage.get_current_message().is_cancelled``.
 
-        A cancelled message is neither retried nor a dead letter, and callbacks are not called. Callers that wait for
-        its result get :class:`MessageCancelled`. The pipeline or group to which it belongs does not complete.
+        A cancelled message is not retried and does not become a dead letter, and callbacks are not called. Callers that
+        wait for its result get :class:`MessageCancelled`. The pipeline or group to which it belongs does not complete.
         ``after_cancel`` is called on middleware.
 
         Args:
             queue_name: the queue of the message; None to search every declared queue.
 
         Returns:
-            ``cancelled``: it was waiting, and is gone. ``requested``: a worker has received it and will end it, unless
-            its job ends before that. ``not-found``: it is in none of the queues; it has ended or is a dead letter.
+            ``cancelled``: the message was waiting and was removed. ``requested``: a worker has received the message and
+            will interrupt or skip it, unless its job ends first. ``not-found``: the message is in none of the queues,
+            because it has ended, is a dead letter, or never existed.
 
         Raises:
             BrokerConnectionError: Redis did not answer; the message may have been cancelled.
@@ -364,17 +367,17 @@ class RedisStreamsBroker(Broker):
         where: Callable[[Message[Any]], bool] | None = None,
         entry_ids: Collection[str] | None = None,
     ) -> Cancellation:
-        """Cancel every message of a queue for which all given conditions hold, as ``cancel`` does.
+        """Cancel every message of a queue that meets all given conditions, as ``cancel`` does.
 
         A message that was coalesced onto a cancelled one takes its place, unless ``actor`` or ``where`` is given and
-        matches it: then it is cancelled, too.
+        matches it; then it is cancelled, too.
 
         Args:
-            actor: the name of its actor.
-            message_ids: the ids of messages.
-            where: any other condition on a message; it is called with messages of this queue only.
-            entry_ids: look only at these entries of the stream, which avoids a search; delayed messages and those in
-                line are searched all the same.
+            actor: the name of the message's actor.
+            message_ids: the ids of the messages.
+            where: any other condition; called with messages of this queue only.
+            entry_ids: the entries of the stream to check, instead of searching the whole stream. Delayed messages and
+                messages in line are searched in any case.
 
         Raises:
             TypeError: no condition was given.
@@ -392,8 +395,8 @@ class RedisStreamsBroker(Broker):
     def pause(self, queue_name: str) -> None:
         """Stop delivering messages of the queue in every process until ``resume``. Restarts do not end a pause.
 
-        Takes effect within about a second, even if the server's memory is full. Jobs that are running, or are already
-        waiting in a Worker, still run.
+        Takes effect within about a second, even if the server's memory is full. Running jobs finish, and messages that
+        already wait in a Worker still run.
         """
         keys = self._keys[queue_name]
         self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (1,))
@@ -425,7 +428,7 @@ class RedisStreamsBroker(Broker):
         )
         cursor: Any = 0
         while True:
-            # delete the unique locks of the dropped messages; a scan is needed, as their names are stored nowhere else
+            # delete the unique locks of the dropped messages, found by a scan because no list of their names is kept
             cursor, names = self._session.connections.run(
                 "SCAN", cursor, "MATCH", _literally(keys.unique("")) + "*", "COUNT", 1_000, key=keys.stream
             )
@@ -443,8 +446,8 @@ class RedisStreamsBroker(Broker):
         """Wait until the queue holds no waiting, in-flight or delayed message, counted atomically. For tests.
 
         Args:
-            interval: ms between two checks.
-            timeout: the longest time to wait, in ms; None for no limit.
+            interval: ms between checks.
+            timeout: maximum waiting time in ms; None for no limit.
 
         Raises:
             QueueJoinTimeout: the queue still held messages after ``timeout``.
@@ -460,12 +463,14 @@ class RedisStreamsBroker(Broker):
         """Write the waiting acknowledgements and stop every thread. A second call does nothing."""
         self._coroutines.close()
         self._session.stop()
-        # a later use, for example by the next Worker of a test, begins under a new consumer name
+        # if the broker is used again, for example by the next Worker of a test, it has a new consumer name
         self._session = self._new_session()
 
-    # No position in Dramatiq's middleware list guarantees that a middleware is called first before a message and last
-    # after it, whatever users add later. So the broker hooks into the signals themselves. Calling every middleware at
-    # every signal, as Dramatiq does, would take a third of the time of a short message; see ``Listeners``.
+    # The broker must act before all middleware when a message begins, and after all middleware when it ends. No
+    # position in Dramatiq's middleware list guarantees that, because users may add middleware later. So the broker
+    # overrides the methods that emit signals. They call only middleware that handles the signal: calling every
+    # middleware at every signal, as Dramatiq does, would take a third of the time of a short message; see
+    # ``Listeners``.
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         first: Any = args[0] if args else None
@@ -506,10 +511,10 @@ class RedisStreamsBroker(Broker):
             ours.is_draining = True
 
     def _before_settling(self, signal: str, delivery: Delivery) -> None:
-        """Call the middleware before an acknowledgement or rejection, once. The Worker repeats both until one succeeds.
+        """Call the middleware before an acknowledgement or rejection, only once even if the Worker repeats it.
 
-        The outcome was decided earlier. If a middleware could refuse it here, the message would be neither acknowledged
-        nor rejected, so what it raises is only logged.
+        Exceptions of the middleware are only logged. The outcome is already decided, so if they propagated, the message
+        would be neither acknowledged nor rejected.
         """
         if self._was_forked and delivery.pid != self._session.pid:
             _end_child_of_job(None)
@@ -519,17 +524,17 @@ class RedisStreamsBroker(Broker):
             self._call_listeners(name, delivery)
 
     def _complete_pairs(self, message: Any, rest: Sequence[Method], error: BaseException) -> None:
-        """Call the other middleware before a message that one of them refused to run.
+        """Call ``before_process_message`` on the middleware that follows the one that refused to run a message.
 
-        Dramatiq calls all of them after it, so a gauge would be decreased that was never increased. Middleware that is
-        not called after such a message is left out.
+        Dramatiq calls all middleware after the message, so without this call a gauge would be decreased that was never
+        increased. Middleware that is not called after such a message is left out.
         """
         after = "after_skip_message" if isinstance(error, SkipMessage) else "after_process_message"
         for method in self._listeners.of_pair(self.middleware, "before_process_message", after):
             if method in rest:
                 try:
                     method(self, message)
-                except SkipMessage:  # it is skipped already
+                except SkipMessage:  # the message is skipped already
                     pass
                 except (Exception, Interrupt):
                     self._log_failure_of("before_process_message", method)
@@ -598,8 +603,8 @@ class RedisStreamsBroker(Broker):
     def _after_interrupted(self, delivery: Delivery, error: BaseException) -> None:
         """Call the middleware after a job that was cancelled while it ran.
 
-        The message counts as skipped: it has not failed, is not retried and calls nothing back. Middleware that does
-        not know skipped messages is called as after a failure if it was called before the job.
+        The message counts as skipped: it has not failed, it is not retried, and its callbacks are not called.
+        Middleware without ``after_skip_message`` is called as after a failure, if it was called before the job.
         """
         self._call_listeners("after_skip_message", delivery)
         skipping = {_owner(method) for method in self._listeners.of(self.middleware, "after_skip_message")}
@@ -615,18 +620,18 @@ class RedisStreamsBroker(Broker):
         if delivery.is_handled or delivery._exception is None:  # a middleware may clear the exception
             return
         if delivery.is_being_retried and any(isinstance(error, Interrupt) for _, error in failures):
-            return  # Retries was interrupted after it had counted the failure: ``Consumer.ack`` writes the retry
+            return  # Retries was interrupted after it had counted the failure, so ``Consumer.ack`` writes the retry
         delivery.unhandled = unhandled_failure(*(_named(method, error) for method, error in failures))
         delivery.fail()
 
     def _check_success(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
-        """Keep a message from being acknowledged if the middleware that enqueues its follow-up messages raised."""
+        """Prevent the acknowledgement of a message if the middleware that enqueues its follow-up messages raised."""
         for method, error in failures:
             if isinstance(getattr(method, "__self__", None), FOLLOWING):
                 delivery.unhandled = not_followed(_named(method, error))
 
     def _follow_with_coalesced(self, skipped: Delivery) -> None:
-        """Enqueue the message that was coalesced onto a skipped message, such as one that was cancelled or too old."""
+        """Enqueue the message that was coalesced onto a skipped (for example cancelled or expired) message."""
         replacement = skipped.replacement
         if replacement is None:
             return
@@ -637,7 +642,7 @@ class RedisStreamsBroker(Broker):
             skipped.unhandled = not_followed(f"{type(error).__name__}: {error}")
 
     def _call_back_of_failure(self, delivery: Delivery) -> None:
-        """Call Dramatiq's Callbacks for a message that no longer runs, because Callbacks ignores skipped messages."""
+        """Call Dramatiq's Callbacks for a message that will not run, because Callbacks ignores skipped messages."""
         for callbacks in self.middleware:
             if isinstance(callbacks, Callbacks):
                 try:
@@ -666,7 +671,7 @@ class RedisStreamsBroker(Broker):
             self._refuse(delivery, MessageCancelled(message_id=delivery.message_id))
 
     def _refuse(self, delivery: Delivery, error: SkipMessage) -> NoReturn:
-        """Keep a message from running. Middleware that is called after it is called before it, too."""
+        """Refuse to run a message, after calling the middleware that will be called after it."""
         self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
         raise error
 
@@ -676,16 +681,16 @@ class RedisStreamsBroker(Broker):
         delivery.fail()
         error = DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
         self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
-        # reported here, where error trackers have noted which message they observe
+        # logged after the calls above, in which error trackers record the current message
         self.logger.error("A message killed its workers; it becomes a dead letter.", exc_info=error)
         raise error
 
     def _ask_whether_to_run(self, delivery: Delivery) -> None:
-        """Ask Redis, if necessary, whether this process still holds a message that is about to run.
+        """Check, in Redis if necessary, that this process still holds a message that is about to run.
 
         Raises:
-            LeaseLost: it does not, or it is unknown.
-            MessageExpired: the message did not begin in time.
+            LeaseLost: the process does not hold the message, or could not find out.
+            MessageExpired: the message did not start in time.
         """
         if delivery.is_alone:
             self.logger.info(
@@ -698,13 +703,13 @@ class RedisStreamsBroker(Broker):
                 may_run = self._session.outcomes.may_run(delivery)
                 break
             except (BrokerConnectionError, redis.RedisError) as error:
-                # It is unknown whether this process still holds the entry. If nothing is done here, the entry is
+                # It is unknown whether this process still holds the entry. Giving up is safe, because the entry is then
                 # delivered again, after a resync or after the lease.
                 gives_up_at = gives_up_at or time.monotonic() + self.settings.lease_ms / 1000
                 if time.monotonic() > gives_up_at:
                     may_run = False
                     break
-                self.logger.warning("cannot ask Redis whether a message may run; trying again: %s", error)
+                self.logger.warning("cannot check in Redis whether a message may run; trying again: %s", error)
                 time.sleep(0.5)
         if not may_run:
             delivery.is_lost = True
@@ -713,14 +718,15 @@ class RedisStreamsBroker(Broker):
             delivery.fail()
             self._refuse(delivery, MessageExpired(message_id=delivery.message_id))
 
-    # Middleware that acts on the thread is called once for a batch. Other middleware is called for each of its
-    # messages, before the batch and, in reverse order, after it: it may have opened one scope within another.
+    # Middleware that acts on the thread is called once per batch. Other middleware is called for each message of the
+    # batch: before the batch, and in reverse order after it, because it may have nested the scopes that it opened.
 
     def _before_batch(self, batch: Batch) -> None:
         """Prepare a batch to run.
 
         Raises:
-            SkipMessage: it is uncertain whether this process still holds the messages, so each is asked for by itself.
+            SkipMessage: it is uncertain whether this process still holds the messages. They run again individually, so
+                that each can be checked.
         """
         if self._was_forked and batch.deliveries[0].pid != self._session.pid:
             _end_child_of_job(None)
@@ -754,7 +760,7 @@ class RedisStreamsBroker(Broker):
         batch.prepare()
 
     def _after_batch(self, batch: Batch, exception: BaseException | None) -> None:
-        """Call middleware after a batch. ``Consumer.ack`` hands back the messages that the batch did not do."""
+        """Call middleware after a batch. ``Consumer.ack`` hands back the messages that are not done."""
         if self._was_forked and batch.deliveries[0].pid != self._session.pid:
             _end_child_of_job(exception)
         methods = self._listeners.of(self.middleware, "after_process_message")
@@ -778,7 +784,7 @@ class RedisStreamsBroker(Broker):
             batch.ended.append(delivery)
 
     def _after_refusal(self, delivery: Delivery, refusal: BaseException) -> None:
-        """End a message of a batch that a middleware refused to run, as Dramatiq's Worker does."""
+        """Fail or skip a message of a batch that a middleware refused to run, as Dramatiq's Worker does."""
         if not isinstance(refusal, SkipMessage):
             delivery.stuff_exception(refusal)
             self.emit_after("process_message", delivery, exception=refusal)
@@ -803,7 +809,7 @@ class RedisStreamsBroker(Broker):
         return session
 
     def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
-        """Call the method ``signal`` of every middleware that has it, in Dramatiq's order: backwards after an event.
+        """Call the method ``signal`` of every middleware that has it, in Dramatiq's order: reversed after an event.
 
         Returns:
             The methods that raised, each with its exception.
@@ -814,8 +820,8 @@ class RedisStreamsBroker(Broker):
             try:
                 method(self, *args, **kwargs)
             except (Exception, Interrupt) as error:
-                # An interrupt was meant for the job, which has ended. If it propagated, the remaining middleware would
-                # not be called.
+                # An interrupt was meant for the job, which has ended. It must not propagate, because then the remaining
+                # middleware would not be called.
                 self._log_failure_of(signal, method)
                 failures.append((method, error))
         return failures
@@ -826,7 +832,7 @@ class RedisStreamsBroker(Broker):
         )
 
     def _after_fork(self) -> None:
-        """Start from scratch in a forked child, which must not use its parent's locks, sockets or messages."""
+        """Reset the broker in a forked child, which must not use its parent's locks, sockets or messages."""
         self._producer = Producer(self, self.settings, self._keys)
         self._coroutines = Coroutines()
         self._session.abandon()
@@ -840,7 +846,7 @@ def _owner(method: Method) -> int:
 
 
 def _of(kinds: tuple[type, ...], methods: Sequence[Method]) -> Sequence[Method]:
-    """Return the methods of middleware of these classes."""
+    """Return the methods whose middleware is an instance of one of these classes."""
     return [method for method in methods if isinstance(getattr(method, "__self__", None), kinds)]
 
 
@@ -861,9 +867,9 @@ class _Counters(dict[str, int]):
 
 
 def _end_child_of_job(error: BaseException | None) -> NoReturn:
-    """End a process that a job forked and that has left the code of the job, for example by ``sys.exit``.
+    """End this process, which a job forked and which has left the job's code, for example by ``sys.exit``.
 
-    It has a copy of the worker's loop: it would acknowledge and run its parent's messages.
+    It must end because its copy of the worker loop would acknowledge and run its parent's messages.
     """
     code = 0 if error is None else 1
     if isinstance(error, SystemExit):
@@ -884,7 +890,7 @@ def _after_fork_in_child() -> None:
         try:
             broker._after_fork()
         except Exception:
-            # the other brokers must be reset all the same: two processes with the same consumer name lose messages
+            # continue with the other brokers, because two processes with the same consumer name lose messages
             broker.logger.exception("a broker could not be reset in a forked process; do not use it there")
 
 

@@ -1,9 +1,10 @@
-"""Cancelling messages: waiting ones are removed, running ones are interrupted. The inspector finds them.
+"""Cancellation: removes waiting messages and interrupts running jobs. The inspector finds the messages.
 
-A message that no live worker has received is removed in one script, together with what it holds: its unique key and
-its turn among the messages of its other key. Otherwise, the script marks its entry, and the janitor of the worker's
-process finds the mark within milliseconds. The job gets the exception ``Cancelled``; a message that has not begun is
-skipped. If that worker dies, the mark is found by the process that takes the entry over. The mark ends with the entry.
+One script removes a message that no live worker has received, and frees its unique key and its turn among the messages
+of its ordering, concurrency or rate key. If a worker has received the message, the script marks its entry, and the
+janitor in the worker's process finds the mark within milliseconds. A running job then gets the exception ``Cancelled``;
+a message that has not started is skipped. If the worker dies first, the process that takes the entry over finds the
+mark. The mark is deleted with the entry.
 """
 
 from __future__ import annotations
@@ -35,22 +36,23 @@ from .settings import BrokerSettings
 
 CancelOutcome = Literal["cancelled", "requested", "not-found"]
 
-# How many messages are cancelled in one round trip.
+# Maximum number of messages to cancel in one round trip.
 AT_ONCE: Final = 100
-# How often a queue is searched: a message that was retried in the meantime is back among the delayed ones.
+# Maximum number of searches of a queue. Further searches find messages that became delayed again, by a retry, during
+# the previous one.
 MOST_SEARCHES: Final = 3
-# The code of the frame in which Dramatiq's Worker calls the function of an actor.
+# Code object of the frame in which Dramatiq's Worker calls an actor's function.
 RUNS_JOB: Final = getattr(inspect.unwrap(dramatiq.Actor.__call__), "__code__", None)
 
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """The messages that one call cancelled.
+    """The result of cancelling messages.
 
     Attributes:
-        cancelled: the ids of those that were waiting. They are gone.
-        requested: the ids of those that a worker has received. It interrupts or skips them; a job that ends before
-            that has its usual outcome, except that it is not retried.
+        cancelled: the ids of messages that were waiting; they were removed.
+        requested: the ids of messages that a worker has received. The worker interrupts or skips them. A job that ends
+            first has its usual outcome, except that it is not retried.
     """
 
     cancelled: tuple[str, ...] = ()
@@ -61,7 +63,7 @@ Condition = Callable[[Message[Any]], bool]
 
 
 class Canceller:
-    """The canceller of the messages of one queue."""
+    """Cancels messages of one queue."""
 
     def __init__(
         self, connections: Connections, settings: BrokerSettings, keys: QueueKeys, inspector: Inspector, emit: Emit
@@ -112,12 +114,12 @@ class Canceller:
         return int(self._connections.run("HGET", self._keys.counters, "retried") or 0)
 
     def _end(self, found: Sequence[FoundMessage], is_dropped: Condition) -> list[bytes]:
-        """Cancel the messages at these places in one round trip; return CANCELLED, MARKED or GONE for each."""
+        """Cancel these messages in one round trip; return CANCELLED, MARKED or GONE for each."""
         answers = self._connections.run_scripts(CANCEL, [self._call(one, None, is_dropped) for one in found])
         outcomes: list[bytes] = []
         for one, (answer, *more) in zip(found, answers, strict=True):
             outcome = answer
-            while outcome == b"COALESCED":  # once, or again if another message is coalesced onto it in the meantime
+            while outcome == b"COALESCED":  # once, or again if another message was coalesced onto it in the meantime
                 outcome, *more = self._connections.run_script(CANCEL, *self._call(one, more[0], is_dropped))
             if outcome == b"CANCELLED":
                 self._report(one.message)
@@ -143,7 +145,7 @@ class Canceller:
         ]
 
     def _about(self, coalesced: bytes, is_dropped: Condition) -> list[Argument]:
-        """Return what cancel.lua needs to know about a coalesced message."""
+        """Return the arguments of cancel.lua that describe a coalesced message."""
         message = Message.decode(coalesced)
         limits = key_limits_of(message)
         return [
@@ -156,7 +158,7 @@ class Canceller:
         ]
 
     def _report(self, message: Message[Any]) -> None:
-        """Report a message that no worker will see: callers may be waiting for its result."""
+        """Call middleware for a message that was removed, because callers may be waiting for its result."""
         refused = MessageProxy(message)
         refused.fail()
         refused.stuff_exception(MessageCancelled(message_id=message.message_id))
@@ -166,10 +168,10 @@ class Canceller:
 
 
 class Interrupts:
-    """Ends the jobs of cancelled messages that this process runs. Thread-safe.
+    """Interrupts running jobs of this process whose messages were cancelled. Thread-safe.
 
-    The exception must reach the thread while it runs the actor: anywhere else it would end the worker thread. So it is
-    raised only if the actor is on the thread's stack, and ``end`` waits for one that is being raised.
+    The exception must reach the thread while it runs the actor, because anywhere else it would end the worker thread.
+    So it is raised only if the actor is on the thread's stack, and ``end`` waits for an exception that is being raised.
     """
 
     def __init__(self) -> None:
@@ -179,7 +181,7 @@ class Interrupts:
         """Mark a held message as cancelled, and interrupt its job. A second call does nothing.
 
         Returns:
-            False if its thread runs middleware right now, so that it cannot be interrupted yet.
+            False if the job cannot be interrupted yet, because its thread is running middleware.
         """
         delivery.is_cancelled = True
         with self._lock:
@@ -195,14 +197,14 @@ class Interrupts:
             return True
 
     def end(self, delivery: Delivery) -> None:
-        """Wait for an interrupt that is on its way and drop it, in the thread of a job that has ended.
+        """Wait for a pending interrupt and discard it, in the thread of a job that has ended.
 
-        Before this call, ``delivery.thread_id`` must have become None: then no further interrupt follows.
+        Set ``delivery.thread_id`` to None before this call, so that no further interrupt follows.
         """
         try:
             with self._lock:
                 pass
-            for _ in range(2):  # Python raises the exception at the end of a turn of a loop
+            for _ in range(2):  # Python raises the exception at the end of a loop iteration
                 pass
         except Cancelled:
             pass

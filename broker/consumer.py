@@ -1,8 +1,9 @@
 """The consumer of one queue in one process: reads messages, gives them to the Worker, settles them, hands them back.
 
-The Worker never holds more than its prefetch. One read asks for as many messages as the Worker has room for. Where jobs
-are short, it asks for some more; these stay here until there is room: see places.py. After an error, Dramatiq
-creates a new consumer. It first takes the entries that this process owns but never received, because a reply was lost.
+The Worker never holds more messages than its prefetch. One read requests as many messages as the Worker has room for.
+If jobs are short, it requests more, and the consumer keeps these until the Worker has room; see places.py. After an
+error, Dramatiq creates a new consumer. The new consumer first takes the entries that this process owns but never
+received because a reply was lost.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ from .settler import Settler
 
 NO_LIMIT = 1 << 20
 
-# The delay of a retry that never reached the broker: the shortest back-off of Dramatiq's Retries.
+# Delay of a retry that Dramatiq's Retries counted but did not enqueue: its shortest back-off.
 LOST_RETRY_DELAY_MS = 15_000
 
-# Polling interval while the consumer yields to a higher-priority queue, or has no room for entries it could take.
+# Polling interval while the consumer yields to a higher-priority queue, or has no room for entries that it could take.
 LOOK_AGAIN_S = 0.02
 
-# How long a queue that must not be read any more waits until the read of several queues is interrupted.
+# Maximum time to wait until a shared read is interrupted because it must no longer read this queue.
 STOP_READING_S = 0.5
-# Unwritten acknowledgements beyond which nothing is read: the server accepts no writes.
+# Maximum number of unwritten acknowledgements. Beyond it nothing is read, because the server accepts no writes.
 MOST_SETTLING = 1_000
 
-# The error with which Redis 7.0 and later ends a blocking read when FLUSHALL or DEL removes the stream.
+# Error text with which Redis 7.0 and later ends a blocking read when FLUSHALL or DEL removes the stream.
 STREAM_GONE = "UNBLOCKED the stream key no longer exists"
 
 
 class Process(Protocol):
-    """The parts of a process that its consumers share; see ``Session``."""
+    """The interface of ``Session`` that the consumers of a process use."""
 
     settings: BrokerSettings
     consumer_name: str
@@ -85,7 +86,7 @@ class Process(Protocol):
 
 
 class ConsumedQueue:
-    """A queue that this process consumes: the deliveries that the process holds, and what the janitor found last."""
+    """A queue that this process consumes: the deliveries that it holds, and the latest findings of its janitor."""
 
     def __init__(
         self, process: Process, keys: QueueKeys, decoder: EntryDecoder | None, check: MessageCheck | None
@@ -99,9 +100,9 @@ class ConsumedQueue:
         self.durations = Durations((process.settings.long_job_ms or 0) / 1000)
         self.served_at = float("-inf")
         self.is_paused = False
-        self.is_takeable = True  # handed-back entries are older than undelivered ones, so they are taken first
+        self.is_takeable = True  # take handed-back entries first, because they are older than undelivered ones
         self.has_lost_entries = False
-        self.has_backlog = False  # the last read returned as many entries as it asked for
+        self.has_backlog = False  # whether the last read returned as many entries as it requested
         self.cancelled: Mapping[str, str] = {}  # see Round
         self._resumed = threading.Event()
         self._consumer: StreamsConsumer | None = None
@@ -124,7 +125,7 @@ class ConsumedQueue:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether other programs write to this queue, so that its entries may have any size."""
+        """Whether reads of this queue are bounded, because other programs may write entries of any size to it."""
         return self.decoder is not None or self.check is not None
 
     @property
@@ -137,7 +138,7 @@ class ConsumedQueue:
         return self.process.group_reads(is_bounded=self.is_bounded)
 
     def own_read(self) -> OwnRead:
-        """Return the reads of this queue on a connection of its own."""
+        """Return a reader that reads this queue on its own connection."""
         return OwnRead(
             self.process.connections,
             self.keys.stream,
@@ -147,7 +148,7 @@ class ConsumedQueue:
         )
 
     def shared_read(self, reads: GroupReads) -> SharedRead:
-        """Return this queue's part in the reads of several queues, ready to take entries."""
+        """Return an open reader that reads this queue on a connection shared with other queues."""
         if self._shared_read is None:
             self._shared_read = SharedRead(
                 reads, self.keys.stream, wanted=self._wanted, look=self._look, hand_back=self.hand_back_entries
@@ -168,7 +169,7 @@ class ConsumedQueue:
         return answer[0][1] if answer else ()
 
     def hand_back_entries(self, entries: Sequence[Any]) -> None:
-        """Hand back entries that were read and not accepted."""
+        """Hand back entries that were read but not accepted."""
         self.hand_back([part for entry_id, _ in entries for part in (entry_id, 1)])
         self.is_takeable = True
 
@@ -176,8 +177,8 @@ class ConsumedQueue:
         """Hand back entries.
 
         Args:
-            args: the id and the delivery count of each.
-            counts: whether the delivery counts.
+            args: the id and the delivery count of each entry, flattened.
+            counts: whether the current delivery stays in the delivery count.
         """
         fixed = (self.process.settings.group, self.process.consumer_name, HANDED_BACK, int(counts))
         for start in range(0, len(args), 1_000):
@@ -206,7 +207,7 @@ class ConsumedQueue:
 
     @property
     def is_eager(self) -> bool:
-        """Whether this queue would take messages now, because some are waiting in Redis as far as is known."""
+        """Whether this queue would take messages now: some are known to wait in Redis, and it need not yield."""
         return (self.is_takeable or self.has_backlog) and not self.must_yield()
 
     @property
@@ -221,11 +222,11 @@ class ConsumedQueue:
 
     @property
     def must_rest(self) -> bool:
-        """Whether nothing may be read because the queue is paused, or this process is stuck or was orphaned."""
+        """Whether nothing may be read, because the queue is paused, the process is stuck, or its master has ended."""
         return self.is_paused or self.process.is_orphaned or not self.process.moves.is_set()
 
     def rest(self, timeout_s: float) -> None:
-        """Wait until the pause or the stuck state ends, at most ``timeout_s``."""
+        """Wait until the queue is resumed or the process is no longer stuck, at most ``timeout_s``."""
         if self.process.is_orphaned:
             time.sleep(timeout_s)
             return
@@ -238,12 +239,12 @@ class ConsumedQueue:
             consumer.wake()
 
     def _after_round(self, done: Round) -> bool:
-        """Pass the janitor's findings to the consumer; return whether the janitor should look again soon."""
+        """Pass the janitor's findings to the consumer; return whether another round should follow soon."""
         has_news = False
         if done.is_takeable:
             self.is_takeable = has_news = True
         if done.owned and not set(self.deliveries.ids()).issuperset(done.owned):
-            # a delivery reply was lost on a live connection
+            # this consumer owns entries that it never received: a reply was lost on a live connection
             self.has_lost_entries = has_news = True
         if done.is_paused != self.is_paused:
             self.is_paused = done.is_paused
@@ -262,12 +263,12 @@ class ConsumedQueue:
         return is_cancelling
 
     def _take_over(self) -> None:
-        """Let the consumer look for entries to take over."""
+        """Make the consumer check for entries to take over."""
         self.is_takeable = True
         self.wake()
 
     def cancel_held(self) -> bool:
-        """End cancelled messages that this process holds; return whether one of them could not be interrupted yet."""
+        """Interrupt or mark held messages that were cancelled; return whether some interrupts are still due."""
         marks, is_cancelling = self.cancelled, False
         for delivery in self.deliveries.held(marks) if marks else ():
             delivery.dropped = marks[delivery.entry_id]
@@ -276,7 +277,7 @@ class ConsumedQueue:
 
 
 class StreamsConsumer(Consumer):
-    """Dramatiq's consumer. ``ack`` and ``nack`` may be called from any thread, even after ``close``."""
+    """A consumer with Dramatiq's interface. Any thread may call ``ack`` and ``nack``, even after ``close``."""
 
     def __init__(self, queue: ConsumedQueue, *, prefetch: int, timeout_ms: int) -> None:
         self._queue = queue
@@ -287,24 +288,24 @@ class StreamsConsumer(Consumer):
         self._keys = queue.keys
         # received messages that the Worker does not have yet
         self._buffer: deque[Delivery] = deque()
-        # how many of them the Worker may get before its room is counted again
+        # number of buffered messages that the Worker may get before its room is counted again
         self._n_places = 0
         self._n_given = 0
         self._read_ahead = ReadAhead(self._settings.read_ahead_ms)
         self._bounds = queue.bounds
         reads = queue.group_reads
         self._read: OwnRead | SharedRead = queue.own_read() if reads is None else queue.shared_read(reads)
-        # The most entries that a read asks for. After a read that was cut, this is one, then two, four, …, so that the
-        # server also sends less.
+        # Maximum number of entries that a read requests. After a read that was cut, this restarts at 1 and doubles with
+        # each read, so that the server sends less data.
         self._most_asked = NO_LIMIT
         self._is_ahead_allowed = True
-        # when a job of this process ended last, as it was seen when none had ended for some time
+        # the value of ``places.ended_at`` at the last check that found no recently ended job
         self._seen_ended_at: float | None = None
-        # whether an actor of this queue has a batch function
+        # whether any actor of this queue has a batch function
         self._has_batches = False
-        # how many messages like those of the last read one batch holds; 0 if they do not share a batch
+        # number of messages per batch, estimated from the last read; 0 if its messages cannot share a batch
         self._n_per_batch = 0
-        # how many messages and batches the Worker may hold now
+        # maximum number of messages and batches that the Worker may hold now
         self._most_at_worker = self._prefetch
         self._is_resynced = False
         self._is_closed = False
@@ -341,12 +342,12 @@ class StreamsConsumer(Consumer):
         return given
 
     def ack(self, message: MessageProxy) -> None:
-        """Queue the acknowledgement for the next write, after writing follow-up messages and retries not yet written.
+        """Queue the acknowledgement for the next write, after writing pending follow-up messages and retries.
 
-        Of a batch, the messages whose outcome is unknown are handed back, to run again by themselves.
+        The messages that a batch did not mark as done are handed back, so that they run again individually.
 
         Raises:
-            BrokerConnectionError: one of those could not be written. The Worker tries again.
+            BrokerConnectionError: a follow-up message or retry could not be written. The Worker tries again.
         """
         if isinstance(message, Delivery):
             self._end(self._ack, message)
@@ -364,13 +365,13 @@ class StreamsConsumer(Consumer):
             try:
                 write(message)
             except Interrupt:
-                # The interrupt (a time limit or a shutdown) was meant for the job, which has ended. If it propagated,
-                # it would end the worker thread.
+                # The interrupt (a time limit or a shutdown) was meant for the job, which has ended. It must not
+                # propagate, because it would end the worker thread.
                 write(message)
         except BrokerConnectionError as error:
             if not self._process.is_draining or not self._process.connections.is_silent(self._keys.stream):
                 raise
-            # If this were raised, the Worker would try again until its shutdown times out. The entry stays pending, and
+            # Do not raise: the Worker would try again until its shutdown times out. The entry stays pending, and
             # another process runs the job again as soon as this one has ended.
             self._queue.logger.warning("a job's outcome was not written; it runs again", extra={"error": str(error)})
         if places.awaiting:
@@ -391,7 +392,7 @@ class StreamsConsumer(Consumer):
         self._process.isolation.leave(message)
 
     def _finish(self, message: Delivery) -> None:
-        """Write what must be written before a message is acknowledged, or instead."""
+        """Write what must precede the acknowledgement of a message, or replace it: follow-ups, retry or dead letter."""
         self._enqueue_followers(message)
         if not message.was_ended:
             self._end_unhandled(message)
@@ -407,11 +408,11 @@ class StreamsConsumer(Consumer):
         elif message.is_being_retried and not message.is_lost:
             self._write_lost_retry(message)
         elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
-            # An exception was raised where Dramatiq's Worker does not expect one, so no middleware was called.
+            # Dramatiq's Worker did not expect the exception at this point, so it called no middleware.
             self._bury_unhandled(message)
 
     def _end_cancelled(self, message: Delivery) -> None:
-        """End a message whose retry Redis refused, because it was cancelled before this process knew."""
+        """Finish a message whose retry Redis refused because of a cancellation that this process did not know yet."""
         if message.replacement is not None:
             message.keep_follower(Follower(dramatiq.Message.decode(message.replacement), None))
             self._enqueue_followers(message)
@@ -421,7 +422,7 @@ class StreamsConsumer(Consumer):
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
         message.is_settled = True
         if not message.is_lost:
-            # the Worker does not report it, because it acknowledges the message
+            # the Worker does not emit these signals, because it acknowledges the message
             self._process.emit("before_nack", message)
             self._process.emit("after_nack", message)
 
@@ -451,7 +452,7 @@ class StreamsConsumer(Consumer):
             self._process.emit(f"before_{outcome}", delivery)
 
     def _let_run_alone(self, batch: Batch) -> None:
-        """Hand back the messages that the batch did not do. Their delivery counts, so they are not batched again."""
+        """Hand back the messages that are not done. Their delivery counts, so they are not batched again."""
         undone = batch.undone
         if not undone or batch.is_handed_back:
             return
@@ -471,9 +472,9 @@ class StreamsConsumer(Consumer):
         self._queue.wake()
 
     def _write_lost_retry(self, message: Delivery) -> None:
-        """Write a retry that Retries counted but did not enqueue, for example because a time limit expired.
+        """Write a retry that Retries counted but did not enqueue, for example because a time limit interrupted it.
 
-        Dramatiq swallows the exception and acknowledges the message.
+        Dramatiq ignores the exception and acknowledges the message, which would lose the retry.
         """
         delay = message.retry_delay if message.retry_asked else LOST_RETRY_DELAY_MS
         try:
@@ -499,10 +500,10 @@ class StreamsConsumer(Consumer):
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def nack(self, message: MessageProxy) -> None:
-        """Make the message a dead letter, or remove it if it expired.
+        """Make the message a dead letter, or remove it if it expired or was cancelled.
 
         Raises:
-            BrokerConnectionError: Redis did not write that. The Worker tries again.
+            BrokerConnectionError: the outcome could not be written. The Worker tries again.
         """
         if isinstance(message, Delivery):
             self._end(self._nack, message)
@@ -545,7 +546,7 @@ class StreamsConsumer(Consumer):
         self._hand_back(returned)
 
     def _each_of(self, messages: Iterable[MessageProxy]) -> list[Delivery]:
-        """Return the messages, and those of batches, which are batches no longer."""
+        """Return the messages, with each batch dissolved into its messages."""
         found: list[Delivery] = []
         for message in messages:
             if isinstance(message, Batch):
@@ -556,7 +557,7 @@ class StreamsConsumer(Consumer):
         return found
 
     def close(self) -> None:
-        """Stop reading, and hand back the messages that the Worker does not have yet. This process keeps the others."""
+        """Stop reading, and hand back the messages that the Worker has not received. The Worker keeps the others."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -573,10 +574,10 @@ class StreamsConsumer(Consumer):
             self._queue.logger.warning("could not hand back entries; they run later", extra={"error": str(error)})
 
     def _refuse_silence(self) -> None:
-        """Raise if the server is known not to answer: a shutdown must not wait for it once per queue.
+        """Raise if the server did not answer the last command, so that a shutdown does not wait for it once per queue.
 
-        Entries that are not handed back stay in this consumer's pending list, and run again when its lease or its
-        process ends.
+        Entries that are not handed back stay in this consumer's pending list, and run again when its lease lapses or
+        its process ends.
 
         Raises:
             ConnectionClosed: the server did not answer the last command.
@@ -585,13 +586,13 @@ class StreamsConsumer(Consumer):
             raise ConnectionClosed("Redis does not answer")
 
     def wake(self) -> None:
-        """Wake ``__next__``, so that it checks for entries to take and for a pause."""
+        """Wake ``__next__`` so that it checks for entries to take over and for a pause."""
         self._queue.deliveries.wake()
         self._read.wake()
 
     @property
     def n_buffered(self) -> int:
-        """The number of received messages that the Worker does not have yet."""
+        """The number of received messages that the Worker has not got yet."""
         return len(self._buffer)
 
     @property
@@ -601,7 +602,7 @@ class StreamsConsumer(Consumer):
 
     @property
     def _n_room(self) -> int:
-        """How many more messages the Worker may have now."""
+        """The number of further messages that the Worker may hold now."""
         room = self._most_at_worker - self._queue.n_at_worker
         places = self._process.places
         return min(room, places.n_free(self._queue)) if places.are_few(self._queue) else room
@@ -611,7 +612,7 @@ class StreamsConsumer(Consumer):
         return self._n_given - (self._queue.deliveries.n_held - len(self._buffer))
 
     def _wait_for_place(self, timeout_s: float) -> None:
-        """Wait until the Worker has room; hand back the messages that were read ahead if that takes too long."""
+        """Wait until the Worker has room; if that takes too long, hand back the messages that were read ahead."""
         left_s = self._read_ahead.left_s()
         if self._queue.must_rest or self._queue.must_yield():
             self._give_back(len(self._buffer))
@@ -639,7 +640,7 @@ class StreamsConsumer(Consumer):
             self._resync(min_idle_ms=LOST_AFTER_MS)
             return
         timeout_s = min(timeout_s, self._stalls_in_s())
-        # A read that waits at the server may return entries at any time, whether there is room or not: keep polling it.
+        # keep polling a read that waits at the server, because it may return entries at any time, even without room
         room = self._wait_for_room(0 if self._read.is_waiting else timeout_s)
         must_yield = self._queue.must_yield()
         if room and self._queue.is_takeable and not must_yield:
@@ -657,22 +658,22 @@ class StreamsConsumer(Consumer):
             self._read_new(room, timeout_s)
 
     def _stalls_in_s(self) -> float:
-        """Return in how many seconds messages that wait in the Worker must be taken back; takes them if it is time."""
+        """Take back messages that wait in the Worker if it is time; return the seconds until the next check."""
         places = self._process.places
         left_s = places.stalls_in_s(self._queue)
         if left_s is None:
             return float("inf")
         if left_s <= 0:
-            # Look twice: on a busy machine, the threads that run jobs may have been suspended together with this one.
+            # Check twice, because on a busy machine the job threads may have been suspended together with this one.
             is_certain, self._seen_ended_at = self._seen_ended_at == places.ended_at, places.ended_at
             if is_certain and (taken := places.take_back(self._keys.queue_name)):
                 self._hand_back(self._each_of(taken))
                 self._queue.is_takeable = True
-        # they may be another queue's, or have arrived just now
+        # the waiting messages may belong to another queue or have arrived just now
         return max(left_s, LOOK_AGAIN_S)
 
     def _wait_for_room(self, timeout_s: float) -> int:
-        """Return how many more messages the Worker may have; 0 after ``timeout_s`` without room."""
+        """Return the number of messages that the Worker has room for; 0 after ``timeout_s`` without room."""
         places, queue = self._process.places, self._queue
         n_ahead = len(self._buffer)
         if not places.are_few(queue):
@@ -686,7 +687,7 @@ class StreamsConsumer(Consumer):
         return room
 
     def _has_no_thread(self) -> bool:
-        """Return whether to wait in turn for a thread, instead of reading what would be handed back."""
+        """Return whether to wait for a free thread, because messages read now would have to be handed back."""
         places, queue = self._process.places, self._queue
         return (queue.is_takeable and places.are_few(queue)) or places.is_saturated(queue)
 
@@ -698,7 +699,7 @@ class StreamsConsumer(Consumer):
             places.let_others_look(self._queue)
 
     def _n_expected(self) -> int:
-        """Return how many messages to read beyond the room of the Worker."""
+        """Return the number of messages to read ahead, beyond the Worker's room."""
         self._is_ahead_allowed = not self._process.places.are_few(self._queue)
         return self._read_ahead.expect(self._n_finished) if self._is_ahead_allowed else 0
 
@@ -708,14 +709,15 @@ class StreamsConsumer(Consumer):
                 n = min(max(room + self._n_expected(), self._n_per_batch), self._most_asked)
                 self._most_asked = min(2 * self._most_asked, NO_LIMIT)
                 self._read.start(n)
-            # If the last messages were read one by one, each read was full. Less important queues wait for this one.
+            # With a backlog, wait only briefly: if the last reads requested one message each, they were all full, and
+            # lower-priority queues must not yield to an empty queue for long.
             if not self._read.wait(min(timeout_s, LOOK_AGAIN_S) if self._queue.has_backlog else timeout_s):
                 self._queue.has_backlog = False
                 return
             entries, self._queue.has_backlog, are_lost = self._read.take()
         except redis.ResponseError as error:
-            # The group is gone, after a FLUSHALL, a failover to an empty replica or a manual DESTROY. It is created
-            # again, and the whole stream is delivered again.
+            # The group no longer exists, after a FLUSHALL, a failover to an empty replica or a manual XGROUP DESTROY.
+            # Create it again, so that the whole stream is delivered again.
             if "NOGROUP" not in str(error):
                 raise
             self._process.keeper.add(self._keys)
@@ -724,7 +726,7 @@ class StreamsConsumer(Consumer):
             if STREAM_GONE in str(error):
                 self._process.keeper.add(self._keys)
                 return
-            # entries may have been delivered into the connection that broke
+            # entries may have been delivered to the connection that broke
             self._is_resynced = False
             raise
         if are_lost:
@@ -732,7 +734,7 @@ class StreamsConsumer(Consumer):
         if entries:
             n_ahead = self._read_ahead.n_still_expected() if self._is_ahead_allowed else 0
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in entries)
-            # there are too many if the read waited for long, or if other entries were taken over while it waited
+            # hand back the surplus, if the read waited for long or other entries were taken over while it waited
             self._give_back(len(self._buffer) - self._n_places - max(n_ahead, self._n_per_batch))
 
     def _take(self, room: int) -> None:
@@ -752,7 +754,7 @@ class StreamsConsumer(Consumer):
                 self._bounds.budget,
             ),
         )
-        # Fewer entries than there was room for: no more are left, unless the limit on bytes ended the call.
+        # If there was room for more entries, none are left, unless the limit on bytes ended the call.
         if len(found) < room and sum(sum(map(len, flat)) for _, _, flat, *_ in found) < self._bounds.budget:
             self._queue.is_takeable = False
         self._accept(
@@ -765,7 +767,7 @@ class StreamsConsumer(Consumer):
             self._process.emit("after_recover", self._keys.queue_name, recovered)
 
     def _resync(self, *, min_idle_ms: int) -> None:
-        """Take the entries that this consumer owns but does not hold."""
+        """Read the entries that are in this consumer's pending list but were never received."""
         found = self._lost_entries(min_idle_ms)
         if found:
             self._queue.logger.info("reclaimed entries whose delivery reply was lost", extra={"n": len(found)})
@@ -802,7 +804,7 @@ class StreamsConsumer(Consumer):
         decoder, check = self._queue.decoder, self._queue.check
         try:
             for raw_id, deliveries, flat, charges, is_doomed in entries:
-                if flat is None:  # removed before it was delivered
+                if flat is None:  # the entry was removed before its delivery
                     continue
                 entry_id, cut = raw_id.decode(), flat if isinstance(flat, CutFields) else None
                 if cut is not None:
@@ -839,12 +841,12 @@ class StreamsConsumer(Consumer):
                     delivery.payload = fields.get(MESSAGE_FIELD)
                 accepted.append(delivery)
         finally:
-            # this runs even if a dead letter could not be written: the entries before it were accepted
+            # even if a dead letter could not be written, the entries before it were accepted
             self._buffer.extend(self._queue.deliveries.add(accepted))
-            # these were marked before they came here, for example after the death of their worker
+            # messages may have been cancelled before they were accepted, for example if their worker died
             self._queue.cancel_held()
             if uncounted:
-                # they were cut only because the reply as a whole was too large; the next take reads them again
+                # they were cut only because the whole reply was too large; the next take reads them again
                 self._queue.hand_back(uncounted)
                 self._queue.is_takeable = True
             if accepted:
@@ -862,22 +864,22 @@ class StreamsConsumer(Consumer):
         return flat.n_bytes <= min(self._bounds.longest, self._bounds.budget) and len(flat) < MOST_PARTS
 
     def _give_back(self, n: int) -> None:
-        """Hand back the ``n`` newest messages that the Worker does not have: other consumers may take them at once."""
+        """Hand back the ``n`` newest messages in the buffer, so that other consumers can take them at once."""
         excess = [self._buffer.pop() for _ in range(min(n, len(self._buffer)))]
         if excess:
             self._hand_back(excess)
-            # they are older than undelivered entries, so this consumer takes them next
+            # this consumer takes them next, because they are older than undelivered entries
             self._queue.is_takeable = True
 
     def wanted(self) -> int:
-        """Return how many entries a read of several queues may return for this one."""
+        """Return the maximum number of entries that a shared read may return for this queue."""
         deliveries = self._queue.deliveries
         if len(deliveries) - deliveries.n_held > MOST_SETTLING + self._prefetch:
             return 0
         return min(self._n_room - len(self._buffer), self._most_asked)
 
     def _share_reads(self, reads: GroupReads) -> None:
-        """Read together with the other queues of this process from now on."""
+        """Read this queue on the shared connection from now on."""
         unread, are_lost = self._read.close(timeout_s=STOP_READING_S)
         self._read = self._queue.shared_read(reads)
         self._give_back_unread(unread, are_lost=are_lost)
@@ -888,7 +890,7 @@ class StreamsConsumer(Consumer):
             self._give_back_unread(unread, are_lost=are_lost)
 
     def _give_back_unread(self, entries: Sequence[Any], *, are_lost: bool) -> None:
-        """Hand back entries that were read and not accepted, and those that may have been lost with a connection."""
+        """Hand back entries that were read but not accepted, and entries that may have been lost with a connection."""
         if entries:
             self._queue.hand_back_entries(entries)
         if are_lost:
@@ -902,6 +904,6 @@ class StreamsConsumer(Consumer):
                 args = [part for one in ours for part in (one.entry_id, one.deliveries)]
                 self._queue.hand_back(args, counts=counts)
         finally:
-            # On failure they stay in this consumer's pending list without being held: the next consumer of this
-            # process takes them, or the lease ends.
+            # If this fails, the entries stay in this consumer's pending list but are no longer held. The next consumer
+            # of this process takes them, or other processes do so after the lease.
             self._queue.deliveries.forget(deliveries)

@@ -1,7 +1,7 @@
-"""Threads in which coroutines enqueue, so that Redis never stops their event loop.
+"""A thread pool in which coroutines enqueue messages, so that they never block their event loop.
 
-A coroutine awaits the same code that other callers run, in one of a few threads that belong to the broker: it has the
-same guarantees, errors and middleware. Each thread uses at most one connection.
+The threads run the same code as other callers, with the same guarantees, errors and middleware. Each thread uses at
+most one connection.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-# An enqueue takes a fraction of a millisecond, so more threads would only help while Redis hangs, and would hang too.
+# Maximum number of threads. More would help only while Redis hangs, when they would hang too: otherwise, an enqueue
+# takes a fraction of a millisecond.
 MOST_THREADS: Final = 8
 
 
 class Coroutines:
-    """The calls of coroutines. Threads start with the first call, and end when the broker is closed."""
+    """The thread pool of one broker. Threads start with the first call, and end when the broker is closed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """Return what the call returns in another thread, with the context variables of this coroutine.
+        """Run the call in another thread, with the context variables of this coroutine, and return its result.
 
-        If the coroutine is cancelled, a call that has not begun never runs. One that has begun goes on.
+        If the coroutine is cancelled, a call that has not started never runs; a call that has started continues.
         """
         within = partial(contextvars.copy_context().run, call, *args)
         with self._lock:
@@ -40,7 +41,7 @@ class Coroutines:
         return await asyncio.wrap_future(running)
 
     def close(self) -> None:
-        """End the threads once their calls have ended, without waiting for them."""
+        """End each thread when its calls have ended, without waiting for that."""
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:

@@ -3,18 +3,18 @@
 A dead letter is an entry of the queue's dead stream with these fields; fields without a value are absent:
 
     reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize;
-                unhandled: nothing rejected, retried or skipped it, and it must not be acknowledged;
+                unhandled: it failed, and no middleware rejected, retried or skipped it;
                 not-enqueued: it is a follow-up message that could not be enqueued;
                 held-too-long: its retries have held its ordering key for ``ordering_hold_ms``;
-                expired: it did not begin within ``expires_in_ms``, and has the option ``keep_expired``;
-                passed-over: an operator let the other messages of its key pass it
+                expired: it did not start within ``expires_in_ms``, and has the option ``keep_expired``;
+                passed-over: an operator let later messages of its key run before it
     error       for a failed actor "ExceptionClass: message"
     field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
     traceback   the end of the traceback of the last failure, at most 8 KiB; none for a message that killed its workers
     actor, message_id, entry_id, deliveries, unique_key
     ordering_key, concurrency_key or rate_key; limits: see KeyLimits
     entry:…     every field of the original entry; a requeue restores exactly these. A retried message is stored without
-                its option ``traceback``, the traceback of the failure before the last
+                its option ``traceback``, which holds the traceback of an earlier failure
     left_out    the number of fields beyond 2,000, which are not stored
 """
 
@@ -65,7 +65,7 @@ class DeadLetter:
         hint: how to fix the problem, or None.
         actor_name, message_id: None for an entry that was not a message.
         entry_id: the id of the original entry.
-        deliveries: how often that entry was delivered.
+        deliveries: the delivery count of that entry.
         died_at: when it became a dead letter, on the server's clock, UTC.
         fields: the fields of the original entry.
         n_bytes_cut: the full size in bytes if only the head of each field was read, otherwise 0.
@@ -116,7 +116,7 @@ class DeadLetters:
         return int(self._connections.run("XLEN", self._keys.dead))
 
     def n_bytes(self) -> int:
-        """Return how much of the server's memory the dead letters use. The server needs about 10 ms for 100,000."""
+        """Return the server memory that the dead letters use, in bytes. This takes about 10 ms per 100,000 of them."""
         return int(self._connections.run("MEMORY", "USAGE", self._keys.dead, "SAMPLES", 0, key=self._keys.dead) or 0)
 
     def list(
@@ -134,7 +134,7 @@ class DeadLetters:
     def find(self, *, before: str | None = None, page: int = PAGE, **wanted: Unpack[Wanted]) -> Iterator[DeadLetter]:
         """Yield every matching dead letter, the newest first, reading ``page`` of them or a few megabytes at a time.
 
-        Only the head of a dead letter is read if it is larger than a megabyte. Dead letters that are added during the
+        If a dead letter is larger than a megabyte, only its head is read. Dead letters that are added during the
         iteration are not returned. Without a date condition, all dead letters are read and then filtered.
         """
         died_before, died_after = wanted.get("died_before"), wanted.get("died_after")
@@ -160,7 +160,7 @@ class DeadLetters:
         return self.requeue(dead_letter.id for dead_letter in self.find(**wanted))
 
     def purge_where(self, **wanted: Unpack[Wanted]) -> int:
-        """Delete every matching dead letter permanently; return how many there were."""
+        """Delete every matching dead letter permanently; return how many were deleted."""
         dead_letters, n = self.find(**wanted), 0
         while ids := [dead_letter.id for dead_letter in islice(dead_letters, PAGE)]:
             n += self.purge(ids)
@@ -170,7 +170,7 @@ class DeadLetters:
         """Return the dead letter with this id, or None.
 
         Args:
-            is_whole: read all of it, whatever its size; otherwise, only the head if it is larger than a megabyte.
+            is_whole: whether to read the whole dead letter even if it is larger than a megabyte, instead of its head.
         """
         try:
             found = self._heads(
@@ -188,21 +188,21 @@ class DeadLetters:
     def requeue(self, dead_letter_ids: Iterable[str]) -> int:
         """Requeue dead letters unchanged at the end of the queue; return how many were requeued.
 
-        A dead letter takes the lock of its unique key. If another message with that key is waiting, it stays a dead
-        letter and is not counted: requeue it later, or purge it.
+        A requeued dead letter takes the lock of its unique key. If another message with that key is waiting, the dead
+        letter is neither requeued nor counted: requeue it later, or purge it.
 
         Raises:
             DeadLetterTooLarge: a dead letter is larger than ``max_message_bytes``, so workers would refuse it. It
-                stays; the others were requeued.
+                stays a dead letter; the others were requeued.
         """
         return sum(map(is_requeued, self.put_back(dead_letter_ids)))
 
     def put_back(self, dead_letter_ids: Iterable[str]) -> Sequence[str | None]:
         """Requeue dead letters as ``requeue`` does; return their new entry ids in the same order.
 
-        The entry id is None for a dead letter that no longer exists, ``in-line`` for one that waits for another message
-        with its ordering key, and ``key-held`` for one that stays because another message with its unique key is
-        waiting.
+        Instead of an entry id, the result is None for a dead letter that no longer exists, ``in-line`` for a requeued
+        message that waits in line for its key, and ``key-held`` for a dead letter that stays because another message
+        with its unique key is waiting.
         """
         ids = list(dead_letter_ids)
         entries: builtins.list[str | None] = []
@@ -241,12 +241,12 @@ class DeadLetters:
             yield entry_id.decode() or None
 
     def _would_be_refused(self, dead_letter_id: str) -> bool:
-        """Return whether workers would refuse a dead letter that is too large: they accept retries of any size."""
+        """Return whether workers would refuse this too large dead letter; they accept retries of any size."""
         dead_letter = self.get(dead_letter_id)
         return dead_letter is not None and not was_retried(dead_letter.fields)
 
     def purge(self, dead_letter_ids: Iterable[str]) -> int:
-        """Delete dead letters permanently; return how many there were."""
+        """Delete dead letters permanently; return how many were deleted."""
         ids, n = list(dead_letter_ids), 0
         for start in range(0, len(ids), PAGE):
             page = ids[start : start + PAGE]
@@ -255,7 +255,7 @@ class DeadLetters:
         return n
 
     def purge_all(self) -> int:
-        """Delete all dead letters permanently; return how many there were."""
+        """Delete all dead letters permanently; return how many were deleted."""
         n = int(self._connections.run("XTRIM", self._keys.dead, "MAXLEN", 0))
         self._connections.run("DEL", self._keys.dead_mistakes)
         return n
@@ -294,7 +294,7 @@ def dead_letter_from(
 
 
 def is_requeued(entry_id: str | None) -> bool:
-    """Return whether ``DeadLetters.put_back`` requeued the dead letter for which it returned this."""
+    """Return whether this result of ``DeadLetters.put_back`` means that the dead letter was requeued."""
     return entry_id not in (None, KEY_HELD)
 
 
@@ -335,7 +335,11 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
 
 
 def facts_of_follower(error: Exception, message: dramatiq.Message[Any], *, entry_id: str) -> list[Argument]:
-    """Return the field names and values of the dead letter for a follow-up message of the message in the entry."""
+    """Return the field names and values of the dead letter for a follow-up message.
+
+    Args:
+        entry_id: the entry of the message that it follows.
+    """
     return flat(_facts("not-enqueued", error, entry_id=entry_id, deliveries=0, **_named(message)))
 
 
@@ -362,7 +366,7 @@ def facts_of_passed_over(
 
 def _named(message: dramatiq.Message[Any] | Delivery) -> dict[str, str]:
     """Return the message's actor and id, and the keys that a requeue needs."""
-    # a part of a pipeline or group is never coalesced, so a requeue must not look at its unique key
+    # a part of a pipeline or group is never coalesced, so a requeue must not check its unique key
     unique_key = None if is_part_of_composition(message.options) else unique_key_of(message.options)
     limits = key_limits_of(message)
     return {
@@ -429,7 +433,7 @@ def _cut(text: str, n_bytes: int) -> str:
 
 
 def stored_from(facts: Sequence[Argument], fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the fields that Redis stores for a dead letter with these facts and these fields of the original entry."""
+    """Return the fields that Redis stores for a dead letter with these facts, for an entry with these fields."""
     stored = {
         str(name).encode(): value if isinstance(value, bytes) else str(value).encode()
         for name, value in zip(facts[::2], facts[1::2], strict=True)

@@ -22,7 +22,8 @@ from .options import expires_at_ms_of, unique_key_of
 
 T = TypeVar("T")
 
-# How long a read waits so that it can ask for more messages at once. Shorter than the round trip that this saves.
+# Time that a read waits for more room, so that it can request more messages at once; shorter than a round trip, which
+# each avoided read saves.
 GATHER_S = 0.001
 NOBODY_WAITS = -(1 << 30)
 
@@ -32,7 +33,7 @@ class PendingRetry:
     """A retry that has not been written yet. Until then, the failed message must not be acknowledged.
 
     Attributes:
-        message, delay: the arguments with which middleware is called after the retry was enqueued.
+        message, delay: the arguments of the middleware's ``after_enqueue``.
     """
 
     message: dramatiq.Message[Any]
@@ -49,7 +50,7 @@ class Follower:
 
     Attributes:
         refused_by: the error with which it was refused, so that it becomes a dead letter; None if only the connection
-            failed. Middleware was called before the enqueueing in both cases.
+            failed. In both cases, ``before_enqueue`` has been called.
     """
 
     message: dramatiq.Message[Any]
@@ -59,11 +60,11 @@ class Follower:
 
 @dataclass(frozen=True, slots=True)
 class SharedFollower:
-    """A follow-up message that several finished messages may enqueue, and that is added once: a group's callback.
+    """A follow-up message that several finished messages may enqueue but that is added only once: a group's callback.
 
     Attributes:
-        name: the id that its enqueueings share.
-        remember_ms: for how long it is remembered.
+        name: the id that all attempts to enqueue it share.
+        remember_ms: how long Redis remembers that id.
     """
 
     name: str
@@ -75,9 +76,9 @@ class Unhandled:
     """The reason why a message becomes a dead letter although no middleware rejected, retried or skipped it.
 
     Attributes:
-        problem: what happened to the message.
+        problem: a description of the failure.
         hint: how to fix it.
-        reason: the reason of its dead letter, one word.
+        reason: the dead letter's reason, one word.
     """
 
     problem: str
@@ -86,7 +87,7 @@ class Unhandled:
 
 
 def unhandled_failure(*raised: str) -> Unhandled:
-    """Return the reason for a message whose job failed, but that no middleware rejected, retried or skipped.
+    """Return the reason for a message whose job failed without any middleware rejecting, retrying or skipping it.
 
     Args:
         raised: the name and the exception of each middleware that raised.
@@ -98,7 +99,7 @@ def unhandled_failure(*raised: str) -> Unhandled:
 
 
 def held_too_long(hold_ms: float) -> Unhandled:
-    """Return the reason for a failed message whose retries have held its ordering key for as long as they may."""
+    """Return the reason for a failed message whose retries have held its ordering key for the maximum time."""
     return Unhandled(
         f"its retries have held its ordering key for {hold_ms / 1000:g} s, while the later messages of the key waited",
         "fix the cause, then requeue this dead letter: it runs after the messages of its key that wait then",
@@ -107,7 +108,7 @@ def held_too_long(hold_ms: float) -> Unhandled:
 
 
 def not_followed(problem: str) -> Unhandled:
-    """Return the reason for a finished message if its follow-up message was not enqueued."""
+    """Return the reason for a finished message whose follow-up message was not enqueued."""
     return Unhandled(
         f"the job ended, but its follow-up message was not enqueued: {problem}",
         "fix the follow-up message, then requeue this dead letter; the job runs again",
@@ -115,11 +116,11 @@ def not_followed(problem: str) -> Unhandled:
 
 
 class Uncommon(Generic[T]):
-    """An attribute that few deliveries change from its default.
+    """A descriptor for an attribute of ``Delivery`` that rarely differs from its default. Thread-safe.
 
-    Python takes several times as long to read an attribute of a ``MessageProxy`` as one of other objects, because it
-    has a ``__getattr__``. So the changed attributes are kept together, in ``Delivery.uncommon``: while that is None,
-    none of them has to be read. Thread-safe.
+    Reading an attribute of a ``MessageProxy`` takes several times as long as reading one of another object, because the
+    class defines ``__getattr__``. So all changed attributes are kept in ``Delivery.uncommon``. While that is None, none
+    of them needs to be read.
     """
 
     __slots__ = ("_default", "_name")
@@ -149,49 +150,51 @@ class Delivery(MessageProxy):
     """A message as this process received it.
 
     Attributes:
-        uncommon: the attributes below that are changed from their defaults; None if none is. Then it was delivered for
-            the first time, nothing has to be asked before it runs, and its job has not failed.
+        uncommon: the attributes below that differ from their defaults, or None. If it is None, this is the first
+            delivery, the message needs no check in Redis before it runs, and its job has not failed.
         entry_id: the id of the stream entry.
         queue: the queue it was read from.
         consumer_name: the consumer it was delivered to; together with ``deliveries``, it proves that this consumer
             still holds the entry.
-        deliveries: how often it was delivered, this time included. Deliveries that were handed back do not count.
-        enqueued_at_ms: when it was first enqueued: the earlier of the entry's id and the message's own timestamp. For a
-            delayed or retried message that is the timestamp; a foreign entry has only its id.
-        charges: the crash count: how often its process died while it was running, without the first time; see take.lua.
-        is_doomed: whether its worker processes died too often: it becomes a dead letter instead of running.
+        deliveries: the delivery count, including this delivery. Deliveries that were handed back do not count.
+        enqueued_at_ms: when it was first enqueued: the time of the entry id or the message timestamp, whichever is
+            earlier. For a delayed or retried message, that is the timestamp; a foreign entry has only its id.
+        charges: the crash count: the number of crashes of its process while it was running, except the first one; see
+            take.lua.
+        is_doomed: whether it has reached the maximum number of crashes, so that it becomes a dead letter instead of
+            running.
         limits: the limits of its key, or None.
-        may_expire: whether it must begin within a time.
+        may_expire: whether it has an expiry time.
         is_alone: whether it runs in isolation, so that a crash can be attributed to it; see ``Isolation``.
         is_lost: whether another process holds it now, so that its outcome here changes nothing.
         has_failed: whether its job failed or was skipped, or middleware raised after it.
-        retry_asked: whether a middleware asked for a retry, with the delay ``retry_delay``.
+        retry_asked: whether a middleware requested a retry, with the delay ``retry_delay``.
         is_sent_again: whether a middleware enqueued it again as a separate message with the same id.
         unhandled: why it must not be acknowledged although no middleware rejected it; see ``Unhandled``.
         is_noted: whether Redis still records it as the waiting message of its unique key.
-        payload: the encoded message as it was delivered, if a dead letter must not have all of its options: the
-            traceback of an earlier failure, or the time at which it expires.
-        is_expired: whether it did not begin in time and must not run.
-        coalesced: the newest message that was coalesced onto it; enqueued if this one is skipped.
-        follower_keys: the keys that remember its follow-up messages, so that they are added once if it runs again; and
-            the key of its progress.
+        payload: the encoded message as it was delivered, if it has options that its dead letter must not have (the
+            traceback of an earlier failure, or an expiry time).
+        is_expired: whether it did not start in time and must not run.
+        coalesced: the newest message that was coalesced onto it, which is enqueued if this one is skipped.
+        follower_keys: the Redis keys to delete when it ends: those that remember its follow-up messages, so that these
+            are added only once even if it runs again, and the key of its progress.
         shared_followers: its follow-up messages that other messages may enqueue too, by message id.
-        pending_step: what must be done before it is acknowledged, and failed because Redis did not answer.
-        reports_again_at: when its progress may be stored again, on the monotonic clock.
+        pending_step: a function to call before it is acknowledged, because Redis did not answer the first call.
+        reports_again_at: when its progress may next be stored, on the monotonic clock.
         is_complete: whether the progress that was stored last is complete.
         is_cancelled: whether it was cancelled while this process holds it. A job may poll this, with
             ``CurrentMessage.get_current_message().is_cancelled``.
         was_ended: whether its job was ended, or did not begin, because it was cancelled.
-        dropped: the SHA-1 of the coalesced message that does not run in its place, or "".
-        thread_id: the thread that runs it; None before and after that.
+        dropped: the SHA-1 of the coalesced message that was cancelled together with it, or "".
+        thread_id: the thread that is running it, or None.
         is_interrupted: whether ``Cancelled`` was raised in that thread.
-        pid: the pid of the process that received it, which differs from that of a process that its job forks.
-        begun_at: when it began to run, on the monotonic clock; None before that.
+        pid: the pid of the process that received it; a process that its job forks has another pid.
+        begun_at: when it started to run, on the monotonic clock; None before that.
         is_ended: whether its job has ended and its outcome is being written.
-        announced: ``ack`` or ``nack`` once middleware was called before it.
-        is_returned: whether a thread hands it back, because its batch did not do it.
+        announced: ``ack`` or ``nack``, once middleware was called before that step.
+        is_returned: whether it is being handed back, because its batch did not mark it as done.
         n_bytes: the size of its entry in bytes.
-        is_reread: whether it was read again because a reply was lost; the delivery count does not show that.
+        is_reread: whether it was read again because a reply was lost, which the delivery count does not show.
     """
 
     uncommon: Mapping[str, Any] | None = None
@@ -259,7 +262,8 @@ class Delivery(MessageProxy):
         self.thread_id: int | None = None
         self.is_ended = False
         self.is_settled = False
-        # With 30 attributes, CPython would give each instance a dict of its own, which takes twice as long.
+        # Set the other attributes only if needed: with 30 attributes, CPython would give each instance its own dict
+        # instead of sharing the keys, which takes twice as long.
         if message.options:
             self._note_options(message)
         if deliveries != 1:
@@ -319,13 +323,13 @@ class Delivery(MessageProxy):
         self.pending_followers = (*self.pending_followers, follower)
 
     def remember_follower(self, key: str) -> None:
-        """Note a key that belongs to this message, to delete it once the message cannot run again."""
+        """Add a Redis key to delete once the message cannot run again."""
         if key not in self.follower_keys:
             self.follower_keys = (*self.follower_keys, key)
 
     @property
     def is_simply_done(self) -> bool:
-        """Whether nothing has to be written for it but its acknowledgement."""
+        """Whether only its acknowledgement has to be written."""
         if self.failed or self._exception or self.is_settled or self.is_being_retried:
             return False
         return self.uncommon is None or not (
@@ -334,7 +338,7 @@ class Delivery(MessageProxy):
 
     @property
     def is_handled(self) -> bool:
-        """Whether its failure was handled: it was rejected, is retried, or was enqueued again."""
+        """Whether its failure was handled: the message was rejected, is retried, or was enqueued again."""
         return (
             self.failed or self.is_settled or self.is_sent_again or self.retry_asked or self.pending_retry is not None
         )
@@ -358,18 +362,20 @@ class Deliveries:
         # used directly on the hot path: entering a Condition runs Python code, entering a Lock does not
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        # The number of occupied places at which a waiter is woken. A wake-up costs more than the rest of an ack.
+        # The number of occupied places at which a waiter is woken; not sooner, because a wake-up costs more than the
+        # rest of an acknowledgement.
         self._awaited_held = NOBODY_WAITS
         self._n_await_writing = 0
-        # how many held messages need no place of their own, because they share that of their batch; and of each batch
+        # number of held messages that need no separate place because they share one with their batch: total, and per
+        # batch
         self._n_sharing = 0
         self._sharing: dict[int, int] = {}
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
         """Hold these deliveries, and return the added ones. Entries that are held or settling already are skipped.
 
-        They are delivered a second time if the consumer group was created again. Entries that are being handed back are
-        new: this consumer may take them before the call that handed them back has ended.
+        Entries are delivered a second time if the consumer group was created again. Entries that are being handed back
+        count as new, because this consumer may take them again before the call that hands them back has returned.
         """
         added = []
         with self._lock:
@@ -387,7 +393,7 @@ class Deliveries:
             return [self._held[entry_id] for entry_id in entry_ids if entry_id in self._held]
 
     def begin_settling(self, delivery: Delivery) -> None:
-        """Mark a delivery as done, so that its place is free for another one."""
+        """Mark a delivery as done, which frees its place."""
         entry_id = delivery.entry_id
         with self._lock:
             if self._held.get(entry_id) is delivery:
@@ -406,13 +412,13 @@ class Deliveries:
             self._changed.notify_all()
 
     def share_place(self, batch: object, n: int) -> None:
-        """Let the ``n`` held messages of a batch share one place."""
+        """Count the ``n`` held messages of a batch as one place."""
         with self._lock:
             self._sharing[id(batch)] = n - 1
             self._n_sharing = sum(self._sharing.values())
 
     def end_sharing(self, batch: object) -> None:
-        """End the sharing of a place. A second call does nothing, so that it can be repeated after an interrupt."""
+        """Count the messages of a batch individually again. May be called twice, for example after an interrupt."""
         with self._lock:
             self._sharing.pop(id(batch), None)
             self._n_sharing = sum(self._sharing.values())
@@ -430,19 +436,19 @@ class Deliveries:
     def wait_for_room(
         self, prefetch: int, timeout_s: float, *, n_ahead: int = 0, most: Callable[[], int] | None = None
     ) -> int:
-        """Return how many more messages the Worker may have; 0 after ``timeout_s`` without room.
+        """Return the number of messages that the Worker has room for; 0 after ``timeout_s`` without room.
 
-        Once there is room, it waits a moment longer, until a quarter of the prefetch is free: otherwise each message
+        Once there is room, it waits briefly until a quarter of the prefetch is free, because otherwise each message
         would cost a round trip or a thread switch.
 
         Args:
-            n_ahead: how many of the held messages the Worker does not have yet.
-            most: returns another limit. It may change with the messages of other queues; code that changes it
-                calls ``wake``.
+            n_ahead: the number of held messages that the Worker has not got yet.
+            most: returns an additional limit. The limit may depend on the messages of other queues; code that changes
+                it calls ``wake``.
         """
         limit = prefetch + n_ahead
         enough = 1 if most else max(1, prefetch // 4)
-        # unwritten acknowledgements are bounded, too: reading must stop when the server accepts no writes
+        # bound the unwritten acknowledgements too, so that reading stops when the server accepts no writes
         most_settling = 1_000 + limit
 
         def room() -> int:
@@ -482,11 +488,11 @@ class Deliveries:
 
     @property
     def n_held(self) -> int:
-        return len(self._held)  # without the lock: another queue may ask while it waits with its own
+        return len(self._held)  # without the lock, because other queues call this while they hold their own lock
 
     @property
     def n_places(self) -> int:
-        """The number of places that the held messages need. All messages of a batch share one."""
+        """The number of places that the held messages need. All messages of a batch share one place."""
         return len(self._held) - self._n_sharing
 
     def __len__(self) -> int:

@@ -1,7 +1,8 @@
-"""Decoding: turns a stream entry into a message, or raises an error with the reason why it is not one.
+"""Decoding: turns a stream entry into a message, or raises an error that states why it is not a message.
 
-An entry has a Dramatiq message in its one field ``message``, or another form that the decoder of its queue understands.
-No content of a stream may stop a consumer or a worker thread: every fault becomes an :class:`UndecodableEntry`.
+An entry contains either a Dramatiq message in its only field, ``message``, or fields that the decoder of its queue
+turns into a message. Invalid content must not stop a consumer or a worker thread, so every error becomes an
+:class:`UndecodableEntry`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from .key_limits import key_limits_of
 from .net.bounded_read import MOST_PARTS
 from .options import EXPIRES_AT, check_options, shown, unique_key_of
 
-# Takes an entry's id and fields, and returns a message of the entry's queue or raises UndecodableEntry.
+# A function that takes an entry's id and fields, and returns a message of the entry's queue or raises UndecodableEntry.
 EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
-# Checks what a queue requires of a Dramatiq message besides its form. Raises UndecodableEntry to refuse the message.
+# A function that raises UndecodableEntry to refuse a valid Dramatiq message that its queue must not contain.
 MessageCheck = Callable[[dramatiq.Message[Any]], None]
 
 MESSAGE_FIELD = b"message"
 
-# Operators see only the head of larger entries, and a page of entries ends at PAGE_BYTES.
+# Maximum size in bytes of an entry that operators see whole; of larger ones they see the head.
 LONGEST_SHOWN = 1 << 20
 PAGE_BYTES = 4 << 20
 
@@ -52,7 +53,8 @@ def decode(
         check: called with a Dramatiq message of this queue, but not with the messages that ``decoder`` returns.
 
     Raises:
-        UndecodableEntry: the entry is not a message. Its ``field`` is ``queue_name`` if it belongs to another queue.
+        UndecodableEntry: the entry is not a message. The error's ``field`` is ``queue_name`` if the message belongs to
+            another queue.
     """
     is_foreign = False
     if MESSAGE_FIELD in fields and (decoder is None or len(fields) == 1):
@@ -64,23 +66,23 @@ def decode(
     else:
         message, is_foreign = _decode_foreign(entry_id, fields, decoder), True
     if message.queue_name != queue_name:
-        # The Worker looks up the queue's consumer by this name; if it found none, its thread would die.
+        # refuse it, because the Worker's thread dies if it finds no consumer for a message's queue name
         raise WrongQueue(message, queue_name)
     if check is not None and not is_foreign:
         check(message)
     if message.options:
-        # Delaying is the broker's task; with an eta the Worker would keep the message in its memory.
+        # remove the eta, with which the Worker would delay the message in its memory; the broker handles delays
         message.options.pop("eta", None)
     return message
 
 
 def size_of(flat: Sequence[bytes]) -> int:
-    """Return the size that ``max_message_bytes`` limits: of the encoded message, or of all fields of other entries."""
+    """Return the size that ``max_message_bytes`` limits: that of the encoded message or, otherwise, of all fields."""
     return len(flat[1]) if len(flat) == 2 and flat[0] == MESSAGE_FIELD else sum(map(len, flat))
 
 
 def was_retried(fields: Mapping[bytes, bytes]) -> bool:
-    """Return whether an entry is a message that ran before: it was accepted then, whatever its size now."""
+    """Return whether an entry is a message that has run before, so that it is accepted whatever its size."""
     try:
         return has_run(dramatiq.Message.decode(fields[MESSAGE_FIELD]))
     except (KeyError, DecodeError):
@@ -88,9 +90,10 @@ def was_retried(fields: Mapping[bytes, bytes]) -> bool:
 
 
 def as_dead_letter(payload: bytes, *, has_traceback: bool) -> bytes | None:
-    """Return an encoded message as its dead letter keeps it; None if it cannot be encoded again.
+    """Return an encoded message in the form that its dead letter stores; None if it cannot be encoded again.
 
-    A requeued message does not expire. The traceback that Retries added is left out if the dead letter has its own.
+    The expiry time is removed, because a requeued message does not expire. The traceback that Retries added is removed
+    if the dead letter stores a traceback.
     """
     try:
         message = dramatiq.Message.decode(payload)
@@ -167,7 +170,7 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
     """Return the message if a Worker can run it with its options.
 
     Raises:
-        UndecodableEntry: it would break the Worker, or cause an exception in the middleware that decides how it ends.
+        UndecodableEntry: the message would break the Worker, or make Retries or other middleware fail.
     """
     if _needs_no_check(message):
         return message
@@ -176,13 +179,13 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
     try:
         check_options(message.options)
     except InvalidOption as error:
-        # with the message, so that its unique lock and its place in line are freed
+        # pass the message, so that its unique lock and its place in line are freed
         raise UndecodableEntry(error.field, error.problem, error.hint, message=message) from error
     return message
 
 
 def _needs_no_check(message: dramatiq.Message[Any]) -> bool:
-    """Return whether a message is as most messages are: of Dramatiq's types, without options, and of ASCII texts."""
+    """Return whether a message is like most messages: with Dramatiq's types, only ASCII texts, and no options."""
     queue_name, actor_name, message_id = message.queue_name, message.actor_name, message.message_id
     return (
         type(message_id) is type(actor_name) is type(queue_name) is str
@@ -196,8 +199,8 @@ def _needs_no_check(message: dramatiq.Message[Any]) -> bool:
 def with_types(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
     """Return the message with fields of Dramatiq's types.
 
-    Dramatiq's encoders accept other types, too. Here, ids that are numbers or UUIDs become text, and float timestamps
-    become whole numbers.
+    Dramatiq's encoders accept other types, too. This function converts ids that are numbers or UUIDs to text, and float
+    timestamps to whole numbers.
 
     Raises:
         UndecodableEntry: a field has a type that no Worker can use.
@@ -236,7 +239,7 @@ def check_text(message: dramatiq.Message[Any]) -> None:
     """Check that the texts of a message can be sent to Redis.
 
     Raises:
-        UndecodableEntry: a text contains an unpaired surrogate, which JSON can hold and a Redis command cannot.
+        UndecodableEntry: a text contains an unpaired surrogate, which JSON can represent but Redis commands cannot.
     """
     options = message.options
     if not options and (message.queue_name + message.actor_name + message.message_id).isascii():  # the common case

@@ -19,7 +19,7 @@
     ├── MessageCancelled                this message was cancelled; the result of every cancelled message
     ├── DeliveryLimitReached            every process that ran this message died
     ├── LeaseLost                       another process holds this message now
-    └── MessageExpired                  it did not begin within ``expires_in_ms``
+    └── MessageExpired                  this message did not start within ``expires_in_ms``
     dramatiq.threading.Interrupt
     └── Cancelled                       raised in the thread of a running job that was cancelled
 
@@ -37,7 +37,7 @@ from dramatiq.threading import Interrupt
 
 
 class InvalidField(ValueError):
-    """The base class for errors about a field.
+    """The base class of errors about a field, an option or a setting.
 
     Attributes:
         field: the name of the field, option or setting.
@@ -61,8 +61,8 @@ class EnqueueUncertain(ConnectionClosed):
     """Raised when messages were sent to Redis but no attempt got a reply.
 
     Attributes:
-        message_ids: the ids of the messages that may or may not have been added. Enqueue them again if it does no harm
-            to run them twice.
+        message_ids: the ids of the messages that may or may not have been added. Enqueue them again if running them
+            twice does no harm.
     """
 
     def __init__(self, *, message_ids: tuple[str, ...], problem: str) -> None:
@@ -106,8 +106,9 @@ class DeadLetterTooLarge(MessageTooLarge):
     """Raised when a dead letter to requeue exceeds ``max_message_bytes``, so that workers would refuse it.
 
     Attributes:
-        dead_letter_ids: the ids of the dead letters that stay; ``message_id`` is the message id of the first one.
-        entry_ids: what ``DeadLetters.put_back`` returns for the others.
+        dead_letter_ids: the ids of the dead letters that were not requeued; ``message_id`` is the message id of the
+            first one.
+        entry_ids: the results of ``DeadLetters.put_back`` for the others.
     """
 
     def __init__(
@@ -124,19 +125,22 @@ class DeadLetterTooLarge(MessageTooLarge):
 
     @property
     def n_requeued(self) -> int:
-        """The number of dead letters that were requeued all the same."""
+        """The number of dead letters that were requeued despite the error."""
         return sum(entry_id not in (None, "key-held") for entry_id in self.entry_ids)
 
 
 class InvalidOption(InvalidField):
-    """Raised when an option of an actor or a message has an invalid value."""
+    """Raised when an option has a value that would make Retries or other middleware fail.
+
+    The option is one of an actor or of a message.
+    """
 
 
 class InvalidMessage(BrokerError, InvalidField):
-    """Raised when a message to enqueue could not run, because a field or an option has the wrong type.
+    """Raised when a message is not enqueued because it could not run: a field or an option has the wrong type.
 
     Attributes:
-        message_id: the message's id; nothing was added.
+        message_id: the message's id.
     """
 
     def __init__(self, invalid: InvalidField, *, message_id: str) -> None:
@@ -148,11 +152,11 @@ class InvalidMessage(BrokerError, InvalidField):
 
 
 class UndecodableEntry(InvalidField):
-    """Raised when an entry cannot become a message. The entry becomes a dead letter with the field and the hint.
+    """Raised when an entry is not a valid message. It becomes a dead letter with the field and the hint.
 
     Attributes:
-        message: the message, if the entry holds one despite the error, for example one that is too large. Callers
-            that wait for its result get the error.
+        message: the message, if the entry contains one despite the error, for example one that is too large. Callers
+            that wait for its result get this error.
     """
 
     def __init__(self, field: str, problem: str, hint: str, *, message: Message[Any] | None = None) -> None:
@@ -195,7 +199,7 @@ class LeaseLost(SkipMessage):
 
 
 class MessageExpired(SkipMessage):
-    """Raised instead of running a message that did not begin within ``expires_in_ms``. Results store it, too."""
+    """Raised instead of running a message that did not start within ``expires_in_ms``, and stored as its result."""
 
     def __init__(self, *, message_id: str) -> None:
         super().__init__(f"message {message_id} did not begin within its expires_in_ms")

@@ -1,8 +1,9 @@
-"""Callbacks of groups, which run once, after all members: a drop-in for Dramatiq's middleware of the same name.
+"""Group callbacks that run once, after all members: a drop-in replacement for Dramatiq's middleware of the same name.
 
-Dramatiq counts how often members ran. A member that runs again, because its worker died before the acknowledgement,
-counts twice there: the callbacks run before the last member, and once more after it. Here the ids of the members that
-have ended are noted, and the callbacks have names that every member shares, so that a repeat adds nothing.
+Dramatiq counts how often members ran. If a member's worker dies before the acknowledgement, the member runs again and
+counts twice: the callbacks run before the last member, and once more after it. This middleware instead stores the ids
+of the members that have ended. All members enqueue the callbacks under the same id, so that each callback is added
+once.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from .net.connections import Connections
 from .scripts import END_MEMBER, OPEN_GROUP
 from .settings import DAY_MS
 
-# For this long after its record was deleted, another process may still be about to enqueue the callbacks, too.
+# How long callbacks are remembered after the record of their group was deleted, because another process may still be
+# about to enqueue them, too.
 FORGET_CALLBACKS_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A group as one of its members knows it.
+    """The group of a message, as stored in the message's options.
 
     Attributes:
-        keep_ms: how long its record is kept after the last change.
+        keep_ms: how long the group's record is kept after its last change.
     """
 
     id: str
@@ -44,7 +46,7 @@ class Group:
 
 
 class Groups:
-    """The records of groups in Redis: one key per group, in a slot of its own. Thread-safe.
+    """The records of groups in Redis: one key per group, each in its own slot. Thread-safe.
 
     Args:
         follow: enqueues a follow-up message of a finished one; see ``Producer.follow``.
@@ -64,7 +66,7 @@ class Groups:
         self._logger: logging.Logger = get_logger(__name__, type(self))
 
     def open(self, group_id: str, n_members: int, keep_ms: int) -> bool:
-        """Note the number of members of a group before they are enqueued; return whether the group is new.
+        """Store the number of members of a group before they are enqueued; return whether the group is new.
 
         Raises:
             BrokerConnectionError: Redis did not answer.
@@ -72,7 +74,7 @@ class Groups:
         return bool(self._connections.run_script(OPEN_GROUP, (self._members(group_id),), (n_members, keep_ms)))
 
     def end_member(self, delivery: Delivery, group: Group) -> None:
-        """Note that a member has ended, and enqueue the callbacks after the last one.
+        """Record that a member has ended; if it was the last one, enqueue the callbacks.
 
         If Redis does not answer, ``Consumer.ack`` tries again before it acknowledges the member.
         """
@@ -88,13 +90,13 @@ class Groups:
             return
         remembered = []
         for message in group.callbacks:
-            # the same name for all members: whichever enqueues the message again, it is added once
+            # all members use the same name, so that the callback is added only once
             shared = SharedFollower(f"group/{group.id}/{message.message_id}", group.keep_ms)
             delivery.shared_followers = {**delivery.shared_followers, message.message_id: shared}
             self._follow(delivery, message, None)
             remembered.append(self._keys[message.queue_name].recent(shared.name))
         if delivery.pending_followers:
-            return  # ``Consumer.ack`` enqueues them; the keys end by themselves
+            return  # ``Consumer.ack`` enqueues them; the keys expire
         try:
             self._connections.delete([members])
             for key in remembered:
@@ -110,11 +112,11 @@ class GroupCallbacks(DramatiqsGroupCallbacks):
     """Middleware for the completion callbacks of groups on a ``RedisStreamsBroker``.
 
     Use it in place of Dramatiq's ``GroupCallbacks``; ``dramatiq.group`` works unchanged, and no rate limiter backend is
-    needed. The members of a group must be different messages: one that is added twice is one member, so that the group
-    never completes.
+    needed. The members of a group must be different messages: if a message is added twice, it counts as one member, and
+    the group never completes.
 
     Args:
-        barrier_ttl: ms for which a group is kept after the latest end of a member.
+        barrier_ttl: how long a group is kept after the last end of a member, in ms.
     """
 
     def __init__(self, *, barrier_ttl: int = DAY_MS) -> None:
@@ -136,15 +138,15 @@ class GroupCallbacks(DramatiqsGroupCallbacks):
 
 
 class _Opener(RateLimiterBackend):
-    """The rate limiter backend of which ``dramatiq.group`` makes a barrier when it runs."""
+    """The rate limiter backend with which ``dramatiq.group`` creates a barrier when it runs."""
 
     broker: Any = None
 
     def add(self, key: str, value: int, ttl: int) -> bool:
-        """Open a group.
+        """Start a group.
 
         Raises:
-            RuntimeError: the middleware is not on a ``RedisStreamsBroker``, or no queue was declared.
+            RuntimeError: the middleware does not belong to a ``RedisStreamsBroker``, or no queue was declared.
             BrokerConnectionError: Redis did not answer.
         """
         groups: Groups | None = getattr(self.broker, "groups", None)

@@ -1,9 +1,9 @@
-"""The consumer name of a process, and whether another process of the same machine is still alive.
+"""The consumer name of a process, and a check whether another process of the same machine is still alive.
 
-A name reads ``host:pid:birth:random``. ``birth`` encodes the boot of the machine, the process namespace and the time at
-which the process started. So a process can tell for certain that another one of the same machine is dead: its pid is
-gone, belongs to a newer process, or is a zombie. That needs Linux's ``/proc``; elsewhere, only the missing heartbeat
-shows it.
+A name has the form ``host:pid:birth:random``. ``birth`` encodes the boot of the machine, the process namespace and the
+start time of the process. So a process can find out reliably that another process of its machine is dead: the pid does
+not exist, belongs to a newer process, or is a zombie. This requires Linux's ``/proc``; on other systems, only missing
+heartbeats show that a process is dead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def consumer_name() -> str:
 
 
 def is_dead_sibling(name: str) -> bool:
-    """Return whether ``name`` is a process of this machine that has ended; False if that is unknown."""
+    """Return whether ``name`` belongs to a process of this machine that has ended; False if that is unknown."""
     parts = name.split(":")
     if len(parts) != 4 or not parts[1].isdecimal():
         return False

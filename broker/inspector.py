@@ -1,8 +1,8 @@
 """The inspector: operators' view of a queue's entries, and safe actions on them.
 
 Redis's ``XACK`` and ``XGROUP DELCONSUMER`` remove entries from the pending lists before their jobs are done.
-The actions here claim an entry before they remove anything, change an entry only if it is still as it was seen, and
-leave every entry in the stream or in a pending list, whichever step fails.
+The actions of this class claim an entry before they remove anything, and change an entry only if it has not changed
+since it was listed. Whichever step fails, every entry remains in the stream or in a pending list.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from .stats import LAST_ID
 State = Literal["in-line", "delayed", "in-stream"]
 
 PAGE = 500
-# Where messages are, in the order in which they move, and the states in which ``find`` shows them.
+# The places of messages, in the order in which messages move, with the state that ``find`` shows for each.
 PLACES: Final[Mapping[str, State]] = {"line": "in-line", "delayed": "delayed", "stream": "in-stream"}
-# With more texts to search for, all messages are read and compared here.
+# Maximum number of texts that scripts search for. With more, all messages are read and compared in this process.
 MOST_TEXTS: Final = 50
-# How many messages at work are listed per key.
+# Maximum number of messages at work to list per key.
 MOST_AT_WORK = 10
 
 PassedOver = Literal["passed", "moved", "received"]
@@ -51,13 +51,13 @@ PassedOver = Literal["passed", "moved", "received"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A selection of messages: those for which all given conditions hold.
+    """A selection of messages: those that meet all given conditions.
 
     Attributes:
         actor: the name of the actor.
-        message_ids: the message has one of these ids.
+        message_ids: the ids of the messages.
         where: any other condition.
-        entry_ids: where to look in the stream, if that is known: only at these entries.
+        entry_ids: the only entries of the stream to check, if they are known; not a condition.
     """
 
     actor: str | None = None
@@ -74,9 +74,9 @@ class Selection:
         return (self.message_ids is None or message.message_id in self.message_ids) and self._matches(message)
 
     def drops(self, coalesced: dramatiq.Message[Any]) -> bool:
-        """Return whether a message is cancelled together with the one that it was coalesced onto.
+        """Return whether a coalesced message is cancelled together with the message that it was coalesced onto.
 
-        Callers do not know its id: they got that of the message it was coalesced onto.
+        Ids are not compared, because callers do not know its id: they got the id of the message it was coalesced onto.
         """
         return (self.actor is not None or self.where is not None) and self._matches(coalesced)
 
@@ -89,8 +89,8 @@ class FoundMessage:
     """A message that has not ended.
 
     Attributes:
-        place: its entry id, its name in the sorted set of delayed messages, or its member of the line.
-        state: ``in-stream``: it is undelivered, or a worker has received it.
+        place: its entry id, its name in the sorted set of delayed messages, or its member in the line.
+        state: ``in-stream`` if it is undelivered or a worker has received it; otherwise ``delayed`` or ``in-line``.
     """
 
     place: bytes
@@ -100,13 +100,13 @@ class FoundMessage:
 
 @dataclass(frozen=True, slots=True)
 class PendingEntry:
-    """An entry as it was seen in the group.
+    """A pending entry or an orphan, at the time of the call that returned it.
 
     Attributes:
         id: the entry's id.
-        holder: the consumer whose pending list has it; "" for an orphan, which is in no pending list.
-        deliveries: how often it was delivered.
-        idle_ms: time since its delivery; None if it was not read.
+        holder: the consumer whose pending list contains it; "" for an orphan, which is in no pending list.
+        deliveries: its delivery count.
+        idle_ms: time since its delivery; None if the call did not read it.
     """
 
     id: str
@@ -116,7 +116,7 @@ class PendingEntry:
 
     @property
     def is_handed_back(self) -> bool:
-        """Whether it was handed back and waits for the next worker."""
+        """Whether the entry was handed back and waits for the next worker."""
         return self.holder == HANDED_BACK
 
 
@@ -141,8 +141,8 @@ class Retired:
     """The result of removing a consumer.
 
     Attributes:
-        outcome: ``retired``, or the reason why it was not removed: it ``holds`` ``n`` entries, or is ``alive``, with a
-            heartbeat ``n`` ms old.
+        outcome: ``retired``, or the reason why the consumer was not removed: ``holds`` if it holds ``n`` entries, or
+            ``alive`` if its last heartbeat is ``n`` ms old.
     """
 
     outcome: Literal["retired", "holds", "alive"]
@@ -201,7 +201,7 @@ class Inspector:
         return None
 
     def waiting(self, limit: int = 10, *, after: str | None = None) -> list[tuple[str, Mapping[bytes, bytes]]]:
-        """Return undelivered entries, the next one first: a few megabytes at most, and only the head of large ones.
+        """Return undelivered entries, the next one first: at most a few megabytes, and only the heads of large entries.
 
         Args:
             after: the id of the last entry of the previous page.
@@ -216,9 +216,9 @@ class Inspector:
         return [(entry_id.decode(), fields_of(flat)) for entry_id, flat, _ in found]
 
     def entries(self, entry_ids: Sequence[str]) -> list[Mapping[bytes, bytes] | None]:
-        """Return the fields of entries in one round trip: the head of large ones, None for missing ones.
+        """Return the fields of entries in one round trip; only the head of a large entry, None for a missing one.
 
-        Each result may have a quarter of a megabyte, so ask for about a hundred at a time.
+        Each result may have a quarter of a megabyte, so request at most about a hundred at a time.
         """
         calls = [((self.keys.stream,), ("XRANGE", one, one, 1, LONGEST_SHOWN // 4, 1)) for one in entry_ids]
         answers = self._connections.run_scripts(HEADS, calls) if calls else []
@@ -237,8 +237,8 @@ class Inspector:
         """Return the keys that have messages at work, with their limits and the number of messages in line.
 
         Args:
-            limit: the largest number of keys. Keys are in the order of their bytes: those of concurrency first, then
-                rates and priorities, then ordering keys.
+            limit: maximum number of keys to return. Keys are sorted by their bytes: concurrency keys first, then rates
+                and priorities, then ordering keys.
             after: the last key of the previous page.
         """
         start = "" if after is None else ("\3" if after.limits.kind in ("rate", "priority") else "") + after.limits.name
@@ -284,23 +284,24 @@ class Inspector:
         if not members:
             return []
         stored = self._connections.run("HMGET", self.keys.messages_in_line, *members)
-        # the first part is the time at which it is due; one that came to work meanwhile is gone
+        # the first part is the time at which it is due; None stands for a message whose turn came in the meantime
         return [one.partition(b" ")[2] for one in stored if one is not None]
 
     def pass_over(self, seen: MessageAtWork, *, even_if_received: bool = False) -> PassedOver:
         """Make a message at work a dead letter with the reason ``passed-over``, so that the next one of its key runs.
 
-        The dead letter can be requeued, and then runs after the messages of its key that wait at that time. Its
-        result is not stored, and callbacks are not called.
+        The dead letter can be requeued; it then runs after the messages of its key that are waiting at that time. No
+        result is stored for it, and callbacks are not called.
 
         Args:
             seen: the message, as ``keys_at_work`` returned it.
-            even_if_received: also if a worker has received it. A worker that is running it continues, at the same time
-                as the next message of the key; its success has no effect, and its failure is not retried.
+            even_if_received: pass the message over even if a worker has received it. A worker that is running it
+                continues, at the same time as the next message of the key; its success has no effect, and its failure
+                is not retried.
 
         Returns:
-            ``passed``; or the reason why nothing was changed: it ``moved`` since it was seen, or a worker ``received``
-            it.
+            ``passed``, or the reason why nothing was changed: ``moved`` if the message has moved since it was listed,
+            ``received`` if a worker has received it.
         """
         message, script_keys = seen.message, [*self.keys.work, self.keys.dead, self.keys.suspects, self.keys.counters]
         unique_key = None if message is None else unique_key_of(message.options)
@@ -330,10 +331,10 @@ class Inspector:
     def find(self, wanted: Selection) -> Iterator[FoundMessage]:
         """Yield the selected messages that have not ended: first those in line, then delayed ones, then the stream.
 
-        Messages move in this direction, except for retries. The queue is searched in short scripts, about three seconds
-        per million small messages. With an encoder of your own, more than 50 ids, or no condition but ``where``, this
-        process reads all messages. In a queue with a decoder, an entry of another program is found by its message id
-        only if one of its fields contains the id.
+        The places are searched in this order because messages move in it, except for retries. Short scripts search the
+        queue; this takes about three seconds per million small messages. With a custom encoder, more than 50 ids, or no
+        condition but ``where``, this process reads all messages instead. In a queue with a decoder, an entry of another
+        program is found by its message id only if one of its fields contains the id.
         """
         texts = self._texts(wanted)
         for place_of, state in PLACES.items():
@@ -344,7 +345,7 @@ class Inspector:
                     yield FoundMessage(place, state, message)
 
     def _searched(self, place_of: str, texts: Sequence[str]) -> Iterator[tuple[bytes, Sequence[bytes]]]:
-        """Yield the places and fields of messages that contain one of the texts, or of all messages."""
+        """Yield the place and fields of each message that contains one of the texts; without texts, of all messages."""
         cursor: bytes | str = ""
         while True:
             args: list[Argument] = [place_of, cursor, PAGE, 2 * self._settings.max_message_bytes, PAGE_BYTES]
@@ -354,7 +355,7 @@ class Inspector:
                 return
 
     def _known(self, entry_ids: Collection[str]) -> Iterator[tuple[bytes, Sequence[bytes]]]:
-        """Yield the ids and fields of these entries, as far as they exist."""
+        """Yield the ids and fields of these entries, skipping those that no longer exist."""
         ids, longest = list(entry_ids), 2 * self._settings.max_message_bytes
         for start in range(0, len(ids), 20):
             calls = [((self.keys.stream,), ("XRANGE", one, one, 1, longest, 1)) for one in ids[start : start + 20]]
@@ -362,7 +363,7 @@ class Inspector:
                 yield from ((entry_id, flat) for entry_id, flat, n_bytes_cut in found if not n_bytes_cut)
 
     def _texts(self, wanted: Selection) -> list[str]:
-        """Return the texts of which an encoded message contains one if it is wanted; none if all must be read."""
+        """Return texts of which every selected message contains at least one; none if all messages must be read."""
         texts = wanted.message_ids
         if texts is None and self._decoder is None and wanted.actor is not None:
             texts = [wanted.actor]  # entries of other programs name no actor
@@ -421,12 +422,12 @@ class Inspector:
         return Unowned(tuple(orphans[:limit]), tuple(ghosts[:limit]))
 
     def stale_locks(self, limit: int = 10_000) -> list[str]:
-        """Return the ids of messages that were removed by hand, such as by ``XDEL``, while they held a unique key.
+        """Return the ids of messages that held a unique key when they were removed by hand, for example by ``XDEL``.
 
-        The next message with such a key takes it. Janitors forget these messages within about 25 s.
+        The next message with the key takes it over. Janitors free such keys within about 25 s.
 
         Args:
-            limit: about how many unique keys to check; the result covers only these.
+            limit: approximate number of unique keys to check.
         """
         found: list[str] = []
         cursor: bytes | str = "0"
@@ -438,9 +439,9 @@ class Inspector:
         return found
 
     def rescue(self, entries: Sequence[PendingEntry]) -> Rescued:
-        """Requeue entries, skipping any whose holder or delivery count has changed. Ghosts are removed.
+        """Requeue entries, skipping those whose holder or delivery count has changed. Ghosts are removed.
 
-        A worker that is running one of them continues: its success counts, its failure does not.
+        A worker that is running one of these messages continues: its success is accepted, its failure is ignored.
         """
         keys = (self.keys.stream, self.keys.timer, self.keys.counters, self.keys.suspects)
         n_handed_back = n_ghosts = 0

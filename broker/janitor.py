@@ -1,12 +1,12 @@
 """The janitor of a queue: promotes due messages, finds entries of dead consumers, and requeues orphans.
 
 Every process that consumes a queue has a janitor. Every step is one script that is safe to run twice. Between rounds, a
-janitor waits for entries of the queue's timer stream. So a message delayed by 50 ms is promoted after 50 ms, while an
-idle queue costs next to nothing.
+janitor waits for new entries in the queue's timer stream. So a message delayed by 50 ms is promoted after 50 ms, while
+an idle queue costs next to nothing.
 
-Rounds would be too many if every process woke up for every due message. So the process that promoted last wakes up for
-the next one, and the others only look from time to time whether a message is overdue: together a few times a second,
-however many they are. One process at a time goes through all entries to find orphans.
+If every process woke up for every due message, there would be too many rounds. So only the process that promoted last
+(the promoter) wakes up for the next one. The others occasionally check for overdue messages; all of them together check
+only a few times a second, regardless of their number. One process at a time scans all entries for orphans.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ from .net.shared_reads import Timers
 from .scripts import ADVANCE, CANCELLED, FORGET, LEAVE, RESIGN, SWEEP, TICK
 from .settings import BrokerSettings
 
-# If this consumer has owned an entry for this long without receiving it, the reply is not late but lost.
+# If this consumer has owned an entry for this long without receiving it, the delivery reply counts as lost.
 LOST_AFTER_MS = 5_000
 
-# For this long after a promotion, no other process promotes. If the promoter was lost, another one follows after this
-# and the next look of any process.
+# How long after a promotion no other process promotes. If the promoter was lost, the first process that checks after
+# this time replaces it.
 PROMOTE_ALONE_MS = 1_000
-# How often the other processes look for overdue messages, all together. The probability that none of them does so for
-# half a second is 2 %, for a second 0.03 %.
+# Number of checks for overdue messages per second by all other processes together. The probability that there is no
+# check for half a second is 2 %, for a second 0.03 %.
 LOOKS_PER_S = 8.0
 
-# The news after which there are entries to take over.
+# Kinds of news after which there are entries to take over.
 TAKEABLE_NEWS = frozenset({b"handed_back", b"rescued", b"orphans", b"died"})
-# The news after which there may be no promoter.
+# Kinds of news after which there may be no promoter.
 PROMOTER_NEWS = frozenset({b"died", b"left"})
 
-# The shortest pause between rounds. Under load, due messages follow each other closely, and one round promotes several.
+# Minimum pause between rounds, so that under load, when messages fall due in close succession, a round promotes
+# several.
 SHORTEST_WAIT_S = 0.005
 SWEEP_PAGE = 500
-# How often the other processes of this machine are checked; that needs no Redis command.
+# Interval between checks whether other processes of this machine are alive; a check needs no Redis command.
 LOOK_AT_SIBLINGS_S = 0.5
 # A consumer without entries is forgotten when its heartbeat is older than this plus a lease.
 FORGET_CONSUMER_MS = 5 * 60 * 1000
@@ -55,18 +56,18 @@ FORGET_CONSUMER_MS = 5 * 60 * 1000
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The findings of one round.
+    """The findings of a janitor's round.
 
     Attributes:
         n_promoted: the number of due messages moved to the stream.
         next_due_s: seconds until the next delayed message is due; None if none is delayed.
         is_takeable: whether there are entries to take over.
-        first_lapse_s: seconds until the first lease of another consumer lapses if no heartbeat comes; 0 if the lease of
+        first_lapse_s: seconds until the first lease of another consumer lapses unless it is renewed; 0 if the lease of
             a consumer with entries has lapsed; None if there is no such lease.
         owned: the ids of entries that have been in this consumer's pending list for ``LOST_AFTER_MS``.
         is_paused: whether delivery is paused.
-        cancelled: the entries of cancelled messages that workers have received, each with the SHA-1 of the coalesced
-            message to drop, or "".
+        cancelled: the entry ids of cancelled messages that workers have received, each with the SHA-1 of the coalesced
+            message that is cancelled with it, or "".
         n_orphans: the number of orphans that were requeued.
     """
 
@@ -81,7 +82,7 @@ class Round:
 
 
 class Janitor:
-    """The background maintenance of one queue. ``start`` and ``stop`` may be called twice.
+    """A thread that maintains one queue. ``start`` and ``stop`` may be called twice.
 
     Args:
         on_round: called with the findings of every round; returns whether another round should follow soon.
@@ -114,7 +115,7 @@ class Janitor:
         self._forget_cursor: str | bytes = "0"
         self._next_sweep_at = 0.0
         self._next_round_at = 0.0
-        # any process may have to promote the first due message, so each one begins as a promoter
+        # every process begins as a promoter, because any of them may have to promote the first due message
         self._is_promoter = True
         self._next_due_at: float | None = None
         self._n_consumers = -1
@@ -134,9 +135,9 @@ class Janitor:
         """Run one round and return its findings.
 
         Raises:
-            BrokerConnectionError: Redis did not answer; the next round catches up.
+            BrokerConnectionError: Redis did not answer; the next round makes up for it.
         """
-        # one at a time: older findings must not be reported after newer ones
+        # run one round at a time, so that older findings are not reported after newer ones
         with self._round:
             return self._run_once()
 
@@ -189,11 +190,11 @@ class Janitor:
         return done
 
     def _await_due(self) -> None:
-        """Plan a round for the next due message: in time if this process promotes, otherwise some time later."""
+        """Schedule a round for the next due message: on time if this process is the promoter, otherwise later."""
         if self._next_due_at is not None:
             late_s = 0.0
             if not self._is_promoter:
-                # Without coordination, these looks are spread evenly over time, whatever the number of processes.
+                # a random delay spreads the checks over time without coordination, whatever the number of processes
                 late_s = random.expovariate(LOOKS_PER_S / max(1, self._n_consumers - 1))
             self._next_round_at = min(self._next_round_at, self._next_due_at + late_s)
 
@@ -228,7 +229,7 @@ class Janitor:
                 return marks
 
     def _sweep(self) -> int:
-        """Look for orphans in a few pages of the pending entries; return how many were found."""
+        """Scan a few pages of the pending entries for orphans; return the number of orphans found."""
         keys, settings = self._keys, self._settings
         n_found = 0
         # A few pages per round: 200,000 pending entries take about twenty rounds, and no script takes more than a
@@ -247,7 +248,7 @@ class Janitor:
                     settings.sweep_ms,
                 ),
             )
-            if due_in_ms:  # another process has made this pass
+            if due_in_ms:  # another process has completed this pass
                 self._next_sweep_at = time.monotonic() + due_in_ms / 1000
                 break
             n_found += n
@@ -260,7 +261,7 @@ class Janitor:
         return n_found
 
     def _advance(self) -> None:
-        """Bring the next messages of a key to work if one at work is gone, looking at a few pages of the keys."""
+        """Scan a few pages of keys; where a message at work was removed by hand, bring the next one to work."""
         for _ in range(20):
             cursor, n = self._connections.run_script(ADVANCE, self._keys.work, (self._advance_cursor, SWEEP_PAGE))
             self._advance_cursor = cursor
@@ -270,7 +271,7 @@ class Janitor:
                 return
 
     def _forget_holders(self) -> None:
-        """Forget the waiting messages of unique keys that were removed by hand, looking at a few pages of them."""
+        """Scan a few pages of unique keys; free those whose waiting message was removed by hand."""
         for _ in range(20):
             cursor, n = self._connections.run_script(FORGET, self._keys.work, (self._forget_cursor, SWEEP_PAGE))
             self._forget_cursor = cursor
@@ -300,7 +301,7 @@ class Janitor:
         self._timer.close()
 
     def _resign(self) -> None:
-        """Let another process promote the delayed messages, if this one did."""
+        """If this process is the promoter, let another process replace it."""
         keys = self._keys
         if self._is_promoter and self._next_due_at is not None and not self._connections.is_silent(keys.stream):
             try:
@@ -324,7 +325,7 @@ class Janitor:
                 return
 
     def _needs_round(self) -> bool:
-        """Act on the news of the timer; return whether it needs a round, for example because of a pause."""
+        """Handle the timer's news; return whether a round is needed, for example because the queue was paused."""
         entries = self._timer.entries()
         if entries is None:
             return True
@@ -332,7 +333,7 @@ class Janitor:
         news = {kind for _, (kind, *_) in entries}
         for entry_id, (kind, value, *_) in entries:
             if kind == b"due":
-                # the id is the time on the server's clock at which the message was delayed
+                # the entry id contains the server time at which the message was delayed
                 due_at = time.monotonic() + (int(value) - int(entry_id.partition(b"-")[0])) / 1000
                 self._next_due_at = due_at if self._next_due_at is None else min(due_at, self._next_due_at)
         self._is_promoter = self._is_promoter or bool(news & PROMOTER_NEWS)

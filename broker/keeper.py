@@ -1,12 +1,12 @@
-"""The keeper: writes the heartbeats with which a process keeps its messages, running or waiting.
+"""The keeper: writes the heartbeats that renew the lease on all messages of a process, running or waiting.
 
 A heartbeat is one member of a sorted set per queue, with its time on the server's clock. Entries are not touched, so
 XPENDING still shows the time since delivery.
 
-A child process writes the heartbeats (``keeper_process.py``). So a job that holds the interpreter lock for longer than
-the lease loses no messages. When this process dies, its child reports that in Redis, and other processes take over at
-once. A thread listens to the child. It writes the heartbeats itself while the child does not: before the child has
-started, where it cannot start, and after it was killed.
+A child process (``keeper_process.py``) writes the heartbeats, so that a process keeps its messages even if a job holds
+the interpreter lock for longer than the lease. When the process dies, its child reports the death in Redis, and other
+processes take over at once. A thread listens to the child. While there is no child, because it has not started yet,
+cannot start, or was killed, the thread writes the heartbeats.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from .scripts import BEAT, LEAVE
 from .settings import BrokerSettings
 
 PROGRAM: Final = Path(__file__).with_name("keeper_process.py")
-# The environment variables that a Python process needs to start and to verify certificates. The child gets no others.
+# Environment variables that the child gets: those that Python needs to start and to verify certificates.
 ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES")
 MOST_BYTES: Final = 1 << 16
 CAN_HAVE_CHILD: Final = sys.platform.startswith("linux") and Path("/proc/self/stat").exists() and PROGRAM.exists()
-# How long a child gets to end. While it waits for Redis it does not read the request.
+# Maximum time to wait until the child ends. It does not read the request to end while it waits for Redis.
 CHILD_ENDS_S: Final = 2.0
-# How often a stuck process is judged again.
+# Interval between checks whether a stuck process makes progress again.
 LOOK_AGAIN_S: Final = 0.5
-# A child that ends is started again after these pauses, the last one repeatedly.
+# Pauses before restarting a child that has ended; the last one is used repeatedly.
 RESTART_PAUSES_S: Final = (0.0, 1.0, 10.0, 60.0)
 
 
 class Keeper:
-    """The heartbeats of all queues of a process. ``stop`` may be called twice.
+    """Writes the heartbeats for all queues of a process. ``stop`` may be called twice.
 
     Args:
-        judge: returns whether the process makes progress; no heartbeat is written while it does not. None: the process
-            always counts as making progress.
-        on_judgement: called with whether the process makes progress, whenever that changes.
+        judge: returns whether the process makes progress; while it does not, no heartbeat is written. If it is None,
+            the process always counts as making progress.
+        on_judgement: called with True or False when the process starts or stops making progress.
     """
 
     def __init__(
@@ -104,7 +104,8 @@ class Keeper:
         """Write one heartbeat for every queue, in one round trip to each node.
 
         Raises:
-            BrokerConnectionError: a heartbeat could not be written. Those on a cluster's other nodes were written.
+            BrokerConnectionError: a heartbeat could not be written. Heartbeats on other nodes of a cluster were
+                written.
         """
         with self._lock:
             queues = {keys.stream: keys for keys in self._queues.values()}
@@ -119,15 +120,15 @@ class Keeper:
 
     @property
     def child_pid(self) -> int | None:
-        """The pid of the keeper process; None while there is none."""
+        """The pid of the keeper process; None if it is not running."""
         child = self._child
         return None if child is None else child.process.pid
 
     def is_sure_of(self, queue_name: str) -> bool:
         """Return whether this process certainly still has its lease, so that none of its messages were taken over.
 
-        The time is measured on the local clock, from just before the last confirmed heartbeat was sent. So a process
-        that was stopped notices this when it continues.
+        The lease is measured on the local clock, from just before the last confirmed heartbeat was sent. So a process
+        that was stopped (``SIGSTOP``) notices this when it continues.
         """
         confirmed_at = self._confirmed_at.get(queue_name, float("-inf"))
         return time.monotonic() - confirmed_at < self._sure_for_s
@@ -135,14 +136,17 @@ class Keeper:
     def may_judge(self, queue_name: str) -> bool:
         """Return whether an old heartbeat of another consumer proves that it is dead.
 
-        It does not after an outage of Redis: all heartbeats are old then, and live processes need time to write the
-        next ones.
+        It proves nothing just after a Redis outage, when all heartbeats are old and live processes have not yet written
+        new ones.
         """
         since_late_s = time.monotonic() - self._late_at
         return self.is_sure_of(queue_name) and since_late_s > self._settings.beat_ms / 1000 + 1
 
     def stop(self, *, timeout_s: float = 5.0) -> None:
-        """Write no more heartbeats. The child stays until ``close``, to report this process's death."""
+        """Stop writing heartbeats.
+
+        The child keeps running until ``close``, so that it can report this process's death.
+        """
         self._is_stopping.set()
         if self._child is not None:
             self._child.tell("rest")
@@ -150,7 +154,7 @@ class Keeper:
             self._thread.join(timeout_s)
 
     def close(self, *, is_holding: bool, timeout_s: float = 5.0) -> None:
-        """Write no more heartbeats, and end the child unless it must still free entries that this process holds."""
+        """Stop writing heartbeats, and end the child unless it must still free entries that this process holds."""
         self.stop(timeout_s=timeout_s)
         if is_holding:
             with suppress(BrokerConnectionError, redis.RedisError):
@@ -162,7 +166,7 @@ class Keeper:
             child.end(min(timeout_s, CHILD_ENDS_S))
 
     def abandon(self) -> None:
-        """Forget the child in a forked process: it belongs to the parent."""
+        """Release the child in a forked process, because it belongs to the parent."""
         if self._child is not None:
             self._child.let_go()
             self._child = None
@@ -206,7 +210,7 @@ class Keeper:
                 self._is_stopping.wait(min(0.5, self._settings.beat_ms / 1000))
 
     def _check_progress(self) -> bool:
-        """Return whether this process makes progress, and tell the child until when it may write heartbeats."""
+        """Return whether this process makes progress, and send the child the time until which it may write."""
         if self._judge is None:
             return True
         judged = self._judge()
@@ -223,9 +227,9 @@ class Keeper:
         return moves
 
     def _until_late_s(self) -> float:
-        """Return the time until this thread must write heartbeats.
+        """Return the seconds until this thread must write heartbeats.
 
-        They are due one interval after the last ones, or 1.4 intervals if there is a child that should write them.
+        They are due one interval after the last ones, or 1.4 intervals if a child should have written them.
         """
         n_beats = 1.0 if self._child is None else 1.4
         oldest = min((self._confirmed_at.get(name, 0.0) for name in list(self._queues)), default=time.monotonic())
@@ -297,7 +301,7 @@ class Keeper:
         )
 
     def _introduce_new_queues(self) -> None:
-        """Send the child the keys and the server address of queues it does not know yet."""
+        """Send the child the keys and the server address of each queue that it does not know yet."""
         with self._lock:
             child = self._child
             unknown = [] if child is None else [k for name, k in self._queues.items() if name not in self._known]
@@ -314,10 +318,10 @@ class Keeper:
 
 
 class _Child:
-    """The keeper process, as its parent sees it."""
+    """The parent's side of the keeper process: the process and the socket to it."""
 
     def __init__(self, *setup: Any) -> None:
-        # One message is one packet, which the kernel never splits.
+        # each message is one packet, which the kernel never splits
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = _start(theirs)
@@ -358,10 +362,11 @@ class _Child:
 
 def _start(control: socket.socket) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        # --of shows in the process list whose keeper it is
+        # --of shows the parent's pid in the process list
         [sys.executable, "-I", "-S", str(PROGRAM), "--of", str(os.getpid())],
         stdin=control.fileno(),
-        # if the child inherited a pipe as its stdout, the reader of the pipe would wait for the child to end, too
+        # the child must not inherit a pipe as its stdout, because the pipe's reader would wait for the child to end,
+        # too
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -369,5 +374,5 @@ def _start(control: socket.socket) -> subprocess.Popen[bytes]:
     )
 
 
-# Children that only wait for this process to die.
+# Children that only wait for this process to die, in order to report its death.
 _watching: list[_Child] = []

@@ -3,9 +3,9 @@
 It runs as a script and uses only the standard library, so that it takes only about 4 MB. ``identity`` imports
 ``stat_of`` from this module, because a script cannot import from its package.
 
-It writes heartbeats while the parent lives, is not stopped, and makes progress. When the parent dies, it reports that
-in Redis, and other processes take over at once. When the parent's master has ended, it kills the parent after a grace
-period. Its standard input is a socket to the parent; messages are marshalled tuples:
+It writes heartbeats while the parent is alive, is not stopped, and makes progress. When the parent dies, the keeper
+process reports the death in Redis, and other processes take over at once. When the parent's master has ended, it kills
+the parent after a grace period. Its standard input is a socket to the parent; messages are marshalled tuples:
 
     from the parent  (pid, beat_s, [beat.lua, leave.lua], group, consumer, lease_ms, master's pid or 0, grace_s),
                      the first message
@@ -29,20 +29,20 @@ import signal
 import socket
 import time
 
-TYPE_CHECKING = False  # importing the real one costs memory
+TYPE_CHECKING = False  # not imported, to save memory
 if TYPE_CHECKING:
     from typing import Any
 
 MOST_BYTES = 1 << 20
-# The pause after a failed heartbeat, and between two attempts to report the parent's death.
+# Pause after a failed heartbeat, and between attempts to report the parent's death.
 AGAIN_AFTER_S = 0.5
-# How often the parent is checked without pidfd_open (Linux 5.3).
+# Interval between checks of the parent where pidfd_open (Linux 5.3) is not available.
 LOOK_EVERY_S = 0.25
-# How long after its sockets have closed a dying parent may still count as alive.
+# How long a dying parent may still count as alive after its sockets have closed.
 DYING_S = 2.0
 LONGEST_WAIT_S = 3600.0
 LATER = float("inf")
-# The states of a process that has ended.
+# States, as /proc names them, of a process that has ended.
 ENDED = "ZXx"
 
 
@@ -153,7 +153,7 @@ class Parent:
             self.pidfd = os.pidfd_open(pid)
         except (AttributeError, OSError):
             self.pidfd = None
-        # The parent may have died before it could be watched; then its pid is free or reused.
+        # the parent may have died before it could be watched, and its pid may have been reused
         self._was_late = os.getppid() != pid
 
     def is_dead(self) -> bool:
@@ -164,11 +164,11 @@ class Parent:
         return os.getppid() != self.pid or state_of(self.pid) in ENDED
 
     def is_stopped(self) -> bool:
-        """Return whether the parent is stopped, by SIGSTOP or a debugger, so that its messages must be freed."""
+        """Return whether the parent is stopped, by SIGSTOP or a debugger, so that it must lose its messages."""
         return state_of(self.pid) in "Tt"
 
     def kill(self) -> None:
-        """Kill the parent. Its pid cannot have been reused: a parent that is not dead still owns it."""
+        """Kill the parent if it is not dead, so that its pid cannot have been reused."""
         if not self.is_dead():
             os.kill(self.pid, signal.SIGKILL)
 
@@ -183,7 +183,7 @@ def stat_of(pid: int) -> tuple[str, str] | None:
     """Return the state of a process and its start time in ticks since boot, from /proc; None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
-            # the name in parentheses may contain anything, even parentheses: count from the last one
+            # the name in parentheses may itself contain parentheses, so start after the last one
             after_name = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
@@ -204,7 +204,7 @@ class Master:
                 self.pidfd = None
 
     def look(self) -> None:
-        """Begin the grace period if the master has ended."""
+        """Start the grace period if the master has ended."""
         if self._pid and self._kill_at == LATER and self._has_ended():
             self._kill_at = time.monotonic() + self._grace_s
             if self.pidfd is not None:
@@ -212,7 +212,7 @@ class Master:
                 self.pidfd = None
 
     def wait_s(self) -> float:
-        """Return the time until the next ``look`` is due. A wait on the pidfd can end earlier."""
+        """Return the seconds until the next call of ``look``. A wait on the pidfd can end earlier."""
         if self._kill_at != LATER:
             return max(0.0, self._kill_at - time.monotonic())
         return LOOK_EVERY_S if self._pid and self.pidfd is None else LONGEST_WAIT_S
@@ -259,7 +259,7 @@ class KeeperProcess:
                 self._beat_where_due()
 
     def _heard(self) -> list[tuple[Any, ...] | None]:
-        """Wait until the next heartbeat is due or messages come; return these. None stands for a closed socket."""
+        """Wait until the next heartbeat is due or messages arrive; return the messages, or None for a closed socket."""
         now = time.monotonic()
         wait_s = LONGEST_WAIT_S
         if not self._is_resting:
@@ -285,11 +285,11 @@ class KeeperProcess:
         try:
             return self._control.recv(MOST_BYTES)
         except ConnectionResetError:
-            # Raised once if the parent died without reading all our packets. After that, its last packets can be read.
+            # raised once if the parent died without reading all packets; its last packets can be read after that
             return self._control.recv(MOST_BYTES)
 
     def _is_dying(self) -> bool:
-        """Return whether the parent is dying, now that its socket is closed; otherwise it has let this process go."""
+        """Return whether the parent closed its socket because it is dying, and not to let this process end."""
         deadline = time.monotonic() + DYING_S
         while not self._parent.is_dead():
             if time.monotonic() > deadline:
@@ -298,7 +298,7 @@ class KeeperProcess:
         return True
 
     def _obey(self, message: tuple[Any, ...]) -> bool:
-        """Act on a message from the parent; return whether it was the request to end."""
+        """Handle a message from the parent; return whether it was the request to end."""
         kind = message[0]
         if kind == "queue":
             _, name, keys, address = message
@@ -317,13 +317,13 @@ class KeeperProcess:
         for name in [name for name, at in self._due.items() if at <= time.monotonic()]:
             self._due[name] = time.monotonic() + self._beat_s
             if self._parent.is_stopped() or time.monotonic() > self._moves_until:
-                # the parent judges itself again after every message, and may report progress
+                # the parent checks its progress again after every message, and may report it
                 self._say("silent", name)
                 continue
             sent_at = time.monotonic()
             _, link = self._queues[name]
             if link in broken:
-                # a hanging server is tried once per round: queues on other servers must not wait for each of its queues
+                # try a hanging server once per round, not once per queue, because queues on other servers would wait
                 self._due[name] = time.monotonic() + min(AGAIN_AFTER_S, self._beat_s)
                 self._say("lost", name, "another queue on its server failed")
                 continue
@@ -339,7 +339,7 @@ class KeeperProcess:
 
     def _report_death(self) -> None:
         left = set(self._queues)
-        # after that the lease has expired anyway
+        # the lease lapses by then in any case
         deadline = time.monotonic() + self._lease_ms / 1000
         while left and time.monotonic() < deadline:
             for name in list(left):
@@ -387,7 +387,8 @@ def _decoded(packet: bytes) -> tuple[Any, ...]:
 
 
 def main() -> None:
-    # These signals make the parent drain, for any length of time. This process ends with the parent and not before.
+    # Ignore these signals: they make the parent drain, which may take any time, and this process must outlive the
+    # parent.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     KeeperProcess(socket.socket(fileno=os.dup(0))).run()

@@ -1,7 +1,7 @@
-"""The limits that messages share by a key: how many run at once, in which order, and how many start per period.
+"""The limits that messages with the same key share: order, number running at once, and number of starts per period.
 
-A message has at most one key: its ordering key, its concurrency key or its rate key. Where these limits do not allow
-it to run, it waits outside the stream; see work.lua.
+A message has at most one key: an ordering key, a concurrency key or a rate key. While the limits do not allow the
+message to run, it waits outside the stream; see work.lua.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from dramatiq.broker import MessageProxy
 
 Kind = Literal["ordering", "concurrency", "rate", "priority"]
 
-# The first byte of a key shows its kind in Redis; an ordering key has no such byte. The third is for messages that have
-# not started: see work.lua.
+# The first byte of a key in Redis, which identifies the kind of the key; ordering keys have no such byte. The byte \3
+# is reserved for messages that have not started; see work.lua.
 _PREFIXES: Final[Mapping[Kind, str]] = {"ordering": "", "concurrency": "\1", "rate": "\2", "priority": "\4"}
 _RESERVED: Final = "\1\2\3\4"
 
-# How many messages with a priority may be in the stream before they start, per queue: an urgent message may wait
-# for this number. Each start brings the next one, so that eight keep any number of threads busy.
+# Maximum number of messages with a priority that are in the stream of a queue and have not started; an urgent message
+# may have to wait for these. Eight keep any number of threads busy, because each start brings the next message to the
+# stream.
 MOST_UNSTARTED: Final = 8
 MOST_URGENT: Final = -1_000
 LEAST_URGENT: Final = 1_000
@@ -34,7 +35,7 @@ _PERIODS_MS: Final = {"s": 1_000, "min": 60_000, "h": 3_600_000, "day": 86_400_0
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How many messages may start per period."""
+    """A limit on the number of messages that start per period."""
 
     starts: int
     period_ms: int
@@ -46,12 +47,12 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """The limits that a message asks for.
+    """The key and the limits in a message's options.
 
     Attributes:
-        key: the key that it shares with others of its queue.
-        max_concurrent: how many messages of the key may be at work; None = any number.
-        priority: its place among the messages of the key that wait in line: lower numbers come first.
+        key: the key that the message shares with other messages of its queue.
+        max_concurrent: maximum number of messages of the key at work; None for no limit.
+        priority: the message's priority among the messages of the key in line; lower numbers come first.
     """
 
     kind: Kind
@@ -62,12 +63,12 @@ class KeyLimits:
 
     @property
     def name(self) -> str:
-        """The key as the scripts know it."""
+        """The key in the form that the scripts use."""
         return _PREFIXES[self.kind] + self.key
 
     @property
     def stored(self) -> str:
-        """The limits as the scripts know them, with the message's priority; "" for an ordering key without a rate."""
+        """The limits and the priority in the form that the scripts use; "" for an ordering key without a rate."""
         if self.kind == "ordering" and self.rate is None:
             return ""
         starts, period_ms = (0, 0) if self.rate is None else (self.rate.starts, self.rate.period_ms)
@@ -83,12 +84,12 @@ class KeyLimits:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """The fields of a dead letter that store the limits, so that a requeue obeys them."""
+        """The dead-letter fields that store the limits, so that they apply after a requeue."""
         facts = {} if self.kind == "priority" else {f"{self.kind}_key": self.key}
         return facts | {"limits": self.stored} if self.stored else facts
 
     def name_in_delayed(self) -> str:
-        """Return a new name for a delayed message, from which the script that promotes it reads the key and limits."""
+        """Return a new name for a delayed message. It contains the key and limits, which the promoting script reads."""
         name = f"{self.name}\0{token_hex(8)}"
         return name if self.kind == "ordering" else f"{name}\0{self.stored}"
 
@@ -100,7 +101,7 @@ def rate_from(text: object) -> Rate | None:
 
 
 def key_limits_of(message: dramatiq.Message[Any] | MessageProxy) -> KeyLimits | None:
-    """Return the limits that a message asks for, or None. Invalid options are ignored."""
+    """Return the key and the limits in a message's options, or None. Invalid options are ignored."""
     options = message.options
     if not options:  # the common case
         return None
@@ -122,18 +123,18 @@ def is_priority(value: object) -> bool:
 
 
 def is_number_of_messages(value: object) -> bool:
-    """Return whether the value can limit how many messages run at once."""
+    """Return whether the value is a valid number of messages that may run at once."""
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 1_000_000
 
 
 def _key(options: Mapping[str, Any], name: str) -> str | None:
-    """Return a key, or None. Zero bytes, which end it in Redis, and leading bytes that show a kind are removed."""
+    """Return the key in an option, or None. Zero bytes, which end a key in Redis, and kind prefixes are removed."""
     value = options.get(name)
     return None if value is None else str(value).replace("\0", "").lstrip(_RESERVED) or None
 
 
 def kind_and_key(name: str) -> tuple[Kind, str]:
-    """Return the kind and the key for a key as the scripts know it."""
+    """Return the kind and the key that a key in the scripts' form stands for."""
     for kind, prefix in _PREFIXES.items():
         if prefix and name.startswith(prefix):
             return kind, name.removeprefix(prefix)
@@ -141,7 +142,7 @@ def kind_and_key(name: str) -> tuple[Kind, str]:
 
 
 def limits_from(name: str, stored: str) -> KeyLimits:
-    """Return the limits for a key and limits as the scripts know them."""
+    """Return the limits that a key and limits in the scripts' form stand for."""
     kind, key = kind_and_key(name)
     if not stored:
         return KeyLimits(kind, key, 1 if kind in ("ordering", "concurrency") else None, None)
@@ -151,7 +152,7 @@ def limits_from(name: str, stored: str) -> KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class MessageAtWork:
-    """A message at work: one that has not ended or, if its key has only a rate or a priority, that has not started.
+    """A message at work: it has not ended or, if its key has only a rate or a priority, it has not started.
 
     Attributes:
         limits: its key, and the limits of the key.
@@ -175,7 +176,7 @@ class MessageAtWork:
 
 @dataclass(frozen=True, slots=True)
 class KeyAtWork:
-    """A key with messages at work, and what the messages in line wait for.
+    """A key with messages at work, with its limits and the numbers that count towards them.
 
     Attributes:
         limits: the key and its limits, as the newest message set them.
@@ -183,8 +184,9 @@ class KeyAtWork:
         at_work: these messages, at most ten.
         n_started: the number of starts within the period of the rate. Others wait until enough of them are older.
         in_line: the number of messages that wait in line.
-        longest_wait_ms: for how long the first of them has waited; None if none waits.
-        failing_for_ms: for an ordering key, time since the message at work failed first; None if it did not.
+        longest_wait_ms: how long the first of these has waited; None if none waits.
+        failing_for_ms: for an ordering key, time since the first failure of the message at work; None if it has not
+            failed.
     """
 
     limits: KeyLimits

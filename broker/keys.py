@@ -38,7 +38,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-# The consumer that owns handed-back entries until a worker takes them. The tilde distinguishes it from processes.
+# Name of the consumer that owns handed-back entries until a worker takes them. The tilde distinguishes it from the
+# names of processes.
 HANDED_BACK = "~handed-back"
 
 
@@ -126,7 +127,7 @@ class QueueKeys:
 
     @cached_property
     def work(self) -> tuple[str, ...]:
-        """The keys where messages wait: the first KEYS of the scripts that include work.lua."""
+        """The keys that contain waiting messages: the first KEYS of the scripts that include work.lua."""
         return (
             self.stream,
             self.delayed,

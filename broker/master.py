@@ -1,9 +1,9 @@
-"""The watch over the master (Dramatiq's command) that started a worker process: workers must not outlive it.
+"""Supervision of the master (Dramatiq's command) by the worker processes that it started: they must not outlive it.
 
-Unless a container or a control group ends them, worker processes survive a killed master: no supervisor sees them, and
-they run alongside the workers of the next master. So each worker watches its master. When the master has ended, the
-worker drains as after SIGTERM and is killed after ``master_grace_ms``. The keeper process watches the master, too,
-because the worker process may be stopped or hold the interpreter lock.
+Unless a container or a control group ends them, worker processes survive a killed master. No supervisor would see them,
+and they would run together with the workers of the next master. So each worker watches its master. When the master has
+ended, the worker drains as after SIGTERM and is killed after ``master_grace_ms``. The keeper process also watches the
+master, because the worker process may be stopped or hold the interpreter lock.
 
 Only processes that Dramatiq's command started have a master. A Worker in a web server, a script or a test has none.
 """
@@ -23,12 +23,12 @@ from dramatiq.logging import get_logger
 from .identity import OtherProcess
 
 LOOK_EVERY_S: Final = 0.5
-# If Dramatiq's main loop has not begun to stop by then, it cannot: it looks once a second.
+# If Dramatiq's main loop has not begun to stop after this time, it is stuck, because it checks once a second.
 STUCK_AFTER_S: Final = 2.0
 
 
 class Master:
-    """The watch of one process over its master.
+    """The master of this process.
 
     Attributes:
         pid: the master's pid.
@@ -39,7 +39,7 @@ class Master:
     def __init__(self, pid: int, *, grace_s: float, drain: Callable[[], bool]) -> None:
         """
         Args:
-            drain: makes the process take no more messages; returns whether it holds none. It may be called again.
+            drain: makes the process take no more messages; returns whether it holds none. Called repeatedly.
         """
         self.pid, self.grace_s = pid, grace_s
         self._drain = drain
@@ -58,12 +58,12 @@ class Master:
             time.sleep(LOOK_EVERY_S)
         if not self.is_draining:
             os.kill(os.getpid(), signal.SIGTERM)
-        # In its own thread: a log pipe without a reader must not keep this thread from killing the process.
+        # log in another thread, because a log pipe without a reader must not keep this thread from killing the process
         threading.Thread(target=self._report, name="broker-master-report", daemon=True).start()
         ended_at = time.monotonic()
         while (left_s := ended_at + self.grace_s - time.monotonic()) > 0:
             time.sleep(min(left_s, LOOK_EVERY_S))
-            # A worker that boots waits until its master has noticed that, permanently if the master is dead.
+            # A worker that is booting waits for its master, forever if the master is dead.
             is_stuck = not self.is_draining and time.monotonic() > ended_at + STUCK_AFTER_S
             if is_stuck and self._drain():
                 break
@@ -79,7 +79,7 @@ _master: Master | None = None
 
 
 def of_this_process() -> Master | None:
-    """Return the watch over this process's master; None if it has no master or may outlive it."""
+    """Return this process's master; None if it has no master or may outlive it."""
     return _master if _master is not None and _master.is_ours else None
 
 

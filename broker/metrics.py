@@ -1,9 +1,9 @@
-"""The queues as Prometheus metrics: what ``stats`` and ``counters`` return, as exposition text.
+"""Prometheus metrics of the queues: the values of ``stats`` and ``counters`` as exposition text.
 
-    dramatiq_streams_<what>{queue}                 gauges of this moment, from ``stats``
+    dramatiq_streams_<what>{queue}                 gauges with current values, from ``stats``
     dramatiq_streams_<event>_total{queue}          totals since the queue was created, from ``counters``
 
-All values come from Redis, so one process may expose the queues of all workers. Labels are bounded: queue names only.
+All values come from Redis, so one process can expose the queues of all workers. The only labels are queue names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREFIX: Final = "dramatiq_streams"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 Number = int | float
-# The name, the help text, and the value; a queue without the value has no sample.
+# Name, help text and value of each gauge. If the value of a queue is None, the gauge has no sample for the queue.
 GAUGES: Final[tuple[tuple[str, str, Callable[[QueueStats], Number | None]], ...]] = (
     ("waiting_messages", "Messages that no worker has.", lambda stats: stats.waiting),
     ("undelivered_messages", "Messages that were never delivered.", lambda stats: stats.undelivered),
@@ -39,7 +39,8 @@ GAUGES: Final[tuple[tuple[str, str, Callable[[QueueStats], Number | None]], ...]
      lambda stats: stats.ids_ahead_ms / 1000),
 )  # fmt: skip
 
-# These exist with the value 0 from the first scrape; counters that are not listed appear with their first event.
+# Help texts of the counters that have the value 0 from the first scrape on. Counters that are not listed here appear
+# with their first event.
 TOTALS: Final[Mapping[str, str]] = {
     "enqueued": "Messages added by producers.",
     "coalesced": "Messages not added, because one with the same unique key was waiting.",

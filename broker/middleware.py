@@ -1,4 +1,4 @@
-"""The signals that this broker emits in addition to Dramatiq's, and the middleware methods to call for a signal."""
+"""The signals that this broker adds to Dramatiq's, and the lookup of the middleware methods that handle a signal."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ Method = Callable[..., Any]
 
 
 class StreamsMiddleware(Middleware):
-    """A base class for middleware with this broker's signals. Any middleware with one of these methods is called.
+    """A base class for middleware that handles this broker's signals. Subclassing is optional: any middleware with one
+    of these methods is called.
 
     Exceptions from these methods are logged and otherwise ignored.
     """
 
     def after_dead_letter(self, broker: RedisStreamsBroker, dead_letter: DeadLetter) -> None:
-        """Handle a new dead letter. It is passed as it was written, including its fields."""
+        """Handle a new dead letter, which is passed with all its fields."""
 
     def after_cancel(self, broker: RedisStreamsBroker, message: Message[Any] | Delivery) -> None:
         """Handle a message that was cancelled.
 
-        Called in the process that cancelled it if it was waiting, and in the worker process that held it otherwise;
-        there, ``message`` is a :class:`Delivery`.
+        Called in the process that cancelled the message if it was waiting, and otherwise in the worker process that
+        held it. In the worker process, ``message`` is a :class:`Delivery`.
         """
 
     def after_recover(self, broker: RedisStreamsBroker, queue_name: str, entry_ids: Sequence[str]) -> None:
@@ -40,15 +41,14 @@ class StreamsMiddleware(Middleware):
 
 
 class Listeners:
-    """The middleware methods to call for a signal, looked up once per signal and again when the middleware changes.
+    """A cache of the middleware methods to call for each signal, refreshed when the middleware changes. Thread-safe.
 
-    Dramatiq calls every middleware at every signal, even if the method is the empty one of its base class. With the
-    default middleware, that takes a third of the time of a short message. Only these empty calls are left out.
-    Thread-safe.
+    Dramatiq calls every middleware at every signal, even if the method is the empty one of the base class. With the
+    default middleware, that takes a third of the time of a short message. This class leaves out only the empty methods.
     """
 
     def __init__(self) -> None:
-        # replaced as a whole, so that a thread sees the methods that belong to the list it has compared
+        # replaced as a whole, so that the methods that a thread sees always belong to the list that it has compared
         self._known: tuple[list[Middleware], dict[str, Sequence[Method]]] = ([], {})
 
     def of(self, middleware: list[Middleware], name: str) -> Sequence[Method]:

@@ -3,10 +3,10 @@
     python -m broker migrate OLD_URL --url NEW_URL
 
 Point producers at the new broker, stop the old workers, and run this until nothing is left. A message is
-added to the new queue before it is removed from the old one: a crash between the two adds it twice and loses nothing.
-Messages that a live worker has fetched are left to it and counted. A message that the new broker refuses, such as one
-that is too large, stays in the old queue and is listed; the others move. Dead letters stay where they are; RedisBroker
-deletes them after seven days.
+added to the new queue before it is removed from the old one, so a crash in between adds it twice but does not lose it.
+Messages that a live worker has fetched are left to that worker and counted. A message that the new broker refuses, for
+example because it is too large, stays in the old queue and is listed; the others move. Dead letters are not moved;
+RedisBroker deletes them after seven days.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dramatiq.errors import BrokerConnectionError
 from .broker import RedisStreamsBroker
 from .errors import QueueFull
 
-# RedisBroker's default: a worker without a heartbeat for this long is dead.
+# RedisBroker's default timeout: a worker without a heartbeat for this long counts as dead.
 HEARTBEAT_TIMEOUT_MS = 60_000
 MESSAGES_SUFFIX, DELAYED_SUFFIX, DEAD_SUFFIX = ".msgs", ".DQ", ".XQ"
 
@@ -33,8 +33,8 @@ class Refused:
     """A message that stays in the old queue.
 
     Attributes:
-        message_id: RedisBroker's own id, as in the old queue's hash of messages.
-        error: why the new broker refused it, and how to fix that.
+        message_id: RedisBroker's id of the message, the key in the old queue's message hash.
+        error: why the new broker refused the message, and how to fix that.
     """
 
     message_id: str
@@ -46,8 +46,9 @@ class Drained:
     """The result of draining one old queue.
 
     Attributes:
-        moved: the number of messages moved to the new broker; delayed ones keep their time.
-        left: the number of messages that live workers of the old broker have fetched. Stop them and drain again.
+        moved: the number of messages moved to the new broker; delayed messages stay due at the same time.
+        left: the number of messages that live workers of the old broker have fetched. Stop these workers and drain
+            again.
         refused: the messages that the new broker refused; they stay in the old queue.
     """
 
@@ -102,7 +103,7 @@ def _drain_queue(
         except (BrokerConnectionError, QueueFull):
             raise
         except Exception as error:
-            # whatever the error, the messages behind this one must not wait for it
+            # whatever the error is, it must not block the later messages
             refused.append(Refused(message_id.decode(errors="replace"), f"{type(error).__name__}: {error}"))
             continue
         pipe = client.pipeline(transaction=True)
@@ -121,7 +122,10 @@ def _move(broker: RedisStreamsBroker, queue_name: str, payload: bytes) -> None:
 
 
 def _queues(client: Any, namespace: str) -> set[str]:
-    """Return the names of the old queues, found by their hashes of messages; a queue without one is empty."""
+    """Return the names of the old queues, found by their message hashes.
+
+    An empty queue has no message hash and is not returned.
+    """
     found = set()
     for key in client.scan_iter(match=f"{namespace}:*{MESSAGES_SUFFIX}", count=1_000):
         name = key.decode().removeprefix(f"{namespace}:").removesuffix(MESSAGES_SUFFIX)
@@ -131,7 +135,7 @@ def _queues(client: Any, namespace: str) -> set[str]:
 
 
 def _in_order(client: Any, waiting: str, messages: str) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the waiting messages in their order, then those that were fetched and never acknowledged."""
+    """Yield the waiting messages in order, then those that were fetched but never acknowledged."""
     seen = set()
     for message_id in client.lrange(waiting, 0, -1):
         payload = client.hget(messages, message_id)

@@ -1,6 +1,6 @@
 """The message options that the broker and Dramatiq's middleware read, and their valid values.
 
-unique_key, unique_for_ms   at most one message with the key waits
+unique_key, unique_for_ms   at most one message with the key waits, for at most this time
 ordering_key                messages with the key run one at a time, in the order in which they were enqueued
 ordering_hold_ms            how long its retries may hold the ordering key
 concurrency_key, max_concurrent  at most that many messages with the key run at once
@@ -9,8 +9,9 @@ rate, rate_key              at most that many messages with the key start per pe
 priority                    which waiting messages come first: those with lower numbers
 delay                       for ``enqueue_many``: ms from now
 
-Dramatiq's middleware does not check its options. A value of the wrong type causes an exception where the outcome of a
-message is decided, or ends the worker thread. So options are checked before a message is added and before it runs.
+Dramatiq's middleware does not validate its options. A value of the wrong type makes the middleware that decides the
+outcome of a message raise an exception, or ends the worker thread. So options are validated before a message is added
+and before it runs.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import dramatiq
 from .errors import InvalidOption
 from .key_limits import LEAST_URGENT, MOST_URGENT, is_number_of_messages, is_priority, rate_from
 
-# 285,000 years in milliseconds. Beyond it, arithmetic such as that for a back-off exceeds a float's precision.
+# Maximum number in an option: in milliseconds, 285,000 years. Beyond it, arithmetic (for example of a back-off) exceeds
+# the precision of a float.
 LARGEST: Final = 2**53
 
-# The option in which an enqueued message carries the time at which it expires, in ms on the server's clock.
+# Name of the option that holds the expiry time of an enqueued message, in ms on the server's clock.
 EXPIRES_AT: Final = "expires_at_ms"
 
 _LIMITING: Final = frozenset({"ordering_key", "concurrency_key", "max_concurrent", "rate", "rate_key", "priority"})
@@ -44,18 +46,18 @@ def delay_ms_of(delay: float | None) -> int:
 
 
 def expires_in_ms_of(options: Mapping[str, Any]) -> int | None:
-    """Return in how many ms after its delay a message expires that is enqueued now, or None."""
+    """Return how many ms after its enqueueing or delay a message expires, or None."""
     expires_in_ms = options.get("expires_in_ms")
     return None if expires_in_ms is None else int(expires_in_ms)
 
 
 def expires_at_ms_of(options: Mapping[str, Any]) -> int:
-    """Return when a message expires that has not begun by then, on the server's clock; 0 = never."""
+    """Return the time at which a message expires unless it has started, in ms on the server's clock; 0 for never."""
     return int(options.get(EXPIRES_AT) or 0)
 
 
 def is_part_of_composition(options: Mapping[str, Any]) -> bool:
-    """Return whether a pipeline's next stage or a group's callbacks wait for exactly this message."""
+    """Return whether a pipeline's next stage or a group's callbacks depend on this very message."""
     return bool(options.get("pipe_target") or options.get("group_completion_uuid"))
 
 
@@ -80,10 +82,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def _check_limits(given: Mapping[str, Any]) -> None:
-    """Check that a message has one key and that its limits belong together.
+    """Check that a message has at most one key and that its limits are complete and compatible.
 
     Raises:
-        InvalidOption: they do not.
+        InvalidOption: they are not.
     """
     keys = [name for name in ("ordering_key", "concurrency_key", "rate_key") if name in given]
     if len(keys) > 1:
@@ -111,12 +113,12 @@ def _is_number(value: object) -> bool:
 
 
 def _is_limit(value: object) -> bool:
-    """Return whether the value is a number, or means no limit: None, 0, infinity."""
+    """Return whether the value is a number, or stands for no limit (None, 0 or infinity)."""
     return not value or value == float("inf") or _is_number(value)
 
 
 def _is_count(value: object) -> bool:
-    """Return whether the value is a number, or means no limit: None, infinity."""
+    """Return whether the value is a number, or stands for no limit (None or infinity)."""
     return value is None or value == float("inf") or _is_number(value)
 
 
@@ -137,7 +139,7 @@ def _is_rate(value: object) -> bool:
 
 
 def _is_hold(value: object) -> bool:
-    """Return whether the value is a number, or means no limit: None."""
+    """Return whether the value is a number, or stands for no limit (None)."""
     return value is None or _is_number(value)
 
 

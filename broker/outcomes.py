@@ -1,8 +1,8 @@
-"""The outcomes of messages: writes retries and dead letters, and asks whether a message may still run here.
+"""The outcomes of messages: writes retries and dead letters, and checks whether a message may still run here.
 
-For messages that were delivered, every script is fenced: it does nothing unless this process still holds the entry. So
-a message that another process took over is not started, retried or made a dead letter from here. Acknowledgements are
-written in batches by settler.py.
+Every script for a delivered message is fenced: it does nothing unless this process still holds the entry. So this
+process neither starts nor retries a message that another process took over, and does not make it a dead letter.
+settler.py writes acknowledgements, in batches.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .options import EXPIRES_AT, delay_ms_of, expires_at_ms_of, unique_key_of
 from .scripts import BURY, CANCEL, CONDEMN, EXPIRE, RETRY, START
 from .settings import BrokerSettings
 
-# If a worker dies before the acknowledgement, the message runs again and enqueues its follow-up messages again. They
-# are remembered for longer than a crash is likely to go unnoticed, so that they are added once. The record
-# of them is deleted when the message ends.
+# How long follow-up messages are remembered, so that they are added only once if the worker dies before the
+# acknowledgement and the message runs again. It is longer than a crash is likely to go unnoticed. The record is deleted
+# when the message ends.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 
 
@@ -43,7 +43,7 @@ class Emit(Protocol):
 
 
 class Outcomes:
-    """The writer of outcomes for the messages of one process."""
+    """Writes the outcomes of the messages of one process."""
 
     def __init__(
         self,
@@ -64,12 +64,12 @@ class Outcomes:
         self._logger: logging.Logger = get_logger(__name__, type(self))
 
     def may_run(self, delivery: Delivery) -> bool:
-        """Return whether this process still holds the message. Asks Redis only if necessary.
+        """Return whether this process still holds the message. Queries Redis only if necessary.
 
-        Sets ``delivery.is_expired`` if the message did not begin in time.
+        Sets ``delivery.is_expired`` if the message did not start in time.
 
         Raises:
-            BrokerConnectionError: Redis was asked and did not answer.
+            BrokerConnectionError: Redis was queried and did not answer.
         """
         is_asked = (
             delivery.is_redelivered
@@ -103,9 +103,9 @@ class Outcomes:
     def write_retry(self, delivery: Delivery) -> bool:
         """Write the retry of a message and remove its entry; return whether it was written.
 
-        It is not written if another process holds the message, or if retries have held its ordering key for as long as
-        they may: the message must become a dead letter then, and ``delivery.unhandled`` has the reason. Nor is it
-        written if the message was cancelled, which ``delivery.was_ended`` shows.
+        The retry is not written if another process holds the message, if the message was cancelled (then
+        ``delivery.was_ended`` is set), or if its retries have held its ordering key for the maximum time. In the last
+        case the message must become a dead letter, with the reason in ``delivery.unhandled``.
 
         Raises:
             BrokerConnectionError: it is unknown whether the retry was written. Calling again writes it once.
@@ -141,29 +141,29 @@ class Outcomes:
         delivery.is_settled = True
         delivery.is_lost = answer == b"FENCED"
         if answer != b"RETRIED":
-            # FENCED: another process holds it. GONE: it was flushed, or an earlier attempt wrote this very retry.
+            # FENCED: another process holds the message. GONE: it was flushed, or an earlier attempt wrote this retry.
             self._logger.info("retry not written", extra={"entry": delivery.entry_id, "answer": answer.decode()})
             return False
         self._emit("after_enqueue", pending.message, pending.delay)
         return True
 
     def begin_retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
-        """Write the retry of a failed message, which cannot be acknowledged until the retry is written; return it.
+        """Write the retry of a failed message and return it. The message cannot be acknowledged before that.
 
-        The retry is written whatever its size: the message was accepted, and no producer is left to receive an error.
-        For the same reason, middleware cannot refuse it.
+        The retry is written whatever its size, and middleware cannot refuse it, because the message was accepted and
+        there is no producer to receive an error.
 
         Raises:
             BrokerConnectionError: Redis did not accept the retry. ``Consumer.ack`` tries again.
             Exception: the retry cannot be encoded, or its delay is not a number.
         """
         message: Message[Any] = delivery.copy()
-        message.options.pop(EXPIRES_AT, None)  # it has begun
+        message.options.pop(EXPIRES_AT, None)  # a message that has started does not expire
         delay_ms = delay_ms_of(delay)
         self._emit("before_enqueue", message, delay)
         payload = message.encode()
         if len(payload) > self._settings.max_message_bytes:
-            # Retries adds a traceback of any length; a dead letter will store a traceback of its own
+            # leave out the traceback, which may have any length; a dead letter stores its own traceback
             message.options.pop("traceback", None)
             payload = message.encode()
         lock_ms = self._settings.lock_ms(message.options, delay_ms)
@@ -173,7 +173,7 @@ class Outcomes:
         return message
 
     def expire(self, delivery: Delivery) -> None:
-        """Remove a message that did not begin in time, unless another process holds it."""
+        """Remove a message that did not start in time, unless another process holds it."""
         keys = self._keys[delivery.queue]
         script_keys = (*keys.work, keys.suspects, keys.counters)
         answer = self._fenced(EXPIRE, keys, delivery, script_keys, (_key_and_limits(delivery)[0],))
@@ -183,7 +183,7 @@ class Outcomes:
         """Make a failed message a dead letter, unless another process holds it."""
         keys = self._keys[delivery.queue]
         facts = facts_of_delivery(delivery)
-        # the facts have the traceback of the last failure; the message has that of the failure before it
+        # the facts contain the traceback of the last failure; the message contains that of an earlier failure
         lean = as_dead_letter(delivery.payload, has_traceback="traceback" in facts[::2]) if delivery.payload else None
         answer = self._fenced(
             BURY,
@@ -194,7 +194,7 @@ class Outcomes:
         )
         delivery.is_lost = answer[0] == b"FENCED"
         if answer[0] == b"BURIED":
-            # only the server has the fields of the entry; the encoded message stands in for them here
+            # only the server has the fields of the entry, so report the encoded message instead
             stored = stored_from(facts, _fields_of(delivery) if lean is None else {MESSAGE_FIELD: lean})
             dead_letter = dead_letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
             self._emit("after_dead_letter", dead_letter)
@@ -228,7 +228,7 @@ class Outcomes:
         message_id = key = ""
         script_keys = [*keys.work, keys.dead, keys.suspects, keys.counters]
         if error.message is not None and error.message.queue_name == keys.queue_name:
-            # its unique key and its place in line are freed with it
+            # free its unique key and its place in line, too
             message_id = error.message.message_id
             limits = key_limits_of(error.message)
             key = "" if limits is None else limits.name
@@ -304,7 +304,7 @@ class Outcomes:
     def forget_followers(self, delivery: Delivery) -> None:
         """Delete the keys that remember the follow-up messages of a message whose entry was removed; best-effort.
 
-        Not done if another process holds the message: it may enqueue the same follow-up messages.
+        The keys are kept if another process holds the message, because it may enqueue the same follow-up messages.
         """
         if not delivery.follower_keys or delivery.is_lost:
             return
@@ -314,7 +314,7 @@ class Outcomes:
             self._logger.info("keys of follow-up messages were not deleted; they expire", extra={"error": str(error)})
 
     def bury_unhandled(self, delivery: Delivery) -> None:
-        """Make a message a dead letter if the Worker acknowledges it though nothing rejected, retried or skipped it."""
+        """Make a failed message a dead letter that the Worker acknowledges without any retry, rejection or skip."""
         if delivery.unhandled is None:
             delivery.unhandled = unhandled_failure()
         self.bury_delivery(delivery)
@@ -323,12 +323,12 @@ class Outcomes:
             self._report_nack(delivery)
 
     def _bounds(self) -> tuple[int, int, int]:
-        """Return for how many ms dead letters are kept, how many of them, and how many bytes."""
+        """Return the maximum age of dead letters in ms, their maximum number, and their maximum size in bytes."""
         settings = self._settings
         return settings.dead_letter_ttl_ms, settings.dead_letter_max, settings.dead_letter_max_bytes
 
     def _report_refusal(self, message: Message[Any], error: Exception) -> None:
-        """Report the rejection of a message that the Worker never sees: callers may be waiting for its result."""
+        """Call middleware for a rejected message that the Worker never sees: callers may be waiting for its result."""
         refused = MessageProxy(message)
         refused.fail()
         refused.stuff_exception(error)
@@ -358,12 +358,12 @@ class Outcomes:
 
 
 def _key_and_limits(delivery: Delivery) -> tuple[str, str]:
-    """Return the key of a message and its limits, as the scripts know them."""
+    """Return the key of a message and its limits in the form that the scripts use."""
     return ("", "") if delivery.limits is None else (delivery.limits.name, delivery.limits.stored)
 
 
 def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:
-    """Return the fields of the delivery's entry; none if they cannot be encoded, as its actor changed the arguments."""
+    """Return the fields of the delivery's entry; none if its actor changed the arguments so that encoding fails."""
     try:
         return {b"message": delivery._message.encode()}
     except Exception:

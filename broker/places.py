@@ -1,13 +1,13 @@
-"""The places for messages in a process: how many its Worker may get, and how many a consumer reads ahead.
+"""The places for messages in a process: limits on how many its Worker gets and how many a consumer reads ahead.
 
-Dramatiq's Worker takes up to twice as many messages as it has threads. Where jobs are long, the second half would wait
-behind them while other processes are idle. So a queue whose jobs are long gives the Worker a message only when a thread
-is free for it, and takes back messages that wait in the Worker while no job ends. Queues that share a process take
-turns.
+Dramatiq's Worker takes up to twice as many messages as it has threads. If jobs are long, half of these messages would
+wait for running jobs while other processes are idle. So a queue with long jobs gives the Worker a message only when a
+thread is free for it, and takes back messages that wait in the Worker while no job ends. Queues that share a process
+take turns.
 
-Where jobs are short, a read for every few free places costs more than the jobs. Messages that were read ahead wait in
-the consumer, for at most ``HAND_BACK_AFTER_S``. If they are still waiting then, jobs took longer than expected: the
-messages are handed back for idle consumers, and nothing is read ahead for a while.
+If jobs are short, a read for every few free places costs more than the jobs. So consumers read ahead. Messages that
+were read ahead wait in the consumer for at most ``HAND_BACK_AFTER_S``. If they are still waiting after that, jobs took
+longer than expected: the messages are handed back for idle consumers, and nothing is read ahead for a while.
 """
 
 from __future__ import annotations
@@ -23,33 +23,34 @@ from dramatiq.common import iter_queue
 from .deliveries import Deliveries, Delivery
 from .running.batches import Batch
 
-# A queue is judged by its last eight jobs, so that a single odd one changes nothing.
+# One bit for each of the last eight jobs of a queue. Eight are considered, so that a single unusual job changes
+# nothing.
 ALL_WERE_LONG: Final = 0xFF
 MAJORITY: Final = 5
 
-# After this long without the end of a job, even reads that wait at the server are ended. Not sooner, because each costs
-# a new connection.
+# If no job has ended for this long, even blocked reads are ended. Not sooner, because each costs a new connection.
 SATURATED_S: Final = 1.0
 
-# A larger number saves nothing measurable, and at the end of a backlog one process could keep that many messages from
-# the others.
+# Maximum number of messages to read ahead. A larger number saves nothing measurable, and at the end of a backlog, one
+# process could keep that number of messages from idle ones.
 MOST_AHEAD: Final = 128
 
-# About three times the default read-ahead: jobs slightly longer than the previous ones do not cause a hand-back, and a
-# message that an idle worker could have run does not wait long.
+# Maximum time that messages read ahead wait for a place: about three times the default read-ahead. So jobs that take
+# slightly longer than expected cause no hand-back, and a message that an idle worker could have run does not wait long.
 HAND_BACK_AFTER_S: Final = 0.05
 
-# Where long and short jobs are mixed, a job that took longer than expected is usually followed by more long jobs.
+# How long nothing is read ahead after messages were handed back, because where long and short jobs are mixed, an
+# unexpectedly long job is usually followed by more long jobs.
 NOTHING_AHEAD_FOR_S: Final = 1.0
 
 
 class Sharing(Protocol):
-    """A queue that shares the Worker with the other queues of its process.
+    """The interface of a queue that shares the Worker with the other queues of its process.
 
     Attributes:
         are_jobs_long: whether most of its last jobs took longer than ``long_job_ms``.
-        is_eager: whether it would take messages now, because some are waiting in Redis as far as is known.
-        n_at_worker: the number of its messages that the Worker holds, running ones included.
+        is_eager: whether it would take messages now: some are known to wait in Redis, and it need not yield.
+        n_at_worker: the number of its messages that the Worker holds, including running ones.
         served_at: when it gave the Worker its last message.
     """
 
@@ -67,7 +68,7 @@ class Sharing(Protocol):
 
 
 class Durations:
-    """The durations of a queue's last jobs. Thread-safe: two jobs that end at once may be recorded as one."""
+    """Records whether the last jobs of a queue were long. Thread-safe; two jobs that end at once may count as one."""
 
     def __init__(self, long_s: float) -> None:
         self._long_s = long_s
@@ -83,12 +84,12 @@ class Durations:
 
 
 class Places:
-    """The places of the Worker of one process. Thread-safe.
+    """Assigns the Worker's free threads to the queues of one process. Thread-safe.
 
     Attributes:
-        worker: the Worker; None if the consumers are used without one, so that each gives as many messages as its
-            prefetch.
-        ended_at: when the last job of the process ended, on the monotonic clock.
+        worker: the Worker; None if the consumers are used without one. Then each consumer returns as many messages as
+            its prefetch allows.
+        ended_at: when a job of the process last ended, on the monotonic clock.
         awaiting: the queues whose consumers wait for a free thread.
     """
 
@@ -102,7 +103,7 @@ class Places:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether no job has ended for longer than a short job takes, so that none may end soon."""
+        """Whether no job has ended for longer than a short job takes, so that one may not end soon."""
         return self._long_s is not None and time.monotonic() - self.ended_at > self._long_s
 
     def are_few(self, queue: Sharing) -> bool:
@@ -110,9 +111,9 @@ class Places:
         return self._long_s is not None and self.worker is not None and (queue.are_jobs_long or self.is_stalled)
 
     def n_free(self, queue: Sharing) -> int:
-        """Return how many threads are free for messages of the queue. May be negative.
+        """Return the number of threads that are free for messages of the queue. It may be negative.
 
-        A thread that runs a short job counts as free. Threads for which other queues have waited longer do not.
+        A thread that runs a short job counts as free. A thread for which another queue has waited longer does not.
         """
         if self.worker is None:
             return 0
@@ -123,19 +124,19 @@ class Places:
         return self.worker.worker_threads - n_taken - n_first
 
     def is_saturated(self, queue: Sharing) -> bool:
-        """Return whether threads have been busy for so long that reads of the queue should end."""
+        """Return whether the threads have been busy for so long that the queue's blocked reads should be ended."""
         if self._long_s is None or self.worker is None:
             return False
         return time.monotonic() - self.ended_at > SATURATED_S and self.n_free(queue) <= 0
 
     def stalls_in_s(self, queue: Sharing) -> float | None:
-        """Return the seconds until messages that wait in the Worker must be taken back; None if none waits."""
+        """Return the seconds until messages that wait in the Worker must be taken back; None if none is waiting."""
         if self._long_s is None or self.worker is None or self.worker.work_queue.empty():
             return None
         return max(self.ended_at, queue.served_at) + self._long_s - time.monotonic()
 
     def take_back(self, queue_name: str) -> list[Delivery | Batch]:
-        """Take the messages of a queue from the Worker that none of its threads has begun, and return them."""
+        """Take the messages of a queue that have not started from the Worker, and return them."""
         if self.worker is None:
             return []
         waiting = self.worker.work_queue
@@ -151,14 +152,14 @@ class Places:
         return taken
 
     def let_others_look(self, queue: Sharing) -> None:
-        """Wake the other queues that wait for a thread, because this one freed a thread or gave up its turn."""
+        """Wake the other queues that wait for a thread, because this queue freed a thread or gave up its turn."""
         for other in tuple(self.awaiting):
             if other is not queue:
                 other.deliveries.wake()
 
 
 class ReadAhead:
-    """The read-ahead of one consumer, estimated from how fast its Worker used up the last read. Not thread-safe.
+    """Decides how far one consumer reads ahead, from how fast its Worker finished the last read. Not thread-safe.
 
     Args:
         ahead_ms: how long the messages read ahead should last; 0 disables read-ahead.
@@ -174,13 +175,13 @@ class ReadAhead:
 
     @property
     def most(self) -> int:
-        """The largest number of messages to read ahead."""
+        """The maximum number of messages to read ahead."""
         return MOST_AHEAD if self._ahead_s else 0
 
     def expect(self, n_finished: int) -> int:
-        """Return how many messages to read beyond the free slots, given the number finished so far.
+        """Return the number of messages to read beyond the free places, given the number finished so far.
 
-        The result is at most twice the number finished since the last read: two fast messages do not predict a hundred.
+        It is at most twice the number finished since the last read, because two fast messages do not predict a hundred.
         """
         self._asked_at = self._clock()
         elapsed_s = self._asked_at - self._filled_at
@@ -192,7 +193,10 @@ class ReadAhead:
         return self._n_asked
 
     def n_still_expected(self) -> int:
-        """Return the last result of ``expect``, or 0 if it is old: the read may have waited for new entries since."""
+        """Return the last result of ``expect``.
+
+        Return 0 if it is old, because the read may have waited that long for entries, so the estimate no longer holds.
+        """
         return self._n_asked if self._clock() - self._asked_at <= HAND_BACK_AFTER_S else 0
 
     def filled(self, n_finished: int) -> None:
@@ -200,9 +204,9 @@ class ReadAhead:
         self._n_finished_then, self._filled_at = n_finished, self._clock()
 
     def left_s(self) -> float:
-        """Return how long messages that were read ahead may still wait for a place."""
+        """Return how many more seconds messages that were read ahead may wait for a place."""
         return self._filled_at + HAND_BACK_AFTER_S - self._clock()
 
     def stalled(self) -> None:
-        """Record that messages read ahead found no place in time; read nothing ahead for a while."""
+        """Record that messages read ahead got no place in time, so that nothing is read ahead for a while."""
         self._nothing_until = self._clock() + NOTHING_AHEAD_FOR_S

@@ -43,16 +43,16 @@ from .settings import BrokerSettings
 
 T = TypeVar("T")
 
-# A client that lost a reply repeats its call within enqueue_timeout_ms. Calls are remembered for twice that time plus
-# this.
+# Calls are remembered for this time plus twice enqueue_timeout_ms, within which a client that lost a reply repeats its
+# call.
 REMEMBER_EXTRA_MS = 10_000
 MESSAGES_PER_CALL = 200
-# The first pause before a full queue is tried again.
+# First pause before a full queue is tried again.
 FIRST_PAUSE_S = 0.01
 
 
 class Finished(threading.local):
-    """The message that the current thread has just finished, set while middleware may enqueue follow-up messages."""
+    """The message that the current thread has finished; set while middleware may enqueue follow-up messages."""
 
     delivery: Delivery | None = None
 
@@ -76,13 +76,13 @@ class Producer:
         self._outcomes: Outcomes
 
     def use(self, connections: Connections, outcomes: Outcomes) -> None:
-        """Use these connections from now on, even for calls in progress that are sent again."""
+        """Use these connections from now on, even if a call in progress is sent again."""
         self._connections = connections
         self._outcomes = outcomes
 
     def enqueue(self, message: Message[Any], delay: int | None) -> Message[Any]:
-        """Enqueue one message, as ``RedisStreamsBroker.enqueue`` promises."""
-        # a child that a job forked can neither retry nor follow its parent's message: it sends one of its own
+        """Enqueue one message; see ``RedisStreamsBroker.enqueue``."""
+        # in a child that a job forked, treat the parent's message as a new one: the child must not write its retry
         if isinstance(message, Delivery) and message.is_being_retried and message.pid == os.getpid():
             return self._retry(message, delay)
         finished = self.finished.delivery
@@ -94,11 +94,11 @@ class Producer:
         return self._send_out([outgoing])[0]
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
-        """Enqueue messages in one round trip, as ``RedisStreamsBroker.enqueue_many`` promises."""
+        """Enqueue messages in one round trip; see ``RedisStreamsBroker.enqueue_many``."""
         return self._enqueue([(message, message.options.get("delay")) for message in messages])
 
     def _retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
-        # From here on, the retry is certain: if Redis refuses it now, ``Consumer.ack`` writes it.
+        # from here on, the retry will be written: if Redis refuses it now, ``Consumer.ack`` writes it
         delivery.retry_asked, delivery.retry_delay = True, delay
         message = self._outcomes.begin_retry(delivery, delay)
         if delivery.unhandled is not None:
@@ -108,13 +108,13 @@ class Producer:
     def follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
         """Enqueue a follow-up message of a finished message, such as a pipeline's next stage or a callback.
 
-        Dramatiq logs exceptions raised here and acknowledges the finished message all the same, so the follow-up
-        message would be lost. Therefore a lost connection does not raise: the follow-up message is kept, and
-        ``Consumer.ack`` enqueues it before it acknowledges the finished one. A follow-up message that cannot be
-        enqueued becomes a dead letter.
+        If the connection is lost, this method does not raise, because Dramatiq would log the exception and acknowledge
+        the finished message, and the follow-up message would be lost. Instead, the follow-up message is kept, and
+        ``Consumer.ack`` enqueues it before it acknowledges the finished message. A follow-up message that is refused
+        becomes a dead letter.
 
         Raises:
-            Exception: the follow-up message cannot become a dead letter either, for example because it cannot be
+            Exception: the refused follow-up message cannot become a dead letter, for example because it cannot be
                 encoded. The finished message becomes a dead letter instead.
         """
         try:
@@ -150,7 +150,7 @@ class Producer:
         return message
 
     def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Make a follow-up message a dead letter; if it cannot be encoded, mark the finished message to become one."""
+        """Make a follow-up message a dead letter; if it cannot be encoded, mark the finished message as one instead."""
         try:
             self._outcomes.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError):
@@ -162,7 +162,7 @@ class Producer:
         """Enqueue the follow-up messages that could not be enqueued when the message finished.
 
         Raises:
-            BrokerConnectionError: they still cannot be enqueued; the finished message must not be acknowledged.
+            BrokerConnectionError: some still cannot be enqueued, so the finished message must not be acknowledged.
         """
         self.finished.delivery = finished
         try:
@@ -174,7 +174,7 @@ class Producer:
                 try:
                     if follower.refused_by is not None:
                         raise follower.refused_by
-                    # same enqueue id as the first attempt: if that one succeeded, this one adds nothing
+                    # use the enqueue id of the first attempt, so that nothing is added if that attempt succeeded
                     self._send_out([self._encoded(0, follower.message, follower.delay)])
                 except BrokerConnectionError:
                     raise
@@ -226,7 +226,7 @@ class Producer:
         return returned
 
     def _with_expiry(self, all_outgoing: Sequence[_Outgoing]) -> list[_Outgoing]:
-        """Return the messages with the times at which they expire, on the clocks of their servers."""
+        """Return the messages with their expiry times, on the clocks of their servers."""
         now_ms: dict[str, int] = {}
         stamped = []
         for outgoing in all_outgoing:
@@ -244,7 +244,7 @@ class Producer:
         return stamped
 
     def _server_ms(self, keys: QueueKeys) -> int:
-        """Return the time on the clock of a queue's server.
+        """Return the time of a queue's server, in ms.
 
         Raises:
             ConnectionFailed: Redis did not answer. Nothing was enqueued.
@@ -294,7 +294,8 @@ class Producer:
     def _encoded(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
         stored = message
         if "eta" in message.options:
-            # an eta is on the producer's clock; delays count on the server's, so the remaining time becomes the delay
+            # an eta is on the producer's clock, but delays are on the server's, so convert the remaining time to a
+            # delay
             options = {name: value for name, value in message.options.items() if name != "eta"}
             stored = dataclasses.replace(message, options=options)
             eta = message.options["eta"]
@@ -312,7 +313,7 @@ class Producer:
         following = self.finished.delivery
         recent, enqueue_id, remember_ms = self._name_of_call(step, keys, chunk)
         script_keys = [*keys.work, recent, keys.counters]
-        # a follow-up message is never refused: it takes the place of the finished one
+        # a follow-up message is never refused, because it takes the place of the finished message
         max_length = 0 if following is not None else self._settings.max_queue_length or 0
         args: list[Argument] = [enqueue_id, remember_ms, max_length]
         for outgoing in chunk:
@@ -335,14 +336,14 @@ class Producer:
         return script_keys, args
 
     def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:
-        """Return whether coalescing the message would keep a pipeline or a group from ever ending."""
+        """Return whether coalescing the message would prevent a pipeline or a group from completing."""
         if is_part_of_composition(message.options):
             return True
         target = None if following is None else following.options.get("pipe_target")
         return target is not None and str(target.get("message_id")) == message.message_id
 
     def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
-        """Return the key under which a call is remembered, the id stored there, and for how many ms."""
+        """Return the key under which a call is remembered, the id to store there, and its lifetime in ms."""
         following = self.finished.delivery
         if following is None or len(chunk) > 1:
             recent, enqueue_id = self._calls.next_call(keys, step)
@@ -360,8 +361,8 @@ class Producer:
     def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
         """Return the replies of enqueue.lua, trying full queues again for ``wait_when_full_ms``.
 
-        The chunks for a queue with a limit are sent one after the other. After a refused chunk, the later ones are not
-        sent and share its reply: otherwise a later chunk could find room and overtake the refused one.
+        The chunks for a queue with a limit are sent one after the other. If a chunk is refused, the later chunks are
+        not sent and get the same reply, because otherwise a later chunk could find room and overtake the refused one.
         """
         if self._settings.max_queue_length is None:
             return self._send(chunks) if chunks else []
@@ -398,7 +399,7 @@ class Producer:
         )
 
     def _until_answered(self, send: Callable[[], T], sent: Sequence[_Outgoing]) -> T:
-        """Return the reply to a call. While the connection fails, the call is sent again with the same enqueue id."""
+        """Send a call until there is a reply, with the same enqueue id after connection errors; return the reply."""
         deadline = time.monotonic() + self._settings.enqueue_timeout_ms / 1000
         pause_s, was_sent = 0.02, False
         while True:
@@ -431,7 +432,7 @@ class _Calls(threading.local):
         self._n_calls = 0
 
     def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
-        """Return the key under which a call is remembered, and its id. Each step has a key, as it may fail alone."""
+        """Return the key under which a call is remembered, and its id. Steps have separate keys: one may fail alone."""
         self._n_calls += 1
         return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 

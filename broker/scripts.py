@@ -1,4 +1,4 @@
-"""The Lua scripts of this package. Each performs the steps that must happen together.
+"""The Lua scripts of this package. Each script performs steps that must be atomic.
 
 Every file in ``lua/`` documents its KEYS, ARGV and reply at the top. Shared code, such as ``work.lua``, is put before
 the scripts that use it. All keys are passed in KEYS and share one slot. Redis 6.2 suffices for all scripts.
@@ -13,11 +13,11 @@ from importlib.resources import files
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script and the name under which a server caches it.
+    """A Lua script, with the SHA-1 under which a server caches it.
 
     Attributes:
-        is_repeatable: whether a call that got no reply may be sent again as it is, because the second call changes
-            nothing and returns what the first one returned.
+        is_repeatable: whether an identical call may be sent again if there was no reply, because the second call
+            changes nothing and returns the result of the first.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""One process's part of a broker: its consumer name, its connections, its threads and the messages it holds.
+"""The per-process state of a broker: its consumer name, connections, threads, and the messages that it holds.
 
-A broker creates a new session after a fork: the child cannot use its parent's locks, sockets and threads, and must not
-settle its parent's messages.
+A broker creates a new session after a fork, because the child cannot use its parent's locks, sockets and threads, and
+must not settle its parent's messages.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
 
-# How long a stop may take: if Redis answers; and if it does not, so that only threads are waited for.
+# Maximum time for a stop if Redis answers; and if it does not, when the session waits only for its threads.
 STOP_S: Final = 5.0
 SILENT_STOP_S: Final = 1.0
-# The number of queues up to which each is read on a connection of its own, which saves a thread switch for each read.
+# Maximum number of queues that are each read on a separate connection, which saves a thread switch for each read.
 MOST_OWN_READS: Final = 6
 
 
 class Session:
-    """One process's part of a broker, from its first ``consume`` to its stop."""
+    """The per-process state of a broker, until its stop or a fork."""
 
     def __init__(
         self,
@@ -86,8 +86,8 @@ class Session:
         self.moved_at: dict[str, float] = {}
         self.is_draining = False  # the Worker is shutting down and starts no more jobs
         self.is_orphaned = False  # the master has ended, and the Worker cannot shut down
-        self._group_reads: dict[bool, GroupReads] = {}  # those that read all queues if they are many
-        self.moves = threading.Event()  # cleared while this process is stuck
+        self._group_reads: dict[bool, GroupReads] = {}  # shared readers, by ``is_bounded``; empty with few queues
+        self.moves = threading.Event()  # set unless this process is stuck
         self.moves.set()
 
     def consume(
@@ -119,14 +119,14 @@ class Session:
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
 
     def _share_reads(self, newest: ConsumedQueue) -> None:
-        """Read all queues on one connection if there are too many for a connection each.
+        """Read all queues on one connection if there are too many for separate connections.
 
-        Queues whose entries may have any size are read on another one, because their replies are bounded.
+        Queues whose entries may have any size are read on a second connection, because their replies are bounded.
         """
         connections, stream = self.connections, newest.keys.stream
         if connections.is_cluster:
             return
-        most_own = min(MOST_OWN_READS, connections.most_owned(stream) - 1)  # one waits for the timers
+        most_own = min(MOST_OWN_READS, connections.most_owned(stream) - 1)  # one connection waits for the timers
         if not self._group_reads and len(self._queues) <= most_own:
             return
         for queue in self._queues.values():
@@ -141,11 +141,11 @@ class Session:
             queue.wake()
 
     def group_reads(self, *, is_bounded: bool) -> GroupReads | None:
-        """Return the reads that queues share; None while each is read on its own connection."""
+        """Return the shared reader; None while each queue is read on its own connection."""
         return self._group_reads.get(is_bounded)
 
     def judge(self) -> Judgement:
-        """Return whether this process still makes progress on the messages it holds."""
+        """Return a judgement of whether this process makes progress on the messages that it holds."""
         holding = [name for name, queue in list(self._queues.items()) if queue.deliveries.n_held]
         return judge(
             self.isolation.running(),
@@ -164,7 +164,7 @@ class Session:
             queue.wake()
 
     def drain(self) -> bool:
-        """Read nothing more; return whether this process holds no message. For a Worker that cannot shut down."""
+        """Stop reading; return whether this process holds no messages. For use when the Worker cannot shut down."""
         self.is_orphaned = True
         queues = list(self._queues.values())
         for queue in queues:
@@ -183,8 +183,8 @@ class Session:
     def stop(self) -> None:
         """Write the waiting acknowledgements, stop every thread and deregister the consumer. May be called twice.
 
-        All steps share one deadline, whatever the number of queues. If Redis does not answer, only threads are waited
-        for, and only briefly: a thread that waits for Redis ends with this process.
+        All steps share one deadline, whatever the number of queues. If Redis does not answer, this method only waits
+        briefly for its threads, because threads that wait for Redis end with the process.
         """
         with self._lock:
             queues, self._queues = list(self._queues.values()), {}
@@ -202,17 +202,17 @@ class Session:
         if n_unwritten:
             self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})
         self.keeper.stop(timeout_s=_left_s(deadline))
-        # True if worker threads outlived the shutdown: their entries become free when this process ends
+        # True if worker threads outlived the shutdown; their entries are released when this process ends
         is_holding = self._leave(queues)
         self.keeper.close(is_holding=is_holding, timeout_s=_left_s(deadline))
         self.connections.close()
 
     def abandon(self) -> None:
-        """Release the session in a forked child: it belongs to the parent."""
+        """Release the session in a forked child, because it belongs to the parent."""
         self.keeper.abandon()
 
     def _leave(self, queues: Sequence[ConsumedQueue]) -> bool:
-        """Deregister this consumer from the queues; return whether it holds entries, or may hold some."""
+        """Deregister this consumer from the queues; return whether it holds or may hold entries."""
         by_stream = {queue.keys.stream: queue for queue in queues}
         args = (self.settings.group, self.consumer_name, 0)
         is_holding = False

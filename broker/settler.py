@@ -1,9 +1,9 @@
 """The settler: writes acknowledgements in batches, many per script call (AMQP: settlement).
 
 A worker thread adds its finished message and continues; one thread per process writes the gathered acknowledgements.
-Those that could not be written are kept and tried again. A message whose acknowledgement was never written is delivered
-again. If the process crashes before the write, the job runs twice, as it would without batches. The window is a few
-milliseconds, or the length of an outage of Redis.
+Acknowledgements that could not be written are kept and tried again. If the process crashes before the write, the
+message is delivered again and the job runs twice, as it could without batches. An acknowledgement waits for a few
+milliseconds, or until an outage of Redis ends.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ from .net.connections import Argument, Connections
 from .options import unique_key_of
 from .scripts import SETTLE
 
-# Lua's unpack() handles about 8,000 values; 500 entries take the server about a millisecond.
+# Maximum number of entries per script call: 500 take the server about a millisecond. Lua's unpack() is limited to about
+# 8,000 values.
 ENTRIES_PER_CALL = 500
-# The batch window after a write: acknowledgements that arrive within it share the next write.
+# Batch window after a write: acknowledgements that arrive within it share the next write.
 GATHER_S = 0.002
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 
 @dataclass
 class _Failed:
-    """The acknowledgements of a queue that could not be written, until they are tried again.
+    """The acknowledgements of a queue that could not be written and wait for the next attempt.
 
     Attributes:
         pause_s: the length of the current pause.
-        until: when it ends, on the monotonic clock.
+        until: when the pause ends, on the monotonic clock.
     """
 
     keys: QueueKeys
@@ -48,7 +49,7 @@ class _Failed:
 
 
 class Settler:
-    """The batching writer of acknowledgements. ``start`` and ``stop`` may be called twice."""
+    """A thread that writes acknowledgements in batches. ``start`` and ``stop`` may be called twice."""
 
     def __init__(self, connections: Connections, *, group: str, consumer_name: str) -> None:
         self._connections = connections
@@ -58,7 +59,7 @@ class Settler:
         self._lock = threading.Lock()
         # Worker threads append on the right, the writing thread takes from the left: a deque needs no lock for that.
         self._waiting: deque[tuple[QueueKeys, Deliveries, Delivery]] = deque()
-        # A queue that fails pauses, and its acknowledgements wait here: those of other queues must not wait with them.
+        # The acknowledgements of queues that pause after a failure. Those of other queues must not wait for them.
         self._failed: dict[Deliveries, _Failed] = {}
         self._writing = threading.Lock()
         self._has_work = threading.Event()
@@ -77,7 +78,7 @@ class Settler:
         deliveries.begin_settling(delivery)
         self._waiting.append((keys, deliveries, delivery))
         if delivery.uncommon is not None and (delivery.limits is not None or delivery.charges):
-            # another message waits for this one: the next with its key, or the next suspect
+            # another message waits for this one: the next message of its key, or the next suspect
             self._is_urgent.set()
         if not self._has_work.is_set():
             self._has_work.set()
@@ -86,7 +87,7 @@ class Settler:
             self._try_once()
 
     def settle_all(self, keys: QueueKeys, deliveries: Deliveries, batch: Sequence[Delivery]) -> None:
-        """Queue the acknowledgements of a batch for one write, without waiting. None of them has an ordering key."""
+        """Queue the acknowledgements of a batch for one write, without waiting. Batched messages have no keys."""
         deliveries.begin_settling_all(batch)
         self._waiting.extend([(keys, deliveries, delivery) for delivery in batch])
         self._has_work.set()
@@ -94,7 +95,7 @@ class Settler:
             self._try_once()
 
     def run_once(self) -> int:
-        """Write the waiting acknowledgements, without those of queues that pause; return how many were written.
+        """Write the waiting acknowledgements, except those of pausing queues; return how many were written.
 
         Raises:
             BrokerConnectionError: Redis did not accept all of them; the rest are still waiting.
@@ -103,7 +104,7 @@ class Settler:
             return self._write_all(self._taken_by_queue())
 
     def _taken_by_queue(self) -> dict[Deliveries, tuple[QueueKeys, list[Delivery]]]:
-        """Return the acknowledgements to write now; those of queues that pause stay in ``_failed``."""
+        """Return the acknowledgements to write now; those of pausing queues stay in ``_failed``."""
         now = time.monotonic()
         by_queue = {
             deliveries: (failed.keys, failed.waiting)
@@ -120,13 +121,13 @@ class Settler:
         n_written, failure = 0, None
         try:
             for deliveries, (keys, of_queue) in by_queue.items():
-                # one queue has already waited for this server, which does not answer: do not wait once per queue
+                # skip a server that has not answered for another queue, so as not to wait once per queue
                 if failure is not None and self._connections.is_silent(keys.stream):
                     continue
                 try:
                     n_written += self._write(keys, deliveries, of_queue)
                 except (BrokerConnectionError, redis.RedisError) as error:
-                    # the failure may concern one node or one queue: the others must not wait for it
+                    # continue, because the failure may concern only one node or one queue
                     failure = failure or error
         finally:
             for deliveries, (keys, of_queue) in by_queue.items():
@@ -136,7 +137,7 @@ class Settler:
         return n_written
 
     def _note(self, deliveries: Deliveries, keys: QueueKeys, unwritten: list[Delivery]) -> None:
-        """Let a queue pause if some of its acknowledgements were not written, each time for longer."""
+        """Pause a queue if some of its acknowledgements were not written; the pause doubles with each failure."""
         failed = self._failed.pop(deliveries, None)
         if unwritten:
             pause_s = min(2 * failed.pause_s, LONGEST_PAUSE_S) if failed else FIRST_PAUSE_S
@@ -156,7 +157,8 @@ class Settler:
             del of_queue[: len(chunk)]
             deliveries.forget(chunk)
             n_written += len(chunk)
-            # another consumer that holds one of these messages may enqueue the same follow-up messages
+            # keep the keys if another consumer holds one of these messages, as it may enqueue the same follow-up
+            # messages
             if elsewhere and n_held == len(chunk):
                 self._delete(elsewhere)
         return n_written
@@ -218,17 +220,17 @@ class Settler:
         return self._n_waiting
 
     def _is_in_vain(self) -> bool:
-        """Return whether none of the servers for which acknowledgements are waiting answers."""
+        """Return whether trying is useless, because no server for which acknowledgements are waiting answers."""
         streams = {keys.stream for keys, _, _ in list(self._waiting)}
         streams |= {failed.keys.stream for failed in list(self._failed.values())}
         return all(self._connections.is_silent(stream) for stream in streams)
 
     def _taken(self) -> Iterator[tuple[QueueKeys, Deliveries, Delivery]]:
-        """Yield the acknowledgements that are waiting now, and leave later ones for the next batch."""
+        """Yield the acknowledgements that are waiting now; later ones are left for the next batch."""
         for _ in range(len(self._waiting)):
             try:
                 yield self._waiting.popleft()
-            except IndexError:  # a worker thread that outlived the shutdown took the last one, to write it
+            except IndexError:  # a worker thread that outlived the shutdown is writing the last one
                 return
 
     def _loop(self) -> None:
@@ -250,7 +252,7 @@ class Settler:
             )
             return False
         except Exception:
-            # whatever the error, this thread must go on: it is the only one that writes
+            # continue after any error, because this is the only thread that writes
             self._logger.exception("could not write acknowledgements; trying again", extra={"n": self._n_waiting})
             return False
         return True

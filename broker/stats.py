@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from .keys import HANDED_BACK
 
-# The greatest id of a stream. A stream with this last id accepts no more entries.
+# Greatest possible entry id. A stream with this last id accepts no more entries.
 LAST_ID = f"{2**64 - 1}-{2**64 - 1}"
 
 
 @dataclass(frozen=True, slots=True)
 class ConsumerStats:
-    """One consumer of a queue.
+    """The statistics of one consumer of a queue.
 
     Attributes:
         name: ``host:pid:birth:random``, or :data:`~broker.keys.HANDED_BACK` for the owner of handed-back entries.
@@ -31,7 +31,7 @@ class ConsumerStats:
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """One queue at one moment.
+    """The statistics of one queue at one moment.
 
     Attributes:
         waiting: messages that no worker has: undelivered, orphaned and in line.
@@ -55,10 +55,11 @@ class QueueStats:
         consumers: the consumers that have entries or a heartbeat.
         clock_ms: the server's clock at that moment.
         first_id: the id of the oldest entry; None for an empty stream.
-        last_id: the last id that the stream gave, whether or not its entry still exists.
-        removed_by_others: entries that this broker did not remove from the stream itself, but for example an XTRIM, an
-            XDEL or an XADD with MAXLEN; negative if the stream was created again while the counters stayed. Redis 6.2
-            does not count added entries; there, only removed entries that were in flight and that janitors have found.
+        last_id: the last id that the stream generated, whether or not its entry still exists.
+        removed_by_others: entries that were removed from the stream other than by this broker, for example by XTRIM,
+            XDEL or XADD with MAXLEN; negative if the stream was created again but the counters were kept. Redis 6.2
+            does not count added entries; with it, this includes only in-flight entries whose removal a janitor has
+            detected.
     """
 
     queue_name: str
@@ -82,7 +83,7 @@ class QueueStats:
 
     @property
     def ids_ahead_ms(self) -> int:
-        """The time by which the last id is ahead of the server's clock, or 0. Later ids are never lower."""
+        """The time by which the last id is ahead of the server's clock, or 0. Later ids are never lower than it."""
         return max(0, int(self.last_id.partition("-")[0]) - self.clock_ms)
 
     @property
@@ -91,7 +92,7 @@ class QueueStats:
         return self.last_id == LAST_ID
 
 
-N_FACTS = 16  # the number of values about the queue; the values about its consumers follow them
+N_FACTS = 16  # number of values about the queue in the reply; the values about its consumers follow
 
 
 def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int) -> QueueStats:
@@ -111,8 +112,8 @@ def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int)
         is_alive = age_ms is not None and age_ms <= lease_ms
         if text != HANDED_BACK or int(pending):
             consumers.append(ConsumerStats(text, int(pending), age_ms, is_alive))
-    # Ghosts (ids whose entry was deleted) stay pending until a janitor removes them. Those beyond the counted ones
-    # could make the difference negative.
+    # Ghosts (ids whose entry was deleted) stay pending until a janitor removes them. Not all of them are counted, so
+    # the difference could be negative.
     in_stream = max(0, length - (in_flight - ghosts))
     return QueueStats(
         queue_name=queue_name,

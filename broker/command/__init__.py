@@ -1,4 +1,4 @@
-"""The command: looks into the queues, repairs them, serves their metrics and migrates RedisBroker's.
+"""The command: inspects and repairs queues, serves their metrics, and migrates the queues of RedisBroker.
 
 Run as ``python -m broker``. Each module declares its commands with ``add_to``. Lists take ``--json``. An action prints
 its plan and does nothing without ``--yes``.
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {PACKAGE}" if Path(sys.argv[0]).stem == "__main__" else None,
-        description="Looks into the queues of the broker and repairs them.",
+        description="Inspect and repair the queues of the broker.",
         epilog="Exit codes: 0 done, 1 failed, 2 usage, 3 Redis does not answer, 4 refused because --yes is missing.",
     )
     parser.add_argument("--version", action="version", version=f"{PACKAGE} {__version__}")

@@ -1,4 +1,4 @@
-"""Commands that change a queue: pause and resume it, and rescue messages that a worker holds."""
+"""Commands that change a queue: pause it, resume it, and rescue messages from dead or stuck workers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def add_to(commands: Commands) -> None:
     pause = commands.add("pause", pause_queue, "stop the delivery of a queue until you resume it", is_action=True)
     resume = commands.add("resume", resume_queue, "end a pause", is_action=True)
     rescue = commands.add(
-        "rescue", rescue_messages, "return messages to the queue that a dead or stuck worker holds", is_action=True
+        "rescue", rescue_messages, "return messages of dead or stuck workers to the queue", is_action=True
     )
     for parser in (pause, resume, rescue):
         parser.add_argument("queue", metavar="QUEUE")
     rescue.add_argument("entry_ids", nargs="*", metavar="ENTRY", help="see: pending")
     rescue.add_argument("--consumer", help="all messages of this consumer")
     rescue.add_argument("--idle", type=duration_ms, metavar="TIME", help="all messages held for at least 30s, 15m, 2h")
-    rescue.add_argument("--unowned", action="store_true", help="entries that were acknowledged or deleted by hand")
+    rescue.add_argument("--unowned", action="store_true", help="all entries that were acknowledged or deleted by hand")
     rescue.add_argument(
         "--even-if-alive", action="store_true", help="include messages of live workers; these may run twice"
     )
@@ -60,7 +60,7 @@ def rescue_messages(given: argparse.Namespace) -> int:
         entries, n_alive = _without_live(given, desk, name, _selected(given, inspector))
         plan = f"return {counted(len(entries), 'message')} of {name} to the queue; the next free worker runs them"
         if n_alive:
-            plan += f" ({n_alive:,} of live workers left out; --even-if-alive includes them, and they may run twice)"
+            plan += f" ({n_alive:,} held by live workers left out; --even-if-alive includes them; they may run twice)"
 
         def rescue() -> str:
             rescued = inspector.rescue(entries)
@@ -86,7 +86,7 @@ def _selected(given: argparse.Namespace, inspector: Inspector) -> list[PendingEn
 def _without_live(
     given: argparse.Namespace, desk: Desk, name: str, entries: list[PendingEntry]
 ) -> tuple[list[PendingEntry], int]:
-    """Return the entries to rescue, and how many were left out because live workers hold them."""
+    """Return the entries to rescue, and the number left out because live workers hold them."""
     entries = [entry for entry in entries if not entry.is_handed_back]
     if given.even_if_alive or given.unowned:  # no worker runs an orphan or a ghost
         return entries, 0

@@ -22,7 +22,7 @@ def add_to(commands: Commands) -> None:
     showing.add_argument("queue", metavar="QUEUE")
     showing.add_argument("dead_letter_id", metavar="ID")
     actions = (
-        commands.add("requeue", requeue, "put dead letters back to work", is_action=True),
+        commands.add("requeue", requeue, "return dead letters to the queue", is_action=True),
         commands.add("purge", purge, "delete dead letters permanently", is_action=True),
     )
     for action in actions:
@@ -33,7 +33,9 @@ def add_to(commands: Commands) -> None:
         parser.add_argument("--reason", help="only those with this reason, e.g. failed or delivery-limit")
         parser.add_argument("--actor", help="only those of this actor")
         parser.add_argument("--error", metavar="TEXT", help="only those whose error contains this text")
-        parser.add_argument("--since", type=duration_ms, metavar="TIME", help="only those of the last 30s, 15m, 2h, 7d")
+        parser.add_argument(
+            "--since", type=duration_ms, metavar="TIME", help="only those of the last 30s, 15m, 2h or 7d"
+        )
 
 
 def list_dead_letters(given: argparse.Namespace) -> int:
@@ -94,7 +96,7 @@ def requeue(given: argparse.Namespace) -> int:
         def put_back() -> str:
             answers = dead_letters.put_back(ids)
             n_held = answers.count(KEY_HELD)
-            held = f"; {n_held:,} stay, because another message with their unique key waits" if n_held else ""
+            held = f"; {n_held:,} stay, because another message with their unique key is waiting" if n_held else ""
             return f"{sum(map(is_requeued, answers)):,} of {len(ids):,} requeued{held}"
 
         plan = f"put {counted(len(ids), 'dead letter')} of {queue_name} back at the end of the queue"

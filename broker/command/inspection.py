@@ -15,7 +15,7 @@ PAGE = 100
 
 
 def add_to(commands: Commands) -> None:
-    status = commands.add("status", show_status, "show what every queue holds, and its workers", is_listing=True)
+    status = commands.add("status", show_status, "show the contents and workers of queues", is_listing=True)
     status.add_argument("queues", nargs="*", metavar="QUEUE", help="default: all queues")
     peek = commands.add("peek", show_waiting, "show the next waiting messages without taking them", is_listing=True)
     peek.add_argument("queue", metavar="QUEUE")
@@ -105,7 +105,7 @@ def _why_it_waits(stats: QueueStats, inspector: Inspector) -> str:
         return ""
     groups = inspector.groups()
     if groups and inspector.group not in groups:
-        return f"the workers have another group: --group {groups[0]}"
+        return f"the workers use another group: --group {groups[0]}"
     return "" if _n_alive(stats) else "no worker is alive"
 
 

@@ -1,4 +1,4 @@
-"""Commands for limits per key: what messages in line wait for, and passing over a message that holds a key."""
+"""Commands for limits per key: show what messages in line wait for, and pass over a message that holds a key."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def add_to(commands: Commands) -> None:
     keys.add_argument("queue", metavar="QUEUE")
     keys.add_argument("--limit", type=positive, default=50, help="how many to show (default: %(default)s)")
     passing = commands.add(
-        "pass-over", pass_over, "make a dead letter of a message that holds a key; the next one runs", is_action=True
+        "pass-over", pass_over, "make a message that holds a key a dead letter; the next one runs", is_action=True
     )
     passing.add_argument("queue", metavar="QUEUE")
     passing.add_argument("message_id", metavar="MESSAGE_ID", help="see: keys")
     passing.add_argument(
-        "--even-if-received", action="store_true", help="also if a worker runs it; the next one runs at the same time"
+        "--even-if-received", action="store_true", help="even if a worker runs it; the next one runs at the same time"
     )
 
 
@@ -59,7 +59,7 @@ def pass_over(given: argparse.Namespace) -> int:
     outcomes = {
         "passed": "it is a dead letter with the reason passed-over",
         "moved": "it has ended or moved in the meantime",
-        "received": "a worker has received it; --even-if-received passes it over all the same",
+        "received": "a worker has received it; use --even-if-received to pass it over in any case",
     }
     with opened(given) as desk:
         name = desk.named(given.queue)
@@ -74,7 +74,7 @@ def pass_over(given: argparse.Namespace) -> int:
             done.append(inspector.pass_over(seen, even_if_received=given.even_if_received))
             return outcomes[done[0]]
 
-        plan = f"make a dead letter of {given.message_id}, so that the next message of its key runs"
+        plan = f"make {given.message_id} a dead letter, so that the next message of its key runs"
         code = confirmed(given, plan, act)
         return FAILED if done and done[0] != "passed" else code
 

@@ -1,4 +1,4 @@
-"""Messages in lists: as values for JSON, and as the call of an actor for people."""
+"""The form of messages in lists: values for JSON, and calls of actors for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..inspector import Inspector
 
 
 def facts_of(message: dramatiq.Message[Any]) -> dict[str, object]:
-    """Return what lists show of a message."""
+    """Return the values that lists show for a message."""
     return {
         "message_id": message.message_id,
         "actor": message.actor_name,
@@ -24,7 +24,7 @@ def facts_of(message: dramatiq.Message[Any]) -> dict[str, object]:
 
 
 def seen(inspector: Inspector, entry_id: str, fields: Mapping[bytes, bytes] | None) -> dict[str, object]:
-    """Return what lists show of an entry; it may be unreadable, or gone."""
+    """Return the values that lists show for an entry, which may be unreadable or missing."""
     if fields is None:
         return {"problem": "its entry no longer exists"}
     try:
@@ -34,17 +34,17 @@ def seen(inspector: Inspector, entry_id: str, fields: Mapping[bytes, bytes] | No
 
 
 def texts(facts: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return the message id of an entry, and the message as text."""
+    """Return the message id and the text that lists show for these values."""
     if "problem" in facts:
         return None, f"unreadable: {facts['problem']}"
     return facts["message_id"], _call(facts["actor"], facts["args"], facts["kwargs"])
 
 
 def decoded(encoded: bytes) -> dict[str, object]:
-    """Return what lists show of an encoded message."""
+    """Return the values that lists show for an encoded message."""
     try:
         return facts_of(dramatiq.Message.decode(encoded))
-    except Exception as error:  # any bytes may be there
+    except Exception as error:  # the bytes may be anything
         return {"problem": f"{type(error).__name__}: {error}"}
 
 

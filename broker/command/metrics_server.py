@@ -15,7 +15,7 @@ from dramatiq.errors import BrokerConnectionError
 from ..metrics import CONTENT_TYPE, exposition
 from .options import DONE, Commands, Desk, opened
 
-# The names of queues are looked up again after this time, because that reads the names of all keys.
+# Interval between lookups of the queue names; not more often, because a lookup scans the names of all keys.
 LOOK_AGAIN_S: Final = 60.0
 
 
@@ -44,7 +44,7 @@ def serve_metrics(given: argparse.Namespace) -> int:
 
 
 class _Names:
-    """The queues to expose: the given ones, or all, looked up at most once a minute."""
+    """The names of the queues to expose: the given ones or all, looked up at most once a minute."""
 
     def __init__(self, desk: Desk, given: list[str]) -> None:
         self._desk = desk
@@ -61,10 +61,10 @@ class _Names:
 
 
 def server(text: Callable[[], str], host: str, port: int) -> ThreadingHTTPServer:
-    """Return an HTTP server that answers ``/metrics``: status 503 while Redis does not answer."""
+    """Return an HTTP server for ``/metrics``, which answers 503 while Redis does not answer."""
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = 10  # seconds that a client may take to send its request
+        timeout = 10  # maximum time in seconds that a client may take to send its request
 
         def do_GET(self) -> None:
             if self.path.partition("?")[0] != "/metrics":
@@ -82,6 +82,6 @@ def server(text: Callable[[], str], host: str, port: int) -> ThreadingHTTPServer
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Log nothing: Prometheus asks every few seconds."""
+            """Log nothing, because Prometheus scrapes every few seconds."""
 
     return ThreadingHTTPServer((host, port), Handler)

@@ -23,7 +23,7 @@ def add_to(commands: Commands) -> None:
         "--max-message-bytes",
         type=int,
         default=BrokerSettings().max_message_bytes,
-        help="largest message, as in the settings of the new workers (default: %(default)s)",
+        help="maximum message size, as in the settings of the new workers (default: %(default)s)",
     )
 
 

@@ -1,4 +1,4 @@
-"""The options that commands share: which broker to use, on which queues, and the confirmation of an action."""
+"""The options that all commands share (broker, queues), and the confirmation of actions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ LONGEST_MS: Final = 100 * 365 * _UNITS["d"]
 
 
 class UsageError(Exception):
-    """Raised when the arguments are valid by themselves and name something that does not exist or does not fit."""
+    """Raised when the arguments parse, but contradict each other or refer to something that does not exist or fit."""
 
 
 class Commands:
-    """The commands of a parser. Every command has the options that say which broker to use."""
+    """The commands of a parser. Every command has the options that select the broker."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -49,13 +49,13 @@ class Commands:
         if is_listing:
             parser.add_argument("--json", action="store_true", help="print JSON, for programs")
         if is_action:
-            parser.add_argument("--yes", action="store_true", help="do it; without --yes, only the plan is printed")
+            parser.add_argument("--yes", action="store_true", help="carry out the plan instead of only printing it")
         _add_broker(parser)
         parser.set_defaults(run=run)
         return parser
 
     def group(self, name: str, text: str) -> Commands:
-        """Add a command that consists of commands."""
+        """Add a command that consists of subcommands."""
         return Commands(self._commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}."))
 
 
@@ -68,7 +68,7 @@ def _add_broker(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--app",
         metavar="MODULE[:BROKER]",
-        help="use the broker of this program instead, with its client, settings, queues and decoders",
+        help="use this program's broker instead, with its client, settings, queues and decoders",
     )
 
 
@@ -77,14 +77,14 @@ def url_of(given: argparse.Namespace) -> str:
 
 
 class Desk:
-    """A broker and the queues on which a command works."""
+    """The broker that a command uses, and access to its queues."""
 
     def __init__(self, broker: RedisStreamsBroker, client: redis.Redis | None) -> None:
         self.broker = broker
         self._client: Any = client
 
     def queues(self) -> list[str]:
-        """Return the queues that the program declares, or else those with a stream in Redis: a SCAN of all keys."""
+        """Return the queues that the program declares; without a program, scan Redis for streams of queues."""
         if self._client is None:
             return sorted(self.broker.get_declared_queues())
         namespace, found = self.broker.settings.namespace, set()
@@ -117,10 +117,10 @@ class Desk:
 
 @contextmanager
 def opened(given: argparse.Namespace, **settings: Any) -> Iterator[Desk]:
-    """Open the broker that the options name, and close it at the end.
+    """Open the broker that the options select, and close it at the end.
 
     Args:
-        settings: more settings of the broker, unless it is a program's.
+        settings: additional settings of the broker; ignored for a program's broker.
 
     Raises:
         UsageError: the program has no such broker, or the URL is invalid.
@@ -161,7 +161,7 @@ def duration_ms(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """Return a whole number from 1, for argparse."""
+    """Return a whole number of at least 1, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
@@ -171,7 +171,7 @@ def confirmed(given: argparse.Namespace, plan: str, act: Callable[[], str], *, n
     """Print the plan of an action, and carry it out if ``--yes`` is given.
 
     Args:
-        n: how many messages or dead letters it would change; with 0, nothing is done.
+        n: the number of messages or dead letters that the action would change; if it is 0, nothing is done.
 
     Returns:
         The exit code.
@@ -181,7 +181,7 @@ def confirmed(given: argparse.Namespace, plan: str, act: Callable[[], str], *, n
         print("Nothing to do.")
         return DONE
     if not given.yes:
-        print("Nothing was done. Add --yes to do it.", file=sys.stderr)
+        print("Nothing was done. Add --yes to carry out the plan.", file=sys.stderr)
         return REFUSED
     print(f"Done: {act()}.")
     return DONE

@@ -1,7 +1,7 @@
-"""The output of the command: tables and JSON, with text from other programs shown only as text.
+"""The output of the command: tables and JSON, with control characters escaped.
 
-Names, arguments and errors come from producers. On a terminal, a control sequence in one of them could set the title or
-forge a row; a bidirectional control could reverse an id. They are shown as escapes, and are JSON escapes in JSON.
+Names, arguments and errors come from producers. On a terminal, control sequences in them could set the title or forge a
+row, and bidirectional controls could reverse an id. So control characters are escaped; in JSON, as JSON escapes.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import Any, Final
 
-# Control, format, surrogate, line separator, paragraph separator.
+# Unicode categories of characters to escape: control, format, surrogate, line separator, paragraph separator.
 _HIDDEN: Final = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 LONGEST_CELL: Final = 100
 
 
 def shown(value: object) -> str:
-    """Return a value as text, with every character that a terminal would act on as an escape, such as ``\\x1b``."""
+    """Return a value as text, with terminal control characters escaped, for example as ``\\x1b``."""
     text = str(value)
-    if text.isprintable():  # false for harmless characters too, such as wide spaces: these are checked below
+    if text.isprintable():  # false also for harmless characters such as wide spaces, which are checked below
         return text
     return "".join(_escape(character) if _is_hidden(character) else character for character in text)
 
 
 def json_text(value: object) -> str:
-    """Return JSON that a terminal shows as it is, and from which programs read the original text.
+    """Return a value as JSON, with terminal control characters escaped, so that programs still read the original text.
 
-    Dataclasses become objects, times ISO 8601, and bytes text.
+    Dataclasses become objects, times become ISO 8601 texts, and bytes become text.
     """
     return shown_json(json.dumps(value, default=_simple, indent=2, ensure_ascii=False))
 
 
 def shown_json(text: str) -> str:
-    """Return JSON with the characters that a terminal would act on as JSON escapes."""
+    """Return JSON with terminal control characters as JSON escapes."""
     return re.sub(r"[^\n -~]", lambda found: _in_json(found[0]), text)
 
 
@@ -48,7 +48,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def age(ms: int | None) -> str | None:
-    """Return a time in ms as people read it."""
+    """Return a duration in ms in a readable form, such as ``15m``."""
     if ms is None:
         return None
     for unit, of_ms in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000)):

@@ -1,4 +1,4 @@
-"""Commands that search the queues: they find messages by id, actor or argument, or cancel them."""
+"""Commands that find or cancel messages by id, actor or argument."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def cancel_messages(given: argparse.Namespace) -> int:
             done = desk.broker.cancel_where(
                 name, actor=wanted.actor, message_ids=wanted.message_ids, where=wanted.where
             )
-            return f"{len(done.cancelled):,} cancelled; workers end {len(done.requested):,} that they have received"
+            return f"{len(done.cancelled):,} cancelled; workers interrupt or skip {len(done.requested):,} received ones"
 
         return confirmed(given, f"cancel {counted(len(ids), 'message')} of {name}", cancel, n=len(ids))
 
@@ -59,10 +59,10 @@ def cancel_messages(given: argparse.Namespace) -> int:
 def _rows(
     given: argparse.Namespace, wanted: Selection, inspector: Inspector, dead_letters: DeadLetters
 ) -> Iterator[Mapping[str, Any]]:
-    """Yield what is shown of the selected messages, dead letters last."""
+    """Yield the rows of the selected messages, dead letters last."""
     seen = set()
     for found in inspector.find(wanted):
-        if found.place not in seen:  # one that moves during the search may be found twice
+        if found.place not in seen:  # a message that moves during the search may be found twice
             seen.add(found.place)
             yield {**_place(found, inspector), **facts_of(found.message)}
     for one in dead_letters.find(message_id=given.message_id, actor_name=given.actor):
@@ -85,7 +85,7 @@ def _selection(given: argparse.Namespace) -> Selection:
     """Return the messages that the options select.
 
     Raises:
-        UsageError: no option selects any.
+        UsageError: no condition was given.
     """
     if not (given.message_id or given.actor or given.text):
         raise UsageError("expected a condition; give --message-id, --actor or --text")

@@ -1,11 +1,11 @@
-"""Bounded reads: parse the reply to a blocking read from its socket, and keep only as much as a consumer may hold.
+"""Bounded reads: parse replies to blocking reads from the socket, and keep only as much data as a consumer may hold.
 
-Other programs can write entries of any size, and ``XREADGROUP`` returns them whole; no Redis command leaves out large
-ones. So they are cut here: of a string that is too long, only the head is kept, for the dead letter.
-:class:`Bounds` limits the memory that one reply takes, whatever the server sends. Most replies are too small to reach a
-limit. If hiredis is installed, it parses these in a tenth of the time.
+Other programs can write entries of any size, and ``XREADGROUP`` returns whole entries; no Redis command can leave out
+large ones. So this module cuts strings that are too long and keeps only their heads, for the dead letter.
+:class:`Bounds` limits the memory of one reply, whatever the server sends. Most replies are too small to reach a limit.
+If hiredis is installed, it parses these in a tenth of the time.
 
-Only version 2 of the Redis protocol is understood; ``Connections`` uses this version.
+The module supports only version 2 of the Redis protocol, which ``Connections`` uses.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ else:
     HAS_HIREDIS = True
 
 CHUNK: Final = 64 * 1024
-HEAD: Final = 4 * 1024  # bytes kept of a string that is too long
-MOST_PARTS: Final = 4_000  # names and values of one entry; bury.lua keeps as many
-LARGEST_SMALL: Final = 1 << 20  # bytes of the largest reply that hiredis parses
+HEAD: Final = 4 * 1024  # number of bytes to keep of a string that is too long
+MOST_PARTS: Final = 4_000  # maximum number of names and values to keep of one entry, as in bury.lua
+LARGEST_SMALL: Final = 1 << 20  # maximum size in bytes of a reply that hiredis parses
 DEPTH_OF_FIELDS: Final = 5  # nesting depth of an entry's fields in the reply to XREADGROUP
 
 
@@ -36,8 +36,8 @@ class Bounds:
     """The limits for one reply, in bytes.
 
     Attributes:
-        longest: the longest string to keep whole; only the head of a longer one is kept.
-        budget: the largest total size of all strings; strings beyond it are cut, too.
+        longest: maximum size of a string that is kept whole; of a longer one, only the head is kept.
+        budget: maximum total size of all strings; strings beyond it are cut, too.
     """
 
     longest: int
@@ -45,7 +45,7 @@ class Bounds:
 
 
 class CutFields(list[bytes]):
-    """The names and values of an entry that was cut.
+    """The names and values that were kept of an entry that was cut.
 
     Attributes:
         n_bytes: the size of the whole entry.
@@ -65,7 +65,7 @@ class BoundedReader:
     def __init__(self, sock: socket.socket, bounds: Bounds) -> None:
         self._sock = sock
         self._bounds = bounds
-        # in a reply this short, no string is too long, and all strings together are within the budget
+        # a reply of at most this size cannot contain a string that is too long or exceed the budget
         self._largest_small = min(LARGEST_SMALL, bounds.longest, bounds.budget)
         self._buffer = bytearray()
         self._at = 0
@@ -89,7 +89,7 @@ class BoundedReader:
         return self._value(1)
 
     def _small_answer(self) -> Any:
-        """Return the next reply if it reaches no limit; otherwise return ``_UNKNOWN`` and keep its bytes."""
+        """Return the next reply if it is within the limits; otherwise return ``_UNKNOWN`` and keep its bytes."""
         parser = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=_error_of, notEnoughData=_UNKNOWN)
         answer: Any = _UNKNOWN
         while answer is _UNKNOWN:
@@ -136,7 +136,7 @@ class BoundedReader:
         return CutFields(parts, self._n_bytes) if self._is_cut else parts
 
     def _part(self) -> Any:
-        """Return a name or a value. A fast path handles the common case, in which all of it has arrived."""
+        """Return a name or a value. A fast path handles the common case that it has arrived completely."""
         at, buffer = self._at, self._buffer
         end = buffer.find(b"\r\n", at, at + 20)
         if end > 0:
@@ -154,7 +154,7 @@ class BoundedReader:
             return None
         self._n_bytes += n
         keep = n
-        # only fields are cut: stream names and ids are short and always needed
+        # cut only fields, because stream names and ids are short and always needed
         if is_field and (n > self._bounds.longest or self._kept + n > self._bounds.budget):
             self._is_cut = True
             keep = min(n, HEAD, max(0, self._bounds.budget - self._kept))
@@ -196,7 +196,7 @@ class BoundedReader:
 
 
 def _streams_of(answer: Any) -> Sequence[Any]:
-    """Return the streams of the reply to a read; none if it is the reply to another command."""
+    """Return the streams in the reply to a read; an empty sequence for the reply to another command."""
     return answer if isinstance(answer, list) else ()
 
 

@@ -1,7 +1,7 @@
 """The slot map of a Redis Cluster: finds the node that has a queue's slot.
 
-All keys of a queue share one slot, so any of them finds its node. Corrections from redirects apply until the map is
-read from the cluster again. That happens when a node cannot be reached.
+All keys of a queue share one slot, so any of them determines the node. Redirects from nodes correct the map until it is
+read from the cluster again, which happens when a node cannot be reached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Node = tuple[str, int]
 
 
 class Slots:
-    """The slots of a cluster, as its client knows them and as redirects corrected them. Thread-safe."""
+    """The slot map of a cluster: the client's map, corrected by redirects. Thread-safe."""
 
     def __init__(self, client: redis.RedisCluster) -> None:
         self._client = client
@@ -26,7 +26,7 @@ class Slots:
 
     @property
     def pool(self) -> Any:
-        """The connection pool of one node. Its settings hold for all nodes."""
+        """The connection pool of one node. All nodes have the same settings."""
         return self._client.get_redis_connection(self._client.get_default_node()).connection_pool
 
     def node_of(self, key: str) -> Node:
@@ -47,7 +47,7 @@ class Slots:
         return str(node.host), int(node.port)
 
     def correct(self, error: redis.exceptions.MovedError, asked: Node) -> Node:
-        """Store and return the slot's new node after a permanent redirect from the node that was asked."""
+        """Store and return the slot's new node after a permanent redirect from the node ``asked``."""
         node = redirected(error, asked)
         with self._lock:
             self._corrected[int(error.slot_id)] = node
@@ -69,5 +69,5 @@ def slot_of(key: str) -> int:
 
 
 def redirected(error: redis.exceptions.AskError, asked: Node) -> Node:
-    """Return the node that a redirect names. A redirect without a host means the host that was asked."""
+    """Return the node that a redirect names. If the redirect has no host, it means the host that sent it."""
     return str(error.host) or asked[0], int(error.port)

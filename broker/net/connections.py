@@ -1,9 +1,9 @@
 """Connections to Redis: commands that are sent once, and blocking reads that can be interrupted.
 
 redis-py repeats a command when its connection breaks. If only the reply to an XADD was lost, this adds the entry twice.
-Here, callers decide, because they know whether that is safe. One case is common to all: a connection that was idle is
-dead, because a firewall or a lost host forgot it without closing it. Then the other idle connections are dropped, and a
-script that is marked as repeatable is sent once more on a new connection.
+So this module does not repeat commands: callers decide, because they know whether repeating is safe. There is one
+exception. An idle connection may be dead, because a firewall or a lost host forgot it without closing it. Then the
+other idle connections are dropped, and a script that is marked as repeatable is sent once more on a new connection.
 
 This module translates redis-py's errors to Dramatiq's: ``ConnectionFailed`` if nothing was sent, ``ConnectionClosed``
 if the connection broke later or the server cannot execute the command now. Other error replies stay
@@ -58,29 +58,29 @@ NOT_NOW: Final = (
     "BUSY ",
     "UNBLOCKED",
 )
-# These errors show that this is the wrong server. A new connection asks Sentinel or the name server again.
+# Errors that mean that this is the wrong server. A new connection looks up the address again, in Sentinel or DNS.
 WRONG_SERVER: Final = ("READONLY", "LOADING", "MASTERDOWN", "MOVED")
 
-# Prefixes of settings that redis-py's pools pass for push notifications, which need protocol 3.
+# Prefixes of the settings that redis-py's pools add for push notifications, which require protocol 3.
 POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 
-# The default read timeout of redis-py since 8.0. Earlier versions, and clients created without a timeout, wait without
-# limit if the server hangs or its machine is gone.
+# Read timeout of a client that sets none; redis-py's default since 8.0. Without a timeout, reads would wait forever if
+# the server hangs or its machine is lost.
 TIMEOUT_S: Final = 5.0
 
-# How long a connection that was idle for a while gets to answer a command that can be repeated; half the read timeout
-# if that is less.
+# Maximum time to wait for the reply to a repeatable command on a connection that was idle for a while; half the read
+# timeout if that is less.
 IDLE_ANSWER_S: Final = 1.0
 
-# The thread that closes idle connections is taken for dead if it is this late, and another one is started.
+# If the thread that closes idle connections is this late, it counts as dead, and another one is started.
 CLOSER_GRACE_S: Final = 5.0
 
-# The number of cluster redirects that a command follows.
+# Maximum number of cluster redirects that a command follows.
 MOST_REDIRECTS: Final = 4
 
 REDIRECT_PAUSE_S: Final = 0.05
 
-# How late a busy server may answer a blocking command.
+# Maximum delay with which a busy server may answer a blocking command.
 OVERDUE_AFTER_S: Final = 5.0
 
 
@@ -95,27 +95,27 @@ class Connections:
                 "create the client with decode_responses=False, because entries may contain any bytes",
             )
         self._slots = Slots(client) if isinstance(client, redis.RedisCluster) else None
-        # Connections ask a Sentinel pool for the master's address, so the pool must outlive them.
+        # keep the pool, because connections query a Sentinel pool for the master's address
         self._pool: Any = client.connection_pool if isinstance(client, redis.Redis) else None
         self._pools: dict[Node | None, Pool] = {}
         self._silent: set[Node | None] = set()
         self._lock = threading.Lock()
-        self._closer_due = 0.0  # until when a thread that closes idle connections is known to run
+        self._closer_due = 0.0  # time until which the thread that closes idle connections is known to run
         self._is_closed = threading.Event()
 
     @cached_property
     def _template(self) -> tuple[type[redis.Connection], dict[str, Any]]:
-        """The connection class and its settings. In a cluster, the settings of one node hold for all nodes."""
+        """The connection class and its settings. In a cluster, all nodes have the same settings."""
         pool = self._pool if self._slots is None else self._slots.pool
         return pool.connection_class, {
             **{k: v for k, v in pool.connection_kwargs.items() if not k.startswith(POOLS_OWN)},
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
             "retry_on_timeout": False,
-            # its PING would wait for the whole read timeout; see ``IDLE_ANSWER_S``
+            # no health checks, because their PING would wait for the whole read timeout; see ``IDLE_ANSWER_S``
             "health_check_interval": 0,
             "socket_timeout": pool.connection_kwargs.get("socket_timeout") or TIMEOUT_S,
-            # replies then have the same form in every release of redis-py
+            # so that replies have the same form in every release of redis-py
             "protocol": 2,
         }
 
@@ -132,22 +132,22 @@ class Connections:
         """Return a new connection to the node of ``key`` for a blocking read.
 
         Raises:
-            ConnectionFailed: it cannot be opened, or ``max_connections`` of the client leaves none for commands.
+            ConnectionFailed: it cannot be opened, or ``max_connections`` would leave no connection for commands.
         """
         pool = self._pool_of(self._node_of(key))
         return Owned(pool, pool.own())
 
     def most_owned(self, key: str) -> int:
-        """Return how many connections to the node of ``key`` blocking reads may own."""
+        """Return the maximum number of connections to the node of ``key`` that blocking reads may own."""
         return self._pool_of(self._node_of(key)).most_owned
 
     @property
     def is_cluster(self) -> bool:
-        """Whether queues are spread over the nodes of a cluster, so that one command reads only one of them."""
+        """Whether Redis is a cluster. Its queues are on different nodes, so a command reads only one queue."""
         return self._slots is not None
 
     def address(self, key: str) -> Address | None:
-        """Return the address at which another process can reach the server of ``key``; None if only this one can.
+        """Return the address of the server of ``key`` for another process; None if only this process can connect to it.
 
         Raises:
             BrokerConnectionError: Sentinel or the cluster did not report the node.
@@ -158,7 +158,7 @@ class Connections:
                 node = self._pool.get_master_address()
         connection_class, settings = self._template
         if self._slots is not None:
-            # a cluster client's connect hook is only for reading from replicas, which is not done here
+            # ignore a cluster client's connect hook, which is only needed to read from replicas
             settings = {name: value for name, value in settings.items() if name != "redis_connect_func"}
         return address_of(connection_class, settings, node)
 
@@ -167,7 +167,7 @@ class Connections:
 
         Args:
             key: any key of the queue; by default the command's second word.
-            is_repeatable: whether it may be sent twice, if an idle connection turns out to be dead.
+            is_repeatable: whether the command may be sent twice, if an idle connection turns out to be dead.
         """
         node = self._node_of(str(command[1]) if key is None else key)
         for _ in range(MOST_REDIRECTS):
@@ -213,7 +213,7 @@ class Connections:
         return answers
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete keys: in one command, or with a cluster in one for each slot."""
+        """Delete keys, with one command or, in a cluster, with one command per slot."""
         by_slot: defaultdict[int | None, list[str]] = defaultdict(list)
         for key in keys:
             by_slot[None if self._slots is None else slot_of(key)].append(key)
@@ -225,7 +225,7 @@ class Connections:
         return self._slots is None or slot_of(one) == slot_of(another)
 
     def together(self, keys: Sequence[str]) -> list[list[str]]:
-        """Return the keys grouped by node, because one node may answer when another does not."""
+        """Return the keys grouped by node, so that an unreachable node does not affect the keys of others."""
         by_node: defaultdict[Node | str | None, list[str]] = defaultdict(list)
         for key in keys:
             try:
@@ -235,9 +235,9 @@ class Connections:
         return list(by_node.values())
 
     def is_silent(self, key: str) -> bool:
-        """Return whether the server that has ``key`` left the last command unanswered.
+        """Return whether the server of ``key`` did not answer the last command.
 
-        Used for optional commands at the end of a process: after the first timeout the others are not tried.
+        A process that stops skips optional commands in that case, so that it waits for only one timeout.
         """
         if not self._silent:
             return False
@@ -265,7 +265,7 @@ class Connections:
         self, node: Node | None, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]
     ) -> list[Any]:
         tails = [(len(keys), *keys, *args) for keys, args in calls]
-        # EVAL first: it loads the script for the other calls if the server does not know it.
+        # send EVAL first, which loads the script for the other calls if the server does not know it
         commands = [("EVAL", script.text, *tails[0]), *(("EVALSHA", script.sha, *tail) for tail in tails[1:])]
         again: list[int] = []
 
@@ -274,15 +274,14 @@ class Connections:
             first_error: redis.ResponseError | None = None
             again.clear()
             for place in range(len(commands)):
-                # read every reply: the next user of the connection would get one that was left unread
+                # read every reply, because the next user of the connection would get an unread one
                 try:
                     answers.append(self.answer(connection))
                 except Redirected:
                     again.append(place)
                     answers.append(None)
                 except redis.ResponseError as error:
-                    # The script is missing if the call that should have loaded it was redirected, or if a SCRIPT FLUSH
-                    # ran after that call.
+                    # The script is missing if the EVAL call was redirected, or if SCRIPT FLUSH ran after it.
                     if isinstance(error, redis.exceptions.NoScriptError):
                         again.append(place)
                     else:
@@ -307,7 +306,7 @@ class Connections:
     ) -> T:
         """Send commands and return what ``answer`` reads.
 
-        Repeatable commands are sent again, on a new connection, if the first one had been idle and is dead.
+        If the connection had been idle and is dead, repeatable commands are sent again on a new connection.
         """
         borrowed = Borrowed(self, node)
         try:
@@ -325,7 +324,7 @@ class Connections:
                 _send(connection, commands)
                 return answer(connection)
         except ConnectionFailed as error:
-            # the first connection may have carried the commands to the server
+            # the server may have received the commands on the first connection
             raise ConnectionClosed(f"{dead}; no new connection: {error}") from error.__cause__
 
     def _ask(self, node: Node, command: Sequence[Argument]) -> Any:
@@ -406,22 +405,22 @@ class Connections:
             if self._closer_due >= now or self._is_closed.is_set():
                 return
             self._closer_due = now + CLOSER_GRACE_S
-        # Not threading.Thread, whose start() waits for the new thread. Until that thread runs, it has the id of this
-        # one, so an interrupt of a job that enqueues can end it, and start() would wait forever.
+        # Do not use threading.Thread, whose start() waits for the new thread. Until the new thread runs, it has the id
+        # of this one, so an interrupt of a job that enqueues could end it, and start() would wait forever.
         start_new_thread(self._close_unused, ())
 
     def _close_unused(self) -> None:
-        """Close connections that were idle for long. The thread ends when all are closed, until another one is idle."""
+        """Close connections that have been idle for too long. The thread ends when no connection is idle any more."""
         wait_s = 0.0
         while not self._is_closed.wait(wait_s):
             with self._lock:
-                # in this order, so that a connection given back now either is seen here or finds no thread
+                # in this order, so that a connection that is returned now is either seen below or starts a new thread
                 self._closer_due = 0.0
                 found = [pool.close_idle(CLOSE_AFTER_IDLE_S) for pool in self._pools.values()]
                 now = time.monotonic()
                 due = [at for at in found if at is not None]
                 if any(pool.n_lent for pool in self._pools.values()):
-                    # a busy connection: if the thread ended here, almost every command would start one
+                    # a connection is in use; keep running, because otherwise almost every command would start a thread
                     due.append(now + CLOSE_AFTER_IDLE_S)
                 if not due:
                     return
@@ -430,7 +429,7 @@ class Connections:
 
 
 class Owned:
-    """The connection of a blocking read, which it keeps until it closes it."""
+    """A connection that belongs to a blocking read until the read closes it."""
 
     def __init__(self, pool: Pool, connection: redis.Connection) -> None:
         self._pool = pool
@@ -441,7 +440,7 @@ class Owned:
 
 
 class Borrowed:
-    """A connection borrowed for one command. It is not a generator: one would cost as much as packing the command.
+    """A context manager that borrows a connection for one command. A generator would cost as much as the packing.
 
     Attributes:
         was_idle: whether the connection was idle for so long that it may be dead.
@@ -464,7 +463,8 @@ class Borrowed:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not _is_answer(error):
-            # Whatever was raised (even a time limit), the reply may still come, and the next user would get it.
+            # whatever was raised (even a time limit), drop the connection, because the next user could get the late
+            # reply
             if _is_silence(error):
                 _discard_unsent(self._connection)
             self._connection.disconnect()
@@ -488,8 +488,8 @@ class Redirected(Exception):
 class BlockingRead:
     """A dedicated connection for one blocking command at a time.
 
-    The command is sent once and may wait at the server for a long time, so that idle queues are cheap. The thread that
-    sent it waits in slices, so that it can stop and other threads can wake it.
+    The command is sent once and may block at the server for a long time, so that idle queues are cheap. The thread that
+    sent it waits for short periods, so that it can stop and other threads can wake it.
     """
 
     def __init__(self, connections: Connections, key: str, *, block_ms: int, bounds: Bounds | None = None) -> None:
@@ -519,7 +519,7 @@ class BlockingRead:
         """Send the command, connecting if necessary."""
         if self._owned is None:
             self._owned = self._connections.own(self._key)
-            self._close_selector()  # made by a wait without a connection
+            self._close_selector()  # created by a wait without a connection
             sock = socket_of(self._owned.connection)
             if self._bounds is not None and sock is not None:
                 self._reader = BoundedReader(sock, self._bounds)
@@ -564,18 +564,18 @@ class BlockingRead:
                 return self._connections.answer(self._owned.connection, self._reader)
             except Redirected:
                 pass
-        # Nothing was delivered; another attempt goes to the new node of the slot.
+        # nothing was delivered; the next attempt connects to the slot's new node
         self.drop()
         time.sleep(REDIRECT_PAUSE_S)
         return None
 
     def wake(self) -> None:
         """Make ``wait`` return at once, from any thread."""
-        with self._wake_lock, suppress(OSError):  # the pipe is full, so a wake-up waits already; or closed
+        with self._wake_lock, suppress(OSError):  # the pipe is full, so a wake-up is pending, or it is closed
             os.write(self._wake_write, b"!")
 
     def drop(self) -> None:
-        """Close the connection, and give up a reply that may still arrive."""
+        """Close the connection without waiting for an outstanding reply."""
         self.is_waiting = False
         self._overdue_at = float("inf")
         self._close_selector()
@@ -590,7 +590,7 @@ class BlockingRead:
 
     def close(self) -> None:
         self.drop()
-        # under the lock: a late wake must not write to a file that reuses this descriptor
+        # take the lock, because a late wake must not write to a file that reuses this descriptor
         with self._wake_lock:
             for end in (self._wake_read, self._wake_write):
                 if end >= 0:
@@ -627,7 +627,7 @@ def _is_silence(error: BaseException) -> bool:
 
 
 def _discard_unsent(connection: redis.Connection) -> None:
-    """Make the kernel drop what it has not delivered: the command must not arrive later, after it was sent again."""
+    """Make the kernel discard undelivered data, so that a command does not arrive after it was sent again."""
     sock = socket_of(connection)
     if sock is not None:
         with suppress(OSError):

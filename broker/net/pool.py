@@ -1,8 +1,8 @@
-"""The pool of connections to one server: how many are open, which are idle, and which have been idle for too long.
+"""A pool of connections to one server, which limits their number and closes idle ones.
 
-Threads borrow a connection for one command. Blocking reads own one. Together they never exceed ``max_connections`` of
-the client that the broker was given: a thread waits until a connection is free. Idle connections are closed after a
-minute, because servers, proxies and firewalls forget them sooner or later, and small servers have few.
+A thread borrows a connection for one command. A blocking read owns a connection. The pool never opens more than the
+client's ``max_connections`` connections: a thread waits until one is free. Idle connections are closed after a minute,
+because servers, proxies and firewalls eventually forget them, and because small servers allow few.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ import redis
 from dramatiq.errors import ConnectionFailed
 from dramatiq.logging import get_logger
 
-# A connection that was idle for longer may have been closed by the server or forgotten by the network.
+# Idle time after which a connection may have been closed by the server or forgotten by the network.
 PROBE_AFTER_IDLE_S: Final = 1.0
 CLOSE_AFTER_IDLE_S: Final = 60.0
 UNLIMITED: Final = 1 << 31  # as in redis-py
-# With this many connections, a thread waits a moment for a free one before it opens another, and a moment longer for
-# each further connection: commands are short, so a burst of threads needs few connections.
+# From this number of connections on, a thread waits briefly for a free connection before it opens another one; the wait
+# grows with each further connection. Commands are short, so a burst of threads needs few connections.
 ENOUGH: Final = 3
 MOMENT_S: Final = 0.01
-# How long no connections are opened after the server refused one because it has too many clients.
+# How long no connection is opened after the server refused one because it has too many clients.
 REFUSED_FOR_S: Final = 5.0
-# How often a waiting thread looks whether a connection was lost without a notice.
+# Interval at which a waiting thread checks whether a connection was lost without being returned.
 LOOK_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How many connections a pool may open.
+    """The limit on the connections of a pool.
 
     Attributes:
-        most: the number of connections.
-        wait_s: the seconds for which a thread waits for one.
+        most: maximum number of connections.
+        wait_s: maximum time in seconds that a thread waits for a free connection.
     """
 
     most: int
@@ -49,7 +49,7 @@ class Limit:
 
     @classmethod
     def of(cls, pool: Any, timeout_s: float) -> Limit:
-        """Return the limit of redis-py's pool; ``timeout_s`` is for pools that do not wait themselves."""
+        """Return the limit of redis-py's pool; ``timeout_s`` is the waiting time for pools that define none."""
         wait_s = getattr(pool, "timeout", None) if isinstance(pool, redis.BlockingConnectionPool) else timeout_s
         return cls(
             int(getattr(pool, "max_connections", None) or UNLIMITED),
@@ -58,7 +58,7 @@ class Limit:
 
 
 class Pool:
-    """The connections to one server. Thread-safe."""
+    """A pool of connections to one server. Thread-safe."""
 
     def __init__(self, connect: Callable[[], redis.Connection], limit: Limit) -> None:
         """
@@ -68,13 +68,14 @@ class Pool:
         self._connect = connect
         self._limit = limit
         self._logger: logging.Logger = get_logger(__name__, type(self))
-        # Borrowers take from the right, so that those on the left stay idle. A deque needs no lock for that.
+        # Borrowers take connections from the right, so that those on the left stay idle. A deque needs no lock for
+        # that.
         self._idle: deque[tuple[redis.Connection, float]] = deque()
-        # Entered instead of the Condition, which runs Python code: an interrupt of a job that enqueues (a time limit)
-        # could hit that code when it has the lock, and then no thread would get a connection again.
+        # Acquire this lock instead of the Condition, which runs Python code: an interrupt (a time limit) of a job that
+        # enqueues could hit that code after it took the lock, and then no thread would ever get a connection again.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        # weak, because a time limit may interrupt a thread anywhere: a connection that it loses is closed, not counted
+        # weak references, so that a connection that an interrupted thread loses is closed and no longer counted
         self._open: WeakSet[redis.Connection] = WeakSet()
         self._owned: WeakSet[redis.Connection] = WeakSet()
         self._n_connecting = 0
@@ -99,7 +100,7 @@ class Pool:
             self._discard(connection)
 
     def give_back(self, connection: redis.Connection) -> None:
-        """Return a borrowed connection; a disconnected one is forgotten."""
+        """Return a borrowed connection to the pool; a disconnected one is removed from the pool."""
         if socket_of(connection) is None:
             self._discard(connection)
             return
@@ -139,7 +140,7 @@ class Pool:
         return len(self._open) + self._n_connecting
 
     def _connected(self) -> redis.Connection:
-        """Return a new connection, which the caller has counted as one that is being opened."""
+        """Open and return a connection that the caller has already counted as being opened."""
         try:
             connection = self._connect()
             self._open.add(connection)
@@ -151,7 +152,7 @@ class Pool:
 
     @property
     def most_owned(self) -> int:
-        """The number of connections that blocking reads may own."""
+        """The maximum number of connections that blocking reads may own."""
         return self._limit.most - 1
 
     @property
@@ -167,7 +168,7 @@ class Pool:
         """Close connections that were idle for longer than ``idle_s`` seconds.
 
         Returns:
-            the monotonic time at which the next one will have been idle for this long; None if no connection is idle.
+            the monotonic time at which the next connection will have been idle for this long; None if none is idle.
         """
         while True:
             try:
@@ -198,7 +199,7 @@ class Pool:
                         if self._idle:
                             try:
                                 return self._idle.pop()
-                            except IndexError:  # another thread, which needs no lock, was faster
+                            except IndexError:  # another thread took it, without the lock
                                 continue
                         n_borrowed = self._n_open - len(self._owned)
                         now = time.monotonic()
@@ -231,10 +232,10 @@ class Pool:
         return True
 
     def _wait(self, deadline: float) -> None:
-        """Wait for a change, with the lock held.
+        """Wait until a connection may have become free. The caller holds the lock.
 
         Raises:
-            ConnectionFailed: none came before the deadline.
+            ConnectionFailed: none became free before the deadline.
         """
         left_s = deadline - time.monotonic()
         if left_s <= 0:
@@ -245,7 +246,7 @@ class Pool:
         self._changed.wait(min(left_s, LOOK_AGAIN_S))
 
     def _close_one(self) -> bool:
-        """Close one idle connection, with the lock held; return whether there was one."""
+        """Close an idle connection; return whether there was one. The caller holds the lock."""
         try:
             connection, _ = self._idle.popleft()
         except IndexError:

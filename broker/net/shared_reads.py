@@ -1,9 +1,9 @@
-"""Shared reads: blocking commands that wait for news of many queues on one connection.
+"""Shared reads: blocking commands that wait for entries of many streams on one connection.
 
 Redis answers a blocked command as soon as any of its streams has an entry. So a process needs one connection to wait
 for the timers of all its queues, and another one to read new messages from all of them. A process with few queues reads
-each on its own connection, which saves a thread switch. In a cluster, one command can only name streams of one slot, so
-there every queue has connections of its own.
+each queue on a separate connection, which saves a thread switch. In a cluster, a command can only read streams of one
+slot, so every queue has separate connections.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from .connections import Argument, BlockingRead, Connections
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 2.0
-# New timers often come together, when a process starts. Each set of timers costs a connection.
+# Time to wait for further timers before sending a command, because each change of the set of timers costs a connection
+# and a process adds many timers when it starts.
 GATHER_S: Final = 0.02
 LOOK_AGAIN_S: Final = 60.0
-# The number of entries that scripts keep in the stream of a timer.
+# Number of entries that scripts keep in a timer's stream.
 MOST_ENTRIES: Final = 16
-# How soon a command that did not end is interrupted again: it may not have reached the server before.
+# Pause before a command is interrupted again that did not end, because it may not have reached the server in time.
 INTERRUPT_AGAIN_S: Final = 0.005
 ANSWER_S: Final = 5.0
-# After entries have come, the next command names the same queues, because asking all of them takes longer than passing
-# on an entry. They are asked if no others come for this long.
+# After entries have arrived, the next command reads the same queues, because checking the room of all queues takes
+# longer than passing on an entry. If no entries arrive for this long, the queues are checked.
 REVIEW_AFTER_S: Final = 0.02
 
-# The id of an entry, then names and values.
+# The id of an entry, and its flat list of names and values.
 Entry = tuple[bytes, list[bytes]]
 
 
 class Timers:
-    """The timers of the queues of one process. ``stop`` may be called twice."""
+    """Waits for the timers of all queues of one process. ``stop`` may be called twice."""
 
     def __init__(self, connections: Connections, *, block_ms: int) -> None:
         """
@@ -61,7 +62,8 @@ class Timers:
         """Wait for this timer from now on.
 
         Args:
-            again: whether its last entry is older than before, so that a command that waits must be sent again.
+            again: whether the blocked command must be sent again, because the timer's last known entry has become
+                older.
         """
         name = timer.key if self._connections.is_cluster else None
         with self._lock:
@@ -92,11 +94,11 @@ class Timers:
 
 
 class Timer:
-    """The stream of one queue whose newest entry announces news to its janitors.
+    """The timer stream of one queue, in which scripts announce news to the queue's janitors.
 
     Attributes:
         key: the key of the stream.
-        last_id: the newest entry that is known.
+        last_id: the id of the newest known entry.
     """
 
     def __init__(self, timers: Timers, key: str) -> None:
@@ -107,7 +109,7 @@ class Timer:
         self._entries: list[Entry] = []
 
     def expect(self, last_id: bytes) -> None:
-        """Wait from now on for an entry newer than ``last_id``, which the janitor has just read as the newest one."""
+        """Start waiting for entries newer than ``last_id``, the newest entry that the janitor has read."""
         if self._has_news.is_set():  # an entry that the janitor has not read yet
             return
         is_behind = _place(last_id) < _place(self.last_id)  # the stream was deleted
@@ -115,15 +117,15 @@ class Timer:
         self._timers.add(self, again=is_behind)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until there is news, or a call of ``wake``; return whether it came within ``timeout_s``."""
+        """Wait until there is news or ``wake`` is called; return whether that happened within ``timeout_s``."""
         has_news = self._has_news.wait(timeout_s)
         self._has_news.clear()
         return has_news
 
     def entries(self) -> list[Entry] | None:
-        """Return the entries that were announced since the last call; None if others may have come before them.
+        """Return the entries that were announced since the last call; None if some may be missing.
 
-        The stream keeps its newest entries only, and ``wake`` announces none.
+        Entries may be missing because the stream keeps only its newest ones, or because ``wake`` was called.
         """
         entries, self._entries = self._entries, []
         return entries if 0 < len(entries) < MOST_ENTRIES else None
@@ -145,7 +147,7 @@ class Timer:
 
 
 class _Watch:
-    """A thread with one connection, which waits for news of timers of one server."""
+    """A thread that waits on one connection for the timers of one server."""
 
     def __init__(self, connections: Connections, key: str, block_ms: int) -> None:
         self._read = BlockingRead(connections, key, block_ms=block_ms)
@@ -200,7 +202,7 @@ class _Watch:
         self._read.close()
 
     def _round(self) -> None:
-        """Wait for news once, or until other timers are to be waited for."""
+        """Wait until a timer has news or the set of timers changes."""
         if not self._read.is_waiting:
             if self._must_ask_again:
                 self._is_stopping.wait(GATHER_S)
@@ -223,7 +225,7 @@ class _Watch:
 
 
 class OwnRead:
-    """The reads of one queue on a connection of its own."""
+    """A reader that reads one queue on its own connection."""
 
     def __init__(
         self, connections: Connections, stream: str, *, head: Sequence[Argument], block_ms: int, bounds: Bounds | None
@@ -244,7 +246,7 @@ class OwnRead:
         return self._read.is_waiting
 
     def start(self, n: int) -> None:
-        """Ask for at most ``n`` entries, whenever they come."""
+        """Request at most ``n`` entries, without waiting for them."""
         self._n_asked = n
         self._read.send(*self._head, n, "BLOCK", self._block_ms, "STREAMS", self._stream, ">")
 
@@ -253,7 +255,7 @@ class OwnRead:
         return self._read.wait(timeout_s)
 
     def take(self) -> tuple[Sequence[Any], bool, bool]:
-        """Return the entries of the reply, whether there may be more, and False: none can have been lost."""
+        """Return the entries of the reply, whether there may be more, and False because none can have been lost."""
         answer = self._read.answer()
         entries = answer[0][1] if answer else ()
         return entries, len(entries) >= self._n_asked, False
@@ -263,7 +265,7 @@ class OwnRead:
         self._read.wake()
 
     def stop(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
-        """Read no more; return no entries, and whether some may have been lost with the connection."""
+        """Stop reading; return an empty sequence, and whether entries may have been lost with the connection."""
         was_waiting = self._read.is_waiting
         self._read.drop()
         return (), was_waiting
@@ -276,10 +278,10 @@ class OwnRead:
 
 
 class GroupReads:
-    """One thread and one connection that read the new entries of several queues for one consumer.
+    """A thread that reads the new entries of several queues on one connection, for one consumer.
 
-    Each queue states how many entries it has room for. A command names the queues that have room, and asks for as many
-    entries as the one with the least. If another queue gets room while the command waits, it is interrupted.
+    Each queue reports how many entries it has room for. A command reads the queues that have room, and requests as many
+    entries as the queue with the least room can take. If another queue gets room, the blocked command is interrupted.
     """
 
     def __init__(
@@ -287,9 +289,9 @@ class GroupReads:
     ) -> None:
         """
         Args:
-            key: any key at the server.
+            key: any key on the server.
             head: the command up to ``COUNT``.
-            block_ms: how long one command waits at the server.
+            block_ms: maximum time that one command blocks at the server.
             bounds: the limits for one reply.
         """
         self._connections = connections
@@ -302,7 +304,7 @@ class GroupReads:
         self._changed = threading.Condition()
         self._queues: set[SharedRead] = set()
         self._covered: dict[SharedRead, int] = {}
-        self._is_hurried = False  # a queue has got room, or must be read no more
+        self._is_hurried = False  # whether a queue has got room or must no longer be read
         self._is_stale = False
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="broker-reads", daemon=True)
@@ -322,7 +324,7 @@ class GroupReads:
         self._read.wake()
 
     def exclude(self, queue: SharedRead, *, timeout_s: float) -> bool:
-        """Read this queue no longer; return whether no more of its entries can arrive, after at most ``timeout_s``."""
+        """Stop reading this queue; return whether it is certain, within ``timeout_s``, that no more entries arrive."""
         with self._changed:
             self._queues.discard(queue)
             if queue not in self._covered:
@@ -349,8 +351,8 @@ class GroupReads:
                 pause_s = 0.0
                 continue
             except (BrokerConnectionError, redis.RedisError) as error:
-                # An error reply is caused by one of the queues, for example because its group is gone. Each queue then
-                # reads alone once, and so finds out by itself.
+                # An error reply is caused by one of the queues, for example because its group does not exist. Then each
+                # queue is read separately once, so that the error reaches the right one.
                 is_reply = isinstance(error, redis.ResponseError) or isinstance(error.__cause__, redis.ResponseError)
                 self._interrupt(error, is_lost=not is_reply)
             except Exception as error:
@@ -380,16 +382,16 @@ class GroupReads:
         for stream, entries in self._read.answer() or ():
             queue, is_full = by_stream[stream], len(entries) >= n_asked
             queue.receive(entries, is_full=is_full)
-            # what else happens to the room of the queues is looked at when no entries come
+            # other changes of the queues' room are checked when no entries arrive
             rooms[queue] = 0 if is_full else rooms[queue] - len(entries)
-        time.sleep(0)  # the threads that wait for these entries go first
+        time.sleep(0)  # let the threads that wait for these entries run first
 
     def _wanted(self) -> dict[SharedRead, int]:
-        """Return the queues that have room, and for how many entries."""
+        """Return the queues that have room, with the number of entries that each has room for."""
         with self._changed:
             self._is_hurried = False
             queues = list(self._queues)
-        # outside the lock, because a queue asks others what they do
+        # without the lock, because a queue checks the state of other queues
         return {queue: n for queue in queues if (n := queue.wanted()) > 0}
 
     def _wait_for_answer(self) -> bool:
@@ -415,13 +417,13 @@ class GroupReads:
             self._is_stale = False
             self._changed.notify_all()
         for queue in dropped:
-            queue.wake()  # it may wait for entries that cannot arrive now
+            queue.wake()  # it may be waiting for entries that can no longer arrive
 
     def _ask_for_id(self) -> int | None:
-        """Return the id by which this connection can be interrupted; None if this user may not ask for it."""
+        """Return the client id with which this connection can be interrupted; None if this user may not query it."""
         self._read.send("CLIENT", "ID")
         deadline = time.monotonic() + ANSWER_S
-        while not self._read.wait(deadline - time.monotonic()):  # it also ends at a wake-up
+        while not self._read.wait(deadline - time.monotonic()):  # a wake-up also ends the wait
             if time.monotonic() > deadline:
                 raise ConnectionClosed("no answer to CLIENT ID")
         try:
@@ -434,10 +436,10 @@ class GroupReads:
             return None
 
     def _end_command(self) -> None:
-        """Make the server answer the command that waits.
+        """Make the server end the blocked command.
 
         Raises:
-            ConnectionClosed: this user may not do that, so the connection must be dropped.
+            ConnectionClosed: this user may not run ``CLIENT UNBLOCK``, so the connection must be dropped.
         """
         try:
             if self._client_id is not None:
@@ -459,12 +461,12 @@ class GroupReads:
 
 
 class SharedRead:
-    """The part of one queue in the reads that queues share: the entries that were read and not yet taken.
+    """A reader that reads one queue through ``GroupReads``. It buffers the queue's entries until they are taken.
 
     Args:
-        wanted: returns how many entries the queue has room for.
-        look: reads up to as many entries at once, without waiting.
-        hand_back: returns entries that came too late.
+        wanted: returns the number of entries that the queue has room for.
+        look: reads up to the given number of entries, without waiting.
+        hand_back: hands back entries that arrived too late.
     """
 
     def __init__(
@@ -490,7 +492,7 @@ class SharedRead:
         self._has_news = threading.Event()
 
     def open(self) -> None:
-        """Take entries from now on. Those that were lost before are still pending for this consumer."""
+        """Accept entries from now on. Entries that were lost earlier are still pending for this consumer."""
         with self._lock:
             self._entries = []
             self._is_open = self._must_look = True
@@ -502,7 +504,7 @@ class SharedRead:
         return bool(self._entries) or self._reads.covers(self)
 
     def start(self, n: int) -> None:
-        """Read entries: at once, if more may be there than the last read returned; else whenever they come."""
+        """Read entries at once if the last read may have left some; otherwise wait for them in the shared read."""
         if self._must_look:
             self._must_look = False
             try:
@@ -538,14 +540,14 @@ class SharedRead:
         self._has_news.set()
 
     def stop(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
-        """Read no more; return the entries that were not taken, and whether more may arrive or have been lost."""
+        """Stop reading; return the entries that were not taken, and whether others may still arrive or were lost."""
         self._must_look = True
         is_excluded = self._reads.exclude(self, timeout_s=timeout_s)
         entries, _, is_lost = self.take()
         return entries, is_lost or not is_excluded
 
     def close(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
-        """Do as ``stop``; entries that come later are handed back."""
+        """Stop reading as ``stop`` does; entries that arrive later are handed back."""
         entries, is_lost = self.stop(timeout_s=timeout_s)
         with self._lock:
             self._is_open = False
@@ -553,7 +555,7 @@ class SharedRead:
         return [*entries, *late], is_lost
 
     def wanted(self) -> int:
-        """Return how many entries to read for this queue now."""
+        """Return the number of entries to read for this queue now."""
         return 0 if self._must_look else self._wanted() - len(self._entries)
 
     def receive(self, entries: Sequence[Any], *, is_full: bool) -> None:
@@ -569,13 +571,13 @@ class SharedRead:
             self._hand_back(entries)
 
     def interrupt(self, *, is_lost: bool) -> None:
-        """Stop waiting: the read of several queues failed."""
+        """End the wait because the shared read failed."""
         self._must_look = True
         self._is_lost = self._is_lost or is_lost
         self._has_news.set()
 
 
 def _place(entry_id: bytes) -> tuple[int, int]:
-    """Return an entry id in a form that can be compared."""
+    """Return an entry id as a tuple that can be compared."""
     ms, _, number = entry_id.partition(b"-")
     return int(ms), int(number)

@@ -1,1 +1,1 @@
-"""Messages while they run in a process: in a batch or in isolation, how far they are, and whether they progress."""
+"""Running messages: batches, the isolation of crash suspects, progress reports, and detection of stuck processes."""

@@ -1,8 +1,8 @@
-"""Batches: several waiting messages of one actor that one call handles together.
+"""Batches: several waiting messages of one actor that one call handles.
 
-A batch is a fast path and nothing else. It consists of messages that are waiting anyway and need nothing special; no
-message waits for others. The batch function marks the messages that it did. The others, or all if it raises, are handed
-back to the queue and run again, each by itself, like any message.
+A batch is only a fast path. It consists of plain messages that are already waiting; no message waits for others. The
+batch function marks messages as done. Messages that it does not mark, or all messages if it raises, are handed back to
+the queue and run again individually.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..deliveries import Delivery
 from ..errors import InvalidOption
 from ..options import check_options, is_known
 
-# One call of settle.lua acknowledges this many messages at most; see settler.py.
+# Maximum size of a batch, because one call of settle.lua acknowledges at most this number of messages; see settler.py.
 MOST_PER_BATCH: Final = 500
 OPTION: Final = "batch"
 
@@ -30,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NotDoneInBatch(Retry):
-    """The exception that middleware receives for a message that its batch did not do. It runs again by itself."""
+    """The exception that middleware receives for a message that its batch did not mark as done. It runs again."""
 
 
 class BatchedMessage:
@@ -62,10 +62,10 @@ class BatchedMessage:
         return self.message.message_id
 
     def done(self, result: Any = None) -> None:
-        """Mark the message as done. This counts once the batch function has returned; if it raises, nothing is done.
+        """Mark the message as done. This takes effect when the batch function returns, and not if it raises.
 
         Args:
-            result: what the actor would have returned, for middleware such as Results.
+            result: the result that the actor would have returned, for middleware such as Results.
         """
         self.is_done, self.result = True, result
 
@@ -75,13 +75,13 @@ class BatchedMessage:
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How the messages of an actor are batched; the option ``batch`` of the actor.
+    """The batch function of an actor and its limits; stored as the actor's option ``batch``.
 
     Attributes:
-        max_size: the largest number of messages in one batch.
-        max_bytes: the largest number of bytes of all encoded messages in one batch.
-        time_limit: the time limit of a batch in ms; None for that of the actor.
-        max_held: the largest number of batches that a Worker holds; None for as many as it prefetches messages.
+        max_size: maximum number of messages in one batch.
+        max_bytes: maximum total size of the encoded messages in one batch.
+        time_limit: time limit of a batch in ms; None for the actor's time limit.
+        max_held: maximum number of batches that a Worker holds; None for its prefetch.
     """
 
     max_size: int
@@ -110,24 +110,24 @@ def batch(
 ) -> Callable[[F], F]:
     """Declare a function that handles several waiting messages of ``actor`` in one call.
 
-    The function is called with a sequence of :class:`BatchedMessage`, and calls ``done`` on those that it did. The
-    others run again, each by itself, as a call of the actor. If the function raises or reaches its time limit, all
-    messages run again. Other brokers never call it: there, each message runs by itself.
+    The function is called with a sequence of :class:`BatchedMessage`, and calls ``done`` on each message that it has
+    handled. The other messages run again individually, as calls of the actor. If the function raises or reaches its
+    time limit, all messages run again. Other brokers never call the function; they call the actor for each message.
 
     Args:
-        actor: the actor that handles single messages. It must have the same effects.
-        max_size: the largest number of messages in one call, from 2 to 500.
-        max_bytes: the largest number of bytes of all encoded messages in one call.
-        time_limit: the time limit of one call in ms; None for that of the actor.
-        max_held: the largest number of batches that a process takes from the queue for its threads, so that it holds
-            fewer messages; None for as many as it prefetches messages.
+        actor: the actor that handles single messages. It must have the same effects as the function.
+        max_size: maximum number of messages in one call, from 2 to 500.
+        max_bytes: maximum total size of the encoded messages in one call.
+        time_limit: time limit of one call in ms; None for the actor's time limit.
+        max_held: maximum number of batches that a Worker holds, which limits the number of messages that it holds; None
+            for its prefetch.
 
     Raises:
-        InvalidOption: a value is invalid, or the actor has a batch function already.
+        InvalidOption: a value is invalid, or the actor already has a batch function.
     """
     batching = Batching(max_size, max_bytes, time_limit, max_held)
     if OPTION in actor.options:
-        problem = f"actor {actor.actor_name!r} has a batch function already"
+        problem = f"actor {actor.actor_name!r} already has a batch function"
         raise InvalidOption(OPTION, problem, "declare one batch function per actor")
 
     def declare(function: F) -> F:
@@ -149,7 +149,7 @@ def batch(
 
 
 class _Messages(tuple[BatchedMessage, ...]):
-    """The argument with which the Worker calls the actor of a batch."""
+    """The argument with which the Worker calls the actor for a batch."""
 
     __slots__ = ()
 
@@ -158,15 +158,15 @@ class _Messages(tuple[BatchedMessage, ...]):
 
 
 class Batch(MessageProxy):
-    """A batch as Dramatiq's Worker receives it: one message of the actor, whose argument is all messages.
+    """A batch as Dramatiq's Worker receives it: one message of the actor, whose only argument is the batched messages.
 
     Attributes:
-        queue: the queue they were read from.
-        deliveries: the messages in it.
-        open: the messages for which middleware was called before the batch and not yet after it.
+        queue: the queue that the messages were read from.
+        deliveries: the batched messages.
+        open: the messages for which middleware was called before the batch but not yet after it.
         refusals: the exceptions with which middleware refused to run messages, by entry id.
         ended: the messages whose outcome is known. The others are handed back.
-        is_handed_back: whether the others were handed back.
+        is_handed_back: whether the other messages were handed back.
         begun_at, is_ended, is_lost: as in :class:`~..deliveries.Delivery`.
     """
 
@@ -199,13 +199,13 @@ class Batch(MessageProxy):
         self.args = (_Messages(self._messages.values()),)
 
     def done(self, delivery: Delivery) -> BatchedMessage | None:
-        """Return the message of this delivery if the batch function did it."""
+        """Return the message of this delivery if it was marked as done, otherwise None."""
         message = self._messages.get(delivery.entry_id)
         return message if message is not None and message.is_done else None
 
     @property
     def undone(self) -> list[Delivery]:
-        """The messages that have to run again."""
+        """The messages that must run again."""
         known = {one.entry_id for one in self.ended}
         return [one for one in self.deliveries if one.entry_id not in known]
 
@@ -214,7 +214,7 @@ class Batch(MessageProxy):
 
 
 class Batcher:
-    """Forms batches from the messages that a consumer has read. Not thread-safe by itself: each consumer has a buffer.
+    """Forms batches from the messages that a consumer has read. Stateless; a buffer belongs to one consumer's thread.
 
     Args:
         actors: the actors of the broker, by name.
@@ -226,11 +226,11 @@ class Batcher:
         self._declared = declared
 
     def serves(self, queue_name: str) -> bool:
-        """Return whether an actor of the queue has a batch function."""
+        """Return whether any actor of the queue has a batch function."""
         return any(OPTION in actor.options and actor.queue_name == queue_name for actor in list(self._actors.values()))
 
     def take(self, buffer: deque[Delivery]) -> Delivery | Batch:
-        """Take the next message from the buffer, or a batch of it and of others in the buffer."""
+        """Take the next message from the buffer, in a batch with other messages of the buffer if possible."""
         first = buffer.popleft()
         if not buffer:
             return first
@@ -249,9 +249,9 @@ class Batcher:
         return first if len(taken) == 1 else Batch(taken, batching)
 
     def size_for(self, read: Sequence[Delivery]) -> tuple[int, int | None]:
-        """Return how many messages one batch holds if all are like these, and how many batches a Worker may hold.
+        """Return the size of a batch of messages like these, and the maximum number of batches that a Worker may hold.
 
-        The first is 0 if these would not share a batch, and the second None if there is no such limit.
+        The size is 0 if such messages cannot share a batch. The maximum number is None if there is no limit.
         """
         batching = self._batching_of(read[0])
         if batching is None or any(self._batching_of(one) is not batching for one in read[1:]):
@@ -260,10 +260,10 @@ class Batcher:
         return (n, batching.max_held) if n > 1 else (0, None)
 
     def _batching_of(self, delivery: Delivery) -> Batching | None:
-        """Return how the message may be batched; None if it must run by itself.
+        """Return the batch function and limits for the message; None if the message must run individually.
 
-        A message with an option that the broker or its middleware reads runs by itself. Other options, such as the
-        headers of a trace, do not matter.
+        A message with an option that the broker or its middleware reads must run individually. Other options, such as
+        trace headers, are ignored.
         """
         actor = self._actors.get(delivery.actor_name)
         if actor is None:

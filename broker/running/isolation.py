@@ -1,8 +1,8 @@
-"""The isolation of crash suspects: the messages that run in this process, and the one that runs in isolation.
+"""The isolation of crash suspects: no other message runs in the process while a suspect runs.
 
-Messages that were running when their process died are delivered again together. If they started together again, or
+All messages that were running when their process died are delivered again. If they ran at the same time again, or
 alongside others that crash, each crash would count against all of them, and innocent messages would become dead letters
-together with the killer. So a suspect runs in isolation, and a crash at that time is its fault.
+together with the killer. So a suspect runs in isolation, and a crash during that time is attributed to it.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ from .batches import Batch
 
 
 class Isolation:
-    """The gate that messages of one process pass before they run. Suspects run one at a time, isolated. Thread-safe.
+    """A gate that each message of a process passes before it runs. Suspects run one at a time, isolated. Thread-safe.
 
-    A message waits at most ``patience_s``, however many suspects came before it. Then it runs alongside the isolated
-    suspect, and ``enter`` returns that suspect.
+    A message waits at most ``patience_s``, regardless of the number of suspects before it. Then it runs alongside the
+    isolated suspect, and ``enter`` returns that suspect.
     """
 
     def __init__(self, *, patience_s: float) -> None:
         self._patience_s = patience_s
         self._running: dict[int, Delivery | Batch] = {}
-        # entered instead of the Condition: an interrupt of a job can end its __enter__ after that took the lock
+        # acquired instead of the Condition, whose __enter__ an interrupt of a job could end after it took the lock
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._holder: Delivery | None = None  # the suspect for which other messages must wait
-        self._alone: Delivery | None = None  # the suspect that runs alone; None unless there is a holder
+        self._alone: Delivery | None = None  # the suspect that runs in isolation; None if there is no holder
         self._until = 0.0
         self._n_releases = 0
         self._n_waiting = 0
 
     @property
     def is_held(self) -> bool:
-        """Whether other messages must wait before they begin."""
+        """Whether other messages must wait before they start."""
         return self._holder is not None
 
     def running(self) -> list[Delivery | Batch]:
-        """Return the messages and batches that run now, and those whose outcome is being written."""
+        """Return the running messages and batches, including those whose outcome is being written."""
         return list(self._running.values())
 
     @property
     def n_waiting(self) -> int:
-        """The number of messages that are waiting now."""
+        """The number of messages that are waiting at the gate."""
         return self._n_waiting
 
     def enter(self, delivery: Delivery | Batch) -> Delivery | None:
         """Wait until the message or batch may run, and count it as running until ``leave``.
 
-        Sets ``delivery.is_alone`` if it runs alone.
+        Sets ``delivery.is_alone`` if it runs in isolation.
 
         Returns:
-            The suspect whose isolation ends because this message runs alongside it, or None. Its ``is_alone`` is
-            cleared.
+            The suspect whose isolation ends because this message runs alongside it, or None. The ``is_alone`` of that
+            suspect is cleared.
         """
         if isinstance(delivery, Delivery) and delivery.uncommon is not None and delivery.charges:
             return self._enter_alone(delivery)
-        # Without a suspect, no lock is needed: each side first registers itself and then looks for the other.
+        # without a suspect, no lock is needed, because each side first registers itself and then checks for the other
         self._running[id(delivery)] = delivery
         if self._holder is None:
             return None
@@ -80,7 +80,7 @@ class Isolation:
             self._changed.notify_all()
 
     def release(self) -> None:
-        """Let all waiting messages run: the process is shutting down and waits for them."""
+        """Let all waiting messages run, because the process is shutting down and waits for them."""
         with self._lock:
             self._n_releases += 1
             self._until = 0.0

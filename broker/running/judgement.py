@@ -1,12 +1,12 @@
 """Detection of stuck processes, which must lose their messages although they are alive.
 
-A heartbeat shows that a process exists. Its threads may hang all the same: on a log pipe without a reader, in native
-code, on a lock. A message that runs beyond its time limit plus a grace period is overdue. When every running message is
-overdue, the process is stuck: it reads nothing more and its heartbeat ends, so that other processes take over its
-messages. It resumes once one of the running messages ends.
+A heartbeat only shows that a process exists. Its threads may still hang: on a log pipe without a reader, in native
+code, or on a lock. A message that runs beyond its time limit plus a grace period is overdue. When every running message
+is overdue, the process is stuck: it stops reading and stops writing heartbeats, so that other processes take over its
+messages. It resumes when one of the running messages ends.
 
-Messages without a time limit never count as overdue. Nor do messages that have ended and whose outcome waits for Redis:
-an outage does not make a process stuck.
+Messages without a time limit are never overdue. Messages that have ended but whose outcome waits for Redis are not
+overdue either, so an outage of Redis does not make a process stuck.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ FOREVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Time limits in seconds, infinite if there is none.
+    """The time limits of messages in seconds; infinity stands for no limit.
 
     Attributes:
         of: returns the limit of one message or batch.
-        longest: returns the longest limit of any message that this process may run.
+        longest: returns the longest limit of all messages that this process may run.
     """
 
     of: Callable[[Delivery | Batch], float]
@@ -68,12 +68,12 @@ def _seconds(limit_ms: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The judgement of a process at one moment.
+    """The result of checking whether a process makes progress.
 
     Attributes:
         moves_until: the time on the monotonic clock until which the process counts as making progress, unless it is
-            judged again.
-        stuck: what makes no progress; None if the process is not stuck.
+            checked again.
+        stuck: a description of what is stuck; None if the process is not stuck.
     """
 
     moves_until: float
@@ -88,12 +88,12 @@ def judge(
     overrun_s: float,
     now: float,
 ) -> Judgement:
-    """Judge whether a process makes progress on its messages.
+    """Check whether a process makes progress on its messages.
 
     Args:
         running: the messages that its threads run.
-        stalled_since: for each queue from which it holds messages, when the consumer was last asked for a message.
-        overrun_s: how much longer than its time limit a message may run.
+        stalled_since: for each queue of which it holds messages, when the Worker last polled the consumer.
+        overrun_s: maximum time that a message may run beyond its time limit.
     """
     longest_s, until, latest = limits.longest(), float("-inf"), None
     for delivery in running:
@@ -113,8 +113,8 @@ def judge(
     if latest is None:
         for queue_name, since in stalled_since.items():
             if since + longest_s + overrun_s <= now:
-                stuck = f"the consumer of {queue_name} holds messages and was not asked for {now - since:.0f} s"
+                stuck = f"the consumer of {queue_name} holds messages and was not polled for {now - since:.0f} s"
                 return Judgement(since + longest_s + overrun_s, stuck)
-    # A thread that holds the interpreter lock prevents the next judgement. Any message may hold it, so the longest
-    # limit applies.
+    # A thread that holds the interpreter lock prevents the next check. Any message may hold it, so the longest limit
+    # applies.
     return Judgement(now + longest_s + overrun_s)

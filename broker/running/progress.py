@@ -1,7 +1,7 @@
-"""The progress of running jobs: what a job last reported about itself, to be read by the id of its message.
+"""Progress reports of running jobs, which other processes read by message id.
 
-Reports are a courtesy: they are thinned out, never fail a job, and are gone once it has ended. A job that reports
-nothing costs nothing.
+Reports are best-effort: most are dropped, they never fail a job, and they are deleted when the job ends. A job that
+reports nothing costs nothing.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ from ..keys import KeysByQueue
 from ..net.connections import Connections
 from .batches import Batch
 
-# Often enough for people who watch, and one write in thousands of turns of a tight loop.
+# Minimum interval between stored reports: short enough for people who watch, and long enough to store one of thousands
+# of reports from a tight loop.
 REPORT_EVERY_S: Final = 0.5
-# After a failed report. Each may wait for the client's socket timeout, and the job must go on.
+# Minimum interval after a failed report, because each may block the job for the client's socket timeout.
 REPORT_AGAIN_S: Final = 10.0
-# The key is deleted when the job ends. If its worker dies, the key ends by itself.
+# Lifetime of the key of a progress report, in case the worker dies. When the job ends, the key is deleted.
 KEEP_MS: Final = 60 * 60 * 1000
 LONGEST_NOTE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress that a job reported last.
+    """The last progress report of a job.
 
     Attributes:
-        done: how much is done, in a unit of the job's choice.
-        total: how much there is to do, or None if the job did not state it.
-        note: a text for people, or None.
-        age_ms: how long ago it was stored, on the server's clock.
+        done: the amount of work done, in a unit of the job's choice.
+        total: the total amount of work, or None if the job did not state it.
+        note: a text for users, or None.
+        age_ms: time since the report was stored, on the server's clock.
     """
 
     done: float
@@ -53,12 +54,12 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """The part that is done, from 0 to 1; None without a total."""
+        """The share of the work that is done, from 0 to 1; None without a total."""
         return min(1.0, max(0.0, self.done / self.total)) if self.total else None
 
 
 class ProgressReports:
-    """The progress of a broker's jobs in Redis. Thread-safe.
+    """Stores and reads the progress reports of a broker's jobs in Redis. Thread-safe.
 
     Args:
         running: returns the messages that run in this process.
@@ -77,8 +78,8 @@ class ProgressReports:
         """Store the progress of a running job, unless a report was stored a moment ago.
 
         Raises:
-            TypeError, ValueError: a value is neither a number nor None. Raised for stored reports only, so always by
-                the first one of a job.
+            TypeError, ValueError: a value is neither a number nor None. Dropped reports are not validated; the first
+                report of a job always is.
         """
         now = time.monotonic()
         is_complete = total is not None and done >= total
@@ -109,13 +110,13 @@ class ProgressReports:
         return Progress(done, total, note, max(0, KEEP_MS - left_ms))
 
 
-# The reports of every broker in this process. A running job is looked up by its thread, so jobs without reports need no
-# registration.
+# The ProgressReports of all brokers in this process. A running job is found by its thread, so that jobs that report
+# nothing need no registration.
 _all_reports: WeakSet[ProgressReports] = WeakSet()
 
 
 class _Last(threading.local):
-    """The job that a thread found last: most reports come from loops."""
+    """A cache of the job that a thread found last, because most reports come from loops."""
 
     found: tuple[ProgressReports, Delivery] | None = None
 
@@ -124,20 +125,20 @@ _last = _Last()
 
 
 def report_progress(done: float, total: float | None = None, note: str | None = None) -> None:
-    """Report the progress of the job that is running, for ``RedisStreamsBroker.progress``.
+    """Report the progress of the current job, for ``RedisStreamsBroker.progress``.
 
     Call it as often as you like: a report within half a second of the previous one is dropped, unless it is the first
-    with ``done`` at ``total``. It never fails because of Redis, and does nothing outside a job of this broker, such as
-    in a test that calls the actor's function, or in a batch function. Coroutines need the CurrentMessage middleware,
-    because they run in a thread of their own.
+    one in which ``done`` reaches ``total``. Errors of Redis are ignored. The function does nothing outside a job of
+    this broker, for example in a batch function or in a test that calls the actor's function. Coroutines need the
+    CurrentMessage middleware, because they run in another thread.
 
     Args:
-        done: how much is done, in a unit of your choice.
-        total: how much there is to do, if known.
-        note: a text for people; up to 500 characters are kept.
+        done: the amount of work done, in a unit of your choice.
+        total: the total amount of work, if known.
+        note: a text for users; the first 500 characters are kept.
     """
     found = _last.found
-    if found is None or found[1].thread_id != get_ident():  # None once a job has ended
+    if found is None or found[1].thread_id != get_ident():  # thread_id is None once the job has ended
         found = _last.found = _find()
     if found is not None:
         reports, delivery = found
@@ -145,7 +146,7 @@ def report_progress(done: float, total: float | None = None, note: str | None = 
 
 
 def _find() -> tuple[ProgressReports, Delivery] | None:
-    """Return the job that runs in this thread, or whose coroutine does."""
+    """Return the job that runs in this thread, or whose coroutine runs in it."""
     message: object = CurrentMessage.get_current_message()
     thread_id = get_ident()
     for reports in list(_all_reports):
@@ -158,7 +159,7 @@ def _find() -> tuple[ProgressReports, Delivery] | None:
 
 
 def _number(value: Any) -> float:
-    return value if isinstance(value, int) else float(value)  # numbers of other libraries are not JSON
+    return value if isinstance(value, int) else float(value)  # number types of other libraries cannot be JSON-encoded
 
 
 def _short(note: str | None) -> str | None:

@@ -523,5 +523,5 @@ def test_invalid_batch_is_refused_where_it_is_declared(batching: dict[str, Any])
 def test_actor_has_at_most_one_batch_function() -> None:
     calls = Calls(StubBroker(middleware=[]))
 
-    with pytest.raises(InvalidOption, match="has a batch function already"):
+    with pytest.raises(InvalidOption, match="already has a batch function"):
         batch(calls.work)

@@ -96,7 +96,7 @@ def test_status_names_the_group_of_the_workers_if_it_differs(
     with closing(hold(broker, "held")):
         assert run("status", "--group", "other") == 0
 
-    assert f"the workers have another group: --group {GROUP}" in capsys.readouterr().out
+    assert f"the workers use another group: --group {GROUP}" in capsys.readouterr().out
 
 
 def test_lists_show_messages_as_calls_and_unreadable_entries_with_the_reason(
@@ -164,7 +164,7 @@ def test_rescue_leaves_messages_of_live_workers_unless_asked(
     ]
 
     assert codes == [0, 0, 4, 0]
-    assert "1 of live workers left out" in capsys.readouterr().out
+    assert "1 held by live workers left out" in capsys.readouterr().out
     assert broker.counters(QUEUE)["rescued"] == 2
 
 
@@ -195,7 +195,7 @@ def test_find_shows_where_messages_are_and_cancel_removes_those_that_wait(
         "cat in line": "in-line",
         "Zoë's cat": "delayed",
     }
-    assert "Done: 4 cancelled; workers end 1 that they have received.\n" in printed
+    assert "Done: 4 cancelled; workers interrupt or skip 1 received ones.\n" in printed
     assert (zoe["state"], by_id["args"]) == ("delayed", ["cat at work"])
     assert [(one["args"][0], one["state"]) for one in left] == [
         ("cat held", "in-flight"),
