@@ -1,1 +1,1 @@
-"""Benchmarks against the alternatives that a user would otherwise choose: ``make bench``. Never run as timed tests."""
+"""Benchmarks against the alternatives that users might choose: ``make bench``. Tests never assert their times."""

@@ -1,13 +1,12 @@
 """Cost of an arrival in pets of many sizes, on a real Redis. ``python -m benchmarks.arrivals [SIZE …]``.
 
-A pet is filled and reclustered; then items arrive one by one at a service in this process, which loads what is new,
-decides and commits. There are two ways: ``assign`` uses the thresholds of clusters (faiss), and ``exact`` decides the
-clusters of all items again from a spanning tree that grows with each arrival. Then reclusters are measured: from
-scratch, from a tree that another process stored in Redis, and from the tree in memory. The first two each start in a
-new process. The peak memory of these processes beyond imports, including the pet, is printed too. With ``--workers 2``,
-two processes write to separate pets at the same time. CPU time is that of the process, without Redis; on a machine that
-does other work too, it is more meaningful than wall time. The vectors are those of ``benchmarks.density``, 512 values
-each; the server keeps an append-only file.
+A pet is filled and reclustered. Then items arrive one by one at a service in this process, which loads new data,
+decides and commits. There are two ways to decide: ``assign`` uses the clusters' thresholds (faiss), and ``exact``
+clusters all items again from a spanning tree that grows with each arrival. Then reclusters are measured: from scratch,
+from a tree that another process stored in Redis, and from the tree in memory. The first two each start in a new
+process, whose peak memory beyond imports (including the pet) is also printed. With ``--workers 2``, two processes write
+to separate pets at the same time. CPU times exclude Redis; on a busy machine, they are more meaningful than wall times.
+The vectors are those of ``benchmarks.density``, 512 values each; the server keeps an append-only file.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from tasks.embedded_redis import EmbeddedRedis
 
 SIZES: Final = (200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 WAYS: Final = {"assign": ClusterSettings(exact_until=0), "exact": ClusterSettings(exact_until=1_000_000)}
-# Beyond this size a single exact arrival takes a second.
+# Maximum size of a pet for exact arrivals; in larger ones, a single arrival takes over a second.
 MOST_EXACT: Final = 20_000
 MODEL: Final = "clip@1"
 
@@ -65,8 +64,8 @@ class Arrivals:
 class Reclusters:
     """The durations of reclusters of one pet, including load and commit, and their CPU times in the same order.
 
-    ``peak_mb`` is the peak memory, beyond imports, of the process that started from scratch and of the one that found a
-    tree in Redis.
+    ``peak_mb`` is the peak memory, beyond imports, of the process that started from scratch and of the process that
+    loaded the tree from Redis.
     """
 
     n_media: int
@@ -147,7 +146,7 @@ def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float
     """Return wall and CPU seconds of each recluster, and the peak memory in MB. Run this in a fresh process."""
     import sploot_cluster.density  # noqa: F401 (as a worker does when it boots)
 
-    # reset the peak; ru_maxrss would include that of the parent process
+    # reset the peak; ru_maxrss would include the peak of the parent process
     Path("/proc/self/clear_refs").write_text("5")
     before_mb = memory_mb("VmRSS")
     took = []

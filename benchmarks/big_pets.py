@@ -1,10 +1,10 @@
-"""How long the commands of big pets keep Redis busy. ``make bench ARGS=big_pets``.
+"""How long commands on big pets keep Redis busy. ``make bench ARGS=big_pets``.
 
-Redis runs one command at a time, so all queues and pets wait while it reads or writes a part of a big pet. Each use of
-a pet runs in a process of its own. Printed are its duration, the longest command that the server executed meanwhile
-(SLOWLOG), and the peak memory of the process beyond that of an idle one. A command may take longer than it needs if
-other programs run on the machine. Ids have 36 characters; vectors have 512 values, and the server keeps an append-only
-file.
+Redis runs one command at a time, so all queues and pets wait while it reads or writes a part of a big pet. Each
+operation on a pet runs in a separate process. The table shows its duration, the longest command that the server
+executed in that time (SLOWLOG), and the peak memory of the process beyond that of an idle one. Commands may take longer
+if other programs run on the machine. Ids have 36 characters, vectors have 512 values, and the server keeps an
+append-only file.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ MODEL: Final = "clip@1"
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What one use of a pet cost.
+    """The cost of one operation on a pet.
 
     Attributes:
-        command: the longest command that the server executed, by name.
+        command: the name of the longest command that the server executed.
     """
 
     n_media: int
@@ -95,7 +95,7 @@ def fill(store: RedisPetStore, n: int) -> None:
 
 
 def used(url: str, what: str) -> tuple[float, float]:
-    """Use the pet; return the duration in seconds and the additional peak memory in MB."""
+    """Run the operation ``what``; return its duration in seconds and the additional peak memory in MB."""
     with redis.Redis.from_url(url, socket_timeout=60) as client:
         service = ClusterService(RedisPetStore(client))
         service.clusters(PetId(99))
@@ -107,7 +107,7 @@ def used(url: str, what: str) -> tuple[float, float]:
 
 
 def measure(url: str, n: int, uses: tuple[str, ...] = tuple(USES)) -> list[Use]:
-    """Fill a pet and use it in each of these ways; the pet must not exist."""
+    """Fill a pet, which must not exist, and run each of these operations on it."""
     found = []
     with redis.Redis.from_url(url) as client, get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         fill(RedisPetStore(client), n)

@@ -1,10 +1,11 @@
-"""The labelling bill: the corrections that a person makes per 100 new items. ``make bench ARGS=bill``.
+"""The labelling effort: the corrections that a person makes per 100 new items. ``make bench ARGS=bill``.
 
-Pets with known groups grow in eight batches. After each batch the pet is reclustered, and a person corrects what is
-wrong: moves items to the cluster of their subject or to a new one, takes out strangers, dismisses clusters of nothing
-but strangers, and merges clusters of one subject. Items in no cluster are left alone. A correction of many items at
-once counts as one. The table compares ways to absorb noise, by these corrections and by the share of the items of known
-groups that end up in a cluster.
+Pets with known groups grow in eight batches. After each batch the pet is reclustered, and a simulated person corrects
+all
+errors: moves items to the cluster of their subject or to a new one, excludes strangers, dismisses clusters that contain
+only strangers, and merges clusters of one subject. Items in no cluster are ignored. A correction of many items at once
+counts as one. The table compares settings for absorbing noise by the number of corrections, and by the share of the
+items of known groups that end up in a cluster.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ BATCHES: Final = 8
 SMALLEST, LARGEST = 100, 600
 STRANGER: Final = -1
 VERBS: Final = ("exclude", "dismiss", "merge", "place")
-# A person names three items or more as a subject of their own; fewer look like strangers.
+# Minimum number of items that the person puts in a new cluster as a separate subject; fewer count as strangers.
 SUBJECT_FROM: Final = 3
 
 CHOICES: Final = {
@@ -46,13 +47,13 @@ CHOICES: Final = {
 
 @dataclass(slots=True)
 class Bill:
-    """The corrections of one pet by verb, and its result.
+    """The corrections of one pet by verb, and the resulting quality.
 
     Attributes:
-        n_items: items that arrived.
-        in_cluster: share of the items of known groups that are in a cluster at the end.
-        right: share that are in the cluster of their own group.
-        noise: items in no cluster at the end.
+        n_items: the number of items that arrived.
+        in_cluster: the share of the items of known groups that are in a cluster at the end.
+        right: the share of these items that are in the cluster of their own group.
+        noise: the number of items in no cluster at the end.
     """
 
     corrections: Counter[str] = field(default_factory=Counter)
@@ -63,7 +64,7 @@ class Bill:
 
 
 class Person:
-    """A person who corrects everything that is wrong in the clusters of a pet, and knows the subject of each item."""
+    """A simulated person who knows the subject of each item and corrects all errors in the clusters of a pet."""
 
     def __init__(self, service: ClusterService, subject_of: Callable[[MediaId], int]) -> None:
         self._service, self._subject_of = service, subject_of
@@ -80,7 +81,7 @@ class Person:
         return {view.cluster_id: list(view.media_ids) for view in self._service.clusters(PET).clusters}
 
     def _owners(self) -> dict[ClusterId, int]:
-        """Return the subject of most items of each cluster."""
+        """Return the most frequent subject of each cluster."""
         return {
             cluster: Counter(map(self._subject_of, media)).most_common(1)[0][0]
             for cluster, media in self._clusters().items()
@@ -122,7 +123,7 @@ class Person:
 
 
 def bill(one: LabelledSet, settings: ClusterSettings) -> Bill:
-    """Return the bill of a pet that grows to ``one``."""
+    """Return the corrections and the quality for a pet that grows to the set ``one``."""
     store = MemoryPetStore()
     service = ClusterService(store, settings=settings)
     person = Person(service, lambda item: int(one.truth[int(item)]))

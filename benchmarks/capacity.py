@@ -44,7 +44,7 @@ def vectors(n: int, dim: int, *, n_looks: int = 8) -> Any:
 
 
 def per_message(client: redis.Redis, url: str) -> list[tuple[str, float]]:
-    """Return the bytes per waiting message, by dimension and by how it was sent."""
+    """Return the bytes per waiting message, by dimension and encoding."""
     rows = []
     with ClusterTasks(url) as tasks:
         for dim in DIMENSIONS:
@@ -147,7 +147,7 @@ def _worked(client: redis.Redis, url: str, pid: int) -> list[tuple[str, float]]:
 
 
 def _family(pid: int) -> list[tuple[str, int]]:
-    """Return the processes of a command by role, with the memory in bytes that each uses alone (USS)."""
+    """Return the processes of a command by role, with the unique memory (USS) of each in bytes."""
     parent = psutil.Process(pid)
     children = sorted(parent.children(recursive=True), key=lambda child: -child.memory_full_info().uss)
     sizes = [("master", parent.memory_full_info().uss)]

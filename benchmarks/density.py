@@ -1,10 +1,10 @@
 """Density clustering: this engine, hdbscan and scikit-learn. ``make bench`` or ``python -m benchmarks.density``.
 
-Each round runs every engine once in a process of its own, in an order that rotates with the round. The printed figures
-are medians over the rounds: times after one warm-up call, and the peak memory beyond imports and data. CPU time is that
-of all threads; on a machine that does other work too, it is more meaningful than wall time. For sizes that hdbscan can
-compute exactly, the agreement is measured too: the weight of the spanning tree, and the ARI of the labels. The vectors
-are uneven cones with 8 % noise, 512 values each, the same for every engine.
+Each round runs every engine once, each in a separate process, in an order that rotates with the round. The printed
+figures are medians over the rounds: times after one warm-up call, and the peak memory beyond imports and data. CPU
+times include all threads; on a busy machine, they are more meaningful than wall times. For sizes that hdbscan can
+compute exactly, the agreement is measured too: the weight of the spanning tree, and the ARI of the labels. All engines
+get the same vectors: uneven cones with 8 % noise, 512 values each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 DIM: Final = 512
 MIN_CLUSTER_SIZE, MIN_SAMPLES = 5, 3
-# Beyond these sizes an engine takes minutes, or more memory than a worker has.
+# Maximum size for each engine; beyond it, the engine takes minutes, or more memory than a worker has.
 MOST: Final = {"ours": 100_000, "hdbscan": 5_000, "hdbscan generic": 10_000, "scikit-learn brute": 10_000}
 
 Labels = npt.NDArray[np.intp]

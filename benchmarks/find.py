@@ -1,7 +1,7 @@
 """Time of `queue find --pet` among 100,000 jobs, with and without the index that workers and servers keep.
 
-``make bench ARGS=find`` or ``python -m benchmarks.find [JOBS]``. The jobs are flat events and Dramatiq messages in
-turn, with 512 values each, for 5,000 pets, on a redis-server of their own.
+``make bench ARGS=find`` or ``python -m benchmarks.find [JOBS]``. The jobs alternate between flat events and Dramatiq
+messages, with 512 values each, for 5,000 pets. The benchmark starts its own redis-server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ T = TypeVar("T")
 N_PETS = 5_000
 DIM = 512
 BATCH = 500
-# jobs that are not indexed yet, at 500 uploads a second: every three seconds, jobs that have waited for two are indexed
+# Number of jobs that are not indexed yet at 500 uploads a second: every three seconds, jobs that have waited for two
+# seconds are indexed.
 GREW_BY = 2_500
 
 

@@ -1,9 +1,9 @@
-"""What a worker takes: ``python -m benchmarks footprint``.
+"""The memory and start time of a worker: ``python -m benchmarks footprint``.
 
-The wheel is installed with the extra ``[worker]`` in an environment of its own, as pip installs it, with bytecode. An
-event waits in Redis; the worker is started; its first commit ends the measurement of time. Exits with 1 if a figure is
-above its limit. A time above its limit counts only if the CPU time is above it too, because other work on the machine
-makes a start longer.
+The wheel is installed with the extra ``[worker]`` in a new environment, as pip installs it, with bytecode. The start
+time is measured from the start of a worker to its first commit, of an event that waits in Redis. Exits with 1 if a
+figure is above its limit. A time above its limit counts only if the CPU time is above it too, because other work on the
+machine delays a start.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SETTLED_S: Final = 3.0  # after the first event, until memory is read
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker after its start.
+    """The measurements of one start of a worker.
 
     Attributes:
         first_event_s: seconds from the start to the commit of the first event.

@@ -1,8 +1,8 @@
 """Reclusters of a pet that grows: ``make bench ARGS=growth``, or ``python -m benchmarks.growth [SIZE …]``.
 
-A recluster from nothing builds the pet's spanning tree. Later ones extend the stored tree by the rows that it lacks.
-The first table has the CPU seconds of the tree alone, the second those of whole reclusters by a service that has just
-started, with its store in memory.
+A first recluster builds the pet's spanning tree from scratch. Later reclusters extend the stored tree by new rows. The
+first table shows the CPU seconds for only the tree, the second those for whole reclusters by a newly started service,
+with its store in memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def measure_tree(vectors: FloatMatrix, n: int, share: float) -> tuple[float, flo
 
 
 def measure(vectors: FloatMatrix, n: int, share: float) -> tuple[float, float]:
-    """Return the CPU seconds of a recluster of n items from nothing, and of one after ``share`` more have arrived."""
+    """Return the CPU seconds of a first recluster of n items, and of another after ``share`` more have arrived."""
     store = MemoryPetStore()
     _add(store, vectors, 0, n)
     from_nothing = _recluster(store)

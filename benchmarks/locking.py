@@ -1,9 +1,9 @@
-"""What a lock protects, and what it costs: ``python -m benchmarks locking``.
+"""The effect and cost of locks: ``python -m benchmarks locking``.
 
-The first half of each pet with known groups arrives and is reclustered. A simulated person locks the clusters that are
-right: at least six items, all of one group. Then the second half arrives, with a recluster halfway and one at the end.
-The table shows, with locks of different strictness and without any, how many of these clusters got strangers or lost
-items, and how many of the later items of their groups are in them.
+The first half of each pet with known groups arrives and is reclustered. A simulated person locks the correct clusters,
+which have at least six items, all of one group. Then the second half arrives, with a recluster halfway and one at the
+end. The table shows, without locks and with locks of different strictness, how many of these clusters got strangers or
+lost items, and how many of the later items of their groups joined them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Numbers = npt.NDArray[np.int64]
 
 @dataclass
 class Outcome:
-    """What became of the clusters that were right: numbers of clusters, and of the later items of their groups."""
+    """The final state of the clusters that were correct: counts of clusters, and of later items of their groups."""
 
     clusters: int = 0
     with_strangers: int = 0

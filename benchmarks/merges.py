@@ -1,9 +1,9 @@
 """Merges into a large cluster, one after another: ``make bench ARGS=merges``, ``python -m benchmarks.merges [ITEMS]``.
 
-Small clusters are merged into one of ITEMS items, with the store in memory. The table has the CPU milliseconds of a
-merge, of resolving the constraints of the ledger, as every recluster does, and of ``why``, after some merges, and the
-size of the ledger as JSON. In the second half, items are split from the large cluster after the merges, so that these
-yield in part.
+Small clusters are merged into a cluster of ITEMS items, with the store in memory. For different numbers of merges, the
+table shows the CPU milliseconds of a merge, of resolving the ledger's constraints (as every recluster does) and of
+``why``, and the size of the ledger as JSON. In the second half of the table, items are split from the large cluster
+after the merges, so that these are partly overridden.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def pet(n_items: int) -> MemoryPetStore:
 
 
 def measure(n_items: int, n_merges: int, *, is_split: bool) -> list[str]:
-    """Return the row of the table for the last of ``n_merges`` merges."""
+    """Return the table row for the last of ``n_merges`` merges."""
     store = pet(n_items)
     service = ClusterService(store)
 

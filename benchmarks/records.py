@@ -1,6 +1,6 @@
-"""Results of benchmarks: one JSON line per measurement, and one about the machine that they were made on.
+"""Benchmark results: a file with one JSON line per measurement, and one that describes the machine.
 
-With ``--resume``, an interrupted run continues: measurements that are in the file are not repeated.
+With ``--resume``, an interrupted run continues: measurements in the file are not repeated.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
     def text(self, scale: float = 1.0) -> str:
-        """Return the median (lowest to highest), with significant digits only."""
+        """Return the median and the range, as "median (lowest to highest)", with significant digits only."""
         median, *ends = (number(value * scale) for value in (self.median, self.lowest, self.highest))
         return median if self.lowest == self.highest else f"{median} ({ends[0]} to {ends[1]})"
 
@@ -107,7 +107,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return the facts about the machine and the software that a reader needs to judge the figures."""
+    """Return the details of the machine and the software that are needed to interpret the figures."""
     cpu = (
         re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
         if Path("/proc/cpuinfo").exists()

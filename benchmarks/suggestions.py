@@ -1,8 +1,8 @@
-"""How often suggestions are right, and what ten answers are worth: ``python -m benchmarks suggestions``.
+"""How often suggestions are right, and how much ten answers improve the clusters: ``python -m benchmarks suggestions``.
 
 Each set with known groups is reclustered as a pet. A simulated person then answers up to ten suggestions, one after the
-other, by the groups that are known. The table shows, by kind, how many were asked and how many of them were right, that
-is, answered with yes; and the mean adjusted Rand index before and after the answers (``benchmarks.quality``).
+other, according to the known groups. The table shows, by kind, how many suggestions were made and how many were right
+(the answer was yes), and the mean adjusted Rand index before and after the answers (``benchmarks.quality``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sploot_cluster.store.memory import MemoryPetStore
 
 PET: Final = PetId(1)
 MODEL: Final = "bench@1"
-# Not the seeds 1 to 4, because the weights were fitted on those.
+# Seeds of the sets; not 1 to 4, because the weights were fitted on those.
 FRESH: Final = (101, 102, 103, 104, 105)
 ANSWERS: Final = 10
 LARGEST: Final = 1_500
@@ -63,7 +63,7 @@ def subject_of(truth: Numbers, rows: Iterable[int]) -> int | None:
 
 
 def is_right(asked: Suggestion, service: ClusterService, truth: Numbers) -> bool:
-    """Return the answer of a person who knows the groups."""
+    """Return whether a person who knows the groups would answer yes."""
     members = {one.cluster_id: [int(item) for item in one.media_ids] for one in service.clusters(PET).clusters}
     of_clusters = [subject_of(truth, members[cluster]) for cluster in asked.cluster_ids]
     if asked.kind == "same_subject":

@@ -1,10 +1,10 @@
-"""What a split of two look-alikes teaches: the share of later items on the right side.
+"""The effect of a split on later items of two look-alikes: ``make bench ARGS=teaching`` prints the table.
 
-A person splits a cluster that holds two subjects that look alike. Then 150 other items of both arrive, and the pet is
-reclustered although nobody asked for it. The figures are the shares of these items in the cluster of their own subject,
-in that of the other, and elsewhere; that of strangers, items of other subjects that arrive too, which are in one of
-the two clusters; and the share that a linear discriminant gets right, trained on the items
-that the person named, and that never sees a stranger. ``make bench ARGS=teaching`` prints the table.
+A simulated person splits a cluster that contains two subjects that look alike. Then 150 other items of both subjects
+arrive, with strangers (items of other subjects), and the pet is reclustered. The table shows the shares of the 150
+items that are in the cluster of their own subject, in the cluster of the other subject, and elsewhere; and the share of
+strangers that are in one of the two clusters. For comparison, it shows the share of the 150 items that a linear
+discriminant classifies correctly, which is trained on the items that the person named and never gets strangers.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Pair:
 
     Attributes:
         vectors: (n, d) float32 of unit norm.
-        truth: (n,) 0 or 1, the subject; -1: a stranger, of one of several other subjects.
-        n_named: how many items of each subject arrive before the split.
+        truth: (n,) the subject, 0 or 1; -1 for a stranger, an item of one of several other subjects.
+        n_named: the number of items of each subject that arrive before the split.
     """
 
     family: str
@@ -50,8 +50,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """Shares of the later items of the two subjects in the cluster of their own and of the other one, and of strangers
-    in either."""
+    """The shares of later items in the cluster of their own and of the other subject, and of strangers in either."""
 
     right: float
     wrong: float
@@ -59,7 +58,7 @@ class Shares:
 
 
 def pairs(first_seed: int, n_seeds: int) -> Iterator[Pair]:
-    """Yield made-up look-alikes, and digits that are often mistaken for each other."""
+    """Yield synthetic look-alikes, and pairs of digits that are often mistaken for each other."""
     from sklearn.datasets import load_digits
 
     for seed in range(first_seed, first_seed + n_seeds):
@@ -81,12 +80,12 @@ def _made_up(seed: int, *, n_named: int, n: int = 200, dim: int = 512) -> Pair:
     random = np.random.default_rng(seed)
 
     def directions(count: int) -> FloatMatrix:
-        # a spectrum that falls, as that of real embeddings does
+        # a decreasing spectrum, like that of real embeddings
         return as_vectors(random.normal(size=(count, dim)) / np.sqrt(1 + np.arange(dim) / 40))
 
     common, difference = directions(1)[0], directions(1)[0]
     vectors = []
-    # two look-alikes, and six subjects that resemble them as subjects of one pet do
+    # two look-alikes, and six subjects that are as similar to them as subjects of one pet usually are
     centres = [common + sign * 0.25 * difference for sign in (1, -1)]
     centres += [common + 0.6 * another for another in directions(6)]
     for centre, count in zip(as_vectors(np.array(centres)), [n, n] + [N_STRANGERS // 6] * 6, strict=True):
@@ -100,7 +99,7 @@ def _made_up(seed: int, *, n_named: int, n: int = 200, dim: int = 512) -> Pair:
 
 
 def taught(pair: Pair) -> tuple[Shares, Shares, float]:
-    """Return the shares on arrival and after a recluster, and the share that a discriminant gets right."""
+    """Return the shares on arrival and after a recluster, and the share that a discriminant classifies correctly."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     named = np.concatenate([np.flatnonzero(pair.truth == subject)[: pair.n_named] for subject in (0, 1)])

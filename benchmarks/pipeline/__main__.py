@@ -15,7 +15,7 @@ from benchmarks.pipeline.report import as_json, as_markdown
 from benchmarks.records import CACHE, Key, Records, Values
 from tasks.embedded_redis import EmbeddedRedis
 
-# A rewrite of the append-only file during a measurement would distort it.
+# Options of the server: no rewrites of the append-only file, because they would distort measurements.
 SERVER = {"auto-aof-rewrite-percentage": "0"}
 
 

@@ -26,13 +26,13 @@ from tasks.embedded_redis import ends_with_parent
 
 START_TIMEOUT_S: Final = 60.0
 
-# Pets that grew by a larger share are recreated before the next measurement, because the cost of an arrival depends on
-# their size.
+# Maximum growth of pets, as a share of their size. Pets that grew more are recreated before the next measurement,
+# because the cost of an arrival depends on their size.
 MOST_GROWTH: Final = 0.1
-# After this many random events per pet and process, a process has seen all but one in four hundred pets.
+# Number of random events per pet and process for warming up; after six, a process has seen all but one in 400 pets.
 VISITS_TO_BE_WARM: Final = 6
-# A thousand arrivals a second on a hundred pets would request more reclusters than any real upload; the cost of a
-# recluster is measured separately (benchmarks.density).
+# Settings that suppress reclusters: a thousand arrivals a second on a hundred pets would request far more of them than
+# real uploads do. benchmarks.density measures the cost of reclusters.
 NO_RECLUSTERS: Final = {"SPLOOT_CLUSTERING_GROWTH_RATIO": "1000", "SPLOOT_CLUSTERING_DRIFT_MIN": "1000000"}
 
 
@@ -49,7 +49,7 @@ class Failed(Exception):
 
 
 class Bench:
-    """A measuring bench on one server, with one album of pets at a time."""
+    """Runs measurements on one server, with one set of pets at a time."""
 
     def __init__(self, url: str, *, effort: Effort) -> None:
         self.url, self.effort = url, effort
@@ -68,7 +68,7 @@ class Bench:
         is_warm: bool,
         batch_size: int | None = None,
     ) -> Values:
-        """Measure the rate and the costs per event while events are always waiting, ``backlog`` of them at first.
+        """Measure the rate and the cost per event with a permanent backlog, of ``backlog`` events at first.
 
         Args:
             batch_size: the setting ``SPLOOT_BATCH_SIZE``; None: the default.
@@ -91,7 +91,7 @@ class Bench:
             return self._observe(directory)
 
     def latency(self, album: Album, *, n_processes: int, per_s: float, traffic: str) -> Values:
-        """Measure the ms from just before XADD to the reply to the commit, at ``per_s`` events a second, no backlog."""
+        """Measure the ms from just before XADD to the reply to the commit, at ``per_s`` events/s, without a backlog."""
         self._populate(album)
         with _directory() as directory, self._workers(directory, n_processes):
             warm_up = max(1, int(2 * per_s))
@@ -117,7 +117,7 @@ class Bench:
         seconds, n = time.monotonic() - began, stamps.n_noted(directory) - n_before
         cpu, after = _workers_cpu_s() - cpu_before, self._server_facts()
         waiting = int(self.client.xlen(STREAM))
-        # `commands` excludes those of the feeder: on average one XADD per committed event
+        # `commands` excludes the feeder's commands, on average one XADD per committed event
         return {
             "n": n,
             "per_s": n / seconds,
@@ -144,7 +144,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _feeder(self, album: Album, traffic: str, *, keep_waiting: int) -> Iterator[None]:
-        """Add events whenever fewer than ``keep_waiting`` wait."""
+        """Add events whenever fewer than ``keep_waiting`` are waiting."""
         ended = threading.Event()
         client = redis.Redis.from_url(self.url)
 

@@ -1,9 +1,9 @@
-"""Measure how well clusters fit known groups. ``python -m benchmarks.quality [--seeds 101 102 …] [--json FILE]``.
+"""Measure how well clusters match known groups. ``python -m benchmarks.quality [--seeds 101 102 …] [--json FILE]``.
 
-ARI is the adjusted Rand index over all items. Each noise item and each outlier counts as a group of its own, so that
-"all noise" scores 0 and an outlier in a group lowers the score. Noise is the number of items without a group, averaged
-over sets; "outliers in" is the share of true outliers that ended up in a group, and "of them absorbed" the share that
-were put there with low confidence, to keep noise low.
+ARI is the adjusted Rand index over all items. Each noise item and each outlier counts as a separate group, so that "all
+noise" scores 0 and an outlier in a group lowers the score. Noise is the number of items without a group, averaged over
+sets. "outliers in" is the share of true outliers that ended up in a group, and "of them absorbed" the share of these
+that were absorbed, that is, put there with low confidence to keep noise low.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.quality.methods import METHODS
 from benchmarks.quality.sets import BANKING77, draw
 from benchmarks.records import machine_facts, table
 
-# Not the seeds 1 to 4, because the defaults were chosen with those.
+# Seeds of the sets; not 1 to 4, because the defaults were chosen with those.
 FRESH: tuple[int, ...] = (101, 102, 103, 104, 105)
 
 
@@ -84,7 +84,7 @@ def score_all(seeds: Iterable[int], banking77: Path) -> list[Score]:
 
 
 def singles(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the labels with every -1 replaced by a group of its own."""
+    """Return the labels with each -1 replaced by a separate group."""
     alone = labels < 0
     apart = labels.copy()
     apart[alone] = 1_000_000 + np.arange(np.count_nonzero(alone))
@@ -92,7 +92,7 @@ def singles(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def n_right(truth: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], absorbed: npt.NDArray[np.bool_]) -> int:
-    """Return how many absorbed items are from the same known group as most of the other items in their cluster."""
+    """Return the number of absorbed items whose known group is that of most other items in their cluster."""
     right = 0
     for label in np.unique(labels[absorbed]).tolist():
         sure = truth[(labels == label) & ~absorbed & (truth >= 0)]

@@ -1,4 +1,4 @@
-"""Clustering methods, this engine's and others, on the same unit vectors. Each returns labels, -1 = noise."""
+"""The compared clustering methods. Each takes unit vectors and returns labels, -1 for noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Found:
 
     Attributes:
         labels: (n,), -1 = noise.
-        absorbed: (n,) items put into a group with low confidence; only this engine reports them.
+        absorbed: (n,) whether an item was put in a group with low confidence; only this engine reports that.
     """
 
     labels: Labels
@@ -34,7 +34,7 @@ class Found:
 
 
 def recluster(vectors: FloatMatrix, settings: ClusterSettings) -> Found:
-    """Recluster a new pet, without queue and store."""
+    """Recluster a new pet with these vectors, without a queue or a store."""
     rows = PetRows([MediaId(f"m{row:06d}") for row in range(len(vectors))], vectors)
     n, empty = len(vectors), empty_state(PetId(1))
     state = PetState(
@@ -65,7 +65,7 @@ def ours(vectors: FloatMatrix) -> Found:
 
 
 def before(vectors: FloatMatrix) -> Found:
-    """Run the previous default: HDBSCAN's own stability and one granularity, with its parameters and absorption."""
+    """Run this engine's previous default: HDBSCAN's stability at one granularity, with the parameters of that time."""
     from sploot_cluster.decide.assignment import similarity_to, threshold_of
 
     n = len(vectors)
@@ -101,7 +101,7 @@ def sklearn_default(vectors: FloatMatrix) -> Found:
 
 
 def average_linkage(vectors: FloatMatrix) -> Found:
-    """Run average linkage, cut at cosine similarity 0.5; items alone in a group are noise."""
+    """Run average linkage, cut at cosine similarity 0.5; groups of one item are noise."""
     from scipy.cluster.hierarchy import fcluster, linkage
 
     apart = np.maximum(0, 1 - vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]

@@ -17,12 +17,12 @@ from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 
 Truth = npt.NDArray[np.int64]
 
-# Embeddings of real sentences with known intents, 3,080 × 384; used if the file exists. ``--banking77`` sets its path.
+# Default path of embeddings of real sentences with known intents, 3,080 × 384; used if the file exists.
 BANKING77: Final = Path(__file__).resolve().parents[3] / "shared" / "cluster" / "banking77_test.npz"
 
 PET_SIZES: Final = (60, 150, 300, 800)
 MADE_UP_SIZES: Final = (30, 60, 150, 400, 1_000, 3_000)
-# (items without copies, copies of one item of each subject, copies of each stranger)
+# Sets with bursts: (number of items without copies, copies of one item per subject, copies of each stranger).
 BURSTS: Final = ((100, 8, 0), (100, 20, 3), (250, 12, 3), (600, 20, 0))
 
 

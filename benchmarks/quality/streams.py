@@ -1,8 +1,8 @@
 """Quality and cost of exact arrivals while items stream in: ``python -m benchmarks.quality.streams [--seeds 101 …]``.
 
-The items of pets with up to 400 items arrive one by one, in order, at a service with its store in memory. Reclusters
-that it requests run at once. After each tenth of the items, the clusters are compared with the known groups. Each noise
-item counts as a group of its own.
+The items of pets with up to 400 items arrive one by one, in order, at a service with its store in memory. Requested
+reclusters run at once. After each tenth of the items, the clusters are compared with the known groups; each noise item
+counts as a separate group.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ ENVIRONMENTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 Measure = Literal["drain-1", "drain-2", "enqueue", "latency", "memory", "idle", "redelivery", "host-loss"]
 MEASURES: Final[tuple[Measure, ...]] = get_args(Measure)
-# Measured in one round only, because these wait for leases to end and give the same result each time.
+# Measures that run in one round only, because they wait for leases to lapse and give the same result each time.
 ONCE: Final[frozenset[Measure]] = frozenset({"redelivery", "host-loss"})
 
 

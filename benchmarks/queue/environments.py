@@ -1,6 +1,6 @@
 """One virtual environment per group of contestants, created once, with the pins of contestants.py.
 
-A single environment would hold some of them back: arq needs an older redis-py than the others.
+A single environment would restrict some contestants to older packages: arq needs an older redis-py than the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The jobs: one that does nothing, one that reports its latency, and one that is running when its worker is killed."""
+"""The jobs: one does nothing, one reports its latency, and one runs until its worker is killed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Final
 
 from benchmarks.queue.tally import DIRECTORY, Tally
 
-# Longer than any measurement waits for a job to be redelivered.
+# Duration of a job that hangs: longer than any measurement waits for its redelivery.
 HOLD_S: Final = 3_600
 
-# Created when a worker imports its jobs; a producer has none.
+# The tally of this process; created when a worker imports its jobs. A producer has none.
 _tally = Tally(Path(os.environ[DIRECTORY])) if DIRECTORY in os.environ else None
 
 
@@ -32,7 +32,7 @@ def ping(sent_ns: int) -> None:
 
 
 def hold(number: int) -> None:
-    """Hang if this worker is the victim, which is going to be killed; otherwise return at once."""
+    """Hang if this worker is the victim, which will be killed; otherwise return at once."""
     tally().start(number)
     if tally().is_victim:
         time.sleep(HOLD_S)

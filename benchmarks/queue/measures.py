@@ -1,4 +1,4 @@
-"""Measurements of queues, each on an emptied server and with its own processes."""
+"""Measurements of queues. Each starts with an empty server and new processes."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ SMOKE: Final = Effort(
 
 
 class Bench:
-    """A measuring bench for contestants on one server."""
+    """Runs measurements of contestants on one server."""
 
     def __init__(self, url: str, *, effort: Effort, pin: bool, python_of: Callable[[str], Path]) -> None:
         """
         Args:
-            pin: keep each worker process on one core; Python threads lose time when they move between cores.
+            pin: whether to keep each worker process on one core, because Python threads lose time when they move.
             python_of: returns the interpreter of an environment.
         """
         self.url, self.effort, self.pin, self._python_of = url, effort, pin, python_of
@@ -270,7 +270,7 @@ class Bench:
         return {"left_bytes": n_bytes, "left_bytes_per_message": n_bytes / n, "left_keys": len(keys)}
 
     def _server_facts(self) -> dict[str, float]:
-        """Return the server's running totals: commands, including those in scripts; requests; round trips; CPU time."""
+        """Return the server's totals of commands (including those in scripts), requests, round trips and CPU time."""
         info: Any = self.client.info("all")
         calls = {
             name.removeprefix("cmdstat_"): facts["calls"] for name, facts in info.items() if name.startswith("cmdstat_")
@@ -278,7 +278,7 @@ class Bench:
         return {
             "commands": sum(n for name, n in calls.items() if name != "info"),
             "requests": float(info["total_reads_processed"]),
-            # a client waits once for everything that it sends together: one reply written is one round trip
+            # a client waits once for all commands that it sends at once, so each write of replies is one round trip
             "round_trips": float(info["total_writes_processed"]),
             "cpu_s": float(info["used_cpu_user"]) + float(info["used_cpu_sys"]),
         }

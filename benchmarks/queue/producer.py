@@ -20,7 +20,8 @@ from typing import Final
 from benchmarks.queue.adapters import Adapter, NotOffered, adapter_of
 from benchmarks.queue.tally import LATENCY_NS, N_PINGS, Tallies
 
-# The harness's directory; the workers use another variable, because a producer has no tally of its own.
+# Name of the environment variable with the harness's directory. Workers use another one, because a producer has no
+# tally.
 PINGS: Final = "BENCH_PINGS"
 WARM_UP: Final = 50
 LONGEST_WAIT_S: Final = 20.0
@@ -65,7 +66,7 @@ def _pings(adapter: Adapter, n: int, pause_s: float) -> list[float]:
     tallies = Tallies(directory)
     latencies_ms = []
     for turn in range(n):
-        # vary the pause, so that pings are not in step with the contestant's own intervals
+        # vary the pause, so that pings are not synchronised with the contestant's polling
         time.sleep(pause_s * (0.8 + 0.4 * (turn * 0.618 % 1)))
         before = sum(words[N_PINGS] for words in tallies.read())
         adapter.ping(time.monotonic_ns())

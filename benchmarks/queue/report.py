@@ -11,7 +11,7 @@ from benchmarks.records import Records, Spread, number, table
 OURS: Final = "ours"
 OURS_128: Final = "ours, prefetch 128"
 
-# (contestant, measure, fact) -> its value by round
+# (contestant, measure, fact) -> value by round.
 Found = Mapping[tuple[str, str, str], Mapping[int, float]]
 
 
@@ -138,7 +138,7 @@ def _why_not(found: Found, name: str, measure: str) -> str:
 
 
 def targets(found: Found) -> list[tuple[str, str, str, bool]]:
-    """Return (target, wanted, found, whether it is met) for everything that was measured."""
+    """Return (name, required value, measured value, whether it was met) for each target that was measured."""
 
     def ratio(ours: str, other: str, measure: str, fact: str, other_fact: str | None = None) -> Spread | None:
         mine = found.get((ours, measure, fact), {})

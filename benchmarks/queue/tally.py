@@ -22,12 +22,12 @@ COUNT, LAST_NS, N_PINGS, LATENCY_NS = range(4)
 
 
 class Tally:
-    """The tally of one worker process, shared with its children, because RQ forks for every job."""
+    """The counters of one worker process, in shared memory, so that child processes can count too: RQ forks per job."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._name = str(os.getpid())
-        # the file appears complete, because the harness may read it at any time
+        # create the file under another name and rename it, because the harness may read it at any time
         hidden = directory / f".{self._name}"
         hidden.write_bytes(bytes(SIZE))
         with hidden.open("r+b") as file:
@@ -42,7 +42,7 @@ class Tally:
     def count(self, n: int = 1) -> None:
         """Count ``n`` finished jobs.
 
-        The first call waits for the gate, so that workers that start at different times begin together.
+        The first call waits for the gate, so that workers that start at different times begin at the same moment.
         """
         with self._lock:
             self._words[COUNT] += n
@@ -64,7 +64,7 @@ class Tally:
 
 
 class Tallies:
-    """The harness's view of all worker processes."""
+    """Reads the tallies of all worker processes, for the harness."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

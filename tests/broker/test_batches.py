@@ -84,7 +84,7 @@ def results(redis_client: redis.Redis) -> Results:
     return Results(backend=ResultBackend(client=redis_client))
 
 
-def test_messages_that_wait_run_together_and_each_has_its_result(redis_url: str, results: Results) -> None:
+def test_waiting_messages_run_in_one_batch_and_each_has_its_result(redis_url: str, results: Results) -> None:
     with broker_on(redis_url, quick_retries(), results) as broker:
         calls = Calls(broker, store_results=True)
         sent = send(broker, calls, range(100))
@@ -127,7 +127,7 @@ def test_process_takes_no_more_batches_than_it_may_hold(redis_url: str) -> None:
     assert held <= 8
 
 
-def test_single_waiting_message_runs_by_itself(redis_url: str) -> None:
+def test_single_waiting_message_is_not_batched(redis_url: str) -> None:
     with broker_on(redis_url) as broker:
         calls = Calls(broker)
         calls.work.send("only")
@@ -137,7 +137,7 @@ def test_single_waiting_message_runs_by_itself(redis_url: str) -> None:
     assert (calls.alone, calls.together) == (["only"], [])
 
 
-def test_message_that_its_batch_did_not_do_runs_by_itself(redis_url: str, results: Results) -> None:
+def test_message_not_done_by_its_batch_runs_individually(redis_url: str, results: Results) -> None:
     with broker_on(redis_url, quick_retries(), results) as broker:
         calls = Calls(broker, store_results=True)
         calls.undone = {1, 3}
@@ -152,7 +152,7 @@ def test_message_that_its_batch_did_not_do_runs_by_itself(redis_url: str, result
     assert sorted(calls.alone) == [1, 3]
 
 
-def test_nothing_counts_as_done_if_the_batch_raises(redis_url: str) -> None:
+def test_no_message_counts_as_done_if_the_batch_raises(redis_url: str) -> None:
     with broker_on(redis_url, quick_retries()) as broker:
         calls = Calls(broker)
         calls.error = ValueError("as asked")
@@ -186,7 +186,7 @@ def test_message_of_a_failed_batch_has_its_own_retries_and_dead_letter(redis_url
     assert sorted(tries) == [0, 1, 2, 2, 2, 3]
 
 
-def test_batch_beyond_its_time_limit_ends_and_its_messages_run_alone(redis_url: str) -> None:
+def test_batch_beyond_its_time_limit_ends_and_its_messages_run_again(redis_url: str) -> None:
     seen: list[str] = []
     with broker_on(redis_url, TimeLimit(interval=10), quick_retries(0)) as broker:
 
@@ -228,7 +228,7 @@ def given(consumer: StreamsConsumer) -> list[list[str]]:
     return got
 
 
-def test_plain_messages_share_a_batch_and_others_run_by_themselves(stage: Scene) -> None:
+def test_plain_messages_share_a_batch_and_others_run_individually(stage: Scene) -> None:
     with batching(stage, prefetch=20, max_size=3) as (consumer, _):
         stage.brokers["a"].enqueue_many(
             [
@@ -282,7 +282,7 @@ def test_batches_that_were_not_started_are_handed_back(stage: Scene) -> None:
         assert given(consumer) == [["0", "1", "2"], ["3", "4", "5"]]
 
 
-def test_messages_of_a_batch_whose_process_died_run_by_themselves(stage: Scene) -> None:
+def test_messages_of_a_batch_whose_process_died_run_individually(stage: Scene) -> None:
     with batching(stage) as (consumer, _):
         stage.brokers["a"].enqueue_many([message(str(n)) for n in range(3)])
         assert isinstance(next(consumer), Batch)
@@ -457,7 +457,7 @@ def test_messages_of_a_batch_are_followed_like_any_other(redis_url: str) -> None
     assert sorted(heard) == [0, 1, 2, 3]
 
 
-def test_batch_ends_while_its_worker_stops_and_the_rest_is_handed_back(redis_url: str) -> None:
+def test_unfinished_messages_of_a_batch_are_handed_back_at_shutdown(redis_url: str) -> None:
     began, may_end = threading.Event(), threading.Event()
     batches: list[Sequence[BatchedMessage]] = []
     with broker_on(redis_url) as broker:
@@ -488,7 +488,7 @@ def test_batch_ends_while_its_worker_stops_and_the_rest_is_handed_back(redis_url
         assert stats.waiting + stats.in_flight == 8 - len(batches)
 
 
-def test_other_brokers_run_each_message_by_itself() -> None:
+def test_other_brokers_run_each_message_individually() -> None:
     broker = StubBroker(middleware=[])
     calls = Calls(broker)
     for n in range(3):

@@ -167,7 +167,7 @@ def test_every_test_named_in_the_guarantees_exists() -> None:
     assert numbers == [*range(1, len(numbers) + 1)]
 
 
-def test_readme_needs_nothing_of_this_repository() -> None:
+def test_readme_refers_to_nothing_in_this_repository() -> None:
     links = re.findall(r"\]\(([^)]+)\)", README)
 
     assert [link for link in links if not link.startswith(("https://", "#"))] == []

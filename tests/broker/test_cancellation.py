@@ -122,7 +122,7 @@ def test_waiting_message_is_cancelled_wherever_it_waits(
     assert broker.counters(QUEUE)["cancelled"] == 1
 
 
-def test_message_that_ended_or_died_is_not_found(scene: Scene) -> None:
+def test_ended_or_dead_message_is_not_found(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many([message("done"), message("dies")])
@@ -313,7 +313,7 @@ def other(label: str, **options: Any) -> dramatiq.Message[Any]:
     return message(label, **options).copy(actor_name="other")
 
 
-def test_cancel_where_cancels_what_matches_all_conditions(scene: Scene) -> None:
+def test_cancel_where_cancels_messages_that_match_all_conditions(scene: Scene) -> None:
     broker = scene.process("a")
     one, two, three = (broker.enqueue(message(label)).message_id for label in ("one", "two", "three"))
     broker.enqueue(other("one"))
@@ -357,7 +357,7 @@ def test_coalesced_message_takes_the_place_of_one_cancelled_by_its_id(scene: Sce
     assert scene.state() == QueueState(waiting=("second",), locks=("u",))
 
 
-def test_cancel_where_looks_only_at_the_given_entries(scene: Scene) -> None:
+def test_cancel_where_checks_only_the_given_entries(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue_many([message(str(n)) for n in range(4)])
     broker.enqueue(message("delayed"), delay=60_000)
@@ -448,7 +448,7 @@ def test_running_job_is_interrupted_and_not_retried(redis_url: str) -> None:
         assert broker.cancel(message.message_id) == "not-found"
 
 
-def test_received_message_that_has_not_begun_is_skipped(scene: Scene) -> None:
+def test_received_message_that_has_not_started_is_skipped_if_cancelled(scene: Scene) -> None:
     heard = Heard()
     consumer = scene.consumer("a", lease_ms=60_000, middleware=[heard])
     broker = scene.brokers["a"]
@@ -492,7 +492,7 @@ def test_coroutine_is_cancelled(redis_url: str) -> None:
         assert broker.counters("default")["cancelled"] == 1
 
 
-def test_job_may_poll_and_end_in_its_own_way(redis_url: str) -> None:
+def test_job_may_poll_is_cancelled_and_return_normally(redis_url: str) -> None:
     ended: list[str] = []
     began = threading.Event()
     with broker_on(redis_url, CurrentMessage(), quick_retries()) as broker:
@@ -586,7 +586,7 @@ def test_message_coalesced_onto_a_running_job_runs_in_its_place(redis_url: str, 
     assert job.ran == (["first"] if is_all else ["first", "second"])
 
 
-def test_retry_is_refused_if_the_process_does_not_know_yet(scene: Scene) -> None:
+def test_retry_is_refused_if_the_process_has_not_seen_the_cancellation(scene: Scene) -> None:
     heard = Heard()
     consumer = scene.consumer("a", lease_ms=60_000, middleware=[heard])
     broker = scene.brokers["a"]
@@ -644,7 +644,7 @@ def test_process_that_lost_a_cancelled_message_leaves_it_to_the_other(scene: Sce
     assert scene.client.hlen(KEYS.cancelled) == 1
 
 
-def test_mark_of_a_message_that_ended_otherwise_is_removed(scene: Scene) -> None:
+def test_cancellation_mark_is_removed_when_the_message_ends(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -693,7 +693,7 @@ def test_every_message_has_one_outcome_while_it_is_delivered_and_cancelled(redis
     assert counters["retried"] == counters["dead"] == 0
 
 
-def test_job_that_was_interrupted_reports_no_option_of_ours(redis_url: str) -> None:
+def test_cancelled_job_reports_no_internal_option(redis_url: str) -> None:
     """The interrupt is logged as expected, through Dramatiq's option ``throws``, which must not stay in the message."""
     seen: list[Any] = []
 

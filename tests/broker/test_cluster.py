@@ -132,7 +132,7 @@ def test_queues_spread_over_nodes_and_each_uses_one_slot(cluster: Cluster, broke
         assert slots == {key_slot(keys.stream.encode())}
 
 
-def test_pipeline_over_several_nodes_leaves_no_keys(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+def test_pipeline_on_several_nodes_leaves_no_keys(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     broker.add_middleware(Pipelines())
     ran: list[str] = []
 
@@ -243,7 +243,7 @@ def test_messages_of_a_dead_process_are_taken_over_on_a_cluster(
 
 
 @pytest.mark.slow
-def test_hanging_node_does_not_cost_leases_of_queues_on_other_nodes(
+def test_queues_on_other_nodes_keep_their_leases_while_a_node_hangs(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease_ms = 10_000

@@ -213,7 +213,7 @@ def test_cancel_by_message_id_runs_the_message_coalesced_onto_it(broker: RedisSt
     assert [one.args for one in waiting(broker)] == [("second",)]
 
 
-def test_keys_show_what_messages_wait_for_and_pass_over_lets_the_next_one_run(
+def test_keys_shows_waiting_messages_and_pass_over_runs_the_next_one(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = broker.enqueue(message("first", ordering_key="k"))
@@ -255,7 +255,7 @@ def test_pause_and_resume_need_yes(broker: RedisStreamsBroker, run: Run) -> None
         (("status", "--app", "json"), "expected a RedisStreamsBroker"),
     ],
 )
-def test_usage_errors_end_with_2_and_a_hint(
+def test_usage_errors_exit_with_2_and_a_hint(
     arguments: tuple[str, ...], text: str, broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broker.enqueue(message("a"))
@@ -265,7 +265,7 @@ def test_usage_errors_end_with_2_and_a_hint(
     assert text in capsys.readouterr().err
 
 
-def test_unreachable_server_ends_with_3(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreachable_server_exits_with_3(capsys: pytest.CaptureFixture[str]) -> None:
     assert [main([*command, "--url", "redis://127.0.0.1:1"]) for command in (["status"], ["peek", "q"])] == [3, 3]
     assert capsys.readouterr().err.count("no answer from Redis") == 2
 

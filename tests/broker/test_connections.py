@@ -252,7 +252,7 @@ def test_one_connection_waits_for_news_of_all_queues(redis_url: str, redis_clien
             eventually(lambda: sorted(ran) == sorted(round_of * QUEUES))  # noqa: B023
 
 
-def test_news_arrive_after_the_connection_that_waits_for_them_was_lost(redis_url: str, redis_client: Any) -> None:
+def test_news_arrives_after_its_connection_was_lost(redis_url: str, redis_client: Any) -> None:
     with broker_on(redis_url) as broker, consuming(broker) as ran:
         (lost,) = eventually(lambda: blocked(redis_client, "xread"))
         redis_client.client_kill_filter(_id=lost)
@@ -263,7 +263,7 @@ def test_news_arrive_after_the_connection_that_waits_for_them_was_lost(redis_url
         eventually(lambda: ran == ["q3"])
 
 
-def test_news_arrive_after_all_keys_were_deleted(redis_url: str, redis_client: Any) -> None:
+def test_news_arrives_after_all_keys_were_deleted(redis_url: str, redis_client: Any) -> None:
     with broker_on(redis_url) as broker, consuming(broker) as ran:
         broker.pause("q3")
         broker.resume("q3")
@@ -388,7 +388,7 @@ def test_queue_is_read_again_once_its_consumer_has_room(redis_url: str) -> None:
         assert broker.stats("q0").waiting == 0
 
 
-def test_closed_consumer_hands_back_what_was_read_for_it(redis_url: str, redis_client: Any) -> None:
+def test_closed_consumer_hands_back_entries_read_for_it(redis_url: str, redis_client: Any) -> None:
     with broker_on(redis_url) as broker:
         consumers = {}
         for queue in QUEUES:
@@ -415,7 +415,7 @@ def test_closed_consumer_hands_back_what_was_read_for_it(redis_url: str, redis_c
         assert pending["pending"] + broker.stats("q0").undelivered == 3
 
 
-def test_user_who_may_not_interrupt_reads_consumes_all_the_same(redis_url: str, redis_client: Any) -> None:
+def test_user_without_client_unblock_can_consume(redis_url: str, redis_client: Any) -> None:
     redis_client.acl_setuser(
         "few", enabled=True, passwords=["+secret"], commands=["+@all", "-client|unblock", "-client|id"], keys=["*"]
     )

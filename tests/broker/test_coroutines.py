@@ -41,7 +41,7 @@ def producer(network: Outage) -> Iterator[RedisStreamsBroker]:
         yield broker
 
 
-def test_coroutine_enqueues_as_any_caller_does(redis_url: str, redis_client: Any) -> None:
+def test_coroutine_enqueues_like_any_other_caller(redis_url: str, redis_client: Any) -> None:
     async def enqueue(broker: RedisStreamsBroker) -> None:
         request_id.set("42")
         sent = await broker.aenqueue(message("one", unique_key="k"))
@@ -61,7 +61,9 @@ def test_coroutine_enqueues_as_any_caller_does(redis_url: str, redis_client: Any
         assert (stats.undelivered, stats.delayed) == (3, 1)
 
 
-def test_event_loop_goes_on_while_redis_hangs(network: Outage, producer: RedisStreamsBroker, redis_client: Any) -> None:
+def test_event_loop_is_not_blocked_while_redis_hangs(
+    network: Outage, producer: RedisStreamsBroker, redis_client: Any
+) -> None:
     async def enqueue() -> None:
         with network.hanging():
             sending = [asyncio.create_task(producer.aenqueue(message(f"{number}"))) for number in range(20)]

@@ -114,7 +114,7 @@ def test_dead_letters_beyond_the_limit_in_number_are_counted_as_evicted(scene: S
     assert broker.counters(QUEUE)["dead_evicted"] == 400 - len(kept)
 
 
-def test_flood_of_one_mistake_does_not_push_out_the_dead_letters_of_others(scene: Scene) -> None:
+def test_flood_of_one_error_does_not_evict_dead_letters_with_other_errors(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=1_000, dead_letter_max=200)
     broker = scene.brokers["a"]
     floods: list[dramatiq.Message[Any]] = [dramatiq.Message(QUEUE, "flood", (str(n),), {}, {}) for n in range(600)]
@@ -141,7 +141,7 @@ def test_flood_of_one_mistake_does_not_push_out_the_dead_letters_of_others(scene
     assert not scene.client.exists(KEYS.dead_mistakes)
 
 
-def test_mistakes_of_expired_dead_letters_are_forgotten(scene: Scene) -> None:
+def test_causes_of_expired_dead_letters_are_forgotten(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=200)
     broker = scene.brokers["a"]
     expired = {f"{n}-0": 7 for n in range(1, 301)}

@@ -234,7 +234,7 @@ def test_enqueue_uncertain_is_raised_only_if_the_reply_was_lost(
     assert uncertain == ((one.message_id,) if is_uncertain else None)
 
 
-def test_flush_frees_unique_keys_and_leaves_nothing_pending(scene: Scene) -> None:
+def test_flush_frees_unique_keys_and_leaves_no_pending_entries(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("one", unique_key="k[1]*"))
     broker.enqueue(message("two", unique_key="l"), delay=60_000)

@@ -33,7 +33,7 @@ def server_ms(scene: Scene) -> int:
     return int(seconds * 1000 + microseconds // 1000)
 
 
-def test_message_that_did_not_begin_in_time_is_dropped_and_counted(scene: Scene) -> None:
+def test_message_that_did_not_start_in_time_is_dropped_and_counted(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many([message("late", expires_in_ms=0), message("soon enough", expires_in_ms=60_000)])
@@ -80,7 +80,7 @@ def test_expiry_counts_on_the_clock_of_the_server_from_the_end_of_the_delay(scen
     assert before + 90_000 <= stored_in(scene)["expires_at_ms"] <= server_ms(scene) + 90_000
 
 
-def test_message_that_has_begun_does_not_expire_after_a_crash_or_as_a_retry(scene: Scene) -> None:
+def test_started_message_does_not_expire_after_a_crash_or_as_a_retry(scene: Scene) -> None:
     first = scene.consumer("a")
     scene.brokers["a"].enqueue(message("m", expires_in_ms=60_000))
     (began,) = received(first, 1)

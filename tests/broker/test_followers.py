@@ -391,7 +391,7 @@ def test_end_of_a_failed_message_forgets_its_follow_up_messages(scene: Scene, en
     assert remembered(scene) == 0
 
 
-def test_late_ack_keeps_what_the_next_holder_needs(scene: Scene) -> None:
+def test_late_ack_keeps_the_keys_that_the_next_holder_needs(scene: Scene) -> None:
     mine, one = followed(scene, "a", message("two"), lease_ms=60_000)
     scene.lose_lease("a")
     theirs, again = followed(scene, "b")

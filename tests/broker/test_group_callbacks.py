@@ -54,7 +54,7 @@ def in_stream(scene: Scene, label: str = "callback") -> int:
     return [label_of(fields) for _, fields in scene.client.xrange(KEYS.stream)].count(label)
 
 
-def test_callbacks_come_once_after_the_last_member_and_leave_nothing(scene: Scene) -> None:
+def test_callbacks_run_once_after_the_last_member_and_leave_no_keys(scene: Scene) -> None:
     a = Member(scene, "a")
     a.send_group("1", "2", callbacks=("one", "other"))
     members = a.receive(2)
@@ -89,7 +89,7 @@ def test_member_that_runs_again_counts_once(scene: Scene) -> None:
     assert in_stream(scene) == 1
 
 
-def test_callback_comes_once_if_an_earlier_member_runs_again_after_the_last(scene: Scene) -> None:
+def test_callback_runs_once_if_an_earlier_member_runs_again_after_the_last(scene: Scene) -> None:
     a = Member(scene, "a")
     a.send_group("1", "2")
     a.run(a.receive(2)["1"])
@@ -105,7 +105,7 @@ def test_callback_comes_once_if_an_earlier_member_runs_again_after_the_last(scen
 
 
 @pytest.mark.parametrize("again", ["1", "2"])
-def test_callback_comes_once_if_a_worker_dies_right_after_enqueueing_it(
+def test_callback_runs_once_if_a_worker_dies_right_after_enqueueing_it(
     stage: Scene, monkeypatch: pytest.MonkeyPatch, again: str
 ) -> None:
     a = Member(stage, "a")

@@ -116,7 +116,7 @@ def test_number_of_rounds_does_not_grow_with_the_number_of_processes(
     assert n_scripts(scene.client) - before <= 2 * n_messages + n_messages * n_processes / 4
 
 
-def test_news_of_delayed_and_handed_back_messages_need_no_round(
+def test_news_of_delayed_and_handed_back_messages_needs_no_round(
     scene_with_producer: Scene, janitor: NewJanitor
 ) -> None:
     scene, heard = scene_with_producer, threading.Event()
@@ -133,7 +133,7 @@ def test_news_of_delayed_and_handed_back_messages_need_no_round(
     eventually(lambda: n_scripts(scene.client) > before)
 
 
-def test_no_script_looks_at_all_consumers(scene_with_producer: Scene, janitor: NewJanitor) -> None:
+def test_no_script_reads_all_consumers(scene_with_producer: Scene, janitor: NewJanitor) -> None:
     scene = scene_with_producer
     consumer, one = scene.consumer("reader"), janitor("one")
     one.run_once()  # with a pass over all entries, in which the consumers are compared with their heartbeats
@@ -149,7 +149,7 @@ def test_no_script_looks_at_all_consumers(scene_with_producer: Scene, janitor: N
     assert not [name for name in commands if name.startswith("cmdstat_xinfo")]
 
 
-def test_one_process_makes_the_pass_over_all_entries(scene_with_producer: Scene, janitor: NewJanitor) -> None:
+def test_one_process_scans_all_entries_for_orphans(scene_with_producer: Scene, janitor: NewJanitor) -> None:
     scene = scene_with_producer
     first, second = janitor("first", sweep_ms=600_000), janitor("second", sweep_ms=600_000)
     assert first.run_once().n_orphans == 0

@@ -61,7 +61,7 @@ def test_process_is_stuck_when_every_running_message_is_overdue(deliveries: list
     assert is_stuck(*deliveries) is expected
 
 
-def test_batch_has_a_time_limit_of_its_own() -> None:
+def test_batch_has_its_own_time_limit() -> None:
     broker = RedisStreamsBroker(middleware=[TimeLimit(time_limit=1_000)])
     actor = dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(print)
     batch(actor, time_limit=60_000)(print)

@@ -196,7 +196,7 @@ def test_inspector_lists_the_messages_of_a_concurrency_key(stage: Scene) -> None
         ({"priority": "high"}, "priority"),
     ],
 )
-def test_limits_that_cannot_hold_are_refused_at_enqueue(stage: Scene, options: dict[str, Any], field: str) -> None:
+def test_contradictory_limits_are_refused_at_enqueue(stage: Scene, options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidMessage) as refused:
         stage.process("a").enqueue(message("m", **options))
 
@@ -365,7 +365,7 @@ def test_retry_counts_as_a_start_of_its_rate(scene: Scene, key: dict[str, str]) 
 
 
 @pytest.mark.parametrize("place", ["undelivered", "delayed"])
-def test_removed_message_gives_its_place_in_the_rate_to_the_next(scene: Scene, place: str) -> None:
+def test_next_message_gets_the_start_of_a_removed_message_with_a_rate(scene: Scene, place: str) -> None:
     consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many(at_rate("1/day", "1", "2", "3"))
@@ -468,7 +468,7 @@ def with_priority(priority: int, *names: str, **options: Any) -> list[dramatiq.M
     return [message(name, priority=priority, **options) for name in names]
 
 
-def test_urgent_message_overtakes_the_backlog_beyond_what_may_start_already(scene: Scene) -> None:
+def test_urgent_message_overtakes_the_backlog_except_unstarted_messages(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=1)
     broker = scene.brokers["a"]
     broker.enqueue_many(with_priority(10, *(f"bulk {n}" for n in range(30))))
@@ -542,7 +542,7 @@ def test_priority_orders_the_line_of_a_concurrency_key(stage: Scene) -> None:
     assert ran == ["1", "urgent", "urgent too", "2", "later"]
 
 
-def test_inspector_lists_what_waits_for_a_key_in_its_order(stage: Scene) -> None:
+def test_inspector_lists_the_messages_in_line_for_a_key_in_order(stage: Scene) -> None:
     broker = stage.process("a")
     broker.enqueue_many([*of_tenant("1", "2", n=1), *of_tenant("3", n=1, priority=-1), *of_tenant("4", n=1)])
     inspector = broker.inspector(QUEUE)

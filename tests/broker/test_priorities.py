@@ -68,7 +68,7 @@ def test_queue_is_not_read_after_a_full_read_of_a_higher_priority_queue(
     broker.close()
 
 
-def test_queue_does_not_wait_for_the_timeout_of_a_drained_one(redis_url: str) -> None:
+def test_queue_does_not_wait_for_the_timeout_of_a_drained_queue(redis_url: str) -> None:
     broker = RedisStreamsBroker(redis_url, middleware=[], queue_priorities={"a": -1}, read_ahead_ms=0)
     for queue in "ab":
         broker.declare_queue(queue)

@@ -137,7 +137,7 @@ def test_report_that_redis_refuses_does_not_fail_the_job(redis_url: str, monkeyp
     assert len(tries) == 1
 
 
-def test_job_that_reports_something_else_than_numbers_fails(redis_url: str) -> None:
+def test_job_that_reports_a_value_that_is_not_a_number_fails(redis_url: str) -> None:
     with broker_on(redis_url, quick_retries(0)) as broker:
 
         @dramatiq.actor(broker=broker)

@@ -36,7 +36,7 @@ def test_entries_of_a_dead_process_are_redelivered_and_counted(scene: Scene) -> 
     assert scene.brokers["b"].counters(QUEUE)["recovered"] == 2
 
 
-def test_entries_stay_with_a_live_process_however_long_it_works(scene: Scene) -> None:
+def test_live_process_keeps_its_entries_however_long_jobs_take(scene: Scene) -> None:
     slow = scene.consumer("a")
     scene.brokers["a"].enqueue(message("one"))
     received(slow, 1)
@@ -233,7 +233,7 @@ def test_suspect_blocks_others_until_its_end_is_written(scene: Scene, monkeypatc
     assert (was_waiting, beginning.is_alive()) == ([True], False)
 
 
-def test_message_that_kills_twenty_workers_costs_no_other_message(stage: Scene) -> None:
+def test_message_that_kills_twenty_workers_loses_no_other_message(stage: Scene) -> None:
     n_neighbours, settings = 100, {"max_deliveries": 20, "prefetch": 101}
     consumer = stage.consumer("0", **settings)
     stage.brokers["0"].enqueue_many([message(label) for label in ("poison", *map(str, range(n_neighbours)))])
@@ -523,7 +523,7 @@ def test_waiting_consumer_takes_orphans_at_once(scene: Scene) -> None:
     assert labels(got) == ["one"]
 
 
-def test_late_isolation_note_about_an_ended_suspect_is_not_counted_as_fenced(scene: Scene) -> None:
+def test_late_isolation_record_of_ended_suspect_does_not_count_as_fenced(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -603,7 +603,7 @@ def test_consumer_with_a_long_lease_is_not_forgotten(scene: Scene) -> None:
     assert scene.client.zscore(KEYS.consumers, name) == half_a_lease_ago
 
 
-def test_notes_about_suspects_are_removed_with_the_suspects(scene: Scene) -> None:
+def test_records_of_suspects_are_removed_with_the_suspects(scene: Scene) -> None:
     consumer = scene.consumer("0")
     scene.brokers["0"].enqueue_many([message("one"), message("two")])
     for delivery in received(consumer, 2):

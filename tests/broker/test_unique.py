@@ -227,7 +227,7 @@ def test_stale_locks_are_those_of_messages_removed_by_hand(scene: Scene) -> None
     assert broker.enqueue(message("again", unique_key="0")).message_id == kept[0].message_id
 
 
-def test_finished_message_leaves_nothing_behind_for_its_unique_key(scene: Scene) -> None:
+def test_finished_message_leaves_no_keys_for_its_unique_key(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("done", unique_key="u"))
@@ -261,7 +261,7 @@ def test_janitor_forgets_unique_keys_whose_messages_were_removed_by_hand(scene: 
     assert broker.enqueue(message("again", unique_key="kept")).message_id == kept.message_id
 
 
-def test_flush_removes_the_notes_about_unique_keys(scene: Scene) -> None:
+def test_flush_removes_the_records_of_unique_keys(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("one", unique_key="u"))
 

@@ -42,7 +42,7 @@ def working(broker: RedisStreamsBroker, *, threads: int = 4) -> Iterator[dramati
         worker.stop()
 
 
-def test_every_message_runs_once_and_leaves_nothing(redis_url: str, redis_client: redis.Redis) -> None:
+def test_every_message_runs_once_and_leaves_no_keys(redis_url: str, redis_client: redis.Redis) -> None:
     ran: Counter[int] = Counter()
     with broker_on(redis_url, []) as broker:
 

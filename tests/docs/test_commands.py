@@ -54,7 +54,7 @@ def test_commands_in_document_exist(name: str) -> None:
     assert [problem for problem in problems if problem] == []
 
 
-def test_wrong_commands_are_found() -> None:
+def test_invalid_commands_in_documents_are_reported() -> None:
     block = "```bash\nsploot-cluster queue lst\nA=1 sploot-cluster clusters 42 --jsn | head\n```"
 
     problems = [problem_with(command) for command in commands_in(f"{block}\n`sploot-cluster merge 1 2 3`")]

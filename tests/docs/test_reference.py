@@ -31,18 +31,18 @@ def test_reference_page_equals_generated_page(generated: dict[str, str], name: s
 
 
 @pytest.mark.parametrize("name", sorted(HEADINGS))
-def test_generated_page_has_entries(generated: dict[str, str], name: str) -> None:
+def test_generated_page_contains_a_known_entry(generated: dict[str, str], name: str) -> None:
     assert generated.keys() == HEADINGS.keys()
     assert HEADINGS[name] in generated[name]
 
 
-def test_console_shows_the_present_sections_of_the_runbook() -> None:
+def test_console_contains_the_current_runbook_sections() -> None:
     file, text = runbook_of_incidents()
 
     assert file.read_text(encoding="utf-8") == text, "run `make reference`"
 
 
-def test_check_of_generated_pages_names_an_outdated_one(generated: dict[str, str], tmp_path: Path) -> None:
+def test_outdated_lists_a_generated_page_that_differs(generated: dict[str, str], tmp_path: Path) -> None:
     for name, text in generated.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")

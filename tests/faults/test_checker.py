@@ -65,7 +65,7 @@ def test_uncertain_message_may_arrive_or_not() -> None:
     assert verdict.endings == {"done": 1, "never arrived": 1}
 
 
-def test_message_that_does_not_end_as_its_kind_must_counts_as_misplaced() -> None:
+def test_message_with_an_unexpected_outcome_counts_as_misplaced() -> None:
     kinds = {"a": "quick", "b": "fails", "c": "kills", "d": "long"}
     dead = {"a": ["delivery-limit"], "c": ["failed"], "d": ["delivery-limit"]}
 
@@ -80,7 +80,7 @@ def test_pipeline_without_its_second_stage_counts_as_lost() -> None:
     assert verdict.lost == ("a/2",)
 
 
-def test_message_done_after_a_later_one_of_its_key_counts_as_overtaken() -> None:
+def test_message_finished_after_a_later_one_of_its_key_counts_as_overtaken() -> None:
     kinds = dict.fromkeys(("p-1", "p-2", "p-3", "p-9", "p-10"), "ordered")
     lines = {"key": ["p-1", "p-3", "p-1", "p-2", "p-3"], "other": ["p-9", "p-10"]}
 

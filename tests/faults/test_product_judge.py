@@ -63,13 +63,13 @@ def problems(records: Records, client: redis.Redis, tasks: ClusterTasks) -> list
     return list(problems_of(records, found_in(client), tasks))
 
 
-def test_product_that_is_whole_has_no_problems(
+def test_judge_reports_no_problem_for_consistent_data(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records
 ) -> None:
     assert problems(records, redis_client, tasks) == []
 
 
-def test_confirmed_item_that_is_nowhere_is_found(
+def test_judge_reports_a_confirmed_item_that_is_missing(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records
 ) -> None:
     records.confirmed |= {(42, "gone"): 0.0, (7, name(0, 0)): 0.0}
@@ -80,20 +80,22 @@ def test_confirmed_item_that_is_nowhere_is_found(
     assert problems(records, redis_client, tasks) == []
 
 
-def test_deleted_item_that_is_there_is_found(redis_client: redis.Redis, tasks: ClusterTasks, records: Records) -> None:
+def test_judge_reports_a_deleted_item_that_still_exists(
+    redis_client: redis.Redis, tasks: ClusterTasks, records: Records
+) -> None:
     records.deleted.add((42, name(0, 0)))
 
     assert problems(records, redis_client, tasks) == ["(42, 's0-0') was deleted and is there"]
 
 
-def test_item_in_two_places_is_found(redis_client: redis.Redis, tasks: ClusterTasks, records: Records) -> None:
+def test_judge_reports_an_item_in_two_places(redis_client: redis.Redis, tasks: ClusterTasks, records: Records) -> None:
     letter: dict[Any, Any] = {"entry:pet_id": str(PET), "entry:media_id": name(0, 0), "error": "x", "entry_id": "1-0"}
     redis_client.xadd(DEAD, letter | {"reason": "failed", "deliveries": 1})
 
     assert problems(records, redis_client, tasks) == ["(42, 's0-0') is in its pet and a dead letter: failed"]
 
 
-def test_correction_that_the_ledger_does_not_have_is_found(
+def test_judge_reports_a_correction_missing_from_the_ledger(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records
 ) -> None:
     redis_client.hset(f"{RECORD}job-2", mapping=ended("succeeded"))
@@ -107,7 +109,7 @@ def test_correction_that_the_ledger_does_not_have_is_found(
     ]
 
 
-def test_record_of_a_job_whose_end_is_in_a_log_is_only_counted(
+def test_job_record_whose_end_is_in_a_log_is_only_counted(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records, tmp_path: Path
 ) -> None:
     records.corrections["job-3"] = PET
@@ -119,7 +121,7 @@ def test_record_of_a_job_whose_end_is_in_a_log_is_only_counted(
     assert (found, records.behind) == ([], {"job-3"})
 
 
-def test_correction_that_does_not_hold_is_found(
+def test_judge_reports_a_correction_that_does_not_hold(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records
 ) -> None:
     redis_client.setrange(KEYS.labels, 0, (-1).to_bytes(4, "little", signed=True))
@@ -130,7 +132,7 @@ def test_correction_that_does_not_hold_is_found(
     assert any(text.startswith("pet 42: its corrections are broken") for text in found)
 
 
-def test_key_that_belongs_to_nothing_is_found(redis_client: redis.Redis, tasks: ClusterTasks, records: Records) -> None:
+def test_judge_reports_a_key_without_an_owner(redis_client: redis.Redis, tasks: ClusterTasks, records: Records) -> None:
     redis_client.set("strange", "x")
     redis_client.set("{pet:9}:labels", "x")
 
@@ -140,7 +142,7 @@ def test_key_that_belongs_to_nothing_is_found(redis_client: redis.Redis, tasks: 
     ]
 
 
-def test_export_that_an_import_would_refuse_is_found(
+def test_judge_reports_an_export_that_import_would_refuse(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records
 ) -> None:
     records.torn.append("pet 42: half of it")

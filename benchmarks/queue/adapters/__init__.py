@@ -1,4 +1,4 @@
-"""Adapters through which each contestant enqueues and runs jobs: one module per environment, imported only there."""
+"""Adapters with which each contestant enqueues and runs jobs. Each module is imported only in its own environment."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Adapter(ABC):
 
 
 class AsyncAdapter(Adapter):
-    """A base for contestants that use asyncio; jobs are enqueued on one event loop."""
+    """A base class for contestants that use asyncio; jobs are enqueued on one event loop."""
 
     def __init__(self, variant: str, url: str, threads: int) -> None:
         super().__init__(variant, url, threads)

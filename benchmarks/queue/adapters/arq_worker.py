@@ -12,7 +12,8 @@ from arq.worker import Worker, func
 from benchmarks.queue import jobs
 from benchmarks.queue.adapters import Adapter, AsyncAdapter
 
-# With the defaults (ten jobs every half second), the benchmark would measure the limit instead of arq.
+# arq's limit and polling interval. With the defaults (ten jobs per half second), the benchmark would measure only the
+# limit.
 MAX_JOBS, POLL_DELAY_S = 200, 0.05
 
 

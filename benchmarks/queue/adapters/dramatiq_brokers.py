@@ -1,8 +1,8 @@
-"""Adapters for everything that runs under Dramatiq's own Worker: this broker, RedisBroker, and upper bounds.
+"""Adapters for Dramatiq's brokers: this broker, RedisBroker, and upper bounds.
 
-Variants: ``ours``, ``ours-writing`` and ``ours-writing-batches`` (each job writes a key, by itself or in a batch),
-``redis``, ``bare`` (a minimal broker on Streams, without guarantees), ``memory`` (no Redis) and ``raw`` (redis-py
-alone). The middleware is Dramatiq's default for all that use its Worker.
+Variants: ``ours``; ``ours-writing`` and ``ours-writing-batches``, in which each job writes a key, individually or in a
+batch; ``redis``; ``bare``, a minimal broker on Streams without guarantees; ``memory``, without Redis; and ``raw``, only
+redis-py without a Worker. All others use Dramatiq's Worker with its default middleware.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class DramatiqAdapter(Adapter):
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         worker = dramatiq.Worker(self.broker, worker_threads=self.threads)
         worker.start()
-        # short waits, because a signal does not end a wait, and an idle worker should use no CPU
+        # wait for short periods, because a signal does not end a wait
         while not ended.wait(0.2):
             pass
         worker.stop(timeout=5_000)
@@ -68,7 +68,7 @@ class DramatiqAdapter(Adapter):
 
 
 class WritingAdapter(DramatiqAdapter):
-    """Jobs that write a key each, in a round trip for each job or for each batch."""
+    """An adapter whose jobs each write a key, with one round trip per job or per batch."""
 
     def __init__(self, variant: str, url: str, threads: int) -> None:
         super().__init__(variant, url, threads)
@@ -178,7 +178,7 @@ class _BareConsumer(Consumer):
 
 
 class RawLoops(Adapter):
-    """redis-py alone: the commands that any broker on Streams must send, in a loop in one thread."""
+    """An adapter without a Worker: one thread sends only the commands that any broker on Streams must send."""
 
     COUNT: Final = 100
 

@@ -1,4 +1,4 @@
-"""Adapter for huey on a Redis list. A job leaves the list when a worker gets it."""
+"""Adapter for huey on a Redis list. A job is removed from the list when a worker receives it."""
 
 from __future__ import annotations
 

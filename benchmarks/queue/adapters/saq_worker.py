@@ -32,7 +32,7 @@ class SaqAdapter(AsyncAdapter):
         await self._queue.connect()
 
     def _job(self, function: str, **kwargs: object) -> Job:
-        # ttl -1: no result is kept
+        # ttl=-1 keeps no result
         return Job(function=function, kwargs=kwargs, ttl=-1, timeout=3_600)
 
     def send(self, n: int) -> None:
@@ -57,7 +57,7 @@ class SaqAdapter(AsyncAdapter):
         self.run(self._enqueue(self._job("hold", number=number)))
 
     async def _enqueue(self, job: Job) -> None:
-        # a coroutine of our own, because the queue exists only once ``run`` has opened it
+        # a separate coroutine, because the queue exists only after ``run`` has opened it
         await self._queue.enqueue(job)
 
     def work(self) -> None:
