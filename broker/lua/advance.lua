@@ -1,12 +1,12 @@
--- Repairs the counts of the limits of keys after messages at work disappeared, for example by a manual XDEL: they are no
--- longer counted, and messages in line have their turn.
+-- Repairs the counts of limits per key after messages at work were removed, for example by a manual XDEL: stops counting
+-- them, so that messages in line get their turn.
 --
 -- KEYS     1–9 work
 -- ARGV     cursor ("" at first), approximate number of messages or keys to check
--- Returns  {next cursor ("" = the pass is complete), how many messages at work had disappeared}
+-- Returns  {next cursor ("" = the pass is complete), number of messages at work that had been removed}
 --
--- A pass has three parts, named by the first letter of the cursor: "w" goes through the messages at work, "h" through the
--- hash of limits, to forget those that no message needs, and "l" through the keys that have messages in line.
+-- A pass has three parts, named by the first letter of the cursor: "w" scans the messages at work, "h" scans the hash of
+-- limits and deletes those that no message needs, and "l" scans the keys with messages in line.
 
 local cursor, page = ARGV[1], tonumber(ARGV[2])
 

@@ -2,10 +2,10 @@
 --
 -- KEYS     1 stream  2 consumers
 -- ARGV     group, consumer, lease in ms, create the group if it is missing (optional)
--- Returns  1 if the consumer's lease had not lapsed, otherwise 0: others may have taken over its entries
+-- Returns  1 if the consumer's lease had not lapsed; otherwise 0, because others may have taken over its entries
 --
--- A new group starts at 0: every entry in the stream is work, even if it was delivered before. A consumer that
--- leave.lua declared dead (heartbeat 0) stays dead: this heartbeat was in transit when its process died.
+-- A new group starts at 0, because every entry in the stream must run, even if it was delivered before. A consumer that
+-- leave.lua declared dead (heartbeat 0) stays dead, because this heartbeat was in transit when its process died.
 
 local stream, consumers = KEYS[1], KEYS[2]
 local group, me, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])

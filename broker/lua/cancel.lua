@@ -7,11 +7,12 @@
 --          consumer of handed-back entries, lease in ms,
 --          SHA-1 of the message that the caller saw coalesced onto it ("" = none), 1: drop that message; 0: it takes the
 --          place, with: its name in delayed, key ("" = none) and limits, message id, ms after which its unique lock ends
--- Returns  {CANCELLED}             it is removed
---          {MARKED}                a live worker has received it: that worker will end it
---          {GONE}                  nothing is at this place
+-- Returns  {CANCELLED}             the message was removed
+--          {MARKED}                a live worker has received it and will interrupt or skip it
+--          {GONE}                  no message is at this place
 --          {FENCED}                the worker no longer holds it
---          {COALESCED, message}    nothing was done: this message was coalesced onto it, and the caller has not seen it
+--          {COALESCED, message}    nothing was done, because this message, which the caller does not know, was coalesced
+--                                  onto it
 --
 -- A worker enqueues the coalesced message itself, before it ends a cancelled one.
 -- Works when the server's memory is full, because Redis lets a script finish if its first write needs no memory.

@@ -1,21 +1,23 @@
--- Functions that add dead letters and bound them. Included at the top of scripts.
+-- Functions that add dead letters and limit their number and size. Included at the top of scripts.
 --
--- The key {dead}:mistakes, a sorted set, groups the dead letters by mistake: member = id, score = a hash of the reason, the
--- actor, the field and the class of the error. Beyond the bounds, the oldest dead letters of the most frequent mistake are
--- deleted, so that a flood of one mistake does not push out the others. Dead letters that are in no group are deleted by age.
+-- The sorted set {dead}:mistakes groups dead letters by their cause: member = id, score = a hash of the reason, the actor,
+-- the field and the class of the error. Beyond the limits, the oldest dead letters with the most frequent cause are deleted,
+-- so that a flood of one error does not evict the others. Dead letters that are in no group are deleted by age.
 
--- The bound in bytes is checked once per this share of it, because measuring takes the server up to 0.1 µs per dead letter.
+-- The limit in bytes is checked whenever one part in this number of it was added; not more often, because measuring takes the
+-- server up to 0.1 µs per dead letter.
 local CHECKS_PER_BOUND = 64
--- Dead letters beyond the bound in number that are deleted together.
+-- Number of dead letters beyond the limit that are deleted in one step.
 local SLACK = 100
--- Mistakes are compared at so many places of the sorted set: one with more than this share of all is always among them.
+-- Number of places of the sorted set at which causes are compared. A cause with more than one part in this number of all dead
+-- letters is always among them.
 local PLACES = 8
 
 local function mistakes_of(dead)
   return dead .. ':mistakes'
 end
 
--- Returns the score of a dead letter's mistake
+-- Returns the score of a dead letter's cause
 local function mistake_of(letter)
   local what = ''
   for i = 1, #letter, 2 do
@@ -29,7 +31,7 @@ local function mistake_of(letter)
   return tonumber(string.sub(redis.sha1hex(what), 1, 8), 16)
 end
 
--- Returns the score of the most frequent mistake, or nil if there are none
+-- Returns the score of the most frequent cause, or nil if there is none
 local function most_frequent(mistakes)
   local n, best, most = redis.pcall('ZCARD', mistakes), nil, 0
   if type(n) ~= 'number' then
@@ -67,8 +69,8 @@ local function evict(dead, n)
   return n_deleted
 end
 
--- Deletes dead letters until the stream needs at most ``keep_bytes`` of memory, but never the only one. Does nothing if the
--- caller's user may not measure memory. Returns how many were deleted.
+-- Deletes dead letters until the stream needs at most ``keep_bytes`` of memory, but never the last one. Does nothing if the
+-- caller's user may not measure memory. Returns the number of deleted dead letters.
 local function trim_to_bytes(dead, keep_bytes)
   local n_deleted = 0
   for _ = 1, 10 do
@@ -89,7 +91,7 @@ end
 -- Dead letters whose expiry is checked per new one.
 local CHECKED = 20
 
--- Forgets the mistakes of dead letters that have expired, a few at each call, or all mistakes if no dead letter is left
+-- Forgets the causes of expired dead letters, a few per call, or all causes if no dead letter is left
 local function forget_mistakes(dead, n_left, oldest_ms, n_calls)
   local mistakes = mistakes_of(dead)
   local n = redis.pcall('ZCARD', mistakes)
@@ -108,8 +110,8 @@ local function forget_mistakes(dead, n_left, oldest_ms, n_calls)
   end
 end
 
--- Adds a dead letter, given as names and values, and returns its id. Deletes others beyond the bounds; those that are deleted
--- before their time are counted as ``dead_evicted``.
+-- Adds a dead letter, given as names and values, and returns its id. Deletes others beyond the limits; those that had not
+-- expired are counted as ``dead_evicted``.
 local function add_dead_letter(dead, counters, letter, now, keep_ms, keep_n, keep_bytes)
   local oldest_ms, n_evicted = math.max(0, now - keep_ms), 0
   local id = redis.call('XADD', dead, '*', unpack(letter))

@@ -1,8 +1,8 @@
--- Notes that a member of a group has ended. A member that runs again is the same member.
+-- Records that a member of a group has ended. A member that runs again counts only once.
 --
 -- KEYS     1 members
 -- ARGV     message id of the member, ms to keep the group
--- Returns  how many members are left, or -1 if there is no group: its callbacks were enqueued, or it expired
+-- Returns  number of members that have not ended; -1 if the group does not exist: its callbacks were enqueued or it expired
 --
 -- Works when the server's memory is full, because Redis lets a script finish if its first write needs no memory.
 

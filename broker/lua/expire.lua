@@ -1,4 +1,4 @@
--- Removes the entry of a message that did not begin before it expired.
+-- Removes the entry of a message that did not start before it expired.
 --
 -- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, key ("" = none; see work.lua)

@@ -1,4 +1,4 @@
--- Forgets the messages that hold unique keys if they disappeared, for example by a manual XDEL. The next message with
+-- Deletes the records of messages that held unique keys and were removed, for example by a manual XDEL. The next message with
 -- the key takes the lock, or the lock expires.
 --
 -- KEYS     1–9 work

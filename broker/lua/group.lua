@@ -1,4 +1,4 @@
--- Positions in a stream and in its consumer group. Included at the top of scripts that go through entries.
+-- Positions in a stream and in its consumer group. Included at the top of scripts that scan entries.
 
 -- Returns the start of the range after an id; nil after the greatest possible id, which a producer may have chosen.
 local function behind(id)

@@ -1,5 +1,5 @@
--- Cuts entries that are too large down to their head, so that callers get no more than they can hold. Included at the
--- top of scripts that return entries.
+-- Cuts too large entries to their heads, so that callers get no more data than they can hold. Included at the top of scripts
+-- that return entries.
 
 local HEAD, MOST_PARTS = 4096, 4100 -- bytes per string; names and values per entry, with a dead letter's own
 

@@ -1,4 +1,4 @@
--- Deregisters a consumer that stops or died: removes its heartbeat, and the consumer itself if it holds no entries.
+-- Deregisters a consumer that stops or has died: removes its heartbeat, and the consumer itself if it holds no entries.
 --
 -- KEYS     1 stream  2 consumers  3 timer
 -- ARGV     group, consumer, 1: its process is dead

@@ -1,11 +1,11 @@
--- Reads what a requeue needs to know about dead letters: their size and their unique key. Writes nothing.
+-- Reads the data of dead letters that a requeue needs: their size and their unique key. Writes nothing.
 --
 -- KEYS     1 dead
 -- ARGV     ids of dead letters
 -- Returns  per dead letter {size of its entry in bytes, its unique key ("" = none)}; {-1, ""} if it does not exist
 --
--- The size of a Dramatiq message is that of its one value, as when it was enqueued. The size of any other entry
--- includes all its fields.
+-- The size of a Dramatiq message is the size of its only value, as when it was enqueued. The size of any other entry
+-- includes all fields.
 
 local found = {}
 for i, id in ipairs(ARGV) do

@@ -1,5 +1,5 @@
--- Requeues dead letters: each becomes its original entry again, at the end of the stream or of the line of its key.
--- It takes the lock of its unique key. If another message with that key is waiting, it stays a dead letter.
+-- Requeues dead letters: the original entry of each is added again, at the end of the stream or of the line of its key, and
+-- takes the lock of its unique key. If another message with that key is waiting, the dead letter is not requeued.
 --
 -- KEYS     1–9 work  10 dead, also of {dead}:mistakes (dead.lua)  11 counters  12… the unique key of each dead letter that has one
 -- ARGV     ms after which unique locks end, then per dead letter: its id, number of its unique key in KEYS (0 = none)

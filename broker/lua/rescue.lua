@@ -1,11 +1,11 @@
--- Requeues entries that an operator chose. They can be taken at once, keep their place, and the delivery counts.
+-- Requeues entries that an operator chose. Consumers can take them at once; they keep their place, and the delivery counts.
 --
 -- KEYS     1 stream  2 timer  3 counters  4 suspects
 -- ARGV     group, consumer of handed-back entries, then per entry: id, its holder ("" = none: an orphan),
 --          delivery count
 -- Returns  {number of entries requeued, number of ghosts removed}; entries that have changed since are skipped
 --
--- An entry is claimed before anything is removed, so that it is in a pending list after every step.
+-- Each entry is claimed before anything is removed, so that it is in a pending list after every step.
 
 local stream, timer, counters, suspects = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, handed_back = ARGV[1], ARGV[2]

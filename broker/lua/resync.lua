@@ -6,7 +6,7 @@
 --          then the ids that the caller holds
 -- Returns  a list of {id, delivery count, fields, size of the entry if it was cut, otherwise 0}
 --
--- Crash counts and idle times do not change: for the server, these entries were delivered once.
+-- Crash counts and idle times do not change, because for the server these entries were delivered only once.
 
 local stream, counters = KEYS[1], KEYS[2]
 local group, me, min_idle, room = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

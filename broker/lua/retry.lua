@@ -9,9 +9,9 @@
 --          cancelled
 --
 -- The retry waits like any message: it takes the lock of its unique key, unless a message that was enqueued during the
--- job has it. The retry of a message with another key than an ordering key is not at work until it is due: then it comes
--- to work or stands in line. The retry of an ordering key is due no later than the time until which it may hold the key,
--- so that the last attempt runs then.
+-- job has it. With a concurrency or rate key, the retry is not at work until it is due; then it comes to work or waits in
+-- line. With an ordering key, the retry is due no later than the time until which it may hold the key, so that its last
+-- attempt runs at that time.
 -- Works when the server's memory is full: it only moves the message, and Redis lets a script finish if its first write
 -- needs no memory.
 

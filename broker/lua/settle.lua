@@ -10,8 +10,8 @@
 -- Success is accepted whichever consumer holds the entry now, because the job is done. Messages must be acknowledged
 -- even when the server's memory is full: Redis lets a script finish then if its first write needs no memory.
 --
--- The keys that remember follow-up messages go with their entry. They stay, and expire, if another consumer holds the
--- entry now: it may enqueue the same follow-up messages.
+-- The keys that remember follow-up messages are deleted with their entry. If another consumer holds the entry now, they are
+-- kept until they expire, because that consumer may enqueue the same follow-up messages.
 
 local FIXED = 5
 local stream, suspects, counters = KEYS[1], KEYS[10], KEYS[11]

@@ -8,12 +8,12 @@
 -- Returns  {RUN} or {EXPIRED}: it has not begun in time; each with the newest message that was coalesced onto it, if any;
 --          or {LOST}: another consumer holds the entry now
 --
--- A coalesced message is kept until the message that it was coalesced onto has ended: if that is skipped, the coalesced
--- one runs instead. The script records which consumer runs an entry that was delivered before, so that a crash counts
--- against messages that ran, and not against those that only waited in the same process. If a running message has ended
--- or lost its entry when its isolation ends, this does not count as fenced.
+-- A coalesced message is kept until the message that it was coalesced onto has ended, because it runs instead if that
+-- message is skipped. The script records which consumer runs an entry that was delivered before, so that a crash counts
+-- against messages that were running, and not against messages that only waited in the same process. If a running message
+-- has ended or lost its entry when its isolation ends, this does not count as fenced.
 --
--- A message that can expire is recorded among the suspects, too, when it begins: so it does not expire when it is
+-- A message that can expire is also recorded among the suspects when it starts, so that it does not expire if it is
 -- delivered again after a crash.
 
 local stream, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12]

@@ -7,9 +7,9 @@
 -- Returns  {next cursor ("" = the pass is complete), orphans found, ms until the next pass is due if this one is not,
 --           otherwise 0}; a full page of orphans ends a call, too
 --
--- One process makes the pass. If it dies meanwhile, another one makes the next pass.
--- Settled entries are removed. So every entry up to the last delivered one is pending or an orphan, and all entries
--- between two successive ids of the pending lists are orphans. Only the payloads of orphans are read.
+-- Only one process makes a pass. If it dies, another process makes the next pass.
+-- Settled entries are removed from the stream. So every entry up to the last delivered one is either pending or an orphan,
+-- and all entries between two consecutive pending ids are orphans. Only the payloads of orphans are read.
 
 local stream, consumers, dead, timer, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, handed_back, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

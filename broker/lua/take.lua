@@ -12,10 +12,10 @@
 -- sweep.lua gives consumers that were made by hand an old heartbeat, so that not all consumers must be listed here.
 -- Ghosts are removed (Redis 6.2 keeps them).
 --
--- The first crash during an entry's delivery is not counted against it; from then on, start.lua records which entries
--- run. The next crash while it runs counts fully. From then on it runs in isolation, so that a further crash is its
--- fault. If isolation times out because this or another message runs for longer than a lease, a crash counts as a
--- quarter, so that a message that kills its workers still reaches the limit.
+-- The first crash while an entry is delivered does not count against it; from then on, start.lua records whether the entry
+-- runs. The next crash while it runs counts fully. From then on it runs in isolation, so that a further crash can be
+-- attributed to it. If isolation times out because this or another message runs for longer than a lease, a crash counts as
+-- a quarter, so that a message that kills its workers still reaches the limit.
 
 local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]

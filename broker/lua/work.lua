@@ -1,16 +1,16 @@
 -- Functions that add and move waiting messages, keep the limits of each key, and maintain unique locks.
 -- Included at the top of scripts whose first nine KEYS are ``work`` in keys.py.
 --
--- A message with a key is *at work* from its turn on, and the others of its key wait in line:
+-- A message with a key is *at work* when it has its turn; the other messages of its key wait in line:
 --   an ordering key       one is at work at a time, until it is done; it stays so while it is delayed (as a retry, too)
 --   a concurrency key     at most ``max`` are at work: in the stream or in flight; it begins with the byte 1
 --   a rate                at most ``n`` start per period. A message takes a place when it comes to work; when it starts,
 --                         the place is free again after a period. Rates without another key begin with the byte 2
 --   a priority            the most urgent messages come first, as places are free. A message gives its place back when it
 --                         starts (a period of 0). Messages with a priority and no other key share the key of the byte 4
--- A message that can come to work at a known time, when the place of an earlier start is free again, has taken that place
--- and is delayed until then. So at any time the messages that have not started and the starts of the last period are at
--- most ``n``, however long a message waits for a worker.
+-- If the place of an earlier start becomes free at a known time, a message takes that place in advance and is delayed until
+-- then. So at any time, the messages that have not started and the starts of the last period together are at most ``n``,
+-- however long a message waits for a worker.
 --
 -- The set of messages at work has a member for each: the key, a zero byte and its place (entry id, or name in delayed).
 -- If the key has a rate, a message that has not started has a second member, which begins with the byte 3.
@@ -46,8 +46,8 @@ local function server_ms()
   return math.floor(server_us() / 1000)
 end
 
--- A key of another type, which another program wrote, must not make the work fail that is recorded there. So errors of
--- timer, counters, suspects and holders are ignored, here and in the scripts.
+-- If another program wrote a key of another type, scripts must not fail because of it. So errors of timer, counters, suspects
+-- and holders are ignored, here and in the scripts.
 
 local function in_holders(field)
   local found = redis.pcall('HGET', work.holders, field)
@@ -73,7 +73,7 @@ local function move_holder(before, now)
   end
 end
 
--- Returns whether a message exists at this place. Assumes so if the caller's user may not read the stream.
+-- Returns whether a message exists at this place; true if the caller's user may not read the stream.
 local function is_there(where)
   if string.find(where, '^%d+%-%d+$') then
     local found = redis.pcall('XRANGE', work.stream, where, where)
@@ -83,7 +83,7 @@ local function is_there(where)
     or redis.call('ZSCORE', work.line, where)
 end
 
--- Returns the message that holds a lock, or false; and whether the lock is stale, as its message was removed by hand.
+-- Returns the message that holds a lock, or false; and whether the lock is stale because its message was removed by hand.
 local function holder_of(lock)
   local id = redis.call('GET', lock)
   if not id then
@@ -174,7 +174,7 @@ local function set_limits(key, limits)
   end
 end
 
--- Returns the starts of a key whose places are not free yet, as a list of {time, number}, and their number.
+-- Returns the starts of a key whose places are not free yet, as a list of {time, number}, and their total number.
 local function recent_starts(key, now)
   local starts, total = {}, 0
   for free_at, count in string.gmatch(redis.call('HGET', work.limits, key .. '\0starts') or '', '(%d+):(%d+)') do
@@ -345,7 +345,7 @@ local function start_work(key, where, limits)
   next_in_line(key)
 end
 
--- Ends the work of a message that was at this place and is gone, and brings the next ones to work.
+-- Ends the turn of a message that was removed from this place, and brings the next messages to work.
 -- Does nothing if it was not at work there.
 local function leave_work(key, gone)
   local _, n, period = limits_of(key)
