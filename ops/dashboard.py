@@ -297,9 +297,13 @@ def _annotations() -> list[builders.AnnotationQuery]:
         source = dashboard.DataSourceRef(type_val="grafana", uid="-- Grafana --")
         return builders.AnnotationQuery().name(name).datasource(source).enable(True).icon_color(colour).target(target)
 
+    # a version that no process had five minutes before
+    of_version = f"count by (version) (cluster_build_info{{{MACROS['$scope']}}}"
+    releases = builders.AnnotationQuery().name("Releases").datasource(METRICS).enable(True).icon_color("green")
+    releases = releases.expr(f"{of_version}) unless {of_version} offset 5m)")
     firing = builders.AnnotationQuery().name("Alerts").datasource(METRICS).enable(True).icon_color("orange")
     firing = firing.expr(f'ALERTS{{{PLACE}, alertstate="firing", service="sploot-cluster"}}')
-    return [tagged("Deploys", "deploy", "blue"), tagged("Incidents", "incident", "red"), firing]
+    return [tagged("Deploys", "deploy", "blue"), releases, tagged("Incidents", "incident", "red"), firing]
 
 
 def main() -> int:

@@ -132,14 +132,15 @@ def test_links_to_logs_decode_to_valid_queries() -> None:
 def test_dashboard_annotates_deploys_incidents_and_alerts() -> None:
     marks = {mark["name"]: mark for mark in BOARD["annotations"]["list"]}
 
-    assert set(marks) == {"Deploys", "Incidents", "Alerts"}
+    assert set(marks) == {"Deploys", "Releases", "Incidents", "Alerts"}
+    assert "cluster_build_info" in marks["Releases"]["expr"]
     assert marks["Deploys"]["target"]["tags"] == ["sploot-cluster", "deploy"]
 
 
-# -- the rules of Grafana's dashboard linter ---------------------------------------------------------------------------
+# -- the rules of Grafana's dashboard linter that ops/README.md lists -----------------------------------------------
 
 # recorded values and alerts have no job and no instance
-WITHOUT_JOB = {"Alerts firing", "Firing alerts", "Error budget left", "Error budget burn rate"}
+WITHOUT_JOB = {"Alerts firing", "Firing alerts", "Error budget left", "Days in the budget", "Error budget burn rate"}
 
 
 def test_dashboard_has_the_variables_of_the_linter() -> None:
@@ -173,8 +174,14 @@ def test_panel_meets_the_rules_of_the_linter(panel: dict[str, Any]) -> None:
         assert selectors
         assert [matcher for selector in selectors for matcher in wanted if matcher not in selector] == []
         windows = re.findall(r"\b(?:rate|increase)\([^\[]*\[([^\]]+)\]", target["expr"])
+        counters = re.findall(r"\w+_total\{", target["expr"])
+        assert len(counters) == len(re.findall(r"\b(?:rate|increase)\(\w+_total\{", target["expr"]))
         # a tile of the displayed time range adds up the whole range, once
         assert set(windows) <= ({"$__range"} if target.get("instant") else {"$__rate_interval"})
+
+
+# the first test also waits until the history is made, with all rules evaluated on it
+SERVED = pytest.mark.timeout(280)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +193,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Promethe
 
 
 @pytest.mark.ops
+@SERVED
 @pytest.mark.parametrize("panel", PANELS, ids=IDS)
 def test_panel_draws_three_hours_of_history(panel: dict[str, Any], history: tuple[Prometheus, float]) -> None:
     for target in panel["targets"]:
@@ -200,6 +208,7 @@ def test_panel_draws_three_hours_of_history(panel: dict[str, Any], history: tupl
 
 
 @pytest.mark.ops
+@SERVED
 def test_history_contains_its_incidents(history: tuple[Prometheus, float]) -> None:
     server, end = history
 
@@ -214,6 +223,7 @@ def test_history_contains_its_incidents(history: tuple[Prometheus, float]) -> No
 
 
 @pytest.mark.ops
+@SERVED
 def test_picture_of_the_dashboard_is_drawn(history: tuple[Prometheus, float], tmp_path: Path) -> None:
     draw(*history, tmp_path / "dashboard.png")
 
