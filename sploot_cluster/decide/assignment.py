@@ -169,8 +169,10 @@ def threshold_of(vectors: FloatMatrix) -> float:
     if len(vectors) == 1:
         return 1.0
     own = own_similarity(vectors)
-    lower, upper = np.quantile(own, [0.25, 0.75])
-    return float(np.clip(own[own >= lower - 1.5 * (upper - lower)].min(), -1, 1))
+    lower, upper = _quartiles(own)
+    # a plain float would be rounded to float32 before it is compared
+    fence = np.float64(lower - 1.5 * (upper - lower))
+    return max(-1.0, min(1.0, float(own[own >= fence].min())))
 
 
 # A locked cluster takes an item only if its reach is at most this. Measured: docs/explanation/quality.md.
@@ -231,7 +233,7 @@ def own_similarity(vectors: FloatMatrix) -> FloatVector:
         vectors: (n, d) float32 of unit norm, n ≥ 2: the members. At most 2,048 of them, evenly spaced, are measured.
     """
     n = len(vectors)
-    probes = np.linspace(0, n - 1, num=min(n, _MOST_PROBES)).astype(np.intp)
+    probes = np.arange(n) if n <= _MOST_PROBES else np.linspace(0, n - 1, num=_MOST_PROBES).astype(np.intp)
     own = np.empty(len(probes), dtype=np.float32)
     for start in range(0, len(probes), _BLOCK):
         rows = probes[start : start + _BLOCK]
@@ -287,6 +289,20 @@ def why_recluster(n_media: int, n_at_recluster: int, noise_arrivals: int, settin
 
 def _count(labels: LabelVector, origins: OriginVector, cluster: ClusterId) -> int:
     return int(np.count_nonzero((labels == cluster) & (origins != Origin.ABSORBED)))
+
+
+def _quartiles(values: FloatVector) -> tuple[float, float]:
+    """Return the lower and the upper quartile, exactly as ``np.quantile``, which takes 20 times as long for few."""
+    ordered = np.sort(values)
+    last = len(ordered) - 1
+
+    def at(position: float) -> float:
+        below = int(position)
+        one, other, share = ordered[below], ordered[min(below + 1, last)], position - below
+        gap = float(other - one)
+        return float(one) + gap * share if share < 0.5 else float(other) - gap * (1 - share)
+
+    return at(0.25 * last), at(0.75 * last)
 
 
 def _mean_top(similarity: FloatMatrix, k: int) -> FloatVector:

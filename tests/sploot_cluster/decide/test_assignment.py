@@ -7,10 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sploot_cluster.decide.assignment import Decision, decide, reach, recluster_reason, similarity_to, threshold_of
+from sploot_cluster.decide.assignment import (
+    Decision,
+    decide,
+    own_similarity,
+    reach,
+    recluster_reason,
+    similarity_to,
+    threshold_of,
+)
 from sploot_cluster.engine.neighbours import Neighbours, nearest
 from sploot_cluster.pet.models import NOISE, Origin, PetState
-from sploot_cluster.pet.vectors import FloatVector, as_vector
+from sploot_cluster.pet.vectors import FloatVector, as_vector, as_vectors
 from sploot_cluster.settings import ClusterSettings
 from tests.sploot_cluster.states import looks, pet_state
 
@@ -121,6 +129,16 @@ def test_threshold_ignores_an_outlier_among_the_members() -> None:
 
     assert threshold == pytest.approx(threshold_of(tight), abs=0.01)
     assert threshold > similarity_to(tight, stray)[0] + 0.1
+
+
+def test_threshold_is_the_lowest_similarity_above_the_fence() -> None:
+    random = np.random.default_rng(5)
+    for _ in range(300):
+        members = as_vectors(random.normal(size=(random.integers(2, 40), 4)))
+        own = own_similarity(members)
+        lower, upper = np.quantile(own, [0.25, 0.75])
+
+        assert threshold_of(members) == float(np.clip(own[own >= lower - 1.5 * (upper - lower)].min(), -1, 1))
 
 
 def test_threshold_of_a_single_member_is_one() -> None:
