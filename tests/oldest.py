@@ -18,8 +18,9 @@ from tests.pythons import MODULES, TOOLS, declared
 ROOT: Final = Path(__file__).parents[1]
 PYTHON: Final = "3.11"  # later ones have no wheels of the lowest versions
 EXTRAS: Final = ("worker", "server", "otel", "parquet", "embedded", "reference", "all")
-# Starlette's test client needed httpx before it needed httpx2.
-TEST_TOOLS: Final = (*TOOLS, "httpx")
+# Starlette's test client needed httpx before it needed httpx2. The others are for all tests of the broker; setup.cfg
+# gives the reasons.
+TEST_TOOLS: Final = (*TOOLS, "httpx", "setuptools >= 77", "gevent >= 24.11", "watchdog >= 6, < 7")
 QUICK: Final = (
     "tests/sploot_cluster/engine",
     "tests/sploot_cluster/pet",
