@@ -58,7 +58,9 @@ for _, pet in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now - ARGV[5],
 end
 local longest = redis.call('ZRANGE', KEYS[2], 0, 0, 'REV', 'WITHSCORES')
 local streak = math.max(of_all, tonumber(longest[2] or '0'))
-redis.call('HSET', KEYS[1], 'high_streak', streak)
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  redis.call('HSET', KEYS[1], 'high_streak', streak)
+end
 return streak
 """
 
