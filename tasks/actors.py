@@ -34,14 +34,14 @@ from tasks.wire import CheckedArguments
 C = TypeVar("C", bound=Contract)
 
 
-# One batch runs while another one waits for Redis; more would only wait for the interpreter, and would count as pending
-# jobs, for which alerts fire at 100 and 250.
+# Maximum number of batches that a process holds: one runs while another waits for Redis. More would only wait for the
+# interpreter, and their messages would count as pending jobs, for which alerts fire at 100 and 250.
 BATCHES_HELD: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewKept:
-    """The result of a preview job: enough to apply the preview, which is stored next to the pet."""
+    """The result of a preview job: what a caller needs to apply the preview, which is stored next to the pet."""
 
     token: str
     revision: int
@@ -108,8 +108,8 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
                 # a redelivery has the same message id, so it is the same operation
                 return cast(Answer, service.correct(task, operation_id=_message_id()))
             except InvalidInput as refused:
-                # The pet changed after the sender had seen it. Nothing was changed and no retry would help, so the job
-                # ends: a dead letter would wait for an operator, who can do nothing about it.
+                # The pet has changed since the sender read it. The correction changed nothing and a retry would not
+                # help, so the job ends. It does not become a dead letter, because an operator could not fix it.
                 current_job().refusal = refused
                 refuse(f"{refused.problem}; {refused.hint}")
                 return None
@@ -125,7 +125,7 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
     def preview_recluster(task: PreviewRecluster) -> PreviewKept | None:
         try:
             previewed = service.preview(PetId(task.pet_id), backend=task.backend)
-        except InvalidInput as refused:  # the backend cannot be used; a retry would not help
+        except InvalidInput as refused:  # the backend is not available; a retry would not help
             refuse(f"{refused.problem}; {refused.hint}")
             return None
         current_job().backend = previewed.result.backend
@@ -141,7 +141,7 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
 
 
 def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable[[C], Answer | None]], None]:
-    """Return a decorator that makes a function the contract's actor, with the options from ``POLICIES``.
+    """Return a decorator that declares a function as the contract's actor, with the options from ``POLICIES``.
 
     The function is called with the checked message. It returns None if the job was refused.
     """
@@ -176,7 +176,7 @@ def _checked(contract: type[C]) -> C | None:
 
 
 def _event_of(message: BatchedMessage) -> EmbeddingIngested | None:
-    """Return the event of a message in a batch; None if it is invalid, which the actor finds again by itself."""
+    """Return the event of a message in a batch, or None if it is invalid; its actor then reports the error."""
     if isinstance(message.kwargs, CheckedArguments):
         return message.kwargs.event
     try:

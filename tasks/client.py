@@ -104,7 +104,7 @@ class ClusterTasks:
         return self.correct(SplitCluster(pet_id, cluster_id, media_ids, **signed))
 
     def keep_apart(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
-        """Keep clusters apart: no machine puts their items together, until this is undone or they are merged."""
+        """Keep clusters apart: no computation joins their items until this is undone or they are merged."""
         return self.correct(KeepApart(pet_id, cluster_ids, **signed))
 
     def place(self, pet_id: int, media_ids: Sequence[str], into: int | None = None, **signed: Unpack[Signed]) -> JobRef:
@@ -128,7 +128,7 @@ class ClusterTasks:
         return self.correct(CoverCluster(pet_id, cluster_id, media_id, **signed))
 
     def lock(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
-        """Lock clusters: no recluster changes which items they have, and only close new items join them."""
+        """Lock clusters: reclusters do not change their items, and only very similar new items join them."""
         return self.correct(LockClusters(pet_id, cluster_ids, **signed))
 
     def unlock(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
@@ -175,8 +175,8 @@ class ClusterTasks:
             encoding: the encoding of bytes or text; for bytes, None means ``f32le``.
             event_id: the job's id; None generates one.
             occurred_at: when the item occurred, as RFC 3339 text. It is shown, and lists can be sorted by it.
-            replace: replace the embedding of an item that the pet has, because the picture was edited. The item keeps
-                its corrections; one that corrections do not name is assigned again.
+            replace: replace the embedding of an item that the pet has, because the picture was edited. Corrections of
+                the item stay in force; an item that no correction names is assigned again.
             traceparent: W3C Trace Context of the upload.
         """
         return self.ingest_event(
@@ -224,7 +224,7 @@ class ClusterTasks:
         self._transport.enqueue(task, unique_key=task.unique_key, delay_ms=delay_ms)
 
     def job(self, job_id: str) -> JobStatus | None:
-        """Return the status of a job, with one reason if it waits; None if it was never tracked or ended a day ago."""
+        """Return the status of a job, and why it waits; None if it was never tracked or ended over a day ago."""
         return self._transport.status(job_id)
 
     def unfinished(self, pet_id: int) -> Sequence[JobStatus]:
@@ -237,9 +237,9 @@ class ClusterTasks:
     def cancel(self, job_id: str) -> CancelOutcome:
         """Cancel a job: a waiting one is removed, a running one is interrupted. It is not retried.
 
-        A recluster or preview that was requested while this one waited runs in its place. The Redis user ``client``
-        may not cancel jobs; use ``operator`` or ``server``. Items that another program sent with a plain ``XADD`` are
-        not found; operators can cancel them.
+        If the same recluster or preview was requested again while this job waited, the later request runs in its place.
+        The Redis user ``client`` may not cancel jobs; use ``operator`` or ``server``. Items that another program sent
+        with a plain ``XADD`` are not found; operators can cancel them.
 
         Returns:
             ``cancelled``: it was waiting, and is gone. ``requested``: its worker will end it, unless the job ends

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from tasks.queue_ops import Operations
 
 CONNECT_TIMEOUT_S: Final = 5.0
-# The longest script, a commit, takes a fraction of a second; a server that is silent for ten seconds is unavailable.
+# Maximum time to wait for a reply from Redis. The longest script, a commit, takes a fraction of a second, so a server
+# that is silent for this long is unavailable.
 ANSWER_TIMEOUT_S: Final = 10.0
 
 
@@ -135,7 +136,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
             ShutdownNotifications(),
             Retries(),
             CurrentMessage(),
-            # a message that is 30 s late is dropped, because a missed sample is not made up for
+            # drop messages that are 30 s late, because a sample taken that late would be useless
             PeriodiqMiddleware(skip_delay=30),
             TrackJobs(JobRecords(client)),
             ReportDeadJobs(),

@@ -1,6 +1,6 @@
 """The messages between producers and workers: their names, their fields, and the checks of every field.
 
-A message that passes the checks is a frozen value and needs no further ones; otherwise ``InvalidInput`` gives the
+A message that passes the checks is a frozen value and needs no further checks; otherwise ``InvalidInput`` gives the
 field, the problem and a hint. Producers run the same checks before they send. The event for an item is defined in
 ``sploot_cluster.event``, and the messages for corrections are the requests in ``sploot_cluster.decide.corrections``.
 This module loads only the standard library and modules of ``sploot_cluster`` that do the same, because producers may
@@ -42,7 +42,7 @@ def stream_of(queue: str) -> str:
     return f"{NAMESPACE}:{queue}"
 
 
-# The requester recorded for anything that was not requested by a person.
+# The requester that is recorded if no person requested the job.
 MACHINE: Final = "machine"
 
 
@@ -89,7 +89,7 @@ class PreviewRecluster(Checked):
 
     Attributes:
         requested_by: the requester, for the logs.
-        backend: None: our own engine.
+        backend: the package whose groups the preview starts from; None means our own engine.
     """
 
     actor_name: ClassVar[str] = PREVIEW_RECLUSTER

@@ -54,14 +54,14 @@ AHEAD_WRONG_MS: Final = 60_000  # entry ids this far ahead are wrong; the clocks
 VANISHED_SHOWN_MS: Final = 24 * 60 * 60 * 1000
 FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
-# Number of pets that are read, in one round trip. Each run draws a new sample.
+# Maximum number of pets to read, in one round trip. Each run draws a new sample.
 SAMPLE_OF_PETS: Final = 500
-# Number of times that keys are looked at, a thousand each time: less than a millisecond each.
+# Number of SCAN calls. Each checks about a thousand keys, in less than a millisecond.
 SCANS: Final = 10
 MOST_DEAD_LISTED: Final = 5
 MOST_BROKEN_LISTED: Final = 5
 REDIS_CLI: Final = 'redis-cli -u "$REDIS_URL"'
-# Deletes a stream that is empty. Workers create it again, with ids that follow the clock.
+# Script that deletes a stream if it is empty. Workers create it again, with ids that follow the clock.
 DELETE_IF_EMPTY: Final = "if redis.call('XLEN',KEYS[1])==0 then return redis.call('DEL',KEYS[1]) end return 'not empty'"
 
 # Kubernetes sets these in every pod for each service, whatever its name.
@@ -69,7 +69,7 @@ _OF_KUBERNETES: Final = re.compile(r".*_SERVICE_(HOST|PORT(_.*)?)=.*|.*_PORT_\d+
 _META: Final = re.compile(rb"\{pet:([1-9][0-9]{0,18})\}:meta")
 # Variables whose names begin like those of our settings.
 _RELATED: Final = re.compile(r"(SPLOOT|WORKER_METRICS|REDIS_UR|SENTRY_D|OTEL_EXPORTER_OTLP_ENDP).*")
-# Similarity from which any other variable counts as a misspelt setting.
+# Minimum similarity to the name of a setting at which any other variable counts as a misspelling of it.
 _A_SLIP: Final = 0.9
 # Variables that only other programs read: the scripts in ops/, the demo, the chart.
 _OTHERS: Final = frozenset({"SPLOOT_VERSION", "SPLOOT_IMAGE"})
@@ -81,7 +81,7 @@ class Finding:
 
     Attributes:
         check: name of the check, one or two words.
-        seen: what was found.
+        seen: what the check observed.
         hint: the command or change that fixes it; empty if nothing needs fixing.
     """
 
@@ -123,7 +123,8 @@ def diagnose(installation: Installation) -> list[Finding]:
     for check in (_groups, _limit, _queues, _samples, _models, _pets):
         of_queues = _permitted(check, installation)
         if writes.level == "wrong":
-            # workers cannot write heartbeats and the scheduler cannot write ticks: starting more of them fixes nothing
+            # workers cannot write heartbeats and the scheduler cannot write ticks, so starting more of them would not
+            # help
             of_queues = [
                 replace(finding, hint=f"first make Redis accept writes; see {writes.check}")
                 if finding.hint
@@ -273,7 +274,7 @@ def _reachability(installation: Installation) -> list[Finding]:
             Finding("redis", "wrong", f"authentication failed: {error}", "correct the user and password in REDIS_URL")
         ]
     except (*REDIS_ERRORS, OSError) as error:
-        # a server that refuses writes refuses PING too, but a refusal shows that it can be reached
+        # a server that refuses writes also refuses PING, but a refusal shows that the server is reachable
         if refusal_of(error) is None:
             return [Finding("redis", "wrong", f"no answer: {error}", "start Redis, or correct REDIS_URL")]
     return [Finding("redis", "ok", f"answers in {1000 * (time.perf_counter() - start):.1f} ms")]
@@ -309,8 +310,8 @@ def _server(installation: Installation) -> Iterator[Finding]:
 
 
 def _knows(client: redis.Redis, command: str) -> bool:
-    # redis-py has no parser for these two words as one name, so it returns the reply as it is: a list, with nil for an
-    # unknown command
+    # redis-py has no parser for this two-word command, so it returns the raw reply: a list, with nil for an unknown
+    # command
     (answer,) = client.execute_command("COMMAND INFO", command)
     return answer is not None
 
@@ -444,7 +445,7 @@ def _queues(installation: Installation) -> Iterator[Finding]:
 
 
 def _of_ids(installation: Installation, stats: QueueStats) -> Iterator[Finding]:
-    """Yield the damage done by programs that do more than ``XADD key *``: ids in the future, removed entries."""
+    """Yield findings of damage by programs that do more than ``XADD key *``: ids in the future, removed entries."""
     queue, stream = stats.queue_name, stream_of(stats.queue_name)
     again = (
         f"find the producer and revoke its XADD; let workers empty {stream}, then "
@@ -702,7 +703,7 @@ def _unlisted_pets(installation: Installation) -> list[PetId]:
     """
     found: set[PetId] = set()
     for _, node in _nodes(installation):
-        cursor = random.getrandbits(32)  # a cursor may be any number: the scan begins somewhere in the keys
+        cursor = random.getrandbits(32)  # any number is a valid cursor: the scan begins at a random position
         for _ in range(SCANS):
             try:
                 cursor, keys = cast(

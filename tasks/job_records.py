@@ -92,7 +92,7 @@ _refusal: ContextVar[str | None] = ContextVar("refusal", default=None)
 
 
 def refuse(reason: str) -> None:
-    """Record that the running job was refused, and why: it ends, and has changed nothing."""
+    """Record that the running job was refused, and why. A refused job ends without having changed anything."""
     _refusal.set(reason)
 
 
@@ -156,7 +156,7 @@ class JobRecords:
         return _record(job_id, cast(dict[bytes, bytes], self._client.hgetall(RECORD_PREFIX + job_id)))
 
     def unfinished(self, pet_id: int) -> list[JobRecord]:
-        """Return the records of a pet's jobs that have not ended, oldest change first; of its newest ``PAGE`` jobs."""
+        """Return the records of unfinished jobs among the pet's newest ``PAGE`` jobs, oldest change first."""
         job_ids = self.ids_of(pet_id, newest=PAGE)
         pipeline = self._client.pipeline(transaction=False)
         for job_id in job_ids:
@@ -168,7 +168,7 @@ class JobRecords:
         """Return the ids of a pet's jobs that may have a record, in the order in which the records last changed.
 
         Args:
-            newest: only so many, those that changed last; 0: all.
+            newest: maximum number of ids to return, those whose records changed last; 0 means all.
         """
         ids = cast(list[bytes], self._client.zrange(f"{PET_PREFIX}{pet_id}", -newest, -1))
         return [job_id.decode(errors="replace") for job_id in ids]
@@ -204,12 +204,13 @@ def _record(job_id: str, stored: Mapping[bytes, bytes]) -> JobRecord | None:
 
 
 class TrackCancelled(dramatiq.Middleware):
-    """Keeps the records of tracked messages that this process cancels. For brokers of operators and producers."""
+    """Middleware that records the end of tracked messages that this process cancels, for operators and producers."""
 
     def __init__(self, records: JobRecords, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._records = records
         self._clock = clock
-        # ends of jobs whose records could not be written; without another attempt, such a job would never seem to end
+        # final records that could not be written, kept for another attempt; without it, these jobs would look
+        # unfinished forever
         self._unwritten: deque[tuple[str, Callable[[], None]]] = deque(maxlen=MOST_UNWRITTEN)
 
     def after_cancel(self, broker: Broker, message: dramatiq.Message[Any] | MessageProxy) -> None:
@@ -233,12 +234,12 @@ class TrackCancelled(dramatiq.Middleware):
             self._write_the_rest()
 
     def _write_the_rest(self) -> None:
-        """Write the records that could not be written, until one cannot be written again."""
+        """Retry the writes that failed, and stop when one fails again."""
         while self._unwritten:
             try:
                 job_id, write = self._unwritten.popleft()
             except IndexError:
-                return  # another thread took it
+                return  # another thread took the last one
             try:
                 write()
             except redis.RedisError:
@@ -248,10 +249,11 @@ class TrackCancelled(dramatiq.Middleware):
 
 
 class TrackJobs(TrackCancelled):
-    """Keeps records of messages with the option ``tracked``, such as those of ``send_with_options(tracked=True)``.
+    """Middleware that keeps records of messages with the option ``tracked``, as set by ``send_with_options``.
 
-    If a record cannot be written, this is logged and the job goes on. The end of a job is written later, after another
-    job of the process or when the process stops; if the process is killed before, the record stays behind.
+    If a record cannot be written, this is logged and the job continues. The final record of a job is then written
+    later, after another job of the process or when the process stops. If the process is killed before that, the record
+    keeps an outdated state.
     """
 
     @property
@@ -310,7 +312,7 @@ class TrackJobs(TrackCancelled):
 
 
 class Stats(Protocol):
-    """Reads the state of a queue, such as ``RedisStreamsBroker.stats``."""
+    """A function that returns the state of a queue; for example, ``RedisStreamsBroker.stats``."""
 
     def __call__(self, queue_name: str) -> QueueStats: ...
 

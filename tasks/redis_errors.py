@@ -1,4 +1,4 @@
-"""The translation of Redis errors to ``QueueUnavailable`` with the cause, for every use of the queues."""
+"""Translation of Redis errors to ``QueueUnavailable`` with the cause, for every use of the queues."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 
 @contextmanager
 def reaching_redis(outcome: str = "nothing was changed") -> Iterator[None]:
-    """Raise ``QueueUnavailable`` if Redis does not answer or refuses a command; ``outcome`` states what was done."""
+    """Raise ``QueueUnavailable`` if Redis does not answer or refuses a command; ``outcome`` states the effect."""
     try:
         yield
     except (*REDIS_ERRORS, BrokerConnectionError) as error:

@@ -48,7 +48,7 @@ def connect(url: str, *, connect_timeout_s: float, answer_timeout_s: float, retr
         InvalidInput: the URL has no known form; the text shows no secrets.
         redis.ConnectionError: no node of the Cluster answers.
     """
-    # imported here, because the import takes longer than --help and a check of the settings
+    # imported here, because the import takes longer than printing --help or checking the settings
     import redis
     from redis.cluster import ClusterNode
     from redis.exceptions import RedisClusterException

@@ -7,7 +7,7 @@ Two kinds of error are never retried: ``InvalidInput`` and its subclasses, becau
 ``PetTooLarge``, because waiting makes no pet smaller. All others are retried: ``RevisionConflict`` and
 ``StoreUnavailable`` resolve by themselves, ``UnreadablePet`` may be due to data from a newer release in a rollout,
 and ``NotConserved`` and unforeseen errors get further attempts before an operator looks. ``StalePreview`` and
-``PetExists`` are raised for the caller who applies a preview or imports a pet, never in a job.
+``PetExists`` are never raised in a job, only when a caller applies a preview or imports a pet.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class RetryPolicy:
         }
 
 
-# About 20 minutes in all. The labeller has decided and will not look again, and an operator has time to free memory of
-# a full Redis.
+# About 20 minutes in all, so that an operator has time to free memory if Redis is full. The labeller will not notice a
+# failure and try again.
 _CORRECTION: Final = RetryPolicy(12, SECOND_MS, 5 * MINUTE_MS, time_limit_ms=2 * MINUTE_MS)
 # The next sample is due in 10 s and replaces this one. Without retries, the back-off has no effect.
 _SAMPLE: Final = RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=10 * SECOND_MS)
@@ -70,8 +70,8 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     # about two minutes in all: failures are lost races for a busy pet, or a failover; both pass within seconds
     CLUSTER_EMBEDDING: RetryPolicy(8, SECOND_MS, MINUTE_MS, time_limit_ms=MINUTE_MS),
     **{request.actor_name: _CORRECTION for request in VERBS.values()},
-    # after a failure, the next arrivals request another recluster; one of 50,000 items takes minutes on one core and
-    # must not be cut off
+    # after a failure, the next arrivals request another recluster; with 50,000 items, one takes minutes on one core and
+    # must not be interrupted
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
     # a user waits for the preview and can request it again
     PREVIEW_RECLUSTER: RetryPolicy(2, SECOND_MS, 10 * SECOND_MS, time_limit_ms=30 * MINUTE_MS),

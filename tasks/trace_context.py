@@ -1,4 +1,4 @@
-"""The W3C Trace Context of the running code, without requiring OpenTelemetry.
+"""The W3C Trace Context of the running code; works without OpenTelemetry.
 
 Without OpenTelemetry no spans are created, but the traceparent of a request is passed on. An upload and its assignment
 thus form one trace even if the server between them creates no span.

@@ -131,7 +131,7 @@ class Transport:
     def _without_dead_connections(self) -> Iterator[None]:
         """Drop the idle connections of this object's own client if one of them seems to be dead.
 
-        A firewall forgets them all at once. The broker does this for its own connections.
+        A firewall forgets all idle connections at once. The broker checks its own connections in the same way.
         """
         start = time.monotonic()
         try:

@@ -98,7 +98,7 @@ def check_message(message: dramatiq.Message[Any]) -> None:
             )
 
 
-# Options that let a message wait for others, by a key.
+# Options that make a message wait for other messages with the same key.
 _LIMITING: Final = frozenset({"ordering_key", "concurrency_key", "rate", "priority"})
 _LONGEST_NAME: Final = 64  # maximum length of an option's name in an error, in characters
 _MOST_RETRIES: Final = 1_000  # far above every policy; with a negative number, a message would be retried endlessly

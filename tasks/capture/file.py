@@ -8,9 +8,9 @@ A capture is a zip of these members:
     jobs.jsonl          the pet's unfinished jobs, one per line
     dead_letters.jsonl  the pet's newest dead letters, or the one that was captured
 
-Jobs and dead letters have the fields of their stream entries, as base64. Only the head of an entry of more than a
-megabyte is captured, except if a single dead letter is captured. In a redacted capture, the fields are readable instead
-and nothing contains an embedding; such a capture can only be inspected.
+Jobs and dead letters have the fields of their stream entries, as base64. If an entry is larger than a megabyte, only
+its head is captured, except in the capture of a single dead letter. In a redacted capture, the fields are readable text
+without embeddings; such a capture can only be inspected.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Capture:
     """A capture that was read from a file, with embeddings.
 
     Attributes:
-        pet: None if a dead letter was captured, or a pet without data.
+        pet: the captured pet; None for the capture of a dead letter or of a pet without data.
         settings: the settings at the time of the capture.
     """
 
@@ -107,7 +107,7 @@ class Capture:
 
 
 def labels_digest(state: PetState) -> str:
-    """Return a digest that is equal for the same items in the same clusters, in any order."""
+    """Return a digest that depends only on which items are in which clusters, not on their order."""
     lines = sorted(f"{item}\0{label}" for item, label in zip(state.media, state.labels.tolist(), strict=True))
     return hashlib.sha256("\n".join(lines).encode(errors="surrogatepass")).hexdigest()[:16]
 
@@ -154,7 +154,7 @@ def capture_raw(
     settings: ClusterSettings,
     redact: bool = False,
 ) -> bytes:
-    """Return a capture of a pet that has its keys as they are, whole or damaged, in place of its export file.
+    """Return a capture that holds the keys of a pet as they are, even if damaged, in place of its export file.
 
     Args:
         redact: leave embeddings out of keys, jobs and dead letters.
@@ -187,7 +187,7 @@ def write_capture(capture: bytes, file: Path) -> None:
         try:
             file.write_bytes(capture)
         except BaseException:
-            file.unlink()  # half a capture is worse than none
+            file.unlink()  # an incomplete capture is worse than none
             raise
     except OSError as error:
         raise InvalidInput("--output", f"{file}: {error.strerror}", "name a new file in an existing folder") from None
@@ -231,7 +231,7 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
     found, _ = find_jobs(broker, client, pet_id)
     for job in found:
         if job.entry_id is None:
-            continue  # jobs outside the stream follow below, with their messages
+            continue  # jobs outside the stream are yielded below, with their messages
         entry = broker.inspector(job.queue).entry(job.entry_id)
         if entry is not None:  # None if the job has ended since it was found
             yield {

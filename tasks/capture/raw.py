@@ -1,4 +1,4 @@
-"""The keys of a pet as they were, in a capture: for a pet that cannot be read.
+"""The unchanged keys of a pet in a capture, for pets that cannot be read.
 
 A capture of this kind has these members in place of ``pet.zip``:
 
@@ -6,7 +6,7 @@ A capture of this kind has these members in place of ``pet.zip``:
     raw/<name>  the value of that key: the bytes of a string; otherwise a JSON list of base64 texts, the items of a list
                 or the fields and values of a hash in turn, or for a stream of [id, [field, value, …]]
 
-A redacted capture has no values of the keys that hold embeddings.
+A redacted capture lacks the values of keys that hold embeddings.
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from sploot_cluster.printable import UNPRINTABLE
 from tasks.observe.logs import without_payload
 from tasks.queue_ops.entries import EMBEDDING
 
-# No model has fewer dimensions.
+# Minimum number of values in a collection that may be an embedding: every model has more dimensions.
 FEWEST_VALUES: Final = 15
 
-# Only numbers with a decimal point, because whole numbers in texts are often ids.
+# Matches only numbers with a decimal point, because whole numbers in texts are often ids.
 _FRACTION: Final = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?")
 
 

@@ -42,8 +42,8 @@ class Replayed:
     """The outcome of a replay.
 
     Attributes:
-        labels: digest of the labels; ``expected`` is the digest from the capture, None if that has no pet.
-        moved: items whose cluster differs from the capture: item, captured cluster, replayed cluster.
+        labels: digest of the replayed labels; ``expected`` is the captured digest, None if the capture has no pet.
+        moved: (item, captured cluster, replayed cluster) for each item whose cluster differs.
         differences: other deviations, as text.
         verdicts: for each dead letter, whether it would be accepted now.
     """
@@ -109,7 +109,7 @@ class _Arrival:
 def _story(pet: PetDump) -> Sequence[_Arrival | Correction | HistoryEntry]:
     """Return the events of a pet, in order; the history entry of a correction follows the correction itself."""
     arrivals = map(_Arrival, pet.arrived.tolist(), pet.state.media, pet.state.vectors)
-    # of several events with the same revision, arrivals come first: these items joined the pet at a switch
+    # at an equal revision, arrivals come first, because their items joined the pet at a switch
     return sorted([*arrivals, *pet.state.ledger, *pet.history], key=lambda event: event.revision)
 
 
@@ -122,7 +122,7 @@ class _Clock:
 
 
 class _IgnoredRequests(ReclusterRequests):
-    """Ignores requests for reclusters: the history contains those that ran."""
+    """Ignores requests for reclusters, because the history contains the reclusters that ran."""
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
         pass
@@ -180,7 +180,7 @@ def _move_to(store: PetStore, pet: PetId, revision: int) -> None:
 
 
 def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterator[str]:
-    """Repeat a change that is not a correction; yield what cannot be repeated."""
+    """Repeat a change that is not a correction; yield a text for each part that cannot be repeated."""
     summary = entry.summary
     match entry.kind:
         case "recluster":
@@ -203,11 +203,11 @@ def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterato
         case "repair":
             yield "the repair of damaged keys cannot be replayed: the damage is not in the file"
         case kind:
-            assert kind == "arrival" or kind in ENTRIES, kind  # replayed from its own event in the story
+            assert kind == "arrival" or kind in ENTRIES, kind  # other changes have their own events in the story
 
 
 def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> Iterator[str]:
-    """Repeat a correction with those of its items that still exist; yield what cannot be repeated."""
+    """Repeat a correction for those of its items that still exist; yield a text for each part that cannot be."""
     named: list[MediaId] = []
 
     def left(media: Sequence[MediaId]) -> Sequence[MediaId]:

@@ -17,7 +17,7 @@ from sploot_cluster.threads import one_thread_each
 one_thread_each(os.environ)
 
 try:
-    # A long-running process logs JSON from its first line on, including warnings and errors from the imports below.
+    # A long-running process logs JSON from its first line, including warnings and errors from the imports below.
     if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
         from tasks.observe.logs import configure_logging
 

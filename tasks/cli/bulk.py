@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 app = command_group()
 
 ALL_PARTS: Final = "1/1"
-# Reclusters of `recluster --all` that wait at a time, so that those that people ask for meanwhile wait for few others.
+# Maximum number of reclusters of `recluster --all` that wait at a time, so that reclusters that users request meanwhile
+# wait behind only a few.
 WAITING: Final = 100
 FAILURES_SHOWN: Final = 5
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """Return the numbers of ``PART/PARTS``."""
+    """Return the two numbers of ``PART/PARTS``."""
     part, _, parts = text.partition("/")
     if part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts):
         return int(part), int(parts)
@@ -110,7 +111,7 @@ def recluster_all(by: str, *, after: int, part: str, as_json: bool) -> None:
 
 
 def _ended(tasks: ClusterTasks, waiting: deque[str], *, at_most: int) -> Sequence[str]:
-    """Wait until at most this many of the oldest jobs have not ended, and return those of the others that failed."""
+    """Wait, oldest job first, until at most ``at_most`` jobs remain, and return the ended jobs that failed."""
     failed = []
     while len(waiting) > at_most:
         status = tasks.job(waiting[0])

@@ -17,7 +17,7 @@ app = command_group()
 
 
 def _command(request: type[Request[Any]]) -> Any:
-    """Return a function with the parameters that Typer reads: the pet, the request's own fields, common options."""
+    """Return a function whose signature Typer reads: the pet, the request's own fields, common options."""
     own = {name: field for name, field in request.body().items() if name != "pet_id"}
 
     def command(*, pet: int, by: str, wait: float | None, as_json: bool, **given: Any) -> None:

@@ -1,6 +1,6 @@
-"""The exit code and the line of text with which a command ends after an error.
+"""The exit code and the line of text with which a command reports an error.
 
-Loaded when an error occurs: it needs redis-py and Dramatiq, whose import takes longer than many commands.
+Imported only when an error occurs, because it imports redis-py and Dramatiq, which takes longer than many commands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, shown_url
 from tasks.embedded_redis import NoRedisServer
 
-# package -> the extra that installs it. What all commands need, both [worker] and [server] install.
+# package -> the extra that installs it. Packages that all commands need are in both [worker] and [server].
 EXTRAS: Final = {
     "faiss": "worker",
     "threadpoolctl": "worker",
@@ -31,7 +31,7 @@ EXTRAS: Final = {
 
 
 def failure_of(error: Exception) -> tuple[int, str] | None:
-    """Return the exit code and one line of text for an error; None for one that is a defect of this program."""
+    """Return the exit code and one line of text for an error; None if the error is a bug in this program."""
     match error:
         case InvalidInput():
             return USAGE, str(error)

@@ -1,6 +1,6 @@
-"""The index of commands, through which a module is imported only when one of its commands runs or shows its help.
+"""The index of commands. With it, a module is imported only when one of its commands runs or shows its help.
 
-Importing all commands takes longer than most of them run. ``index.json`` names the module and the summary of each
+Importing all commands would take longer than most of them run. ``index.json`` names the module and the summary of each
 command; ``make reference`` writes it from the commands themselves.
 """
 
@@ -60,7 +60,7 @@ def _commands_of(module: str) -> Mapping[str, Any]:
 
 
 class _LazyCommands(MutableMapping[str, Any]):
-    """Commands by name; getting one imports its module."""
+    """A mapping of commands by name, which imports a command's module when the command is read."""
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, str]] = json.loads(

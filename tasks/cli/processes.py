@@ -19,16 +19,17 @@ from tasks.contracts import QUEUES
 
 app = command_group()
 
-# Runs before the commands start, so that the master processes log JSON as well; the log level is the first argument.
+# Code that runs before a stock command, so that its master process logs JSON as well; the first argument is the log
+# level.
 _LOGGING: Final = "import sys; from tasks.observe.logs import configure_logging; configure_logging(sys.argv.pop(1)); "
-# Forked children inherit the imports of the master. Without these imports, the process that serves scrapes would answer
-# only seconds after the first jobs ran. On SIGHUP, Dramatiq's master executes sys.argv again, so sys.argv must be the
+# Forked children inherit the imports of the master. Without these imports, the exposition process would answer only
+# seconds after the first jobs ran. On SIGHUP, Dramatiq's master executes sys.argv again, so sys.argv must be the
 # command that started this program.
 DRAMATIQ: Final = (
     _LOGGING + "import broker, tasks.observe.exposition; from dramatiq import cli; "
     "arguments = cli.make_argument_parser().parse_args(); sys.argv = sys.orig_argv; sys.exit(cli.main(arguments))"
 )
-# periodiq does not handle SIGTERM: as process 1 of a container it would not stop, elsewhere it ends as if killed.
+# periodiq does not handle SIGTERM: as process 1 of a container it would not stop; elsewhere it would end as if killed.
 PERIODIQ: Final = (
     _LOGGING + "import signal, periodiq; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); periodiq.entrypoint()"
 )
@@ -132,7 +133,7 @@ def serve(
     configure_logging(settings.log_level)
     configure_error_reports(settings, with_logged_errors=True)
     with build_client(settings) as client:
-        # the index must be kept even if no worker runs, because that is when operators search for waiting jobs
+        # the server updates the index too, because operators search for waiting jobs when no worker runs
         keeper = KeepPetIndex(client)
         keeper.start()
         try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tasks.queue_ops import Operations
 
 VIA: Final = "command line"
-MOST_GROUPED: Final = 100_000  # dead letters of a queue that are read
+MOST_GROUPED: Final = 100_000  # maximum number of dead letters to read per queue
 
 app = command_group("Inspect and repair queues.")
 dead = command_group("Dead letters: jobs that failed permanently.")
@@ -602,7 +602,7 @@ def _when_of(entry_id: str) -> str:
 
 
 def _shown(held: HeldJob, now: datetime) -> tuple[str, str, str, str]:
-    """Return actor, pet, time and progress of a job that a worker holds."""
+    """Return the actor, pet, time and progress of a job that a worker holds, as text."""
     job, progress = held.job, ""
     if held.progress is not None:
         total = "" if held.progress.total is None else f" of {held.progress.total:g}"
@@ -616,6 +616,6 @@ def _age(seconds: float | None) -> str:
 
 
 def _text(value: object) -> str:
-    """Return the text of a value for a table cell."""
+    """Return a value as the text of a table cell."""
     text = "-" if value is None else str(value)
     return text if len(text) <= 120 else f"{text[:119]}…"

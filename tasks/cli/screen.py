@@ -23,7 +23,7 @@ from sploot_cluster.answer_fields import public
 
 
 def shown(value: object) -> str:
-    """Return a value as text, with every character that a terminal would act on as an escape, such as ``\\x1b``."""
+    """Return a value as text in which terminal control characters are escapes, such as ``\\x1b``."""
     text = str(value)
     if text.isprintable():
         return text
@@ -37,7 +37,7 @@ class Screen(Console):
     """A console that prints strings literally: no markup, no control characters."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print as rich does, with characters that a terminal would act on shown as escapes."""
+        """Print like rich's ``print``, but escape terminal control characters."""
         options.setdefault("markup", False)
         super().print(*(shown(one) if isinstance(one, str) else one for one in objects), **options)
 
@@ -61,12 +61,12 @@ def table_of(*columns: str) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table at its full width: an id that wraps inside its column cannot be copied."""
+    """Print a table at its full width, because an id that wraps inside its column cannot be copied."""
     _wide.print(table)
 
 
 def print_block(text: str, screen: Screen = out) -> None:
-    """Print text of several lines, such as a traceback, each after a mark, so that none can pass for our own output."""
+    """Print text of several lines, such as a traceback, with each line marked so that none looks like our own."""
     for line in text.rstrip("\n").split("\n"):
         screen.print(f"  | {line}", soft_wrap=True)
 
@@ -74,7 +74,7 @@ def print_block(text: str, screen: Screen = out) -> None:
 def print_json(value: object) -> None:
     """Print JSON; a dataclass becomes an object with its public fields, as in the responses of the HTTP API.
 
-    Characters that a terminal would act on become JSON escapes, so programs read the original text.
+    Terminal control characters become JSON escapes, so programs read the original text.
     """
     text = json.dumps(value, default=_simple, indent=2, ensure_ascii=False)
     if not text.isascii() or "\x7f" in text:

@@ -37,14 +37,14 @@ Wait = Annotated[
 
 
 def command_group(help: str | None = None) -> typer.Typer:  # noqa: A002  # Typer's own name
-    """Return a group of commands whose help is plain text, which takes a third of the time of drawn boxes."""
+    """Return a command group with plain-text help, which renders in a third of the time of rich's boxed panels."""
     return typer.Typer(help=help, no_args_is_help=help is not None, rich_markup_mode=None, add_completion=False)
 
 
 def examples(*commands: str) -> str:
-    """Return the epilog of a command's help, with commands to copy."""
+    """Return the end of a command's help, with example commands."""
     lines = "\n".join(f"  {command}" for command in commands)
-    # \b keeps the lines as they are
+    # \b tells click not to rewrap the lines
     return f"\b\n{'Example' if len(commands) == 1 else 'Examples'}:\n{lines}"
 
 
@@ -52,7 +52,7 @@ def need(*packages: str) -> None:
     """Check that packages are installed, before a command starts something that would fail without them.
 
     Raises:
-        ModuleNotFoundError: one is not.
+        ModuleNotFoundError: one of them is not installed.
     """
     for package in packages:
         if find_spec(package) is None:
@@ -71,11 +71,11 @@ def _login() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):
-        return "unknown"  # a container may run as a user without a name
+        return "unknown"  # a container may run as a user that has no name
 
 
 def become(command: Sequence[str]) -> NoReturn:
-    # exec: signals then reach the command itself
+    # exec, so that signals reach the command itself
     sys.stdout.flush()
     drain_all()
     os.execv(command[0], list(command))  # noqa: S606  no shell involved
@@ -114,7 +114,7 @@ def open_erasure() -> Iterator[Erasure]:
 
 
 def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: bool) -> None:
-    """Print the job. If the command waits, print the job's outcome instead, and fail unless it succeeded in time."""
+    """Print the job. If the command waits, print the job's outcome instead, and fail unless it succeeds in time."""
     status = ended(tasks, job, wait_s) if wait_s is not None else None
     if as_json:
         print_json(public(job) | ({} if status is None else public(status)))

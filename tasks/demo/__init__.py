@@ -1,4 +1,4 @@
-"""``sploot-cluster demo``: the main scenario on real processes with real images, and checks of all its promises."""
+"""``sploot-cluster demo``: the main scenario on real processes with real images, and checks of every guarantee."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def run(
     console: Console | None = None,
     on_chapter: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Run the demo. Return 0 if every promise was kept, else 1.
+    """Run the demo. Return 0 if every guarantee was kept, else 1.
 
     Args:
         directory: receives the summary, the maps and the logs of this run; created if missing.
-        keep: keep running at the end, until Ctrl-C or SIGTERM, with incidents to practise on.
+        keep: keep running after the scenario, until Ctrl-C or SIGTERM, with incidents to practise on.
         share: part of the sample to use, in (0, 1].
-        speed: with ``keep``, how many times faster than in production alerts are.
-        on_chapter: called with the name of each chapter of the story before it starts.
+        speed: with ``keep``, the factor by which alerts are faster than in production.
+        on_chapter: called before each part of the scenario, with its name.
     """
     console = console or Console()
     directory.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def run(
 
 
 def _in_use(redis_url: str) -> str:
-    """Return those of our keys that this Redis already contains, as text; empty if there are none."""
+    """Return the names of our keys that this Redis already contains, as text; empty if there are none."""
     with redis.Redis.from_url(redis_url) as client:
         found = [key for key in (PETS, *map(stream_of, QUEUES)) if client.exists(key)]
     return ", ".join(found)
@@ -121,7 +121,7 @@ def _stay_up(console: Console, practice: Practice | None, speed: int) -> None:
             _offer(console, practice, speed)
             for line in sys.stdin:
                 _do(console, practice, line.strip())
-        # reached if there is nothing to practise, or at the end of the input
+        # reached if there are no exercises, or at the end of the input
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""A client of the HTTP API for the demo's labeller and operator, on loopback, without a token."""
+"""A client of the HTTP API for the labeller and the operator that the demo plays, on loopback, without a token."""
 
 from __future__ import annotations
 

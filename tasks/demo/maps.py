@@ -29,9 +29,9 @@ def draw_map(
     Args:
         vectors: (n, d) float32 of unit norm.
         labels: (n,) cluster ids; negative for noise.
-        corrected: (n,) whether a correction placed the item; drawn with a ring.
+        corrected: (n,) bool, whether a correction placed the item; such items are drawn with a ring.
     """
-    # Only what draws into files, and only when a map is drawn: pyplot takes a second to import and looks for a display.
+    # Imported only when a map is drawn, and without pyplot, which takes a second to import and searches for a display.
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

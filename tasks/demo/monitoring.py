@@ -18,17 +18,18 @@ from typing import Final, Self
 
 from tasks.demo.stack import Pod, Pods, Ports, answers, until
 
-# Next to the packages in the repository; not in the wheel.
+# Folder next to the packages in the repository; the wheel does not contain it.
 OPS: Final = Path(__file__).parents[2] / "ops"
 PACKAGES: Final = ("prometheus", "prometheus-alertmanager")
 READY_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 20.0
-# Sped up, "no pod answers" is true within seconds of a start, before Prometheus has found its targets.
+# Number of scrapes before the rules are loaded. Sped-up rules would report that no pod answers within seconds of a
+# start, before Prometheus has found its targets.
 SCRAPES_BEFORE_RULES: Final = 5
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _TIMERS: Final = r"(?m)^(\s+(?:for|group_wait|group_interval|resolve_timeout): )(\d+[smhd])$"
-# At least two evaluations long, so that a critical alert fires before a warning that it inhibits is sent.
+# Minimum group wait: two evaluations, so that a critical alert fires before a warning that it inhibits is sent.
 _LEAST_GROUP_WAIT_MS: Final = 1_000
 
 
@@ -54,7 +55,8 @@ def faster(text: str, speed: int) -> str:
 def write_rules(directory: Path, speed: int) -> list[Path]:
     """Write the committed rules, sped up, into the directory, and return their paths.
 
-    The rules on alerting itself are left out: there is no Redis exporter, and no service expects the watchdog.
+    The rules about alerting itself are left out, because the demo has no Redis exporter and no service that expects the
+    watchdog alert.
     """
     written = []
     for path in sorted({*(OPS / "alerts").glob("*.yaml")} - {OPS / "alerts" / "alerting.yaml"}):
@@ -65,7 +67,7 @@ def write_rules(directory: Path, speed: int) -> list[Path]:
 
 
 def write_routes(directory: Path, receivers_url: str, speed: int) -> Path:
-    """Write Alertmanager's committed configuration, sped up, with the stand-ins for Slack and PagerDuty."""
+    """Write Alertmanager's committed configuration, sped up, with our receivers in place of Slack and PagerDuty."""
     secrets = directory / "secrets"
     secrets.mkdir(exist_ok=True)
     (secrets / "SLACK_WEBHOOK_URL").write_text(f"{receivers_url}/slack\n")
@@ -148,7 +150,7 @@ class Monitoring:
     def watch(self, metrics: Sequence[str]) -> None:
         """Scrape exactly these /metrics addresses from now on; pods that are gone are no longer targets."""
         targets = [address.removeprefix("http://").removesuffix("/metrics") for address in metrics]
-        # atomically: Prometheus never reads half a file
+        # written atomically, so that Prometheus never reads half a file
         partial = self._targets.with_suffix(".partial")
         partial.write_text(json.dumps([{"targets": targets}]))
         partial.replace(self._targets)

@@ -1,7 +1,7 @@
 """The pictures of the demo's items, served on loopback for the console.
 
 The vector of a digit is its scan: 64 values, 8 × 8 pixels. Items of the synthetic pet have no picture, so their vectors
-are drawn as fields of colour, by which items of one group look alike.
+are drawn as coloured fields, and items of one group look alike.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sploot_cluster.pet.vectors import FloatVector
 from tasks.demo.sample import DIGITS_MODEL, Album
 
 SIDE: Final = 8  # a scan has 8 × 8 pixels
-EDGE: Final = 144  # pixels of a picture, whatever width is asked for
+EDGE: Final = 144  # width and height of a picture in pixels, whatever width the request names
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -32,7 +32,7 @@ _INK: Final = np.array([44, 58, 92])
 
 
 class Pictures:
-    """A server of pictures, from ``with`` until its end.
+    """A context manager that serves pictures while its block runs.
 
     Attributes:
         url_template: for ``SPLOOT_MEDIA_URL_TEMPLATE``.
@@ -61,7 +61,7 @@ class Pictures:
                 self.end_headers()
                 self.wfile.write(body or b"")
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  named so by its base class
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name in its base class
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

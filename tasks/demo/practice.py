@@ -1,4 +1,4 @@
-"""Incidents to practise: something breaks on purpose while uploads continue, alerts fire, and the user fixes it.
+"""Incidents to practise on: the demo breaks something while uploads continue, alerts fire, and the user fixes it.
 
 The user types an exercise in the demo's terminal and works in a second one, with only ``ops/runbook.md``. The fault
 stays until the runbook's steps remove it, or until the user gives up by typing ``fix``.
@@ -43,11 +43,11 @@ _CHANNELS: Final = {"slack": "Slack #sploot-media-alerts", "slack-oncall": "Slac
 
 
 class NotBegun(Exception):
-    """Raised when an exercise cannot start now. The text gives the reason and what to type."""
+    """Raised when an exercise cannot start now. The text states the reason and what to type."""
 
 
 class Practice:
-    """The exercises on a running stack, with receivers for notifications. All of it starts and ends with the block.
+    """A context manager that offers exercises on a running stack, with alerting and receivers of notifications.
 
     Attributes:
         seen: the receivers, with the notifications that were sent.
@@ -150,7 +150,7 @@ class Practice:
 
     def _crash(self) -> None:
         self._broken.callback(self._start_workers)
-        # as in Kubernetes, one target is left, and it does not answer
+        # as in Kubernetes, one target remains, and it does not answer
         self.monitoring.watch(self._stack.metrics[:1])
         self._stack.stop_workers()
 
@@ -185,7 +185,7 @@ class Practice:
         broker = RedisStreamsBroker(client=self._client, namespace=NAMESPACE, group=GROUP, middleware=[])
         with closing(broker):
             consumers = broker.stats(EMBEDDING_INGESTED).consumers
-        # a name is host:pid:…; one that "hold" made is of this process
+        # consumer names are host:pid:…; leave out the consumer that "hold" made in this process
         pids = {int(one.name.split(":")[1]) for one in consumers if one.is_alive} - {os.getpid()}
         if not pids:
             raise NotBegun("no worker runs; type fix first")

@@ -83,7 +83,7 @@ def receivers(on_seen: Callable[[Notification], None] = lambda _: None) -> Itera
             self.end_headers()
             self.wfile.write(answer)
 
-        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002  the name is http.server's
+        def log_message(self, format: str, *args: object) -> None: ...  # noqa: A002  the name that http.server requires
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         notes.url = f"http://127.0.0.1:{server.server_address[1]}"

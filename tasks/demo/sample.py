@@ -1,8 +1,9 @@
 """The demo's data: real images with known groups, divided among several pets, and one synthetic pet.
 
 The images are scikit-learn's bundled digits: 1,797 scans of handwritten digits, 8 × 8 pixels (Alpaydin and Kaynak,
-UCI 1998). Each digit stands for one look of a pet. Every image belongs to exactly one pet; the albums differ in size.
-The synthetic pet has 512-dimensional vectors: groups of different sizes around random directions, and outliers.
+UCI 1998). Each digit stands for one subject of a pet's photos, called a look. Every image belongs to exactly one pet;
+the albums differ in size. The synthetic pet has 512-dimensional vectors: groups of different sizes around random
+directions, and outliers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ DIGITS_MODEL: Final = "digits@1"
 SYNTHETIC_MODEL: Final = "synthetic@1"
 SYNTHETIC_DIM: Final = 512
 
-# The share of each digit's images that a pet gets. The columns are the digits 0 to 9, and each column adds up to 1.
+# Pet -> its share of each digit's images. The columns are the digits 0 to 9, and each column adds up to 1.
 _DEALING: Final = {
     "Biscuit": (0.70, 0.00, 0.00, 0.00, 0.60, 0.00, 1.00, 0.00, 0.20, 0.00),
     "Mochi": (0.30, 0.25, 0.00, 0.80, 0.00, 0.00, 0.00, 0.75, 0.00, 0.00),
@@ -54,7 +55,7 @@ class Album:
 
 
 def albums(*, share: float = 1.0, seed: int = 20_261_124) -> tuple[Album, ...]:
-    """Return the albums of the demo's pets; equal for equal arguments.
+    """Return the albums of the demo's pets; the same arguments give the same albums.
 
     Args:
         share: part of the sample to use, in (0, 1]; the demo's test uses a small part.

@@ -37,7 +37,7 @@ class Pod:
         self._command, self._environ = command, dict(environ)
         self._process: subprocess.Popen[bytes] | None = None
         self._is_wanted = False
-        self._lock = threading.Lock()  # against a stop or start while the supervisor finds that the command has ended
+        self._lock = threading.Lock()  # prevents a stop or start while the supervisor handles an ended command
         self.restarts = 0
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class Pod:
 
 
 class Pods:
-    """Pods that start together, are kept running, and end one group after the other.
+    """Pods that start at the same time, are kept running, and end one group after another.
 
     Args:
         groups: groups of pods in the order in which they end; the pods of one group end together.
@@ -136,7 +136,8 @@ class Stack:
     Attributes:
         http: base address of the HTTP API.
         metrics: addresses of the workers' /metrics.
-        worker_environ: variables, besides ``REDIS_URL``, with which a worker started by hand replaces the first pod.
+        worker_environ: the variables, besides ``REDIS_URL``, for a worker that is started by hand in place of the first
+            pod.
     """
 
     def __init__(
@@ -161,14 +162,14 @@ class Stack:
         environ = {**os.environ, "REDIS_URL": redis_url, **settings, "PYTHONUNBUFFERED": "1"}
         python = [sys.executable, "-m"]
         worker = [*python, "dramatiq", "tasks.worker", "--processes", "1", "--threads", "4"]
-        # a worker that takes longer to boot than the fork timeout, as on a loaded machine, would have no metrics
+        # longer than the default fork timeout: a worker that boots more slowly than that would have no metrics
         worker += ["--worker-shutdown-timeout", str(DRAIN_TIMEOUT_MS), "--worker-fork-timeout", str(BOOT_TIMEOUT_MS)]
         serve = [*python, "tasks.cli", "serve", "--host", "127.0.0.1", "--port", str(ports[2])]
         self.workers = tuple(
             self._pod(f"worker-{n}", worker, {**environ, "WORKER_METRICS_PORT": str(port)})
             for n, port in enumerate(ports[:2], start=1)
         )
-        # the script next to the interpreter: periodiq cannot be run with -m
+        # the script next to the interpreter, because periodiq cannot be run with -m
         periodiq = str(Path(sys.executable).with_name("periodiq"))
         self.scheduler = self._pod("scheduler", [periodiq, "tasks.worker"], environ)
         self.server = self._pod("server", serve, {**environ, "SPLOOT_MEDIA_URL_TEMPLATE": media_url_template})
@@ -202,7 +203,7 @@ class Stack:
 
 
 def answers(address: str, *, timeout_s: float = 2.0) -> bool:
-    """Return whether a GET of the address is answered with 200."""
+    """Return whether a GET of the address returns 200."""
     try:
         with urllib.request.urlopen(address, timeout=timeout_s) as answer:  # noqa: S310 - an address of this stack
             return bool(answer.status == 200)
@@ -222,7 +223,7 @@ class Ports:
     """Loopback ports reserved until :meth:`close`: the preferred ones, or free ones where those are taken.
 
     A socket that is bound but never listens keeps other programs off the port. Our processes can still bind to it,
-    because they use ``SO_REUSEADDR``. So two demos never use the same port.
+    because they use ``SO_REUSEADDR``. Therefore two demos never use the same port.
     """
 
     def __init__(self, *preferred: int) -> None:

@@ -1,7 +1,8 @@
-"""The main scenario, run once from start to end on real processes. Its promises are checked on the way.
+"""The main scenario, run once from start to end on real processes. Its guarantees are checked on the way.
 
-Each chapter does one thing that an owner, a labeller or an operator would see, and records what was promised and
-whether the promise was kept. Checks read the HTTP API, the queue and the logs; they never rely only on what was sent.
+Each part, called a chapter, does one thing that an owner, a labeller or an operator would see, and records the
+guarantee that it checks and whether the guarantee was kept. In code, a guarantee is a :class:`Promise`. Checks read the
+HTTP API, the queue and the logs; they never rely only on the data that was sent.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from tasks.demo.api import Api
 from tasks.demo.sample import DIGITS_MODEL, Album
 from tasks.demo.stack import Stack, answers, until
 
-EVENTS_PER_S: Final = 150.0  # about a third of what two cores can take, so that the times shown include no queueing
-FREEZE_AT, POISON_AT = 0.35, 0.6  # fractions of the ingest
+EVENTS_PER_S: Final = 150.0  # about a third of the throughput of two cores, so that the times shown include no queueing
+FREEZE_AT, POISON_AT = 0.35, 0.6  # fractions of the ingested items
 POISON_ID: Final = "poisoned-picture.png"
-FREEZE_S: Final = 0.3  # by then, everything that a process sent before it was frozen has reached Redis
-OLDEST_SAMPLE_S: Final = 15.0  # promised by the periodic actors
-PATIENCE_S: Final = 60.0  # for any single step on a loaded machine; none takes more than a few seconds
+FREEZE_S: Final = 0.3  # after this time, everything that a process sent before it was frozen has reached Redis
+OLDEST_SAMPLE_S: Final = 15.0  # the maximum that the periodic actors guarantee
+PATIENCE_S: Final = 60.0  # timeout of a single step on a loaded machine; no step should take more than a few seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A promise of the demo, and what was seen."""
+    """A guarantee that the demo checks, and what the demo observed."""
 
     text: str
     is_kept: bool
@@ -48,7 +49,7 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A labeller's merge, with the items of both clusters before it."""
+    """A labeller's merge, with the items of both clusters before the merge."""
 
     pet_id: int
     into: int
@@ -66,7 +67,7 @@ class SplitOff:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A stopped worker process, to be killed once it holds jobs. ``since_s`` is on the monotonic clock."""
+    """A suspended worker process, to be killed once it holds jobs. ``since_s`` is on the monotonic clock."""
 
     name: str
     pid: int
@@ -106,7 +107,7 @@ class Story:
     """The chapters in order; :meth:`tell` runs all of them.
 
     Args:
-        on_chapter: called with the name of each chapter before it starts.
+        on_chapter: called before each chapter, with its name.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class Story:
         self._frozen: Frozen | None = None
 
     def tell(self) -> Seen:
-        """Run every chapter, and return what was seen, including whether each promise was kept."""
+        """Run every chapter, and return what was observed, including whether each guarantee was kept."""
         for chapter in (self.open, self.ingest, self.settle, self.correct, self.recluster, self.check):
             self.on_chapter(chapter.__name__)
             chapter()
@@ -190,7 +191,7 @@ class Story:
                 if self._run(self.api.merge(album.pet_id, list(pair), into=pair[0])):
                     self.seen.merges.append(Merged(album.pet_id, pair[0], before))
                 clusters = self.api.clusters(album.pet_id)
-                clusters.pop(pair[0], None)  # keep the merge: a newer split of this cluster would override it
+                clusters.pop(pair[0], None)  # do not split this cluster, because a newer split would override the merge
             if mixed := _strangers(clusters, truth):
                 cluster, strangers = mixed
                 rest = frozenset(clusters[cluster]) - strangers
@@ -208,7 +209,7 @@ class Story:
         )
 
     def recluster(self) -> None:
-        """Recluster every pet again: corrections must hold."""
+        """Recluster every pet again, and check that corrections hold."""
         for album in self.albums:
             job = self._run(self.api.recluster(album.pet_id))
             result = job.get("result") or {}
@@ -219,7 +220,7 @@ class Story:
         self._wait_until_idle("the last jobs")
 
     def check(self) -> None:
-        """Check once more that everything that was promised holds."""
+        """Check every guarantee once more."""
         for album in self.albums:
             self.seen.clusters[album.pet_id] = self.api.memberships(album.pet_id)
         self._check_media()
@@ -234,13 +235,13 @@ class Story:
     def _send(self, album: Album, row: int) -> None:
         media_id, vector = album.media_ids[row], album.vectors[row]
         if album.model == DIGITS_MODEL:
-            # like a producer in any language: a plain XADD of a flat event
+            # a plain XADD of a flat event, as a producer in any language would send it
             self.redis.xadd(stream_of(EMBEDDING_INGESTED), flat_event(album, media_id, vector.tobytes()))
         else:
             self.tasks.ingest(pet_id=album.pet_id, media_id=media_id, model=album.model, embedding=vector)
 
     def _freeze_a_worker(self) -> str:
-        """Stop, by SIGSTOP, the worker process that holds the most jobs. Jobs delivered to it later stay with it."""
+        """Suspend the worker process that holds the most jobs (SIGSTOP). It keeps jobs that it receives later."""
         consumers = self.broker.stats(EMBEDDING_INGESTED).consumers
         name = max((one for one in consumers if one.is_alive), key=lambda one: one.pending).name
         pid = int(name.split(":")[1])
@@ -249,7 +250,7 @@ class Story:
         return f"  worker process {pid} is stopped until it holds events"
 
     def _held_by_frozen(self) -> int:
-        """Return the number of events that the frozen process holds; 0 until all that it sent has reached Redis."""
+        """Return the number of events that the frozen process holds; 0 until everything it sent has reached Redis."""
         assert self._frozen is not None
         if time.monotonic() - self._frozen.since_s < FREEZE_S:
             return 0
@@ -273,7 +274,7 @@ class Story:
         return f"  [red]kill -9[/]: it held {held} events; {recovered} of them now run elsewhere"
 
     def _thaw(self) -> None:
-        """Resume the frozen process, because it never held an event, and record the promise as broken."""
+        """Resume the frozen process, because it never held an event, and record the guarantee as broken."""
         assert self._frozen is not None
         os.kill(self._frozen.pid, signal.SIGCONT)
         self.seen.promise("a killed worker loses nothing", False, "the process to be killed never held an event")
@@ -291,7 +292,7 @@ class Story:
         return f"  [red]poisoned event[/] sent: {POISON_ID} has a NaN in its embedding"
 
     def _run(self, job_id: str) -> dict[str, Any]:
-        """Wait for a job to end and return its status. If it did not succeed, record that and return an empty one."""
+        """Wait for a job to end and return its status. If it did not succeed, record that and return an empty dict."""
         status: dict[str, Any] = {}
         for _ in until(PATIENCE_S):
             status = self.api.job(job_id)
@@ -402,7 +403,7 @@ class Story:
 
 
 def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
-    """Return the addresses that answer: all, or those that do within ``PATIENCE_S``."""
+    """Wait up to ``PATIENCE_S`` until all addresses answer, and return those that do."""
     for _ in until(PATIENCE_S):
         if all(answers(address) for address in addresses):
             break
@@ -410,7 +411,7 @@ def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
 
 
 def flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
-    """Return an event of the album's pet, as a producer in any language writes it."""
+    """Return an event of the album's pet in the form that a producer in any language writes."""
     # typed for redis-py, whose dict type is invariant
     return {
         "schema": "embedding.ingested/1",
@@ -425,14 +426,14 @@ def flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
 
 
 def _order_of_arrival(albums: Sequence[Album]) -> Iterable[tuple[Album, int]]:
-    """Return arrivals that fill all albums in parallel, each in its own order; the same every time."""
+    """Return arrivals that fill all albums in parallel, each in its own order; the result is always the same."""
     arrivals = [(row / len(album.media_ids), album, row) for album in albums for row in range(len(album.media_ids))]
     arrivals.sort(key=lambda arrival: (arrival[0], arrival[1].pet_id))
     return [(album, row) for _, album, row in arrivals]
 
 
 def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, int] | None:
-    """Return the two largest clusters of the same look, larger first; None if no look is in two clusters."""
+    """Return the two largest clusters whose items mostly show the same look, larger first; None if there are none."""
     looks: dict[int, list[int]] = {}
     for cluster in sorted(clusters, key=lambda c: (-len(clusters[c]), c)):
         looks.setdefault(statistics.mode(truth[item] for item in clusters[cluster]), []).append(cluster)
@@ -441,7 +442,7 @@ def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) 
 
 
 def _strangers(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, frozenset[str]] | None:
-    """Return the cluster with the most items of a second look, and those items; None if no cluster has two looks."""
+    """Return the cluster with the most items of a second look, and those items; None if all have one look."""
     best: tuple[int, frozenset[str]] | None = None
     for cluster, media in clusters.items():
         looks = Counter(truth[item] for item in media).most_common(2)

@@ -1,4 +1,4 @@
-"""The demo's final output: a table, the promises, a JSON file and a map of each pet."""
+"""The demo's final output: a table, the guarantees, a JSON file and a map of each pet."""
 
 from __future__ import annotations
 
@@ -104,5 +104,5 @@ def render(albums: Sequence[Album], seen: Seen) -> Group:
 
 
 def _as_singletons(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
-    """Return labels in which every -1 is a group of its own."""
+    """Return labels in which each -1 is replaced by a separate group."""
     return [int(label) if label >= 0 else -1 - row for row, label in enumerate(labels)]

@@ -2,7 +2,7 @@
 
 A gauge that an actor sets would exist only in its own process. Instead, the worker that takes a sample writes it to
 Redis with its time, and every pod exposes the same numbers. ``periodic.py`` schedules a sample every ten seconds. If no
-worker took one for half a minute, because all are gone or hang, each scrape reads the queues itself.
+worker took a sample for half a minute, because all are gone or hang, each scrape reads the queues itself.
 
     key            type  holds
     sploot:backlog hash  <queue>:<fact>           the last sample of every queue; this file names the facts
@@ -44,7 +44,7 @@ SEEN_IDS: Final = "sploot:backlog:ids"
 TICKED_AT: Final = "ticked_at_ms"
 
 SAMPLE_EVERY_MS: Final = 10_000
-OLD_AFTER_MS: Final = 30_000  # a sample older than this is not taken by anyone
+OLD_AFTER_MS: Final = 30_000  # if the last sample is older than this, no worker takes samples
 MOST_SEEN_IDS: Final = 500  # per queue: more than an hour of samples; beyond this number, every second one is dropped
 
 
@@ -58,7 +58,7 @@ class BacklogSampler:
         self._max_queue_length = max_queue_length
 
     def read(self) -> dict[str, int]:
-        """Return the facts of both samples as they are now. Nothing is written, since Redis may refuse writes."""
+        """Return the current facts of both samples without writing them, because Redis may refuse writes."""
         return self._counts() | self._ages(writes=False)
 
     def sample_pending(self) -> None:
@@ -103,7 +103,7 @@ class BacklogSampler:
         return sample
 
     def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
-        """Return facts about a stream's ids and counts that reveal programs doing more than ``XADD key *``."""
+        """Return facts about a stream's ids and counts that reveal programs that do more than ``XADD key *``."""
         stored = self._client.hmget(BACKLOG, [f"{queue}:removed_by_others", f"{queue}:vanished"])
         before, vanished = (int(value or 0) for value in cast("list[bytes | None]", stored))
         # a lower count means that the stream was created again
@@ -152,7 +152,7 @@ def _order(entry_id: str) -> tuple[int, int]:
 
 
 class BacklogCollector(Collector):
-    """The last sample as metrics, equal on every pod.
+    """A collector that exposes the last sample as metrics, equal on every pod.
 
     Every series exists from the first scrape, with 0 before the first sample, because alerts need it. While Redis does
     not answer, no series exists, because old numbers would look current.
@@ -161,7 +161,7 @@ class BacklogCollector(Collector):
     def __init__(self, client: redis.Redis, sampler: BacklogSampler | None = None) -> None:
         """
         Args:
-            client: bounds the duration of a scrape; give it short timeouts and few retries.
+            client: needs short timeouts and few retries, because it bounds the duration of a scrape.
             sampler: reads the queues if the last sample is older than ``OLD_AFTER_MS``; None: the old one is exposed.
         """
         self._client, self._sampler = client, sampler
@@ -214,13 +214,13 @@ class BacklogCollector(Collector):
 
 
 def _sampled_at_ms(sample: Mapping[str, int]) -> int:
-    # the older of the two times, so that it shows if either actor stops
+    # the older of the two times, so that it falls behind if either actor stops
     return min(sample.get("pending_at_ms", 0), sample.get("lag_at_ms", 0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One metric: name, help text, the fact that it exposes, labels, and the divisor that yields its unit."""
+    """A metric: name, help text, the fact that it exposes, labels, and the divisor from the fact to its unit."""
 
     name: str
     documentation: str

@@ -67,7 +67,7 @@ def configure_error_reports(
 
 
 class ReportDeadJobs(dramatiq.Middleware):
-    """Reports every job that becomes a dead letter. Does nothing unless reporting is configured."""
+    """Middleware that reports every job that becomes a dead letter. Does nothing unless reporting is configured."""
 
     def __init__(self) -> None:
         self._local = threading.local()

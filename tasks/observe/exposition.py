@@ -42,12 +42,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Scrapes time out after ten seconds, probes after one; a later response is useless to both.
+# Timeout for Redis. Scrapes time out after ten seconds, probes after one; a later response would be useless.
 REDIS_TIMEOUT_S: Final = 0.8
 RETRY_S: Final = 5.0
 POLL_S: Final = 1.0
 DRAIN_POLL_S: Final = 0.1
-# Prometheus scrapes every 15 s. Together with a drain of 30 s, this wait fits into the minute that Kubernetes grants.
+# Maximum time to wait for a last scrape; Prometheus scrapes every 15 s. Together with a drain of 30 s, this fits into
+# the minute that Kubernetes grants.
 LAST_SCRAPE_S: Final = 17.0
 
 Exposition = Callable[[str], tuple[bytes, str]]
@@ -58,7 +59,8 @@ def serve_metrics() -> int:
 
     The signal that stops the workers reaches this process too. Workers then drain for up to half a minute, and failures
     in that time must be scraped. So this process stays while a worker runs, and then for one more scrape if there are
-    new values; the master waits for it. On a reload there is no such scrape, because the next process needs the port.
+    new values; the master waits for it. On a reload it does not wait for that scrape, because the next process needs
+    the port.
     """
     values = share_values()
     settings = Settings.from_env(os.environ)
@@ -138,7 +140,7 @@ def expose(
             registry.register(collector)
         if pod is not None:
             forget_the_dead(Path(os.environ[VARIABLE]))
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # the library leaves it untyped
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # untyped in the library
         encode, media_type = choose_encoder(accept)
         return encode(registry), media_type
 
@@ -205,7 +207,7 @@ class _Pod:
         self.is_draining = False
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
-        # taken before the values are added up, so that whatever is counted during the scrape still awaits the next one
+        # taken before the values are added up, so that jobs counted during the scrape await the next one
         self._scraped = self._counted()
         self._scraped_at = (*self._scraped_at[-1:], time.monotonic())
         return self.exposition(accept)
@@ -290,7 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name is http.server's
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the name that http.server requires
         logger.debug("scraped", extra={"request": format % args})
 
 

@@ -1,8 +1,8 @@
-"""What the queues did in the last 24 hours, kept in Redis so that the console can draw it without Prometheus.
+"""The activity of the queues in the last 24 hours, kept in Redis so that the console needs no Prometheus.
 
 Each worker process counts its jobs and adds the counts to Redis every ten seconds. The sampler of the backlog adds how
-much waited. A killed process loses the counts of its last ten seconds; these numbers are for people, and alerts use the
-metrics.
+many jobs waited. A killed process loses the counts of its last ten seconds, which is acceptable
+because alerts use the metrics instead.
 
     key                        type  holds                                                        ends
     sploot:{history}:<step>    hash  of the five minutes that begin at 300 * <step> seconds:      after 25 hours
@@ -57,9 +57,9 @@ redis.call('EXPIRE', KEYS[1], ARGV[1])
 
 
 class KeepHistory(dramatiq.Middleware):
-    """Counts the jobs of a worker process, and adds the counts to Redis in a thread of its own.
+    """Middleware that counts the jobs of a worker process and adds the counts to Redis from a separate thread.
 
-    A failure of Redis keeps the counts for the next round. Counting a job takes a microsecond.
+    If Redis fails, the counts are kept for the next round. Counting a job takes a microsecond.
 
     Args:
         clock: returns seconds since the epoch.
@@ -111,7 +111,7 @@ class KeepHistory(dramatiq.Middleware):
         try:
             pipe.execute()
         except redis.RedisError as error:
-            # some may have been added; counting them twice is better than losing an hour of an outage
+            # some counts may have been added; counting those twice is better than losing all counts of an outage
             with self._lock:
                 self._counts += counts
             logger.debug("history not written", extra={"error": str(error)})
@@ -125,13 +125,13 @@ class KeepHistory(dramatiq.Middleware):
 
 
 def note_backlog(client: redis.Redis, now_ms: int, sample: Mapping[str, int]) -> None:
-    """Keep the largest samples of the present step: fields such as ``<queue>:waiting``. Errors pass through."""
+    """Keep the largest samples of the current step: fields such as ``<queue>:waiting``. Errors pass through."""
     pairs: list[str | int] = [part for pair in sample.items() for part in pair]
     client.eval(_RAISE, 1, f"{PREFIX}{now_ms // 1_000 // STEP_S}", *map(str, [KEPT_S, *pairs]))
 
 
 def read_history(client: redis.Redis, *, now: float, n_steps: int = SHOWN_STEPS) -> History:
-    """Return the last steps, the present one included. Reads at most 0.7 MB in one round trip."""
+    """Return the last steps, including the current one. Reads at most 0.7 MB in one round trip."""
     last = int(now) // STEP_S
     steps = range(last - n_steps + 1, last + 1)
     pipe = client.pipeline(transaction=False)
@@ -168,7 +168,7 @@ def _of_queue(queue: str, stored: Sequence[Mapping[str, int]]) -> QueueHistory:
 
 
 def _percentile(counts: Sequence[int], share: float) -> float | None:
-    """Return a percentile in seconds from the counts at each edge, interpolated within its edges; None without any."""
+    """Return a percentile in seconds, interpolated from the counts at each edge; None if all counts are 0."""
     sums = [*accumulate(counts)]
     if not sums[-1]:
         return None

@@ -1,7 +1,7 @@
 """Facts that the running job records for its metrics and its final log line.
 
-The middleware opens the facts before a job and reads them after it; actors add what only they know. The jobs of a batch
-are opened one within another, and closed in the reverse order.
+The middleware opens the facts before a job and reads them after it; actors add facts that only they know. The facts of
+the jobs of a batch are nested: opened one after another, and closed in the reverse order.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class JobFacts:
     Attributes:
         pet_id: the pet that the job is about, once known.
         backend: the engine backend that ran; ``none`` if the job reached no engine.
-        noise_count: items that a recluster left without a cluster.
-        n_media: items of the pet that was reclustered.
+        noise_count: number of items that a recluster left without a cluster.
+        n_media: number of items of the pet that was reclustered.
         attempt: number of the attempt, from 1.
-        started_s: start time on the clock of ``time.perf_counter``; of a job in a batch, that of the batch.
-        refusal: why the request was refused, if it did not fit the pet; nothing was changed then.
+        started_s: start time by ``time.perf_counter``; for a job in a batch, the start time of the batch.
+        refusal: why the request did not fit the pet, so that nothing was changed; None if it was not refused.
         outer: the facts of the job before it in its batch; None outside a batch, and for the first job in it.
     """
 
@@ -51,7 +51,7 @@ def open_job(attempt: int) -> JobFacts:
 
 
 def current_job() -> JobFacts:
-    """Return the facts of the job that this thread runs; outside a job, facts that are never read."""
+    """Return the facts of the job that this thread runs; outside a job, return facts that are never read."""
     return _current.get() or JobFacts()
 
 

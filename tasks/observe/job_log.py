@@ -37,24 +37,24 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Reasons of dead letters whose message no actor ran, so no attempt was counted.
+# Reasons for which a message becomes a dead letter before any actor runs it, so that no attempt is counted.
 NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "oversize", "not-enqueued"})
 
 
 class NoiseNotes(Protocol):
-    """Records the noise of reclusters, such as ``NoiseWatch``."""
+    """Something that records how much noise each recluster left; for example, a ``NoiseWatch``."""
 
     def note(self, n_noise: int, *, pet_id: int | None, n_media: int) -> object: ...
 
 
 class Counted(Protocol):
-    """Counts attempts, such as ``KeepHistory``."""
+    """Something that counts attempts of jobs; for example, a ``KeepHistory``."""
 
     def count(self, queue: str, *, is_success: bool, duration_s: float) -> None: ...
 
 
 class _Series(NamedTuple):
-    """The series of a metric each in which an attempt counts."""
+    """The series, one per metric, that count an attempt."""
 
     jobs: Counter
     by_actor: Counter
@@ -63,10 +63,10 @@ class _Series(NamedTuple):
 
 
 class RecordJobs(dramatiq.Middleware):
-    """Counts every attempt and logs it. A failure in this middleware never affects the job.
+    """Middleware that counts and logs every attempt of a job. A failure in it never affects the job.
 
-    Jobs of a batch are counted and logged each, with the duration of the batch. A job that its batch did not do counts
-    when it has run by itself.
+    Each job of a batch is counted and logged, with the duration of the batch. A job that its batch did not do is
+    counted when it has run by itself.
 
     Args:
         metrics: the counters; by default those of this process.
@@ -97,7 +97,7 @@ class RecordJobs(dramatiq.Middleware):
         facts = self._close()
         if facts is None:
             return
-        if not isinstance(exception, NotDoneInBatch):  # that is no attempt: it runs again by itself
+        if not isinstance(exception, NotDoneInBatch):  # not an attempt, because the job now runs by itself
             self._record(message, facts, result, exception)
         if facts.outer is None:
             release_all()
@@ -133,7 +133,7 @@ class RecordJobs(dramatiq.Middleware):
             self._note_noise(facts.noise_count, facts)
 
     def _series_of(self, actor: str, outcome: Outcome, backend: str) -> _Series:
-        """Return the series of an attempt; finding them by their labels takes longer than counting."""
+        """Return the series of an attempt from a cache, because a look-up by labels takes longer than counting."""
         series = self._series.get((actor, outcome, backend))
         if series is None:
             of = self._metrics
@@ -149,7 +149,7 @@ class RecordJobs(dramatiq.Middleware):
         self._close()
 
     def after_cancel(self, broker: Broker, message: dramatiq.Message[Any] | MessageProxy) -> None:
-        """Log a job that was cancelled while this process held it. It counts as no attempt and no failure."""
+        """Log a job that was cancelled while this process held it. It counts neither as an attempt nor as a failure."""
         logger.info(
             "job cancelled",
             extra={
@@ -220,13 +220,13 @@ class RecordJobs(dramatiq.Middleware):
             "trace_id": trace_id_of(traceparent_of(message.kwargs, message.options) or current_traceparent()),
         }
         if facts.outer is not None:
-            line[FOLLOWED] = True  # by the lines about the other jobs of its batch
+            line[FOLLOWED] = True  # the lines about the other jobs of its batch follow
         if facts.noise_count is not None:
             line["noise_count"] = facts.noise_count
         if exception is None:
             level = logging.DEBUG if message.queue_name in UNCOUNTED_QUEUES else logging.INFO
             if logger.isEnabledFor(level):
-                # without looking for the line of code that logs, which takes a third of the time
+                # make the record directly: finding the calling line of code would take a third of the time
                 logger.handle(logger.makeRecord(logger.name, level, __file__, 0, "job done", (), None, extra=line))
         elif outcome == "refused":
             logger.info("correction refused", extra=line | {"reason": str(exception)})
@@ -250,7 +250,7 @@ class RecordJobs(dramatiq.Middleware):
 
 
 class ExposeMetrics(dramatiq.Middleware):
-    """Lets the master start a process that answers ``/metrics``, ``/healthz`` and ``/readyz``."""
+    """Middleware through which the master starts a process that serves ``/metrics``, ``/healthz`` and ``/readyz``."""
 
     @property
     def forks(self) -> list[Callable[[], int]]:
@@ -258,7 +258,7 @@ class ExposeMetrics(dramatiq.Middleware):
 
 
 class LoadEngine(dramatiq.Middleware):
-    """Imports the engine when a worker process boots, so that no job waits a second for it."""
+    """Middleware that imports the engine when a worker process boots, so that no job waits a second for it."""
 
     def after_process_boot(self, broker: Broker) -> None:
         import sploot_cluster.density

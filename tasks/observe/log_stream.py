@@ -1,8 +1,8 @@
 """A stream of log lines that never blocks, even if its reader is slow, stopped or gone.
 
-A worker logs through a pipe to its master, which logs to a collector. If one of them stops reading, a write blocks, and
-with it every thread that logs. This stream writes a line at once if the reader has room. Otherwise the line waits in
-memory, up to :data:`MOST_WAITING` bytes, for a writer thread; lines beyond that are dropped and counted. Lines keep
+A worker logs through a pipe to its master, which logs to a collector. If either of them stops reading, a write blocks,
+and so does every thread that logs. This stream writes a line at once if the reader has room. Otherwise the line waits
+in memory, up to :data:`MOST_WAITING` bytes, for a writer thread; lines beyond that are dropped and counted. Lines keep
 their order and stay whole. When the reader is back, one line reports how many are missing.
 """
 
@@ -23,11 +23,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any, Final
 
-# In bytes. Some 10,000 lines: about a minute of output from a busy process, at little cost in memory.
+# Maximum number of bytes to keep in memory: some 10,000 lines, about a minute of output from a busy process.
 MOST_WAITING: Final = 4 * 1024 * 1024
-# In bytes. A writable pipe takes this much at once: PIPE_BUF on Linux, less the length that multiprocessing adds.
+# Number of bytes that a writable pipe accepts without blocking: PIPE_BUF on Linux, less the length that multiprocessing
+# adds.
 AT_ONCE: Final = 4096 - 4
-# How long an ending process waits for its reader.
+# Maximum time that an ending process waits for its reader.
 FLUSH_S: Final = 2.0
 
 Send = Callable[[bytes], None]
@@ -57,7 +58,7 @@ class LogStream(io.TextIOBase):
         # reentrant, because a signal handler that logs may interrupt a write in the same thread
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
-        # each line with the number of dropped lines that it reports
+        # lines, each with the number of dropped lines that it reports
         self._waiting: deque[tuple[bytes, int]] = deque()
         self._n_bytes = 0
         self._n_dropped = 0
@@ -80,9 +81,9 @@ class LogStream(io.TextIOBase):
         return len(text)
 
     def hold(self, line: str) -> None:
-        """Write a whole line in one system call with those that follow at once.
+        """Write a whole line in one system call with the lines that follow immediately.
 
-        It is held until the next :meth:`write` or :meth:`release`, or until a write is full.
+        The line is held until the next :meth:`write` or :meth:`release`, or until one write cannot hold more.
         """
         with self._lock:
             n_dropped = self._put_held(before=len(line))
@@ -100,7 +101,7 @@ class LogStream(io.TextIOBase):
         """Do nothing: every line is already on its way. Use ``drain`` to wait."""
 
     def drain(self, timeout_s: float = FLUSH_S) -> bool:
-        """Wait up to ``timeout_s`` until every line is written, and return whether they are."""
+        """Wait up to ``timeout_s`` until every line is written, and return whether all are."""
         self.write("\n" if self._partial else "")
         with self._lock:
             return self._changed.wait_for(lambda: not (self._waiting or self._is_writing), timeout_s)
@@ -115,10 +116,12 @@ class LogStream(io.TextIOBase):
         return True
 
     def _put_held(self, *, before: int) -> int:
-        """Put the lines that are held, if they are too long for one write with ``before`` more characters.
+        """Send the held lines if they and ``before`` more characters are too long for one write.
+
+        The caller holds the lock.
 
         Returns:
-            how many lines were dropped. The caller holds the lock.
+            the number of lines that were dropped.
         """
         if not self._held or len(self._held) + before < AT_ONCE:
             return 0
@@ -126,7 +129,7 @@ class LogStream(io.TextIOBase):
         return self._put(held.encode("utf-8", errors="backslashreplace"))
 
     def _put(self, line: bytes) -> int:
-        """Send, queue or drop a line, and return how many lines were dropped. The caller holds the lock."""
+        """Send, queue or drop a line, and return the number of dropped lines. The caller holds the lock."""
         if not (self._waiting or self._is_writing) and self._has_room_for(line):
             try:
                 self._send(line)
@@ -181,7 +184,7 @@ class LogStream(io.TextIOBase):
                 self._is_writing = False
                 n_dropped = 0
                 if is_sent and not self._waiting:
-                    # report now: there may be no later line to carry the number
+                    # report now, because there may be no later line that could report it
                     self._report_dropped()
                 elif not is_sent and n_reported:
                     self._n_dropped += n_reported
@@ -202,18 +205,18 @@ class LogStream(io.TextIOBase):
 
 
 def stream_over(under: Any, *, report: Callable[[int], str], count: Callable[[int], None]) -> LogStream:
-    """Return a stream over ``under``; ``under`` itself if it already is one."""
+    """Return a ``LogStream`` over ``under``, or ``under`` itself if it already is one."""
     return under if isinstance(under, LogStream) else LogStream(under, report=report, count=count)
 
 
 def _is_pipe_of_dramatiq(under: Any) -> bool:
-    # a process that has not imported Dramatiq has no such pipe
+    # a process that has not imported Dramatiq does not have its pipe as a stream
     compat = sys.modules.get("dramatiq.compat")
     return compat is not None and isinstance(under, compat.StreamablePipe)
 
 
 def _way_to(under: Any) -> tuple[Send, int | None]:
-    """Return the function that sends bytes to a stream, and the stream's descriptor (None for one in memory)."""
+    """Return the function that sends bytes to a stream, and the stream's descriptor (None if it is in memory)."""
     if _is_pipe_of_dramatiq(under):
         # duplicate the descriptor: Dramatiq closes its pipe before a process logs its last lines
         pipe = Connection(os.dup(under.fileno()), readable=False)
@@ -239,7 +242,7 @@ def _way_to(under: Any) -> tuple[Send, int | None]:
 
 
 def _most_at_once(fd: int) -> float:
-    """Return the maximum length of a line that cannot block while the stream is writable; 0 for a terminal."""
+    """Return the maximum length of a line that a writable stream accepts without blocking; 0 for a terminal."""
     try:
         mode = os.fstat(fd).st_mode
     except OSError:
@@ -261,7 +264,7 @@ def release_all() -> None:
 
 
 def drain_all() -> None:
-    """Wait briefly until every line is written; called before another program replaces this process."""
+    """Wait briefly until every line is written. Call this before another program replaces this process."""
     for stream in list(_streams):
         stream.drain()
 

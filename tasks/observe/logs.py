@@ -1,4 +1,4 @@
-"""Logs as events: one JSON object per line, the same under Dramatiq's own command and ours.
+"""Logs as events: one JSON object per line, in the same form under Dramatiq's own command and under ours.
 
 Every line about a job gets ``pet_id``, ``message_id`` and ``actor``. They are taken from a message in the arguments of
 the log call, or else from the message that the thread is running. Values that may be embeddings are removed, whichever
@@ -30,14 +30,14 @@ from tasks.observe.log_stream import LogStream, stream_over
 
 SERVICE: Final = "sploot-cluster"
 
-# At INFO, these loggers write about themselves or about every sample of the queues. Their warnings are kept.
+# Loggers whose INFO lines are dropped, because they are about themselves or about every sample of the queues.
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
-# The field, which is not written, of a line after which the same thread logs more at once, and then calls
-# ``log_stream.release_all``. Each write of its own might cost a switch of threads.
+# Field of a line that the same thread follows with more lines and a call of ``log_stream.release_all``. Those lines are
+# written together, because each separate write might cost a switch of threads. The field itself is not written.
 FOLLOWED: Final = "_followed"
 
-_SHORTEST_PAYLOAD: Final = 80  # characters: base64 of 15 values; no model has fewer
+_SHORTEST_PAYLOAD: Final = 80  # in characters: base64 of 15 values; every model has more
 # a vector as base64, as bytes, or as numbers in the form that Python and JSON print
 _NUMBER: Final = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 _PAYLOAD: Final = re.compile(
@@ -51,7 +51,7 @@ Message = dramatiq.Message[Any] | MessageProxy
 
 
 class _Running(NamedTuple):
-    """A message that a thread runs; ``outer`` is the one before it in its batch."""
+    """A message that a thread runs; ``outer`` is the message before it in its batch."""
 
     message: Message
     outer: _Running | None
@@ -61,9 +61,10 @@ _running: ContextVar[_Running | None] = ContextVar("running message", default=No
 
 
 class NameJobs(dramatiq.Middleware):
-    """Notes which message a thread runs. Place it before all other middleware, so that their lines name the message.
+    """Middleware that notes which message a thread runs. Place it before all others, so that their lines name it.
 
-    While a batch runs, it is not known which of its messages a line is about, so only lines that say so name one.
+    While a batch runs, the middleware does not know which of its messages a line is about, so only a line that is
+    logged with a message names one.
     """
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
@@ -90,7 +91,7 @@ def configure_logging(level: str) -> None:
     A reader that is slow, stopped or gone does not block any thread; see ``log_stream``.
     """
     stream = sys.stderr = stream_over(sys.stderr, report=_report_of_dropped, count=_count_dropped)
-    if isinstance(sys.stdout, StreamablePipe):  # the pipe of a worker process, for text that jobs print
+    if isinstance(sys.stdout, StreamablePipe):  # in a worker process, a pipe for text that jobs print
         sys.stdout = stream
     handler = _Lines(stream)
     handler.setFormatter(_formatter())
@@ -119,9 +120,9 @@ def without_payload(text: str) -> str:
 
 
 class _Lines(logging.StreamHandler[LogStream]):
-    """Writes log lines. In place of a line that cannot be written, it logs the line's origin, also as JSON.
+    """The handler that writes log lines. In place of a line that cannot be written, it logs the line's origin as JSON.
 
-    A line with the field :data:`FOLLOWED` is written together with the next ones.
+    A line with the field :data:`FOLLOWED` is written together with the next lines.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -133,7 +134,7 @@ class _Lines(logging.StreamHandler[LogStream]):
         except Exception:
             self.handleError(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name is logging's
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the name that logging requires
         # the standard library would print plain text here, including the arguments
         error, template = sys.exc_info()[0], record.msg
         line = {
@@ -174,7 +175,7 @@ def _time_of(record: logging.LogRecord) -> str:
 
 
 def _prepared(record: logging.LogRecord) -> bool:
-    """Add the facts of the job to a record. Return False if the event is logged better elsewhere. Idempotent."""
+    """Add the facts of the job to a record. Return False if another line reports the event better. Idempotent."""
     if record.levelno == logging.ERROR and hasattr(record, "entry") and hasattr(record, "reason"):
         return False  # the broker's line about a dead letter, which RecordJobs logs with pet and message id
     running = _running.get()
@@ -205,7 +206,7 @@ def _formatter() -> logging.Formatter:
     from pythonjsonlogger.json import JsonFormatter
 
     own = frozenset(RESERVED_ATTRS)
-    n_own = len(logging.makeLogRecord({}).__dict__)  # a record has its own attributes first, then those of the caller
+    n_own = len(logging.makeLogRecord({}).__dict__)  # logging's attributes come first, then the caller's
     # by then, _loggable has converted all values that JSON cannot represent, except datetimes, to text
     encode = json.JSONEncoder(default=datetime.isoformat).encode
 

@@ -45,12 +45,12 @@ SUMMED: Final = ("ingested", *PLACES, "overflowed", "pets", "unconserved")
 FULLNESS: Final = "fullness_ppm"
 COUNTED: Final = (*SUMMED, FULLNESS)
 
-# How long one sample counts pets; a third of the time limit of its job. A thousand pets take about 40 ms.
+# Maximum time for which one sample counts pets: a third of its job's time limit. A thousand pets take about 40 ms.
 BUDGET_S: Final = 20.0
 
 
 class Counts(Protocol):
-    """Counts the items of pets, such as ``ClusterService``."""
+    """Something that counts the items of pets; for example, a ``ClusterService``."""
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]: ...
 
@@ -61,7 +61,7 @@ class MediaSampler:
     """Writes the totals of all pets' items to Redis."""
 
     def __init__(self, counts: Counts, client: redis.Redis, *, budget_s: float = BUDGET_S) -> None:
-        """Args: ``budget_s`` is how long one sample counts pets; the next sample continues."""
+        """Args: ``budget_s`` limits the time for which one sample counts pets; the next sample continues."""
         self._counts, self._client, self._budget_s = counts, client, budget_s
 
     def sample(self) -> None:
@@ -95,7 +95,7 @@ class MediaSampler:
 
 
 def _round(stored: bytes | None) -> tuple[int, dict[str, int]]:
-    """Return where an unfinished count continues, and its sums so far."""
+    """Return the page at which an unfinished count continues, and its sums so far."""
     nothing = dict.fromkeys(COUNTED, 0)
     if not stored:
         return 0, nothing
@@ -103,7 +103,7 @@ def _round(stored: bytes | None) -> tuple[int, dict[str, int]]:
         unfinished = json.loads(stored)
         return int(unfinished["cursor"]), nothing | {name: int(unfinished["sums"][name]) for name in COUNTED}
     except (ValueError, KeyError, TypeError):
-        return 0, nothing  # another program wrote it
+        return 0, nothing  # written by another program
 
 
 def _sums_of(totals: Totals) -> dict[str, int]:
@@ -113,14 +113,14 @@ def _sums_of(totals: Totals) -> dict[str, int]:
 
 def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: redis.Redis) -> None:
     """Declare ``export_media_totals``, which periodiq sends every minute."""
-    from periodiq import cron  # imported here, because the server imports this module and has no periodiq
+    from periodiq import cron  # imported here, because the server imports this module but does not have periodiq
 
     def export() -> None:
         try:
             with recording_run(client, EXPORT_MEDIA_TOTALS):
                 sampler.sample()
         except (StoreUnavailable, redis.RedisError, TimeLimitExceeded):
-            # the job does not fail: a dead letter per sample would show no more than the age of the last sample does
+            # the job does not fail, because the age of the last sample already shows the problem
             logger.warning("could not count items", extra={"actor": EXPORT_MEDIA_TOTALS}, exc_info=True)
 
     dramatiq.actor(
@@ -135,10 +135,10 @@ def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: 
 
 
 class MediaCollector(Collector):
-    """The last sample as metrics, equal on every pod; before the first sample every metric is 0."""
+    """A collector that exposes the last sample, equal on every pod; before the first sample every metric is 0."""
 
     def __init__(self, client: redis.Redis) -> None:
-        """Args: ``client`` bounds the duration of a scrape; give it short timeouts and few retries."""
+        """Args: ``client`` needs short timeouts and few retries, because it bounds the duration of a scrape."""
         self._client = client
 
     def describe(self) -> Iterable[Metric]:

@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 Outcome = Literal["success", "error", "invalid", "timeout"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 
-# Why a correction was refused: what it names does not exist, items were moved since its sender looked, it is undone
-# already, or another field does not fit the pet.
+# Why a correction was refused: it names something that does not exist, items have moved since its sender read the pet,
+# it is already undone, or another field does not fit the pet.
 Refusal = Literal["unknown", "stale", "done", "unfit"]
 REFUSALS: Final[tuple[Refusal, ...]] = get_args(Refusal)
 
 BACKENDS: Final = ("faiss", "hdbscan_cpu", "hdbscan_gpu", NO_BACKEND)
-# actor -> the verb of the correction that it makes
+# actor -> verb of its correction
 OPERATIONS: Final = {request.actor_name: verb for verb, request in VERBS.items()}
 
-# An arrival takes milliseconds, a recluster of 50,000 items half a minute. Alerts and the dashboard need the buckets of
-# 3, 5 and 8 seconds.
+# Histogram buckets. An arrival takes milliseconds, a recluster of 50,000 items half a minute. Alerts and the dashboard
+# need the buckets of 3, 5 and 8 seconds.
 DURATION_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 8, 15, 30, 60, 120, 300)
 
 # The freshness objective needs the bucket of 5 seconds.
@@ -86,7 +86,7 @@ class JobMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library
         self.jobs = Counter(
             "cluster_jobs_total",
             "Finished attempts by outcome: success, error (retried), invalid (not retried), timeout.",

@@ -1,9 +1,10 @@
 """The periodic samples of the queues.
 
 periodiq's smallest step is a minute, but a sample must never be older than 15 seconds. So each run also enqueues the
-remaining samples of its minute as delayed messages, each with a unique key. A second scheduler, a message that is
-delivered twice, or a scheduler that starts within the minute therefore adds none. The messages never reach beyond their
-minute: when the scheduler stops, samples stop too, and ``media_cluster_backlog_sample_timestamp_seconds`` shows it.
+remaining samples of its minute as delayed messages, each with a unique key. Therefore
+a second scheduler, a message that is delivered twice, or a scheduler that starts within the minute adds no samples. No
+message is enqueued beyond its minute: when the scheduler stops, samples stop too, and
+``media_cluster_backlog_sample_timestamp_seconds`` shows it.
 
 A slot is ten seconds long and belongs to one message. If several schedulers send messages for a slot, only one of the
 messages takes a sample.
@@ -12,7 +13,7 @@ messages takes a sample.
     sploot:slot:<actor>:<slot> string  id of the message that runs in it   after SLOT_TTL
 
 A scheduler that cannot reach Redis logs this and tries again in the next minute; periodiq alone would end. A missed
-tick is not made up for, because periodiq ticks when it starts, and a sample describes the present.
+tick is not repeated, because periodiq ticks when it starts, and a sample describes the present.
 
 A late sample is worthless. periodiq's middleware drops messages that are 30 seconds late, including our delayed ones,
 because they carry its option ``scheduled_at``. Dramatiq's ``max_age`` would turn each of them into a dead letter, and
@@ -42,10 +43,10 @@ from tasks.retry_policy import POLICIES
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# longer than a message can be late: periodiq drops it after 30 seconds
+# longer than a message can be late, because periodiq drops it after 30 seconds
 SLOT_TTL: Final = timedelta(minutes=5)
 
-# Touched at each tick, even if Redis did not answer; the chart's livenessProbe checks its age.
+# File that is touched at each tick, even if Redis did not answer; the chart's livenessProbe checks its age.
 BEAT: Final = Path(tempfile.gettempdir()) / "sploot-scheduler-beat"
 
 # Samples run before all other jobs in a worker: they matter most under load, and take only milliseconds.
@@ -61,7 +62,7 @@ def declare_periodic_actors(
 ) -> None:
     """Declare ``export_pending_jobs`` and ``export_stream_lag``, which periodiq sends every minute.
 
-    A message sent by hand takes one sample and enqueues nothing.
+    A message sent by hand takes one sample and enqueues no further messages.
 
     Args:
         client: stores the slots and the scheduler's last tick.
@@ -116,7 +117,7 @@ def _declare(
     client: redis.Redis,
     clock: Callable[[], datetime],
 ) -> None:
-    from periodiq import cron  # imported here, because the server imports this module and has no periodiq
+    from periodiq import cron  # imported here, because the server imports this module but does not have periodiq
 
     def export() -> None:
         try:
@@ -130,7 +131,7 @@ def _declare(
             with recording_run(client, actor_name):
                 sample()
         except (BrokerError, redis.RedisError, TimeLimitExceeded):
-            # the job does not fail: a dead letter per sample would show no more than the age of the gauges does
+            # the job does not fail, because the age of the gauges already shows the problem
             logger.warning("could not sample the backlog", extra={"actor": actor_name}, exc_info=True)
 
     actor = dramatiq.actor(
@@ -166,7 +167,7 @@ def _slot_of(actor_name: str, due: datetime) -> str:
 
 
 def _take_slot(client: redis.Redis, slot: str, message_id: str) -> bool:
-    """Return whether the message may run in the slot: first, or again because its worker died or Redis was away."""
+    """Return whether the message may run in the slot: as the first one, or again after a crash or an outage."""
     key = f"sploot:slot:{slot}"
     if client.set(key, message_id, nx=True, px=SLOT_TTL):
         return True
@@ -174,8 +175,8 @@ def _take_slot(client: redis.Redis, slot: str, message_id: str) -> bool:
 
 
 def rest_of_minute(scheduled_at: datetime, now: datetime) -> Sequence[datetime]:
-    """Return when samples are still due in the minute of ``scheduled_at``: after it and after ``now``."""
+    """Return the times of samples that are still due in the minute of ``scheduled_at``, after it and after ``now``."""
     start = scheduled_at.replace(second=0, microsecond=0)
     slots = [start + n * STEP for n in range(1, MINUTE // STEP)]
-    # also after its own time: otherwise, if this worker's clock is slow, a message would enqueue itself again
+    # only times after scheduled_at: otherwise, if this worker's clock is slow, a message would enqueue itself again
     return [due for due in slots if due > max(scheduled_at, now)]

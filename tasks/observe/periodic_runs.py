@@ -1,4 +1,4 @@
-"""The runs of periodic jobs: when the scheduler sent each last, and how its last run ended.
+"""The runs of periodic jobs: when the scheduler last sent each job, and how its last run ended.
 
 key              type  holds                                                       ends
 sploot:periodic  hash  <actor>: its last run as JSON (at_ms, ms, error)            overwritten
@@ -19,7 +19,8 @@ import redis
 from sploot_cluster.queues import PeriodicJob
 from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_MEDIA_TOTALS, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG
 
-# Five seconds less than the maximum age of a sample, because a sample may have to wait for a worker thread.
+# Time between two samples: five seconds less than the maximum age of a sample, because a sample may have to wait for a
+# worker thread.
 STEP: Final = timedelta(seconds=10)
 MINUTE: Final = timedelta(minutes=1)
 

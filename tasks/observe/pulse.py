@@ -1,9 +1,9 @@
 """The liveness of worker processes: each writes a file every second, and the exposition process reads all of them.
 
-A process stops writing if it is stopped or never releases Python's interpreter lock. A process that writes reports
-whether its threads are alive, whether its consumers ask for messages, and whether a job far exceeds its time limit.
-Redis is not involved, because an outage must not restart any process. The files are in the master's directory, next to
-the metrics.
+A process stops writing if it is stopped or never releases Python's interpreter lock. A process that writes also reports
+whether its threads are alive, whether its consumers fetch messages, and whether a job far exceeds its time limit. Redis
+is not involved, because an outage must not restart any process. The files are in the master's directory, next to the
+metrics.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tasks.retry_policy import LIMIT_GRACE_S, limit_ms
 PREFIX: Final = "pulse-"
 EVERY_S: Final = 1.0
 
-# How long a pod may take to boot its first process. The engine loads in seconds, or in a minute from a cold disk.
+# Maximum time in which a pod must boot its first process. The engine loads in seconds, or in a minute from a cold disk.
 BOOT_S: Final = 120.0
 
 
@@ -38,7 +38,7 @@ class Pulse:
     Attributes:
         at_s: time on the machine's monotonic clock, which all processes share.
         queues: the queues it consumes.
-        stuck: which part makes no progress, and why; None if every part makes progress.
+        stuck: the part that makes no progress, and why; None if every part makes progress.
     """
 
     pid: int
@@ -48,7 +48,7 @@ class Pulse:
 
 
 class KeepPulse(dramatiq.Middleware):
-    """Writes the pulse of this worker process every second, from boot to shutdown.
+    """Middleware that writes the pulse of this worker process every second, from boot to shutdown.
 
     Args:
         directory: the directory in which to write, which the processes of a master share.
@@ -65,8 +65,8 @@ class KeepPulse(dramatiq.Middleware):
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         self._running[threading.get_ident()] = message, self._clock()
 
-    # A job counts as running until its ack or nack begins: after its function has returned, other middleware, e.g. for
-    # logs, may still hang. The ack itself is not included, because an outage of Redis must not restart any process.
+    # A job counts as running until its ack or nack begins, because other middleware may hang after its function has
+    # returned. The ack itself is not included, because an outage of Redis must not restart any process.
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         self._running.pop(threading.get_ident(), None)
@@ -77,7 +77,7 @@ class KeepPulse(dramatiq.Middleware):
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        # it is neither acknowledged nor rejected now, but runs again by itself
+        # the message is neither acknowledged nor rejected, because it now runs by itself
         if isinstance(exception, NotDoneInBatch) and self._running.get(threading.get_ident(), (None,))[0] is message:
             del self._running[threading.get_ident()]
 
@@ -87,7 +87,7 @@ class KeepPulse(dramatiq.Middleware):
         self._thread.start()
 
     def before_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
-        # threads stop one after the other from here on; the master decides how long that may take
+        # from here on, threads stop one after another; the master decides how long that may take
         self._is_draining = True
 
     def after_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:

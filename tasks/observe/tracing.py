@@ -1,4 +1,4 @@
-"""Spans of jobs, linked across streams to their senders. Needs the extra [otel].
+"""Spans of jobs, linked to the spans of their senders. Needs the extra [otel].
 
 A message carries its sender's W3C ``traceparent`` in its options or as a field of a flat event. The first run of a job
 is a child of that context, so an upload and its assignment form one trace. A run after a failure or a dead worker may
@@ -53,7 +53,7 @@ def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
 
 
 class TraceJobs(dramatiq.Middleware):
-    """Creates a span for every message that is sent and for every run. Place it directly after ``NameJobs``.
+    """Middleware that creates a span for every message that is sent and for every run. Place it after ``NameJobs``.
 
     Args:
         provider: receives the spans.
@@ -66,7 +66,7 @@ class TraceJobs(dramatiq.Middleware):
 
     def before_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
         if message.options.get("retries"):
-            # this code still runs inside the span of the failed run; the sender's context stays in the message
+            # the current span is that of the failed run; the sender's context stays in the message
             if (failed := current_traceparent()) is not None:
                 message.options[RETRIED_FROM] = failed
             return
@@ -126,7 +126,7 @@ class TraceJobs(dramatiq.Middleware):
             return
         span, token = open_spans.pop()
         if exception is not None:
-            # only the class: a message text may contain anything
+            # only the class, because the text of an error may contain anything
             span.set_attribute("error.type", type(exception).__qualname__)
             span.set_status(Status(StatusCode.ERROR, type(exception).__qualname__))
         span.end()

@@ -24,7 +24,7 @@ logger = logging.getLogger("sploot-cluster.queue")
 
 AUDIT: Final = "sploot:audit"
 KEPT: Final = 10_000
-# How many entries newer than a page are searched for the end of an action that the page would show as begun.
+# Number of entries newer than a page in which to search for the end of an action that the page would show as begun.
 OVERLAP: Final = 200
 SHOWN_IDS: Final = 100
 POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "resume", "cancel"})
@@ -32,13 +32,13 @@ POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "res
 
 @dataclass
 class Entry:
-    """An action in progress; set ``done`` to its result."""
+    """The audit of an action in progress; set ``done`` to the result of the action."""
 
     done: Done | None = None
 
 
 class AuditLog:
-    """The audit log. Errors of redis-py pass through, so that an action that cannot be audited is not applied.
+    """The audit log. Errors of redis-py pass through, so an action that cannot be audited is not applied.
 
     The exceptions are ``POSSIBLE_WHEN_FULL``: these are applied even if a full Redis refuses their audit entries.
     """
@@ -48,7 +48,7 @@ class AuditLog:
 
     @contextmanager
     def writing(self, plan: Plan, *, by: str, via: str, note: str) -> Iterator[Entry]:
-        """Record that the action started and how it ended: with ``done``, or with the error that left the block."""
+        """Record that the action started and how it ended: with ``done``, or with the error that ended the block."""
         facts: dict[str, str | int] = {
             "plan": plan.plan_id,
             "by": by,
@@ -63,14 +63,14 @@ class AuditLog:
         try:
             self._add(facts | {"state": "begun"})
         except redis.OutOfMemoryError:
-            # actions that free memory, pause or resume must be possible when no memory is left
+            # actions that free memory, pause or resume must work even if Redis has no memory left
             if plan.action not in POSSIBLE_WHEN_FULL:
                 raise
         entry = Entry()
         try:
             yield entry
         except BaseException as error:
-            # raise the original error even if it cannot be recorded
+            # raise the original error even if the failure cannot be recorded
             with suppress(*REDIS_ERRORS):
                 self._add(facts | {"state": "failed", "result": f"{type(error).__name__}: {error}"[:500]})
             raise
@@ -89,7 +89,7 @@ class AuditLog:
             before: the cursor of the previous page.
         """
         newest = "+" if before is None else f"({before}"
-        # an action has two entries; if only its end is on the page, the record is made from the end alone
+        # an action has two entries; if only the last one is on the page, the record is made from that entry alone
         entries = cast(list[Any], self._client.xrevrange(AUDIT, max=newest, count=2 * limit + 1))
         records: dict[str, AuditRecord] = {}
         ended = set() if before is None else self._plans_after(before)
@@ -104,7 +104,7 @@ class AuditLog:
         return Page(list(records.values()), last.decode() if len(entries) > 2 * limit else None)
 
     def _plans_after(self, cursor: str) -> set[str]:
-        """Return the plans whose end was on an earlier page; other actions seldom come between begin and end."""
+        """Return the plans whose end was on an earlier page; few other actions come between begin and end."""
         entries = cast(list[Any], self._client.xrange(AUDIT, min=cursor, count=OVERLAP))
         return {fields[b"plan"].decode() for _, fields in entries}
 

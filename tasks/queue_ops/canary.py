@@ -1,7 +1,7 @@
 """Careful requeueing of dead letters: one first, then the rest at a limited rate. It stops when they fail again.
 
-An error that killed 500 jobs once kills them again unless it was fixed, and 500 retries at once are an incident of
-their own. All state between two steps is in Redis: if the process is killed, jobs that were not yet requeued are still
+An error that made 500 jobs fail makes them fail again unless it was fixed, and 500 retries at once would be another
+incident. All state between two steps is in Redis: if the process is killed, jobs that were not yet requeued are still
 dead letters.
 """
 
@@ -30,9 +30,9 @@ class Requeued:
 
     Attributes:
         n_requeued: number of dead letters that were requeued.
-        n_died: how many of them failed again.
-        n_left: number of dead letters that were not requeued: the canary stopped, they are too large, or a job with
-            their unique key waits.
+        n_died: number of requeued dead letters that failed again.
+        n_left: number of dead letters that were not requeued because the canary stopped, they are too large, or a job
+            with their unique key waits.
         reason: the reason for the result, in one sentence.
     """
 
@@ -47,12 +47,12 @@ class Canary:
     """Requeues the dead letters of a plan, oldest first.
 
     Args:
-        wait_s: how long the first job may take to end, and how long to wait for the last ones.
-        per_s: how many of the rest are requeued per second.
+        wait_s: maximum time to wait for the first job to end, and for the last jobs to end.
+        per_s: number of dead letters to requeue per second after the first.
         stop_after: stop when this many jobs have failed again.
         on_step: called after each step with the number of jobs requeued and the number that failed again.
-        should_stop: asked before each step; returns why to stop, or an empty string.
-        clock, sleep: in seconds; replaced by tests.
+        should_stop: called before each step; returns the reason to stop, or an empty string to continue.
+        clock, sleep: work in seconds; tests replace them.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Canary:
         return Requeued(n_requeued, 0, 0, True, f"{n_requeued} requeued, none failed again")
 
     def _pause_until(self, at: float) -> None:
-        """Sleep, a second at a time at low rates, so that a request to stop is seen."""
+        """Sleep until a time, at most a second at once, so that a request to stop is noticed."""
         while (left := at - self._clock()) > 1 and not self._should_stop():
             self._sleep(1.0)
         self._sleep(max(0.0, left))
@@ -160,7 +160,7 @@ class Canary:
 
 
 class _Watch:
-    """Watches for requeued dead letters that come back, by their message ids."""
+    """Finds requeued messages that become dead letters again, by their message ids."""
 
     def __init__(self, broker: RedisStreamsBroker, queue: str) -> None:
         self._broker, self._queue = broker, queue
@@ -193,7 +193,7 @@ class _Watch:
         return len(self._died)
 
     def where(self, dead_letter: DeadLetter, entry_id: str) -> str:
-        """Return what the job of a requeued dead letter is doing; ``entry_id`` is its new entry."""
+        """Return the state of the job of a requeued dead letter as text; ``entry_id`` is its new entry."""
         inspector = self._broker.inspector(self._queue)
         if inspector.entry(entry_id) is not None:
             pending = inspector.find_pending(entry_id)

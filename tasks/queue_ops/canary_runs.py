@@ -3,7 +3,7 @@
 key              type  holds                                                             ends
 sploot:canaries  hash  plan id: its run as JSON; <plan id>:stop: why it is to stop        a day after the last change
 
-Each run has a thread. If its server ends, the run is interrupted: what it did not requeue is still a dead letter.
+Each run has a thread. If its server ends, the run is interrupted; messages not yet requeued are still dead letters.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ logger = logging.getLogger("sploot-cluster.queue")
 
 CANARIES: Final = "sploot:canaries"
 KEPT_S: Final = 24 * 3_600
-# Each has a thread and reads the queue a few times per second.
+# Maximum number of runs at once. Each has a thread and reads the queue a few times per second.
 MOST_AT_ONCE: Final = 4
 BEAT_S: Final = 0.5
-# A run that was not written for this long has lost its server; Redis itself may be silent for ten seconds.
+# A run whose state was not written for this long has lost its server; Redis itself may be silent for ten seconds.
 LOST: Final = timedelta(seconds=30)
 CLOSING_S: Final = 5.0
 
-# Requeues the plan's dead letters and returns the result. Calls the first function after each step, with how many were
-# requeued and failed again, and asks the second whether to stop.
+# A function that requeues the plan's dead letters and returns the result. It calls its first argument after each step,
+# with the numbers of jobs requeued and failed again; its second argument returns the reason to stop, or an empty
+# string.
 Requeue = Callable[[Callable[[int, int], None], Callable[[], str]], Done]
 
 
 class CanaryRuns:
-    """The canaries of this process, and the state of those of all processes. Errors of redis-py pass through."""
+    """The canaries of this process, and the state of the canaries of all processes. Errors of redis-py pass through."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -52,7 +53,7 @@ class CanaryRuns:
         """Begin a run, and return its state.
 
         Raises:
-            InvalidInput: too many run already.
+            InvalidInput: too many canaries are running.
         """
         now = datetime.now(UTC)
         run = CanaryRun(plan.plan_id, plan.queue, "running", by, how.per_s, len(plan.entries), 0, 0, "", now, now)
@@ -84,7 +85,7 @@ class CanaryRuns:
         return _run_of(stored, datetime.now(UTC))
 
     def close(self) -> None:
-        """Stop the runs of this process, and wait for them for at most some seconds."""
+        """Stop the runs of this process, and wait at most ``CLOSING_S`` for them to end."""
         self._is_closing.set()
         deadline = time.monotonic() + CLOSING_S
         for thread in self._threads:
@@ -94,7 +95,7 @@ class CanaryRuns:
         state, beat_at, why = run, 0.0, ""
 
         def beat() -> None:
-            """Write the state now and then, and read whether to stop."""
+            """Every ``BEAT_S``, write the state and read whether to stop."""
             nonlocal beat_at, why
             if time.monotonic() < beat_at:
                 return

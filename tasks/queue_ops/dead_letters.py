@@ -12,20 +12,20 @@ from broker import DeadLetter, DeadLetters
 from sploot_cluster.queues import DeadLetterFilter, DeadLetterGroup, DeadLetterView, Page
 from tasks.queue_ops.entries import facts_of, without_embedding
 
-# Dead letters that one page looks at: those without embeddings take 150 ms.
+# Maximum number of dead letters to read for one page; this takes 150 ms if they have no embeddings.
 LOOKED_AT: Final = 5_000
 PAGE: Final = 500
 
 
 def select(dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime, limit: int) -> Iterator[DeadLetter]:
-    """Yield the dead letters that match, newest first. Reads until it has found enough, some megabytes at a time."""
+    """Yield the dead letters that match, newest first. Reads some megabytes at a time until enough match."""
     return islice(_matching(dead_letters, wanted, now), limit)
 
 
 def page_of(
     dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime, limit: int, before: str | None = None
 ) -> Page[DeadLetterView]:
-    """Return a page of those that match; its cursor is the id of the last one that was looked at.
+    """Return a page of the dead letters that match; its cursor is the id of the last dead letter that was read.
 
     Args:
         before: the cursor of the previous page.

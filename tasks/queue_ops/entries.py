@@ -13,14 +13,14 @@ from sploot_cluster.limits import MAX_TEXT
 
 LONGEST_VALUE: Final = 200
 
-# Never appears in a listing, log or error report.
+# The field that never appears in a listing, log or error report.
 EMBEDDING: Final = "embedding"
 
 # Tolerated difference between the clocks of Redis and this machine.
 _SKEW: Final = timedelta(minutes=1)
 
-# In JSON, no backslash precedes the quote of a key, so no value can look like this key. A number must be followed by a
-# comma or brace, because otherwise it may have been cut off.
+# In JSON, a quote inside a value follows a backslash and the quote of a key does not, so no value can look like this
+# key. A number must be followed by a comma or brace, because otherwise it may have been cut off.
 _PET_IN_JSON: Final = re.compile(rb'(?<!\\)"pet_id":\s*(\d{1,19})\s*[,}]')
 _DECIMAL: Final = re.compile(r"[1-9][0-9]{0,18}")
 
@@ -74,7 +74,7 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
 
 
 def added_at(entry_id: str) -> datetime | None:
-    """Return when an entry was added, according to its id; None if the id is ahead of the clock."""
+    """Return the time at which an entry was added, according to its id; None if the id is ahead of the clock."""
     try:
         at = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, tz=UTC)
     except (ValueError, OverflowError, OSError):

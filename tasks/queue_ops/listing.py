@@ -1,4 +1,4 @@
-"""Pages of the unfinished jobs of a queue: those that wait, those that workers hold, and those that are not due."""
+"""Pages of the unfinished jobs of a queue: jobs that wait, jobs that workers hold, and jobs that are not due."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sploot_cluster.queues import JobsState, Page, QueueJob
 from tasks.contracts import CLUSTER_EMBEDDING, NAMESPACE
 from tasks.queue_ops.entries import EntryFacts, added_at, facts_of
 
-# Entries that are read whole in one round trip.
+# Maximum number of entries to read in full in one round trip.
 READ_PAGE: Final = 100
 
 
@@ -51,7 +51,7 @@ def _waiting(inspector: Inspector, queue: str, limit: int, cursor: str | None) -
     if not jobs:
         return Page(jobs)
     last = found[len(jobs) - 1][0]
-    # large entries may end a page early
+    # a page of large entries may be shorter than the limit
     has_more = len(found) > limit or bool(inspector.waiting(1, after=last))
     return Page(jobs, last if has_more else None)
 

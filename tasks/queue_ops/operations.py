@@ -1,4 +1,4 @@
-"""The operations on queues: inspect a queue, plan an action, apply exactly that plan."""
+"""The operations on queues: inspect a queue, plan an action, and apply exactly that plan."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ from tasks.queue_ops.search import search
 from tasks.queue_ops.workers import workers_of
 from tasks.redis_errors import reaching_redis
 
-# One plan touches at most this many entries; their ids and holders take some megabytes.
 MOST_GROUPED: Final = 10_000
+# Maximum number of entries that one plan touches; their ids and holders take some megabytes.
 MOST_ENTRIES: Final = 100_000
 SHOWN_IDS: Final = 3
-# The loss for users and producers if jobs are cancelled, by queue.
+# Queue -> what users or producers lose if its jobs are cancelled.
 CANCEL_LOSES: Final = {
     EMBEDDING_INGESTED: "the items of cancelled uploads are missing from their pets until they are sent again",
     CLUSTER_FEEDBACK: "cancelled corrections are lost: users have to make them again",
@@ -93,7 +93,7 @@ class Operations:
         return self._broker.inspector(queue_named(queue))
 
     def find(self, pet_id: int) -> tuple[list[FoundJob], int]:
-        """Return the pet's unfinished jobs, and the number of entries that had to be indexed first."""
+        """Return the pet's unfinished jobs, and the number of entries that were indexed for this search."""
         with reaching_redis():
             return find_jobs(self._broker, self._client, pet_id)
 
@@ -168,7 +168,7 @@ class Operations:
         idle_s: float | None = None,
         even_if_alive: bool = False,
     ) -> Plan:
-        """Plan to return entries to the queue: given ids, a consumer's, unowned ones, or those held for ``idle_s``.
+        """Plan to return entries to the queue: by id, all of a consumer, unowned ones, or those held for ``idle_s``.
 
         Entries of a live worker are left out unless ``even_if_alive``, because that worker would run them as well.
         """
@@ -199,7 +199,7 @@ class Operations:
             alive = {one.name for one in stats.consumers if one.is_alive}
             overdue = overdue_jobs(self._broker, stats)
         seen = [entry for entry in seen if not entry.is_handed_back]
-        # no worker runs a ghost, even if a live one holds its id
+        # no worker runs a ghost, even if a live worker holds its id
         of_the_living = [entry for entry in seen if entry.holder in alive and entry.id not in ghosts]
         if of_the_living and even_if_alive:
             warnings.append(
@@ -418,7 +418,7 @@ class Operations:
         """Begin :meth:`requeue_carefully` in a thread of this process.
 
         Raises:
-            InvalidInput: the plan is another action, or too many canaries run.
+            InvalidInput: the plan is for a different action, or too many canaries are running.
         """
 
         def requeue(on_step: Callable[[int, int], None], should_stop: Callable[[], str]) -> Done:
@@ -475,7 +475,7 @@ class Operations:
             plan.queue,
             message_ids=[entry.id for entry in plan.entries],
             entry_ids=[entry.entry_id for entry in plan.entries if entry.entry_id],
-            # so that jobs that were coalesced onto them, with the same pet and actor, do not run in their place
+            # also cancel the jobs that were coalesced onto these, so that they do not run in their place
             where=lambda message: True,
         )
         n, n_requested = len(done.cancelled) + len(done.requested), len(done.requested)
@@ -649,7 +649,7 @@ class Operations:
 
 
 def queue_named(text: str) -> str:
-    """Return the queue with this name, this stream, or this part in its name, e.g. ``embedding``.
+    """Return the queue with this name, or with this stream, or whose name contains this text, e.g. ``embedding``.
 
     Raises:
         InvalidInput: no queue matches, or several do.
@@ -667,7 +667,7 @@ def check_canary(plan: Plan) -> None:
     """Check that a canary can apply the plan.
 
     Raises:
-        InvalidInput: it is not a plan to requeue.
+        InvalidInput: the plan is not a plan to requeue.
     """
     if plan.action != "requeue":
         problem = f"{plan.plan_id} is a plan to {plan.action}, not to requeue"
@@ -675,7 +675,7 @@ def check_canary(plan: Plan) -> None:
 
 
 def _commands_to_cancel(keys: QueueKeys, entries: Sequence[PlannedEntry], alive: Collection[str]) -> list[str]:
-    """Return the main Redis commands; the scripts also free unique keys."""
+    """Return the main Redis commands of a cancellation; its scripts also free unique keys."""
     waiting = [entry.entry_id for entry in entries if entry.entry_id and entry.holder not in alive]
     delayed = [entry.id for entry in entries if not entry.entry_id]
     received = [entry.entry_id for entry in entries if entry.entry_id and entry.holder in alive]

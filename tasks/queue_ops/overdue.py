@@ -1,7 +1,7 @@
-"""Jobs that a live worker holds beyond their time limit. No other check reports them, and their lease does not end.
+"""Jobs that a live worker holds beyond their time limit. No other check finds them: the worker keeps its lease.
 
-A worker interrupts a job at its limit, so a job held for longer either hangs or waits in its process behind others.
-Such a wait lasts no longer than the longest limit of any actor; a job held beyond that hangs for certain.
+A worker interrupts a job at its limit, so a job held for longer either hangs or waits in its process behind others. It
+cannot wait longer than the longest limit of any actor, so a job held beyond that certainly hangs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from broker import QueueStats, RedisStreamsBroker, UndecodableEntry
 from broker.keys import HANDED_BACK
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, POLICIES, limit_ms
 
-# Maximum number of entries that one call reads. The list shows where to look; it need not be complete.
+# Maximum number of entries that one call reads. The list need not be complete to show where to look.
 MOST_READ: Final = 100
 MOST_NAMED: Final = 3
 
@@ -38,7 +38,7 @@ class OverdueJob:
 
     @property
     def is_certain(self) -> bool:
-        """Whether the job hangs for certain, and is not just waiting behind other jobs of its process."""
+        """Whether the job certainly hangs, and does not merely wait behind other jobs of its process."""
         return self.held_s > self.limit_s + LONGEST_LIMIT_MS / 1000 + LIMIT_GRACE_S
 
 
@@ -76,7 +76,7 @@ def effect_of(jobs: Sequence[OverdueJob]) -> str:
 
 
 def command_that_frees(queue: str, jobs: Sequence[OverdueJob]) -> str:
-    """Return the command that hands the jobs to other workers."""
+    """Return the command that returns the jobs to the queue for other workers."""
     return f"sploot-cluster queue rescue {queue} {' '.join(job.entry_id for job in jobs)} --even-if-alive --yes"
 
 

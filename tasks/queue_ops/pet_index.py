@@ -1,7 +1,7 @@
-"""An index to find a pet's jobs among 100,000, without any help from producers.
+"""An index that finds a pet's jobs among 100,000, without any help from producers.
 
-A stream can be read by id but not by content, and events arrive by plain ``XADD`` from any language. Waiting entries
-are therefore indexed by readers: every few seconds, each worker process and each server indexes the entries that have
+A stream can be read by id but not by content, and events arrive by plain ``XADD`` from any language. So the consuming
+side indexes waiting entries: every few seconds, each worker process and each server indexes the entries that have
 waited for two seconds or more (:class:`KeepPetIndex`). A search first indexes the rest. Entries that are delivered
 immediately are never read.
 
@@ -38,10 +38,11 @@ logger = logging.getLogger("sploot-cluster.queue")
 INDEXED: Final = (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER)
 
 WAITED_MS: Final = 2_000
-PAGE: Final = 200  # entries per call: one to two milliseconds of server time
+PAGE: Final = 200  # entries to index per call, in one to two milliseconds of server time
 CATCH_UP_PAGE: Final = 1_000
-READ_PAGE: Final = 100  # entries that are read whole in one round trip
-# One process indexes a backlog of 100,000 within half a minute, with at most a twentieth of the server's time.
+READ_PAGE: Final = 100  # entries to read in full in one round trip
+# Time between two rounds. One process thus indexes a backlog of 100,000 within half a minute, with at most a twentieth
+# of the server's time.
 ROUND_S: Final = 3.0
 PAUSE_S: Final = 0.04
 
@@ -79,12 +80,12 @@ class PetIndex:
         self._script = client.register_script(files(__package__).joinpath("pet_index.lua").read_text(encoding="utf-8"))
 
     def note(self, n: int = PAGE, *, waited_ms: int = WAITED_MS) -> int:
-        """Index at most ``n`` entries that have waited for ``waited_ms``, and return how many it indexed."""
+        """Index at most ``n`` entries that have waited for ``waited_ms``, and return the number of entries read."""
         looked_at, _ = cast("list[int]", self._script(keys=self._keys, args=[n, waited_ms]))
         return looked_at
 
     def catch_up(self) -> int:
-        """Index all waiting entries, and return how many were read."""
+        """Index all waiting entries, and return the number of entries read."""
         total = 0
         while True:
             n = self.note(CATCH_UP_PAGE, waited_ms=0)
@@ -134,7 +135,7 @@ def find_jobs(
 
 
 class KeepPetIndex(dramatiq.Middleware):
-    """Keeps the index up to date in a thread of each worker process, or from ``start`` to ``stop``."""
+    """Middleware that updates the index in a thread of each worker process; servers call ``start`` and ``stop``."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._indexes = [PetIndex(client, queue) for queue in INDEXED]
@@ -159,7 +160,7 @@ class KeepPetIndex(dramatiq.Middleware):
             self._thread.join(5.0)
 
     def run_once(self) -> int:
-        """Index waiting entries page by page, and return how many were indexed."""
+        """Index waiting entries page by page, and return the number of entries indexed."""
         total = 0
         for index in self._indexes:
             while n := index.note():

@@ -18,14 +18,14 @@ from sploot_cluster.queues import Plan, PlannedEntry, PlanUnknown
 
 KEEP_S: Final = 60 * 60
 
-# KEYS: 1 the plan. ARGV: the plan as JSON, seconds to keep it. The first write needs no memory, so a full server
-# accepts the second one too: it must be possible to plan a purge of dead letters when Redis is full.
+# KEYS: 1 the plan. ARGV: the plan as JSON, seconds to keep it. The first write needs no memory, so a full server also
+# accepts the second one: operators must be able to plan a purge of dead letters when Redis is full.
 _KEEP: Final = """
 redis.call('DEL', KEYS[1])
 return redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
 """
 
-# One command, so that if two operators apply the same plan, only one of them acts. GETDEL needs Redis 6.2.
+# One command, so that only one operator acts if two apply the same plan. GETDEL needs Redis 6.2.
 _TAKE: Final = "GETDEL"
 
 

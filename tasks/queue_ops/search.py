@@ -1,4 +1,4 @@
-"""One search over all queues, for a text that an operator has: an id, a pet, an item, an actor, or part of an error."""
+"""A search of all queues for a text: a job id, a pet, an item, an actor, or part of an error."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from tasks.queue_ops.entries import added_at, facts_of
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 
 _PET: Final = re.compile(r"[1-9][0-9]{0,18}")
-# Ids of jobs and events are longer; a search of every waiting entry for a shorter text would find too much.
+# Ids of jobs and events have at least 8 characters; a search of the waiting entries for a shorter text would find too
+# much.
 _ID: Final = re.compile(r"[\w.:-]{8,200}")
 
 
 def search(broker: RedisStreamsBroker, client: redis.Redis, text: str, *, limit: int) -> Found:
-    """Return at most ``limit`` unfinished jobs, and of each queue at most ``limit`` dead letters of the newest 5,000.
+    """Return at most ``limit`` unfinished jobs, and per queue at most ``limit`` dead letters from the newest 5,000.
 
-    A number is a pet. Another text is the id of a job, an item, or an actor, or is contained in an error.
+    A number is searched as a pet. Any other text is searched as the id of a job, item or actor, and in errors.
     """
     jobs: list[QueueJob] = []
     if _PET.fullmatch(text) and int(text) <= MAX_INT64:
@@ -46,7 +47,7 @@ def search(broker: RedisStreamsBroker, client: redis.Redis, text: str, *, limit:
 
 
 def _unfinished(broker: RedisStreamsBroker, queue: str, text: str) -> Iterator[QueueJob]:
-    """Yield the queue's unfinished messages of an actor, or with an id."""
+    """Yield the queue's unfinished messages with this actor or id."""
     inspector = broker.inspector(queue)
     is_actor = re.fullmatch(r"[a-z]+(_[a-z]+)+", text) is not None
     if not is_actor and not _ID.fullmatch(text):

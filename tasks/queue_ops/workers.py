@@ -1,4 +1,4 @@
-"""The worker processes, with what each does now."""
+"""The worker processes and the jobs that each one holds."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from sploot_cluster.queues import HeldJob, JobProgress, QueueJob, Worker
 from tasks.contracts import QUEUES
 from tasks.queue_ops.listing import held_jobs
 
-# The oldest jobs of a worker in each queue: a worker runs these, and may have more in its buffer.
+# Maximum number of jobs to list per worker and queue, oldest first: a worker runs these, and may have more in its
+# buffer.
 JOBS_SHOWN: Final = 5
-# Workers of which jobs are listed.
+# Maximum number of workers whose jobs are listed.
 MOST_LISTED: Final = 50
-# Shorter jobs have nothing to report, and each question takes two round trips.
+# Minimum time that a job must have run before its progress is read. Shorter jobs have nothing to report, and each read
+# takes two round trips.
 LONG_S: Final = 5.0
 MOST_ASKED: Final = 20
 
 
 def workers_of(broker: RedisStreamsBroker, *, now: datetime) -> Sequence[Worker]:
-    """Return the worker processes, living ones first, and dead ones that hold jobs.
+    """Return the live worker processes, then the dead ones that hold jobs.
 
     Reads the oldest jobs of the first 50 workers that hold any, in three round trips per worker and queue.
     """
@@ -61,7 +63,7 @@ def _jobs_of(
 
 
 def _progress_of(broker: RedisStreamsBroker, jobs: Sequence[QueueJob], now: datetime) -> dict[str, JobProgress]:
-    """Return what the jobs that have run longest reported, by job id."""
+    """Return the progress that the longest-running jobs reported, by job id."""
     return dict(_reports(broker, sorted(jobs, key=lambda job: job.started_at or now)[:MOST_ASKED], now))
 
 

@@ -28,7 +28,7 @@ PETS_SHOWN: Final = 3
 
 @dataclass(slots=True)
 class _Sent:
-    """What became of the entries so far. ``dims`` counts the vectors of each model and dimension."""
+    """The outcomes of the entries so far. ``dims`` counts the vectors of each model and dimension."""
 
     n: int = 0
     n_withheld: int = 0
@@ -130,7 +130,7 @@ def _report(sent: _Sent, errors: list[str], notes: list[str]) -> None:
 
 
 def _has_no_worker() -> bool:
-    """Return whether the queue certainly has no live consumer. Some Redis users may not read that."""
+    """Return whether the queue certainly has no live consumer; False if this Redis user may not read that."""
     from sploot_cluster.refusals import REDIS_ERRORS
     from tasks.composition import build_broker, build_client
 

@@ -24,7 +24,7 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import FIELDS, EmbeddingIngested
 from tasks.cli.screen import err
 
-# Names of arrays and columns of ids that other programs write; named in an error, never assumed.
+# Names that other programs give to arrays and columns of ids. An error suggests them; they are never assumed.
 _IDS: Final = frozenset({"id", "ids", "item_id", "item_ids", "media_ids", "name", "names", "filename", "filenames"})
 
 _ARRAYS: Final = frozenset({".npz", ".npy"})
@@ -32,7 +32,7 @@ _ARRAYS: Final = frozenset({".npz", ".npy"})
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the command line says about all items of a file.
+    """Values from the command line that apply to all items of a file.
 
     Attributes:
         pet: the pet of all items, in place of a field of the file.
@@ -55,7 +55,7 @@ class Items:
 
     Attributes:
         n: their number; None if it is known only at the end.
-        notes: what was assumed about the file, for people.
+        notes: assumptions about the file, to be printed.
     """
 
     records: Iterator[Mapping[str, Any]]
@@ -72,10 +72,10 @@ class BadEntry(dict[str, Any]):
 
 
 def items_of(file: Path, given: Given) -> Items:
-    """Return the items of a file, whose kind its suffix tells.
+    """Return the items of a file, whose suffix determines its format.
 
     Raises:
-        InvalidInput: the file cannot be read, lacks a field, or a value that holds for all items is invalid.
+        InvalidInput: the file cannot be read, lacks a field, or has an invalid value that applies to all items.
     """
     if file.suffix in _ARRAYS:
         return _from_arrays(file, given)
@@ -250,7 +250,7 @@ def _check_constants(values: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of an array as an event takes it. Bytes, which many programs save for text, are decoded."""
+    """Return an array's value in the form that an event takes. Bytes are decoded: many programs save text so."""
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     item = getattr(value, "item", None)
@@ -281,7 +281,7 @@ def _from_parquet(file: Path, given: Given) -> Items:
     known = _with_ids(file, {name: name for name in found}, given)
     columns = {name: known[name] for name in FIELDS.keys() & known.keys() - given.fields.keys() - {"embedding"}}
     if "media_id" not in columns and "item_id" in found:
-        columns["media_id"] = "item_id"  # as `sploot-cluster parquet` writes it
+        columns["media_id"] = "item_id"  # the name that `sploot-cluster parquet` writes
     missing = [name for name in ("pet_id", "media_id", "model") if name not in columns and name not in given.fields]
     if missing:
         raise _lacking(file, missing, found)

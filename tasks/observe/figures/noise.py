@@ -1,4 +1,4 @@
-"""Noise of reclusters, counted in Redis: the last count, and how many were high in a row.
+"""Noise of reclusters, counted in Redis: the last count, and the number of consecutive high counts.
 
     key            type  holds
     sploot:noise   hash  last_count               noise of the last recluster of any pet
@@ -21,17 +21,16 @@ import redis
 from sploot_cluster.settings import ClusterSettings
 
 NOISE: Final = "sploot:noise"
-# in the slot of the key of all pets
+# in the same slot as NOISE, because one script uses all three keys
 STREAKS_OF_PETS: Final = f"{NOISE}:streaks:{{{NOISE}}}"
 NOISY_PETS: Final = f"{NOISE}:seen:{{{NOISE}}}"
 STREAK_KEPT_MS: Final = 24 * 3_600_000
 
-HIGH_NOISE: Final = 30  # items that a recluster may leave as noise before it counts as high
+HIGH_NOISE: Final = 30  # maximum number of noise items at which a recluster is not noisy
 
 # KEYS 1 sploot:noise, 2 and 3 the keys of streaks by pet; ARGV 1 noise count, 2 highest acceptable count, 3 pet or '',
-# 4 its highest acceptable count, 5 ms for which the streak of a pet is kept. Without a noise count, the pet is
-# forgotten. Returns the longest streak. One script, because two reclusters that finish at the same time must both
-# count.
+# 4 its highest acceptable count, 5 ms for which the streak of a pet is kept. Without a noise count, the pet's streak is
+# deleted. Returns the longest streak. One script, because two reclusters that finish at the same time must both count.
 _NOTE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -66,14 +65,14 @@ return streak
 
 
 class NoiseWatch:
-    """Counts consecutive reclusters that left too many items as noise, of each pet and of all together.
+    """Counts consecutive reclusters that left too many items as noise, for each pet and across all pets.
 
-    A large pet may leave more than ``HIGH_NOISE`` items within its noise budget. In its own streak, only counts above
-    the budget are high.
+    A large pet may leave more than ``HIGH_NOISE`` items within its noise budget. So in the streak of that pet, only
+    counts above the budget are high.
     """
 
     def __init__(self, client: redis.Redis, *, budget: Callable[[int], int] | None = None) -> None:
-        """Args: ``budget`` returns the noise budget of a pet by its number of items; default: that of the defaults."""
+        """Args: ``budget`` returns the noise budget for a number of items; by default, the default settings apply."""
         self._script = client.register_script(_NOTE)
         self._budget = budget or ClusterSettings().noise_budget
 
@@ -83,8 +82,8 @@ class NoiseWatch:
         A recluster that runs twice, because its worker died before the ack, counts twice.
 
         Args:
-            pet_id: the pet, to count its own streak.
-            n_media: its number of items.
+            pet_id: the pet whose streak is counted; None counts only the streak across all pets.
+            n_media: the number of items of the pet.
         """
         highest = max(HIGH_NOISE, self._budget(n_media))
         return self._run(n_noise, HIGH_NOISE, "" if pet_id is None else pet_id, highest)

@@ -1,4 +1,4 @@
-"""What a process that answers scrapes reports about itself: its release, its settings, and whether Redis takes writes.
+"""Facts that a scraped process reports about itself: its release, its settings, and whether Redis accepts writes.
 
 The values are computed at each scrape. They are not gauges of prometheus_client, because in its multiprocess mode a
 gauge is written to a file and outlives its process.
@@ -45,7 +45,7 @@ class Pod:
 
 
 class ProcessCollector(Collector):
-    """Facts about this process. If Redis does not answer, the metric about its writes is missing."""
+    """A collector of facts about this process. If Redis does not answer, the metric about its writes is missing."""
 
     def __init__(self, client: redis.Redis, *, rollout_percent: float, pod: Pod | None = None) -> None:
         """

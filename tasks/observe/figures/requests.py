@@ -1,4 +1,4 @@
-"""Counts of the HTTP server: its requests by operation and status, and their durations."""
+"""Metrics of the HTTP server: its requests by operation and status, and their durations."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from prometheus_client.registry import Collector
 
 from sploot_cluster.api.traffic import Answered
 
-# Most requests take milliseconds, and a preview up to 20 s.
+# Histogram buckets. Most requests take milliseconds; a preview takes up to 20 s.
 DURATION_BUCKETS_S: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 STATUSES: Final = ("2xx", "3xx", "4xx", "5xx")
 
 
 class RequestMetrics(Collector):
-    """The requests of one server process. Every count begins at 0, because alerts need it."""
+    """The request metrics of one server process. Every count begins at 0, because alerts need it."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library leaves it untyped
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "cluster_http_requests_total",
@@ -37,7 +37,7 @@ class RequestMetrics(Collector):
         )
 
     def expect(self, operations: Iterable[str]) -> None:
-        """Begin the counts of these operations at 0."""
+        """Start the counts of these operations at 0."""
         for operation in operations:
             self._durations.labels(operation)
             for status in STATUSES:
