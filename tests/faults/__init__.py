@@ -1,10 +1,10 @@
 """The fault campaign: real servers, real workers, and everything that can go wrong between them.
 
-``python -m tests.faults`` runs it. The test modules of this package are part of the default suite: they contain the
-small exact cases, and prove that the tools of the campaign detect violations.
+``python -m tests.faults`` runs it. The test modules of this package are part of the default suite: they test small
+cases exactly, and prove that the tools of the campaign detect violations.
 """
 
 QUEUE = "campaign"
-# Workers consume both queues, but read QUEUE only while nothing is waiting in this one.
+# The queue with the higher priority: workers consume both queues, but read QUEUE only while this one is empty.
 URGENT = "campaign-urgent"
 QUEUES = (QUEUE, URGENT)

@@ -1,6 +1,6 @@
 """Run the fault campaign: ``python -m tests.faults [--short] [--seed N] [--messages N] [NEMESIS …]``.
 
-The last round, ``product``, is the campaign of the whole product (``tests.faults.product``).
+The last round, ``product``, is the campaign against the whole product (``tests.faults.product``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> int:
     if unknown:
         arguments.error(f"unknown nemesis {', '.join(sorted(unknown))}; expected one of {', '.join(known)}")
 
-    # exit in an orderly way on SIGTERM, so that the pods, which run in sessions of their own, end too
+    # exit in an orderly way on SIGTERM, so that the pods end too, although they run in separate sessions
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     names = tuple(chosen.nemeses) or (*(IN_SHORT if chosen.short else BY_NAME), PRODUCT)
     with_product, names = PRODUCT in names, tuple(name for name in names if name != PRODUCT)

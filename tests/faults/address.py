@@ -14,6 +14,6 @@ def where_redis_is(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the broker arguments of a worker or a producer."""
     if (port := environment.get("FAULTS_SENTINEL_PORT")) is None:
         return {"url": environment["FAULTS_BROKER_URL"]}
-    # as in the URL: shorter than redis-py's defaults
+    # the same timeouts as in the URL, shorter than redis-py's defaults
     timeouts = {"socket_timeout": 1.5, "socket_connect_timeout": 1.5}
     return {"client": Sentinel([("127.0.0.1", int(port))], **timeouts).master_for(MASTER, **timeouts)}

@@ -1,4 +1,4 @@
-"""The campaign: runs a round of each nemesis and judges whether messages were lost."""
+"""The campaign: it runs a round of each nemesis (kind of fault) and judges whether messages were lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tests.faults.stage import Stage
 
 N_PRODUCERS = 2
 LONGEST_ROUND_S = 900.0
-# At worst a lease, an orphan sweep and the longest job follow each other; the rest is slack for a loaded machine.
+# Maximum time to drain the queues. At worst a lease, an orphan sweep and the longest job follow each other; the rest is
+# a margin for a loaded machine.
 DRAIN_S = 180.0
 
 
@@ -28,8 +29,8 @@ class Outcome:
     """The outcome of one round.
 
     Attributes:
-        verdict: the verdict on the final state, after the queue was drained or the time for it had run out.
-        lost_meanwhile: messages that were nowhere at some moment during the round.
+        verdict: the verdict on the final state, after the queues were drained or ``DRAIN_S`` had passed.
+        lost_meanwhile: messages that were in no place at some moment during the round.
         held: the number of messages that the queue still held at the end; 0 unless some are stuck.
         acts: how often each fault was injected.
     """
@@ -122,7 +123,7 @@ def _do(act: object, stage: Stage, rng: random.Random) -> str:
     try:
         return str(act(stage, rng))
     except redis.RedisError as error:
-        # caused by another act: there is no group yet, or the server is down or full
+        # another act caused this: the group does not exist yet, or the server is down or full
         return f"{getattr(act, '__name__', act)} failed: {type(error).__name__}"
 
 
@@ -136,7 +137,7 @@ def _look(stage: Stage) -> tuple[str, ...]:
 
 
 def _without_stragglers(entries: Entries, first_uid: str) -> Entries:
-    """Return only this round's entries: a second run of a finished message may end after its round was judged."""
+    """Return only this round's entries, because a second run of a message may end after its own round was judged."""
     return replace(entries, runs={uid: n for uid, n in entries.runs.items() if uid.startswith(first_uid)})
 
 

@@ -1,6 +1,6 @@
-"""The place of every message, read with raw Redis commands, and every violation of the guarantees.
+"""A checker that finds the place of every message with raw Redis commands, and every violation of the guarantees.
 
-The checker uses only the documented key names and none of the broker's code, so it cannot share the broker's mistakes.
+It uses only the documented key names and none of the broker's code, so it cannot share the broker's bugs.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ IN_LINE = key_of(QUEUE, "ordered:messages")
 LOCKS = key_of(QUEUE, "unique:*")
 DEAD = key_of(QUEUE, "dead")
 
-# Kinds whose messages must become dead letters, with the reason; messages of every other kind must be done.
+# Kind of message -> reason for which its messages must become dead letters. Messages of every other kind must be done.
 DEAD_REASONS = {"fails": "failed", "kills": "delivery-limit"}
-# Kinds of jobs so long that they may be running at each kill of their process, and so look like the cause of crashes.
+# Kinds of jobs that run so long that they may be running at each kill of their process, and thus look like the cause.
 MAY_SEEM_TO_KILL = {"long", "slow"}
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything the queues hold at one moment, by uid; a uid that occurs twice counts 2.
+    """The contents of the queues at one moment: uid of a message -> number of times that it occurs.
 
     Attributes:
         stream: messages that are waiting or in flight.
         pending: number of entries in pending lists, ghosts included.
-        delayed: messages that are not due yet, stored with both halves: due time and message.
+        delayed: messages that are not due yet, if both their due time and their message are stored.
         dead: uid -> reasons of its dead letters.
-        halves: names that have a due time but no message, or the reverse; the same for places in line.
+        halves: names of messages with a due time but no message, or the reverse; the same for places in line.
         in_line: messages that wait for another message of their ordering key.
         keys_at_work: number of ordering keys that have a message at work.
         locks: number of locks held for unique keys.
@@ -73,7 +73,7 @@ class Snapshot:
 
 
 def snapshot(client: redis.Redis) -> Snapshot:
-    """Return a snapshot of every queue, each read in one transaction; messages never change queues."""
+    """Return a snapshot of every queue. Each is read in its own transaction, because messages never change queues."""
     found = [_snapshot_of(client, queue) for queue in QUEUES]
     dead: dict[str, list[str]] = {}
     for one in found:
@@ -135,10 +135,10 @@ class Verdict:
         lost: confirmed messages that are in no place.
         doubled: messages in more than one of done, dead, delayed, stream and line, or more than once in one of the last
             four.
-        conjured: messages that were refused or never sent, but are present.
+        conjured: messages that are present although they were refused or never sent.
         misplaced: messages that did not end as their kind must, as "uid: kind, place".
         overtaken: messages done after a later one of their ordering key, as "uid: by uid".
-        endings: number of uids by final place; only uncertain ones may be "never arrived".
+        endings: final place -> number of uids; only uncertain messages may have "never arrived".
         reruns: number of runs of messages beyond the first; the cost of at-least-once delivery.
     """
 
@@ -159,7 +159,7 @@ class Verdict:
 def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tuple[str, ...]:
     """Return messages that were confirmed before the snapshot, are not in it, and are not recorded as done after it.
 
-    There must be none at any moment, even during a fault: a job records its effect before it is acknowledged.
+    There must be none at any moment, even during a fault, because a job records its effect before it is acknowledged.
     """
     held = queue.stream.keys() | queue.delayed.keys() | queue.in_line.keys() | queue.dead.keys()
     confirmed = {uid for uid, fate in before.fates.items() if fate == "confirmed"}
@@ -215,7 +215,7 @@ def judge(ledger: Entries, queue: Snapshot) -> Verdict:
 
 
 def _overtaken(ledger: Entries) -> Iterator[tuple[str, str]]:
-    """Yield each uid that was first done after a younger uid of its ordering key, with that younger uid.
+    """Yield each uid whose first run ended after the first run of a later uid of its ordering key, with the later uid.
 
     Unconfirmed messages are left out: their enqueue may have reached the server long after the producer continued.
     """

@@ -1,4 +1,4 @@
-"""A fault-injecting proxy in front of the Redis server of this process."""
+"""The fixture for a fault-injecting proxy in front of the Redis server of this process."""
 
 from __future__ import annotations
 

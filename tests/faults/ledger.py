@@ -14,7 +14,7 @@ Fate = Literal["confirmed", "uncertain", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Everything in the ledger.
+    """The contents of the ledger.
 
     Attributes:
         kinds: uid -> kind of every message that a producer tried to enqueue, written before the attempt.

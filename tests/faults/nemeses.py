@@ -1,4 +1,4 @@
-"""The faults of a campaign: each nemesis injects one kind of fault repeatedly while messages flow."""
+"""The faults of a campaign. A nemesis injects one kind of fault repeatedly while messages flow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.faults.stage import LEASE_MS, Stage, WatchedStage
 
 Act = Callable[[Stage, random.Random], str]
 
-# The calls in the life of a message, and those for maintenance. The proxy can cut the connection at any of them.
+# The scripts that run during the life of a message or for maintenance. The proxy can cut the connection at any of them.
 SCRIPTS: Final = (
     "enqueue",
     "enqueue_plain",
@@ -75,7 +75,7 @@ def nothing(stage: Stage, rng: random.Random) -> str:
 
 
 def cut_a_script(stage: Stage, rng: random.Random) -> str:
-    """Cut the connection at the next calls of a random script: before the call or before its reply arrives."""
+    """Cut the connection at the next calls of a random script, before the call or its reply arrives."""
     name = rng.choice(SCRIPTS)
     where: Where = rng.choice(("before", "after"))
     stage.outage.aim(name, where, times=rng.choice((1, 1, 2, 5)))
@@ -109,13 +109,13 @@ def kill_a_process(stage: Stage, rng: random.Random) -> str:
 
 
 def kill_a_master(stage: Stage, rng: random.Random) -> str:
-    """Kill a master alone, as the kernel does when memory runs out; its workers must not outlive it."""
+    """Kill only a master, as the kernel does when memory runs out; its workers must not outlive it."""
     rng.choice(stage.pods).lose_master()
     return "killed a master"
 
 
 def block_the_log(stage: Stage, rng: random.Random) -> str:
-    """Stop reading a pod's log for longer than the lease."""
+    """Do not read a pod's log for longer than the lease."""
     with rng.choice(stage.pods).blocking_its_log():
         time.sleep(LEASE_MS / 1000 * rng.uniform(1.0, 2.5))
     return "blocked a log"
@@ -163,7 +163,7 @@ def acknowledge_by_hand(stage: Stage, rng: random.Random) -> str:
 
 
 def claim_by_hand(stage: Stage, rng: random.Random) -> str:
-    """Claim entries for an operator's consumer, and acknowledge them half of the time."""
+    """Claim entries for an operator's consumer, and in half of the cases acknowledge them."""
     ids = _pending(stage, rng)
     if ids:
         stage.client.xclaim(STREAM, GROUP, "rescue-consumer", 0, ids)
@@ -178,7 +178,7 @@ def destroy_the_group(stage: Stage, rng: random.Random) -> str:
 
 
 def move_the_group(stage: Stage, rng: random.Random) -> str:
-    """Move the group to the end of the stream, as to skip a backlog, or to its beginning."""
+    """Move the group to the end of the stream, as an operator does to skip a backlog, or to its beginning."""
     where = rng.choice(("$", "0"))
     stage.client.xgroup_setid(STREAM, GROUP, where)
     return f"XGROUP SETID {where}"
@@ -251,7 +251,7 @@ def die_between_retry_and_ack(stage: Stage, rng: random.Random) -> str:
 
 
 def fail_over(stage: Stage, rng: random.Random) -> str:
-    """Kill the master so that its replica takes over. Every command that was answered has been replicated."""
+    """Kill the master so that its replica takes over. Every command that got a reply has been replicated."""
     assert isinstance(stage, WatchedStage)
     stage.lose_master()
     time.sleep(rng.choice((0.0, 1.0)))

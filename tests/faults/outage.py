@@ -1,7 +1,8 @@
-"""A TCP proxy between clients and Redis that fails when a test asks it to.
+"""A TCP proxy between clients and Redis that fails on demand.
 
-It refuses connections, hangs, or cuts one connection at the worst moment: before a command reaches the server, or after
-the server has run it but before the reply arrives. The command is selected by its name or the name of a script.
+It refuses connections, hangs, or cuts one connection at a chosen moment: before a command reaches the server, or after
+the server has run the command but before the reply arrives. The command is selected by its name or the name of a
+script.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ READ = "XREADGROUP"
 
 
 def marks() -> dict[str, bytes]:
-    """Return, by name, bytes that identify each script and command in the data that clients send.
+    """Return script or command name -> bytes that identify it in the data that clients send.
 
     A script is called by its digest, or sent as text if the server does not know it. The first line of each text is
     unique, so it identifies the script.
@@ -119,12 +120,12 @@ class Outage:
             self._call(self._set_flowing(True))
 
     def forget(self) -> None:
-        """Pass no more data on the open connections, and close none of them, as a firewall does with idle ones."""
+        """Pass no more data on the open connections, but do not close them, as a firewall treats idle connections."""
         self._forgotten.update(self._writers)
 
     @property
     def n_open(self) -> int:
-        """The number of open connections, without forgotten ones."""
+        """The number of open connections, forgotten ones excluded."""
         return len(self._writers - self._forgotten)
 
     @property
@@ -249,7 +250,7 @@ class Outage:
 
 
 class _Conversation:
-    """One connection, and whether to cut it at its next reply."""
+    """A connection, and whether to cut it at its next reply."""
 
     def __init__(self) -> None:
         self.cut_on_answer: str | None = None

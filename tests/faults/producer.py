@@ -76,11 +76,12 @@ def main(name: str, n_confirmed: int, seed: int, for_s: float, weights: dict[str
         except EnqueueUncertain:
             fate = "uncertain"
         except (BrokerConnectionError, QueueFull):
-            # one queue may have accepted its messages before the other refused its own
+            # one queue may have accepted its messages before the other queue refused
             fate = "refused" if len({message.queue_name for message in messages}) == 1 else "uncertain"
             time.sleep(0.1)
         ledger.did_enqueue(kinds, fate)
-        # without this pause, all messages of a round could go in one quiet second; after a fault, a burst catches up
+        # without this pause, all messages of a round could be sent in one second without faults; after a fault, a burst
+        # makes up for the delay
         time.sleep(max(0.0, began + n_done / n_confirmed * for_s - time.monotonic()))
     broker.close()
 

@@ -1,4 +1,4 @@
-"""Hours of ordinary traffic with small faults, after which everything must be as small as before.
+"""A soak test: hours of ordinary traffic with small faults, after which everything must be as small as before.
 
 Usage: ``python -m tests.faults.soak [--minutes 60] [--rate 200]``
 
@@ -28,16 +28,16 @@ from tests.faults.stage import Stage
 
 WARM_UP_S = 30.0
 SLICE_S = 60.0
-# Growth that is allowed after an hour: fragmented pages, arenas, client buffers.
+# Maximum growth after an hour, in bytes: fragmented pages, arenas, client buffers.
 SERVER_MAY_GROW = 1 << 20
 PROCESS_MAY_GROW = 24 << 20
-# By then even the record of a producer's last enqueue has expired; whatever still exists is permanent.
+# After this time even the record of a producer's last enqueue has expired, so a key that still exists is permanent.
 FORGOTTEN_AFTER_S = 16 * 60
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The size of everything while no work is waiting.
+    """The sizes of the server and the processes while no work is waiting.
 
     Attributes:
         keys: name -> number of members, for keys that do not expire.
@@ -66,7 +66,7 @@ def size_of(stage: Stage) -> Size:
     for key in client.scan_iter(count=1_000):
         kind, ttl = client.type(key), client.pttl(key)
         if kind != b"none" and ttl == -1:
-            # a counter per kind of event, so the number of fields does not matter
+            # one field per kind of event, so the number of fields does not matter
             keys[key.decode()] = 1 if key.endswith(b":counters") else lengths[kind](key)
         elif ttl >= 0:
             expiring.append(int(client.memory_usage(key) or 0))
@@ -86,7 +86,7 @@ def size_of(stage: Stage) -> Size:
 
 
 def grown(before: Size, after: Size) -> list[str]:
-    """Return a description of everything that did not return to its earlier size."""
+    """Return a text for each size that did not return to its earlier value."""
     found = [
         f"{key} held {before.keys.get(key, 0)} and holds {n}"
         for key, n in after.keys.items()
@@ -103,7 +103,7 @@ def grown(before: Size, after: Size) -> list[str]:
         rss_now, threads_now, files_now = after.processes[pid]
         if rss_now > rss + PROCESS_MAY_GROW:
             found.append(f"process {pid} had {rss} resident bytes and has {rss_now}")
-        # allow for a thread or connections that were first needed later
+        # allow for one thread and two connections that were first needed later
         if threads_now > threads + 1 or files_now > files + 2:
             found.append(f"process {pid} had {threads} threads, {files} files and has {threads_now}, {files_now}")
     return found

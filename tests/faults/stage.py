@@ -27,7 +27,7 @@ from tests.support import eventually
 ROOT = Path(__file__).parents[2]
 LEASE_MS: Final = 2_000
 
-# fsync before every reply, so that a killed server keeps everything it confirmed
+# fsync before every reply, so that a killed server keeps every write that it confirmed
 OPTIONS: Final = {
     "appendonly": "yes",
     "appendfsync": "always",
@@ -82,14 +82,14 @@ class Pod:
         return []
 
     def signal(self, number: Signals) -> None:
-        """Send a signal to the master alone."""
+        """Send a signal only to the master."""
         master = self.master
         if master is not None:
             with suppress(psutil.NoSuchProcess):
                 master.send_signal(number)
 
     def lose_master(self) -> None:
-        """Kill the master alone. The processes that it leaves behind go on in parallel with the next master."""
+        """Kill only the master. The processes that it leaves behind continue in parallel with the next master."""
         self._leaves_orphans = True
         self.signal(SIGKILL)
 
@@ -120,7 +120,7 @@ class Pod:
 
     def _watch(self) -> None:
         while not self._is_ending.is_set():
-            # the loss of a machine or container ends the other processes too
+            # end the other processes too, as the loss of a machine or container would
             if not self._leaves_orphans:
                 self.signal_all(SIGKILL)
             self._leaves_orphans = False
@@ -141,14 +141,14 @@ class Pod:
     def _read(self, output: IO[bytes]) -> None:
         """Copy what the pod writes to its log file, until the last of its processes has ended."""
         with self._log.open("ab") as log, output:
-            while some := output.read1(65536):  # type: ignore[attr-defined]  # a BufferedReader has it
+            while some := output.read1(65536):  # type: ignore[attr-defined]  # the stream is a BufferedReader
                 log.write(some)
                 log.flush()
                 self._may_read.wait()
 
 
 class Stage:
-    """Everything that faults are injected into. As a context manager, it ends everything that it started."""
+    """The server, the proxy and the pods into which faults are injected. A context manager that ends all of them."""
 
     def __init__(self, directory: Path, *, n_pods: int = 3, processes: int = 1, threads: int = 4) -> None:
         self.directory = directory

@@ -1,4 +1,4 @@
-"""The campaign's checker detects every kind of violation: a check that cannot fail proves nothing."""
+"""Tests that the campaign's checker detects every violation, because a check that cannot fail proves nothing."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_message_that_was_never_sent_counts_as_conjured() -> None:
     assert judge(ledger({}, runs={"x": 1}), holding()).conjured == ("x",)
 
 
-def test_uncertain_message_may_arrive_or_not() -> None:
+def test_message_with_uncertain_enqueue_may_arrive_or_not() -> None:
     fates: dict[str, Fate] = {"a": "uncertain", "b": "uncertain"}
 
     verdict = judge(ledger({"a": "quick", "b": "quick"}, runs={"a": 1}, fates=fates), holding())
@@ -74,7 +74,7 @@ def test_message_with_an_unexpected_outcome_counts_as_misplaced() -> None:
     assert {one.partition(":")[0] for one in verdict.misplaced} == {"a", "b", "c"}
 
 
-def test_pipeline_without_its_second_stage_counts_as_lost() -> None:
+def test_pipeline_whose_second_stage_is_missing_counts_as_lost() -> None:
     verdict = judge(ledger({"a": "pipeline", "b": "pipeline"}, runs={"a": 1, "b": 1, "b/2": 1}), holding())
 
     assert verdict.lost == ("a/2",)
@@ -106,7 +106,7 @@ def test_repeated_runs_are_counted_and_allowed() -> None:
     )
 
 
-def test_message_lost_for_a_moment_is_noticed() -> None:
+def test_message_that_is_missing_for_a_moment_counts_as_lost() -> None:
     kinds = dict.fromkeys("abcde", "quick")
     before = ledger(kinds, fates=dict.fromkeys("abcd", "confirmed"))
     after = ledger(kinds, runs={"c": 1})

@@ -1,4 +1,4 @@
-"""A server whose clock jumps, as when an operator sets it or a machine resumes from a snapshot."""
+"""Tests with a server whose clock jumps, as when an operator sets it or a machine resumes from a snapshot."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def clocked(tmp_path: Path) -> Iterator[ClockedServer]:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if library is None:
         lacking("libfaketime", "apt-get install faketime")
-    # Redis 6.2: Debian's builds use jemalloc, which reads the clock before libfaketime is ready
+    # Redis 6.2, because Debian's builds use jemalloc, which reads the clock before libfaketime is ready
     if (executable := redis_6_2()) is None:
         pytest.skip("no Redis 6.2 for this Python and machine")
     offset = tmp_path / "offset"
@@ -139,11 +139,11 @@ def test_no_message_is_lost_or_stuck_when_the_clock_jumps(clocked: ClockedServer
     everything = {*labels("begun", 8), *labels("waiting", 20), *labels("after", 20), *labels("delayed", 5)}
     eventually(lambda: crew.ran.keys() == everything, within_s=30)
     crew.brokers[0].join(QUEUE, timeout=30_000)
-    # between the jump and the next heartbeat, live workers look dead: jobs that run then may run again
+    # between the jump and the next heartbeat, live workers look dead, so jobs that run in that time may run again
     assert max(crew.ran.values()) <= 2
 
 
-def test_delayed_messages_fall_due_by_the_new_clock(clocked: ClockedServer, crew: Crew) -> None:
+def test_delayed_messages_become_due_by_the_new_clock(clocked: ClockedServer, crew: Crew) -> None:
     crew.send("work", *labels("in half an hour", 5), delay=HOUR_MS // 2)
 
     clocked.jump(3_600)

@@ -1,4 +1,4 @@
-"""Connections are cut at each call in a message's life: before the call arrives, and before its reply arrives."""
+"""Tests that cut a connection at each call in a message's life, before the call or its reply arrives."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STREAM = "streams:default"
 
 @pytest.fixture(autouse=True)
 def _impatient_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shorten the Worker's pauses of 3 s after a lost connection and of 5 s before it acknowledges again."""
+    """Shorten the Worker's pauses: 3 s after a lost connection, and 5 s before it tries again to acknowledge."""
     monkeypatch.setattr("dramatiq.worker.CONSUMER_RESTART_DELAY_SECS", 0.05)
     monkeypatch.setattr("dramatiq.worker.POST_PROCESS_MESSAGE_RETRY_DELAY_SECS", 0.05)
 
@@ -62,7 +62,7 @@ def is_empty(client: Any) -> bool:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("where", ["before", "after"])
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_no_message_is_lost_whichever_call_is_cut(
+def test_no_message_is_lost_when_the_connection_breaks_at_any_call(
     outage: Outage, redis_client: redis.Redis, name: str, where: Where
 ) -> None:
     ran: Counter[int] = Counter()
@@ -103,7 +103,7 @@ def hand_some_back(broker: RedisStreamsBroker) -> None:
 
 
 @pytest.mark.parametrize("how", ["pipeline", "on_success", "on_failure"])
-def test_follow_up_of_a_finished_job_survives_when_redis_is_away(
+def test_follow_up_message_of_a_finished_job_survives_a_redis_outage(
     outage: Outage, redis_client: redis.Redis, how: str
 ) -> None:
     began, go_on, followed = threading.Event(), threading.Event(), threading.Event()

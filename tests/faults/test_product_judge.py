@@ -1,4 +1,4 @@
-"""The judge of the product's campaign: it finds every kind of violation, and nothing in a product that is whole."""
+"""Tests that the judge of the product's campaign reports every kind of violation, and nothing in an intact product."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tasks(redis_client: redis.Redis) -> Iterator[ClusterTasks]:
 
 @pytest.fixture(scope="module")
 def pets(redis_server: EmbeddedRedis) -> list[RawPet]:
-    """A small pet with a merge and one without, made once."""
+    """A small pet with a merge and one without, created once."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
         service = grouped(RedisPetStore(client), 2, range(6))
@@ -47,7 +47,7 @@ def pets(redis_server: EmbeddedRedis) -> list[RawPet]:
 
 @pytest.fixture
 def records(redis_client: redis.Redis, pets: list[RawPet]) -> Records:
-    """The records of these pets, all as promised."""
+    """The records of these pets, without any violation."""
     for pet in pets:
         PetRepairs(redis_client).put_back(pet)
     redis_client.hset(f"{RECORD}job-1", mapping=ended("succeeded"))
@@ -109,7 +109,7 @@ def test_judge_reports_a_correction_missing_from_the_ledger(
     ]
 
 
-def test_job_record_whose_end_is_in_a_log_is_only_counted(
+def test_record_of_a_job_that_ended_according_to_a_log_is_only_counted(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records, tmp_path: Path
 ) -> None:
     records.corrections["job-3"] = PET
@@ -121,7 +121,7 @@ def test_job_record_whose_end_is_in_a_log_is_only_counted(
     assert (found, records.behind) == ([], {"job-3"})
 
 
-def test_judge_reports_a_correction_that_does_not_hold(
+def test_judge_reports_a_correction_that_the_clusters_violate(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records
 ) -> None:
     redis_client.setrange(KEYS.labels, 0, (-1).to_bytes(4, "little", signed=True))
@@ -132,7 +132,9 @@ def test_judge_reports_a_correction_that_does_not_hold(
     assert any(text.startswith("pet 42: its corrections are broken") for text in found)
 
 
-def test_judge_reports_a_key_without_an_owner(redis_client: redis.Redis, tasks: ClusterTasks, records: Records) -> None:
+def test_judge_reports_a_key_that_belongs_to_no_part_of_the_system(
+    redis_client: redis.Redis, tasks: ClusterTasks, records: Records
+) -> None:
     redis_client.set("strange", "x")
     redis_client.set("{pet:9}:labels", "x")
 
@@ -151,7 +153,7 @@ def test_judge_reports_an_export_that_import_would_refuse(
     assert isinstance(ClusterService(RedisPetStore(redis_client)).export(PET), bytes)
 
 
-def test_judge_finds_broken_corrections_where_the_oracle_does() -> None:
+def test_judge_and_oracle_report_the_same_broken_corrections() -> None:
     rng = random.Random(7)
     day = Day(7, upheavals=True)
     for _ in range(40):

@@ -1,4 +1,4 @@
-"""Operations that are fast with ten messages still work with two hundred thousand."""
+"""Tests that operations that are fast with ten messages still work with two hundred thousand."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ pytestmark = pytest.mark.slow
 
 STREAM, GROUP = "streams:q", "workers"
 N = 200_000
-# entries per call, so that a loaded machine answers before the client times out
+# entries per call, few enough that a loaded machine replies before the client times out
 STEP = 10_000
 
 
-def test_orphans_behind_two_hundred_thousand_pending_entries_are_found(
+def test_orphans_are_found_among_two_hundred_thousand_pending_entries(
     redis_url: str, redis_client: redis.Redis
 ) -> None:
     client: Any = redis_client

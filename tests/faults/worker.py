@@ -46,7 +46,7 @@ class AlwaysFails(Exception):
 
 @dramatiq.actor(queue_name=QUEUE)
 def job(uid: str, kind: str) -> None:
-    """Behave as the kind demands, and record the end of the job."""
+    """Behave as the kind of the message requires, and record the end of the job."""
     message = CurrentMessage.get_current_message()
     assert message is not None
     match kind:

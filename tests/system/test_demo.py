@@ -42,7 +42,7 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=120)
 
 
-def test_demo_keeps_its_promises(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_keeps_every_guarantee(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
     maps: list[str] = []
 

@@ -17,7 +17,7 @@ from tasks.demo.sample import albums
 from tests.support import eventually
 
 
-def test_faster_divides_only_windows_hold_times_and_timers() -> None:
+def test_faster_shortens_only_windows_hold_times_and_timers() -> None:
     text = "expr: sum(rate(x[5m])) * 60 > 30\nfor: 10m\n        for: 10m\n  group_interval: 1m\n  repeat_interval: 4h\n"
 
     assert faster(text, 10) == (
@@ -27,7 +27,7 @@ def test_faster_divides_only_windows_hold_times_and_timers() -> None:
 
 
 @pytest.mark.parametrize("rules", sorted((OPS / "alerts").glob("*.yaml")), ids=lambda path: path.stem)
-def test_faster_finds_every_duration_in_the_rules(rules: Path) -> None:
+def test_faster_shortens_every_duration_in_the_rules(rules: Path) -> None:
     duration = r"\d+[smhd]"
     durations = rf"(?m)(?<=[\[:]){duration}(?=[\]:])|(?<= offset ){duration}\b|^ +for: {duration}$"
     in_ms = durations.replace(duration, r"\d+ms")
@@ -37,7 +37,7 @@ def test_faster_finds_every_duration_in_the_rules(rules: Path) -> None:
     assert re.sub(durations, "", before) == re.sub(in_ms, "", after)
 
 
-def test_demo_routes_keep_a_group_wait_of_at_least_a_second(tmp_path: Path) -> None:
+def test_routes_of_the_demo_wait_at_least_a_second_per_group(tmp_path: Path) -> None:
     text = write_routes(tmp_path, "http://127.0.0.1:1", 60).read_text()
 
     assert "group_wait: 1000ms" in text
@@ -52,7 +52,9 @@ def test_missing_programs_are_reported_with_their_packages(tmp_path: Path, monke
         Monitoring(tmp_path, receivers_url="http://127.0.0.1:1", speed=10)
 
 
-def test_monitoring_without_a_checkout_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_monitoring_is_refused_outside_a_checkout_of_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tasks.demo.monitoring.OPS", tmp_path / "ops")
 
     with pytest.raises(NoMonitoring, match="checkout"):
@@ -94,7 +96,7 @@ class NoAlerts:
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_exercise_is_refused_and_uploads_retry_when_redis_is_away(
+def test_exercise_is_refused_and_uploads_retry_when_redis_is_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.demo.practice.Monitoring", NoAlerts)

@@ -94,7 +94,7 @@ def test_worker_reloads_at_sighup_and_serves_jobs_afterwards(
     assert worker.returncode == 0, log.read_text()
 
 
-def test_worker_keeps_working_and_can_stop_while_nobody_reads_its_log(server: EmbeddedRedis) -> None:
+def test_worker_runs_jobs_and_stops_when_no_process_reads_its_log(server: EmbeddedRedis) -> None:
     stream, n = stream_of(EMBEDDING_INGESTED), 400
     environ = {**os.environ, "REDIS_URL": server.url, "WORKER_METRICS_PORT": str(free_port())}
     environ |= {"SPLOOT_LOG_LEVEL": "DEBUG", "SPLOOT_LEASE_MS": "2000"}

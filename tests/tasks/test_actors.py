@@ -206,7 +206,7 @@ def test_positional_arguments_are_refused(broker: StubBroker, actor: str) -> Non
         ("restore_revision", {"revision": 7_777}),
     ],
 )
-def test_correction_that_no_longer_fits_the_pet_ends_without_a_dead_letter(
+def test_correction_that_no_longer_fits_the_pet_leaves_no_dead_letter(
     broker: StubBroker, service: ClusterService, three_subjects: PetView, actor: str, kwargs: dict[str, Any]
 ) -> None:
     run(broker, actor, pet_id=PET, **kwargs)

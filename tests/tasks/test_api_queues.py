@@ -119,7 +119,7 @@ def events_of(answer: Any) -> dict[str, Any]:
     return {name.removeprefix("event: "): json.loads(data.removeprefix("data: ")) for name, data in lines}
 
 
-def test_events_contain_what_their_caller_may_read(api: Caller, desk: Desk) -> None:
+def test_events_contain_only_data_that_the_caller_may_read(api: Caller, desk: Desk) -> None:
     desk.bury(1)
 
     seen = {role: events_of(api.get("/events", role)) for role in ("operator", "viewer")}
@@ -234,7 +234,7 @@ def test_out_of_range_number_in_a_plan_is_named(api: Caller) -> None:
         assert refusal_of(refused) == (422, [field]), body
 
 
-def test_lists_behind_the_numbers_are_returned(api: Caller, desk: Desk) -> None:
+def test_api_lists_jobs_dead_letter_groups_search_results_and_history(api: Caller, desk: Desk) -> None:
     desk.add(1, 2, pet_id=2**53 + 1)
     desk.bury(3)
 

@@ -110,7 +110,7 @@ def lines(caplog: pytest.LogCaptureFixture, text: str) -> list[dict[str, Any]]:
     return [vars(record) for record in caplog.records if record.message == text]
 
 
-def test_waiting_events_are_committed_together_and_counted_each(
+def test_waiting_events_are_committed_as_a_batch_and_counted_one_by_one(
     pool: Pool, redis_client: redis.Redis, logged: pytest.LogCaptureFixture
 ) -> None:
     send(redis_client, *range(N))
@@ -134,7 +134,7 @@ def test_waiting_events_are_committed_together_and_counted_each(
     assert pool.broker.counters(EMBEDDING_INGESTED)["unbatched"] == 0
 
 
-def test_unusual_events_of_a_batch_have_the_outcome_of_single_ones(
+def test_unusual_events_have_the_same_outcome_in_a_batch_as_alone(
     pool: Pool, redis_client: redis.Redis, logged: pytest.LogCaptureFixture
 ) -> None:
     send(redis_client, *range(N))
@@ -153,7 +153,7 @@ def test_unusual_events_of_a_batch_have_the_outcome_of_single_ones(
     assert pool.broker.counters(EMBEDDING_INGESTED)["unbatched"] <= 1
 
 
-def test_batch_that_fails_runs_one_by_one(
+def test_messages_of_a_failed_batch_run_one_by_one(
     pool: Pool, redis_client: redis.Redis, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send(redis_client, *range(N))
@@ -168,7 +168,7 @@ def test_batch_that_fails_runs_one_by_one(
     assert pool.broker.counters(EMBEDDING_INGESTED)["retried"] == 0
 
 
-def test_thread_is_free_after_a_batch_that_was_not_done(pool: Pool, tmp_path: Path, clock: Later) -> None:
+def test_thread_is_not_stuck_after_a_batch_that_was_not_done(pool: Pool, tmp_path: Path, clock: Later) -> None:
     pulse = KeepPulse(tmp_path, hung_after_s=1e9, clock=clock)
     messages = [MessageProxy(dramatiq.Message(EMBEDDING_INGESTED, CLUSTER_EMBEDDING, (), {}, {})) for _ in range(2)]
     for message in messages:

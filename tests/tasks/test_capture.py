@@ -283,7 +283,7 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     assert done.n_media == 39
 
 
-def test_replay_of_a_shortened_history_reports_where_it_begins(
+def test_replay_of_a_truncated_history_reports_its_first_revision(
     album: Album, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(3):
@@ -335,7 +335,7 @@ def test_replay_lists_items_with_different_labels(album: Album, tmp_path: Path) 
 # -- what a capture contains -------------------------------------------------------------------------------------------
 
 
-def test_pet_of_a_capture_is_its_export_file(album: Album) -> None:
+def test_pet_in_a_capture_equals_its_export_file(album: Album) -> None:
     for number in range(20):
         album.take(number)
     album.service.recluster(PET)
@@ -348,7 +348,7 @@ def test_pet_of_a_capture_is_its_export_file(album: Album) -> None:
     assert pet_in(captured) == pet_in(exported) == exported
 
 
-def test_pet_of_a_capture_can_be_imported(album: Album) -> None:
+def test_pet_in_a_capture_can_be_imported(album: Album) -> None:
     for number in range(20):
         album.take(number)
     exported, captured = album.service.export(PET), album.captured()
@@ -467,7 +467,7 @@ def everything_in(file: bytes) -> bytes:
     return b"\n".join(everything_in(part) if name.endswith(".zip") else part for name, part in members.items())
 
 
-def test_redacted_capture_holds_no_embedding_in_any_form(album: Album) -> None:
+def test_redacted_capture_contains_no_embedding_in_any_form(album: Album) -> None:
     vector = np.random.default_rng(3).normal(size=48).astype(np.float32)
     raw = vector.tobytes()
     album.service.assign(PET, MediaId("beach"), model="test@1", vector=vector)
@@ -605,7 +605,7 @@ def test_capture_with_wrong_content_is_refused(
     assert (refused.value.field, bool(refused.value.hint)) == ("FILE", True)
 
 
-def test_capture_with_flipped_bytes_is_refused_or_unchanged(captured: bytes, tmp_path: Path) -> None:
+def test_capture_with_flipped_bytes_is_refused_or_has_the_same_content(captured: bytes, tmp_path: Path) -> None:
     file, rng, n_refused = tmp_path / "odd.zip", Random(7), 0
     file.write_bytes(captured)
     unchanged = read_capture(file)
@@ -636,7 +636,9 @@ def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 @pytest.mark.parametrize("member", ["settings", "jobs", "dead_letters", "pet"])
-def test_wrong_type_anywhere_is_refused_or_replayed(captured: bytes, tmp_path: Path, member: str) -> None:
+def test_capture_with_a_value_of_a_wrong_type_is_refused_or_replayed(
+    captured: bytes, tmp_path: Path, member: str
+) -> None:
     file, rng, n_refused = tmp_path / "odd.zip", Random(11), 0
 
     def spoil(whole: Any) -> None:

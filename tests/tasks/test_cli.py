@@ -94,7 +94,7 @@ def test_help_names_every_command(cli: CommandLine) -> None:
         assert f" {command} " in helped.out
 
 
-def test_clusters_are_shown_by_the_beginning_of_a_name(cli: CommandLine, service: ClusterService) -> None:
+def test_clusters_command_finds_clusters_by_the_beginning_of_a_name(cli: CommandLine, service: ClusterService) -> None:
     two_looks(service)
     service.name(PET, ClusterId(2), "Rex", operation_id="1", by="ada")
     service.lock(PET, [ClusterId(2)], operation_id="2", by="ada")
@@ -109,7 +109,7 @@ def test_clusters_are_shown_by_the_beginning_of_a_name(cli: CommandLine, service
 # -- reviews ---------------------------------------------------------------------------------------------------------
 
 
-def test_suggestions_are_printed_with_the_commands_that_answer_them(cli: CommandLine, service: ClusterService) -> None:
+def test_suggestions_are_printed_with_a_command_for_each_answer(cli: CommandLine, service: ClusterService) -> None:
     two_looks(service)
 
     shown = cli("suggestions", str(PET), "--limit", "1")
@@ -126,7 +126,9 @@ def test_suggestions_are_printed_with_the_commands_that_answer_them(cli: Command
 # -- ingest ----------------------------------------------------------------------------------------------------------
 
 
-def test_ingest_sends_valid_lines_and_numbers_invalid_ones(cli: CommandLine, redis_client: redis.Redis) -> None:
+def test_ingest_sends_valid_lines_and_reports_numbers_of_invalid_lines(
+    cli: CommandLine, redis_client: redis.Redis
+) -> None:
     good = {"pet_id": 1, "media_id": "a", "model": "clip@1", "embedding": [1.0, 2.0]}
     whole = {
         "schema": "embedding.ingested/1", "event_id": "e", "pet_id": 1, "media_id": "b", "model": "clip@1",
@@ -377,7 +379,7 @@ def test_clusters_and_history_are_printed_as_text_and_json(cli: CommandLine, ser
         ("model status 42", "/model"),
     ],
 )
-def test_json_of_a_command_equals_the_response_of_the_api(
+def test_json_output_of_a_command_equals_the_api_response(
     cli: CommandLine, redis_url: str, service: ClusterService, command: str, path: str
 ) -> None:
     for subject in range(2):
@@ -462,7 +464,7 @@ def test_all_pets_are_written_as_parquet(cli: CommandLine, service: ClusterServi
     assert (wrong.code, "'3/2' is not one of a number of parts" in wrong.err) == (2, True)
 
 
-def test_recluster_of_all_pets_tells_where_to_continue(cli: CommandLine, service: ClusterService) -> None:
+def test_interrupted_recluster_of_all_pets_prints_how_to_continue(cli: CommandLine, service: ClusterService) -> None:
     for pet in (41, 42):
         take(service, 0, range(2), pet=PetId(pet))
 
@@ -546,7 +548,7 @@ def test_deletion_of_an_item_lists_its_dead_letters(
     assert redis_client.xlen(f"{{{stream_of(EMBEDDING_INGESTED)}}}:dead") == 1
 
 
-def test_damaged_pet_is_named_by_the_tally_command_and_can_be_deleted(
+def test_tally_command_names_a_damaged_pet_that_can_be_deleted(
     redis_client: redis.Redis, cli: CommandLine, service: ClusterService
 ) -> None:
     take(service, 0, range(3))

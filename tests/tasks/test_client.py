@@ -154,7 +154,7 @@ def test_invalid_field_is_refused_before_anything_is_sent(
     assert list(redis_client.scan_iter("streams:*")) == []
 
 
-def test_closed_port_is_reported_at_once() -> None:
+def test_closed_port_is_reported_immediately() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
@@ -182,7 +182,7 @@ def test_unreadable_status_raises_queue_unavailable(redis_url: str) -> None:
 
 
 @pytest.mark.slow
-def test_client_works_after_idle_connections_died(
+def test_client_works_after_its_idle_connections_were_lost(
     redis_server: EmbeddedRedis, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker.net.pool.PROBE_AFTER_IDLE_S", 0.0)

@@ -107,7 +107,7 @@ def test_wheel_has_version_and_requirements_of_the_main_package() -> None:
     assert project["dependencies"] == re.findall(r"^(?:dramatiq|redis) .*$", setup["options"]["install_requires"], re.M)
 
 
-def test_only_imports_of_our_packages_are_renamed() -> None:
+def test_wheel_build_renames_only_imports_of_our_packages() -> None:
     text = "from tasks.client import A\nfrom broker import B\nfrom taskset import C\nlogger = 'tasks from broker'\n"
 
     assert renamed(text) == (

@@ -65,7 +65,7 @@ def test_invalid_field_of_a_task_is_named(
     assert refused.field == field
 
 
-def test_repeated_ids_count_once() -> None:
+def test_repeated_cluster_ids_of_a_merge_count_once() -> None:
     assert MergeClusters.from_kwargs({"pet_id": 1, "cluster_ids": [7, 3, 7]}).cluster_ids == (7, 3)
 
 

@@ -162,7 +162,7 @@ def test_command_in_a_finding_fixes_the_problem(ward: Ward, given: Any, check: s
     assert not any(finding.check == check and seen in finding.seen for finding in ward.wrong())
 
 
-def test_ids_ahead_of_the_clock_are_found_and_fixed(ward: Ward) -> None:
+def test_ids_ahead_of_the_clock_are_reported_and_fixed(ward: Ward) -> None:
     ward.client.xgroup_create(STREAM, GROUP, mkstream=True)
     for entry_id, seen in (
         (f"{ward.client.time()[0] * 1_000_000}-0", "is ahead of the clock by"),
@@ -213,7 +213,7 @@ def test_jobs_without_a_worker_are_wrong_and_a_pause_is_a_warning(ward: Ward) ->
 
 
 @pytest.mark.parametrize(("n_held", "level"), [(7, "ok"), (8, "warning"), (10, "wrong")])
-def test_queue_near_its_limit_is_found(ward: Ward, n_held: int, level: str) -> None:
+def test_queue_near_its_limit_is_reported(ward: Ward, n_held: int, level: str) -> None:
     ward.settings["max_queue_length"] = 10
     ward.client.set(MAX_QUEUE_LENGTH, 10)
     ward.desk.add(*range(n_held))
@@ -242,7 +242,7 @@ def test_queue_limit_that_differs_from_the_stored_one_is_a_warning(ward: Ward) -
         ("max_dead_letters_mb", 1, "SPLOOT_MAX_DEAD_LETTERS_MB"),
     ],
 )
-def test_dead_letters_near_their_bound_are_wrong(ward: Ward, setting: str, bound: int, variable: str) -> None:
+def test_dead_letters_near_their_maximum_number_are_wrong(ward: Ward, setting: str, bound: int, variable: str) -> None:
     ward.settings[setting] = bound
     ward.desk.bury(1, 2, 3, 4)
     if setting == "max_dead_letters_mb":
@@ -263,7 +263,7 @@ def test_unique_keys_of_jobs_removed_by_hand_are_a_warning(ward: Ward) -> None:
     assert [finding.level for finding in found] == ["warning"]
 
 
-def test_nearly_full_server_is_found_before_it_refuses(ward: Ward) -> None:
+def test_nearly_full_server_is_reported_before_it_refuses_writes(ward: Ward) -> None:
     # so large that changes of client buffers do not matter; made by the server, because sending it would fill a buffer
     ward.client.setrange("ballast", 16_000_000, b"x")
     used = ward.client.info("memory")["used_memory"]
@@ -275,7 +275,7 @@ def test_nearly_full_server_is_found_before_it_refuses(ward: Ward) -> None:
     assert "purge" in found.hint
 
 
-def test_server_without_a_memory_limit_is_a_warning_whose_command_sets_one(ward: Ward) -> None:
+def test_missing_memory_limit_is_a_warning_with_the_command_that_sets_it(ward: Ward) -> None:
     def memory() -> Finding:
         (found,) = [finding for finding in ward.diagnose() if finding.check == "memory"]
         return found
@@ -289,7 +289,7 @@ def test_server_without_a_memory_limit_is_a_warning_whose_command_sets_one(ward:
 
 
 @pytest.mark.parametrize(("off_s", "level"), [(0.0, "ok"), (5.0, "warning"), (-3_600.0, "wrong")])
-def test_clock_skew_is_found(ward: Ward, off_s: float, level: str) -> None:
+def test_clock_skew_is_reported(ward: Ward, off_s: float, level: str) -> None:
     import time
 
     found = {finding.check: finding for finding in ward.diagnose(clock=lambda: time.time() + off_s)}
@@ -312,7 +312,7 @@ def test_metrics_port_in_use_by_another_program_is_wrong(ward: Ward) -> None:
     assert "WORKER_METRICS_PORT" in found.hint
 
 
-def test_too_many_native_threads_are_found(ward: Ward) -> None:
+def test_too_many_native_threads_are_reported(ward: Ward) -> None:
     found = [finding for finding in ward.wrong({"OMP_NUM_THREADS": "64"}) if finding.check == "threads"]
 
     assert found[0].hint == "unset OMP_NUM_THREADS"
@@ -349,7 +349,7 @@ def test_known_settings_and_kubernetes_variables_are_accepted(ward: Ward) -> Non
     assert [finding for finding in ward.wrong(environ) if finding.check == "settings"] == []
 
 
-def test_mixed_models_are_found(ward: Ward) -> None:
+def test_mixed_models_are_reported(ward: Ward) -> None:
     for pet, (model, dim) in enumerate([("clip@1", 512), ("clip@1", 512), ("dino@2", 768)], start=1):
         ward.client.sadd("sploot:pets", pet)
         ward.client.hset(f"{{pet:{pet}}}:meta", mapping={"model": model, "dim": dim})

@@ -96,7 +96,7 @@ def test_status_reports_a_paused_queue(tasks: ClusterTasks, redis_client: redis.
     broker.close()
 
 
-def test_status_reports_why_a_job_was_refused_and_lists_it_no_longer(
+def test_refused_job_has_its_reason_and_is_no_longer_listed_as_unfinished(
     tasks: ClusterTasks, redis_client: redis.Redis
 ) -> None:
     job = tasks.undo(42, 17)
@@ -199,9 +199,7 @@ def test_cancelled_job_that_ran_is_shown_as_cancelled(tasks: ClusterTasks, redis
     assert job_status.attempts == 1
 
 
-def test_job_without_a_record_is_cancelled_in_whichever_queue_it_is(
-    tasks: ClusterTasks, redis_client: redis.Redis
-) -> None:
+def test_cancel_finds_a_job_without_a_record_in_any_queue(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     job = tasks.recluster(42)
     redis_client.delete(f"sploot:{{jobs}}:record:{job.job_id}")
 
@@ -228,7 +226,7 @@ def test_job_of_a_dead_worker_is_not_shown_as_running(tasks: ClusterTasks, recor
     assert job_status.reason.startswith("its worker pod-1:7:0:dead died; no worker takes jobs")
 
 
-def test_delay_that_is_over_is_not_reported_as_the_reason_for_waiting(records: JobRecords, tasks: ClusterTasks) -> None:
+def test_delay_in_the_past_is_not_reported_as_the_reason_for_waiting(records: JobRecords, tasks: ClusterTasks) -> None:
     past = datetime.now(UTC) - timedelta(seconds=1)
     recluster = JobOwner(CLUSTER_RECLUSTER, "recluster_pet", 42)
     records.write("a", recluster, state="delayed", due_at=past)
@@ -307,7 +305,7 @@ class RefusingRecords(JobRecords):
 
 
 @pytest.mark.parametrize("ends", ["another job", "the worker stops"])
-def test_end_of_a_job_that_could_not_be_recorded_is_recorded_later(
+def test_final_record_that_could_not_be_written_is_written_later(
     redis_client: redis.Redis, tasks: ClusterTasks, ends: str
 ) -> None:
     records = RefusingRecords(redis_client)
@@ -378,7 +376,7 @@ def test_message_with_the_id_of_another_job_does_not_change_the_record(
     assert (job_status.state, job_status.actor) == ("dead", "merge_clusters")
 
 
-def test_run_of_a_job_without_a_record_creates_none(records: JobRecords) -> None:
+def test_run_of_a_job_without_a_record_does_not_create_a_record(records: JobRecords) -> None:
     for how in ("start", "known"):
         records.write("nobody-s", UNDO, state="running", how=how)
 
@@ -400,7 +398,7 @@ def test_records_of_a_pet_are_listed_until_a_day_after_their_last_change(
     assert RECORD_TTL_S - 60 < redis_client.ttl(of_pet) <= RECORD_TTL_S
 
 
-def test_forgotten_record_is_no_longer_listed(records: JobRecords, redis_client: redis.Redis) -> None:
+def test_deleted_record_is_no_longer_listed(records: JobRecords, redis_client: redis.Redis) -> None:
     records.write("a", UNDO, state="queued", how="new")
 
     records.forget(42, ["a"])

@@ -83,14 +83,14 @@ def test_refused_correction_is_enqueued_once_there_is_room(tasks: ClusterTasks, 
     assert full.xlen(FEEDBACK) == LIMIT
 
 
-def test_other_queues_have_room_of_their_own(tasks: ClusterTasks, full: redis.Redis) -> None:
+def test_full_queue_does_not_affect_other_queues(tasks: ClusterTasks, full: redis.Redis) -> None:
     tasks.recluster(42)
     tasks.ingest(**EVENT)
 
     assert full.xlen(stream_of(CLUSTER_RECLUSTER)) == full.xlen(stream_of(EMBEDDING_INGESTED)) == 1
 
 
-def test_batch_is_refused_from_the_first_event_without_room(tasks: ClusterTasks, full: redis.Redis) -> None:
+def test_batch_is_refused_from_the_first_event_beyond_the_limit(tasks: ClusterTasks, full: redis.Redis) -> None:
     events = [{**EVENT, "media_id": f"m{number}"} for number in range(LIMIT + 1)]
 
     with pytest.raises(QueueFull, match="sending all again is safe"):
@@ -110,7 +110,7 @@ def test_recluster_that_the_service_requests_is_never_refused(tasks: ClusterTask
     assert full.zcard(f"{{{stream_of(CLUSTER_RECLUSTER)}}}:delayed") == 1
 
 
-def test_queue_whose_workers_set_no_limit_takes_everything(full: redis.Redis, redis_url: str) -> None:
+def test_queue_accepts_every_message_if_workers_set_no_limit(full: redis.Redis, redis_url: str) -> None:
     sampled_by_a_worker(redis_url, max_queue_length=0)
 
     with ClusterTasks(client=full) as tasks:
@@ -120,7 +120,7 @@ def test_queue_whose_workers_set_no_limit_takes_everything(full: redis.Redis, re
 
 
 @pytest.mark.parametrize("with_key", [False, True], ids=["without key", "with key"])
-def test_request_refused_by_a_full_queue_is_answered_503_with_retry_after(
+def test_request_to_a_full_queue_returns_503_with_retry_after(
     full: redis.Redis, redis_url: str, with_key: bool
 ) -> None:
     headers = {"Idempotency-Key": "merge-1"} if with_key else {}

@@ -161,7 +161,7 @@ def ask(http: TestClient, operation: str, method: str, path: str, **headers: str
 
 @STATES
 @pytest.mark.parametrize("with_key", [False, True], ids=["without key", "with key"])
-def test_route_answers_503_that_names_redis_while_writes_are_refused(
+def test_route_returns_503_that_names_redis_while_writes_are_refused(
     http: TestClient, refuse: Callable[[str], Any], code: str, with_key: bool
 ) -> None:
     refused = set()

@@ -65,7 +65,7 @@ def test_repair_command_prints_a_plan_then_saves_the_keys_and_repairs(
     assert cli("import", str(tmp_path / f"pet-{PET}-damaged.zip")).code != 0
 
 
-def test_raw_capture_of_an_unreadable_pet_can_be_put_back_under_another_id(
+def test_raw_capture_of_an_unreadable_pet_can_be_imported_with_another_id(
     redis_client: redis.Redis, cli: CommandLine, service: ClusterService, tmp_path: Path
 ) -> None:
     redis_client.delete(KEYS.ledger, KEYS.meta)

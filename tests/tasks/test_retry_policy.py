@@ -34,7 +34,7 @@ def test_every_actor_has_a_policy() -> None:
     assert POLICIES.keys() == QUEUE_OF.keys()
 
 
-def test_every_domain_error_is_retried_or_not_on_purpose() -> None:
+def test_every_domain_error_is_classified_as_retried_or_not_retried() -> None:
     defined = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ClusterError)}
     never = {kind for kind in defined if issubclass(kind, NEVER_RETRIED)}
     retried = {RevisionConflict, PetClaimed, StoreUnavailable, UnreadablePet, NotConserved}
@@ -91,7 +91,7 @@ def test_error_that_a_retry_cannot_fix_runs_once(error: Exception) -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_other_errors_are_retried_as_in_the_table(error: Exception) -> None:
+def test_other_errors_are_retried_as_the_policy_table_states(error: Exception) -> None:
     hurried = [replace(policy, min_backoff_ms=1, max_backoff_ms=1) for policy in DISTINCT if policy.max_retries]
 
     attempts = [attempts_until_dead(error, policy) for policy in hurried]

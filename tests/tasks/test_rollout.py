@@ -13,7 +13,7 @@ from tasks.rollout import is_rolled_out
 
 # The examples in the docstring of the module, for producers in other languages.
 @pytest.mark.parametrize(("pet_id", "reached_at"), [(1, 84), (42, 89), (9, 10)])
-def test_pet_is_included_from_the_percentage_that_its_checksum_gives(pet_id: int, reached_at: int) -> None:
+def test_checksum_determines_the_percentage_that_includes_a_pet(pet_id: int, reached_at: int) -> None:
     assert not is_rolled_out(pet_id, reached_at - 1)
     assert is_rolled_out(pet_id, reached_at)
 

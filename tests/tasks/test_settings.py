@@ -94,7 +94,7 @@ def test_invalid_variable_is_named(variable: str, text: str) -> None:
     assert refused.value.hint
 
 
-def test_accepted_range_is_in_the_meaning_and_in_the_error() -> None:
+def test_meaning_and_error_of_a_setting_state_its_accepted_range() -> None:
     meanings = {row["variable"]: row["meaning"] for row in Settings().table()}
 
     for variable, text, accepted in (
@@ -107,7 +107,7 @@ def test_accepted_range_is_in_the_meaning_and_in_the_error() -> None:
         assert meanings[variable].endswith(f"; {accepted}")
 
 
-def test_broker_of_every_process_has_the_operators_settings() -> None:
+def test_every_process_builds_its_broker_with_the_settings_of_the_operator() -> None:
     defaults, client = BrokerSettings(group=GROUP), redis.Redis()  # the client is never used for a call
     environ = {
         "SPLOOT_LEASE_MS": "5000",

@@ -21,7 +21,7 @@ def commands_until(monitor: Any, mark: str) -> Iterator[str]:
         yield command
 
 
-def test_life_of_a_job_touches_no_key_of_ordering_keys(redis_client: redis.Redis) -> None:
+def test_job_without_an_ordering_key_uses_no_redis_keys_of_that_feature(redis_client: redis.Redis) -> None:
     broker = RedisStreamsBroker(client=redis_client, group=GROUP, middleware=[Retries(max_retries=1, min_backoff=1)])
     ran: list[int] = []
 

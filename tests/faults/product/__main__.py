@@ -1,4 +1,4 @@
-"""Run the campaign of the whole product; see the package."""
+"""Run the campaign against the whole product; see the package."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SHORT_MINUTES, FULL_MINUTES = 0.75, 60.0
 
 
 def wrong_findings(stage: ProductStage) -> list[Finding]:
-    """Return what the doctor finds wrong, on a connection without faults."""
+    """Return the doctor's findings of level ``wrong``, on a connection without faults."""
     environ = {"REDIS_URL": stage.server.url, "SPLOOT_HTTP_PORT": str(stage.http_port)}
     with redis.Redis.from_url(stage.server.url) as client:
         installation = installation_of(Settings.from_env(environ), client, broker_of(client), processes=1, threads=4)
@@ -48,7 +48,7 @@ def wrong_findings(stage: ProductStage) -> list[Finding]:
 
 
 def doctor_is_red(stage: ProductStage) -> Iterator[str]:
-    """Break two things, one at a time; yield those that the doctor does not find."""
+    """Break two things, one after the other; yield a text for each that the doctor does not report."""
     client = stage.client
     client.config_set("maxmemory", 1)
     if not any(finding.check == "writes" for finding in wrong_findings(stage)):
@@ -69,7 +69,7 @@ def doctor_is_red(stage: ProductStage) -> Iterator[str]:
 
 
 def campaign(stage: ProductStage, *, minutes: float, seed: int) -> list[str]:
-    """Run the load and the faults for some minutes, then heal, drain and judge. Return what is not as promised."""
+    """Run the load and the faults for some minutes, then heal, drain and judge. Return all broken guarantees."""
     rng = random.Random(seed)
     load, acts = Load(stage, seed), Counter[str]()
     load.seed_pets()
@@ -105,7 +105,7 @@ def campaign(stage: ProductStage, *, minutes: float, seed: int) -> list[str]:
 
 
 def _settled(stage: ProductStage) -> list[Finding]:
-    """Return what the doctor finds wrong once the last sample is fresh and the last restart is over."""
+    """Wait up to 90 seconds until the doctor finds nothing wrong; return the findings that remain."""
     wrong: list[Finding] = []
 
     def is_green() -> bool:
@@ -120,7 +120,7 @@ def _settled(stage: ProductStage) -> list[Finding]:
 
 
 def run(*, minutes: float, seed: int, logs: Path | None) -> bool:
-    """Run the campaign and print what is not as promised; return whether all of it is."""
+    """Run the campaign and print all broken guarantees; return whether there are none."""
     os.environ.pop("REDIS_URL", None)
     print(f"product: seed {seed}, {minutes:g} minutes", flush=True)
     with tempfile.TemporaryDirectory(prefix="product-") as temporary, ProductStage(logs or Path(temporary)) as stage:

@@ -1,4 +1,4 @@
-"""What breaks during the campaign of the product: the faults of the broker's campaign, and those on its own keys."""
+"""The faults of the campaign against the product: those of the broker's campaign, and faults on the product's keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.faults.stage import Stage
 
 
 def delete_a_key(stage: Stage, rng: random.Random) -> str:
-    """Delete a key that the product writes again by itself."""
+    """Delete a key that the product rebuilds by itself."""
     stream = stream_of(rng.choice(QUEUES))
     keys = [f"{{{stream}}}:{what}" for what in ("consumers", "timer", "swept", "suspects", "promoter")]
     keys += ["sploot:pets", f"{{pet:{rng.randrange(1, 15)}}}:tree", "sploot:backlog", "sploot:media"]
@@ -36,7 +36,7 @@ def delete_a_key(stage: Stage, rng: random.Random) -> str:
 
 
 def acknowledge_by_hand(stage: Stage, rng: random.Random) -> str:
-    """Acknowledge what workers hold, or claim it for another consumer, as an operator may."""
+    """Acknowledge entries that workers hold, or claim them for another consumer, as an operator may."""
     stream = stream_of(rng.choice(QUEUES))
     found = stage.client.xpending_range(stream, GROUP, "-", "+", 100)
     ids = [one["message_id"] for one in rng.sample(found, k=min(len(found), rng.randrange(1, 10)))]

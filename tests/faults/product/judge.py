@@ -1,4 +1,4 @@
-"""The judgement at the end: where every confirmed event is, what corrections did, and what else is in Redis."""
+"""The judge of a finished campaign: it checks confirmed items, corrections, job records and all keys in Redis."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from tasks.queue_ops.entries import media_of
 from tests.faults.product.load import Item, Records
 from tests.sploot_cluster.oracle import Demands, demands
 
-# Without progress for this long, the queues are stuck: a lease, a sweep of orphans, the back-off of the last retries
-# and a recluster follow each other on a busy machine.
+# The queues count as stuck after this long without progress, because on a busy machine a lease, a sweep of orphans, the
+# back-off of the last retries and a recluster may follow each other.
 STUCK_AFTER_S: Final = 150.0
 
 _OWNED: Final = re.compile(
@@ -38,7 +38,7 @@ _OWNED: Final = re.compile(
 
 @dataclass(frozen=True)
 class Found:
-    """What is in Redis at the end."""
+    """The contents of Redis at the end."""
 
     pets: Mapping[int, PetDump]
     dead_letters: list[DeadLetter]
@@ -50,7 +50,7 @@ def broker_of(client: redis.Redis) -> RedisStreamsBroker:
 
 
 def drain(client: redis.Redis) -> str:
-    """Wait until no job waits or runs; return what is left once nothing has moved for ``STUCK_AFTER_S``, or ""."""
+    """Wait until no job waits or runs, and return ""; after ``STUCK_AFTER_S`` without progress, return what is left."""
     broker, left, fewest = broker_of(client), "nothing was seen", 1 << 62
     gives_up_at = time.monotonic() + STUCK_AFTER_S
     while time.monotonic() < gives_up_at:
@@ -79,7 +79,7 @@ def found_in(client: redis.Redis) -> Found:
 
 
 def logged_ends(logs: Iterable[Path]) -> set[str]:
-    """Return the ids of the jobs whose end is in the logs of the workers."""
+    """Return the ids of the jobs that ended according to the workers' logs."""
     ended = set()
     for log in logs:
         for line in log.read_text(errors="replace").splitlines():
@@ -89,11 +89,11 @@ def logged_ends(logs: Iterable[Path]) -> set[str]:
 
 
 def problems_of(records: Records, found: Found, tasks: ClusterTasks, *, logged: Collection[str] = ()) -> Iterator[str]:
-    """Yield everything that is not as it was promised.
+    """Yield a text for each broken guarantee.
 
     Args:
-        logged: ids of jobs that ended according to a log. The record of such a job stays behind if its worker is killed
-            while Redis is away; that is counted, and is not a problem.
+        logged: ids of jobs that ended according to a log. The record of such a job stays outdated if its worker is
+            killed during a Redis outage, which is counted but is not a problem.
     """
     yield from _items(records, found)
     yield from _jobs(records, found, tasks, logged)
@@ -120,12 +120,12 @@ def _items(records: Records, found: Found) -> Iterator[str]:
 
 
 def _dead_items(found: Found) -> dict[Item, str]:
-    """Return the items of dead uploads of a pet's own model, with the reason."""
+    """Return item -> reason for the uploads that became dead letters."""
     dead: dict[Item, str] = {}
     for letter in found.dead_letters:
         pet = pet_of(letter)
         if letter.queue_name == EMBEDDING_INGESTED and pet is not None:
-            # an upload of the other model is quarantined or known, and its dead letter reports the model
+            # an upload with the other model is quarantined or already known; its dead letter reports the model mismatch
             reason = letter.reason if "Mismatch" not in letter.error else "delivery-limit"
             dead |= {(pet, item): reason for item in media_of(letter.fields)}
     return dead
@@ -164,7 +164,7 @@ def _pets(found: Found) -> Iterator[str]:
 def broken_demands(
     demanded: Demands, labels: Mapping[MediaId, int], aliases: Mapping[ClusterId, ClusterId]
 ) -> list[str]:
-    """Return what labels break of the demands of an oracle; as its own ``broken``, but fast with hundreds of items."""
+    """Return the oracle's demands that the labels violate, like its own ``broken`` but fast for hundreds of items."""
     clusters = {id(mates): {labels[item] for item in mates & labels.keys()} for mates in demanded.components.values()}
     broken = [
         f"{item} is not with the items of its corrections"
@@ -183,7 +183,7 @@ def broken_demands(
 
 
 def recluster_all(client: redis.Redis) -> Iterator[str]:
-    """Recluster every pet, after which all corrections must still hold; yield the pets that refuse."""
+    """Recluster every pet, after which all corrections must still hold; yield a text for each pet that fails."""
     service = ClusterService(RedisPetStore(client))
     for pet in service.pets():
         try:

@@ -1,7 +1,7 @@
-"""What users do during the campaign: uploads by client, HTTP and plain XADD; corrections, deletions, switches, exports.
+"""The actions of users in the campaign: uploads (client, HTTP, plain XADD), corrections, deletions, switches, exports.
 
-Every thread has connections of its own, through the proxy. It notes only what was confirmed to it; an error means that
-the outcome is unknown.
+Every thread has its own connections through the proxy. It records only actions that were confirmed; after an error, the
+outcome of an action is unknown.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ Item = tuple[int, str]
 
 @dataclass
 class Records:
-    """What was confirmed.
+    """The confirmed actions.
 
     Attributes:
         confirmed: item -> the time at which its upload was confirmed.
         deleted: items whose deletion was confirmed.
-        doubtful: items whose deletion was asked for, without an answer that confirms it.
+        doubtful: items whose deletion was requested, but neither confirmed nor refused.
         corrections: job id -> pet, of corrections that were accepted.
         jobs: ids of all other jobs that were accepted.
-        behind: jobs that ended, although their records do not say so.
+        behind: jobs that ended, although their records show an earlier state.
         torn: exports that an import would refuse, with the problem.
-        done: how often each thing was done or failed.
+        done: how often each action succeeded or failed.
     """
 
     confirmed: dict[Item, float] = field(default_factory=dict)
@@ -240,7 +240,7 @@ class Load:
             self.records.done[f"deletions answered {status}"] += 1
             if status == 200:
                 self.records.deleted.add((pet, media))
-            if status in (200, 404, 409):  # surely deleted, or surely nothing was
+            if status in (200, 404, 409):  # the outcome is certain: deleted, or nothing changed
                 self.records.doubtful.discard((pet, media))
 
     def _switch(self, rng: random.Random) -> None:
@@ -259,7 +259,7 @@ class Load:
         elif rng.random() < 0.2:
             self.records.done["candidate models ended"] += service.end_model(pet)
         else:
-            # some of what the candidate lacks is ingested again with its vectors, as producers do
+            # send some of the items that the candidate lacks again, with its vectors, as producers do
             view = service.clusters(pet)
             media_ids = [*view.noise, *(media for cluster in view.clusters for media in cluster.media_ids)]
             if model.candidate.n_vectors < view.n_media:

@@ -286,7 +286,7 @@ def test_emptied_queue_is_reported_as_empty(
     assert of_stream(registry, "media_cluster_entries_added_total") == 4
 
 
-def test_sample_time_is_that_of_the_older_of_its_two_halves(
+def test_sample_time_is_the_older_time_of_its_two_parts(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
 ) -> None:
     sampler.sample_pending()
@@ -405,7 +405,7 @@ def test_noise_streak_of_one_pet_is_not_ended_by_other_pets(redis_client: redis.
     assert streaks == [1, 1, 2, 2, 2, 3, 3, 0]
 
 
-def test_noise_within_the_budget_of_a_large_pet_is_not_high(redis_client: redis.Redis) -> None:
+def test_noise_within_the_budget_of_a_large_pet_does_not_count_as_high(redis_client: redis.Redis) -> None:
     watch = NoiseWatch(redis_client)
 
     streaks = []
@@ -417,7 +417,7 @@ def test_noise_within_the_budget_of_a_large_pet_is_not_high(redis_client: redis.
     assert watch.note(0, pet_id=7, n_media=2_000) == 0
 
 
-def test_noise_streaks_of_deleted_and_forgotten_pets_end(redis_client: redis.Redis) -> None:
+def test_noise_streaks_of_deleted_pets_and_of_old_reclusters_end(redis_client: redis.Redis) -> None:
     watch = NoiseWatch(redis_client)
     for pet_id in (7, 7, 7, 8, 8):
         watch.note(40, pet_id=pet_id, n_media=100)

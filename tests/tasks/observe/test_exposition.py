@@ -175,7 +175,7 @@ def test_failure_of_a_job_during_drain_is_scraped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_metrics_port_in_use_is_retried_while_jobs_run_and_closed_with_the_workers(tmp_path: Path) -> None:
+def test_pod_retries_a_metrics_port_in_use_and_closes_it_with_its_workers(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, EmbeddedRedis(options={"appendonly": "no"}) as server:
         port = taken.getsockname()[1]
         with redis.Redis.from_url(server.url) as client, pod(server.url, tmp_path, port, processes=1) as master:

@@ -136,7 +136,7 @@ def test_waiting_time_and_freshness_count_from_the_arrival(pool: Pool) -> None:
     assert pool.count("cluster_actor_jobs_total", **labels, outcome="error") == 1
 
 
-def test_waiting_reclusters_are_no_late_items(pool: Pool) -> None:
+def test_waiting_reclusters_do_not_count_as_late_items(pool: Pool) -> None:
     recluster = dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker)(lambda: None)
     recluster.send()
     pool.worker.start()
@@ -199,7 +199,7 @@ def test_invalid_field_is_logged_without_a_traceback(pool: Pool, logged: pytest.
     assert pool.jobs("invalid") == 1
 
 
-def test_refused_correction_is_no_failure(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_refused_correction_does_not_count_as_a_failure(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name="merge_clusters", broker=pool.broker)
     def refuse() -> None:
         current_job().refusal = StaleRevision(pet=42, expected=3, moved_at=4)
@@ -230,7 +230,7 @@ def test_undecodable_event_counts_as_invalid(
     assert {line["reason"] for line in lines(logged, "dead letter")} == {"undecodable"}
 
 
-def test_recluster_records_its_noise_and_succeeds_if_that_fails(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_recluster_succeeds_even_if_its_noise_cannot_be_recorded(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     @dramatiq.actor(actor_name=RECLUSTER_PET, broker=pool.broker)
     def regroup(n_noise: int) -> None:
         current_job().pet_id, current_job().n_media, current_job().noise_count = 42, 400, n_noise
@@ -247,7 +247,7 @@ def test_recluster_records_its_noise_and_succeeds_if_that_fails(pool: Pool, logg
     assert [line["noise_count"] for line in lines(logged, "job done")] == [31, 7]
 
 
-def test_cancelled_job_is_logged_and_counts_as_no_failure(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
+def test_cancelled_job_is_logged_but_does_not_count_as_a_failure(pool: Pool, logged: pytest.LogCaptureFixture) -> None:
     began = threading.Event()
 
     @dramatiq.actor(actor_name="recluster_pet", queue_name=CLUSTER_RECLUSTER, broker=pool.broker)
@@ -353,7 +353,7 @@ def test_outcome_of_an_exception_is_one_word(exception: BaseException | None, ou
         ("failed", None),
     ],
 )
-def test_dead_letter_is_counted_only_if_no_attempt_was(pool: Pool, reason: str, counted: str | None) -> None:
+def test_dead_letter_is_counted_only_if_no_attempt_was_counted(pool: Pool, reason: str, counted: str | None) -> None:
     dead_letter = DeadLetter(
         id="1-0",
         queue_name="q",
@@ -370,7 +370,7 @@ def test_dead_letter_is_counted_only_if_no_attempt_was(pool: Pool, reason: str, 
         fields={},
     )
 
-    pool.broker.middleware[-1].after_dead_letter(pool.broker, dead_letter)  # type: ignore[attr-defined]  # RecordJobs is the last
+    pool.broker.middleware[-1].after_dead_letter(pool.broker, dead_letter)  # type: ignore[attr-defined]  # RecordJobs
 
     assert {outcome: pool.jobs(outcome) for outcome in ("success", "invalid", "error", "timeout")} == {
         "success": 0,

@@ -63,14 +63,14 @@ def numbered(n: int, *, length: int = 100) -> list[str]:
     return [f"{number:06}".ljust(length, ".") for number in range(n)]
 
 
-def test_lines_are_written_at_once_while_the_reader_has_room(pipe: Pipe) -> None:
+def test_lines_are_written_immediately_while_the_reader_has_room(pipe: Pipe) -> None:
     pipe.stream.write("one\n")
 
     assert pipe.read() == "one\n"
 
 
 @pytest.mark.parametrize("end", ["write", "release", "drain"])
-def test_held_lines_are_written_in_order_by_what_follows(pipe: Pipe, end: str) -> None:
+def test_held_lines_are_written_in_order_by_the_next_write_or_release(pipe: Pipe, end: str) -> None:
     pipe.stream.hold("one\n")
     pipe.stream.hold("two\n")
 
@@ -82,7 +82,7 @@ def test_held_lines_are_written_in_order_by_what_follows(pipe: Pipe, end: str) -
     assert pipe.read() == "one\ntwo\n" + ("three\n" if end == "write" else "")
 
 
-def test_held_lines_are_written_when_they_fill_a_write(pipe: Pipe) -> None:
+def test_held_lines_are_written_when_they_fill_one_system_call(pipe: Pipe) -> None:
     lines = numbered(45)
 
     for line in lines:
@@ -93,7 +93,7 @@ def test_held_lines_are_written_when_they_fill_a_write(pipe: Pipe) -> None:
     assert pipe.read().splitlines() == lines
 
 
-def test_lines_stay_whole_and_in_order_when_the_reader_is_late(pipe: Pipe) -> None:
+def test_lines_stay_whole_and_in_order_when_the_reader_is_slow(pipe: Pipe) -> None:
     lines = [*numbered(2_000), "x" * 20_000, "the end"]
     for line in lines:
         pipe.stream.write(line + "\n")
@@ -102,7 +102,7 @@ def test_lines_stay_whole_and_in_order_when_the_reader_is_late(pipe: Pipe) -> No
     assert pipe.counted == []
 
 
-def test_lines_beyond_the_bound_are_dropped_counted_and_reported(pipe: Pipe) -> None:
+def test_lines_beyond_the_memory_limit_are_dropped_counted_and_reported(pipe: Pipe) -> None:
     n = MOST_WAITING // 1_000 + 500
     for line in numbered(n, length=999):
         pipe.stream.write(line + "\n")

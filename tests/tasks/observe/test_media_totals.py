@@ -86,7 +86,7 @@ def test_pet_with_inconsistent_counts_is_counted(redis_client: redis.Redis, regi
     assert exposed(registry)["cluster_pets_unconserved"] == 1
 
 
-def test_count_that_takes_several_samples_continues_and_shows_broken_pets_at_once(
+def test_count_over_several_samples_shows_broken_pets_immediately(
     redis_client: redis.Redis, registry: CollectorRegistry
 ) -> None:
     service = ClusterService(RedisPetStore(redis_client))
@@ -110,7 +110,7 @@ def test_count_that_takes_several_samples_continues_and_shows_broken_pets_at_onc
     assert service.pets() == [PET, *range(10_000, 13_000)]
 
 
-def test_fullness_of_the_largest_pet_is_shown(
+def test_fullness_of_the_largest_pet_is_exposed(
     redis_client: redis.Redis, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sploot_cluster.store.redis.MAX_VECTOR_BYTES", 10 * 4 * DIM)
@@ -125,7 +125,7 @@ def test_fullness_of_the_largest_pet_is_shown(
     assert registry.get_sample_value("cluster_fullest_pet_ratio") == 0.7
 
 
-def test_arrivals_that_find_the_quarantine_full_are_shown(
+def test_arrivals_at_a_full_quarantine_are_counted(
     redis_client: redis.Redis, registry: CollectorRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sploot_cluster.store.redis.MAX_QUARANTINED", 1)

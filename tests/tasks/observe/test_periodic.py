@@ -156,7 +156,9 @@ def test_run_samples_and_enqueues_the_rest_of_its_minute(pods: Pods, redis_clien
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
 
 
-def test_follow_ups_are_due_at_the_time_of_their_slot(pods: Pods, redis_client: redis.Redis) -> None:
+def test_remaining_samples_of_the_minute_are_due_at_the_time_of_their_slot(
+    pods: Pods, redis_client: redis.Redis
+) -> None:
     pods.declare()
     pods.now = at(12)
     pods.schedule(at(0))
@@ -330,7 +332,7 @@ def test_schedule_fires_every_minute_in_every_time_zone(pods: Pods, zone: str) -
         assert {spec.next_valid_date(now) for spec in specs} == {now.add(minutes=1)}
 
 
-def test_redelivered_run_adds_no_follow_ups(pods: Pods) -> None:
+def test_redelivered_run_enqueues_no_further_samples(pods: Pods) -> None:
     pods.declare()
 
     with pods.working():
@@ -343,7 +345,7 @@ def test_redelivered_run_adds_no_follow_ups(pods: Pods) -> None:
     assert pods.delayed() == of_both(10, 20, 30, 40, 50)
 
 
-def test_follow_up_takes_a_new_sample(pods: Pods, redis_client: redis.Redis) -> None:
+def test_each_delayed_message_takes_a_new_sample(pods: Pods, redis_client: redis.Redis) -> None:
     sampler = CountingSampler(pods.broker, redis_client)
     pods.declare(sampler)
     pods.now = at(9.5)
@@ -356,7 +358,7 @@ def test_follow_up_takes_a_new_sample(pods: Pods, redis_client: redis.Redis) -> 
     assert pods.delayed() == of_both(20, 30, 40, 50)
 
 
-def test_lost_follow_up_is_enqueued_by_its_predecessor(pods: Pods, redis_client: redis.Redis) -> None:
+def test_lost_delayed_sample_is_enqueued_again_by_the_sample_before_it(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
     pods.now = at(9.5)
     pods.schedule(at(0))
@@ -397,7 +399,7 @@ def test_late_samples_are_dropped_without_dead_letters(pods: Pods, redis_client:
     assert pods.broker.stats(CLUSTER_MAINTENANCE).dead == 0
 
 
-def test_sample_sent_by_hand_has_no_follow_ups(pods: Pods, redis_client: redis.Redis) -> None:
+def test_sample_sent_by_hand_enqueues_no_further_samples(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
     pods.broker.get_actor(EXPORT_PENDING_JOBS).send()
 
@@ -421,7 +423,7 @@ class HangingSampler(BacklogSampler):
 @pytest.mark.parametrize(
     ("kind", "problem"), [(BacklogSampler, redis.ConnectionError), (HangingSampler, TimeLimitExceeded)]
 )
-def test_failed_sample_is_neither_retried_nor_a_dead_letter(
+def test_failed_sample_is_not_retried_and_leaves_no_dead_letter(
     pods: Pods, kind: type[BacklogSampler], problem: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     unreachable = redis.Redis(port=1, retry=Retry(NoBackoff(), 0))

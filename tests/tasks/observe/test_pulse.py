@@ -119,7 +119,7 @@ def test_job_far_beyond_its_time_limit_is_reported_as_stuck(
 
 
 @pytest.mark.slow
-def test_consumer_that_stops_asking_for_messages_is_reported_as_stuck(redis_url: str, tmp_path: Path) -> None:
+def test_consumer_that_stops_fetching_messages_is_reported_as_stuck(redis_url: str, tmp_path: Path) -> None:
     clock = Hours()
     with process_running(redis_url, tmp_path, clock) as (broker, worker, keeper):
         consumer = worker.consumers[EMBEDDING_INGESTED]

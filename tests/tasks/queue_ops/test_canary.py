@@ -79,7 +79,7 @@ def test_canary_succeeds_when_dead_letters_are_gone(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(("is_first", "n_requeued", "n_left"), [(True, 0, 2), (False, 1, 1)])
-def test_canary_leaves_dead_letters_whose_unique_key_is_held(
+def test_canary_skips_dead_letters_whose_unique_key_is_held(
     desk: Desk, redis_client: redis.Redis, is_first: bool, n_requeued: int, n_left: int
 ) -> None:
     desk.broker.enqueue(desk.message(9, unique_key="k"), delay=3_600_000)
@@ -98,7 +98,7 @@ def test_canary_leaves_dead_letters_whose_unique_key_is_held(
 
 
 @pytest.mark.parametrize(("is_first", "n_requeued", "n_left"), [(True, 0, 4), (False, 3, 1)])
-def test_canary_leaves_dead_letters_that_are_too_large(
+def test_canary_skips_dead_letters_that_are_too_large(
     desk: Desk, redis_client: redis.Redis, is_first: bool, n_requeued: int, n_left: int
 ) -> None:
     if is_first:

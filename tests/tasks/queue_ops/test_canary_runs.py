@@ -57,7 +57,7 @@ def test_canary_runs_in_the_background_and_is_audited(desk: Desk, redis_client: 
     assert (record.plan_id, record.state, record.note, record.n_done) == (run.plan_id, "done", "INC-7", 5)
 
 
-def test_canary_whose_first_job_fails_again_stops(desk: Desk, redis_client: redis.Redis) -> None:
+def test_canary_stops_if_its_first_job_fails_again(desk: Desk, redis_client: redis.Redis) -> None:
     desk.bury(*range(5))
 
     with worker_that_refuses(redis_client, "media-0"):
@@ -109,7 +109,7 @@ def test_canary_of_a_lost_server_is_interrupted(desk: Desk) -> None:
     assert "still a dead letter" in run.reason
 
 
-def test_only_a_few_canaries_run_at_once_and_only_of_requeues(desk: Desk) -> None:
+def test_canary_is_refused_beyond_the_limit_and_for_other_actions(desk: Desk) -> None:
     pause = desk.operations.plan_pause("embedding")
     plans = [desk.operations.plan_requeue("embedding", dead_letter_ids=[one]) for one in desk.bury(*range(5))]
     assert len(plans) == MOST_AT_ONCE + 1

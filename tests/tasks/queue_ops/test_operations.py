@@ -225,7 +225,7 @@ def test_requeue_ignores_dead_letters_added_after_its_plan(desk: Desk) -> None:
     assert len(desk.entry_ids()) == 1
 
 
-def test_requeue_leaves_too_large_dead_letters_and_names_the_limit(desk: Desk) -> None:
+def test_requeue_skips_oversize_dead_letters_and_names_the_limit(desk: Desk) -> None:
     large = desk.bury_too_large()
     desk.bury(1, 2)
 
@@ -239,7 +239,7 @@ def test_requeue_leaves_too_large_dead_letters_and_names_the_limit(desk: Desk) -
     assert len(desk.entry_ids()) == 2
 
 
-def test_requeue_leaves_dead_letters_whose_unique_key_is_held(desk: Desk) -> None:
+def test_requeue_skips_dead_letters_whose_unique_key_is_held(desk: Desk) -> None:
     ids = desk.bury_with_unique_key(1, 2, 3)
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
 
@@ -283,7 +283,7 @@ def test_cancel_finds_flat_events_of_a_pet(desk: Desk) -> None:
     assert desk.entry_ids() == [other, *late]
 
 
-def test_cancel_of_an_actor_and_a_pet_needs_both_to_match(desk: Desk) -> None:
+def test_cancel_by_actor_and_pet_selects_jobs_that_match_both(desk: Desk) -> None:
     desk.add(1, pet_id=7)
 
     assert desk.operations.plan_cancel("embedding", pet_id=7, actor="somebody").is_empty
@@ -292,7 +292,7 @@ def test_cancel_of_an_actor_and_a_pet_needs_both_to_match(desk: Desk) -> None:
     assert len(desk.operations.plan_cancel("embedding", actor="cluster_embedding").entries) == 1
 
 
-def test_cancel_leaves_what_has_ended_since_the_plan(desk: Desk) -> None:
+def test_cancel_skips_jobs_that_ended_after_the_plan(desk: Desk) -> None:
     first, _ = desk.add(1, 2)
     plan = desk.operations.plan_cancel("embedding", pet_id=7)
     desk.client.xdel(KEYS.stream, first)
@@ -320,7 +320,7 @@ def test_cancel_reports_jobs_that_workers_hold(desk: Desk) -> None:
     assert len(desk.entry_ids()) == 1
 
 
-def test_cancel_drops_the_job_that_was_coalesced_onto_a_cancelled_one(desk: Desk) -> None:
+def test_cancel_also_removes_jobs_coalesced_onto_the_cancelled_one(desk: Desk) -> None:
     first = desk.broker.enqueue(desk.message(1, unique_key="k"))
     desk.broker.enqueue(desk.message(2, unique_key="k"))
 
@@ -331,7 +331,7 @@ def test_cancel_drops_the_job_that_was_coalesced_onto_a_cancelled_one(desk: Desk
 
 
 @pytest.mark.parametrize("chosen", [{}, {"job_ids": ["a"], "pet_id": 7}, {"job_ids": ["no-such-job"]}])
-def test_invalid_choice_of_jobs_to_cancel_names_the_field(desk: Desk, chosen: dict[str, Any]) -> None:
+def test_invalid_selection_of_jobs_to_cancel_names_the_field(desk: Desk, chosen: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput) as refused:
         desk.operations.plan_cancel("embedding", **chosen)
 
@@ -360,7 +360,7 @@ def test_unknown_dead_letter_is_refused_before_any_change(desk: Desk) -> None:
 # -- plans and audit ---------------------------------------------------------------------------------------------------
 
 
-def test_saved_plan_is_unchanged_and_taken_once(desk: Desk) -> None:
+def test_saved_plan_can_be_taken_unchanged_and_only_once(desk: Desk) -> None:
     desk.add(1, 2)
     desk.deliver()
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)
@@ -490,7 +490,7 @@ def test_dead_letters_are_read_page_by_page(desk: Desk, wanted: dict[str, Any], 
     assert seen == [ids[number] for number in numbers]
 
 
-def test_killed_action_stays_begun_in_the_audit(desk: Desk) -> None:
+def test_action_of_a_killed_process_stays_begun_in_the_audit(desk: Desk) -> None:
     desk.add(1)
     desk.deliver()
     plan = desk.operations.plan_rescue("embedding", consumer=STUCK)

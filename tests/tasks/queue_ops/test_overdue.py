@@ -85,7 +85,7 @@ def test_jobs_of_dead_workers_are_not_overdue(desk: Desk) -> None:
     assert status(desk).overdue == 0
 
 
-def test_rescue_plan_warns_that_jobs_it_leaves_out_hang(desk: Desk) -> None:
+def test_rescue_plan_warns_that_excluded_jobs_hang(desk: Desk) -> None:
     hold(desk, ALIVE, for_s=CERTAIN_S)
     live(desk)
 

@@ -83,7 +83,7 @@ def test_pet_ids_with_the_same_score_are_distinguished(desk: Desk) -> None:
     assert [job.entry_id for job in found] == [entry_id]
 
 
-def test_invalid_entries_do_not_hide_others(desk: Desk) -> None:
+def test_invalid_entries_do_not_hide_other_entries(desk: Desk) -> None:
     for fields in ({"pet_id": "x"}, {"message": "{"}, {"nothing": "at all"}, {"pet_id": "9" * 400}, {"pet_id": ""}):
         desk.client.xadd(KEYS.stream, fields)
     (entry_id,) = desk.add(1, pet_id=42)

@@ -32,7 +32,7 @@ def idle(desk: Desk) -> Iterator[None]:
     desk.broker.close()
 
 
-def test_idle_worker_is_one_process_with_its_queues(desk: Desk, idle: None) -> None:
+def test_idle_worker_is_listed_as_one_process_with_all_its_queues(desk: Desk, idle: None) -> None:
     (worker,) = eventually(lambda: [one for one in desk.operations.workers() if len(one.queues) == 2])
 
     assert worker.is_alive
