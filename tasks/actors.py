@@ -1,4 +1,4 @@
-"""The actors. Each unpacks its message, makes one call to the service and records what was done.
+"""The actors. Each actor unpacks its message, makes one call to the service and records the outcome.
 
 The broker and the service are passed in, so a test can declare the same actors with its own broker and a store in
 memory.

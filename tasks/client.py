@@ -90,7 +90,7 @@ class ClusterTasks:
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
     def correct(self, request: Request[Any]) -> JobRef:
-        """Enqueue a correction; a worker then makes it permanently. The methods below do the same for one verb each."""
+        """Enqueue a correction, which a worker then applies. Each method below does the same for one verb."""
         return self._transport.enqueue(request)
 
     def merge(

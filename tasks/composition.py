@@ -1,4 +1,4 @@
-"""The only place that puts the parts together: Redis, queue, store, service, actors, HTTP application.
+"""The composition of the processes: the only module that connects Redis, queue, store, service, actors and HTTP API.
 
 Nothing here opens a connection, so a worker can be imported while Redis is down; it then waits for Redis.
 """

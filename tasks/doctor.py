@@ -109,7 +109,7 @@ class Installation:
 
 
 def diagnose(installation: Installation) -> list[Finding]:
-    """Run all checks in a fixed order. If Redis is unreachable, return only that and the findings on this machine."""
+    """Run all checks in a fixed order. If Redis is unreachable, return that and findings about this machine."""
     found = [*_unknown_settings(installation), *_threads(installation), *_ports(installation)]
     answers = _reachability(installation)
     found += answers

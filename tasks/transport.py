@@ -1,7 +1,7 @@
 """The Redis side of :class:`tasks.client.ClusterTasks`: enqueues messages, keeps job records, translates errors.
 
-It is a module of its own because loading Dramatiq and redis-py, with the asyncio packages that both load, takes some
-200 ms of CPU time. A service that imports the client spends that time only when it creates a client.
+It is a separate module because loading Dramatiq and redis-py, with the asyncio packages that both load, takes some 200
+ms of CPU time. A service that imports the client spends that time only when it creates a client.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ were checked here.
 Every producer that may ``XADD`` to ``streams:embedding.ingested`` can write a Dramatiq message there as well, because
 workers write retries and clients write events in that form. Such a message can do no more than a flat event:
 :func:`check_message` accepts only actors of the queue, and only those Dramatiq options that clients and retries write.
-A message with any other option is refused rather than run without it. The dead letter names the option, so nothing that
-the sender asked for is dropped silently.
+A message with any other option is refused rather than run without it. The dead letter names the option, so no option
+that the sender set is dropped silently.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def decode_embedding(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.M
 
 
 def check_message(message: dramatiq.Message[Any]) -> None:
-    """Refuse a message that asks for more than its queue offers.
+    """Refuse a message that its queue does not allow.
 
     Raises:
-        UndecodableEntry: its actor belongs to a different queue, a key limits it, or, on ``embedding.ingested``,
-            it has an option or an option's value that neither clients nor retries write.
+        UndecodableEntry: its actor belongs to a different queue, it has an option that limits it by a key, or, on
+            ``embedding.ingested``, it has an option or an option's value that neither clients nor retries write.
     """
     queue = QUEUE_OF.get(message.actor_name)
     if queue not in (None, message.queue_name):

@@ -19,7 +19,7 @@ from typer.main import get_group
 
 LONGEST_SUMMARY: Final = 64
 
-# The modules with commands, in the order in which help lists them; those with a name are groups of commands.
+# The modules with commands, in the order in which help lists them; modules with a name are groups of commands.
 MODULES: Final[Mapping[str, str]] = {
     "processes": "",
     "files.ingestion": "",

@@ -80,7 +80,7 @@ class Pod:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # a process group of its own: Ctrl-C reaches only the demo, which then lets all pods drain
+                # a separate process group, so that Ctrl-C reaches only the demo, which then lets all pods drain
                 start_new_session=True,
                 preexec_fn=ends_with_parent(),
             )
@@ -90,7 +90,7 @@ class Pods:
     """Pods that start at the same time, are kept running, and end one group after another.
 
     Args:
-        groups: groups of pods in the order in which they end; the pods of one group end together.
+        groups: groups of pods in the order in which they end; the pods of one group end at the same time.
         stop_within_s: how long each pod may drain.
     """
 
@@ -220,7 +220,7 @@ def until(deadline_s: float) -> Iterator[float]:
 
 
 class Ports:
-    """Loopback ports reserved until :meth:`close`: the preferred ones, or free ones where those are taken.
+    """Loopback ports reserved until :meth:`close`: the preferred ports, or free ones if those are in use.
 
     A socket that is bound but never listens keeps other programs off the port. Our processes can still bind to it,
     because they use ``SO_REUSEADDR``. Therefore two demos never use the same port.

@@ -1,4 +1,4 @@
-"""The main scenario, run once from start to end on real processes. Its guarantees are checked on the way.
+"""The main scenario, run once from start to end on real processes. It checks the guarantees during the run.
 
 Each part, called a chapter, does one thing that an owner, a labeller or an operator would see, and records the
 guarantee that it checks and whether the guarantee was kept. In code, a guarantee is a :class:`Promise`. Checks read the
@@ -181,7 +181,7 @@ class Story:
             self._run(self.api.recluster(album.pet_id))
 
     def correct(self) -> None:
-        """Correct as a labeller: name each pet, merge two clusters of one look, and split foreign items off."""
+        """Correct as a labeller: name each pet, merge two clusters of one look, and split off items of another look."""
         for album in self.albums:
             self._run(self.api.name_pet(album.pet_id, album.name))
             truth = dict(zip(album.media_ids, album.truth.tolist(), strict=True))

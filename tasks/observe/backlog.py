@@ -45,7 +45,7 @@ TICKED_AT: Final = "ticked_at_ms"
 
 SAMPLE_EVERY_MS: Final = 10_000
 OLD_AFTER_MS: Final = 30_000  # if the last sample is older than this, no worker takes samples
-MOST_SEEN_IDS: Final = 500  # per queue: more than an hour of samples; beyond this number, every second one is dropped
+MOST_SEEN_IDS: Final = 500  # samples per queue, for over an hour; if there are more, every second one is dropped
 
 
 class BacklogSampler:
@@ -162,7 +162,8 @@ class BacklogCollector(Collector):
         """
         Args:
             client: needs short timeouts and few retries, because it bounds the duration of a scrape.
-            sampler: reads the queues if the last sample is older than ``OLD_AFTER_MS``; None: the old one is exposed.
+            sampler: reads the queues if the last sample is older than ``OLD_AFTER_MS``; None means that the old sample
+                is exposed.
         """
         self._client, self._sampler = client, sampler
 

@@ -1,4 +1,4 @@
-"""The process next to the workers that answers scrapers and probes, however busy the workers are.
+"""The process next to the workers that answers scrapes and probes, even if the workers are busy.
 
 Dramatiq's master starts it with the function that :class:`~tasks.observe.job_log.ExposeMetrics` names.
 ``/metrics`` adds up the values of all worker processes and reads the samples of the queues from Redis. ``/healthz``
@@ -55,7 +55,7 @@ Exposition = Callable[[str], tuple[bytes, str]]
 
 
 def serve_metrics() -> int:
-    """Serve HTTP until the workers have ended or the master is gone. Dramatiq runs this in a process of its own.
+    """Serve HTTP until the workers have ended or the master is gone. Dramatiq runs this in a separate process.
 
     The signal that stops the workers reaches this process too. Workers then drain for up to half a minute, and failures
     in that time must be scraped. So this process stays while a worker runs, and then for one more scrape if there are

@@ -3,7 +3,7 @@
 A worker logs through a pipe to its master, which logs to a collector. If either of them stops reading, a write blocks,
 and so does every thread that logs. This stream writes a line at once if the reader has room. Otherwise the line waits
 in memory, up to :data:`MOST_WAITING` bytes, for a writer thread; lines beyond that are dropped and counted. Lines keep
-their order and stay whole. When the reader is back, one line reports how many are missing.
+their order and stay whole. When the reader continues, one line reports how many are missing.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class LogStream(io.TextIOBase):
             self.write("")
 
     def flush(self) -> None:
-        """Do nothing: every line is already on its way. Use ``drain`` to wait."""
+        """Do nothing, because every line is already written or queued. Use ``drain`` to wait."""
 
     def drain(self, timeout_s: float = FLUSH_S) -> bool:
         """Wait up to ``timeout_s`` until every line is written, and return whether all are."""

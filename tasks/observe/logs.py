@@ -34,7 +34,7 @@ SERVICE: Final = "sploot-cluster"
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
 # Field of a line that the same thread follows with more lines and a call of ``log_stream.release_all``. Those lines are
-# written together, because each separate write might cost a switch of threads. The field itself is not written.
+# written together, because each separate write might cost a thread switch. The field itself is not written.
 FOLLOWED: Final = "_followed"
 
 _SHORTEST_PAYLOAD: Final = 80  # in characters: base64 of 15 values; every model has more
@@ -211,7 +211,7 @@ def _formatter() -> logging.Formatter:
     encode = json.JSONEncoder(default=datetime.isoformat).encode
 
     class Line(JsonFormatter):
-        """Formats one line. Most lines have only plain fields and take half the time without the library's options."""
+        """A formatter of one line. Lines with only plain fields bypass the library, which halves the time."""
 
         def format(self, record: logging.LogRecord) -> str:
             if record.exc_info or record.exc_text or record.stack_info or not isinstance(record.msg, str):

@@ -9,8 +9,8 @@
                          round                the unfinished count: JSON of the next page of pets, and its sums so far
 
 A count of all pets may take several samples: each counts pets for at most ``BUDGET_S``, some 500,000, and the next one
-continues. The figures are those of the last finished count; pets that do not add up are shown at once. Pets that are
-added meanwhile may be counted or not. ``sploot_cluster.pet.tally`` defines each count.
+continues. The figures are those of the last finished count, but pets whose counts do not add up are shown immediately.
+Pets that are added meanwhile may be counted or not. ``sploot_cluster.pet.tally`` defines each count.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 A message carries its sender's W3C ``traceparent`` in its options or as a field of a flat event. The first run of a job
 is a child of that context, so an upload and its assignment form one trace. A run after a failure or a dead worker may
-happen hours later, so it starts a trace of its own, linked to the sender and to the previous attempt. Names and
-attributes follow OpenTelemetry's messaging conventions, which are still in development. Each job of a batch has
-a span of its own, which lasts as long as the batch.
+happen hours later, so it starts a new trace, linked to the sender and to the previous attempt. Names and attributes
+follow OpenTelemetry's messaging conventions, which are still in development. Each job of a batch has its own span,
+which lasts as long as the batch.
 """
 
 from __future__ import annotations

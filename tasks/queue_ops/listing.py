@@ -142,7 +142,7 @@ def _job(queue: str, state: Any, facts: EntryFacts, entry_id: str | None, **more
         state=state,
         job_id=facts.message_id,
         entry_id=entry_id,
-        # a flat event does not name its actor; its queue has only one
+        # a flat event does not name its actor, but its queue has only one actor
         actor=facts.actor or (CLUSTER_EMBEDDING if facts.form == "event" else None),
         pet_id=facts.pet_id,
         media_id=facts.media_id,

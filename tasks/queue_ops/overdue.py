@@ -14,7 +14,8 @@ from broker import QueueStats, RedisStreamsBroker, UndecodableEntry
 from broker.keys import HANDED_BACK
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, POLICIES, limit_ms
 
-# Maximum number of entries that one call reads. The list need not be complete to show where to look.
+# Maximum number of entries that one call reads. The list may be incomplete, because operators need only some jobs to
+# find the workers that hang.
 MOST_READ: Final = 100
 MOST_NAMED: Final = 3
 

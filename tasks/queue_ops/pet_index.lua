@@ -3,10 +3,10 @@
 -- KEYS     1 stream  2 index: zset entry id, scored by pet  3 hash: up_to (last entry indexed), rank (position of the
 --          cleanup), seen (last entry of the stream at seen_at), ripe (last entry that has waited long enough)
 -- ARGV     maximum number of entries, minimum wait in ms
--- Returns  {indexed, removed}; fewer indexed than asked for: every entry that has waited long enough is indexed
+-- Returns  {indexed, removed}; if fewer than the maximum number are indexed, no other entry has waited long enough
 --
--- Producers in any language write plain entries, so only a reader can find out the pet. Each entry is read at most once
--- here, and not at all if it is delivered quickly; a call on an idle queue costs two commands.
+-- Producers in any language write plain entries, so the pet is known only after reading an entry. This script reads each
+-- entry at most once, and none that is delivered quickly; a call on an idle queue costs two commands.
 
 local stream, index, progress = KEYS[1], KEYS[2], KEYS[3]
 local n, waited = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -35,8 +35,8 @@ if up_to and is_less(last, up_to) then -- the stream was created again, and its 
   up_to, seen, ripe = nil, nil, nil
 end
 
--- A first write that needs no memory makes a full server accept the following ones, so pets can be deleted to free
--- some.
+-- After a first write that needs no memory, a full server accepts the following writes, so that operators can delete
+-- pets to free memory.
 redis.call('ZREM', index, '')
 
 -- The end of the range in which every entry has waited long enough: by id, or, if a producer chose ids ahead of the

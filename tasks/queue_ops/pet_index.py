@@ -193,7 +193,7 @@ def _job(queue: str, inspector: Inspector, entry_id: str, facts: EntryFacts, pen
         state="waiting" if held is None or held.is_handed_back else "in flight",
         entry_id=entry_id,
         message_id=facts.message_id,
-        # a flat event does not name its actor; its queue has only one
+        # a flat event does not name its actor, but its queue has only one actor
         actor=facts.actor or (CLUSTER_EMBEDDING if facts.form == "event" else None),
         media_id=facts.media_id,
         added_at=added_at(entry_id),

@@ -81,7 +81,7 @@ def test_readme_lists_every_example() -> None:
 
 
 @pytest.mark.slow
-def test_library_without_queue_keeps_a_merge_through_a_recluster() -> None:
+def test_library_without_a_queue_keeps_a_merge_after_a_recluster() -> None:
     printed = run(sys.executable, EXAMPLES / "library_without_queue.py").splitlines()
 
     assert printed == [
@@ -140,7 +140,7 @@ def test_async_service_enqueues_uploads(
 
 
 @pytest.mark.slow
-def test_broker_on_its_own_enqueues_and_runs_jobs(server: EmbeddedRedis, tmp_path: Path) -> None:
+def test_broker_without_sploot_cluster_enqueues_and_runs_jobs(server: EmbeddedRedis, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
 
     printed = run(sys.executable, "-m", "examples.broker_alone", REDIS_URL=server.url)

@@ -229,7 +229,7 @@ def zip_of(arrays: Mapping[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_unusable_file_is_a_usage_error(cli: CommandLine, tmp_path: Path, name: str) -> None:
+def test_unusable_file_is_reported_as_a_usage_error(cli: CommandLine, tmp_path: Path, name: str) -> None:
     write, problem = UNREADABLE[name]
     write(tmp_path / name)
 

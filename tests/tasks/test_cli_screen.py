@@ -57,7 +57,7 @@ def test_every_print_function_escapes_control_characters(capsys: pytest.CaptureF
     assert "[bold red]x[/]" in printed.out
 
 
-def test_json_output_escapes_and_preserves_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_escapes_control_characters_and_preserves_text(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({HOSTILE: [HOSTILE, "Bärli 😀"]})
 
     printed = capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_broker_imports_only_dramatiq_redis_and_itself() -> None:
 
 
 @pytest.mark.slow
-def test_domain_imports_load_no_queue() -> None:
+def test_domain_imports_do_not_load_the_queue() -> None:
     everything = """
 import importlib, pkgutil, sploot_cluster
 for module in pkgutil.walk_packages(sploot_cluster.__path__, "sploot_cluster."):

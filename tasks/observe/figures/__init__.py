@@ -1,1 +1,1 @@
-"""Figures that a process exposes next to the counts of jobs and the samples of queues."""
+"""Metrics that a process exposes in addition to job counts and queue samples."""

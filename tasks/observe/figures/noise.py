@@ -6,7 +6,8 @@
                          high_streak              that streak, or the longest one of a single pet
                          at_ms                    time of the last recluster (server's clock)
     sploot:noise:streaks:{sploot:noise} zset       pet, scored by its consecutive noisy reclusters, if there are any
-    sploot:noise:seen:{sploot:noise} zset          the same pets, scored by the time of the last one; kept for a day
+    sploot:noise:seen:{sploot:noise} zset          the same pets, scored by the time of their last noisy one;
+                                                   kept for a day
 
 ``sploot:noise`` does not expire; the next recluster overwrites it.
 """

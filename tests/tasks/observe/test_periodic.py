@@ -144,7 +144,7 @@ def test_periodiq_enqueues_both_periodic_jobs_every_minute(pods: Pods) -> None:
     assert {actor.queue_name for actor in pods.broker.actors.values()} == {CLUSTER_MAINTENANCE}
 
 
-def test_run_samples_and_enqueues_the_rest_of_its_minute(pods: Pods, redis_client: redis.Redis) -> None:
+def test_run_takes_a_sample_and_enqueues_the_rest_of_its_minute(pods: Pods, redis_client: redis.Redis) -> None:
     pods.declare()
     pods.schedule(at(0))
 
