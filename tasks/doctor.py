@@ -96,7 +96,7 @@ class Installation:
     """The installation to check, and how to reach it.
 
     Attributes:
-        processes, threads: the numbers with which the workers are or will be started.
+        processes, threads: numbers of processes and threads with which the workers are or will be started.
     """
 
     settings: Settings
@@ -109,7 +109,7 @@ class Installation:
 
 
 def diagnose(installation: Installation) -> list[Finding]:
-    """Run all checks in a fixed order. If Redis is unreachable, return that and findings about this machine."""
+    """Run all checks in a fixed order. If Redis is unreachable, return that finding and those of this machine."""
     found = [*_unknown_settings(installation), *_threads(installation), *_ports(installation)]
     answers = _reachability(installation)
     found += answers

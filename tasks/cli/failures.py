@@ -17,7 +17,8 @@ from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, shown_url
 from tasks.embedded_redis import NoRedisServer
 
-# package -> the extra that installs it. Packages that all commands need are in both [worker] and [server].
+# package -> the extra that installs it. Packages that all commands need are not listed, because both [worker] and
+# [server] install them.
 EXTRAS: Final = {
     "faiss": "worker",
     "threadpoolctl": "worker",

@@ -23,7 +23,7 @@ from sploot_cluster.answer_fields import public
 
 
 def shown(value: object) -> str:
-    """Return a value as text in which terminal control characters are escapes, such as ``\\x1b``."""
+    """Return a value as text with terminal control characters escaped, such as ``\\x1b``."""
     text = str(value)
     if text.isprintable():
         return text

@@ -207,7 +207,7 @@ class _Pod:
         self.is_draining = False
 
     def scrape(self, accept: str) -> tuple[bytes, str]:
-        # taken before the values are added up, so that jobs counted during the scrape await the next one
+        # taken before the values are added up, so that jobs counted during this scrape await the next scrape
         self._scraped = self._counted()
         self._scraped_at = (*self._scraped_at[-1:], time.monotonic())
         return self.exposition(accept)

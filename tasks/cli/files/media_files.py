@@ -54,7 +54,7 @@ class Items:
     """The items of a file.
 
     Attributes:
-        n: their number; None if it is known only at the end.
+        n: number of items; None if it is known only at the end.
         notes: assumptions about the file, to be printed.
     """
 
@@ -250,7 +250,7 @@ def _check_constants(values: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return an array's value in the form that an event takes. Bytes are decoded: many programs save text so."""
+    """Return an array's value as an event takes it, with bytes decoded, because many programs save text as bytes."""
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     item = getattr(value, "item", None)
