@@ -1,7 +1,7 @@
-"""Arrivals: the assignment of one item, or of several items of a pet in their order, as one change.
+"""Arrivals: the assignment of one or more new items of a pet, as one change.
 
-Each item is decided as if those before it had been committed one by one, with the same arithmetic: it may join others
-of the same change, and an item that is repeated in it is a duplicate. Imports faiss.
+The items are assigned in order. The result is the same, to the last bit, as if each had been committed before the next:
+an item may join earlier items of the same change, and an item that occurs twice in it is a duplicate. Imports faiss.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sploot_cluster.settings import ClusterSettings
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The change of a pet by its arrivals, and their assignments.
+    """The change that adds arrivals to a pet, and their assignments.
 
     Attributes:
-        change: the change to commit; None if the pet has all the items already.
-        assigned: the result for each arrival, once the change is committed.
+        change: the change to commit; None if the pet already has all the items.
+        assigned: the result to report for each arrival once the change is committed.
     """
 
     change: Change | None
@@ -31,12 +31,12 @@ class Plan:
 
 
 def plan_arrivals(state: PetState, arriving: Sequence[Arrival], *, model: str, settings: ClusterSettings) -> Plan:
-    """Return the change by which the pet takes the arrivals, in this order, and their assignments.
+    """Return the change that adds the arrivals to the pet in this order, and their assignments.
 
-    An item that the pet has stays where it is. O(n · dim) per arrival for a pet of n items.
+    An item that the pet already has stays where it is. O(n · dim) per arrival for a pet of n items.
 
     Args:
-        arriving: vectors of ``model``, whose dimension is the pet's. The pet has no other model.
+        arriving: items with vectors of ``model``, in the pet's dimension. The pet must not have another model.
     """
     new: dict[str, Arrival] = {}
     for arrival in arriving:
@@ -58,7 +58,7 @@ def plan_arrivals(state: PetState, arriving: Sequence[Arrival], *, model: str, s
 
 
 def _decided(state: PetState, new: Sequence[Arrival], settings: ClusterSettings) -> list[tuple[Arrival, float | None]]:
-    """Return the arrivals with their labels and origins, and the similarity that decided each."""
+    """Return each arrival with its label and origin, and the similarity that the decision was based on."""
     n = state.n_media
     if len(new) == 1:
         neighbours = nearest(state.vectors, new[0].vector[None], settings.n_neighbours)

@@ -32,14 +32,14 @@ ROUNDING: Final = 1e-5
 # An int, because comparing with an enum member takes ten times as long, and an arrival makes sixty-four comparisons.
 _ABSORBED: Final = int(Origin.ABSORBED)
 
-# The number of neighbours that are looked at first.
+# Number of nearest neighbours to try before all others are considered.
 _FIRST: Final = 8
 
-# Members that are compared with all others to find a threshold: comparing 2,048 members with 50,000 in 512 dimensions
-# takes half a second on one core.
+# Maximum number of members to compare with all others when a threshold is computed: comparing 2,048 members with 50,000
+# in 512 dimensions takes half a second on one core.
 _MOST_PROBES: Final = 2_048
 _BLOCK: Final = 512
-# Similarities per block, if the members are few.
+# Number of similarities to compute per block if a cluster has few members.
 _BLOCK_VALUES: Final = 1 << 17
 
 
@@ -67,8 +67,8 @@ def decide(
 ) -> Decision:
     """Return the most similar cluster whose threshold an arrival reaches, or NOISE.
 
-    A cluster is eligible only if three of its members (all of them, if it has fewer) are among the neighbours. For
-    other clusters the mean is unknown; it can only be low.
+    A cluster is eligible only if three of its members (all of them, if it has fewer) are among the neighbours. The mean
+    similarity to any other cluster is unknown, but it can only be low.
 
     Args:
         neighbours: the neighbours of one query among the rows of ``labels``.
@@ -88,7 +88,7 @@ def decide(
             return Decision(leader[1], Origin.ARRIVED, leader[0])
     tops = _tops(ids, similarity, labels, origins)
 
-    # the most similar first, and of equally similar clusters the one with the smallest id
+    # most similar first; equally similar clusters by ascending id
     by_similarity = sorted([(-sum(top) / len(top), label) for label, top in tops.items()])
     for negative, label in by_similarity:
         cluster, n_top = ClusterId(label), len(tops[label])
@@ -102,7 +102,7 @@ def decide(
 def _tops(
     ids: npt.NDArray[np.int64], similarity: FloatVector, labels: LabelVector, origins: OriginVector
 ) -> dict[int, list[float]]:
-    """Return the up to three highest similarities to each cluster, of neighbours that come closest first."""
+    """Return the up to three highest similarities to each cluster; ``ids`` are the neighbours, closest first."""
     tops: dict[int, list[float]] = {}
     # for sixty-four pairs, lists are faster than arrays
     for label, origin, one in zip(
@@ -120,10 +120,10 @@ def _tops(
 
 
 def _leader(tops: Mapping[int, Sequence[float]], next_similarity: float) -> tuple[float, ClusterId] | None:
-    """Return the similarity and the id of the cluster that stays the most similar one whatever neighbours follow.
+    """Return the similarity and the id of a cluster if further neighbours cannot make another one more similar.
 
-    The mean of a cluster with fewer than three of the neighbours can only fall, and a cluster without one can reach no
-    more than the next similarity.
+    Further neighbours can only lower the mean of a cluster that has fewer than three neighbours so far, and the mean of
+    a cluster that has none is at most the next similarity.
 
     Args:
         next_similarity: the similarity of the first neighbour that is not in ``tops``.
@@ -175,12 +175,12 @@ def threshold_of(vectors: FloatMatrix) -> float:
     return max(-1.0, min(1.0, float(own[own >= fence].min())))
 
 
-# A locked cluster takes an item only if its reach is at most this. Measured: docs/explanation/quality.md.
+# Maximum reach of an item that may join a locked cluster. Measured: docs/explanation/quality.md.
 LOCKED_REACH: Final = 0.95
 
 
 def tightened(threshold: float) -> float:
-    """Return the threshold of a cluster if it is locked; ``threshold`` is that of its members."""
+    """Return the threshold that a cluster has while it is locked, given the threshold computed from its members."""
     return 1 - LOCKED_REACH * (1 - threshold)
 
 
@@ -193,13 +193,13 @@ class Thresholds:
     """A cache of :func:`threshold_of` for groups of a pet's rows.
 
     If a group consists of exactly the counted members of a cluster, and none of them has the origin ARRIVED, the
-    threshold on the cluster's card is still valid, and is used.
+    threshold on the cluster's card is still valid, so it is used instead of being computed again.
     """
 
     def __init__(self, state: PetState, *, stale: Set[ClusterId] = frozenset()) -> None:
         """
         Args:
-            stale: clusters whose cards have a threshold that is not that of their members, such as locked ones.
+            stale: clusters whose card does not have the threshold computed from their members, such as locked ones.
         """
         self._state, self._stale = state, stale
         self._counts = state.origins != Origin.ABSORBED
@@ -230,7 +230,8 @@ def own_similarity(vectors: FloatMatrix) -> FloatVector:
     """Return the mean top-3 similarity of each of m members to the other members, as (m,) float32.
 
     Args:
-        vectors: (n, d) float32 of unit norm, n ≥ 2: the members. At most 2,048 of them, evenly spaced, are measured.
+        vectors: (n, d) float32 of unit norm, n ≥ 2: the members. If n > 2,048, only m = 2,048 of them are measured,
+            evenly spaced; else m = n.
     """
     n = len(vectors)
     probes = np.arange(n) if n <= _MOST_PROBES else np.linspace(0, n - 1, num=_MOST_PROBES).astype(np.intp)
@@ -278,7 +279,7 @@ def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
 
 
 def why_recluster(n_media: int, n_at_recluster: int, noise_arrivals: int, settings: ClusterSettings) -> str | None:
-    """Return :func:`recluster_reason` of a pet with these numbers."""
+    """Return the :func:`recluster_reason` for a pet with these counts."""
     n_new = n_media - n_at_recluster
     if n_new >= max(settings.growth_min, settings.growth_ratio * n_at_recluster):
         return f"growth: {n_new} new items since the last recluster, which covered {n_at_recluster}"
@@ -292,7 +293,7 @@ def _count(labels: LabelVector, origins: OriginVector, cluster: ClusterId) -> in
 
 
 def _quartiles(values: FloatVector) -> tuple[float, float]:
-    """Return the lower and the upper quartile, exactly as ``np.quantile``, which takes 20 times as long for few."""
+    """Return the lower and upper quartile, exactly as ``np.quantile``, which takes 20 times as long for few values."""
     ordered = np.sort(values)
     last = len(ordered) - 1
 

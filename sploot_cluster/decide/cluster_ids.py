@@ -21,7 +21,7 @@ from sploot_cluster.settings import ClusterSettings
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """The ids of groups.
+    """The cluster ids assigned to groups.
 
     Attributes:
         ids: group -> id.
@@ -53,13 +53,14 @@ def match_ids(
 
     All groups are matched at once, so that as many items as possible keep their cluster id (an assignment problem). An
     overlap is ignored if it is less than ``settings.overlap_ratio`` of the smaller of cluster and group. New ids are
-    assigned to the largest group first.
+    assigned in order of group size, largest first.
 
     Args:
         old_labels, old_origins: (n,) as stored.
         groups, origins: (n,) as planned; groups are any integers from 0, -1 = noise.
-        clusters: the living clusters. Groups can inherit their ids.
-        given: groups whose id is already decided -> that id. Each id occurs at most once and is below ``next_cluster``.
+        clusters: the living clusters, whose ids groups can inherit.
+        given: group -> its id, for groups whose id is already decided. Each id occurs at most once and is below
+            ``next_cluster``.
     """
     given = given or {}
     numbers, sizes = np.unique(groups[groups != NOISE], return_counts=True)
@@ -95,9 +96,9 @@ def aliases_after(
     directly to a living id, so one lookup is enough. When an id ends without a successor, its aliases end too.
 
     Args:
-        returning: aliases -> the ids that they point to again, if these live or have a successor.
-        ended: ids that ended earlier -> the rows that they held last. Each such id points to where most of these rows
-            are now, as if it ended now.
+        returning: alias -> the id that it points to again, if that id is living or has a successor.
+        ended: id that ended earlier -> the rows that it last held. It becomes an alias of the cluster that has more
+            than half of these rows, as if it ended now.
     """
     returning, ended = returning or {}, ended or {}
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}

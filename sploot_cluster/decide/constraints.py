@@ -1,10 +1,10 @@
-"""Must-link and cannot-link constraints: what people's corrections demand, as values.
+"""Must-link and cannot-link constraints: the demands of users' corrections, as values.
 
 ``decide.resolving`` reads them from a ledger, and ``decide.enforcing`` makes labels satisfy them. Items that
-corrections join are one *atom*. Each split or exclusion has two sides and a bit for each; it sets the bit of a side on
-every atom that it names there. Two atoms that carry opposite bits of one correction are in *conflict*. If a newer merge
-joins the two sides of a split into one atom, that atom carries both bits of the split, and is in conflict with every
-other atom that carries either.
+corrections join form one *atom*. Each split or exclusion has two *sides*, with one bit for each, and sets a side's bit
+on every atom with an item on that side. Two atoms that carry opposite bits of one correction are in *conflict*. If a
+newer merge joins the two sides of a split into one atom, that atom carries both bits of the split, so it is in conflict
+with every other atom that carries either bit.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ class Constraints:
     """The constraints in force, resolved from a ledger.
 
     Attributes:
-        atoms: every item that a correction in force names -> its atom.
+        atoms: item -> its atom, for every item that a correction in force names.
         sides: the sides of each atom; atoms are numbered from 0.
-        placed: atoms that a person put into a cluster. Items of other atoms only left a cluster, or remained in one.
+        placed: atoms that a person put into a cluster; the items of all other atoms only left a cluster or remained.
         leaving: excluded items that no correction put into a cluster -> the bits of these exclusions.
         together, apart, barred, nowhere: the accepted constraints, newest first.
         overridden: one sentence for each way in which an older correction yields to newer ones.
@@ -185,7 +185,7 @@ class RowConstraints:
 
     @property
     def taken_out(self) -> BoolVector:
-        """Return the (n,) mask of rows that people excluded from a cluster and put into no other."""
+        """The (n,) mask of rows that a person excluded from a cluster and did not put into another."""
         is_out: BoolVector = np.zeros(len(self.atoms), dtype=np.bool_)
         is_out[[*self.leaving, *(row for row, _ in self.barred)]] = True
         return is_out
@@ -242,11 +242,11 @@ Result = TypeVar("Result")
 
 
 class _PerPart(Generic[Result]):
-    """A function of parts that is called once for each part, although many corrections share it."""
+    """A cache for a function of parts, which calls it only once for each part, because many corrections share parts."""
 
     def __init__(self, of: Callable[[tuple[MediaId, ...]], Result]) -> None:
         self._of = of
-        self._results: dict[int, Result] = {}  # by the identity of the part, because its hash takes as long as ``of``
+        self._results: dict[int, Result] = {}  # by id(part), because hashing a part takes as long as ``of``
 
     def __call__(self, part: tuple[MediaId, ...]) -> Result:
         if id(part) not in self._results:
@@ -261,7 +261,7 @@ def count_kept(
 
     Each :class:`Together`, :class:`Barred` and :class:`Nowhere` with an item in ``labels`` counts as one, and so does
     each :class:`Apart` with a pair to separate in ``labels``; items not in ``labels`` are ignored. An Apart holds only
-    if every pair of it is separated.
+    if all its pairs are separated.
 
     Args:
         labels: item -> cluster id, or -1 for noise.

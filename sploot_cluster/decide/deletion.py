@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sploot_cluster.pet.shadow import Shadow
     from sploot_cluster.pet.whole import PetDump
 
-# No item from a producer has this prefix, because its first character is not printable.
+# Producers cannot send an id with this prefix, because its first character is not printable.
 STAND_IN: Final = "\x7fdeleted-"
 
 

@@ -20,7 +20,8 @@ from sploot_cluster.limits import SMALLEST_NORM
 from sploot_cluster.pet.models import NOISE
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 
-# Number of neighbours to which an unconstrained item is tied when its group is divided; a few more change nothing.
+# Number of neighbours to which an unconstrained item is tied when its group is divided; using a few more would not
+# change the results.
 _TIES: Final = 8
 _BLOCK: Final = 512
 
@@ -54,8 +55,8 @@ def enforce(
             cluster that people merged. So items that joined a merged cluster later stay in it, even where density finds
             two groups and the later items outnumber the merged ones. But a foreign group is not pulled in because one
             of its items was in the cluster by mistake. This rule does not apply to groups that could be gathered into
-            one that contains atoms in conflict: dividing that one moves items, so the next recluster would see a
-            different ``before``, even without new items.
+            one that contains atoms in conflict: that group would be divided, so the next recluster would see a
+            different ``before`` and could move items again, even without new ones.
         fair_share: the fair share of a cluster that people merged, in (0, 1].
 
     Returns:
@@ -191,10 +192,11 @@ def _has_conflict(sides_of_atoms: Iterable[Sides]) -> bool:
 
 
 def _parts(members: Rows, vectors: FloatMatrix, rows: RowConstraints) -> list[Rows]:
-    """Divide one group into parts, no two of which could be joined.
+    """Divide one group into parts, no two of which could be joined without a conflict.
 
-    Items on the same sides start as one node: no correction separates them, and they share a group. Items on no side
-    are tied to their nearest neighbours. Ties are applied strongest first, except those that would cause a conflict.
+    Items on the same sides start as one node, because they share a group and no correction separates them. Items on no
+    side are tied to their nearest neighbours. Ties are applied strongest first, except those that would cause a
+    conflict.
     """
     nodes, sides = _nodes(members, rows)
     forest = Forest(sides)
@@ -242,7 +244,7 @@ def _nodes(members: Rows, rows: RowConstraints) -> tuple[Rows, list[Sides]]:
         its_sides = rows.sides[atom] if atom >= 0 else FREE
         alike: object = its_sides
         if not its_sides or its_sides.conflict(its_sides):
-            # items on no side need not belong together, and two atoms on both sides of a split are in conflict
+            # a node of its own: items on no side need not belong together, and atoms on both sides of a split conflict
             alike = ("atom", atom) if atom >= 0 else ("row", row)
         if alike not in node_of:
             node_of[alike] = len(sides)

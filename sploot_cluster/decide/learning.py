@@ -1,8 +1,8 @@
-"""Learning from corrections: where they put the items that no correction names.
+"""Learning from corrections: they also affect similar items that no correction names.
 
-Where a person separated two clusters, density alone would mix their later items again, or leave them as noise, because
-it cannot distinguish look-alikes as the person did. So items within reach of one of these clusters stay in it, or else
-go to the one whose *named items*, those that corrections name, they resemble most.
+If a person separated two clusters, density alone would mix their later items again, or leave them as noise, because it
+cannot distinguish look-alikes as the person did. So an item within reach of such a cluster stays in it if it is already
+there. Otherwise it goes to the cluster whose *named items* (the items that corrections name) it resembles most.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from sploot_cluster.decide.constraints import FREE, RowConstraints
 from sploot_cluster.pet.models import NOISE
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, LabelVector, Rows
 
-# The named items that others are compared with, per group: 512 against 50,000 items of 512 dimensions take 0.3 s.
+# Maximum number of named items of a group to compare others with: comparing 512 of them with 50,000 items of 512
+# dimensions takes 0.3 s.
 MOST_NAMED: Final = 512
 
 
@@ -39,7 +40,7 @@ def follow_named(
         rows: the constraints.
         before: (n,) int32 clusters that ``groups`` replace, with absorbed rows as noise.
 
-    Repeating it changes nothing.
+    Applying it to its own result changes nothing.
     O(k · n · dim) for k named items, at most ``MOST_NAMED`` in each separated group.
     """
     taught = _separated(groups, rows)
@@ -62,7 +63,8 @@ def follow_named(
 def _joined(
     groups: LabelVector, free: Rows, nearest: LabelVector, *, taught: BoolVector, rows: RowConstraints
 ) -> LabelVector:
-    """Return the groups after unnamed items have moved; ``nearest`` has the group that each may go to, or NOISE."""
+    """Return the groups after unnamed items have moved; ``nearest`` is the target group of each ``free`` row, or NOISE.
+    """
     joined = groups.copy()
     moves = (nearest != NOISE) & (taught | (groups[free] == NOISE))
     joined[free[moves]] = nearest[moves]
@@ -80,7 +82,7 @@ def _joined(
 def _separated(groups: LabelVector, rows: RowConstraints) -> dict[int, Rows]:
     """Return the named rows of each group that a correction separates from another group, by group.
 
-    In a group with many, some evenly spaced ones stand for all.
+    If a group has more than ``MOST_NAMED`` of them, only that many are returned, evenly spaced.
     """
     named = np.flatnonzero((rows.atoms >= 0) & (groups != NOISE))
     order = named[np.argsort(groups[named], kind="stable")]

@@ -70,7 +70,7 @@ def in_shadow(pet: PetDump) -> PetState:
 
 
 def _missing(pet: PetDump) -> list[MediaId]:
-    """Return the items that have no vector in the shadow; only a former space may lack any.
+    """Return the items that have no vector in the shadow. That is an error unless the shadow is the former space.
 
     Raises:
         InvalidInput: as :func:`in_shadow`.
@@ -102,7 +102,7 @@ def _placed(pet: PetDump) -> PetState:
     new = sorted(shadow.vectors.keys() - state.rows.keys())
     media = [*state.media, *new]
     vectors = np.stack([shadow.vectors[item] for item in media]).astype(np.float32)
-    # an item that only the shadow has is quarantined, with its time
+    # items that only the shadow has are quarantined, and their times are kept there
     times = np.append(state.occurred_at_ms, [pet.quarantine[item].occurred_at_ms for item in new]).astype(np.int64)
     rows = PetRows(media, vectors, times)
     n = len(media)

@@ -1,10 +1,9 @@
-"""How people want a pet and its clusters treated: names, covers, and which clusters are hidden or locked.
+"""How users want a pet and its clusters presented: names, covers, and which clusters are hidden or locked.
 
-All of it is read from the corrections in force.
-
-A wish about a cluster belongs to its id. It follows that id into the cluster that it was merged into, and returns
-when the merge is undone. If the id has ended, for example because a recluster dissolved its cluster, it belongs to the
-cluster that has most of the items that were typical of it.
+All of this is read from the corrections in force. Such a correction applies to a cluster id. If the id was merged into
+another cluster, its name and cover apply to that cluster, after that cluster's own; whether it was hidden or locked
+does not matter until the merge is undone. If the id has ended, for example because a recluster dissolved its cluster,
+the correction applies to the cluster that has most of the items that were typical of it (its *anchors*).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def presentation_of(state: PetState) -> Presentation:
 
 
 def pet_name_of(ledger: Sequence[Correction]) -> str | None:
-    """Return the name of a pet: the one that the newest naming of the pet gave it."""
+    """Return the name that the newest naming of the pet gave it; None if it has no name."""
     newest = next((one for one in in_force(ledger) if isinstance(one, PetNaming)), None)
     return None if newest is None else newest.name or None
 
@@ -54,9 +53,9 @@ def names_of(state: PetState) -> Mapping[ClusterId, tuple[str, ...]]:
 
 
 def hidden_in(state: PetState) -> Set[ClusterId]:
-    """Return the hidden clusters: those that the newest hiding or showing of their own id hides.
+    """Return the hidden clusters: those for whose id the newest ``hide`` or ``show`` is a ``hide``.
 
-    A hidden cluster that people merged into another is shown or hidden as that one is.
+    A hidden cluster that was merged into another one is hidden only if that one is.
     """
     wishes = (
         (cluster, one.is_hidden, items)
@@ -68,9 +67,9 @@ def hidden_in(state: PetState) -> Set[ClusterId]:
 
 
 def locked_in(state: PetState) -> Set[ClusterId]:
-    """Return the locked clusters: those that the newest lock or unlock of their own id locks.
+    """Return the locked clusters: those for whose id the newest ``lock`` or ``unlock`` is a ``lock``.
 
-    A locked cluster that people merged into another is locked or not as that one is.
+    A locked cluster that was merged into another one is locked only if that one is.
     """
     wishes = (
         (cluster, one.is_locked, items)
@@ -100,10 +99,10 @@ def covers_in(state: PetState) -> Mapping[ClusterId, MediaId]:
 
 
 def _wished(state: PetState, wishes: Iterable[tuple[ClusterId, bool, Sequence[MediaId]]]) -> Set[ClusterId]:
-    """Return the living clusters for which the newest wish is true.
+    """Return the living clusters whose newest wish is true.
 
     Args:
-        wishes: a cluster id, whether something is wished for it, and its anchors, newest first.
+        wishes: for each correction, newest first: a cluster id, whether the user wants the property, and the anchors.
     """
     newest: dict[ClusterId, tuple[bool, Sequence[MediaId]]] = {}
     for cluster, is_wished, items in wishes:
@@ -117,7 +116,7 @@ def _wished(state: PetState, wishes: Iterable[tuple[ClusterId, bool, Sequence[Me
 
 
 def _cluster_of(state: PetState, cluster: ClusterId, anchors: Sequence[MediaId]) -> ClusterId | None:
-    """Return the living cluster that an id resolves to, or else the one that has most of its anchors."""
+    """Return the living cluster that an id resolves to, or else the one that has most of its anchors, if any."""
     now = state.aliases.get(cluster, cluster)
     if now in state.clusters:
         return now

@@ -29,7 +29,7 @@ from sploot_cluster.settings import ClusterSettings
 
 UNREACHABLE: Final = np.inf
 
-# With locks, how often a recluster is repeated on its own result; two are usually enough.
+# Maximum number of times to repeat a recluster of a pet with locks on its own result; twice is usually enough.
 MOST_REPEATS: Final = 8
 
 
@@ -48,8 +48,9 @@ def plan_recluster(
        that a person excluded from a cluster are not absorbed, and do not count towards the budget. If there are any,
        others are absorbed only as far as ``absorption_slack_excluded`` allows.
     6. Groups inherit the ids of the clusters that they overlap with.
-    7. With locks, all of this is repeated on the result until nothing moves, so that another recluster would change
-       nothing: a cluster that returns may be locked, and items that join a cluster may be what others resemble.
+    7. If the pet has locks, these steps are repeated on the result until nothing moves, so that another recluster would
+       change nothing. One pass may not be enough, because a cluster that returns may be locked, and other items may
+       resemble those that joined a cluster.
 
     Args:
         state: the newest state; ``density`` covers its first ``len(density.labels)`` items.
@@ -58,7 +59,7 @@ def plan_recluster(
     if not any(isinstance(statement, Locking) for statement in in_force(state.ledger)):
         return change, reclustered
     for _ in range(MOST_REPEATS):
-        # at the same revision: in the end there is one commit
+        # keep the revision, because both changes become one commit
         then = replace(follow(state, change, version=state.version), revision=state.revision)
         again, settled = _plan_once(then, density, settings=settings, by=by)
         if not (settled.n_moved or settled.n_new_ids or settled.n_retired_ids):
@@ -68,7 +69,7 @@ def plan_recluster(
 
 
 def _joined(state: PetState, change: Change, again: Change, settled: Reclustered) -> tuple[Change, Reclustered]:
-    """Return one change of ``state`` in place of two, and the report on it; ``settled`` is that of the second one."""
+    """Combine two changes into one; return it with its report. ``settled`` is the report on the second change."""
     assert again.relabelling is not None
     labels = again.relabelling.labels
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
@@ -154,7 +155,7 @@ def _plan_once(state: PetState, density: Density, *, settings: ClusterSettings, 
 
 
 def _summary_of(reclustered: Reclustered) -> dict[str, object]:
-    """Return the facts for the history."""
+    """Return the summary for the pet's history."""
     return {
         "n_media": reclustered.n_media,
         "n_clusters": reclustered.n_clusters,
@@ -222,7 +223,7 @@ class _Locked:
 
     Attributes:
         clusters: their ids.
-        groups: the group of each -> its id.
+        groups: group number -> the id of the locked cluster that is this group; filled by :meth:`apart`.
     """
 
     def __init__(self, state: PetState) -> None:
@@ -234,9 +235,10 @@ class _Locked:
     def apart(self, groups: LabelVector, rows: RowConstraints, settings: ClusterSettings) -> LabelVector:
         """Return the groups with each locked cluster as a group of its own.
 
-        Noise that arrived since the last recluster joins it if it is within its threshold and in no other density
-        group, unless a correction names it; older noise does not, so that repeating a recluster changes nothing. The
-        rest of a density group that held a locked cluster becomes noise if it is too small for a group.
+        An item of the noise that arrived since the last recluster joins a locked cluster if it is within the threshold
+        and in no other density group, unless a correction names it. Older noise does not join, so that repeating a
+        recluster changes nothing. The rest of a density group that contained a locked cluster becomes noise if it is
+        too small for a group.
         """
         if not self.clusters:
             return groups
@@ -262,7 +264,7 @@ class _Locked:
         return apart
 
     def kept(self, before: LabelVector, after: LabelVector) -> LabelVector:
-        """Return the groups ``after`` a step, with items that left or joined locked clusters where they were before."""
+        """Return the groups ``after`` a step, except that items that left or joined a locked cluster move back."""
         if not self.clusters:
             return after
         locked = list(self.groups)
@@ -270,7 +272,8 @@ class _Locked:
 
 
 class _Reaches:
-    """The groups of a recluster, with the :func:`~sploot_cluster.decide.assignment.reach` of items from each."""
+    """The groups of a recluster, for computing the :func:`~sploot_cluster.decide.assignment.reach` of items from them.
+    """
 
     def __init__(
         self,
@@ -294,7 +297,7 @@ class _Reaches:
         The group is the most similar of those whose threshold the item reaches, or else the one with the lowest reach.
         The reach is infinite where corrections forbid all groups.
         """
-        # of the most similar group within reach of each item, and of the one with the lowest reach
+        # for each item: the most similar group within reach, and the group with the lowest reach
         within, likeness = np.full(len(media), -1), np.full(len(media), -np.inf, dtype=np.float32)
         lowest, reach = np.zeros(len(media), dtype=np.intp), np.full(len(media), UNREACHABLE, dtype=np.float32)
         reach_within = reach.copy()
@@ -319,10 +322,10 @@ class _Reaches:
         return self._numbers[chosen], likeness, reach
 
     def _measured(self, media: Rows) -> Iterator[tuple[FloatVector, FloatVector]]:
-        """Yield the similarity of ``media`` to each group, and their reach from it, as float32.
+        """Yield, for each group, the similarity of ``media`` to it and their reach from it, as float32.
 
-        One group after another, because in a pet of many small groups and much noise, all at once would take gigabytes.
-        The reach is UNREACHABLE where corrections forbid a group, and for locked clusters.
+        Groups are processed one by one, because in a pet with many small groups and much noise, a matrix of both would
+        take gigabytes. The reach is UNREACHABLE where corrections forbid a group, and for locked clusters.
         """
         sides = [self._rows.sides[atom] if atom >= 0 else FREE for atom in self._rows.atoms[media].tolist()]
         queries = self._vectors[media]
@@ -336,10 +339,10 @@ class _Reaches:
             yield similarity, far
 
     def admit(self, media: Rows, groups: LabelVector, candidates: Rows) -> Rows:
-        """Return the ``candidates`` that may join their group, admitted one after another.
+        """Return the ``candidates`` that may join their group.
 
-        One after another, because two candidates may be kept apart from each other without being kept apart from any
-        present member of the group.
+        Candidates are admitted one by one, because two of them may be kept apart from each other without being kept
+        apart from any present member of the group.
 
         Args:
             candidates: positions in ``media`` and ``groups``.

@@ -33,7 +33,7 @@ from sploot_cluster.settings import ClusterSettings
 
 @dataclass(frozen=True, slots=True)
 class Regrouped:
-    """Groups that became clusters.
+    """The clusters that groups became, ready to commit.
 
     Attributes:
         labels, origins: (n,) the pet's new labels and origins.
@@ -85,9 +85,9 @@ class IdRules:
     Attributes:
         given: group -> the id that it must have; see :func:`~sploot_cluster.decide.cluster_ids.match_ids`.
         next_cluster: the next unused id; default: the pet's own.
-        returning: aliases -> the ids that they point to again; see
+        returning: alias -> the id that it points to again; see
             :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
-        ended: ids that ended earlier -> the rows that they held last; see
+        ended: id that ended earlier -> the rows that it last held; see
             :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
     """
 

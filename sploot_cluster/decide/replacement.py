@@ -1,8 +1,8 @@
-"""Replacement of an item's vector: the same id, but an edited picture that was embedded again.
+"""Replacement of an item's vector, because its picture was edited and embedded again under the same id.
 
 The item keeps its row, its time and its corrections. An item that corrections name stays where they put it; any other
 is assigned again, as if it arrived now. The former vector is not kept, so a replacement cannot be undone: restoring an
-earlier revision restores the item's cluster.
+earlier revision restores only the item's cluster.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KIND = "replace"
 def with_vector(
     pet: PetDump, media: MediaId, vector: FloatVector, *, settings: ClusterSettings, at: datetime
 ) -> tuple[PetDump, Assigned]:
-    """Return the pet with another vector for an item that it has, one revision later, and the item's assignment.
+    """Return the pet with a new vector for one of its items, one revision later, and the item's assignment.
 
     Rewrites the whole pet, like a deletion. O(n · d).
     """
@@ -51,7 +51,7 @@ def with_vector(
         rows,
         settings,
         ids=IdRules({int(id_): ClusterId(int(id_)) for id_ in np.unique(labels[labels != NOISE])}),
-        # the card of a cluster whose member has another vector is out of date
+        # the threshold on a card is out of date if the vector of a member changed
         thresholds=Thresholds(state, stale=locked_in(state) | {own, ClusterId(int(labels[row]))}),
     )
     change = regrouped.change(state, KIND, by="machine", summary={"n_replaced": 1, "n_moved": regrouped.n_moved})

@@ -1,14 +1,15 @@
-"""The constraints that a ledger demands.
+"""Resolution of a ledger: the constraints that its corrections demand.
 
-The ledger is read newest correction first. Union-find joins the items of a merge or placement, and the items that a
-split moved, into atoms. An older correction never joins atoms in conflict: it yields there, and this is reported.
+Corrections are read newest first. Union-find joins the items of a merge or placement, and the items that a split moved,
+into atoms. Atoms in conflict are never joined: an older correction that demands this yields there to newer ones, and
+this is reported.
 
-An exclusion sets bits like a split but joins nothing: each excluded item is released from older corrections that keep
-it with the items that remained. Older corrections do not join a dismissed item to anything, and demand nothing of an
-item that a newer placement put into a cluster.
+Like a split, an exclusion puts items on opposite sides (one bit each), but it joins no items into atoms. It also
+releases each excluded item from older corrections that would keep it with the items that remained. Older corrections do
+not join a dismissed item to anything, and a placement releases its items from all older corrections.
 
-Merges into one cluster demand much of the same, because each contains the items of the one before. Once the newest is
-resolved, the result for these items holds for the others too, unless a correction in between could change it.
+If clusters are merged into one cluster one after another, each merge contains the items of the one before. So once the
+newest merge is resolved, its result is used for the older ones too, unless a correction in between could change it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from sploot_cluster.decide.corrections.base import Statement
 from sploot_cluster.decide.corrections.merge import Merge, contents_of
 from sploot_cluster.pet.models import ClusterId, Correction, MediaId, Parts
 
-# Results with more groups than this are not kept for older merges.
+# Maximum number of groups in a result that is kept for older merges.
 _MOST_GROUPS: Final = 8
 
 
@@ -71,7 +72,7 @@ def statement_of(ledger: Sequence[Correction], revision: int) -> Statement:
 
 
 def resolve(ledger: Sequence[Correction]) -> Constraints:
-    """Return the constraints that a ledger demands. O(n) for n items named, counted in every correction."""
+    """Return the constraints that a ledger demands. O(n), where n is the number of items named in all corrections."""
     resolver = _Resolver(ledger)
     for statement in in_force(ledger):
         resolver.hear(statement)
@@ -79,7 +80,7 @@ def resolve(ledger: Sequence[Correction]) -> Constraints:
 
 
 class _Resolver:
-    """A collector of what corrections demand (see ``Demands``). It hears the corrections newest first."""
+    """A collector of what corrections demand; it implements ``Demands``. Corrections are passed to it newest first."""
 
     def __init__(self, ledger: Sequence[Correction]) -> None:
         self._bases = {one.revision: one.bases.values() for one in ledger if isinstance(one, Merge)}
@@ -101,8 +102,8 @@ class _Resolver:
         self._overridden: list[str] = []
 
     def hear(self, statement: Statement) -> None:
-        """Collect the demands of a correction that is older than all those heard before."""
-        # most ledgers have no placement, and naming all items of each correction takes a while
+        """Collect the demands of a correction, which must be older than all those before."""
+        # only if a placement released items, because listing all items of each correction takes a while
         if self._released and self._joined_for(statement.revision) is None:
             groups = self._contents.get(statement.revision)
             named = statement.media() if groups is None else [*_items(groups.values())]
@@ -250,7 +251,7 @@ class _Resolver:
         return [tuple(group) for group in groups.values()], len(media) - len(joined)
 
     def _keep_together(self, statement: Statement, found: Sequence[Together], n_gone: int) -> None:
-        """Collect what is left of a demand; ``n_gone``: number of items that newer corrections removed from it."""
+        """Record the groups that remain of a demand; ``n_gone``: number of items that newer corrections removed."""
         self._together.extend(found)
         n = sum(map(len, found))
         if n_gone:
@@ -260,9 +261,9 @@ class _Resolver:
             self._override(statement, f"divide its {n} items into groups of {sizes}")
 
     def _keep(self, revision: int, media: Sequence[MediaId], groups: Sequence[Sequence[MediaId]]) -> None:
-        """Keep the result for a merge, for the earlier merges that it contains, if it must be the same for them.
+        """Store the result for a merge, to use it for the earlier merges that it contains, if it is certain to hold.
 
-        The groups must be in conflict, so that nothing ever joins them.
+        It is certain only if all groups are in conflict with each other, so that no older correction can join them.
         """
         roots = [self._root(group[0]) for group in groups]
         sides = [self._forest.sides_of(root) for root in roots]
@@ -279,13 +280,13 @@ class _Resolver:
                 contained.extend(self._bases[base])
 
     def _joined_for(self, revision: int) -> _Joined | None:
-        """Return the result for a newer merge if it is the result for this merge too."""
+        """Return the stored result for a newer merge if it also holds for this merge; else None."""
         joined = self._kept.get(revision)
         if joined is None or joined.n_released != len(self._released):
             return None
         if joined.n_exits is not None and joined.n_exits != self._n_exits:
             return None
-        if joined.gone:  # what removed them must be in this merge too
+        if joined.gone:  # this merge loses them only if it contains the items that they must not be with
             parts = [*chain(*self._contents[revision].values())]
             remaining = reduce(or_, (joined.remaining_in(part, self._sides_of) for part in parts), 0)
             left = chain.from_iterable(map(joined.gone_in, parts))
@@ -294,7 +295,7 @@ class _Resolver:
         return joined
 
     def _restricted(self, joined: _Joined, contents: Sequence[Parts]) -> list[tuple[Parts, ...]]:
-        """Return the groups of a newer merge without the items that are not in ``contents``, each by cluster."""
+        """Return the groups of a newer merge, limited to the items in ``contents`` and divided by cluster."""
         groups: dict[int, list[list[tuple[MediaId, ...]]]] = {}
         for at, parts in enumerate(contents):
             for part in parts:
@@ -323,10 +324,10 @@ class _Joined:
     """The result of joining the items of a merge, kept for the earlier merges that it contains.
 
     Attributes:
-        roots: a node of each group.
+        roots: one node of each group.
         gone: items that newer corrections removed.
-        n_released, n_exits: the numbers of released items and of exclusions then; the result no longer holds once there
-            are more. None: exclusions do not matter.
+        n_released, n_exits: the numbers of released items and of exclusions when the result was computed; it no longer
+            holds once there are more. ``n_exits`` is None if exclusions do not matter.
     """
 
     roots: Sequence[int]

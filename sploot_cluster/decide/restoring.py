@@ -45,7 +45,7 @@ def plan_restore(
     """Return the change that restores the labels and ids of a revision, as far as corrections in force allow.
 
     Args:
-        past: the past of ``state``.
+        past: the earlier revisions of the pet, up to ``state``.
 
     Raises:
         UnknownRevision: the pet never had this revision, or it is no longer stored.
@@ -100,7 +100,7 @@ def plan_restore(
 
 
 def _members(labels: LabelVector, *, counts: BoolVector) -> dict[ClusterId, Rows]:
-    """Return the rows of each cluster that count."""
+    """Return, for each cluster, those of its rows that count."""
     ids = np.unique(labels[labels != NOISE]).tolist()
     return {ClusterId(id_): np.flatnonzero((labels == id_) & counts) for id_ in ids}
 
@@ -114,7 +114,7 @@ def _bring_later(
     n_then: int,
     counts: BoolVector,
 ) -> None:
-    """Move items that arrived later, in place, to the restored cluster of the items they share a cluster with now.
+    """Assign items that arrived later, in place, to the restored cluster of the items they share a cluster with now.
 
     If several restored clusters overlap sufficiently with an item's current cluster, the item joins the one it is most
     similar to. If none does, or the item is noise now, it becomes noise.
