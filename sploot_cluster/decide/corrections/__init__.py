@@ -20,7 +20,7 @@ from sploot_cluster.decide.corrections.restore import RestoreRevision
 from sploot_cluster.decide.corrections.split import Split, SplitCluster
 from sploot_cluster.decide.corrections.undo import Undo, UndoFeedback
 
-# In the order in which documents list the verbs.
+# In the order in which the documentation lists the verbs.
 _REQUESTS: Final[tuple[type[Request[Any]], ...]] = (
     MergeClusters,
     SplitCluster,

@@ -47,7 +47,8 @@ UNKNOWN_REQUESTER: Final = "unknown"
 
 
 class Signed(TypedDict, total=False):
-    """The fields that all requests share: the requester, the revision that this person saw, and what it answers."""
+    """The fields that all requests share: who requests it, the revision that they saw, and the suggestion it answers.
+    """
 
     requested_by: str
     expected_revision: int | None
@@ -138,14 +139,14 @@ class Request(Checked, ABC, Generic[Answer]):
         return cls(**fields)
 
     def check_news(self, state: PetState) -> None:
-        """Check that the correction would change something. The pet has all that the request names. Needs no vectors.
+        """Check that the correction would change something. Everything it names must be in the pet. Needs no vectors.
 
         Raises:
-            AlreadyMade: the pet is as the request demands already.
+            AlreadyMade: the pet is already as the request demands.
         """
 
     def noted(self, change: Change) -> Change:
-        """Return the change with the suggestion that it answers in its summary, for the pet's history."""
+        """Return the change; if the request answers a suggestion, its kind and the answer are added to the summary."""
         if self.suggestion is None:
             return change
         noted = {"suggestion": self.suggestion, "answer": self.answers[self.suggestion]}
@@ -153,7 +154,7 @@ class Request(Checked, ABC, Generic[Answer]):
 
     @abstractmethod
     def done_before(self, state: PetState, operation: Operation) -> Answer | None:
-        """Return the result if the operation was done before; else None."""
+        """Return the result if the operation was already done; else None."""
 
     @abstractmethod
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Answer]:
@@ -177,7 +178,7 @@ class LedgerRequest(Request[Corrected]):
 
 
 class LedgerEntry(Correction):
-    """A correction whose request can be made again."""
+    """A correction from which its request can be created again."""
 
     __slots__ = ()
 
@@ -209,9 +210,9 @@ class Plan:
 
 
 class Demands(Protocol):
-    """A collector of what the corrections in force demand of items, newest first; see ``decide.resolving``.
+    """A collector to which the corrections in force add their demands, newest first; see ``decide.resolving``.
 
-    An older correction yields where newer ones contradict it. That is recorded as a sentence about ``statement``.
+    An older correction yields where newer ones contradict it. This is recorded as a sentence about ``statement``.
     """
 
     def together(
@@ -260,7 +261,7 @@ class Statement(LedgerEntry):
     """A correction that demands something of items: every kind but an undo.
 
     Attributes:
-        noun: the word for it in sentences.
+        noun: what sentences call it, such as “merge”.
     """
 
     __slots__ = ()
@@ -293,7 +294,8 @@ class Statement(LedgerEntry):
 
 
 class Mark(Statement):
-    """A correction that says how people want a cluster presented, and demands nothing of items, such as a name."""
+    """A correction that states how users want a pet or cluster presented, such as a name; it demands nothing of items.
+    """
 
     __slots__ = ()
 
@@ -315,7 +317,7 @@ class Mark(Statement):
 
 @dataclass(frozen=True, slots=True)
 class ClusterMark(Mark):
-    """A mark on clusters, each with typical items by which it is found once its id has ended.
+    """A mark on clusters, with typical items of each, by which the cluster is found once its id has ended.
 
     Attributes:
         anchors: cluster -> its typical items; if its id has ended, the mark is on the cluster with most of these items.

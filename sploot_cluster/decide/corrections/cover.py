@@ -1,4 +1,4 @@
-"""Cover: an item stands for a cluster in lists, wherever the cluster goes."""
+"""Cover: a chosen item stands for a cluster in lists, also after the cluster was merged or its id has ended."""
 
 from __future__ import annotations
 

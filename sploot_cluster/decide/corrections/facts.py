@@ -1,4 +1,4 @@
-"""What several kinds of correction have in common: items by cluster, aliases, and the JSON of both."""
+"""Facts that several kinds of correction share, and their conversion to and from JSON: items by cluster, aliases."""
 
 from __future__ import annotations
 
@@ -43,5 +43,5 @@ def items_in(groups: Mapping[ClusterId, Sequence[MediaId]]) -> list[MediaId]:
 def renamed_in(
     groups: Mapping[ClusterId, tuple[MediaId, ...]], name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]
 ) -> dict[ClusterId, tuple[MediaId, ...]]:
-    """Return the groups with other names for their items."""
+    """Return the groups with their items renamed by ``name``."""
     return {cluster: name(members) for cluster, members in groups.items()}

@@ -1,6 +1,6 @@
-"""Whether a correction fits a pet, before it is enqueued: its clusters, items and revision exist now.
+"""Checks before a correction is enqueued: whether the clusters, items and revision that it names exist in the pet.
 
-A request that does not fit is refused at once, in words for its sender. One that fits may still be refused when it
+A request that does not fit is refused at once, with an error for its sender. One that fits may still be refused when it
 runs, because the pet may change before that. Needs no vectors.
 """
 
@@ -22,11 +22,11 @@ def check_fit(request: Request[Any], past: Past) -> None:
     """Check a request against the newest state of its pet. The fields that verbs share are recognised by their names.
 
     Raises:
-        UnknownPet, UnknownCluster, UnknownMedia, UnknownRevision: the pet has no such thing.
-        AlreadyUndone: the correction that should be undone is undone already.
+        UnknownPet, UnknownCluster, UnknownMedia, UnknownRevision: something that the request names does not exist.
+        AlreadyUndone: the correction to undo is already undone.
         AlreadyMade: the correction would change nothing.
         StaleRevision: items were moved since the revision that the sender saw.
-        InvalidInput: the fields name fewer things than the verb needs.
+        InvalidInput: the verb needs more clusters than the request names, or fewer items.
     """
     state = past.state
     if not state.n_media:

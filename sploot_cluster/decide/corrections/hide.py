@@ -1,4 +1,4 @@
-"""Hide and show: clusters that people do not want to see, such as those of screenshots, continue and are not shown."""
+"""Hide and show: a hidden cluster, such as one of screenshots, still exists and takes in items, but is not shown."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _plan(
 
 @dataclass(frozen=True, slots=True)
 class Hiding(ClusterMark):
-    """A wish to hide clusters. It demands nothing of items."""
+    """A correction that hides clusters. It demands nothing of items."""
 
     kind: ClassVar[str] = HideClusters.verb
     noun: ClassVar[str] = "hiding"
@@ -90,7 +90,7 @@ class Hiding(ClusterMark):
 
 @dataclass(frozen=True, slots=True)
 class Showing(Hiding):
-    """A wish to show clusters that were hidden."""
+    """A correction that shows hidden clusters again."""
 
     kind: ClassVar[str] = ShowClusters.verb
     noun: ClassVar[str] = "showing"

@@ -1,4 +1,4 @@
-"""Keep apart: clusters are different subjects, and no machine puts their items together."""
+"""Keep apart: clusters show different subjects, so no arrival or recluster puts their items together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lock and unlock: a cluster is right as it is, and no machine changes which items it has, or adds doubtful ones."""
+"""Lock and unlock: a cluster is right as it is, so no recluster takes items out of it, and no doubtful items join."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _plan(
 
 @dataclass(frozen=True, slots=True)
 class Locking(ClusterMark):
-    """A lock of clusters. Reclusters leave locked clusters as they are, so it demands nothing of single items."""
+    """A correction that locks clusters. Reclusters leave them as they are, so it demands nothing of single items."""
 
     kind: ClassVar[str] = LockClusters.verb
     noun: ClassVar[str] = "lock"
@@ -90,7 +90,7 @@ class Locking(ClusterMark):
 
 @dataclass(frozen=True, slots=True)
 class Unlocking(Locking):
-    """The end of a lock of clusters."""
+    """A correction that unlocks clusters."""
 
     kind: ClassVar[str] = UnlockClusters.verb
     noun: ClassVar[str] = "unlock"

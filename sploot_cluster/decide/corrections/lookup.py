@@ -14,7 +14,7 @@ from sploot_cluster.pet.vectors import LabelVector, Rows
 def without(
     state: PetState, media: Sequence[MediaId], cluster: ClusterId, *, instead: ClusterId = NOISE
 ) -> LabelVector:
-    """Return the labels with those of ``media`` that are in ``cluster`` moved to noise, or to another cluster."""
+    """Return the labels after those of ``media`` that are in ``cluster`` are moved to the cluster ``instead``."""
     labels = state.labels.copy()
     rows = present(state, media)
     labels[rows[labels[rows] == cluster]] = instead
@@ -26,7 +26,7 @@ def some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[str]) -> tu
 
     Raises:
         UnknownMedia: some of the items are not in the cluster.
-        InvalidInput: the items are all items of the cluster.
+        InvalidInput: these are all items of the cluster.
     """
     media, members = [MediaId(item) for item in media_ids], rows_of(state, cluster)
     elsewhere = [item for item in media if item not in state.rows or state.labels[state.rows[item]] != cluster]
@@ -80,7 +80,7 @@ def rows_of_known(state: PetState, media_ids: Iterable[str]) -> Rows:
     """Return the rows of items.
 
     Raises:
-        UnknownMedia: items that the pet does not have.
+        UnknownMedia: the pet does not have some of the items.
     """
     media = [MediaId(item) for item in media_ids]
     unknown = tuple(item for item in media if item not in state.rows)
@@ -90,7 +90,7 @@ def rows_of_known(state: PetState, media_ids: Iterable[str]) -> Rows:
 
 
 def by_cluster(state: PetState, rows: Rows) -> dict[ClusterId, tuple[MediaId, ...]]:
-    """Return the items of rows by the cluster where each is now, including NOISE."""
+    """Return the items in the given rows, grouped by their current cluster, including NOISE."""
     clusters: list[ClusterId] = np.unique(state.labels[rows]).tolist()
     return {cluster: media_at(state, rows[state.labels[rows] == cluster]) for cluster in clusters}
 

@@ -17,7 +17,8 @@ from sploot_cluster.pet.models import Change, ClusterId, Corrected, Correction, 
 if TYPE_CHECKING:
     from sploot_cluster.pet.vectors import Rows
 
-# Parts of the items of a base, two for each merge. Resolving takes O(k²) time for a chain of k, besides its items.
+# Maximum number of parts that a base may consist of. Each merge of a chain adds two, and the time to resolve a chain of
+# k merges grows with k².
 _MOST_PARTS: Final = 256
 
 
@@ -76,13 +77,13 @@ class MergeClusters(LedgerRequest):
 class Merge(Statement):
     """A merge of clusters. Their items are must-linked until the merge is undone or overridden.
 
-    A cluster that several others are merged into one by one is not named again each time: :func:`contents_of` returns
-    all items of the merged clusters.
+    If several clusters are merged into the same one, one by one, a later merge does not list the items of the earlier
+    ones again, but refers to its base. :func:`contents_of` returns all items of the merged clusters.
 
     Attributes:
         groups: the items of every merged cluster at that time, including ``into``, without those of its base.
         aliases: older ids -> the merged cluster that each resolved to.
-        bases: merged cluster -> its *base*: the revision of an earlier merge all items of which were in the cluster.
+        bases: merged cluster -> its *base*: the revision of an earlier merge whose items were all in the cluster.
     """
 
     kind: ClassVar[str] = MergeClusters.verb
@@ -166,7 +167,7 @@ class Merge(Statement):
 
 
 def contents_of(ledger: Iterable[Correction]) -> dict[int, dict[ClusterId, Parts]]:
-    """Return the items of each merged cluster, for each merge by its revision; merges share parts with their bases."""
+    """Return revision of a merge -> merged cluster -> its items; merges share parts with their bases."""
     contents: dict[int, dict[ClusterId, Parts]] = {}
     for one in ledger:
         if isinstance(one, Merge):
@@ -211,7 +212,7 @@ def _named_by_others(
 
 
 def _newest_inside(contents: Mapping[int, Sequence[Sequence[MediaId]]], members: Collection[MediaId]) -> int | None:
-    """Return the first revision in ``contents`` all items of which are in ``members``; None if there is none."""
+    """Return the first revision in ``contents`` whose items are all in ``members``; None if there is none."""
     is_inside: dict[int, bool] = {}
     for parts in contents.values():
         for part in parts:

@@ -57,7 +57,7 @@ class NameCluster(LedgerRequest):
 
 @dataclass(frozen=True, slots=True)
 class Naming(Mark):
-    """A name for a cluster. It demands nothing of items.
+    """A correction that names a cluster. It demands nothing of items.
 
     Attributes:
         named: the cluster, by its id at that time.

@@ -48,7 +48,7 @@ class NamePet(LedgerRequest):
 
 @dataclass(frozen=True, slots=True)
 class PetNaming(Mark):
-    """A name for the whole pet; empty: it has none. It demands nothing of items."""
+    """A correction that names the pet; an empty name removes it. It demands nothing of items."""
 
     kind: ClassVar[str] = NamePet.verb
     noun: ClassVar[str] = "naming of the pet"

@@ -1,4 +1,4 @@
-"""Place: items belong to a cluster, wherever they are now, or become a new one."""
+"""Place: put items into a cluster, or into a new one, wherever they are now."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class Placement(Statement):
         came_from = {item: cluster for cluster, members in self.groups.items() if cluster != NOISE for item in members}
         cluster_of = {item: came_from.get(item, self.into) for item in (*self.anchors, *self.placed)}
         demands.together(self, [*self.anchors, *self.placed], cluster_of)
-        # if an older split had moved an item away, it returns without the other items of that split
+        # so that an item that an older split moved away returns without the other items of that split
         demands.released(self.placed)
 
     def demand_on(self, item: MediaId, *, n_mates: int | None) -> str:
@@ -176,7 +176,7 @@ class Placement(Statement):
         return Plan(labels, state.next_cluster, [(lookup.present(state, [*self.anchors, *self.placed]), into)])
 
     def plan_back(self, state: PetState) -> Plan:
-        """Plan to move items that are still there back to their former clusters, or to the noise if those ended."""
+        """Plan to move items that are still in ``into`` back to their former clusters, or to noise if those ended."""
         from sploot_cluster.decide.corrections import lookup
 
         into = state.aliases.get(self.into, self.into)

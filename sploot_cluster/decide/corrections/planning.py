@@ -36,7 +36,8 @@ from sploot_cluster.pet.models import (
 from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
-# Anchors per cluster: enough that a few of them may be deleted, few enough that the ledger stays small.
+# Maximum number of anchors per cluster: enough that a few of them may be deleted, few enough that the ledger stays
+# small.
 MOST_ANCHORS: Final = 8
 
 
@@ -46,7 +47,8 @@ def signature(request: Request[Any], state: PetState, operation: Operation) -> S
 
 
 def done_before(state: PetState, operation_id: str) -> Corrected | None:
-    """Return the result of an operation in the ledger, with the cluster that its id resolves to now; else None."""
+    """Return the result of an operation, with its cluster as of now; None if the ledger does not contain the operation.
+    """
     done = next((one for one in reversed(state.ledger) if one.operation_id == operation_id), None)
     if done is None:
         return None
@@ -91,7 +93,7 @@ def correct(state: PetState, correction: Correction, plan: Plan, settings: Clust
 
 
 def _n_unnamed(state: PetState, correction: Correction, plan: Plan, labels: LabelVector) -> int:
-    """Return the number of items that moved, though the correction neither moves nor names them."""
+    """Return the number of items that moved although the correction neither moves nor names them."""
     moved = (labels != state.labels) & (plan.labels == state.labels)
     named = {*correction.media()} if moved.any() else set[MediaId]()
     return sum(state.media[row] not in named for row in np.flatnonzero(moved).tolist())

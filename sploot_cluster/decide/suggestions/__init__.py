@@ -1,9 +1,9 @@
-"""Suggestions: questions that are most worth a person's answer, each answered by a correction.
+"""Suggestions: the most useful questions to ask a person about a pet; each answer is a correction.
 
-There is one module per kind of question. Each asks only what no correction has answered, estimates the probability that
-the answer changes something, and asks nothing that is less likely than its limit. Suggestions are ordered by their
-expected gain: the number of items that the answer corrects, times that probability. docs/explanation/quality.md states
-how often they are right.
+There is one module per kind of question. It skips questions that a correction already answers, estimates the
+probability that the answer is *yes*, and drops questions below a minimum probability. Suggestions are ordered by their
+expected gain: the number of items that a *yes* would correct, times that probability. docs/explanation/quality.md
+states how often they are right.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _ASK: Final[Mapping[str, Callable[[Scene], Iterator[Suggestion]]]] = {
     module.KIND: module.ask for module in (same_subject, stranger, two_subjects)
 }
 
-# After three answers in a row that change nothing, a kind of question is not worth a person's time.
+# Number of consecutive *no* answers after which a kind of question is paused, because it is not worth a person's time.
 MOST_NO: Final = 3
 
 
 def suggest(state: PetState, history: Sequence[HistoryEntry], *, limit: int) -> PetSuggestions:
-    """Return the questions about a pet that are most worth an answer.
+    """Return the questions about a pet with the highest expected gain, highest first.
 
     Args:
-        history: the newest entries of the pet's history, newest first. After three *no* in a row to a kind of question,
-            it is not asked before the next recluster.
+        history: the newest entries of the pet's history, newest first. A kind of question whose last three answers were
+            *no* is not asked again before the next recluster.
         limit: maximum number of suggestions.
     """
     paused = _paused(state, history)
@@ -47,7 +47,7 @@ def doubtful(state: PetState, cluster: ClusterId | None, *, limit: int) -> Doubt
 
 
 def _paused(state: PetState, history: Sequence[HistoryEntry]) -> tuple[str, ...]:
-    """Return the kinds whose last answers were all no."""
+    """Return the kinds of question whose last ``MOST_NO`` answers were all *no*."""
     undone = taken_back(state.ledger)
     answers: dict[str, list[object]] = {kind: [] for kind in _ASK}
     for entry in history:

@@ -1,4 +1,4 @@
-"""Whether two clusters show the same subject."""
+"""The suggestions that ask whether two clusters show the same subject."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from sploot_cluster.pet.vectors import FloatMatrix
 
 KIND: Final = SAME_SUBJECT
 
-# Logistic regression on the sets of benchmarks.quality, seeds 1 to 4; `python -m benchmarks suggestions` measures it.
+# Weights of a logistic regression, fitted to the data sets of benchmarks.quality with seeds 1 to 4.
+# `python -m benchmarks suggestions` measures its accuracy.
 _WEIGHTS: Final = (10.3, -1.8, 1.18, 0.09, -1.49)
 _INTERCEPT: Final = -1.7
 LEAST: Final = 0.35
@@ -25,8 +26,8 @@ LEAST: Final = 0.35
 def ask(scene: Scene) -> Iterator[Suggestion]:
     """Yield a question for each pair of clusters that may show one subject, and that no correction keeps apart.
 
-    The best evidence is the likeness of two centres beyond what all clusters of the pet have in common, if it is more
-    than that of other pairs. O(c² · d) for c clusters.
+    The best evidence is that the centres of the two clusters are similar beyond what all clusters of the pet have in
+    common, and more similar to each other than to other centres. O(c² · d) for c clusters.
     """
     n = len(scene.clusters)
     if n < 2:
@@ -49,7 +50,7 @@ def _chances(scene: Scene) -> FloatMatrix:
     best = likeness.argmax(axis=1)
     first = likeness[np.arange(n), best]
     second = np.partition(likeness, -2, axis=1)[:, -2] if n > 2 else np.full(n, -1, dtype=np.float32)
-    # the likeness of each cluster to the best other one than the column's
+    # (row, column): the likeness of the row's cluster to the most similar cluster other than the column's
     rival = np.where(np.arange(n)[None, :] == best[:, None], second[:, None], first[:, None])
     np.fill_diagonal(likeness, -1)
     lead = np.maximum(likeness - rival, (likeness - rival).T)

@@ -1,7 +1,7 @@
-"""What the questions about a pet look at: its clusters with their centres, and what corrections say of them.
+"""The data from which questions about a pet are computed: its clusters with their centres, and its corrections.
 
-Everything is computed with numpy from labels and vectors, so that a server without the engine can ask. *Accepted* items
-are those in a cluster that were not merely absorbed into it.
+Everything is computed with numpy from labels and vectors, so that a server without the engine can make suggestions.
+*Accepted* items are those in a cluster that were not merely absorbed into it.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 
-# Clusters that questions are asked about, the largest first: the distances of 1,000 centres take half a second.
+# Maximum number of clusters to ask about; larger clusters take precedence. Computing the distances between 1,000
+# centres takes half a second.
 MOST_CLUSTERS: Final = 1_000
 
-# Members that stand for a cluster where its items are compared one by one.
+# Maximum number of members that represent a cluster when items are compared one by one.
 MOST_MEMBERS: Final = 256
 
-SHOWN: Final = 4  # typical items of each side of a question
+SHOWN: Final = 4  # number of typical items to show for each side of a question
 
-# Keeps logarithms of distances finite where items are the same picture.
+# Added to distances, so that the logarithm of the distance between identical pictures is finite.
 SMALLEST: Final = 1e-3
 
 
 class Scene:
-    """The clusters of a pet that questions are asked about: those that are shown, the largest first.
+    """The clusters of a pet that questions can be about: those that are not hidden, largest first.
 
     Attributes:
         clusters: their ids.
-        members: their accepted items, as ascending rows.
+        members: the accepted items of each, as ascending rows.
         sizes: (c,) the number of these items.
         centres: (c, d) the mean of their vectors.
         spreads: (c,) the mean squared distance of these vectors from their mean.
@@ -60,7 +61,7 @@ class Scene:
 
     @cached_property
     def locked(self) -> Set[ClusterId]:
-        """The locked clusters: people know that their items belong together."""
+        """The locked clusters. A person declared that their items belong together."""
         return locked_in(self.state)
 
     @cached_property
@@ -69,11 +70,11 @@ class Scene:
         return resolve(self.state.ledger).by_row(self.state.rows)
 
     def all_rows(self, at: int) -> Rows:
-        """Return the rows of a cluster, with those of absorbed items."""
+        """Return all rows of a cluster, including those of absorbed items."""
         return np.flatnonzero(self.state.labels == self.clusters[at])
 
     def sides(self, at: int) -> Sides:
-        """Return the sides of all corrections that a cluster's items are on."""
+        """Return the combined sides that a cluster's items are on in all corrections."""
         return self.rows.sides_of(self.all_rows(at))
 
     def some_of(self, at: int, n: int = MOST_MEMBERS) -> Rows:

@@ -1,4 +1,4 @@
-"""Whether an item belongs to its cluster. The same estimate orders the list of doubtful items."""
+"""The suggestions that ask whether an item belongs to its cluster. Their estimate also orders the doubtful items."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from sploot_cluster.pet.vectors import FloatVector, Rows
 
 KIND: Final = STRANGER
 
-# Logistic regression on the sets of benchmarks.quality, seeds 1 to 4; `python -m benchmarks suggestions` measures it.
+# Weights of a logistic regression, fitted to the data sets of benchmarks.quality with seeds 1 to 4.
+# `python -m benchmarks suggestions` measures its accuracy.
 _WEIGHTS: Final = (2.4, 1.58, 0.68)
 _INTERCEPT: Final = -2.1
 LEAST: Final = 0.5
 
-# Items that are compared with all clusters: those that are farthest from the centre of their own.
+# Maximum number of items to compare with all clusters: those that are farthest from the centre of their own cluster.
 _MOST_ITEMS: Final = 500
 _RIVALS: Final = 3
 
@@ -58,10 +59,11 @@ def doubtful_items(scene: Scene, cluster: ClusterId | None = None) -> list[Doubt
 
     Items that a person placed are certain. An item is doubtful if its distance from its cluster is large compared with
     that of other members and with its distance from other clusters, or if it was absorbed.
-    O(n · d) for n items, and O(c · d) for each of the 500 that are farthest from the centre of their cluster.
+    O(n · d) for n items, and O(c · d) for c clusters and each of the 500 items that are farthest from the centre of
+    their cluster.
 
     Args:
-        cluster: only items of this cluster.
+        cluster: return only items of this cluster; default: of all clusters.
     """
     state = scene.state
     rows, at = _farthest(scene, cluster)
@@ -89,7 +91,7 @@ def doubtful_items(scene: Scene, cluster: ClusterId | None = None) -> list[Doubt
 
 
 def _farthest(scene: Scene, cluster: ClusterId | None) -> tuple[Rows, Rows]:
-    """Return the rows of items to look at, and the position of the cluster of each."""
+    """Return the rows of the items to examine, and the position of each item's cluster in ``scene.clusters``."""
     state = scene.state
     rows: list[Rows] = []
     places: list[Rows] = []
@@ -111,7 +113,7 @@ def _farthest(scene: Scene, cluster: ClusterId | None) -> tuple[Rows, Rows]:
 
 
 def _similarity_to_own(scene: Scene, rows: Rows, at: Rows) -> tuple[FloatVector, FloatVector]:
-    """Return the similarity of each row to its own cluster, and the median of that of the cluster's members."""
+    """Return, for each row, its similarity to its own cluster, and the median similarity of the cluster's members."""
     vectors = scene.state.vectors
     own, usual = np.empty(len(rows), dtype=np.float32), np.empty(len(rows), dtype=np.float32)
     for cluster in np.unique(at).tolist():
@@ -125,7 +127,7 @@ def _similarity_to_own(scene: Scene, rows: Rows, at: Rows) -> tuple[FloatVector,
 
 
 def _rivals(scene: Scene, rows: Rows, at: Rows) -> tuple[Rows, FloatVector]:
-    """Return the position of the most similar other cluster of each row, or -1, and its similarity, or -1."""
+    """Return, for each row, the position of the most similar other cluster and its similarity; -1 if there is none."""
     vectors = scene.state.vectors
     second, best = np.full(len(rows), -1, dtype=np.intp), np.full(len(rows), -1, dtype=np.float32)
     n = len(scene.clusters)

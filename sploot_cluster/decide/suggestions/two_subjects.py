@@ -1,4 +1,4 @@
-"""Whether a cluster shows two subjects."""
+"""The suggestions that ask whether a cluster shows two subjects."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, Row
 
 KIND: Final = TWO_SUBJECTS
 
-# Logistic regression on the sets of benchmarks.quality, seeds 1 to 4; `python -m benchmarks suggestions` measures it.
+# Weights of a logistic regression, fitted to the data sets of benchmarks.quality with seeds 1 to 4.
+# `python -m benchmarks suggestions` measures its accuracy.
 _WEIGHTS: Final = (1.0, -0.92, 2.24, -0.79)
 _INTERCEPT: Final = -1.22
 LEAST: Final = 0.4
 
 _SMALLEST_CLUSTER: Final = 6
 _SMALLEST_HALF: Final = 3
-# Clusters that are cut on trial, those with the largest spread first, and members of each that decide where.
+# Maximum number of clusters to try to cut, those with the largest spread first, and maximum number of members of each
+# that determine the cut.
 _MOST_CUTS: Final = 64
 _MOST_MEMBERS: Final = 512
 _NEIGHBOURS: Final = 5
@@ -34,7 +36,7 @@ _ROUNDS: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A cut of a cluster into two halves, as accepted rows, with the probability that it parts two subjects."""
+    """A cut of a cluster into two halves, as accepted rows, with the probability that it separates two subjects."""
 
     smaller: Rows
     larger: Rows
@@ -43,7 +45,7 @@ class _Cut:
 
 
 def ask(scene: Scene) -> Iterator[Suggestion]:
-    """Yield a question for each cluster that falls into two halves, unless people placed items of both together."""
+    """Yield a question for each cluster that probably shows two subjects, unless corrections keep both together."""
     if not len(scene.clusters):
         return
     usual = float(np.median(scene.spreads))
@@ -89,7 +91,10 @@ def _cut(scene: Scene, at: int, usual_spread: float) -> _Cut | None:
 
 
 def _halves(vectors: FloatMatrix) -> BoolVector:
-    """Return which of the centred vectors are in the first of two halves: 2-means, begun along the main direction."""
+    """Return which of the centred vectors are in the first of two halves, by 2-means.
+
+    It starts with the vectors divided along their principal direction.
+    """
     direction = vectors[np.argmax(np.einsum("nd,nd->n", vectors, vectors))]
     for _ in range(_ROUNDS):
         direction = vectors.T @ (vectors @ direction)
@@ -107,7 +112,7 @@ def _halves(vectors: FloatMatrix) -> BoolVector:
 
 
 def _crossing(vectors: FloatMatrix, is_first: BoolVector) -> float:
-    """Return the share of the nearest neighbours of all items that are in the other half."""
+    """Return the share of nearest neighbours, over all items, that are not in the same half as the item."""
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
     k = min(_NEIGHBOURS, len(vectors) - 2)
@@ -149,7 +154,7 @@ def _question(scene: Scene, at: int, cut: _Cut) -> Suggestion | None:
                 "suggestion": KIND,
             },
         ),
-        # its typical items belong together
+        # no: the typical items of both halves belong together
         no=Reply(
             PlaceMedia.verb,
             {

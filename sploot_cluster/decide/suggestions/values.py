@@ -1,4 +1,4 @@
-"""The values of suggestions: questions about a pet's clusters, with the corrections that their answers are."""
+"""The values of suggestions: questions about a pet's clusters, with a correction for each answer."""
 
 from __future__ import annotations
 
