@@ -1,1 +1,1 @@
-"""The numbers: neighbours, spanning trees, hierarchies and the selection of clusters."""
+"""The numerical engine: nearest neighbours, spanning trees, hierarchies and the selection of clusters."""

@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 # Below this size, starting a GPU computation takes longer than computing on the CPU.
 GPU_FROM: Final = 2_000
 
-# Rows per product on the GPU: with 50,000 columns they take 800 MB.
+# Rows per matrix product on the GPU; a product with 50,000 columns takes 800 MB.
 _BLOCK: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """The backend that was wanted, the one that was used instead, and the reason."""
+    """A report that a backend could not be used: the wanted backend, the one that replaced it, and the reason."""
 
     wanted: Backend
     used: Backend

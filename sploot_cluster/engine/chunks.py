@@ -19,15 +19,15 @@ import numpy as np
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 from sploot_cluster.threads import spread
 
-# Less than any similarity.
+# A value below every similarity.
 NEVER: Final = np.float32(-3)
 
 # Vectors per chunk: smaller chunks rule out more but take more memory. Measured with 8, 16 and 32 on 1,000 to 10,000
 # vectors.
 _SIZE: Final = 8
-# One vector in this many is a pivot, by which the others are ordered.
+# One vector in this many is a pivot; the others are ordered by their most similar pivot.
 _OF_MANY: Final = 32
-# Limits the stored maxima to 4 kB per vector, whatever n is.
+# Maximum number of chunks, which limits the stored maxima to 4 kB per vector, whatever n is.
 _MOST_CHUNKS: Final = 1_024
 # Values per product: large enough for BLAS, which is a quarter faster with 1,024 rows than with 256; small enough that
 # two threads take 80 MB, whatever n is.
@@ -57,7 +57,7 @@ class Chunks:
         """Return the chunks of (n, d) ``vectors`` of unit norm.
 
         Args:
-            order: all rows, ordered so that similar ones are adjacent; default: found out, in O(n² · d / size).
+            order: all rows, ordered so that similar ones are adjacent; default: computed, in O(n² · d / size).
         """
         n = len(vectors)
         size = max(_SIZE, -(-n // _MOST_CHUNKS))
@@ -116,13 +116,13 @@ def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int =
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """The results of one product of m new vectors with all, given as ``nearest``, and what old vectors learn from it.
+    """The results of one product of m new vectors with all vectors, for the new vectors and for the old ones.
 
     Attributes:
-        nearest: for each new vector, as in :class:`Nearest`.
+        nearest: the results for each new vector.
         chunks: the chunks of the new vectors.
         most: (n_old, n_chunks) float32 similarity of each old vector to the most similar one of each of these chunks.
-        near: (p, 2) pairs of an old and a new row that are as similar as asked for, or more.
+        near: (p, 2) pairs of an old and a new row whose similarity is at least the limit given for the old row.
     """
 
     nearest: Nearest
@@ -137,7 +137,7 @@ def arrived_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, least: FloatVe
     Args:
         chunks: the chunks of all vectors.
         k: number of nearest other rows to find for each new row; k < n.
-        least: (n − m,) for each old row, the similarity from which on a new row is near it.
+        least: (n − m,) for each old row, the lowest similarity at which a new row counts as near it.
     """
     n, n_old, (_, n_chunks) = len(vectors), len(least), chunks.rows.shape
     of_new = Chunks.of(vectors[n_old:])
@@ -166,7 +166,7 @@ def arrived_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, least: FloatVe
         return np.stack([old_rows[near_places], n_old + rows[near]], axis=1)
 
     found = list(spread(fill, range(0, n_of_new, step), threads=threads))
-    near = np.unique(np.concatenate(found), axis=0)  # the padding of the last chunk is found twice
+    near = np.unique(np.concatenate(found), axis=0)  # the row that pads the last chunk is found more than once
     of_new = replace(of_new, rows=n_old + of_new.rows)
     return Arrived(Nearest.of(chunks, places, similarities, most), of_new, most_of_old, near)
 

@@ -1,7 +1,7 @@
 """The condensed tree of a single-linkage hierarchy, and the most stable groups in it.
 
-Seen from the root down, a component of the hierarchy keeps its identity while only small parts leave it. Where it
-breaks into two parts that are both large, it ends and both begin. What is left are the *groups* of the condensed tree.
+Seen from the root down, a component of the hierarchy stays the same *group* of the condensed tree while only small
+parts leave it. Where it breaks into two parts that are both large, the group ends, and each part begins a new group.
 A group is stable if its rows stay in it over a wide range of density, which is 1 / distance. Of groups that contain
 each other, those with the greatest total stability are chosen (Campello, Moulavi and Sander, 2013). The results are
 those of the package hdbscan, with which the tests compare them.
@@ -50,7 +50,7 @@ class CondensedTree:
         with np.errstate(divide="ignore"):
             density_of_step = (1 / hierarchy[:, 2]).tolist()
         parents, births, sizes = [-1], [0.0], [n]
-        # of each component: the group it is in, and the density at which it left the group; 0 while it is the group
+        # for each component: its group, and the density at which it left that group; 0 if it is the group itself
         group, left_at = [_ROOT] * (2 * n - 1), [0.0] * (2 * n - 1)
         for component in range(2 * n - 2, n - 1, -1):
             step, its_group = component - n, group[component]
@@ -81,7 +81,7 @@ class CondensedTree:
         )
 
     def chosen(self) -> list[int]:
-        """Return, for each group, the chosen group that it is, or is a part of; -1 if there is none."""
+        """Return, for each group, the chosen group that it is part of, which may be itself; -1 if there is none."""
         n_groups = len(self.parents)
         parents = np.array(self.parents[1:], dtype=np.intp)
         # the difference of two infinite densities, in a group of identical vectors, is not a number
@@ -108,8 +108,8 @@ class CondensedTree:
 def select(hierarchy: Linkage, size: int) -> tuple[Rows, DoubleVector]:
     """Return (n,) labels of the most stable groups of ``size`` rows or more, -1 = noise, and (n,) probabilities.
 
-    A probability is how deep in its group a row lies: the density at which it leaves the group, as a share of the
-    highest at which anything does. O(n).
+    A probability states how deep in its group a row lies: the density at which it leaves the group, as a share of the
+    highest density at which any row or part of the group leaves. O(n).
     """
     n = len(hierarchy) + 1
     if n < size:

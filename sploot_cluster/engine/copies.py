@@ -1,8 +1,8 @@
 """Near copies: frames of a burst, and the same picture uploaded several times.
 
-Density counts items, so a burst of twelve looks like a dense group of its own within the subject that it shows. The
-items of a pet that are much nearer to each other than items of one subject usually are count once instead: a *picture*
-is a component of the graph of all pairs that are nearer than that.
+Density counts items, so a burst of twelve would look like a dense group of its own within its subject. Therefore items
+that are much nearer to each other than items of one subject usually are count as one. A *picture* is a set of such near
+copies, or a single item: pictures are the components of the graph in which all near pairs of items are joined.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, Rows
 # subject. Measured: docs/explanation/quality.md.
 _SHARE: Final = 0.2
 _BLOCK: Final = 4_096
-# The usual distance is that to the neighbour of this rank, or of a lower rank in small pets, where subjects have fewer
-# items.
+# The usual distance is the distance to the neighbour of this rank. In small pets, where subjects have fewer items, the
+# rank is lower: the number of items divided by _RANK_SHARE.
 _RANK: Final = 12
 _RANK_SHARE: Final = 8
-# Below this usual distance, most items of the pet are identical, and each counts.
+# If the usual distance is less than this, most items of the pet are identical, so each counts as a picture of its own.
 _IDENTICAL: Final = 1e-2
-# Rows that are compared with all others: 128 of them against 50,000 rows of 512 dimensions take 0.1 s.
+# Maximum number of rows to compare with all others: comparing 128 with 50,000 rows of 512 dimensions takes 0.1 s.
 _MOST_PROBES: Final = 128
 
 
 def pictures(tree: SpanningTree, vectors: FloatMatrix, names: Rows | None = None) -> Rows:
-    """Return the picture of each row, as (n,) numbers from 0. O(n · d).
+    """Return, for each row, the number of its picture, from 0: near copies share a number. Shape (n,). O(n · d).
 
     Args:
         tree: the spanning tree of all ``vectors``.
@@ -42,8 +42,8 @@ def pictures(tree: SpanningTree, vectors: FloatMatrix, names: Rows | None = None
     if usual < _IDENTICAL:
         return each
     limit = _SHARE * usual
-    # A row with as many near rows as the tree has samples is joined to them by the tree. All near rows of another row
-    # are in its list of neighbours.
+    # If a row has at least min_samples near rows, edges of the tree join it to them. Otherwise all its near rows are in
+    # its neighbour list.
     near_rows, near_ranks = np.nonzero(tree.distances < limit)
     edges = np.concatenate(
         [tree.edges[tree.weights < limit], np.stack([near_rows, tree.neighbours[near_rows, near_ranks]], axis=1)]
@@ -55,9 +55,10 @@ def pictures(tree: SpanningTree, vectors: FloatMatrix, names: Rows | None = None
 
 
 def _is_copy(vectors: FloatMatrix, found: Rows, limit: float) -> BoolVector:
-    """Return a mask of the rows in components of several rows, all within ``limit`` of their mean.
+    """Return a mask of the rows in components of several rows that are all within ``limit`` of their mean.
 
-    The frames of a video are no copies: each is near the next, and the first and the last may have little in common.
+    So the frames of a video are not copies: each is near the next one, but the first and the last may have little in
+    common.
     """
     size = np.bincount(found)
     members = np.flatnonzero(size[found] > 1)
@@ -76,9 +77,9 @@ def _is_copy(vectors: FloatMatrix, found: Rows, limit: float) -> BoolVector:
 
 
 def _usual_distance(vectors: FloatMatrix, names: Rows | None) -> float:
-    """Return the upper quartile of the distances of evenly chosen rows to the neighbour of a low rank.
+    """Return the upper quartile of the distances of evenly spaced rows to their neighbour of rank ``_RANK`` or lower.
 
-    Not the median, because more than half of the items of a pet may be frames of bursts.
+    The median would not do, because more than half of the items of a pet may be frames of bursts.
     """
     n = len(vectors)
     rank = min(_RANK, max(1, n // _RANK_SHARE))

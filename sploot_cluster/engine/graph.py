@@ -28,7 +28,7 @@ def forest(n: int, edges: Rows) -> Rows:
         left, ones, others = left[leaves], ones[leaves], others[leaves]
         if not len(left):
             return np.sort(np.concatenate(chosen))
-        # the lightest edge of each component: of repeated indices, the last assignment counts
+        # find the lightest edge of each component: if an index occurs several times, numpy keeps the last assignment
         lightest = np.full((2, n_left), len(left), dtype=np.intp)
         backwards = np.arange(len(left) - 1, -1, -1)
         lightest[0, ones[::-1]] = backwards

@@ -19,7 +19,7 @@ import numpy as np
 from sploot_cluster.engine.spanning_tree import SpanningTree
 from sploot_cluster.pet.models import KeptTree, MediaId, PetState
 
-# Trees of smaller pets are not stored: building one takes less time than fetching it.
+# Minimum number of items of a pet whose tree is stored: building a smaller tree takes less time than fetching it.
 KEPT_FROM: Final = 256
 
 _FORMAT: Final = "spanning-tree/1"

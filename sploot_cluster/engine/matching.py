@@ -1,6 +1,6 @@
-"""The assignment problem: which rows and columns of a table belong together, each at most once.
+"""The assignment problem: pair rows with columns of a table so that the paired cells have the largest sum.
 
-Most tables of overlaps fall apart into single cells, so each connected part is solved by itself.
+The nonzero cells of most overlap tables form many small connected parts, so each part is solved separately.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def _largest(values: Table) -> list[tuple[int, int]]:
 
 
 def _cheapest(cost: Cost) -> list[int]:
-    """Return the row that each column is given to, -1 for none, at the least total cost. Every row gets a column.
+    """Return the row assigned to each column, -1 for none, at the lowest total cost. Every row gets a column.
 
     The Hungarian method with potentials (Kuhn, 1955; Jonker and Volgenant, 1987): rows are added one by one, each along
-    a shortest path through the columns that are taken.
+    a shortest path through the columns that are already assigned.
 
     Args:
         cost: (n, m) with n ≤ m.
@@ -65,7 +65,7 @@ def _cheapest(cost: Cost) -> list[int]:
             distance[is_shorter], before[is_shorter] = through[is_shorter], column
             column = int(np.where(is_reached, np.inf, distance).argmin())
             is_reached[column], length, row = True, float(distance[column]), int(owner[column])
-        # the last column is free
+        # the last column on the path is not assigned yet
         passed = is_reached.copy()
         passed[column] = False
         of_row[start] += length

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector
 
-# From 20 queries on, faiss multiplies matrices (``distance_compute_blas_threshold``), which sums in another order.
+# Maximum number of queries per search. With 20 or more (``distance_compute_blas_threshold``), faiss uses a matrix
+# product, which sums in another order.
 _MOST_QUERIES: Final = 16
 
 
@@ -57,11 +58,12 @@ def nearest(vectors: FloatMatrix, queries: FloatMatrix, k: int) -> Neighbours:
 
 
 def nearest_in_turn(vectors: FloatMatrix, queries: FloatMatrix, k: int) -> Iterator[Neighbours]:
-    """Yield the k nearest of each query among the vectors and the queries before it, which follow them as rows.
+    """Yield, for each query, its k nearest among the vectors and the earlier queries, which are the rows from n on.
 
-    The results are those of one :func:`nearest` per query, to the last bit, if each query were appended to the vectors
-    before the next one; only equal similarities may be in another order. (From k = 100 on, which of them are among the
-    k may differ, too.) They take about half the time, as the processor's cache keeps the vectors.
+    The results are the same, to the last bit, as if :func:`nearest` were called for each query and the query then
+    appended to the vectors, except that equal similarities may be in another order. (If k ≥ 100, the choice between
+    equal similarities at the end of the list may differ, too.) This takes about half the time, because the vectors stay
+    in the processor's cache.
 
     Args:
         vectors, queries, k: as in :func:`nearest`.
@@ -82,12 +84,12 @@ def nearest_in_turn(vectors: FloatMatrix, queries: FloatMatrix, k: int) -> Itera
 def _merged(
     ids: npt.NDArray[np.int64], similarity: FloatVector, more_ids: npt.NDArray[np.int64], more: FloatVector
 ) -> tuple[npt.NDArray[np.int64], FloatVector]:
-    """Return the k nearest of k neighbours and of further rows, which were searched later."""
+    """Return the k nearest among k neighbours and further rows, chosen as if faiss had searched those rows last."""
     k = len(ids)
     all_ids, all_similarity = np.concatenate([ids, more_ids]), np.concatenate([similarity, more])
     order = np.argsort(-all_similarity, kind="stable")
     if all_similarity[order[k - 1]] == all_similarity[order[k]]:
-        # of equal ones at the end faiss keeps some; it goes through the rows with a heap like this
+        # not all of the equal similarities at the end fit: faiss chooses among them with a heap like this one
         heap = list(zip(similarity.tolist(), ids.tolist(), range(k), strict=True))
         heapify(heap)
         for at, (row, value) in enumerate(zip(more_ids.tolist(), more.tolist(), strict=True), start=k):

@@ -14,7 +14,7 @@ import numpy as np
 from sploot_cluster.answer_fields import described
 from sploot_cluster.pet.models import MediaId, PetId, PetState
 
-# Items from which the axes are computed: 2,048 rows of 512 values take 20 ms.
+# Maximum number of items from which the axes are computed: 2,048 rows of 512 values take 20 ms.
 MOST_FOR_AXES: Final = 2_048
 
 
@@ -51,7 +51,7 @@ def _evenly(n: int, limit: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 def _points(
     vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]], *, n_axes: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Return the coordinates of vectors on their principal axes, moved and scaled together into [0, 1]."""
+    """Return the coordinates of vectors on their principal axes, shifted into [0, 1] and scaled equally on all axes."""
     n, dim = vectors.shape
     if n < 2 or dim == 0:
         return np.full((n, n_axes), 0.5)

@@ -12,12 +12,13 @@ from sploot_cluster.pet.models import REFERENCE
 from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.settings import ClusterSettings
 
-# The package holds the interpreter lock while it builds its tree: 5,000 items of 512 dimensions take 20 s on one core.
+# Maximum number of items, because the package holds the interpreter lock while it builds its tree: 5,000 items of 512
+# dimensions take 20 s on one core.
 MOST_ITEMS: Final = 5_000
 
 
 def reference_density_of(vectors: FloatMatrix, *, settings: ClusterSettings) -> Density:
-    """Return the groups that the package finds with the parameters of a recluster, and nothing that we add to them.
+    """Return the groups that the package finds with the parameters of a recluster, without our own changes to them.
 
     Args:
         vectors: (n, d) float32 of unit norm, n up to ``MOST_ITEMS``. Not modified.

@@ -25,8 +25,8 @@ from sploot_cluster.settings import ClusterSettings
 # digits.
 _CLEAR: Final = 0.72
 
-# Near copies count as one item from this number on, because a row's core distance is that to its second neighbour or a
-# farther one.
+# Minimum number of near copies that count as one item. Two make no difference, because a row's core distance is the
+# distance to its second neighbour or a farther one.
 _COPIES: Final = 3
 
 
@@ -54,13 +54,14 @@ def density_of(
 
     - Near copies count as one item; see ``copies``. A picture with as many copies as a group needs items is a group if
       it is in no other.
-    - Stability counts ``1 / distance ** settings.sharpness``. In hundreds of dimensions all distances are similar, so
-      with 1 / distance, a few groups that are far apart from each other would be merged into one.
+    - Stability is computed with a density of ``1 / distance ** settings.sharpness``. In hundreds of dimensions all
+      distances are similar, so with 1 / distance, a few groups that are far apart from each other would be merged into
+      one.
     - Smaller groups, of at least ``settings.small_group`` items, are searched for in what would otherwise be noise.
-    - A pet that is mostly noise, without clear groups, may simply have a single appearance. If the median similarity of
+    - If a pet is mostly noise, without clear groups, all its items may simply look alike. If the median similarity of
       its items is high enough (``settings.single_cluster_similarity``), all except outliers form one group. hdbscan's
-      own ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of the items
-      with a single appearance are noise.
+      own ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of the items of
+      a pet whose items all look alike are noise.
 
     Args:
         tree: the spanning tree of all ``vectors``, for ``settings.recluster_parameters(n)``.
@@ -85,7 +86,7 @@ def density_of(
 
 
 def _parts(picture: Rows, n_copies: Rows) -> Rows:
-    """Return the pictures, with the items of pairs as parts of their own: a pair is no denser than its surroundings."""
+    """Return the pictures, but with each item of a pair as a part of its own, because a pair is not unusually dense."""
     n = len(picture)
     _, parts = np.unique(np.where(n_copies >= _COPIES, picture, n + np.arange(n)), return_inverse=True)
     return parts
@@ -126,7 +127,7 @@ class _Groups:
         return _Groups(np.where(is_of_few, -1, self.labels), np.where(is_of_few, 0.0, self.probabilities))
 
     def with_free(self, others: _Groups) -> _Groups:
-        """Return these groups, and those of ``others`` that are noise here."""
+        """Return these groups, and those of ``others`` whose rows are all noise in these groups."""
         grouped = others.labels[others.labels >= 0]
         n_free = np.bincount(grouped, weights=self.labels[others.labels >= 0] < 0)
         is_free = np.append(n_free == np.bincount(grouped), False)
@@ -143,7 +144,7 @@ class _Groups:
     def are_clear(self, core: DoubleVector, *, counts: BoolVector) -> bool:
         """Return whether the groups are much denser than the noise around them, given the core distances of all rows.
 
-        That does not change if all vectors have something in common, as those of some models do.
+        The result does not depend on what all vectors have in common, which is much in some models.
         """
         is_grouped = (self.labels >= 0) & counts
         is_noise = (self.labels < 0) & counts
@@ -163,7 +164,7 @@ class _Groups:
 
 
 def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
-    """Return a mask of the vectors that share one appearance; all False if the vectors are not similar enough."""
+    """Return a mask of the vectors that look alike; all False if the vectors are not similar enough."""
     # float64, because a float32 sum of many values loses digits
     centre = vectors.sum(axis=0, dtype=np.float64)
     length = float(np.linalg.norm(centre))

@@ -139,12 +139,12 @@ def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> D
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What some rows know of the others: their most similar rows, and how similar each chunk of others is at most.
+    """The known similarities of some rows to others: to the most similar ones, and the maximum for each chunk.
 
     Attributes:
-        rows: (r,) the rows that look.
-        chunks: the chunks of the rows that are looked at.
-        listed: (r, k) the most similar of these rows, the most similar first; k may be 0.
+        rows: (r,) the rows that the view is about.
+        chunks: the chunks of the rows that they were compared with.
+        listed: (r, k) the most similar of the rows in ``chunks``, the most similar first; k may be 0.
         similarity: (r, k) float32 similarities to ``listed``.
         most: (r, n_chunks) float32 similarity to the most similar other row of each chunk.
     """
@@ -167,7 +167,7 @@ class Edges:
 class Boruvka:
     """Borůvka's algorithm on similarities: the best edge is the most similar one.
 
-    The graph has all edges from the rows of a view to the rows that it looks at, and the given ones.
+    The graph has all edges between the rows of a view and the rows in its chunks, and the given ``edges``.
     """
 
     def __init__(
@@ -185,13 +185,13 @@ class Boruvka:
         self._reachability = [
             np.minimum(np.minimum(view.similarity, core[view.rows, None]), core[view.listed]) for view in views
         ]
-        # a row is at most this similar to every row that it looks at and that is neither in its list nor found by its
-        # comparison
+        # maximum similarity of a row to the rows in the chunks of its view that neither its list nor a comparison has
+        # found
         self._horizon = np.full(n, NEVER)
         for view in views:
             is_listed = view.listed.shape[1] > 0
             self._horizon[view.rows] = view.similarity[:, -1] if is_listed else view.most.max(axis=1)
-        # no edge of a row is better than its core
+        # no edge of a row is better than its similarity in ``core``
         np.minimum(self._horizon, core, out=self._horizon)
         # the best edge that a comparison found, and the row it leads to; stale once both ends are in one component
         self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)

@@ -3,9 +3,9 @@
 **Adding vectors.** Weights only fall, and only for edges of vectors whose core distance shrinks: edges to the
 neighbours within their old core distance. So every edge of the new tree is in the old tree, in the neighbour lists of
 these vectors, or among the edges of the new vectors, their *stars* (Spira and Pan, 1975, for one more node). A few
-vectors are added one by one. An edge of a star is then dropped early if another one and a lighter tree edge lead to the
-same vector. For many, one product of the new vectors with all finds the neighbours, and Borůvka's algorithm chooses
-among the edges, as in a fresh build; old vectors look only at new ones.
+vectors are added one by one. An edge of a star is then dropped early if a better edge of the star, followed by a better
+tree edge, leads to the same vector. For many, one product of the new vectors with all finds the neighbours, and
+Borůvka's algorithm chooses among the edges, as in a fresh build, but old vectors are compared only with new ones.
 
 **Removing vectors.** Weights only grow, and only for edges of vectors that had a removed vector in their neighbour
 list. The rest of the tree, without these edges, is contained in some minimum tree of the remaining vectors. Its parts
@@ -38,11 +38,11 @@ from sploot_cluster.engine.spanning_tree import (
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, Rows
 from sploot_cluster.threads import quiet_blas
 
-# Vectors up to this many are added one by one: adding many at once takes at least as long as adding four of them.
+# Maximum number of vectors to add one by one: adding them all at once takes at least as long as adding four one by one.
 # Measured with 200 to 10,000 rows.
 _FEW: Final = 4
-# A tree is rebuilt if more than this share of all rows is new. With as many new rows as old ones, growing takes six to
-# eight tenths of a build; measured with 2,000 to 10,000 rows.
+# A tree is rebuilt if more than this share of all rows is new. When the number of rows doubles, growing the tree takes
+# 60–80 % of the time of a full build; measured with 2,000 to 10,000 rows.
 _MANY: Final = 0.5
 
 # (vectors, min_samples) -> their spanning tree, built from scratch.
@@ -115,7 +115,7 @@ def without(
 def _with_many_more(tree: SpanningTree, vectors: FloatMatrix, threads: int) -> SpanningTree:
     n, n_old, k = len(vectors), tree.n, tree.min_samples
     rows = np.arange(n)
-    # along the tree, so that similar rows are near each other
+    # old rows in the order of a walk along the tree, so that similar rows are near each other
     order = np.concatenate([walk(n_old, tree.edges), n_old + alike(vectors[n_old:])])
     chunks = Chunks.of(vectors, order)
     arrived = arrived_rows(
@@ -147,7 +147,8 @@ def _with_many_more(tree: SpanningTree, vectors: FloatMatrix, threads: int) -> S
 
 
 def _lengths(vectors: FloatMatrix, chosen: Rows, edges: Rows, lengths: DoubleVector) -> DoubleVector:
-    """Return the lengths of the ``chosen`` edges, given those of some edges; all have the smaller row first."""
+    """Return the lengths of the ``chosen`` edges, given the lengths of ``edges``; all edges have the smaller row first.
+    """
     n = len(vectors)
     known = edges[:, 0] * n + edges[:, 1]
     order = np.argsort(known)
@@ -159,7 +160,7 @@ def _lengths(vectors: FloatMatrix, chosen: Rows, edges: Rows, lengths: DoubleVec
 
 
 def _with_near(tree: SpanningTree, vectors: FloatMatrix, near: Rows) -> tuple[Rows, DoubleMatrix, Rows]:
-    """Return the neighbours of old rows and their distances, given pairs of an old and a new row that is near it.
+    """Update the neighbours of old rows and their distances, given pairs of an old row and a new row near it.
 
     Returns:
         neighbours, distances: (n, k) as in :class:`~sploot_cluster.engine.spanning_tree.SpanningTree`.

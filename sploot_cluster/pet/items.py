@@ -1,7 +1,8 @@
 """The items of a pet, page by page in order of arrival: a page costs the same in a pet of any size.
 
-A cursor is the number of items before the page, and a part of the random name that a pet gets when its rows move up:
-after a deletion, cursors of earlier pages are refused, because the pages after them would leave out items.
+A cursor consists of the number of items before the page, and the beginning of a random name (``PetState.born``) that
+changes when rows of the pet move up. So cursors from before a deletion are refused, because the pages after them would
+leave out items.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class ItemRows(NamedTuple):
 
 
 def first_row(cursor: str | None) -> int:
-    """Return the row at which the page of a cursor begins."""
+    """Return the row at which the page for a cursor begins."""
     return 0 if cursor is None else int(cursor.partition("-")[0])
 
 
 def page_of(pet: PetId, rows: ItemRows, cursor: str | None) -> ItemPage:
-    """Return the page of a cursor.
+    """Return the page that begins at a cursor.
 
     Args:
         rows: the rows from :func:`first_row` on.

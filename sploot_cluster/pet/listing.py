@@ -1,7 +1,7 @@
 """Pages of the list of pets: searched, sorted, and continued from the last pet of the page before.
 
-In the order of ids, only the pets of the page are read. Every other order reads the numbers of all pets that match, so
-it is refused for more than ``MAX_SORTED`` of them. A search that is not a number reads only pets whose name matches.
+If pets are sorted by id, only those of the page are read. To sort by a count, the counts of all matching pets are read,
+so that is refused if more than ``MAX_SORTED`` match. A search that is not a number reads only pets whose name matches.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from sploot_cluster.answer_fields import described
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.pet.models import PetId, PetSummary
 
-# Redis answers for about 50,000 pets per second.
+# Maximum number of pets to sort. Redis returns about 50,000 per second.
 MAX_SORTED: Final = 20_000
 
 MAX_PETS: Final = 1_000
 
-# The cursor: the sorted number of the last pet, unless pets are in the order of ids, and its id.
+# A cursor: the id of the last pet, and before it, if pets are sorted by a count, that count.
 CURSOR: Final = "^([0-9]{1,10}:)?[1-9][0-9]{0,18}$"
 
 
@@ -29,7 +29,7 @@ class PetOrder(StrEnum):
     """The order of a list of pets. Pets that are equal in it are in ascending order of their ids."""
 
     ID = "id"
-    NEWEST = "newest"  # ids are given in ascending order by most applications
+    NEWEST = "newest"  # by descending id, because most applications assign ascending ids
     NOISE = "noise"
     ITEMS = "items"
 
@@ -44,7 +44,7 @@ class PetPage:
 
 
 class ListedPets(Protocol):
-    """What a list of pets reads; a ``PetStore`` documents the methods."""
+    """A source of the pets for a list, such as a ``PetStore``, which documents the methods."""
 
     def pets(self) -> Sequence[PetId]: ...
 
@@ -69,7 +69,8 @@ def page_of(
         cursor: ``next_cursor`` of the previous page.
 
     Raises:
-        InvalidInput: the cursor is invalid, or too many pets match to be sorted in this order, or have such a name.
+        InvalidInput: the cursor is invalid, too many pets match to be sorted in this order, or too many have such a
+            name.
     """
     if cursor is not None and not re.fullmatch(CURSOR, cursor):
         raise InvalidInput("cursor", "is not a cursor of this list", "send next_cursor of the previous page unchanged")

@@ -25,7 +25,7 @@ PetId = NewType("PetId", int)
 MediaId = NewType("MediaId", str)
 ClusterId = NewType("ClusterId", int)
 
-# Items in several tuples, one after another. Merges into one cluster share the tuples that name most of its items.
+# Items as a sequence of tuples. Successive merges into one cluster share the tuples that contain most of its items.
 Parts: TypeAlias = tuple[tuple[MediaId, ...], ...]
 
 NOISE: Final = ClusterId(-1)
@@ -61,8 +61,8 @@ class ClusterCard:
             if the cluster is locked; an arrival must reach it.
         since: the revision at which the id was assigned, or assigned again after the cluster had ended.
         split_from: the cluster that more than half of its items were in just before; None if there was none.
-        medoid: the row of its most typical item when it last gained or lost items by other ways than arrivals; None if
-            that is not known.
+        medoid: the row of the item that was its most typical one when it last gained or lost items in other ways than
+            by arrivals; None if unknown.
     """
 
     id: ClusterId
@@ -383,8 +383,8 @@ class Corrected:
         n_moved: number of items whose cluster changed, including to and from noise.
         overridden: descriptions of older corrections that this one overrides where they conflict.
         is_duplicate: whether the operation was already in the ledger, so that nothing was written.
-        n_also_moved: number of those items that the correction does not name: where it overrides a correction, an older
-            one that was overridden itself may hold again.
+        n_also_moved: number of moved items that the correction does not name. For example, if it overrides an older
+            correction, a still older one that the older correction had overridden may apply again.
     """
 
     revision: int

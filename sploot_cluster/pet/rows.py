@@ -90,7 +90,7 @@ class PetRows:
         """Return the first n rows followed by those of ``media``: if possible, this object with the missing rows added.
 
         A new object is needed if other rows already follow the first n. That happens if two states followed the same
-        state and only one was committed, or if a failover of Redis lost rows that this process remembers.
+        state and only one was committed, or if a failover of Redis lost rows that this process still has.
         """
         times = occurred_at_ms if occurred_at_ms is not None else _unknown(len(media))
         with self._lock:

@@ -27,7 +27,8 @@ from sploot_cluster.errors import UnreadablePet
 from sploot_cluster.pet.models import NOISE, Change, MediaId, Origin, PetId, PetState
 from sploot_cluster.pet.times import UNKNOWN, time_of
 
-# A producer with the wrong model fills this within minutes, and more ids would add no information.
+# Maximum number of items in a pet's quarantine: a producer with the wrong model fills it within minutes, and more ids
+# would add no information.
 MAX_QUARANTINED: Final = 10_000
 
 
@@ -142,7 +143,7 @@ class Totals:
         unconserved: pets whose tally is not conserved, and unreadable pets; ascending.
         unreadable: the errors of the unreadable pets.
         fullest: the pet with the most vectors, by size; None if there is no pet.
-        fullness: the share of what one pet can hold that its vectors take.
+        fullness: the size of its vectors, as a share of the maximum size for one pet.
     """
 
     tally: Tally

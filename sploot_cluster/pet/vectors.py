@@ -76,7 +76,8 @@ def as_vector(x: npt.ArrayLike, *, field: str = "embedding") -> FloatVector:
 
 
 def as_vector_each(xs: Sequence[npt.ArrayLike]) -> list[FloatVector | None]:
-    """Return :func:`as_vector` of each, to the last bit; None for one that it would refuse. Faster than one by one."""
+    """Return what :func:`as_vector` returns for each, to the last bit, but faster; None where it would raise an error.
+    """
     arrays = [np.asarray(x) for x in xs]
     vectors: list[FloatVector | None] = [None] * len(arrays)
     by_length: dict[int, list[int]] = {}

@@ -91,7 +91,7 @@ def view_of(state: PetState, presentation: Presentation) -> PetView:
 def named(view: PetView, name: str) -> PetView:
     """Return the view with only the clusters that have a name, or other name, beginning with ``name``.
 
-    Upper and lower case are the same. The lists of noise and dismissed items are empty then.
+    Case is ignored. The lists of noise and dismissed items are empty then.
     """
     if not name:
         return view

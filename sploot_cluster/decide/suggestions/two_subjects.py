@@ -45,7 +45,7 @@ class _Cut:
 
 
 def ask(scene: Scene) -> Iterator[Suggestion]:
-    """Yield a question for each cluster that probably shows two subjects, unless corrections keep both together."""
+    """Yield a question for each cluster that may show two subjects, unless corrections keep both together."""
     if not len(scene.clusters):
         return
     usual = float(np.median(scene.spreads))
