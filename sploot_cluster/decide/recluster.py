@@ -272,8 +272,7 @@ class _Locked:
 
 
 class _Reaches:
-    """The groups of a recluster, for computing the :func:`~sploot_cluster.decide.assignment.reach` of items from them.
-    """
+    """A calculator of the :func:`~sploot_cluster.decide.assignment.reach` of items from the groups of a recluster."""
 
     def __init__(
         self,

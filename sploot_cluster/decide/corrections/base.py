@@ -47,8 +47,7 @@ UNKNOWN_REQUESTER: Final = "unknown"
 
 
 class Signed(TypedDict, total=False):
-    """The fields that all requests share: who requests it, the revision that they saw, and the suggestion it answers.
-    """
+    """The fields that all requests share: the requester, the revision that they saw, and the suggestion it answers."""
 
     requested_by: str
     expected_revision: int | None
@@ -294,8 +293,7 @@ class Statement(LedgerEntry):
 
 
 class Mark(Statement):
-    """A correction that states how users want a pet or cluster presented, such as a name; it demands nothing of items.
-    """
+    """A correction of how a pet or cluster is presented, such as its name. It demands nothing of items."""
 
     __slots__ = ()
 

@@ -37,7 +37,7 @@ def axis(number: int, lean: float = 0.0, dim: int = 8) -> FloatVector:
     return as_vector(vector)
 
 
-def test_arrival_joins_most_similar_cluster_within_threshold() -> None:
+def test_arrival_joins_the_most_similar_cluster_whose_threshold_it_reaches() -> None:
     state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.1, 2: 0.1})
 
     decision = decided(state, axis(1, lean=0.2))
@@ -77,7 +77,7 @@ def test_arrival_slack_admits_arrivals_beyond_the_threshold() -> None:
     assert decided(state, query, replace(SETTINGS, arrival_slack=1.4)).cluster == 1
 
 
-def test_cluster_with_too_few_items_among_the_neighbours_takes_no_arrival() -> None:
+def test_arrival_needs_several_neighbours_in_a_cluster_to_join_it() -> None:
     # of the three neighbours only one is in cluster 2, so the mean for cluster 2 is unknown
     settings = replace(SETTINGS, n_neighbours=3)
     state = pet_state([1] * 2 + [2] * 5, looks(3, 4), thresholds={1: 0.9999, 2: -1.0})
@@ -94,7 +94,7 @@ def test_smallest_id_wins_among_equally_similar_clusters() -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_decision_is_that_of_all_neighbours_in_whatever_order_clusters_come(seed: int) -> None:
+def test_early_decision_equals_the_decision_from_all_neighbours(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(9, 65))
     # few different similarities, so that many clusters are equally similar
@@ -131,7 +131,7 @@ def test_threshold_ignores_an_outlier_among_the_members() -> None:
     assert threshold > similarity_to(tight, stray)[0] + 0.1
 
 
-def test_threshold_is_the_lowest_similarity_above_the_fence() -> None:
+def test_threshold_is_the_lowest_similarity_that_is_not_an_outlier() -> None:
     random = np.random.default_rng(5)
     for _ in range(300):
         members = as_vectors(random.normal(size=(random.integers(2, 40), 4)))
@@ -145,7 +145,7 @@ def test_threshold_of_a_single_member_is_one() -> None:
     assert threshold_of(looks(1)) == 1.0
 
 
-def test_threshold_from_a_sample_is_close_to_that_of_all_members() -> None:
+def test_threshold_from_a_sample_is_between_minimum_and_median() -> None:
     vectors = looks(3_000, spread=0.1)
 
     sampled = threshold_of(vectors)

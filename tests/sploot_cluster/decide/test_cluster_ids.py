@@ -57,7 +57,7 @@ def test_groups_inherit_ids_by_overlap(old: list[int], groups: list[int], ids: d
     assert matched(old, groups).ids == ids
 
 
-def test_small_overlap_does_not_pass_on_the_cluster_id() -> None:
+def test_group_does_not_inherit_the_id_of_a_cluster_with_a_small_overlap() -> None:
     # the cluster and the group have ten items each and share one: 10 %
     old = [1] * 10 + [NOISE] * 9
     groups = [NOISE] * 9 + [0] * 10
@@ -73,11 +73,11 @@ def test_absorbed_items_do_not_affect_ids() -> None:
     assert ids == {0: 1, 1: 2}
 
 
-def test_id_given_by_a_person_takes_precedence_over_overlap() -> None:
+def test_preassigned_id_takes_precedence_over_overlap() -> None:
     assert matched([1, 1, 1, 2], [0, 0, 0, 1], given_ids={1: 1}).ids == {1: 1, 0: 3}
 
 
-def test_group_numbers_are_replaced_by_the_cluster_ids_of_the_groups() -> None:
+def test_label_replaces_group_numbers_by_cluster_ids() -> None:
     identities = Identities({4: ClusterId(1), 0: ClusterId(9)}, ClusterId(10))
 
     assert identities.label(np.array([0, 4, NOISE, 0], dtype=np.int32)).tolist() == [9, 1, -1, 9]
@@ -113,7 +113,7 @@ def test_retired_id_becomes_an_alias_of_the_cluster_with_most_of_its_items() -> 
     assert aliases_after(state, np.array([2, 2, -1, 2, 2], dtype=np.int32)) == {1: 2}
 
 
-def test_retired_id_whose_items_scattered_gets_no_alias() -> None:
+def test_retired_id_gets_no_alias_if_its_items_were_scattered() -> None:
     state = pet_state([1, 1, 2, 3], looks(4))
 
     assert aliases_after(state, np.array([2, 3, 2, 3], dtype=np.int32)) == {}
@@ -125,7 +125,7 @@ def test_aliases_point_directly_to_a_living_id() -> None:
     assert aliases_after(state, np.array([2, 2, 2, 2], dtype=np.int32)) == {1: 2, 3: 2}
 
 
-def test_aliases_end_with_their_target_or_when_the_id_returns() -> None:
+def test_alias_ends_when_its_target_ends_or_when_its_id_is_used_again() -> None:
     state = pet_state([1, 1, 2], looks(3), aliases={3: 1, 4: 2})
 
     assert aliases_after(state, np.array([-1, -1, 4], dtype=np.int32)) == {3: None, 4: None, 2: 4}

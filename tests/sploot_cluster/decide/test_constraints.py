@@ -135,7 +135,7 @@ def test_resolved_constraints_match_an_independent_oracle(ledger: list[Correctio
 
 
 @given(ledgers(("merge", "merge", "merge", "place", "split", "exclude", "dismiss"), most=12))
-def test_merges_demand_the_same_whether_or_not_they_name_the_items_of_their_bases(ledger: list[Correction]) -> None:
+def test_merge_with_a_base_demands_the_same_as_one_that_lists_all_items(ledger: list[Correction]) -> None:
     expected = resolve(named_in_full(ledger))
 
     found = resolve(ledger)
@@ -164,7 +164,7 @@ def test_enforced_labels_satisfy_all_constraints_and_are_stable(ledger: list[Cor
 
 
 @given(ledgers(), st.lists(st.integers(-1, 3), min_size=len(MEDIA), max_size=len(MEDIA)))
-def test_all_constraints_count_as_kept_if_and_only_if_no_pair_is_broken(
+def test_all_constraints_count_as_kept_exactly_when_no_pair_is_broken(
     ledger: list[Correction], labels: list[int]
 ) -> None:
     label_of = dict(zip(MEDIA, labels, strict=True))
@@ -191,7 +191,7 @@ def test_empty_ledger_imposes_no_constraints() -> None:
     assert constraints.by_row(ROWS).atoms.tolist() == [NOISE] * len(MEDIA)
 
 
-def test_newer_split_divides_older_merge_and_is_reported() -> None:
+def test_newer_split_overrides_an_older_merge_and_this_is_reported() -> None:
     constraints = resolve([merge(1, "ab", "cd"), split(2, "c", "abd")])
 
     assert constraints.conflicts(MediaId("c"), MediaId("a"))
@@ -209,7 +209,7 @@ def test_newer_merge_reunites_items_of_an_older_split() -> None:
     assert "the split at revision 1 by ada" in constraints.overridden[0]
 
 
-def test_items_that_left_a_merged_cluster_separately_are_not_rejoined() -> None:
+def test_items_split_off_separately_from_a_merge_are_not_joined_again() -> None:
     # a was not in the cluster when c was split off, so no split names both
     constraints = resolve([merge(1, "ab", "c"), split(2, "c", "b"), split(3, "a", "b")])
 

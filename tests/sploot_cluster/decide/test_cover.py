@@ -34,7 +34,7 @@ def medoid(subject: int, numbers: range) -> MediaId:
     return name(subject, numbers[int((vectors @ vectors.sum(axis=0)).argmax())])
 
 
-def test_most_typical_item_is_the_cover_until_one_is_chosen(service: ClusterService) -> None:
+def test_cover_is_the_most_typical_item_until_a_user_chooses_one(service: ClusterService) -> None:
     derived = [cover(service, one) for one in (ONE, TWO, THREE)]
 
     first = service.cover(PET, TWO, name(1, 4), operation_id="1", by="ada")
@@ -51,7 +51,7 @@ def test_most_typical_item_is_the_cover_until_one_is_chosen(service: ClusterServ
     assert covers(service)[TWO] is None
 
 
-def test_cover_of_the_kept_cluster_is_that_of_the_merged_one(service: ClusterService) -> None:
+def test_merged_cluster_has_the_cover_of_the_cluster_that_was_kept(service: ClusterService) -> None:
     service.cover(PET, ONE, name(0, 1), operation_id="1", by="ada")
     service.cover(PET, TWO, name(1, 1), operation_id="2", by="ada")
 
@@ -64,7 +64,7 @@ def test_cover_of_the_kept_cluster_is_that_of_the_merged_one(service: ClusterSer
     assert covers(service) == {ONE: name(0, 1), THREE: name(1, 1)}
 
 
-def test_cover_stays_after_a_recluster_and_leaves_with_its_item(service: ClusterService) -> None:
+def test_cover_survives_a_recluster_and_ends_when_its_item_leaves(service: ClusterService) -> None:
     service.cover(PET, TWO, name(1, 4), operation_id="1", by="ada")
 
     take(service, 1, range(12, 20))

@@ -87,7 +87,7 @@ def test_exact_arrival_may_move_other_items() -> None:
     assert service.history(PET) == []
 
 
-def test_tree_is_extended_by_arrivals_instead_of_rebuilt(count_builds: list[int]) -> None:
+def test_arrivals_extend_the_tree_instead_of_rebuilding_it(count_builds: list[int]) -> None:
     vectors = album(60)
     service = ClusterService(MemoryPetStore(), settings=EXACT)
 
@@ -97,7 +97,7 @@ def test_tree_is_extended_by_arrivals_instead_of_rebuilt(count_builds: list[int]
     assert count_builds == [3, 4]  # rebuilt at four items, the fewest for min_samples=3
 
 
-def test_pets_larger_than_exact_until_assign_arrivals_by_threshold() -> None:
+def test_arrivals_above_exact_until_are_assigned_by_threshold() -> None:
     vectors = album(40)
     service = ClusterService(MemoryPetStore(), settings=replace(EXACT, exact_until=30))
 
@@ -179,7 +179,7 @@ def test_unrelated_items_do_not_follow_an_item_merged_by_mistake(exact_until: in
     assert [media for media in merged.media_ids if media.startswith("stranger")] == []
 
 
-def test_second_worker_extends_the_tree_that_the_first_one_stored(redis_url: str, count_builds: list[int]) -> None:
+def test_second_worker_extends_the_tree_that_the_first_worker_stored(redis_url: str, count_builds: list[int]) -> None:
     vectors = album(330)
     with redis.Redis.from_url(redis_url) as client:
         arrive(ClusterService(RedisPetStore(client)), vectors, range(300))
@@ -224,7 +224,9 @@ def test_two_workers_on_one_pet_get_the_same_result_as_one_worker(redis_url: str
 
 
 @pytest.mark.parametrize("knows", ["the same worker", "another worker"])
-def test_deletion_keeps_the_tree_of_the_remaining_items(redis_url: str, count_builds: list[int], knows: str) -> None:
+def test_deletion_updates_the_tree_instead_of_discarding_it(
+    redis_url: str, count_builds: list[int], knows: str
+) -> None:
     vectors = album(340)
     with redis.Redis.from_url(redis_url) as client:
         service = ClusterService(RedisPetStore(client))
@@ -244,7 +246,7 @@ def test_deletion_keeps_the_tree_of_the_remaining_items(redis_url: str, count_bu
     np.testing.assert_array_equal(pairs, anew.labels[clustered][:, None] == anew.labels[clustered])
 
 
-def test_tree_is_rebuilt_after_deletion_by_a_server_without_engine(
+def test_tree_is_rebuilt_after_a_server_without_the_engine_deleted_items(
     monkeypatch: pytest.MonkeyPatch, count_builds: list[int]
 ) -> None:
     vectors, store = album(300), MemoryPetStore()

@@ -117,7 +117,7 @@ def test_split_creates_a_new_id(service: ClusterService, store: MemoryPetStore) 
     assert store.load(PET).next_cluster == 5
 
 
-def test_wrongly_merged_clusters_can_be_split_one_by_one(service: ClusterService, store: MemoryPetStore) -> None:
+def test_clusters_merged_by_mistake_can_be_split_off_one_by_one(service: ClusterService, store: MemoryPetStore) -> None:
     service.merge(PET, [ONE, TWO, THREE], into=ONE, operation_id="1", by="ada")
 
     service.split(PET, ONE, sorted(names(1, range(12))), operation_id="2", by="ada")
@@ -131,7 +131,7 @@ def test_wrongly_merged_clusters_can_be_split_one_by_one(service: ClusterService
     )
 
 
-def test_correction_reports_the_older_ones_it_overrides(service: ClusterService) -> None:
+def test_correction_reports_the_older_corrections_that_it_overrides(service: ClusterService) -> None:
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     assert split.cluster is not None
 
@@ -190,7 +190,7 @@ def test_undo_of_a_split_returns_moved_items(service: ClusterService, store: Mem
 
 
 @pytest.mark.parametrize(("n_moved", "comes_along"), [(5, True), (1, False)])
-def test_undo_of_a_split_takes_later_arrivals_along_if_they_are_a_minority(
+def test_undo_of_a_split_also_moves_later_arrivals_if_they_are_a_minority(
     service: ClusterService, store: MemoryPetStore, n_moved: int, comes_along: bool
 ) -> None:
     moved = sorted(names(0, range(n_moved)))
@@ -209,7 +209,9 @@ def test_undo_of_a_split_takes_later_arrivals_along_if_they_are_a_minority(
     assert (set(came) <= members(store, 1)) is comes_along
 
 
-def test_second_merge_into_a_cluster_names_only_new_items(service: ClusterService, store: MemoryPetStore) -> None:
+def test_second_merge_into_a_cluster_lists_only_additional_items(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
     take(service, 0, range(50, 52))
     before = members(store, 1)
@@ -304,7 +306,9 @@ def test_exclusion_overrides_older_corrections_of_the_item(service: ClusterServi
     assert origin(store.load(PET), name(0, 0)) == Origin.NOISE
 
 
-def test_reinstated_exclusion_removes_its_items_again(service: ClusterService, store: MemoryPetStore) -> None:
+def test_exclusion_removes_its_items_again_when_its_undo_is_undone(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0), name(0, 1)], operation_id="1", by="ada")
     split = service.split(PET, TWO, [name(1, 0)], operation_id="2", by="ada")
     assert split.cluster is not None
@@ -350,7 +354,7 @@ def test_dismissed_items_stay_noise_through_reclusters(service: ClusterService, 
     assert (reclustered.n_dismissed, reclustered.n_noise) == (2, view.n_noise)
 
 
-def test_dismissed_items_do_not_use_the_noise_budget(store: MemoryPetStore) -> None:
+def test_dismissed_items_do_not_count_towards_the_noise_budget(store: MemoryPetStore) -> None:
     service = grouped(store, 3, range(20))
     service.dismiss(PET, sorted(names(0, range(18))), operation_id="1", by="ada")
 
@@ -389,7 +393,7 @@ def test_dismissal_without_known_items_is_rejected(service: ClusterService, medi
     assert refused.value.field == "media_ids"
 
 
-def test_dismissal_ignores_items_already_dismissed_and_is_rejected_if_all_are(
+def test_dismissal_ignores_dismissed_items_and_needs_at_least_one_other(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
@@ -434,7 +438,7 @@ def test_arrivals_and_reclusters_cannot_be_undone(service: ClusterService) -> No
 # -- ids of other clusters --------------------------------------------------------------------------------------------
 
 
-def test_undo_of_a_dismissal_keeps_the_id_of_the_cluster_that_the_items_join(
+def test_undo_of_a_dismissal_keeps_the_id_of_the_cluster_that_items_join(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     service.merge(PET, [TWO, THREE], into=TWO, operation_id="1", by="ada")
@@ -449,7 +453,7 @@ def test_undo_of_a_dismissal_keeps_the_id_of_the_cluster_that_the_items_join(
     assert store.view(PET).aliases == {THREE: TWO, split.cluster: TWO}
 
 
-def test_reapplied_merge_does_not_take_the_id_of_a_cluster_of_mostly_other_items(
+def test_reapplied_merge_does_not_rename_a_cluster_of_mostly_other_items(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     take(service, 2, range(20, 80))

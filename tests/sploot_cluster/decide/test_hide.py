@@ -23,7 +23,7 @@ def hidden(service: ClusterService) -> set[int]:
     return {view.cluster_id for view in service.clusters(PET).clusters if view.is_hidden}
 
 
-def test_hidden_cluster_takes_in_similar_items_and_is_not_noise(service: ClusterService) -> None:
+def test_hidden_cluster_takes_in_similar_items_and_does_not_count_as_noise(service: ClusterService) -> None:
     service.hide(PET, [TWO], operation_id="1", by="ada")
 
     take(service, 1, range(12, 30))
@@ -35,7 +35,7 @@ def test_hidden_cluster_takes_in_similar_items_and_is_not_noise(service: Cluster
     assert {one.cluster_id: one.size for one in view.clusters} == {ONE: 12, TWO: 30, THREE: 12}
 
 
-def test_shown_cluster_can_be_hidden_again_by_an_undo(service: ClusterService) -> None:
+def test_undo_of_showing_a_cluster_hides_it_again(service: ClusterService) -> None:
     service.hide(PET, [ONE, TWO], operation_id="1", by="ada")
 
     shown = service.show(PET, [TWO], operation_id="2", by="ada")
@@ -46,7 +46,7 @@ def test_shown_cluster_can_be_hidden_again_by_an_undo(service: ClusterService) -
     assert hidden(service) == {ONE, TWO}
 
 
-def test_cluster_merged_into_a_shown_one_is_shown(service: ClusterService) -> None:
+def test_hidden_cluster_is_shown_while_it_is_merged_into_a_shown_cluster(service: ClusterService) -> None:
     service.hide(PET, [TWO], operation_id="1", by="ada")
 
     merge = service.merge(PET, [ONE, TWO], into=ONE, operation_id="2", by="ada")
@@ -57,7 +57,7 @@ def test_cluster_merged_into_a_shown_one_is_shown(service: ClusterService) -> No
     assert hidden(service) == {TWO}
 
 
-def test_cluster_with_most_items_of_a_hidden_id_that_ended_is_hidden(service: ClusterService) -> None:
+def test_new_cluster_with_most_items_of_an_ended_hidden_cluster_is_hidden(service: ClusterService) -> None:
     service.hide(PET, [TWO], operation_id="1", by="ada")
 
     service.dismiss(PET, sorted(names(1, range(12))), operation_id="2", by="ada")
@@ -76,7 +76,7 @@ def test_invalid_hiding_is_refused(service: ClusterService, ids: list[ClusterId]
     assert refused.value.field == "cluster_ids"
 
 
-def test_hiding_what_is_hidden_and_showing_what_is_shown_is_refused(service: ClusterService) -> None:
+def test_hiding_a_hidden_cluster_and_showing_a_visible_cluster_are_refused(service: ClusterService) -> None:
     service.hide(PET, [TWO], operation_id="1", by="ada")
 
     with pytest.raises(InvalidInput, match="hidden already"):

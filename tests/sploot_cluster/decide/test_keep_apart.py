@@ -60,7 +60,9 @@ def test_separation_moves_no_items(service: ClusterService, store: MemoryPetStor
     assert store.load(PET).labels.tolist() == before
 
 
-def test_newer_merge_overrides_a_separation_until_it_is_undone(service: ClusterService, store: MemoryPetStore) -> None:
+def test_newer_merge_overrides_a_separation_until_the_merge_is_undone(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.keep_apart(PET, [ONE, TWO], operation_id="1", by="ada")
 
     merge = service.merge(PET, [ONE, TWO], operation_id="2", by="ben")

@@ -81,7 +81,7 @@ def reach(service: ClusterService, vector: np.ndarray[tuple[int, ...], np.dtype[
     return float((1 - likeness) / (1 - threshold(service, TWO)))
 
 
-def test_recluster_neither_cuts_nor_joins_nor_dissolves_a_locked_cluster(
+def test_recluster_does_not_divide_or_join_or_dissolve_a_locked_cluster(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     service.lock(PET, [ONE], operation_id="1", by="ada")
@@ -112,7 +112,7 @@ def test_locked_cluster_absorbs_no_noise(service: ClusterService, store: MemoryP
     assert np.count_nonzero(after.labels == ONE) == 12
 
 
-def test_people_still_correct_a_locked_cluster(service: ClusterService) -> None:
+def test_users_can_still_correct_a_locked_cluster(service: ClusterService) -> None:
     service.lock(PET, [ONE, TWO], operation_id="1", by="ada")
 
     service.split(PET, ONE, [name(0, 0), name(0, 1)], operation_id="2", by="ada")
@@ -135,7 +135,7 @@ def test_deletion_keeps_the_lock(service: ClusterService) -> None:
     assert during == pytest.approx(1 - LOCKED_REACH * (1 - threshold(service, TWO)))
 
 
-def test_growth_around_a_locked_cluster_leaves_it_pure(service: ClusterService) -> None:
+def test_locked_cluster_takes_in_only_similar_items_as_the_pet_grows(service: ClusterService) -> None:
     service.lock(PET, [TWO], operation_id="1", by="ada")
 
     take(service, 1, range(12, 40))
@@ -153,7 +153,7 @@ def test_invalid_lock_is_refused(service: ClusterService, ids: list[ClusterId]) 
     assert refused.value.field == "cluster_ids"
 
 
-def test_lock_of_what_is_locked_is_refused(service: ClusterService) -> None:
+def test_lock_or_unlock_that_changes_nothing_is_refused(service: ClusterService) -> None:
     service.lock(PET, [TWO], operation_id="1", by="ada")
 
     with pytest.raises(InvalidInput, match="locked already"):
@@ -162,7 +162,7 @@ def test_lock_of_what_is_locked_is_refused(service: ClusterService) -> None:
         service.unlock(PET, [ONE], operation_id="3", by="ada")
 
 
-def test_recluster_that_brings_a_locked_cluster_back_is_final(service: ClusterService) -> None:
+def test_next_recluster_changes_nothing_after_a_locked_cluster_returns(service: ClusterService) -> None:
     members = service.clusters(PET).clusters[0].media_ids
     service.lock(PET, [ONE], operation_id="1", by="ada")
     service.exclude(PET, ONE, members[:3], operation_id="2", by="ada")

@@ -199,7 +199,7 @@ def test_shadow_is_not_opened_for_a_recreated_pet(service: ClusterService, store
     assert store.shadow(PET) is None
 
 
-def test_ended_candidate_model_leaves_nothing(
+def test_ended_candidate_model_leaves_no_data(
     service: ClusterService, store: PetStore, redis_client: redis.Redis
 ) -> None:
     begin(service)
@@ -275,7 +275,9 @@ def test_shadow_only_items_are_quarantined_until_the_switch(service: ClusterServ
     assert times(store) == {item: taken_at(item) for item in store.load(PET).media}
 
 
-def test_shadow_only_items_stay_quarantined_when_the_model_ends(service: ClusterService, store: PetStore) -> None:
+def test_shadow_only_items_stay_quarantined_when_the_candidate_model_ends(
+    service: ClusterService, store: PetStore
+) -> None:
     begin(service)
     embed(service, 1, range(8, 10))
 
@@ -475,7 +477,7 @@ def test_recluster_of_the_old_model_is_not_committed_after_a_switch(
     assert [entry.kind for entry in store.history(PET, limit=1)] == ["switch"]
 
 
-def test_arrival_of_the_new_model_during_a_switch_is_decided_again(
+def test_arrival_of_the_new_model_during_a_switch_succeeds_when_retried(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)
@@ -491,7 +493,7 @@ def test_arrival_of_the_new_model_during_a_switch_is_decided_again(
     assert service.tally(PET).quarantine == {}
 
 
-def test_arrival_for_a_model_that_just_ended_is_retried(
+def test_arrival_for_a_model_that_just_ended_is_quarantined_when_retried(
     service: ClusterService, store: PetStore, overtake: Overtake
 ) -> None:
     begin(service)

@@ -65,7 +65,7 @@ def test_name_stays_after_a_recluster_and_a_split(service: ClusterService) -> No
     assert named(service) == {ONE: None, TWO: "Rex", THREE: None, FOUR: None}
 
 
-def test_merged_cluster_has_the_name_of_the_one_that_was_kept(service: ClusterService) -> None:
+def test_merged_cluster_has_the_name_of_the_cluster_that_was_kept(service: ClusterService) -> None:
     service.name(PET, ONE, "Rex", operation_id="1", by="ada")
     service.name(PET, TWO, "Rex at sea", operation_id="2", by="ada")
 
@@ -77,7 +77,7 @@ def test_merged_cluster_has_the_name_of_the_one_that_was_kept(service: ClusterSe
     assert named(service) == {ONE: "Rex", TWO: "Rex at sea", THREE: None}
 
 
-def test_merged_cluster_without_a_name_gets_that_of_the_other(service: ClusterService) -> None:
+def test_unnamed_cluster_gets_the_name_of_a_cluster_merged_into_it(service: ClusterService) -> None:
     service.name(PET, TWO, "Rex", operation_id="1", by="ada")
 
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="2", by="ada")
@@ -85,7 +85,7 @@ def test_merged_cluster_without_a_name_gets_that_of_the_other(service: ClusterSe
     assert (cluster(service, ONE).name, cluster(service, ONE).other_names) == ("Rex", ())
 
 
-def test_undo_of_a_naming_shows_the_name_before(service: ClusterService) -> None:
+def test_undo_of_a_naming_restores_the_previous_name(service: ClusterService) -> None:
     service.name(PET, TWO, "Rex", operation_id="1", by="ada")
     second = service.name(PET, TWO, "Max", operation_id="2", by="ada")
 
@@ -96,7 +96,7 @@ def test_undo_of_a_naming_shows_the_name_before(service: ClusterService) -> None
     assert (undone, cluster(service, TWO).name) == ("Rex", "Max")
 
 
-def test_name_follows_typical_items_when_the_id_has_ended(service: ClusterService) -> None:
+def test_name_follows_the_most_typical_items_when_the_cluster_id_has_ended(service: ClusterService) -> None:
     service.name(PET, TWO, "Rex", operation_id="1", by="ada")
 
     service.dismiss(PET, sorted(names(1, range(12))), operation_id="2", by="ada")
@@ -129,14 +129,14 @@ def test_invalid_naming_is_refused(service: ClusterService, cluster_id: int, tex
     assert refused.value.hint
 
 
-def test_name_that_the_cluster_has_already_is_refused(service: ClusterService) -> None:
+def test_naming_a_cluster_with_its_current_name_is_refused(service: ClusterService) -> None:
     service.name(PET, TWO, "Rex", operation_id="1", by="ada")
 
     with pytest.raises(InvalidInput, match="has this name already"):
         service.name(PET, TWO, "Rex", operation_id="2", by="ada")
 
 
-def test_repeated_operation_names_once(service: ClusterService) -> None:
+def test_repeated_naming_operation_takes_effect_once(service: ClusterService) -> None:
     first = service.name(PET, TWO, "Rex", operation_id="1", by="ada")
 
     again = service.name(PET, TWO, "Rex", operation_id="1", by="ada")

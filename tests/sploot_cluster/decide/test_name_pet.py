@@ -54,19 +54,19 @@ def test_pet_is_found_by_the_beginning_of_its_name(service: ClusterService) -> N
 
 
 @pytest.mark.parametrize("text", ["Žofka", "Straße", "麻糬", "7", "100% “Dog”", "x" * 100])
-def test_name_of_any_script_is_found(service: ClusterService, text: str) -> None:
+def test_names_in_any_script_are_found(service: ClusterService, text: str) -> None:
     name(service, text)
 
     assert (PET, text) in found(service, text[:3].upper())
 
 
-def test_digits_find_ids_and_names(service: ClusterService) -> None:
+def test_search_for_digits_finds_ids_and_names(service: ClusterService) -> None:
     name(service, "42nd street", pet=OTHER)
 
     assert found(service, "42") == [(OTHER, "42nd street"), (PET, None)]
 
 
-def test_former_name_finds_nothing_and_an_undo_brings_it_back(service: ClusterService) -> None:
+def test_former_name_is_not_found_until_an_undo_restores_it(service: ClusterService) -> None:
     name(service, "Mochi")
     revision = name(service, "Rex")
     renamed = (found(service, "mochi"), found(service, "rex"))
@@ -80,7 +80,9 @@ def test_former_name_finds_nothing_and_an_undo_brings_it_back(service: ClusterSe
     assert [entry.summary["name"] for entry in service.history(PET) if entry.kind == "name_pet"] == ["", "Rex", "Mochi"]
 
 
-def test_name_moves_nothing_and_survives_reclusters_and_deletions(service: ClusterService, store: PetStore) -> None:
+def test_pet_name_survives_reclusters_and_deletions_and_moves_no_items(
+    service: ClusterService, store: PetStore
+) -> None:
     before = store.load(PET)
     name(service, "Mochi")
     after = store.load(PET)
@@ -92,7 +94,7 @@ def test_name_moves_nothing_and_survives_reclusters_and_deletions(service: Clust
     assert found(service, "mochi") == [(PET, "Mochi")]
 
 
-def test_deleted_pet_loses_its_name_and_an_import_brings_it_back(service: ClusterService) -> None:
+def test_name_is_not_found_after_a_pet_is_deleted_until_it_is_imported(service: ClusterService) -> None:
     name(service, "Mochi")
     file = service.export(PET)
     service.delete_pet(PET)
@@ -118,7 +120,7 @@ def test_naming_that_changes_nothing_is_refused(service: ClusterService) -> None
     assert service.pets() == [OTHER, PET]
 
 
-def test_entries_that_a_dead_process_left_are_dropped(redis_client: redis.Redis) -> None:
+def test_search_drops_stale_index_entries_that_a_dead_process_left(redis_client: redis.Redis) -> None:
     service = grouped(RedisPetStore(redis_client), 1, range(3))
     name(service, "Mochi")
     redis_client.zadd(NAMES, {b"rex\x0042": 0, b"rex\x00999": 0})
@@ -127,7 +129,7 @@ def test_entries_that_a_dead_process_left_are_dropped(redis_client: redis.Redis)
     assert redis_client.zrange(NAMES, 0, -1) == [b"mochi\x0042"]
 
 
-def test_lost_index_is_rebuilt_with_the_set_of_all_pets(redis_client: redis.Redis) -> None:
+def test_name_index_and_set_of_pets_are_rebuilt_after_both_are_lost(redis_client: redis.Redis) -> None:
     service = grouped(RedisPetStore(redis_client), 1, range(3))
     name(service, "Mochi")
     redis_client.delete(NAMES, PETS)
@@ -137,7 +139,7 @@ def test_lost_index_is_rebuilt_with_the_set_of_all_pets(redis_client: redis.Redi
     assert found(service, "mochi") == [(PET, "Mochi")]
 
 
-def test_arrivals_and_unnamed_pets_write_no_names(redis_client: redis.Redis) -> None:
+def test_arrivals_in_unnamed_pets_write_nothing_to_the_name_index(redis_client: redis.Redis) -> None:
     grouped(RedisPetStore(redis_client), 1, range(3))
 
     assert redis_client.exists(NAMES) == 0

@@ -55,7 +55,9 @@ def test_placement_of_most_items_of_a_cluster_moves_no_other_items(
     assert ONE not in where(store, name(1, 10), name(1, 11))
 
 
-def test_placed_noise_joins_the_cluster_permanently(service: ClusterService, store: MemoryPetStore) -> None:
+def test_placed_noise_items_stay_in_the_cluster_after_a_recluster(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.exclude(PET, TWO, [name(1, 0)], operation_id="1", by="ada")
     service.place(PET, [name(1, 0)], into=THREE, operation_id="2", by="ada")
 
@@ -84,7 +86,9 @@ def test_placed_item_is_no_longer_dismissed(service: ClusterService, store: Memo
     assert store.load(PET).origins[store.load(PET).rows[name(0, 0)]] == Origin.CORRECTED
 
 
-def test_placing_an_item_where_it_is_confirms_it(service: ClusterService, store: MemoryPetStore) -> None:
+def test_placing_an_item_in_its_own_cluster_marks_it_as_corrected(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     confirmed = service.place(PET, [name(0, 0)], into=ONE, operation_id="1", by="ada")
     state = store.load(PET)
 
@@ -92,7 +96,9 @@ def test_placing_an_item_where_it_is_confirms_it(service: ClusterService, store:
     assert state.origins[state.rows[name(0, 0)]] == Origin.CORRECTED
 
 
-def test_undo_returns_placed_items_to_where_each_was(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undo_returns_each_placed_item_to_its_former_cluster_or_noise(
+    service: ClusterService, store: MemoryPetStore
+) -> None:
     service.exclude(PET, TWO, [name(1, 0)], operation_id="1", by="ada")
     moved = [name(1, 0), name(2, 0), name(2, 1)]
     placed = service.place(PET, moved, into=ONE, operation_id="2", by="ada")
@@ -105,7 +111,7 @@ def test_undo_returns_placed_items_to_where_each_was(service: ClusterService, st
     assert where(store, *moved) == [ONE, ONE, ONE]
 
 
-def test_item_that_was_split_off_is_placed_back_without_the_others(
+def test_placing_one_split_off_item_back_does_not_move_the_others(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     moved = sorted(names(0, range(4)))
@@ -142,7 +148,7 @@ def test_placement_holds_after_half_of_its_anchors_are_deleted(service: ClusterS
     assert {*where(store, name(1, 0), *(names(0, range(12)) - {*anchors}))} == {ONE}
 
 
-def test_later_items_do_not_follow_placed_items_of_their_subject(
+def test_later_items_of_a_subject_do_not_follow_its_placed_items(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     service.place(PET, [name(1, 0), name(1, 1)], into=ONE, operation_id="1", by="ada")
@@ -161,7 +167,7 @@ def test_later_items_do_not_follow_placed_items_of_their_subject(
     ],
     ids=["unknown item", "unknown cluster", "no items"],
 )
-def test_placement_that_names_something_unknown_or_no_items_is_refused(
+def test_placement_with_an_unknown_item_or_cluster_or_no_items_is_refused(
     service: ClusterService,
     store: MemoryPetStore,
     media: list[MediaId],

@@ -94,7 +94,7 @@ def test_placed_items_are_never_noise() -> None:
     assert new.labels.tolist() == [1, 1, NOISE]
 
 
-def test_few_placed_items_are_separated_from_a_group_of_another_cluster() -> None:
+def test_few_placed_items_leave_a_density_group_of_another_cluster() -> None:
     # density puts a merged pair into one group with ten other items
     state = pet_state([1, 1] + [2] * 10, looks(12), ledger=[merge(1, {1: media(0), 5: media(1)})])
 
@@ -103,7 +103,7 @@ def test_few_placed_items_are_separated_from_a_group_of_another_cluster() -> Non
     assert new.labels.tolist() == [1, 1] + [2] * 10
 
 
-def test_curated_clusters_are_not_joined_by_a_recluster() -> None:
+def test_recluster_does_not_join_curated_clusters() -> None:
     ledger = [
         merge(1, {1: media(0, 1, 2), 5: media(3)}),
         merge(2, {2: media(4, 5), 6: media(6)}, revision=902),
@@ -195,7 +195,7 @@ def test_items_newer_than_the_density_result_are_assigned_like_arrivals() -> Non
     assert new.n_at_recluster == 8
 
 
-def test_excess_noise_is_absorbed_closest_first_within_the_slack() -> None:
+def test_excess_noise_is_absorbed_most_similar_first_within_the_slack() -> None:
     core = looks(20, spread=0.05, dim=4)
     away = np.array([[1, 0.0, t, 0] for t in (0.14, 0.10, 0.12)] + [[0, 1, 0, 0]], dtype=np.float32)
     vectors = np.vstack([core, away / np.linalg.norm(away, axis=1, keepdims=True)]).astype(np.float32)
@@ -238,7 +238,7 @@ def test_noise_is_not_absorbed_across_a_split() -> None:
     assert new.labels[20] == NOISE
 
 
-def test_memory_does_not_grow_with_groups_times_noise() -> None:
+def test_recluster_memory_does_not_grow_with_groups_times_noise() -> None:
     """In a pet of many small groups and much noise, a matrix of both would be the largest part of a recluster."""
     n_groups, n_noise = 250, 1_500
     labels = [*np.repeat(range(n_groups), 3).tolist(), *[NOISE] * n_noise]

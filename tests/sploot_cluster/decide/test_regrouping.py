@@ -36,7 +36,7 @@ def test_cards_are_written_for_changed_clusters_only() -> None:
     assert (regrouped.n_moved, regrouped.n_kept_ids, regrouped.n_new_ids, regrouped.n_retired_ids) == (1, 3, 0, 0)
 
 
-def test_ended_cluster_loses_its_card_and_a_new_card_has_its_first_revision() -> None:
+def test_card_is_removed_when_a_cluster_ends_and_added_for_a_new_one() -> None:
     state = pet_state([1] * 4 + [NOISE] * 4, looks(4, 4))
     groups = np.array([NOISE] * 4 + [0] * 4, dtype=np.int32)
     origins = np.array([Origin.NOISE] * 4 + [Origin.CORE] * 4, dtype=np.uint8)
@@ -61,7 +61,7 @@ def test_absorbed_items_do_not_change_the_threshold() -> None:
     assert regrouped.labels.tolist() == [1] * 6
 
 
-def test_excluded_item_stays_out_of_the_cluster_that_its_former_id_leads_to() -> None:
+def test_excluded_item_stays_out_of_the_cluster_that_replaced_its_own() -> None:
     """This also holds after all remaining items were deleted, when no cannot-link pair keeps the item out."""
     exclusion = Exclusion(
         9, "op-9", "ada", datetime(2026, 1, 31, tzinfo=UTC), ClusterId(1), (MediaId("m4"),), (MediaId("gone"),)
@@ -76,7 +76,7 @@ def test_excluded_item_stays_out_of_the_cluster_that_its_former_id_leads_to() ->
     assert regrouped.origins[4] == Origin.NOISE
 
 
-def test_absorbed_items_that_become_a_cluster_of_their_own_count_as_arrived() -> None:
+def test_absorbed_items_become_arrived_if_they_form_a_cluster_of_their_own() -> None:
     origins = [Origin.CORE] * 4 + [Origin.ABSORBED] * 2
     state = pet_state([1] * 6, looks(6), origins=origins)
     groups = np.array([5] * 4 + [1] * 2, dtype=np.int32)

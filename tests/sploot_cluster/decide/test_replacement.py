@@ -42,7 +42,7 @@ def where(service: ClusterService, item: MediaId) -> int | None:
     return service.why(PET, item).cluster_id
 
 
-def test_edited_item_is_assigned_by_its_new_vector(service: ClusterService, store: PetStore) -> None:
+def test_item_with_a_replaced_vector_is_assigned_again(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET)
     other_worker = ClusterService(store)
     other_worker.why(PET, EDITED)
@@ -59,9 +59,7 @@ def test_edited_item_is_assigned_by_its_new_vector(service: ClusterService, stor
     assert store.tally(PET).tally.is_conserved
 
 
-def test_event_without_replacement_and_repeated_replacement_change_nothing(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_repeated_replacement_and_repeated_plain_event_change_nothing(service: ClusterService, store: PetStore) -> None:
     first = edit(service, EDITED, picture(1, 99))
 
     repeated = edit(service, EDITED, picture(1, 99))
@@ -85,7 +83,7 @@ def test_history_and_past_show_the_replacement(service: ClusterService) -> None:
     assert (move.media_id, move.before, move.after) == (EDITED, ONE, TWO)
 
 
-def test_placed_item_stays_until_its_correction_is_undone(service: ClusterService) -> None:
+def test_replaced_item_stays_where_it_was_placed_until_undo(service: ClusterService) -> None:
     placed = service.place(PET, [EDITED], into=THREE, operation_id="1", by="ada")
 
     edited = edit(service, EDITED, picture(1, 99))
@@ -97,7 +95,7 @@ def test_placed_item_stays_until_its_correction_is_undone(service: ClusterServic
     assert (edited.cluster, stayed, where(service, EDITED)) == (THREE, THREE, TWO)
 
 
-def test_dismissed_and_excluded_items_stay_out(service: ClusterService) -> None:
+def test_dismissed_and_excluded_items_stay_out_after_a_replacement(service: ClusterService) -> None:
     service.dismiss(PET, [EDITED], operation_id="1", by="ada")
     service.exclude(PET, TWO, [name(1, 3)], operation_id="2", by="ada")
 
@@ -105,7 +103,9 @@ def test_dismissed_and_excluded_items_stay_out(service: ClusterService) -> None:
     assert edit(service, name(1, 3), picture(1, 99)).cluster == -1
 
 
-def test_thresholds_are_those_of_the_new_vectors(service: ClusterService, store: PetStore) -> None:
+def test_thresholds_after_a_replacement_match_a_pet_built_from_scratch(
+    service: ClusterService, store: PetStore
+) -> None:
     lowest = {id_: card.threshold for id_, card in store.load(PET).clusters.items()}
 
     edit(service, EDITED, picture(1, 99))
@@ -127,7 +127,7 @@ def test_new_item_may_be_sent_as_a_replacement(service: ClusterService) -> None:
     assert edit(service, name(1, 50), picture(1, 50)).cluster == TWO
 
 
-def test_replacement_of_another_dimension_is_refused(service: ClusterService, store: PetStore) -> None:
+def test_replacement_vector_of_another_dimension_is_refused(service: ClusterService, store: PetStore) -> None:
     before = store.load(PET).revision
 
     with pytest.raises(DimensionMismatch):
@@ -136,7 +136,7 @@ def test_replacement_of_another_dimension_is_refused(service: ClusterService, st
     assert store.load(PET).revision == before
 
 
-def test_batch_leaves_replacements_to_single_calls(service: ClusterService) -> None:
+def test_assign_many_skips_replacements(service: ClusterService) -> None:
     items = [
         NewItem(PET, EDITED, MODEL, picture(1, 99), is_replacement=True),
         NewItem(PET, name(1, 60), MODEL, picture(1, 60)),

@@ -53,7 +53,7 @@ def where(store: PetStore, media: Iterable[MediaId]) -> set[int]:
 # -- ids ---------------------------------------------------------------------------------------------------------------
 
 
-def test_restore_does_not_give_a_merged_id_to_items_of_another_cluster(
+def test_restore_does_not_assign_a_merged_id_to_items_of_another_cluster(
     service: ClusterService, store: PetStore
 ) -> None:
     before = store.view(PET).revision
@@ -68,7 +68,7 @@ def test_restore_does_not_give_a_merged_id_to_items_of_another_cluster(
     assert store.view(PET).aliases == {THREE: TWO}
 
 
-def test_restore_does_not_give_the_id_of_a_dismissed_cluster_to_another_one(
+def test_restore_does_not_reuse_the_id_of_a_dismissed_cluster_elsewhere(
     service: ClusterService, store: PetStore
 ) -> None:
     before = store.view(PET).revision
@@ -81,7 +81,7 @@ def test_restore_does_not_give_the_id_of_a_dismissed_cluster_to_another_one(
     assert where(store, names(2, range(8))) == {NOISE}
 
 
-def test_restore_does_not_give_a_merged_id_to_items_that_left_before_the_merge(
+def test_restore_assigns_no_merged_id_to_items_that_left_before_the_merge(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     """The user who merged cluster 1 into 2 meant the items in 1 at that time, so both ids must lead to them."""
@@ -98,7 +98,7 @@ def test_restore_does_not_give_a_merged_id_to_items_that_left_before_the_merge(
     assert view.aliases == {ONE: TWO}
 
 
-def test_restore_returns_an_id_to_the_items_that_remained_after_a_split(
+def test_restore_gives_an_id_back_to_the_items_that_remained_after_a_split(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -114,7 +114,9 @@ def test_restore_returns_an_id_to_the_items_that_remained_after_a_split(
     assert store.view(PET).aliases == {}
 
 
-def test_restore_returns_an_id_lost_in_a_recluster(service: ClusterService, store: PetStore, machine: Machine) -> None:
+def test_restore_brings_back_an_id_that_a_recluster_retired(
+    service: ClusterService, store: PetStore, machine: Machine
+) -> None:
     before = store.load(PET)
     machine(names(0, range(8)) | names(1, range(8)))
     renamed = machine(names(0, range(8)))
@@ -159,9 +161,7 @@ def test_restore_sends_later_items_to_the_most_similar_cluster(
     assert restored.n_later == 8
 
 
-def test_restore_keeps_later_items_in_a_cluster_that_was_split_off_later(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_restore_keeps_later_arrivals_in_a_later_split_off_cluster(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     split = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
     take(service, 0, range(20, 24))
@@ -206,7 +206,7 @@ def test_restore_points_an_alias_to_the_split_off_cluster_with_its_items(
     assert store.view(PET).aliases == {TWO: split.cluster}
 
 
-def test_restore_makes_a_newer_id_an_alias_of_the_cluster_with_its_items(
+def test_restore_makes_newer_ids_aliases_of_the_cluster_with_their_items(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -223,7 +223,7 @@ def test_restore_makes_a_newer_id_an_alias_of_the_cluster_with_its_items(
     assert {state.aliases[ClusterId(id_)] for id_ in younger} == {ONE}
 
 
-def test_restore_makes_an_id_whose_items_had_become_noise_an_alias(
+def test_restore_makes_an_id_an_alias_if_its_items_had_become_noise(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -250,7 +250,7 @@ def test_restore_after_deletion_brings_aliases_back(service: ClusterService, sto
 
 
 @pytest.mark.parametrize("way", ["kept", "exported"])
-def test_past_has_the_aliases_of_every_revision(
+def test_past_returns_the_aliases_of_every_revision(
     service: ClusterService, store: PetStore, machine: Machine, way: str
 ) -> None:
     states = [store.load(PET)]

@@ -33,7 +33,7 @@ def correct(service: ClusterService, state: PetState, kind: str, random: Random)
             return service.dismiss(PET, media, operation_id="first", by="ada"), {cluster}
 
 
-def test_split_reports_items_that_older_corrections_move_with_it() -> None:
+def test_split_reports_items_that_older_corrections_also_moved() -> None:
     store = MemoryPetStore()
     service = grouped(store, 3, range(6))
     one, two, three = ClusterId(1), ClusterId(2), ClusterId(3)
@@ -58,7 +58,7 @@ def test_split_reports_items_that_older_corrections_move_with_it() -> None:
 # dismissed cluster did not return. Not covered: if an exclusion takes most items of an old merge out of their cluster,
 # items of that merge in another cluster may move with them.
 @pytest.mark.parametrize("seed", [101, 103, 104, 240])
-def test_correction_undone_at_once_leaves_no_trace(seed: int) -> None:
+def test_undo_right_after_a_correction_restores_labels_and_aliases_exactly(seed: int) -> None:
     day, random, n_corrected = Day(seed), Random(seed), 0
     for step in range(40):
         day.go_on()

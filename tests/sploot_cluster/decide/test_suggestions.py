@@ -76,7 +76,7 @@ def with_stranger() -> PetState:
     return pet(cluster, origins=[Origin.CORE] * 12 + [Origin.ABSORBED])
 
 
-def test_clusters_of_one_subject_are_merged_by_yes() -> None:
+def test_yes_to_the_same_subject_question_merges_the_clusters() -> None:
     state = two_looks()
     (question,) = asked(state)
 
@@ -89,7 +89,7 @@ def test_clusters_of_one_subject_are_merged_by_yes() -> None:
     assert kinds(after) == []
 
 
-def test_clusters_kept_apart_by_no_are_not_asked_about_again() -> None:
+def test_same_subject_question_is_not_asked_again_after_no() -> None:
     state = two_looks()
     (question,) = asked(state)
 
@@ -100,7 +100,7 @@ def test_clusters_kept_apart_by_no_are_not_asked_about_again() -> None:
     assert asked(after) == []
 
 
-def test_two_subjects_in_a_cluster_are_split_by_yes() -> None:
+def test_yes_to_the_two_subjects_question_splits_the_cluster() -> None:
     state = mixed()
     (question,) = asked(state)
 
@@ -110,7 +110,7 @@ def test_two_subjects_in_a_cluster_are_split_by_yes() -> None:
     assert np.flatnonzero(after.labels == state.next_cluster).tolist() == list(range(15, 24))
 
 
-def test_cluster_that_is_one_after_no_is_not_asked_about_again() -> None:
+def test_two_subjects_question_is_not_asked_again_after_no() -> None:
     state = mixed()
     (question,) = asked(state)
 
@@ -120,7 +120,7 @@ def test_cluster_that_is_one_after_no_is_not_asked_about_again() -> None:
     assert asked(after) == []
 
 
-def test_stranger_leaves_by_yes_and_is_certain_after_no() -> None:
+def test_stranger_leaves_after_yes_and_is_no_longer_doubtful_after_no() -> None:
     state = with_stranger()
     question = next(one for one in asked(state) if one.kind == "stranger")
 
@@ -135,7 +135,7 @@ def test_stranger_leaves_by_yes_and_is_certain_after_no() -> None:
         assert MediaId("m12") not in {item.media_id for item in doubtful(after, None, limit=500).items}
 
 
-def test_locked_clusters_are_not_asked_about_alone() -> None:
+def test_locked_cluster_gets_no_stranger_or_two_subjects_question() -> None:
     for state in (mixed(), with_stranger()):
         question = next(one for one in asked(state) if one.cluster_ids == (ONE,))
 
@@ -144,7 +144,7 @@ def test_locked_clusters_are_not_asked_about_alone() -> None:
         assert question.suggestion_id not in {one.suggestion_id for one in asked(locked)}
 
 
-def test_doubtful_items_come_least_certain_first() -> None:
+def test_doubtful_items_are_sorted_least_certain_first() -> None:
     state = with_stranger()
 
     of_pet = doubtful(state, None, limit=3).items
@@ -161,7 +161,7 @@ def entry(revision: int, kind: str, **summary: object) -> HistoryEntry:
     return HistoryEntry(revision, kind, AT, "ada", summary)
 
 
-def test_kind_pauses_after_three_no_until_the_next_recluster() -> None:
+def test_kind_of_question_pauses_after_three_no_until_a_recluster() -> None:
     state = two_looks()
     no = [entry(revision, "keep_apart", suggestion="same_subject", answer="no") for revision in (9, 8, 7)]
     other = entry(10, "place", suggestion="stranger", answer="no")
@@ -175,7 +175,7 @@ def test_kind_pauses_after_three_no_until_the_next_recluster() -> None:
     assert kinds(state, [entry(12, "recluster"), *no]) == ["same_subject"]
 
 
-def test_limit_keeps_what_gains_most() -> None:
+def test_limit_keeps_the_suggestions_with_the_highest_gain() -> None:
     state = pet(
         subject(12, 1, _0=1.0, _1=0.4),
         subject(12, 2, _0=1.0, _1=-0.4),

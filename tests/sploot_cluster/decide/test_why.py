@@ -31,7 +31,7 @@ def service(store: MemoryPetStore) -> ClusterService:
 # -- why -------------------------------------------------------------------------------------------------------------
 
 
-def test_why_lists_nearest_items_and_margin_over_the_next_cluster(service: ClusterService) -> None:
+def test_why_lists_nearest_items_and_the_margin_over_the_second_cluster(service: ClusterService) -> None:
     why = service.why(PET, name(0, 3))
 
     similarity = {number: float(picture(0, 3) @ picture(0, number)) for number in range(12) if number != 3}
@@ -70,7 +70,7 @@ def test_absorbed_items_are_never_listed_as_nearest() -> None:
     assert "low confidence" in why.reason
 
 
-def test_why_names_the_person_and_a_negative_margin_after_a_merge(
+def test_why_names_the_person_and_shows_a_negative_margin_after_a_merge(
     service: ClusterService,
 ) -> None:
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
@@ -90,7 +90,7 @@ def test_why_names_the_person_and_a_negative_margin_after_a_merge(
     assert split_demand == "apart from the items that remained (11), together with the others that moved (0)"
 
 
-def test_why_of_noise_states_the_threshold_of_the_nearest_cluster(service: ClusterService) -> None:
+def test_why_of_a_noise_item_states_the_threshold_of_the_nearest_cluster(service: ClusterService) -> None:
     odd = picture(0, 1) + picture(1, 1) + picture(5, 1)
     service.assign(PET, MediaId("odd"), model=MODEL, vector=odd)
 
@@ -151,7 +151,7 @@ def test_why_of_an_unknown_item_is_rejected(service: ClusterService) -> None:
 # -- lineage of ids --------------------------------------------------------------------------------------------------
 
 
-def test_merged_and_split_clusters_name_the_clusters_they_came_from(
+def test_merged_and_split_clusters_list_the_clusters_that_they_came_from(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     service.merge(PET, [ONE, TWO], into=ONE, operation_id="1", by="ada")
@@ -162,7 +162,7 @@ def test_merged_and_split_clusters_name_the_clusters_they_came_from(
     assert lineage == {ONE: (None, (TWO,)), THREE: (None, ()), split.cluster: (THREE, ())}
 
 
-def test_cluster_divided_by_a_recluster_names_the_cluster_it_came_from(store: MemoryPetStore) -> None:
+def test_clusters_divided_by_a_recluster_list_their_former_cluster(store: MemoryPetStore) -> None:
     service = ClusterService(store, settings=ClusterSettings(single_cluster_similarity=0.01))
     take(service, 0, range(12))
     service.recluster(PET)

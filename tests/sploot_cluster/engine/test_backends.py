@@ -98,7 +98,7 @@ def test_cupy_calls_build_the_same_tree_as_the_cpu(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("wanted", "n"), [("hdbscan_cpu", GPU_FROM), ("hdbscan_gpu", GPU_FROM - 1)])
-def test_gpu_is_not_used_when_not_wanted_or_for_few_items(wanted: str, n: int) -> None:
+def test_gpu_is_not_used_if_it_is_not_configured_or_for_few_items(wanted: str, n: int) -> None:
     heard: list[Fallback] = []
     build = TreeBuilder(
         "hdbscan_gpu" if wanted == "hdbscan_gpu" else "hdbscan_cpu",
@@ -119,7 +119,7 @@ def test_gpu_error_names_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> N
         gpu_nearest()
 
 
-def test_gpu_is_unavailable_when_libraries_find_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_is_unavailable_if_the_libraries_find_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cupy", "torch"):
         library, cuda = ModuleType(name), ModuleType("cuda")
         cuda.is_available = lambda: False  # type: ignore[attr-defined]

@@ -37,7 +37,7 @@ def chunks(request: pytest.FixtureRequest, vectors: FloatMatrix, monkeypatch: py
     return Chunks.of(vectors)
 
 
-def test_every_row_is_in_one_chunk_and_the_last_is_padded(vectors: FloatMatrix, chunks: Chunks) -> None:
+def test_every_row_is_in_exactly_one_chunk_and_the_last_chunk_is_padded(vectors: FloatMatrix, chunks: Chunks) -> None:
     flat = chunks.rows.ravel()
 
     assert sorted(np.delete(flat, chunks.fillings).tolist()) == list(range(len(vectors)))

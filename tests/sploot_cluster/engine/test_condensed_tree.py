@@ -45,7 +45,7 @@ def test_groups_and_probabilities_equal_those_of_hdbscan(sharpness: int, has_dup
     assert n_groups > 20
 
 
-def test_fewer_rows_than_a_group_needs_are_noise() -> None:
+def test_all_rows_are_noise_if_there_are_fewer_than_a_group_needs() -> None:
     labels, probabilities = select(np.array([[0, 1, 0.5, 2], [3, 2, 0.7, 3]]), 4)
 
     assert labels.tolist() == [-1, -1, -1]

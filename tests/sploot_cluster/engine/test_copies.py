@@ -45,17 +45,17 @@ def test_frames_of_a_burst_are_one_picture() -> None:
     assert set(found[71:82].tolist()) == {found[1]}
 
 
-def test_items_of_one_subject_are_pictures_of_their_own() -> None:
+def test_different_items_of_one_subject_are_separate_pictures() -> None:
     vectors, _ = album(np.random.default_rng(2), 60, 3)
 
     assert sorted(pictures_of(vectors).tolist()) == list(range(60))
 
 
-def test_items_of_a_pet_of_identical_items_count_each() -> None:
+def test_each_item_counts_if_all_items_of_a_pet_are_identical() -> None:
     assert sorted(pictures_of(as_vectors(np.ones((20, 4)))).tolist()) == list(range(20))
 
 
-def test_frames_of_a_video_are_pictures_of_their_own() -> None:
+def test_frames_of_a_video_are_separate_pictures() -> None:
     """Each frame is near the next one, and far from the one that is twenty frames later."""
     angles = np.linspace(0, np.pi, 200)
     video = np.zeros((200, DIM))
@@ -68,7 +68,7 @@ def test_frames_of_a_video_are_pictures_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(("n", "frames"), [(100, 7), (100, 19), (250, 11)])
-def test_burst_stays_with_its_subject(n: int, frames: int) -> None:
+def test_burst_is_grouped_with_its_subject(n: int, frames: int) -> None:
     rng = np.random.default_rng(4)
     vectors, subjects = album(rng, n, 5)
 
@@ -79,7 +79,7 @@ def test_burst_stays_with_its_subject(n: int, frames: int) -> None:
 
 
 @pytest.mark.parametrize("times", [2, 3, 5])
-def test_copies_of_a_stranger_are_no_group(times: int) -> None:
+def test_few_copies_of_an_unrelated_picture_do_not_form_a_group(times: int) -> None:
     rng = np.random.default_rng(5)
     vectors, _ = album(rng, 120, 3)
     strangers = np.repeat(directions(rng, 10), times, axis=0)
@@ -90,7 +90,7 @@ def test_copies_of_a_stranger_are_no_group(times: int) -> None:
     assert len(set(found.labels[:120].tolist()) - {-1}) == 3
 
 
-def test_long_series_of_a_stranger_is_a_group() -> None:
+def test_many_copies_of_an_unrelated_picture_form_a_group() -> None:
     rng = np.random.default_rng(6)
     vectors, _ = album(rng, 120, 3)
 

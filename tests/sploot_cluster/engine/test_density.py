@@ -76,7 +76,7 @@ def test_same_input_gives_same_result() -> None:
     np.testing.assert_array_equal(first.probabilities, second.probabilities)
 
 
-def test_pet_with_one_subject_is_one_group_that_excludes_an_outlier() -> None:
+def test_pet_with_one_subject_is_one_group_without_the_outlier() -> None:
     found = cluster_densely(looks(25, 1, spread=0.1))
 
     assert found.labels[25] == -1
@@ -85,7 +85,7 @@ def test_pet_with_one_subject_is_one_group_that_excludes_an_outlier() -> None:
 
 
 @pytest.mark.parametrize("common", [0, 1.5, 2.1, 3.0])
-def test_what_all_items_have_in_common_does_not_affect_groups(common: float) -> None:
+def test_component_common_to_all_vectors_does_not_affect_groups(common: float) -> None:
     """A few models give every image nearly the same vector: median similarities are 0, .69, .82 and .90 here."""
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -114,7 +114,7 @@ def test_too_few_vectors_are_noise(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 50, 200])
-def test_n_identical_vectors_are_one_group(n: int) -> None:
+def test_identical_vectors_are_one_group(n: int) -> None:
     assert cluster_densely(np.ones((n, 4))).labels.tolist() == [0] * n
 
 
@@ -125,7 +125,7 @@ def test_vector_lengths_do_not_affect_groups() -> None:
     np.testing.assert_array_equal(cluster_densely(vectors * lengths).labels, cluster_densely(vectors).labels)
 
 
-def test_parameter_out_of_range_is_rejected_by_name() -> None:
+def test_error_for_a_parameter_out_of_range_names_the_parameter() -> None:
     with pytest.raises(InvalidInput, match=r"^min_cluster_size: expected at least 2, got 1"):
         cluster_densely(looks(10), min_cluster_size=1)
     with pytest.raises(InvalidInput, match=r"^min_samples: expected at least 1, got 0"):

@@ -47,7 +47,7 @@ def test_components_match_scipy_and_are_numbered_by_first_node(seed: int) -> Non
     assert found[np.sort(np.unique(found, return_index=True)[1])].tolist() == list(range(n_found))
 
 
-def test_long_path_is_one_component_and_its_own_forest() -> None:
+def test_long_path_is_one_component_and_a_spanning_forest_of_itself() -> None:
     nodes = np.random.default_rng(1).permutation(5_000)
     path = np.stack([nodes[:-1], nodes[1:]], axis=1)
 
@@ -55,7 +55,7 @@ def test_long_path_is_one_component_and_its_own_forest() -> None:
     assert forest(5_000, path).tolist() == list(range(4_999))
 
 
-def test_walk_visits_every_node_next_to_an_earlier_one() -> None:
+def test_walk_visits_each_node_after_one_of_its_neighbours() -> None:
     rng = np.random.default_rng(2)
     names = rng.permutation(300)
     names[[0, int(np.flatnonzero(names == 0)[0])]] = 0, names[0]

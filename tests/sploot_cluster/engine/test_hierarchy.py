@@ -39,13 +39,13 @@ def test_linkage_distances_ascend() -> None:
     assert steps.tolist() == [[1, 2, 1, 2], [4, 3, 2, 3], [5, 0, 3, 4]]
 
 
-def test_at_equal_distances_smaller_parts_join_the_largest_smallest_first() -> None:
+def test_parts_at_equal_distance_join_the_largest_part_smallest_first() -> None:
     tree = tree_of(6, (0, 1, 1.0), (1, 2, 1.5), (3, 4, 1.2), (2, 5, 2.0), (5, 3, 2.0))
 
     assert components_after(tree)[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]
 
 
-def test_parts_count_as_one_row_each() -> None:
+def test_each_part_counts_as_one_row() -> None:
     tree = tree_of(5, (0, 1, 0.1), (1, 2, 3.0), (2, 3, 1.0), (3, 4, 2.0))
 
     steps = linkage(tree, parts=np.array([0, 0, 1, 2, 0]))
@@ -55,7 +55,7 @@ def test_parts_count_as_one_row_each() -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_distances_equal_within_float32_are_treated_as_equal(order: int) -> None:
+def test_distances_equal_within_float32_precision_count_as_equal(order: int) -> None:
     """Rounding decides which of the two is larger, so both are joined as if at the same distance."""
     edges = [(0, 1, 0.5), (1, 2, 0.6), (3, 4, 0.55), (2, 5, 1.0), (5, 3, 1.0 + order * 1e-8)]
 
@@ -86,7 +86,7 @@ def test_choice_of_minimum_tree_does_not_affect_groups(min_samples: int) -> None
         np.testing.assert_array_equal(found.labels[order] < 0, other.labels < 0, err_msg=str(seed))
 
 
-def test_linkage_distances_are_the_weights_of_the_tree() -> None:
+def test_linkage_distances_are_the_weights_of_the_spanning_tree() -> None:
     tree = spanning_tree(as_vectors(np.random.default_rng(1).normal(size=(50, 8))), 3)
 
     steps = linkage(tree)

@@ -10,7 +10,7 @@ from sploot_cluster.engine.matching import matching
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_matching_has_the_sum_of_scipys(seed: int) -> None:
+def test_matching_has_the_same_sum_as_the_solution_of_scipy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     shape = rng.integers(0, 12, size=2)
     table = rng.integers(0, 12, size=shape) * (rng.random(shape) < rng.random())
@@ -24,10 +24,10 @@ def test_matching_has_the_sum_of_scipys(seed: int) -> None:
         assert len(set(side)) == len(side)
 
 
-def test_larger_sum_wins_over_the_largest_value() -> None:
+def test_matching_with_the_larger_sum_wins_over_one_with_the_largest_value() -> None:
     assert matching(np.array([[5, 4], [4, 0]])) == [(0, 1), (1, 0)]
 
 
-def test_no_pair_has_the_value_zero() -> None:
+def test_matching_contains_no_pair_of_value_zero() -> None:
     assert matching(np.array([[0, 3, 0], [0, 2, 0]])) == [(0, 1)]
     assert matching(np.zeros((2, 0), dtype=np.int64)) == []

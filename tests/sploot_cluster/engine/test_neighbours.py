@@ -15,7 +15,7 @@ def vectors(n: int, *, seed: int = 3, dim: int = 24) -> FloatMatrix:
     return as_vectors(np.random.default_rng(seed).normal(size=(n, dim)))
 
 
-def test_nearest_match_a_full_comparison() -> None:
+def test_nearest_matches_a_full_comparison() -> None:
     held, queries = vectors(500), vectors(20, seed=4)
 
     found = nearest(held, queries, 10)
@@ -54,7 +54,7 @@ def test_threads_can_search_concurrently() -> None:
 
 
 @pytest.mark.parametrize("n", [0, 5, 300])
-def test_queries_in_turn_find_the_vectors_and_earlier_queries_to_the_last_bit(n: int) -> None:
+def test_nearest_in_turn_gives_the_same_results_as_appending_each_query(n: int) -> None:
     held, queries = vectors(n, dim=32), vectors(50, seed=4, dim=32)
     queries[15:45] = held[0] if n else queries[4]  # more equal items than neighbours
     all_of_them = np.concatenate([held, queries])

@@ -22,7 +22,7 @@ def test_items_of_one_subject_are_near_each_other_on_the_map() -> None:
     assert points.max() == 1
 
 
-def test_correction_moves_no_point_of_the_map() -> None:
+def test_correction_does_not_move_points_on_the_map() -> None:
     service = grouped(MemoryPetStore(), 3, range(10))
     before = service.map(PET)
 
@@ -33,7 +33,7 @@ def test_correction_moves_no_point_of_the_map() -> None:
     assert after.revision == before.revision + 1
 
 
-def test_map_of_a_large_pet_is_an_even_sample_and_of_an_empty_one_empty() -> None:
+def test_map_shows_an_even_sample_of_a_large_pet_and_can_be_empty() -> None:
     service = ClusterService(MemoryPetStore())
     take(service, 0, range(10))
 

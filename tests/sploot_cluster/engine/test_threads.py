@@ -20,7 +20,7 @@ def blas_threads() -> list[int]:
     return numbers
 
 
-def test_native_code_gets_one_thread_unless_configured() -> None:
+def test_native_libraries_use_one_thread_unless_configured_otherwise() -> None:
     environ = {"OPENBLAS_NUM_THREADS": "4"}
 
     one_thread_each(environ)
@@ -34,7 +34,7 @@ def test_spread_yields_results_in_order(threads: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_blas_has_one_thread_during_spread_and_is_restored_after(threads: int) -> None:
+def test_blas_uses_one_thread_only_during_spread(threads: int) -> None:
     before = blas_threads()
 
     during = list(spread(lambda _: blas_threads(), range(3), threads=threads))
@@ -56,7 +56,7 @@ def test_numpy_blas_detects_the_core_type() -> None:
     assert blas["architecture"] in (wide if {"avx512f", "avx512vl"} <= flags else wide | {"Haswell", "Zen"})
 
 
-def test_exception_in_a_thread_is_raised_and_blas_restored() -> None:
+def test_exception_in_a_thread_is_raised_and_blas_threads_are_restored() -> None:
     before = blas_threads()
 
     with pytest.raises(ZeroDivisionError):

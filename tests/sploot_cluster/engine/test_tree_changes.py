@@ -85,7 +85,7 @@ def test_tree_grown_one_by_one_matches_a_fresh_build() -> None:
 
 @pytest.mark.parametrize("min_samples", [1, 2, 4])
 @pytest.mark.parametrize("make", [album, one_picture, scattered])
-def test_tree_with_many_vectors_at_once_matches_a_fresh_build(make: Maker, min_samples: int) -> None:
+def test_tree_grown_by_many_vectors_at_once_matches_a_fresh_build(make: Maker, min_samples: int) -> None:
     for seed in range(4):
         rng = np.random.default_rng(seed)
         n_new = int(rng.choice([5, 8, 9, 40, 150]))
@@ -97,7 +97,7 @@ def test_tree_with_many_vectors_at_once_matches_a_fresh_build(make: Maker, min_s
         assert_as_built_anew(tree, vectors, seed)
 
 
-def test_tree_with_a_subject_that_is_new_matches_a_fresh_build() -> None:
+def test_tree_grown_by_a_new_subject_matches_a_fresh_build() -> None:
     """The new vectors are far from the old ones, and near each other."""
     rng = np.random.default_rng(9)
     vectors = np.concatenate([album(rng, 200), album(rng, 60)])
@@ -121,7 +121,7 @@ def test_many_new_vectors_at_once_trigger_a_rebuild() -> None:
     assert_as_built_anew(tree, pool, 4)
 
 
-def test_growing_by_nothing_returns_the_same_tree() -> None:
+def test_growing_a_tree_by_no_vectors_returns_the_same_tree() -> None:
     pool = album(np.random.default_rng(5), 50)
     tree = spanning_tree(pool, 1)
 
@@ -148,7 +148,7 @@ def test_removing_a_hub_and_half_of_the_rows_matches_a_fresh_build() -> None:
     assert_as_built_anew(left, np.delete(pool, gone, axis=0), 7)
 
 
-def test_changes_do_not_modify_the_original_tree() -> None:
+def test_growing_and_removing_do_not_modify_the_original_tree() -> None:
     pool = album(np.random.default_rng(8), 120)
     tree = spanning_tree(pool[:100], 2)
     before = [array.copy() for array in (tree.neighbours, tree.distances, tree.edges, tree.lengths)]

@@ -35,7 +35,9 @@ def pages(service: ClusterService, *, limit: int) -> list[ItemPage]:
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(5, [5, 5, 5, 1]), (8, [8, 8]), (100, [16])])
-def test_pages_list_every_item_once_with_its_place(service: ClusterService, limit: int, sizes: list[int]) -> None:
+def test_pages_list_every_item_once_with_its_cluster_and_origin(
+    service: ClusterService, limit: int, sizes: list[int]
+) -> None:
     view = service.clusters(PET)
     places = {item: one.cluster_id for one in view.clusters for item in one.media_ids}
 
@@ -50,7 +52,7 @@ def test_pages_list_every_item_once_with_its_place(service: ClusterService, limi
     assert {item.origin for item in items} == {"dismissed", "core"}
 
 
-def test_items_that_arrive_meanwhile_are_on_the_last_page(service: ClusterService) -> None:
+def test_items_that_arrive_between_pages_are_on_the_last_page(service: ClusterService) -> None:
     first = service.items(PET, limit=10)
     take(service, 0, range(90, 91))
 

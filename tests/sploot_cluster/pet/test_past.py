@@ -123,7 +123,7 @@ overwritten = st.builds(
 
 
 @given(overwritten)
-def test_overwritten_labels_survive_encoding(one: past.Overwritten) -> None:
+def test_record_of_overwritten_labels_survives_encoding(one: past.Overwritten) -> None:
     again = past.load(7, past.dump(one))
 
     assert [column.tolist() for column in (again.rows, again.labels, again.origins)] == [
@@ -138,7 +138,7 @@ PACKED = past.dump(
 
 
 @pytest.mark.parametrize("stored", [b"", b"\x01no zlib", b"\x02", PACKED[:9], PACKED[:-1]])
-def test_damaged_overwritten_labels_are_refused(stored: bytes) -> None:
+def test_damaged_record_of_overwritten_labels_is_refused(stored: bytes) -> None:
     with pytest.raises(ValueError, match="the overwritten labels of revision 7"):
         past.load(7, stored)
 
@@ -154,7 +154,7 @@ def snapshot(labels: str, *, revision: int | None = None, absorbed: str = "") ->
     return Snapshot(revision, media, np.array(values, dtype=np.int32), np.array(origins, dtype=np.uint8))
 
 
-def test_diff_lists_moved_items_and_the_fate_of_ids() -> None:
+def test_diff_lists_moved_items_and_kept_new_and_ended_ids() -> None:
     diff = compare(snapshot("1 1 1 2 2 3 3 3 -", revision=4), snapshot("1 1 - 1 1 3 9 9 3 -", revision=9))
 
     assert (diff.from_revision, diff.to_revision) == (4, 9)
@@ -172,14 +172,14 @@ def test_diff_lists_moved_items_and_the_fate_of_ids() -> None:
     assert (diff.kept_ids, diff.new_ids, diff.ended_ids) == ((1, 3), (9,), (2,))
 
 
-def test_cluster_whose_items_scattered_is_not_listed_as_merged() -> None:
+def test_cluster_whose_items_were_scattered_is_not_listed_as_merged() -> None:
     diff = compare(snapshot("1 1 2 2 2 2"), snapshot("1 1 3 3 4 -"))
 
     assert diff.merged == {}
     assert diff.split == {3: 2, 4: 2}
 
 
-def test_absorbed_items_do_not_decide_what_a_cluster_became() -> None:
+def test_absorbed_items_do_not_affect_the_successor_of_a_cluster() -> None:
     diff = compare(snapshot("5 5 5 5", absorbed="bcd"), snapshot("1 2 2 2"))
 
     assert diff.merged == {5: 1}
@@ -211,7 +211,7 @@ def test_restore_brings_back_the_labels_and_ids_of_the_revision(service: Cluster
     assert [(entry.kind, entry.by) for entry in service.history(PET, limit=1)] == [("restore", "bob")]
 
 
-def test_commit_during_a_read_of_the_past_is_left_out(
+def test_past_ignores_a_commit_made_while_it_is_read(
     redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = RedisPetStore(redis_client)
@@ -279,7 +279,7 @@ def test_restore_keeps_ids_of_clusters_that_users_made_later(service: ClusterSer
     assert store.view(PET).aliases == {TWO: 3}
 
 
-def test_repeated_restore_operation_changes_once(service: ClusterService, store: PetStore) -> None:
+def test_repeated_restore_operation_takes_effect_once(service: ClusterService, store: PetStore) -> None:
     before = store.view(PET).revision
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     service.undo(PET, split.revision, operation_id="2", by="ada")

@@ -80,7 +80,7 @@ def test_applied_preview_makes_exactly_the_shown_changes(service: ClusterService
     assert service.compare(PET, state.revision - 1, state.revision).moved == previewed.diff.moved
 
 
-def test_applied_preview_equals_a_recluster(store: PetStore, service: ClusterService) -> None:
+def test_applied_preview_gives_the_same_state_as_a_recluster(store: PetStore, service: ClusterService) -> None:
     twins_store = MemoryPetStore()
     twin = ClusterService(twins_store)
     for subject in range(2):
@@ -119,7 +119,7 @@ def test_stale_preview_is_refused_and_changes_nothing(
     assert store.load(PET).version == before.version
 
 
-def test_preview_applied_twice_changes_once(service: ClusterService, store: PetStore) -> None:
+def test_preview_applied_twice_takes_effect_once(service: ClusterService, store: PetStore) -> None:
     token = service.preview(PET).token
 
     first = service.apply(PET, token, by="bob")
@@ -164,7 +164,9 @@ def test_preview_of_a_changed_pet_is_not_stored(service: ClusterService, store: 
     assert kept_preview(store).token == later.token
 
 
-def test_token_depends_on_the_state_and_not_only_on_its_revision(service: ClusterService, store: PetStore) -> None:
+def test_preview_token_depends_on_the_state_and_not_only_on_its_revision(
+    service: ClusterService, store: PetStore
+) -> None:
     service.preview(PET)
     preview, state = kept_preview(store), store.load(PET)
 
@@ -186,7 +188,7 @@ def test_preview_expires_after_15_minutes() -> None:
         service.apply(PET, token, by="bob")
 
 
-def test_preview_in_redis_has_a_time_limit(redis_client: redis.Redis) -> None:
+def test_preview_in_redis_has_an_expiry_time(redis_client: redis.Redis) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(8))
 

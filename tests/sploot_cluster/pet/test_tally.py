@@ -56,7 +56,7 @@ def test_items_are_counted_by_their_state(service: ClusterService) -> None:
     assert str(tally) == "ingested 17 = clustered 14 + noise 1 + quarantined 1 + dismissed 1"
 
 
-def test_item_of_a_wrong_model_or_dimension_is_quarantined_until_it_matches(service: ClusterService) -> None:
+def test_item_with_wrong_model_or_dimension_is_quarantined_until_corrected(service: ClusterService) -> None:
     with pytest.raises(ModelMismatch):
         send(service, 0, model="clip@2")
     for number in range(2):
@@ -80,7 +80,7 @@ def test_known_item_is_not_quarantined_if_it_is_sent_again_with_a_wrong_model(se
     assert service.tally(PET).quarantine == {}
 
 
-def test_full_quarantine_counts_further_items_without_keeping_them(
+def test_full_quarantine_counts_further_arrivals_without_storing_them(
     service: ClusterService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("store.redis", "store.memory"):

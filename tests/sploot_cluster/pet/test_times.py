@@ -38,11 +38,11 @@ def test_time_in_another_time_zone_is_stored_in_utc() -> None:
     assert (time, time and time.tzinfo) == (NOON, UTC)
 
 
-def test_unknown_time_is_none() -> None:
+def test_none_is_stored_as_the_unknown_time_and_read_back_as_none() -> None:
     assert (ms_of(None), time_of(UNKNOWN)) == (UNKNOWN, None)
 
 
-def test_items_are_ordered_by_time_and_unknown_ones_come_last(store: PetStore) -> None:
+def test_items_are_sorted_by_time_and_items_without_a_time_come_last(store: PetStore) -> None:
     service = ClusterService(store)
     times = {"a": None, "b": NOON, "c": NOON - timedelta(days=1), "d": None, "e": NOON}
     for item, time in times.items():
