@@ -41,15 +41,15 @@ def matched(
     [
         ([1, 1, 2, 2], [0, 0, 1, 1], {0: 1, 1: 2}),
         ([1, 1, 2, 2], [1, 1, 0, 0], {1: 1, 0: 2}),
-        # two of three items stay together: they keep the id, and the third gets a new one
+        # two of three items stay together and keep the id; the third gets a new one
         ([7, 7, 7, 2], [0, 0, 1, 2], {0: 7, 1: 8, 2: 2}),
-        # two clusters joined: the id of the larger one
+        # two clusters become one, which gets the id of the larger one
         ([1, 1, 1, 2, 2], [0, 0, 0, 0, 0], {0: 1}),
         # a cluster divided in half: one half inherits the id, the other gets a new one
         ([3, 3, 3, 3], [0, 0, 1, 1], {0: 3, 1: 4}),
         # as many items as possible keep their cluster id: 2 + 2, although group 0 overlaps most with cluster 1, by 3
         ([1, 1, 1, 2, 2, 1, 1], [0, 0, 0, 0, 0, 1, 1], {0: 2, 1: 1}),
-        # no overlap with any cluster: new ids, the largest group first
+        # groups that overlap with no cluster get new ids, the largest group first
         ([NOISE, NOISE, NOISE, 1], [5, 6, 6, NOISE], {6: 2, 5: 3}),
     ],
 )

@@ -52,7 +52,7 @@ def place(revision: int, text: str, anchors: str) -> Placement:
 
 
 def named_in_full(ledger: Sequence[Correction]) -> list[Correction]:
-    """Return the ledger with merges that name all their items themselves."""
+    """Return the ledger with all merges listing their items in full, without a base."""
     return [
         replace(one, groups={id_: tuple(items) for id_, items in merged_in(one, ledger).items()}, bases={})
         if isinstance(one, Merge)
@@ -154,7 +154,7 @@ def test_enforced_labels_satisfy_all_constraints_and_are_stable(ledger: list[Cor
     after = enforce(before, VECTORS, rows, counts=ALL_COUNT)
 
     labels_after = dict(zip(MEDIA, after.tolist(), strict=True))
-    # a later step lets groups inherit ids and removes barred items, so group numbers must differ from the old ids
+    # barred items are only removed in a later step, when groups get ids, so group numbers must not equal old ids
     labels_after = {item: label if label == NOISE else label + 1_000 for item, label in labels_after.items()}
     assert demands(ledger).broken(labels_after, {}) == []
     n_kept, total = count_kept(labels_after, constraints, aliases={})

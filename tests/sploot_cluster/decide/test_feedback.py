@@ -285,7 +285,7 @@ def test_excluded_item_stays_out_after_all_members_of_its_cluster_were_replaced(
 ) -> None:
     service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     take(service, 0, range(20, 60))
-    # no item that the exclusion keeps apart from the excluded one is left in the cluster
+    # now the cluster contains no item that the exclusion separates from the excluded one
     service.dismiss(PET, sorted(names(0, range(1, 12))), operation_id="2", by="ada")
 
     reclustered = service.recluster(PET)

@@ -1,4 +1,4 @@
-"""The correction ``keep_apart``: no machine mixes clusters that a person separated, however alike new items are."""
+"""The correction ``keep_apart``: no recluster mixes clusters that a person separated, however similar new items are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def clusters_of(store: MemoryPetStore, subject: int) -> set[int]:
 
 
 def bridge(service: ClusterService, subject: int, other: int) -> None:
-    """Add items between two subjects, which a recluster takes for one album with both."""
+    """Add items between two subjects, so that a recluster would put all of them into one cluster."""
     for number, share in enumerate(np.linspace(0, 1, 120)):
         vector = share * picture(subject, 20) + (1 - share) * picture(other, 20) + 0.05 * picture(subject, number)
         service.assign(PET, MediaId(f"bridge-{number}"), model=MODEL, vector=vector)

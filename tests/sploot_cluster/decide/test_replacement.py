@@ -1,4 +1,4 @@
-"""Replacement of vectors: an edited picture has the same id, and its item keeps its corrections."""
+"""Replacement of vectors: the item of an edited picture keeps its id and its corrections."""
 
 from __future__ import annotations
 

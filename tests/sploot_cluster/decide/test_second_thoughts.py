@@ -17,7 +17,7 @@ KINDS = ("merge", "split", "exclude", "dismiss")
 
 
 def correct(service: ClusterService, state: PetState, kind: str, random: Random) -> tuple[Corrected, set[int]]:
-    """Make a correction of this kind; return it and the clusters that it concerns."""
+    """Make a correction of this kind; return its result and the clusters that it affects."""
     clusters = random.sample(sorted(state.clusters), 2)
     cluster = ClusterId(clusters[0])
     members = [item for item in state.media if state.labels[state.rows[item]] == cluster]
@@ -54,9 +54,9 @@ def test_split_reports_items_that_older_corrections_also_moved() -> None:
     assert service.history(PET)[0].summary["n_also_moved"] == 1
 
 
-# Seeds of past failures: with 240, an excluded half of a cluster kept it under a different id; with the others, a
-# dismissed cluster did not return. Not covered: if an exclusion takes most items of an old merge out of their cluster,
-# items of that merge in another cluster may move with them.
+# Seeds that once failed: with 240, a cluster of which half was excluded had another id after the undo; with the others,
+# a dismissed cluster did not return. Not covered: if an exclusion takes most items of an old merge out of their
+# cluster, items of that merge in another cluster may move with them.
 @pytest.mark.parametrize("seed", [101, 103, 104, 240])
 def test_undo_right_after_a_correction_restores_labels_and_aliases_exactly(seed: int) -> None:
     day, random, n_corrected = Day(seed), Random(seed), 0

@@ -1,4 +1,4 @@
-"""Suggestions: what is asked about a pet, and that no question is asked twice."""
+"""Suggestions: which questions are asked about a pet, and that no question is asked twice."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ONE, TWO, THREE = (ClusterId(number) for number in range(1, 4))
 
 
 def subject(n: int, seed: int, spread: float = 0.05, **weights: float) -> FloatMatrix:
-    """Return n items near a direction, given as weights of axes: ``_0=1.0, _3=0.5``."""
+    """Return n vectors near a direction, which is given as weights of axes, such as ``_0=1.0, _3=0.5``."""
     made = np.random.default_rng(seed).normal(scale=spread, size=(n, DIM))
     for axis, weight in weights.items():
         made[:, int(axis[1:])] += weight
@@ -33,7 +33,7 @@ def subject(n: int, seed: int, spread: float = 0.05, **weights: float) -> FloatM
 
 
 def pet(*clusters: FloatMatrix, origins: list[Origin] | None = None) -> PetState:
-    """Return a pet with these clusters, and four of other subjects."""
+    """Return a pet with these clusters and four clusters of other subjects."""
     others = [subject(12, 50 + axis, **{f"_{axis}": 1.0}) for axis in range(10, 14)]
     labels = [number for number, members in enumerate([*clusters, *others], start=1) for _ in members]
     given = None if origins is None else [*origins, *[Origin.CORE] * (len(labels) - len(origins))]
@@ -61,7 +61,7 @@ def answer(state: PetState, reply: Reply) -> tuple[PetState, Change]:
 
 
 def two_looks() -> PetState:
-    """Return a pet in which clusters 1 and 2 are two looks of one subject."""
+    """Return a pet in which clusters 1 and 2 show one subject in two appearances."""
     return pet(subject(12, 1, _0=1.0, _1=0.4), subject(12, 2, _0=1.0, _1=-0.4))
 
 

@@ -1,4 +1,4 @@
-"""Choice of the backend with a GPU that is missing, fails or works; simulated, because test machines have none."""
+"""Choice of the backend if the GPU is missing, fails or works; it is simulated, because test machines have none."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_working_gpu_builds_the_same_tree_as_the_cpu() -> None:
 
 
 def test_cupy_calls_build_the_same_tree_as_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy stands in for cupy, which has the same functions; without a GPU no closer test is possible."""
+    """numpy, which has the same functions, stands in for cupy; without a GPU, no closer test is possible."""
     cupy, cuda = ModuleType("cupy"), ModuleType("cuda")
     cuda.is_available = lambda: True  # type: ignore[attr-defined]
     cupy.__dict__.update({name: getattr(np, name) for name in ("arange", "argpartition", "asarray", "take_along_axis")})

@@ -32,7 +32,7 @@ def vectors(request: pytest.FixtureRequest) -> FloatMatrix:
 
 @pytest.fixture(params=[1_024, 7], ids=["of eight", "of more"])
 def chunks(request: pytest.FixtureRequest, vectors: FloatMatrix, monkeypatch: pytest.MonkeyPatch) -> Chunks:
-    """The chunks of ``vectors``: of the normal size, and fewer and larger ones, as for large sets."""
+    """The chunks of ``vectors``: once of normal size, and once fewer and larger, as for a large set."""
     monkeypatch.setattr("sploot_cluster.engine.chunks._MOST_CHUNKS", request.param)
     return Chunks.of(vectors)
 

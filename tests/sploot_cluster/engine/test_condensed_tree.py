@@ -12,7 +12,7 @@ from sploot_cluster.pet.vectors import Rows, as_vectors
 
 
 def hierarchy_of(rng: np.random.Generator, *, has_duplicates: bool) -> Linkage:
-    """Return the hierarchy of a few groups, more or less far apart, in some number of dimensions."""
+    """Return the hierarchy of a few groups of random spread in a random number of dimensions."""
     n, n_groups, dim = int(rng.integers(25, 400)), int(rng.integers(1, 9)), int(rng.integers(2, 65))
     x = rng.normal(size=(n_groups, dim))[rng.integers(0, n_groups, n)]
     x += rng.normal(size=(n, dim)) * rng.uniform(0.05, 1)

@@ -1,4 +1,4 @@
-"""Near copies: which items count as one, and what that changes in the groups of a recluster."""
+"""Near copies: which items count as one, and how that affects the groups of a recluster."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_each_item_counts_if_all_items_of_a_pet_are_identical() -> None:
 
 
 def test_frames_of_a_video_are_separate_pictures() -> None:
-    """Each frame is near the next one, and far from the one that is twenty frames later."""
+    """Each frame is near the next one, but far from the frame twenty later."""
     angles = np.linspace(0, np.pi, 200)
     video = np.zeros((200, DIM))
     video[:, 0], video[:, 1] = np.cos(angles), np.sin(angles)

@@ -1,4 +1,4 @@
-"""The map of a pet: near items are near each other on it, and corrections move no point."""
+"""The map of a pet: similar items are near each other on it, and corrections do not move points."""
 
 from __future__ import annotations
 

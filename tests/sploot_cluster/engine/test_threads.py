@@ -1,4 +1,4 @@
-"""Thread counts, and the return of BLAS to its own setting."""
+"""Thread counts, and that the thread count of BLAS is restored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_blas_uses_one_thread_only_during_spread(threads: int) -> None:
 
 
 def test_numpy_blas_detects_the_core_type() -> None:
-    """We rely on the detection and set no core type; where it fails, matrix products take several times as long."""
+    """We rely on this detection and set no core type. If it fails, matrix products take several times as long."""
     (blas,) = (one for one in ThreadpoolController().info() if "numpy" in one["filepath"])
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()

@@ -18,7 +18,7 @@ from tests.sploot_cluster.api.front import API, Front
 
 @pytest.fixture(params=["redis", "memory"])
 def service(request: pytest.FixtureRequest) -> ClusterService:
-    """A service with a pet of two clusters, with eight items each, the third of which is dismissed."""
+    """A service with a pet that has two clusters of eight items each; the third item of the first is dismissed."""
     if request.param == "memory":
         service = grouped(MemoryPetStore(), 2, range(8))
     else:
