@@ -1,1 +1,1 @@
-"""Decisions about a pet, as functions of values: the clock and the store are passed in."""
+"""Decisions about a pet, as pure functions: times and stored data are passed in."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TOP: Final = 3
 
-# The order of summation changes a float32 similarity of the same vectors by up to this much.
+# The float32 similarity of two vectors varies by up to this much with the order of summation.
 ROUNDING: Final = 1e-5
 
 # An int, because comparing with an enum member takes ten times as long, and an arrival makes sixty-four comparisons.
@@ -102,7 +102,7 @@ def decide(
 def _tops(
     ids: npt.NDArray[np.int64], similarity: FloatVector, labels: LabelVector, origins: OriginVector
 ) -> dict[int, list[float]]:
-    """Return the up to three highest similarities to each cluster; ``ids`` are the neighbours, closest first."""
+    """Return, for each cluster, its up to three highest similarities; ``ids`` are the neighbours, closest first."""
     tops: dict[int, list[float]] = {}
     # for sixty-four pairs, lists are faster than arrays
     for label, origin, one in zip(

@@ -107,7 +107,7 @@ class Constraints:
         atoms: item -> its atom, for every item that a correction in force names.
         sides: the sides of each atom; atoms are numbered from 0.
         placed: atoms that a person put into a cluster; the items of all other atoms only left a cluster or remained.
-        leaving: excluded items that no correction put into a cluster -> the bits of these exclusions.
+        leaving: excluded items that no correction put into a cluster -> the bits of the exclusions that removed them.
         together, apart, barred, nowhere: the accepted constraints, newest first.
         overridden: one sentence for each way in which an older correction yields to newer ones.
     """
@@ -132,7 +132,7 @@ class Constraints:
         return a is not None and b is not None and a != b and self.sides[a].conflict(self.sides[b])
 
     def by_row(self, rows: Mapping[MediaId, int]) -> RowConstraints:
-        """Return the constraints by row of a pet; items that the pet no longer has are left out."""
+        """Return the constraints for the rows of a pet; items that the pet no longer has are left out."""
         atoms = np.full(len(rows), -1, dtype=np.int32)
         for item, atom in self.atoms.items():
             row = rows.get(item)
@@ -171,7 +171,7 @@ class RowConstraints:
         sides: the sides of each atom.
         dismissed: (n,) bool, whether a person dismissed the row.
         clusters: placed atom -> for each group in ``Together.clusters``, its rows in this atom.
-        leaving: excluded rows that no correction put into a cluster -> the bits of these exclusions.
+        leaving: excluded rows that no correction put into a cluster -> the bits of the exclusions that removed them.
         barred: pairs of a row and an id; the row may not be in the cluster that the id resolves to.
     """
 

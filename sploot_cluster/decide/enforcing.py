@@ -60,8 +60,8 @@ def enforce(
         fair_share: the fair share of a cluster that people merged, in (0, 1].
 
     Returns:
-        (n,) int32; new groups get numbers above all of ``labels``. An item that ends up alone is noise, unless a person
-        put it there.
+        (n,) int32; new groups get numbers above all those in ``labels``. An item that ends up alone in a group becomes
+        noise, unless a person put it there.
 
     O(n) where nothing is violated; dividing a group of m items, f of them on no side, is O(m · f · dim).
     """

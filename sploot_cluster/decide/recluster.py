@@ -40,7 +40,7 @@ def plan_recluster(
 
     1. Corrections are enforced on the density groups; items that joined a merged cluster later stay in it.
     2. Curated clusters, those with items that a person placed, are never joined automatically and keep their id.
-       Locked clusters stay as they are, apart from new items within their higher threshold that join them.
+       Locked clusters stay as they are, except that new items within their higher threshold join them.
     3. Items that no correction names follow the named items that they resemble, where a correction separates clusters.
     4. Items that arrived while density was computed are assigned like arrivals. So are items that a correction removes
        from their density group.
@@ -182,7 +182,7 @@ def _keep_curated(
     current members of their clusters.
 
     Args:
-        locked: the groups of locked clusters, which stay as they are -> their ids.
+        locked: group -> id of the locked clusters, which stay as they are.
 
     Returns:
         The reserved ids: group -> id.

@@ -341,7 +341,7 @@ class _Joined:
     def pieces_of(
         self, part: tuple[MediaId, ...], root_of: Callable[[MediaId], int]
     ) -> Sequence[tuple[int, tuple[MediaId, ...]]]:
-        """Return the items of a part that are in groups, by the node of their group."""
+        """Return the items of a part that are not gone, grouped by a node of their group."""
         if id(part) not in self._pieces:
             pieces: dict[int, list[MediaId]] = defaultdict(list)
             for item in part:
@@ -368,7 +368,7 @@ class _Joined:
 
 
 def _by_cluster(group: Sequence[MediaId], cluster_of: Mapping[MediaId, ClusterId]) -> tuple[Parts, ...]:
-    """Return the items of a group by their cluster."""
+    """Return the items of a group, divided by their cluster."""
     clusters: dict[ClusterId | None, list[MediaId]] = defaultdict(list)
     for item in group:
         clusters[cluster_of.get(item)].append(item)

@@ -22,7 +22,8 @@ from sploot_cluster.pet.vectors import FloatMatrix
 
 logger = logging.getLogger(__name__)
 
-# Below this size, starting a GPU computation takes longer than computing on the CPU.
+# Minimum number of vectors for which the GPU is used: for fewer, starting a GPU computation takes longer than computing
+# on the CPU.
 GPU_FROM: Final = 2_000
 
 # Rows per matrix product on the GPU; a product with 50,000 columns takes 800 MB.

@@ -15,7 +15,7 @@ Cost = npt.NDArray[np.float64]
 
 
 def matching(table: Table) -> list[tuple[int, int]]:
-    """Return the pairs (row, column) that have the largest sum in a table of numbers from 0, in ascending order.
+    """Return the pairs (row, column) whose cells have the largest sum, in ascending order; no cell may be negative.
 
     Each row and each column is in at most one pair, and no pair has the value 0. If several choices have the largest
     sum, the result is one of them, and always the same. O(k³) for the largest connected part of k rows or columns.

@@ -1,7 +1,7 @@
-"""A map of a pet: its items in two dimensions, for people to look at.
+"""A map of a pet: its items as points in two dimensions, to be shown to users.
 
-The axes are the two directions in which the vectors differ most (principal components). They depend on the items only,
-so corrections and reclusters move no point.
+The axes are the two directions in which the vectors differ most (principal components). They depend only on the items,
+so corrections and reclusters do not move points.
 """
 
 from __future__ import annotations

@@ -52,8 +52,8 @@ def density_of(
 
     The groups are HDBSCAN's, with four changes, each chosen by measurement (docs/explanation/quality.md):
 
-    - Near copies count as one item; see ``copies``. A picture with as many copies as a group needs items is a group if
-      it is in no other.
+    - Near copies count as one item; see ``copies``. A picture with at least as many copies as a group needs items is a
+      group of its own if it is in no other group.
     - Stability is computed with a density of ``1 / distance ** settings.sharpness``. In hundreds of dimensions all
       distances are similar, so with 1 / distance, a few groups that are far apart from each other would be merged into
       one.

@@ -1,7 +1,7 @@
 """The exact minimum spanning tree of mutual reachability, computed with matrix products.
 
-HDBSCAN's hierarchy is the minimum spanning tree of a complete graph in which an edge weighs the distance between its
-two vectors, but no less than the core distance of either (Campello, Moulavi and Sander, 2013). Space-partitioning trees
+HDBSCAN's hierarchy is the minimum spanning tree of a complete graph. The weight of an edge is the distance between its
+vectors, but at least the core distance of each (Campello, Moulavi and Sander, 2013). Space-partitioning trees
 do not help in hundreds of dimensions; matrix products do. Borůvka's algorithm runs on a short list of nearest
 neighbours per vector. A component's best listed edge is accepted only if no unlisted edge can be better: every vector
 that is missing from the list is farther away than the last one in it, the *horizon*. Where the horizon is too near to
@@ -32,7 +32,7 @@ DoubleMatrix = npt.NDArray[np.float64]
 # The signature of ``chunks.nearest_rows``, without threads.
 FindNearest = Callable[[FloatMatrix, Chunks, int], Nearest]
 
-# The order of summation changes a float32 similarity of the same two vectors by less than this.
+# The float32 similarity of two vectors varies by less than this with the order of summation.
 ROUNDING: Final = np.float32(4e-6)
 
 # Length of the neighbour lists. Doubling it decides more edges without a full comparison but costs what it saves;
@@ -177,7 +177,7 @@ class Boruvka:
         Args:
             vectors: (n, d) float32 of unit norm.
             core: (n,) similarity of each row to the neighbour that determines its core distance.
-            views: views of different rows.
+            views: the views; no row is in two of them.
             edges: further edges.
         """
         n = len(vectors)

@@ -1,4 +1,4 @@
-"""Pages of the list of pets: searched, sorted, and continued from the last pet of the page before.
+"""Pages of the list of pets: searched, sorted, and each continued from the last pet of the previous page.
 
 If pets are sorted by id, only those of the page are read. To sort by a count, the counts of all matching pets are read,
 so that is refused if more than ``MAX_SORTED`` match. A search that is not a number reads only pets whose name matches.

@@ -102,7 +102,7 @@ class Correction(ABC):
 
     @property
     def cluster(self) -> ClusterId | None:
-        """The cluster to report to the caller, by its id at that time; None if the correction made and chose none."""
+        """The cluster to report to the caller, by its id at that time; None if it neither created nor chose one."""
         return None
 
     def undoes(self) -> int | None:
@@ -115,7 +115,7 @@ class Correction(ABC):
 
     @abstractmethod
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Self:
-        """Return the correction with other names for its items, in the same order."""
+        """Return the correction with its items renamed by ``name``, which returns the new ids in the same order."""
 
     @abstractmethod
     def ids(self) -> Iterable[ClusterId]:
@@ -194,7 +194,7 @@ class PetState:
 
 @dataclass(frozen=True, slots=True)
 class KeptTree:
-    """A spanning tree as a store keeps it with a pet; see ``kept_tree``.
+    """A spanning tree in the form in which a store keeps it with its pet; see ``kept_tree``.
 
     Attributes:
         born: ``PetState.born`` of its pet.
@@ -209,7 +209,7 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An item to append, with the label and origin that were decided for it; noise until then."""
+    """An item to append, with the label and origin that were decided for it; until then, it counts as noise."""
 
     media: MediaId
     vector: FloatVector

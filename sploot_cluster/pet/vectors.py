@@ -21,7 +21,7 @@ LabelVector = npt.NDArray[np.int32]
 OriginVector = npt.NDArray[np.uint8]
 # Milliseconds since the epoch; see ``times``.
 TimeVector = npt.NDArray[np.int64]
-# Positions of rows.
+# Row numbers.
 Rows = npt.NDArray[np.intp]
 BoolVector = npt.NDArray[np.bool_]
 
@@ -76,7 +76,7 @@ def as_vector(x: npt.ArrayLike, *, field: str = "embedding") -> FloatVector:
 
 
 def as_vector_each(xs: Sequence[npt.ArrayLike]) -> list[FloatVector | None]:
-    """Return the result of :func:`as_vector` for each, to the last bit; None where it would raise. Faster."""
+    """Return the result of :func:`as_vector` for each, to the last bit, but faster; None where it would raise."""
     arrays = [np.asarray(x) for x in xs]
     vectors: list[FloatVector | None] = [None] * len(arrays)
     by_length: dict[int, list[int]] = {}

@@ -124,7 +124,7 @@ class Request(Checked, ABC, Generic[Answer]):
 
     @classmethod
     def body(cls) -> dict[str, Field]:
-        """Return the fields that state what to do, and the suggestion that it answers, if it can answer any."""
+        """Return the fields that state what to do, and ``suggestion`` if the verb can answer suggestions."""
         fields = fields_of(cls)
         body = {name: known for name, known in fields.items() if name not in Signed.__annotations__}
         if cls.answers:
@@ -133,7 +133,7 @@ class Request(Checked, ABC, Generic[Answer]):
 
     @classmethod
     def example(cls) -> Self:
-        """Return an example of a request, for documents and tests."""
+        """Return an example of a request, for the documentation and tests."""
         fields: dict[str, Any] = {name: known.example for name, known in cls.body().items()}
         return cls(**fields)
 
@@ -199,7 +199,7 @@ class Plan:
         next_cluster: the next unused id.
         named: pairs of rows and the id for the cluster that most of these rows end up in. If a cluster has several such
             ids, a living one wins.
-        returning: aliases -> the ids that they point to again.
+        returning: alias -> the id that it points to again.
     """
 
     labels: LabelVector
@@ -276,8 +276,8 @@ class Statement(LedgerEntry):
         """Return what this correction demands of one of its items, in words.
 
         Args:
-            n_mates: number of other items that it still keeps together with this one; None if it does not, or no
-                longer, keep this item together with others.
+            n_mates: number of other items that it still keeps together with this one; None if it does not (or no longer
+                does) keep this item together with others.
         """
 
     @abstractmethod
@@ -293,7 +293,7 @@ class Statement(LedgerEntry):
 
 
 class Mark(Statement):
-    """A correction of how a pet or cluster is presented, such as its name. It demands nothing of items."""
+    """A correction that only affects how a pet or cluster is presented, such as a name. It demands nothing of items."""
 
     __slots__ = ()
 

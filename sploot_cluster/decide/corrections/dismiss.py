@@ -1,4 +1,4 @@
-"""Dismiss: items belong to no cluster, such as blurred photos."""
+"""Dismiss: items, such as blurred photos, belong to no cluster."""
 
 from __future__ import annotations
 

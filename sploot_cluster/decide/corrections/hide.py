@@ -55,7 +55,7 @@ def _changed(state: PetState, cluster_ids: Sequence[int], kind: type[Hiding]) ->
     """Return the clusters that the correction changes.
 
     Raises:
-        AlreadyMade: there are none.
+        AlreadyMade: it would change none.
     """
     from sploot_cluster.decide.corrections import lookup
     from sploot_cluster.decide.presentation import hidden_in

@@ -1,8 +1,8 @@
 """Planning of corrections: from a labeller's request to labels, ids and a commit.
 
-Each correction becomes an entry of the pet's ledger and is applied to the labels immediately. ``decide.resolving`` and
-``decide.enforcing`` maintain it from then on. All functions here are pure and deterministic: the same correction on the
-same state gives the same change.
+Each correction becomes an entry of the pet's ledger and is applied to the labels immediately. From then on,
+``decide.resolving`` and ``decide.enforcing`` make sure that it holds. All functions here are pure and deterministic:
+the same correction on the same state gives the same change.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _n_unnamed(state: PetState, correction: Correction, plan: Plan, labels: Labe
 def record(state: PetState, correction: Correction) -> tuple[Change, Corrected]:
     """Return the change that appends a correction that moves no items, such as a naming.
 
-    Clusters that it locks or unlocks get another threshold.
+    Clusters that it locks or unlocks get a new threshold.
     """
     was_locked, locked = locked_in(state), locked_in(replace(state, ledger=(*state.ledger, correction)))
     cards = dict[ClusterId, ClusterCard | None]()

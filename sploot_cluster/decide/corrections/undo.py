@@ -40,11 +40,11 @@ class UndoFeedback(LedgerRequest):
 
 
 def check_undoable(state: PetState, revision: int) -> None:
-    """Check that a revision is a correction that is in force.
+    """Check that a correction made a revision, and that it is not undone.
 
     Raises:
-        UnknownRevision: it is not a correction.
-        AlreadyUndone: it is undone.
+        UnknownRevision: no correction made the revision.
+        AlreadyUndone: the correction is undone.
     """
     from sploot_cluster.decide.resolving import taken_back
 

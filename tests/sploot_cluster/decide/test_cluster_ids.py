@@ -125,7 +125,7 @@ def test_aliases_point_directly_to_a_living_id() -> None:
     assert aliases_after(state, np.array([2, 2, 2, 2], dtype=np.int32)) == {1: 2, 3: 2}
 
 
-def test_alias_ends_when_its_target_ends_or_when_its_id_is_used_again() -> None:
+def test_alias_ends_when_its_target_ends_or_its_id_becomes_a_cluster_again() -> None:
     state = pet_state([1, 1, 2], looks(3), aliases={3: 1, 4: 2})
 
     assert aliases_after(state, np.array([-1, -1, 4], dtype=np.int32)) == {3: None, 4: None, 2: 4}

@@ -74,7 +74,7 @@ def test_newer_merge_overrides_a_separation_until_the_merge_is_undone(
     assert (clusters_of(store, 0), clusters_of(store, 1)) == ({ONE}, {TWO})
 
 
-def test_undone_separation_demands_nothing(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undone_separation_no_longer_keeps_clusters_apart(service: ClusterService, store: MemoryPetStore) -> None:
     separation = service.keep_apart(PET, [ONE, TWO], operation_id="1", by="ada")
     kept = service.why(PET, name(0, 0)).corrections
     service.undo(PET, separation.revision, operation_id="2", by="ada")

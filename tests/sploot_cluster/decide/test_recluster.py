@@ -227,7 +227,7 @@ def test_absorbed_items_change_neither_threshold_nor_id() -> None:
     assert with_it.clusters == without.clusters
 
 
-def test_noise_is_not_absorbed_across_a_split() -> None:
+def test_noise_is_not_absorbed_into_the_other_side_of_a_split() -> None:
     core = looks(20, spread=0.05, dim=4)
     vectors = np.vstack([core, core[:1]]).astype(np.float32)
     ledger = [split(2, 1, media(*range(20)), media(20))]

@@ -98,7 +98,7 @@ def test_cupy_calls_build_the_same_tree_as_the_cpu(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("wanted", "n"), [("hdbscan_cpu", GPU_FROM), ("hdbscan_gpu", GPU_FROM - 1)])
-def test_gpu_is_not_used_if_it_is_not_configured_or_for_few_items(wanted: str, n: int) -> None:
+def test_gpu_is_not_used_for_few_items_or_if_it_is_not_configured(wanted: str, n: int) -> None:
     heard: list[Fallback] = []
     build = TreeBuilder(
         "hdbscan_gpu" if wanted == "hdbscan_gpu" else "hdbscan_cpu",

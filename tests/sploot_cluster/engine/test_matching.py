@@ -24,7 +24,7 @@ def test_matching_has_the_same_sum_as_the_solution_of_scipy(seed: int) -> None:
         assert len(set(side)) == len(side)
 
 
-def test_matching_with_the_larger_sum_wins_over_one_with_the_largest_value() -> None:
+def test_matching_maximises_the_sum_and_not_the_largest_value() -> None:
     assert matching(np.array([[5, 4], [4, 0]])) == [(0, 1), (1, 0)]
 
 

@@ -33,7 +33,7 @@ def test_appended_rows_appear_only_in_longer_views() -> None:
     np.testing.assert_array_equal(rows.vectors(4), rows_of(4))
 
 
-def test_vectors_and_does_not_overwrite_an_existing_row() -> None:
+def test_tentative_vector_does_not_overwrite_an_existing_row() -> None:
     rows = PetRows(media("a", "b"), rows_of(2))
     rows.extended(2, media("c"), rows_of(1, first=2))
 
