@@ -102,7 +102,7 @@ def _placed(pet: PetDump) -> PetState:
     new = sorted(shadow.vectors.keys() - state.rows.keys())
     media = [*state.media, *new]
     vectors = np.stack([shadow.vectors[item] for item in media]).astype(np.float32)
-    # items that only the shadow has are quarantined, and their times are kept there
+    # items that only the shadow has are quarantined, so their times are in the quarantine
     times = np.append(state.occurred_at_ms, [pet.quarantine[item].occurred_at_ms for item in new]).astype(np.int64)
     rows = PetRows(media, vectors, times)
     n = len(media)

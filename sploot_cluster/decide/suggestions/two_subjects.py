@@ -154,7 +154,7 @@ def _question(scene: Scene, at: int, cut: _Cut) -> Suggestion | None:
                 "suggestion": KIND,
             },
         ),
-        # no: the typical items of both halves belong together
+        # *no* keeps the typical items of both halves together
         no=Reply(
             PlaceMedia.verb,
             {
