@@ -19,7 +19,7 @@ DIM = 64
 
 
 def look_alike(subject: int, number: int) -> FloatVector:
-    """Return the vector of an item of one of two subjects that density takes for one."""
+    """Return the vector of an item of one of two subjects that density cannot tell apart."""
     vector = np.random.default_rng([subject, number]).normal(size=DIM)
     vector[0] += 14
     vector[1] += 3.2 * (-1) ** subject
@@ -62,8 +62,8 @@ def test_later_items_stay_on_their_side_of_a_split_after_reclusters() -> None:
     assert second.n_moved == 0
 
 
-# Rows 0 and 1 are named, and a person keeps them apart; a third is named in a group of its own. Each named row has two
-# companions, so that a threshold can be computed.
+# Rows 0 to 2 and rows 3 to 5 are the named items of two groups that a correction separates. There are three of each, so
+# that a threshold can be computed.
 NAMED = RowConstraints(
     np.array([0, 0, 0, 1, 1, 1, -1, -1, -1, -1], dtype=np.int32),
     np.zeros(10, dtype=np.bool_),
@@ -85,13 +85,13 @@ def at(*angles: float) -> FloatMatrix:
         ((5, 55, 31, 180), (-1, -1, -1, -1), (0, 1, -1, -1)),
         # an item on the side that it resembles less changes sides
         ((5, 55, 5, 55), (1, 0, 0, 1), (0, 1, 0, 1)),
-        # a group of which half is within reach joins, those out of reach with the others
+        # a group joins if half of it is within reach; items out of reach go where the others go
         ((5, 6, 120, 125), (2, 2, 2, 2), (0, 0, 0, 0)),
-        # a group of which less is within reach stays
+        # a group stays if less than half of it is within reach
         ((5, 110, 120, 125), (2, 2, 2, 2), (2, 2, 2, 2)),
     ],
 )
-def test_unnamed_items_follow_the_named(
+def test_unnamed_items_follow_the_named_items_that_they_resemble(
     angles: tuple[float, ...], before: tuple[int, ...], after: tuple[int, ...]
 ) -> None:
     groups = np.array([0, 0, 0, 1, 1, 1, *before], dtype=np.int32)
@@ -113,7 +113,7 @@ def test_item_within_reach_of_both_sides_stays_in_its_cluster() -> None:
     assert followed.tolist() == [0, 0, 0, 1, 1, 1, 1, 0, 0, 1]
 
 
-def test_nothing_follows_where_no_correction_separates_clusters() -> None:
+def test_items_do_not_move_if_no_correction_separates_clusters() -> None:
     groups = np.array([0, 0, 0, 1, 1, 1, -1, -1, 2, 2], dtype=np.int32)
     free = RowConstraints(NAMED.atoms, NAMED.placed, [FREE, FREE], NAMED.dismissed)
 
