@@ -54,7 +54,7 @@ def test_split_reports_items_that_older_corrections_also_moved() -> None:
     assert service.history(PET)[0].summary["n_also_moved"] == 1
 
 
-# Seeds that once failed: with 240, a cluster of which half was excluded had another id after the undo; with the others,
+# Seeds that once failed: with 240, a cluster lost its id when half of it was excluded; with the others,
 # a dismissed cluster did not return. Not covered: if an exclusion takes most items of an old merge out of their
 # cluster, items of that merge in another cluster may move with them.
 @pytest.mark.parametrize("seed", [101, 103, 104, 240])
