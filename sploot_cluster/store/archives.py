@@ -15,14 +15,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-# Limit of all members together, inflated. The vectors of a pet fill at most 512 MiB, the maximum size of a Redis value;
-# the rest is for a candidate model with longer vectors.
+# Maximum total size of an archive's members, inflated. The vectors of a pet take at most 512 MiB, the maximum size of a
+# Redis value; the rest is for a candidate model with longer vectors.
 MOST_BYTES: Final = 4 * 1024**3
 
-# The earliest date that a zip can hold; constant, so that archives of the same members are identical.
+# The date of every member, so that archives of the same members are identical: the earliest that a zip can store.
 _OLDEST: Final = (1980, 1, 1, 0, 0, 0)
 
-# Members that are not compressed: archives, and vectors, which compression makes 7 % smaller and far slower to write.
+# Suffixes of the members to store uncompressed. Archives are compressed already; compressing vectors saves only 7 % and
+# makes writing far slower.
 _STORED: Final = (".zip", ".f32le")
 
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -52,7 +53,7 @@ Shape = Any
 
 
 def pack(members: Mapping[str, bytes | memoryview]) -> bytes:
-    """Return a zip of these members; the same members give the same bytes."""
+    """Return a zip archive of these members. The same members always give the same bytes."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as packed:
         for name, content in members.items():
@@ -100,7 +101,7 @@ def check(value: object, shape: Shape, *, name: str) -> None:
     """Check that a JSON value has the expected shape.
 
     Raises:
-        ValueError: it has not; the text names the wrong part by its path from ``name``.
+        ValueError: it does not have it; the message gives the path of the wrong part, starting with ``name``.
     """
     match shape:
         case tuple():
@@ -128,7 +129,7 @@ def check(value: object, shape: Shape, *, name: str) -> None:
 
 
 def unencodable(value: object, *, name: str) -> str | None:
-    """Return the path of a text in a JSON value that UTF-8 cannot encode, such as half a character; None if all can."""
+    """Return the path of a string with an unpaired surrogate, which UTF-8 cannot encode; None if there is none."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -139,7 +140,7 @@ def unencodable(value: object, *, name: str) -> str | None:
 
 
 def time_of(text: str) -> datetime:
-    """Return the time that ``isoformat`` wrote.
+    """Parse a time that ``isoformat`` wrote.
 
     Raises:
         ValueError: the text is not a time, or has no offset from UTC.

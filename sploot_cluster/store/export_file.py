@@ -47,12 +47,12 @@ FORMAT: Final = 1
 _FACTS: Final = "pet.json"
 _COLUMNS: Final = ("vectors.f32le", "labels.i32le", "origins.u8", "occurred_at.i64le", "arrived.u32le")
 
-# Size limit of each part of a record of overwritten labels, inflated: the ids of 131,072 aliases. In a pet with many
-# items it is nine bytes for each item.
+# Maximum inflated size of each part of a record of overwritten labels: room for the ids of 131,072 aliases. For a pet
+# with many items, the limit is nine bytes per item instead.
 _MOST_BYTES_OF_ALIASES: Final = 1024**2
 
-# Revisions are stored in four bytes and cluster ids in a signed number of four. A file may use half of them, so that an
-# imported pet can go on: at a thousand revisions per second, the other half lasts for weeks.
+# Redis stores revisions as uint32 and cluster ids as int32. A file may use only half of each range, so that an imported
+# pet can continue to grow: at a thousand revisions per second, the other half lasts for weeks.
 _REVISION: Final = range(2**31)
 _CLUSTER: Final = range(1, 2**30)
 _SHAPE: Final[archives.Shape] = {
@@ -85,7 +85,7 @@ _SHAPE: Final[archives.Shape] = {
 def dump(pet: PetDump, *, redact: bool = False) -> bytes:
     """Return the pet as a file for :func:`load`, or without its vectors if ``redact``."""
     state, shadow = pet.state, pet.shadow
-    # not copied: the vectors can have hundreds of megabytes
+    # a view, not a copy, because the vectors can take hundreds of megabytes
     rows = np.ascontiguousarray(state.vectors, dtype="<f4").reshape(-1).view(np.uint8)
     vectors: dict[str, bytes | memoryview] = {"vectors.f32le": rows.data}
     if shadow is not None:
@@ -176,7 +176,8 @@ def _unpacked(file: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
 
     Raises:
         KeyError, ValueError, RecursionError: the file is not an export, or is damaged.
-        UnreadableExport: the same, an unknown format or a redacted file; the error describes the problem in words.
+        UnreadableExport: the format is unknown, the file is redacted, or it is not an export; the message explains the
+            problem.
     """
     members = archives.unpack(file)
     if _FACTS not in members:
@@ -206,7 +207,7 @@ def _no_number(text: str) -> float:
 
 
 def _correction(number: int, facts: Mapping[str, Any], *, pet: PetId) -> Correction:
-    """Return a correction of the ledger; refuse one that would be stored differently from what the file states."""
+    """Parse a correction of the ledger; refuse one that would be stored differently from what the file states."""
     name = f"{_FACTS}.ledger[{number}]"
     try:
         correction = ledger.loads(json.dumps(facts), pet=pet)
@@ -229,7 +230,7 @@ def _cluster(text: str) -> ClusterId:
 
 
 def _medoid(card: Mapping[str, Any], n: int) -> int | None:
-    """Return the medoid on a card; files of older releases have none."""
+    """Return the medoid on a card; None for a file of an older release, which has no medoids."""
     medoid = card.get("medoid")
     archives.check({"medoid": medoid}, {"medoid": (range(n), None)}, name=_FACTS)
     return medoid
@@ -251,7 +252,7 @@ def _read(facts: Mapping[str, Any], columns: Mapping[str, bytes], *, pet: PetId 
         ClusterCard(ClusterId(card["id"]), card["threshold"], card["since"], card["split_from"], _medoid(card, n))
         for card in facts["clusters"]
     ]
-    # one byte more than a part may have, so that the end of a part of exactly that size is found
+    # one byte more than the limit, so that a part of exactly the maximum size is read to its end
     most_bytes = max(9 * n, _MOST_BYTES_OF_ALIASES) + 1
     overwritten = [
         past.load(int(name.removeprefix("overwritten/")), column, most_bytes=most_bytes)

@@ -1,4 +1,4 @@
-"""The store of pets in a dictionary, for tests and for use as a library without Redis."""
+"""A store that keeps pets in a dictionary, for tests and for use as a library without Redis."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Pet:
 
 
 class MemoryPetStore:
-    """The :class:`~sploot_cluster.store.port.PetStore` in the memory of one process."""
+    """A :class:`~sploot_cluster.store.port.PetStore` in the memory of one process."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
 """The index of pets by name, for searches by the beginning of a name. ``keys.py`` documents its key.
 
 The index is in another slot than the pets, so no script can write both. A name is added before the commit that gives
-it, and former names are removed afterwards. If a process dies between the two, the index has a name too many; a search
-compares what it finds with the names of the pets themselves, and removes such entries. After a write, the pet is read
-again, because two processes may change names at once.
+it, and former names are removed afterwards. If a process dies between the two, an outdated name stays in the index; a
+search compares each entry that it finds with the pet's own name, and removes outdated ones. After a write, the pet is
+read again, because two processes may change names at once.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from sploot_cluster.store.keys import NAMES, PetKeys
 # Greater than every byte of UTF-8.
 _LAST: Final = b"\xff"
 
-# Number of pets whose names are read in one round trip: about a millisecond of the server's only thread.
+# Number of pets whose names are read in one round trip, which occupies the server's only thread for about a
+# millisecond.
 _PER_TRIP: Final = 500
 
 
 class NameIndex:
-    """The index of pets by name on a Redis server. Errors of redis-py are not translated."""
+    """The index of pets by name on a Redis server. Raises the errors of redis-py untranslated."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         self._client: Any = client
 
     def add(self, pet: PetId, name: str) -> None:
-        """Let searches for a name find a pet, as soon as the pet has this name."""
+        """Add an entry for a name that a pet is about to get. Searches ignore the entry until the pet has the name."""
         self._client.zadd(NAMES, {_entry(pet, name): 0})
 
     def settle(self, pet: PetId, *, former: Collection[str | None] = ()) -> None:
@@ -53,10 +54,10 @@ class NameIndex:
             known, name = known | entries, now
 
     def find(self, beginning: str, *, limit: int) -> Sequence[PetId]:
-        """Return the pets whose name has this beginning, in upper or lower case, ascending; of many, some.
+        """Return the pets whose name has this beginning, in any case, by ascending id; only some if there are many.
 
         Args:
-            limit: number of entries of the index to read.
+            limit: maximum number of index entries to read.
         """
         start = _folded(beginning)
         read = self._client.zrangebylex(NAMES, b"[" + start, b"[" + start + _LAST, 0, limit)
@@ -67,17 +68,17 @@ class NameIndex:
                 found.add(pet)
             else:
                 self._client.zrem(NAMES, entry)
-                self.settle(pet)  # it may have got this name meanwhile
+                self.settle(pet)  # the pet may have got this name meanwhile
         return sorted(found)
 
     def missing(self, pets: Sequence[PetId]) -> Iterator[PetId]:
-        """Yield those of the pets that a search for their own name does not find."""
+        """Yield each of the pets that a search for its name does not find."""
         for pet, name in zip(pets, self.names_of(pets), strict=True):
             if name and self._client.zscore(NAMES, _entry(pet, name)) is None:
                 yield pet
 
     def names_of(self, pets: Sequence[PetId]) -> Sequence[str | None]:
-        """Return the names of pets, from the pets themselves."""
+        """Return the names of pets as the pets store them, without using the index."""
         names: list[str | None] = []
         for start in range(0, len(pets), _PER_TRIP):
             pipe = self._client.pipeline(transaction=False)

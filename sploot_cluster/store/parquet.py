@@ -1,4 +1,4 @@
-"""All pets as Parquet files, one row per item, for DuckDB, Spark, Ray, pandas and whatever else reads Parquet.
+"""Export of all pets to Parquet files, one row per item, for DuckDB, Spark, Ray, pandas and other tools.
 
 Needs pyarrow: ``pip install 'sploot-cluster[parquet]'``.
 """
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from sploot_cluster.store.port import PetStore
 
-# Size of the vectors in memory before they are written as a row group; one pet may exceed it.
+# Maximum size of the vectors of a row group, which is collected in memory; a single larger pet exceeds it.
 GROUP_BYTES: Final = 64 * 1024**2
-# Size of a file after which the next pet begins another one.
+# Size of a file after which the next pet goes to a new file.
 FILE_BYTES: Final = 1024**3
 
 COMPRESSION: Final = "zstd"
@@ -31,11 +31,11 @@ COMPRESSION: Final = "zstd"
 
 @dataclass(slots=True)
 class Written:
-    """What was written.
+    """The files that an export wrote, and the pets that it could not read.
 
     Attributes:
         files: the files, in order.
-        unreadable: the pets that have inconsistent keys, so that they are in none of the files.
+        unreadable: the pets that are missing from the files because their keys are inconsistent.
     """
 
     n_pets: int = 0
@@ -57,7 +57,7 @@ def write_pets(
     """Write the items of all pets.
 
     Each pet is written at one revision; different pets are read at different times. Pets that are deleted meanwhile are
-    left out. A file appears under its name when it is complete, so what ends early leaves only complete files and one
+    left out. A file gets its name only when it is complete, so an interrupted export leaves complete files and one
     ``*.partial``. The columns:
 
         pet_id int64, item_id string, model string
@@ -71,11 +71,11 @@ def write_pets(
 
     Args:
         directory: a directory for the files ``pets-<part>-<number>.parquet``; created if it does not exist.
-        part, parts: write only this of ``parts`` equal parts of the pets, counted from 1, so that machines can share
-            the work.
-        group_bytes: size of the vectors that are held in memory, in addition to one pet.
-        file_bytes: size of the vectors in a file, in addition to one pet.
-        after_each: called after each pet with what was written so far.
+        part, parts: divide the pets into ``parts`` equal parts and write only number ``part``, counted from 1, so that
+            several machines can share the work.
+        group_bytes: maximum size of the vectors that are held in memory, in addition to those of one pet.
+        file_bytes: maximum size of the vectors in a file, in addition to those of one pet.
+        after_each: called after each pet with the result so far.
 
     Raises:
         InvalidInput: the directory cannot be used or has files of this part, ``part`` is not one of the parts, or
@@ -102,7 +102,7 @@ def write_pets(
 
 
 class _Files:
-    """Writes pets into one file after another."""
+    """A writer that puts pets into one file after another."""
 
     def __init__(self, directory: Path, part: int, group_bytes: int, file_bytes: int) -> None:
         try:
@@ -149,7 +149,7 @@ class _Files:
             self._complete()
 
     def close(self) -> None:
-        """Write the rest. Without any pet, write one file without rows, which has the columns all the same."""
+        """Write the remaining rows. If there was no pet, write one file with the columns and no rows."""
         if self._waiting or not self.complete:
             self._write()
         if self._writer is not None:
@@ -169,7 +169,7 @@ class _Files:
                 self._schema,
                 compression=COMPRESSION,
                 use_dictionary=["model", "cluster_name", "origin"],
-                # the bytes of floats compress better by position
+                # floats compress better if bytes of equal significance are stored together
                 use_byte_stream_split=["embedding.list.element"],
             )
         self._writer.write_table(self._pa.Table.from_batches(self._waiting, self._schema))

@@ -23,11 +23,11 @@ from sploot_cluster.pet.whole import PetDump
 # process does little harm.
 CLAIM_MS: Final = 2_000
 
-# Size limit of the vectors of a pet, 262,144 items of 512 dimensions: a worker holds all of them in memory, sometimes
-# twice, and a recluster of more would take half an hour.
+# Maximum size of the vectors of a pet: 262,144 items of 512 dimensions. A worker holds all vectors in memory, sometimes
+# twice, and a recluster of a larger pet would take half an hour.
 MAX_VECTOR_BYTES: Final = 512 * 1024 * 1024
 
-# Number of entries of a pet's history that are stored, approximately.
+# Approximate number of history entries to keep per pet.
 HISTORY_KEPT: Final = 10_000
 
 
@@ -55,8 +55,8 @@ class PetStore(Protocol):
         """Atomically write a change that was decided on ``state``, and return the new state.
 
         Args:
-            claimant: a unique name for a change that has lost races. If it loses again, it claims the pet: until it
-                commits or releases the pet, at most for ``CLAIM_MS``, commits of other changes raise ``PetClaimed``.
+            claimant: a unique name for a change that has lost races. If it loses another one, it claims the pet: until
+                it commits or releases the pet, for at most ``CLAIM_MS``, commits of other changes raise ``PetClaimed``.
                 So a change that takes long to decide eventually succeeds. An existing claim is not replaced.
 
         Raises:
@@ -72,7 +72,7 @@ class PetStore(Protocol):
         """Return the pets of older states at their newest revisions, in one round trip if the store has round trips.
 
         Returns:
-            for each state, in order, what :meth:`load` returns for it, or the error that it raises for this pet alone.
+            for each state, in order, the result of :meth:`load`, or the error that concerns this pet alone.
         """
         ...
 
@@ -80,8 +80,8 @@ class PetStore(Protocol):
         """Write changes of different pets, in one round trip if the store has round trips. Each is atomic by itself.
 
         Returns:
-            for each change, in order, what :meth:`commit` returns for it, or the error that it raises for this pet
-            alone. After a ``StoreUnavailable`` that is raised, any of the changes may have been written.
+            for each change, in order, the result of :meth:`commit`, or the error that concerns this pet alone. If this
+            method raises ``StoreUnavailable``, any of the changes may have been written.
 
         Raises:
             ValueError: a change does not fit its state; nothing was written.
@@ -100,7 +100,7 @@ class PetStore(Protocol):
         ...
 
     def kept_tree(self, pet: PetId) -> KeptTree | None:
-        """Return the stored spanning tree, if any; ``kept_tree.load`` checks that it fits."""
+        """Return the stored spanning tree, if any; ``kept_tree.load`` checks whether it fits the pet."""
         ...
 
     def keep_preview(self, preview: Preview) -> bool:
@@ -128,11 +128,11 @@ class PetStore(Protocol):
         ...
 
     def moved_at(self, pet: PetId) -> int:
-        """Return the revision that last moved existing items; 0 if there is none."""
+        """Return the revision that last moved existing items; 0 if none did."""
         ...
 
     def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
-        """Return the newest history entries, newest first; only those of revisions below ``before``, if given."""
+        """Return history entries, newest first; only those of revisions below ``before``, if given."""
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
@@ -216,18 +216,18 @@ class PetStore(Protocol):
         ...
 
     def find_by_name(self, beginning: str, *, limit: int) -> Sequence[PetId]:
-        """Return the pets whose name begins with a text, in upper or lower case, ascending; of many, ``limit``."""
+        """Return up to ``limit`` of the pets whose name begins with a text, in any case, by ascending id."""
         ...
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
         """Return some of the pets that have data, about a thousand, and where to continue.
 
         Args:
-            cursor: 0 to begin, then what the last call returned.
+            cursor: 0 for the first page, then the cursor that the last call returned.
 
         Returns:
-            The next cursor, 0 after the last page, and pets in no order. A pet that has data all the time is returned
-            at least once; if the set of pets is resized meanwhile, some are returned twice.
+            The next cursor (0 after the last page), and pets in no particular order. A pet that has data throughout is
+            returned at least once, and perhaps twice if the set of pets is resized meanwhile.
         """
         ...
 

@@ -87,18 +87,20 @@ from sploot_cluster.store.values import (
 T = TypeVar("T", bound=np.generic)
 R = TypeVar("R")
 
-# Size of the vectors, and number of items, that one command reads. It takes about a millisecond of the server's only
-# thread. A page holds all vectors of a pet with 1,000 items of 512 dimensions.
+# Maximum size of the vectors, and maximum number of items, that one command reads; it occupies the server's only thread
+# for about a millisecond. One page holds all vectors of a pet with 1,000 items of 512 dimensions.
 PAGE_BYTES: Final = 2 * 1024 * 1024
 PAGE_ROWS: Final = 4_000
-# Limits of the rows that the script itself returns, in the same round trip: a script copies what it reads once more.
+# Maximum number of rows, and size of their vectors, that load.lua returns itself. More rows are read in further round
+# trips, because a script makes an additional copy of all that it reads.
 ROWS_FROM_SCRIPT: Final = 1_000
 BYTES_FROM_SCRIPT: Final = 64 * 1024
 
-# How often a dump is read again if the pet changed meanwhile. What is read again is only what is new.
+# Maximum number of attempts to read a dump while the pet keeps changing. Further attempts read only new rows.
 DUMP_ATTEMPTS: Final = 50
 
-# How long a written copy of a pet waits to take its place; the copy of a process that died ends then.
+# Lifetime of the copy into which a large pet is written before it replaces the old keys. If the process dies, the copy
+# expires after this time.
 STAGED_MS: Final = 15 * 60 * 1000
 
 # The reply of load.lua if the known state is the newest.
@@ -107,14 +109,15 @@ IS_NEWEST: Final = 1
 # On a Cluster, adding a pet to the set of pets takes another round trip, so only every n-th commit does it.
 LISTED_EVERY: Final = 16
 
-# Number of pets whose counts are read in one round trip. It takes about a millisecond of the server's only thread.
+# Number of pets whose counts are read in one round trip, which occupies the server's only thread for about a
+# millisecond.
 TALLIES_PER_TRIP: Final = 500
 
 # Number of fields of a hash, and of entries of a stream, that one command reads: less than a millisecond each.
 FIELDS_PER_PAGE: Final = 500
 ENTRIES_PER_PAGE: Final = 500
 
-# Number of pets that one command lists, approximately. It takes less than a millisecond of that thread.
+# Approximate number of pets that one command lists, in less than a millisecond.
 PETS_PER_PAGE: Final = 1_000
 
 # The fields of meta that a list of pets shows.
@@ -122,7 +125,7 @@ _SUMMARY: Final = ("name", "model", "revision", "n_media", "n_clusters", "n_nois
 
 
 class RedisPetStore:
-    """The :class:`~sploot_cluster.store.port.PetStore` on a Redis server, Sentinel or Cluster."""
+    """A :class:`~sploot_cluster.store.port.PetStore` on a Redis server, Sentinel or Cluster."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster, *, max_vector_bytes: int | None = None) -> None:
         """Create a store on ``client``, which must return bytes, because vectors are not text.
@@ -217,7 +220,7 @@ class RedisPetStore:
         return not change.arrivals or 4 * n * dim <= self._max_vector_bytes
 
     def _check_room(self, state: PetState, change: Change) -> None:
-        # the commit succeeds only on this state, so no script has to check again
+        # no script has to check this, because the commit succeeds only on this state
         if not self._has_room(state, change):
             raise PetTooLarge(pet=state.pet, n_media=state.n_media)
 
@@ -229,7 +232,7 @@ class RedisPetStore:
             answers, n_listed = self._commit.many([call for call, _ in calls], ("SADD", PETS, *pets))
             if n_listed:
                 for pet in pets:
-                    self._list(pet)  # some were not listed
+                    self._list(pet)  # some of these pets were not listed
         return [
             _or_error(partial(_committed, state, change, new_commit, answer))
             for (state, change), (_, new_commit), answer in zip(changes, calls, answers, strict=True)
@@ -350,7 +353,7 @@ class RedisPetStore:
         )
 
     def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
-        """Return the reply of check.lua for each pet, or the error of Redis, with one round trip to each server."""
+        """Return, for each pet, the reply of check.lua or the error of Redis, in one round trip to each server."""
         pipe = self._client.pipeline(transaction=False)
         for keys in map(PetKeys.of, pets):
             if isinstance(self._client, redis.RedisCluster):
@@ -369,11 +372,11 @@ class RedisPetStore:
                 entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrevrange(keys.overwritten))
                 born, since = cast("list[bytes | None]", self._client.hmget(keys.meta, "born", "past_from"))
             if (born or b"").decode() == _names(state.version)[0]:
-                break  # the columns match; otherwise, items were deleted between the reads
+                break  # the columns match; otherwise, items were deleted between the two reads
         column = _arrived(arrived, state.n_media)
         with _readable(pet):
             overwritten = [load_overwritten(revision_of(id_), fields[b"was"]) for id_, fields in entries]
-        # leave out commits that came after the state was read
+        # leave out the records of commits made after the state was read
         records = [one for one in overwritten if one.revision <= state.revision]
         return Past(state, column, records, since=int(since or 0))
 
@@ -397,8 +400,8 @@ class RedisPetStore:
             shadow_vectors = dict(self._fields(keys.shadow_vectors)) if shadow else {}
             history, overwritten = [*self._entries(keys.history)], [*self._entries(keys.overwritten)]
             arrived = cast("bytes | None", self._client.get(keys.arrived)) or b""
-            # last, because it shows whether all of the above belongs to the state: without a commit, the quarantine and
-            # the shadow only grow
+            # read last, to detect whether the pet changed meanwhile: a commit changes its version, and without a commit
+            # the quarantine and the shadow can only grow, which changes their counts
             meta = cast("dict[bytes, bytes]", self._client.hgetall(keys.meta))
         counts = len(quarantine), len(history), len(overwritten), len(shadow_vectors)
         names = (b"n_quarantined", b"n_history", b"n_overwritten", b"n_shadow")
@@ -419,7 +422,7 @@ class RedisPetStore:
         )
 
     def _fields(self, key: str) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the fields and values of a hash, page by page; those that are there all the time at least once."""
+        """Yield the fields and values of a hash, page by page; each that exists throughout is yielded at least once."""
         cursor = 0
         while True:
             cursor, page = cast(
@@ -460,11 +463,11 @@ class RedisPetStore:
 
     @contextmanager
     def _staged(self, keys: PetKeys, commands: Iterator[Command]) -> Iterator[tuple[Sequence[str], Sequence[Command]]]:
-        """Write a pet into keys of its own, step by step, so that no command takes long.
+        """Write a large pet into temporary keys, step by step, so that no single command takes long.
 
         Yields:
-            these keys, and no commands; or, for a pet that is small enough for one command, no keys and its commands.
-            The keys that are left at the end are deleted.
+            the temporary keys, and no commands; or, for a pet that one script call can write, no keys and the commands
+            that write it. Temporary keys that remain at the end of the block are deleted.
         """
         first = next(_steps(commands), [])
         rest = next(commands, None)
@@ -503,8 +506,8 @@ class RedisPetStore:
         """Add the pet to the set of pets if it has data, and remove it otherwise.
 
         Call this after creating or deleting a pet. A pet that was not listed may be missing from the index of names,
-        too. The set is in another slot, so no script can read the pet and write the set atomically. Instead, the loop
-        ends once the pet was neither created nor deleted since the last write.
+        too. The set is in another slot, so no script can read the pet and write the set atomically. Instead, a loop
+        repeats this until the pet was neither created nor deleted since the last write.
         """
         keys, existed = PetKeys.of(pet), None
         # all keys: a pet without meta is damaged, and must not leave the set before it is repaired or deleted
@@ -576,7 +579,7 @@ class RedisPetStore:
             return self._names.find(beginning, limit=limit)
 
     def not_found_by_name(self, pets: Sequence[PetId]) -> Sequence[PetId]:
-        """Return those of the pets that a search for their own name does not find: the index of names is damaged."""
+        """Return the pets that a search for their name does not find, because the index of names is damaged."""
         with translated("look for the names of pets"):
             return list(self._names.missing(pets))
 
@@ -626,7 +629,7 @@ class RedisPetStore:
                 answer = self._load(keys=keys, args=args)
 
     def _pages(self, pet: PetId, from_row: int, meta: Mapping[str, str], *, with_vectors: bool) -> _NewRows | None:
-        """Return the rows from ``from_row`` on, read in pages; None if the pet is not the same one any more."""
+        """Return the rows from ``from_row`` on, read in pages; None if the pet was replaced or recreated meanwhile."""
         keys, n, dim = PetKeys.of(pet), int(meta["n_media"]), int(meta["dim"])
         media: list[bytes] = []
         times = np.empty(n - from_row, dtype=np.int64)
@@ -639,7 +642,7 @@ class RedisPetStore:
             pipe.getrange(keys.occurred_at, 8 * start, 8 * end - 1)
             if with_vectors:
                 pipe.lrange(keys.vectors, start, end - 1)
-            # after the rows, which do not change while this stays the same
+            # read after the rows, because rows do not change while ``born`` stays the same
             pipe.hget(keys.meta, "born")
             ids, stated, *stored, born = pipe.execute()
             if born is None or born.decode() != meta["born"]:
@@ -667,14 +670,14 @@ def _load_call(pet: PetId, known: PetState, *, with_vectors: bool) -> Call:
 def _commit_call(
     state: PetState, change: Change, *, new_born: str = "", claimant: str | None = None
 ) -> tuple[Call, str]:
-    """Return the keys and arguments of commit.lua, and the name of the commit."""
+    """Return the keys and arguments of commit.lua, and the name of the new commit."""
     new_commit = token_hex(16)
     args = [*_names(state.version), state.revision, new_born, new_commit, claimant or "", CLAIM_MS]
     return (PetKeys.of(state.pet), [*args, *_written(state, change)]), new_commit
 
 
 def _committed(state: PetState, change: Change, new_commit: str, answer: Any) -> PetState:
-    """Return the state after a commit, from the reply of commit.lua; raise the error that the reply means."""
+    """Return the state after a commit, or raise the error that the reply of commit.lua stands for."""
     pet = state.pet
     if isinstance(answer, redis.ResponseError):
         with translated(f"commit a change of pet {pet}", pet):
@@ -693,7 +696,7 @@ def _committed(state: PetState, change: Change, new_commit: str, answer: Any) ->
 
 
 def _or_error(result: Callable[[], R]) -> R | ClusterError:
-    """Return the result, or the error of this package that computing it raises."""
+    """Return the result of the call, or the ``ClusterError`` that it raises."""
     try:
         return result()
     except ClusterError as refused:
@@ -747,18 +750,18 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
 
 def _names_of(state: PetState, change: Change) -> tuple[str | None, str | None]:
     """Return the names of the pet before and after a change."""
-    if change.correction is None:  # also of arrivals, which must not pay for names
+    if change.correction is None:  # true of all arrivals, which must not spend time on names
         return None, None
     return pet_name_of(state.ledger), pet_name_of((*state.ledger, change.correction))
 
 
 def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
-    """Return the revisions at which the first n rows arrived; more may have arrived since the pet was read."""
+    """Return the revisions at which the first n rows arrived; ``stored`` may include rows that arrived later."""
     return np.frombuffer(stored, dtype="<u4", count=n).astype(np.uint32)
 
 
 def _steps(commands: Iterator[Command]) -> Iterator[list[Command]]:
-    """Yield commands in groups, each of about the size that one command may have."""
+    """Yield the commands in groups, each small enough to be sent in one call."""
     step: list[Command] = []
     n_arguments = n_bytes = 0
     for command in commands:
@@ -784,7 +787,7 @@ def _n_vector_bytes(counts: Sequence[bytes | None]) -> int:
 
 
 def _side_state(before: PetDump | None) -> tuple[str, int, int]:
-    """Return what replace.lua compares in addition to the commit.
+    """Return the values that replace.lua compares in addition to the commit.
 
     These are the time at which the shadow was opened, its number of vectors, and the size of the quarantine.
     """
@@ -814,7 +817,7 @@ class _Loaded(NamedTuple):
 
 
 class _NewRows(NamedTuple):
-    """Rows as they are stored: ids, vectors (n, dim), or (0, dim) if they were not read, and times."""
+    """Rows as they are stored: ids, vectors of shape (n, dim), or (0, dim) if they were not read, and times."""
 
     media: list[bytes]
     vectors: FloatMatrix
@@ -822,7 +825,7 @@ class _NewRows(NamedTuple):
 
 
 def _rows_here(loaded: _Loaded, meta: Mapping[str, str], *, with_vectors: bool) -> _NewRows:
-    """Return the rows in the reply of load.lua."""
+    """Return the rows that the reply of load.lua contains."""
     times = np.frombuffer(loaded.occurred_at, dtype="<i8").astype(np.int64, copy=False)
     vectors = np.empty((0, 0), dtype=np.float32)
     if with_vectors and "dim" in meta:
@@ -850,7 +853,7 @@ def _state(pet: PetId, known: PetState, loaded: _Loaded, meta: Mapping[str, str]
         ValueError, KeyError: the columns are inconsistent.
     """
     version = f"{meta['born']}.{meta['commit']}"
-    media = [MediaId(intern(id_.decode())) for id_ in new.media]  # corrections that name these ids share the texts
+    media = [MediaId(intern(id_.decode())) for id_ in new.media]  # corrections with these ids share the strings
     dim = int(meta["dim"]) if "dim" in meta else None
     if loaded.from_row:
         rows = PetRows.behind(known).extended(loaded.from_row, media, new.vectors, new.occurred_at_ms)
@@ -927,7 +930,7 @@ def _readable(pet: PetId) -> Iterator[None]:
 
 @contextmanager
 def translated(doing: str, pet: PetId | None = None) -> Iterator[None]:
-    """Translate errors of Redis and redis-py to ``StoreUnavailable``; ``doing`` says what failed.
+    """Translate errors of Redis and redis-py to ``StoreUnavailable``; ``doing`` names the operation that failed.
 
     Args:
         pet: the pet whose keys are read or written. If one of them has another type, ``UnreadablePet`` is raised.

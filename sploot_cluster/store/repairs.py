@@ -1,4 +1,4 @@
-"""Damaged pets in Redis: read as they are, and written again as what is whole of them.
+"""Reading damaged pets in Redis as they are, and replacing them with what could be salvaged.
 
 :class:`RedisPetStore` refuses a damaged pet, so that nothing more is lost. This module reads and writes pets whose keys
 are missing, truncated or of the wrong type. It also compares the set of all pets, and the index of their names, with
@@ -31,7 +31,7 @@ Kind = Literal["string", "list", "hash", "stream"]
 OF_VECTORS: Final = ("vectors", "shadow_vectors")
 
 _KEY: Final = re.compile(rb"\{pet:([1-9][0-9]{0,18})\}:[a-z_:]+")
-# Number of keys that one SCAN looks at, and of pets that one command lists: less than a millisecond each.
+# Number of keys that one SCAN examines, and of pets that one command lists, each in less than a millisecond.
 _PAGE: Final = 1_000
 
 
@@ -40,9 +40,9 @@ class RawKey:
     """A key of a pet as it is in Redis.
 
     Attributes:
-        kind: the type of the key, also one that no key of a pet has; its value is then empty.
-        value: bytes of a string; items of a list; fields and values of a hash, in turn; (id, [field, value, …]) of a
-            stream.
+        kind: the Redis type of the key. If no key of a pet has this type, ``value`` is empty.
+        value: the bytes of a string; the items of a list; alternating fields and values of a hash; (id, [field, value,
+            …]) for each entry of a stream.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class RawPet:
 
     Attributes:
         keys: the existing keys by their names in :class:`PetKeys`.
-        sizes: a text that differs if the pet has changed.
+        sizes: a string that changes whenever the pet changes; see sizes.lua.
     """
 
     pet: PetId
@@ -67,7 +67,7 @@ class RawPet:
         return cast("bytes", self._value(name, "string", b""))
 
     def items(self, name: str) -> list[bytes]:
-        """Return the items of a list; empty if the key is missing or has another type."""
+        """Return the items of a list key; empty if the key is missing or has another type."""
         return cast("list[bytes]", self._value(name, "list", []))
 
     def pairs(self, name: str) -> dict[bytes, bytes]:
@@ -84,7 +84,7 @@ class RawPet:
 
 
 class Lists(NamedTuple):
-    """What is wrong with the set of all pets, and with the index of their names.
+    """The errors in the set of all pets and in the index of their names.
 
     Attributes:
         unlisted: pets that have data but are not in the set.
@@ -98,7 +98,7 @@ class Lists(NamedTuple):
 
 
 class PetRepairs:
-    """Reads pets as they are, and replaces damaged ones."""
+    """A reader of raw pets, whole or damaged, that can also replace damaged ones."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         """Args: ``client`` as for :class:`RedisPetStore`. Its Redis user must be allowed to write pets."""
@@ -112,7 +112,7 @@ class PetRepairs:
         self._rewrite = client.register_script(script("sizes") + script("rewrite"))
 
     def damage(self, pet: PetId) -> str | None:
-        """Return what is wrong with a pet, as text; None if all of its data is readable and consistent.
+        """Return a description of the damage to a pet; None if all of its data is readable and consistent.
 
         Raises:
             UnknownPet: the pet has no data.
@@ -147,7 +147,7 @@ class PetRepairs:
         self._write(raw, commit, flat(keys, commands_of(keys, dump, born=born, commit=commit)))
 
     def put_back(self, raw: RawPet) -> None:
-        """Write the keys of a pet without data exactly as they were, even if they are damaged.
+        """Write back the keys of a pet that has no data now, exactly as ``raw`` holds them, even if they are damaged.
 
         Raises:
             RevisionConflict: the pet has data; nothing was written.
@@ -166,9 +166,9 @@ class PetRepairs:
             raise RevisionConflict(pet=raw.pet, expected=0, current=0)
 
     def compare_lists(self) -> Lists:
-        """Return what is wrong with the set of all pets and the index of their names.
+        """Return the errors in the set of all pets and in the index of their names.
 
-        Reads the names of all keys of the server, a thousand at a time, and then of all pets.
+        Scans all keys of the server, a thousand at a time, and then reads the names of all pets.
         """
         with translated("list the keys of all pets"):
             names = self._client.scan_iter(match="{pet:*", count=_PAGE)

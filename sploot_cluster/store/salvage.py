@@ -1,9 +1,9 @@
-"""Salvage: from the keys of a damaged pet, a pet that is whole again.
+"""Salvage: rebuild a consistent pet from the keys of a damaged one.
 
-Much of a pet is stored twice or follows from other keys, so most damage costs nothing: ids are in two keys, counts and
-cards are computed, an item without its vector is quarantined until it is sent again. Some data is stored once: it is
-dropped, and every loss is listed. Corrections come first: if the ledger is damaged, the items that people placed or
-dismissed, which are marked in another key, are placed and dismissed again.
+Much of a pet is stored twice or follows from other keys, so most damage loses nothing: ids are in two keys, counts and
+cards are computed, and an item without its vector is quarantined until it is sent again. Other data is stored only
+once; where it is damaged it is dropped, and every loss is listed. Corrections come first: if the ledger is damaged, the
+items that people placed or dismissed, which are marked in another key, are placed and dismissed again.
 
 :func:`salvage` is a pure function of the keys as they were read, and writes nothing.
 """
@@ -63,12 +63,12 @@ _LISTED: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Salvaged:
-    """A pet that a repair would write, and what it makes of the damage.
+    """The result of salvaging a pet: the pet that a repair would write, and how it dealt with the damage.
 
     Attributes:
         pet: the pet after the repair, one revision later or, if corrections had to be made again, several.
-        derived: what the repair computes from other keys, a sentence each.
-        lost: what the repair cannot restore, a sentence each.
+        derived: one sentence for each thing that the repair computes from other keys.
+        lost: one sentence for each thing that the repair cannot restore.
     """
 
     pet: PetDump
@@ -77,11 +77,11 @@ class Salvaged:
 
 
 def salvage(raw: RawPet, *, by: str, at: datetime, model: str | None = None) -> Salvaged:
-    """Return what can be salvaged of a pet.
+    """Return the pet that can be rebuilt from these keys, with lists of what was derived and lost.
 
     Args:
         by, at: the requester and the time, for the history.
-        model: the model of its vectors, for a pet whose keys do not name it any more.
+        model: the model of the pet's vectors, for a pet whose keys no longer name it.
 
     Raises:
         InvalidInput: the model is unknown, or a newer release wrote the pet.
@@ -169,7 +169,7 @@ def salvage(raw: RawPet, *, by: str, at: datetime, model: str | None = None) -> 
 
 @dataclass(slots=True)
 class _Notes:
-    """What was found while a pet is salvaged."""
+    """Notes about the damage, collected while a pet is salvaged."""
 
     derived: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
@@ -199,12 +199,12 @@ class _Meta:
         return _read(self._fields.get(b"model", b"").decode) or None
 
     def given(self, name: str) -> int | None:
-        """Return a field that is a count; None if it is missing or is none."""
+        """Return a field as a count; None if it is missing or not a count."""
         value = self._fields.get(name.encode(), b"")
         return int(value) if value.isdigit() and len(value) < 16 else None
 
     def number(self, name: str) -> int:
-        """Return a field that is a count; 0 if it is missing or is none."""
+        """Return a field as a count; 0 if it is missing or not a count."""
         return self.given(name) or 0
 
 
@@ -220,8 +220,8 @@ class _Rows:
     """The rows that have an id and a vector.
 
     Attributes:
-        kept: the positions that these rows had.
-        n_before: the number of rows before the damage, as far as it is known.
+        kept: the former positions of these rows.
+        n_before: the number of rows before the damage, as far as the keys still show it.
         dim: the dimension of the vectors; None if it is unknown.
         without: the items whose vector is lost, with the time that their producer stated.
     """
@@ -290,7 +290,7 @@ def _names(raw: RawPet, notes: _Notes) -> list[MediaId | None]:
 
 
 def _dim_of(vectors: Sequence[bytes]) -> int:
-    """Return the dimension of most vectors, if these have unit norm; or 0."""
+    """Return the dimension that most vectors have; 0 if these do not have unit norm."""
     lengths = Counter(len(content) for content in vectors if content and len(content) % 4 == 0)
     for length, _ in lengths.most_common(1):
         rows = [np.frombuffer(content, dtype="<f4") for content in vectors if len(content) == length]
@@ -319,7 +319,7 @@ def _is_cut(raw: RawPet, name: str, width: int, n: int) -> bool:
 def _column(
     raw: RawPet, name: str, dtype: type[T], rows: _Rows, notes: _Notes, *, what: str, fill: int
 ) -> tuple[npt.NDArray[T], BoolVector]:
-    """Return a column of the kept rows, and which of its values are known; the others are ``fill``."""
+    """Return a column of the kept rows, and a mask of the values that are known; the others are ``fill``."""
     stored, width = raw.text(name), np.dtype(dtype).itemsize
     values = np.full(max(rows.n_before, int(rows.kept.max(initial=-1)) + 1), fill, dtype=dtype)
     known = np.frombuffer(stored, dtype=np.dtype(dtype).newbyteorder("<"), count=len(stored) // width)[: len(values)]
@@ -333,7 +333,7 @@ def _column(
 
 @dataclass(frozen=True, slots=True)
 class _Membership:
-    """Labels and origins that fit together; ``is_whole``: all labels are known."""
+    """Consistent labels and origins; ``is_whole`` states whether all labels are known."""
 
     labels: LabelVector
     origins: OriginVector
@@ -387,7 +387,7 @@ def _clusters(
 def _aliases(
     raw: RawPet, meta: _Meta, ledger: Sequence[Correction], clusters: Collection[ClusterId], notes: _Notes
 ) -> dict[ClusterId, ClusterId]:
-    """Return the stored aliases; if some are missing, also those that the merges in force made."""
+    """Return the stored aliases; if some are missing, add those that merges in force created."""
     pairs = ((_number(old), _number(now)) for old, now in raw.pairs("aliases").items())
     stored = {ClusterId(old): ClusterId(now) for old, now in pairs if old and now}
     missing = (meta.given("n_aliases") or 0) - len(stored) if meta.given("n_aliases") is not None else None
@@ -408,7 +408,7 @@ def _aliases(
 
 
 def _end_of(led: Mapping[ClusterId, ClusterId], start: ClusterId) -> ClusterId | None:
-    """Return the id at which a chain of aliases ends; None for a circle."""
+    """Return the id at which a chain of aliases ends; None if the chain is a cycle."""
     now, steps = start, 0
     while now in led and steps <= len(led):
         now, steps = led[now], steps + 1
@@ -416,7 +416,7 @@ def _end_of(led: Mapping[ClusterId, ClusterId], start: ClusterId) -> ClusterId |
 
 
 def _ledger(raw: RawPet, meta: _Meta, notes: _Notes) -> tuple[tuple[Correction, ...], bool]:
-    """Return the corrections that can be read, and whether these are all."""
+    """Return the corrections that can be read, and whether none is missing."""
     by_revision: dict[int, Correction] = {}
     for text in raw.items("ledger"):
         correction = _read(ledger_json.loads, text, pet=raw.pet)
@@ -441,7 +441,7 @@ def _made_again(
     by: str,
     at: datetime,
 ) -> list[Correction]:
-    """Return corrections that keep items where people put them, for items that no correction of the ledger names."""
+    """Return new corrections that keep items where people put them, for items whose own corrections were lost."""
     index = rows.stored.index(rows.n)
     constrained = resolve(ledger).by_row(index)
     media = rows.stored.media(rows.n)
@@ -469,7 +469,7 @@ def _again_text(again: Sequence[Correction]) -> str:
 
 
 def _entries(raw: RawPet) -> list[HistoryEntry]:
-    """Return the history entries that can be read, by revision."""
+    """Return the history entries that can be read, ordered by revision."""
     by_revision: dict[int, HistoryEntry] = {}
     for id_, fields in raw.entries("history"):
         entry = _read(load_entry, id_, fields)
@@ -479,14 +479,14 @@ def _entries(raw: RawPet) -> list[HistoryEntry]:
 
 
 def _history(raw: RawPet, meta: _Meta, ledger: Sequence[Correction], notes: _Notes) -> list[HistoryEntry]:
-    """Return the history; entries of corrections that it lacks come from the ledger."""
+    """Return the history, with missing entries of corrections taken from the ledger."""
     entries = {entry.revision: entry for entry in _entries(raw)}
     missing = meta.number("n_history") - len(entries)
     oldest = min(entries, default=0)
     made = [
         HistoryEntry(one.revision, one.kind, one.at, one.by, one.summary())
         for one in ledger
-        # entries before the oldest are not missing: the history has a limited length
+        # entries older than the oldest one are not missing, because the history has a limited length
         if one.revision not in entries and (one.revision > oldest or missing > 0)
     ]
     if made:
@@ -528,7 +528,7 @@ def _shadow(raw: RawPet, meta: _Meta, notes: _Notes) -> Shadow | None:
 def _quarantine(
     raw: RawPet, meta: _Meta, rows: _Rows, shadow: Shadow | None, notes: _Notes, *, missing: Quarantined
 ) -> dict[MediaId, Quarantined]:
-    """Return the quarantine, with the items whose vectors are lost, and those that only the candidate model has."""
+    """Return the quarantine, including items whose vectors are lost and items that only the candidate model has."""
     index = rows.stored.index(rows.n)
     quarantine: dict[MediaId, Quarantined] = {}
     for item, text in raw.pairs("quarantine").items():
@@ -546,7 +546,7 @@ def _quarantine(
 
 
 def _read(read: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R | None:
-    """Return what ``read`` returns for these arguments; None for a damaged value."""
+    """Call ``read`` with these arguments and return the result; None if the value is damaged."""
     try:
         return read(*arguments, **options)
     except _DAMAGED:

@@ -2,10 +2,9 @@
 
 For each call, redis-py spends more time on the pool, retries and instrumentation than on sending it and reading the
 reply. So each call is first tried once on a connection from this module's own list. If that fails, because the
-connection is broken or the server does not know the script, it is repeated through redis-py, with its error handling.
-Several calls of one script take one round trip together.
-Scripts must therefore be safe to run twice. Cluster clients, and pools that block until a connection is free, always
-use redis-py.
+connection is broken or the server does not know the script, the call is repeated through redis-py, with its error
+handling. Several calls of one script share a round trip. Scripts must therefore be safe to run twice. Cluster clients,
+and pools that block until a connection is free, always use redis-py.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ _pack: Callable[[tuple[Any, ...]], bytes] | None = (
 
 _POOLS: Final = (redis.ConnectionPool, SentinelConnectionPool)
 
-# Connections kept per pool, at most half of the pool's limit: enough for all threads that call at once.
+# Maximum number of connections to keep per pool, and at most half of the pool's limit: enough for all threads that call
+# at the same time.
 MOST_KEPT: Final = 16
 
 # The keys and arguments of one call.
@@ -50,14 +50,14 @@ class ShortCalls:
 
     @property
     def is_short(self) -> bool:
-        """Whether calls are tried on this module's own connections."""
+        """Whether calls are first tried on this module's own connections."""
         return self._pool is not None
 
     def script(self, text: str) -> Script:
         return Script(self, self.client.register_script(text))
 
     def take(self) -> Any:
-        """Return a connection for the use of one thread.
+        """Return a connection for exclusive use by this thread.
 
         Raises:
             NoScriptError: calls have to go through redis-py.
@@ -74,10 +74,10 @@ class ShortCalls:
         if len(self._kept) < self._most_kept:
             self._kept.append(connection)
         else:
-            self._pool.release(connection)  # type: ignore[union-attr]  # there was a pool to take it from
+            self._pool.release(connection)  # type: ignore[union-attr]  # not None: the connection came from it
 
     def evalsha(self, sha: str, keys: Sequence[str], args: Sequence[Any], then: Sequence[Any] = ()) -> tuple[Any, Any]:
-        """Return the replies to the script and to the command ``then``, if the first attempt gets them.
+        """Run the script, then the command ``then``, in one attempt; return both replies.
 
         Raises:
             redis.RedisError: the script's own error. After a ``ConnectionError``, ``TimeoutError`` or ``NoScriptError``
@@ -99,7 +99,7 @@ class ShortCalls:
     def evalsha_many(self, sha: str, calls: Sequence[Call], then: Sequence[Any] = ()) -> tuple[list[Any], Any]:
         """Return the replies to many calls of a script, and to the command ``then`` after them, in one round trip.
 
-        An error reply takes its place in the list. Raises the same errors as :meth:`evalsha` if the connection fails.
+        An error reply is an element of the list. Raises the same errors as :meth:`evalsha` if the connection fails.
         """
         with _Used(self) as used:
             connection = used.connection
@@ -114,7 +114,7 @@ class ShortCalls:
 
 
 class _Used:
-    """A connection in use: closed afterwards unless every reply to it was read, and kept for later calls.
+    """A context manager for a connection in use, which disconnects it at the end if a reply is still unread.
 
     Attributes:
         is_answered: whether every reply was read, and the server is the master.
@@ -130,22 +130,22 @@ class _Used:
 
     def __exit__(self, *_: object) -> None:
         if not self.is_answered:
-            # also if an exception, such as a time limit, was raised before the reply was read: otherwise the next
-            # caller would read that reply
+            # if an exception, such as a time limit, was raised before the reply was read, the next caller would read
+            # that reply
             self.connection.disconnect()
         self._calls.give_back(self.connection)
 
 
 def _packed(connection: Any, commands: Sequence[tuple[Any, ...]]) -> bytes:
-    """Return commands in Redis' protocol."""
+    """Return the commands encoded in Redis's protocol."""
     if _pack is not None:
-        with suppress(TypeError):  # an argument that only redis-py converts
+        with suppress(TypeError):  # an argument needs redis-py's conversion
             return b"".join(map(_pack, commands))
     return b"".join(connection.pack_commands(commands))
 
 
 def _reply(connection: Any) -> Any:
-    """Return the next reply; an error reply is returned, too."""
+    """Return the next reply; an error reply is returned, not raised."""
     try:
         return connection.read_response()
     except redis.ResponseError as error:
@@ -153,19 +153,19 @@ def _reply(connection: Any) -> Any:
 
 
 def _is_from_replica(answer: Any) -> bool:
-    """Return whether it is an error of a demoted master; reconnecting looks up the current one again."""
+    """Return whether the reply is the error of a demoted master; reconnecting finds the current master."""
     return isinstance(answer, redis.ResponseError) and "READONLY" in f"{type(answer).__name__.upper()} {answer}"
 
 
 class Script:
-    """A script that is called with its keys and arguments."""
+    """A Lua script that can be called like a function."""
 
     def __init__(self, calls: ShortCalls, in_full: Any) -> None:
         self._calls, self._in_full = calls, in_full
 
     @property
     def is_short(self) -> bool:
-        """Whether its calls usually bypass redis-py."""
+        """Whether calls of this script usually bypass redis-py."""
         return self._calls.is_short
 
     def __call__(self, *, keys: Sequence[str], args: Sequence[Any] = ()) -> Any:
@@ -175,12 +175,12 @@ class Script:
             return self._in_full(keys=keys, args=args)
 
     def many(self, calls: Sequence[Call], then: Sequence[Any] = ()) -> tuple[list[Any], Any]:
-        """Return the replies to many calls, and to a command after them; an error reply takes its place in the list.
+        """Return the replies to many calls and to a command after them. An error reply is an element of the list.
 
         Args:
             calls: the keys and arguments of each call.
-            then: a command that may be repeated; its key may be in any slot. It is sent only if it needs no round trip
-                of its own; its reply is None otherwise.
+            then: a command that is safe to repeat; its key may be in any slot. If it would need its own round trip, it
+                is not sent, and its reply is None.
         """
         try:
             answers, after = self._calls.evalsha_many(self._in_full.sha, calls, then)
@@ -198,11 +198,11 @@ class Script:
             return error
 
     def and_then(self, *command: Any, if_short: bool, keys: Sequence[str], args: Sequence[Any] = ()) -> tuple[Any, Any]:
-        """Return the replies to the script and to a command that follows it in the same round trip.
+        """Run the script, then a command in the same round trip; return both replies.
 
         Args:
-            command: a command that may be repeated; its key may be in any slot.
-            if_short: send the command only if it needs no round trip of its own; its reply is None otherwise.
+            command: a command that is safe to repeat; its key may be in any slot.
+            if_short: if the command would need its own round trip, do not send it; its reply is then None.
         """
         try:
             return self._calls.evalsha(self._in_full.sha, keys, args, command)

@@ -1,5 +1,6 @@
-"""The values of a pet's keys: how shadows, quarantined items, cards and history entries are written and read, and the
-commands that write a whole pet. ``keys.py`` documents the schema.
+"""The encoding of a pet's keys: shadows, quarantined items, cards and history entries.
+
+It includes the commands that write a whole pet. ``keys.py`` documents the schema.
 
 Functions named ``load_…`` raise ValueError, LookupError, TypeError or AttributeError for a value that they cannot read.
 """
@@ -78,17 +79,18 @@ def load_entry(id_: bytes, fields: Mapping[bytes, bytes]) -> HistoryEntry:
 
 
 def revision_of(id_: bytes) -> int:
-    """Return the revision from the id of a stream entry."""
+    """Return the revision that the id of a stream entry contains."""
     return int(id_.partition(b"-")[0])
 
 
-# Limits of the arguments of one command that writes a pet. Redis takes a millisecond or two for it; many more arguments
-# would not fit on Lua's stack. The number is even, so that fields stay with their values.
+# Maximum number, and approximate size in bytes, of the arguments of one command that writes a pet. Redis runs such a
+# command in a millisecond or two; many more arguments would not fit on Lua's stack. The number is even, so that fields
+# stay with their values.
 MOST_ARGUMENTS: Final = 2_000
 MOST_BYTES: Final = 256 * 1024
 
 Command = tuple[str, str, Sequence[Any]]
-"""The name of a command, its key among those of the pet, and its other arguments."""
+"""The name of a command, the pet's key that it writes (a field of ``PetKeys``), and its other arguments."""
 
 
 def flat(keys: PetKeys, commands: Iterable[Command]) -> Iterator[Any]:
@@ -139,7 +141,7 @@ def commands_of(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iter
             yield name, key, batch
 
     def column(key: str, values: npt.NDArray[Any], dtype: str) -> Iterator[Command]:
-        # a string that is written at once takes no more memory than it needs; an appended one does
+        # written at once, because a string that grows by APPEND takes more memory than it needs
         if state.n_media:
             yield "SET", key, (values.astype(dtype, copy=False).tobytes(),)
 

@@ -98,7 +98,7 @@ if ingested ~= n_clustered + n_noise + n_dismissed + n_quarantined then
   return {'UNCONSERVED', expected, ingested, n_quarantined}
 end
 if n_arriving > 0 then
-  -- the first of the vectors, which follow the media and their own number
+  -- the size of the first vector; the list of vectors and its length follow the media ids
   local n_bytes = #ARGV[taken + n_arriving + 3]
   if n_bytes ~= 4 * tonumber(dim ~= '' and dim or stored_dim) then
     return {'DAMAGED', meta .. ' dim', string.format('%d', n_bytes / 4), stored_dim or 'nothing'}

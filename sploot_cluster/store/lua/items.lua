@@ -1,4 +1,4 @@
--- Reads some rows of a pet, without their vectors.
+-- Reads a range of rows of a pet, without their vectors.
 --
 -- KEYS     all keys of the pet
 -- ARGV     first row, number of rows

@@ -2,7 +2,7 @@
 -- quarantine is full, the arrival is only counted as overflowed.
 --
 -- KEYS     all keys of the pet
--- ARGV     born, item, facts (JSON), most
+-- ARGV     born, item, facts (JSON), maximum size of the quarantine
 -- Returns  1 if it is quarantined, 0 if the pet was recreated, has the item, or its quarantine is full,
 --          {"DAMAGED", key, expected, found} if the pet is damaged
 

@@ -1,4 +1,4 @@
--- Reads all keys of a pet as they are, whatever is in them, as a consistent snapshot.
+-- Reads all keys of a pet as they are, damaged or not, as a consistent snapshot.
 --
 -- KEYS     all keys of the pet
 -- ARGV     1 = also return the vectors, which can be large; 0 = do not

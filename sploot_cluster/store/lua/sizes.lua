@@ -2,7 +2,8 @@
 
 local SIZE_OF = {string = 'STRLEN', list = 'LLEN', hash = 'HLEN', stream = 'XLEN'}
 
--- Returns  the name of the last commit and the type and size of each key, as one text that changes with the pet
+-- Returns  the name of the last commit and the type and size of each key, as one string,
+--          which changes whenever the pet changes
 local function sizes()
   local seen = {}
   for i, key in ipairs(KEYS) do
