@@ -1,8 +1,8 @@
 """The internal HTTP API: FastAPI, mountable in any ASGI application.
 
 It parses requests, calls a service, and renders responses. A ``PetService``, such as ``ClusterService``, reads pets; a
-``JobQueue`` enqueues work. The API depends on no particular queue and loads no engine. ``routes`` has one module per
-subject; ``admission`` guards the routes, and ``problems`` renders their errors.
+``JobQueue`` enqueues work. The API does not depend on a particular queue and does not load the engine. ``routes`` has
+one module per subject; ``admission`` guards the routes, and ``problems`` renders their errors.
 """
 
 from sploot_cluster.api.app import create_app

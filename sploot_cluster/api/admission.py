@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 MAX_IDEMPOTENCY_KEY: Final = 255
 
-# Shorter than the grace of a shutdown, so that no body is cut that would still have arrived.
+# Shorter than the grace period of a shutdown, so that a shutdown does not cut off a body that is still arriving.
 BODY_WAIT_S: Final = 15.0
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -77,7 +77,7 @@ class Admission:
         tokens: the valid tokens. Without any, every caller is ``loopback``; ``LoopbackGuard`` refuses other machines.
         max_body_bytes: size limit of a request's body.
         rates: the rate limit of each caller.
-        strangers: the rate limit of each address from which requests without a valid token come.
+        strangers: the rate limit of each address that sends requests without a valid token.
     """
 
     tokens: Tokens
@@ -122,13 +122,13 @@ class Admission:
             status = refusal.kind.status
             raise
         finally:
-            # who did what; which pets and items is in their history, and operators' actions are in the audit
+            # log only who did what; the histories of pets and the audit log record what was changed
             facts = {"caller": caller.name, "role": str(caller.role), "operation": operation, "status": status}
             logger.info("change requested", extra=facts | {"path": request.url.path})
         return response
 
     async def _change(self, request: Request, operation: str, caller: Caller, handle: Handler) -> Response:
-        """Return the response of ``handle`` to a request that may change something."""
+        """Return the response of ``handle`` to a request that may change data."""
         if request.method != "POST":
             return await handle(request)
         _refuse_unless_json(request)
@@ -156,7 +156,7 @@ class Admission:
         return caller
 
     async def _read(self, request: Request) -> bytes:
-        """Read the body, holding no more than the limit in memory."""
+        """Read the body without holding more than its size limit in memory."""
         too_large = Refusal(
             problems.BODY_TOO_LARGE,
             f"the body is larger than {self.max_body_bytes} bytes; send it in parts",
@@ -179,7 +179,7 @@ class Admission:
         return bytes(body)
 
     async def _once(self, request: Request, key: str, body: bytes, handle: Handler) -> Response:
-        """Return the response to the first request with this key, or that of ``handle`` if this is the first."""
+        """Return the stored response to the first request with this key, or call ``handle`` if this is the first."""
         # include the path, because an application may be mounted twice
         fingerprint = sha256(request.url.path.encode("utf-8", "surrogatepass") + b"\0" + body).hexdigest()
         try:
@@ -195,11 +195,11 @@ class Admission:
         try:
             response = await handle(request)
         except Exception:
-            # keep the key on cancellation, which is not an Exception: the endpoint's thread may still enqueue
+            # a cancellation is not an Exception, so it keeps the key: the endpoint's thread may still enqueue the job
             await self._release(begun)
             raise
         if response.headers.get("cache-control") == "no-store":
-            # the response names items, and a stored copy would outlive their deletion
+            # do not store the response: it names items, and a stored copy would outlive their deletion
             await self._release(begun)
         else:
             await self._finish(begun, response)
@@ -218,12 +218,12 @@ class Admission:
         try:
             await run_in_threadpool(self.idempotency.finish, ticket, answer)
         except StoreUnavailable as away:
-            # the job is enqueued; an error would make the caller send it again
+            # do not fail the request: the job is enqueued, and an error would make the caller send it again
             logger.warning("could not store answer for its idempotency key", extra={"problem": away.problem})
 
 
 def bearer_of(request: Request) -> str:
-    """Return the secret that a request sends as its bearer token; an empty string if it sends none."""
+    """Return the bearer token of a request; an empty string if it has none."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret.strip() if scheme.lower() == "bearer" else ""
 
@@ -274,7 +274,7 @@ IDEMPOTENCY_KEY: Final = Depends(_describe_idempotency_key)
 
 
 def _refuse_unless_json(request: Request) -> None:
-    # Browsers send other content types across sites without a preflight request, but never this one.
+    # Requires application/json, which browsers never send to another site without a preflight request.
     given = Headers()
     given["content-type"] = request.headers.get("content-type", "")
     if not request.headers.get("content-type") or given.get_content_type() != "application/json":

@@ -36,7 +36,8 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 
 MAX_BATCH: Final = 1_000
 
-# A recluster of 10,000 items takes about a second; if a preview takes longer than this, the caller repeats the request.
+# Maximum wait of a request for its preview; a recluster of 10,000 items takes about a second. If the preview takes
+# longer, the caller repeats the request.
 PREVIEW_WAIT_S: Final = 20.0
 
 # 1,000 embeddings of 512 values take 2.8 MB as base64 and 11 MB as JSON numbers.
@@ -72,7 +73,7 @@ _TAGS: Final = [
 
 
 class _Api(FastAPI):
-    """FastAPI, with the schema of all problems in its OpenAPI document, and parameters without null."""
+    """A FastAPI application whose OpenAPI document has the schema of all problems, and no nullable parameters."""
 
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:
@@ -91,7 +92,7 @@ class _Api(FastAPI):
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an optional parameter. It may be left out; in an address or a header, null would be text."""
+    """Return the schema of an optional parameter without null, which an address or a header cannot express."""
     kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return schema
@@ -135,18 +136,18 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
             on restart; use ``RedisIdempotencyStore`` for more than one process.
         ready: checks the dependencies of the server, for ``/readyz``.
         metrics: returns the exposition and its media type, for ``/metrics``; without it, that address does not exist.
-        on_answer: called with every request that was answered; it must not block.
+        on_answer: called after every response; it must not block.
         on_close: closes the other arguments when the server stops. If the application is mounted in another one, the
             outer application has to call it, because ASGI notifies only the outermost application.
         max_body_bytes: size limit of a body without embeddings.
         max_embeddings_bytes: size limit of a body with embeddings.
         max_batch: maximum number of embeddings in such a body.
-        max_rate_per_s: how many requests per second each caller may send to this process; 0 for no limit. More are
-            answered 429.
-        public: groups of addresses that answer to other machines without a token; see ``public.GROUPS``.
-        preview_wait_s: how long a request waits for a worker to compute its preview.
-        media_url_template: where the console loads the picture of an item, with ``{pet_id}``, ``{media_id}`` and
-            ``{width}`` (pixels); empty: the console shows no pictures.
+        max_rate_per_s: maximum number of requests per second that this process accepts from each caller; 0 for no
+            limit. Others are answered 429.
+        public: groups of addresses that other machines may call without a token; see ``public.GROUPS``.
+        preview_wait_s: maximum time that a request waits for a worker to compute its preview.
+        media_url_template: the address from which the console loads the picture of an item, with ``{pet_id}``,
+            ``{media_id}`` and ``{width}`` (pixels); empty: the console shows no pictures.
     """
     tokens = tokens or Tokens()
     app = _Api(
@@ -155,10 +156,10 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         summary="Media clusters of pets, corrected by people",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
-        # the pages that FastAPI would serve load scripts from other servers, and those scripts could call this API
+        # FastAPI's documentation pages load scripts from other servers, and those scripts could call this API
         docs_url=None,
         redoc_url=None,
-        # a redirect would turn a request for a missing address into two, and would repeat the Host header
+        # a redirect would turn a request for a missing address into two, and its Location would repeat the Host header
         redirect_slashes=False,
         lifespan=_closing(on_close),
     )
@@ -206,5 +207,5 @@ def _version() -> str:
     try:
         return version("sploot-cluster")
     except PackageNotFoundError:
-        # run from a checkout
+        # the code runs from a checkout and is not installed
         return "0"

@@ -81,7 +81,7 @@ def _checked(body: type[BaseModel], given: Any, check: ModelWrapValidatorHandler
     try:
         return check(given)
     except ValidationError as refused:
-        # not a ValueError, so that it passes through pydantic and FastAPI unchanged
+        # InvalidFields is not a ValueError, so it passes through pydantic and FastAPI unchanged
         raise InvalidFields(_problems(refused, body)) from None
 
 
@@ -143,7 +143,7 @@ class CorrectionBody(_Body):
 
 
 def body_of(request: type[Request[Any]]) -> type[CorrectionBody]:
-    """Return the body of a correction's request, as documented in the OpenAPI document."""
+    """Return the type of a correction's body, with its fields described for the OpenAPI document."""
     fields: dict[str, Any] = {}
     for name, field in request.body().items():
         is_required = name in required_of(request)

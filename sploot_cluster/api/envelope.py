@@ -1,7 +1,7 @@
 """What all requests and responses of the application have in common, as ASGI middleware.
 
-``HEAD`` is answered like ``GET`` without the body. Addresses and headers have a largest size. Responses are compressed,
-are not stored by caches unless they allow it, and are never interpreted as another media type than theirs.
+``HEAD`` is answered like ``GET`` without the body. The sizes of addresses and headers are limited. Responses are
+compressed. Caches may store them only if they allow it, and browsers never interpret them as another media type.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sploot_cluster.api.problems import ADDRESS_TOO_LONG, HEADERS_TOO_LARGE, Refusal, render
 
-# The longest valid address has the id of an item: 256 characters, each up to 12 bytes when percent-encoded.
+# Enough for the longest valid address, which contains an item id of 256 characters, each up to 12 bytes when
+# percent-encoded.
 MAX_ADDRESS_BYTES: Final = 8 * 1024
 MAX_HEADER_BYTES: Final = 16 * 1024
 
-# Smaller responses fit into one packet anyway.
+# Smaller responses fit into one packet even uncompressed.
 COMPRESSED_FROM_BYTES: Final = 1_024
-# Level 4 takes half the time of level 6 and gives 3 % larger pets.
+# The gzip level. Level 4 takes half the time of level 6 and makes the response with a pet 3 % larger.
 COMPRESSION: Final = 4
 
 
@@ -44,7 +45,7 @@ class Envelope:
 
 
 def _why_too_large(scope: Scope) -> Refusal | None:
-    # the server cannot rely on the connection of a client that sends this much
+    # the rest of the request stays unread, so the connection cannot be reused
     headers = {"Connection": "close"}
     address = len(scope.get("raw_path") or scope["path"].encode()) + len(scope.get("query_string", b""))
     if address > MAX_ADDRESS_BYTES:

@@ -31,10 +31,10 @@ from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 
 PREFIX: Final = "sploot:idempotency:"
 
-# A day: a caller's outbox can keep retrying through an outage of at most this length.
+# How long a response is stored: a day. A caller's outbox may retry a request for this long, for example in an outage.
 KEEP_S: Final = 24 * 60 * 60
 
-# Longer than any enqueue, including the timeouts and retries of Redis calls.
+# How long a key may stay in progress: longer than any enqueueing, including the timeouts and retries of Redis calls.
 IN_PROGRESS_S: Final = 60
 
 MAX_KEYS_IN_MEMORY: Final = 10_000
@@ -42,7 +42,7 @@ MAX_KEYS_IN_MEMORY: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The response to a request."""
+    """The stored response to a request."""
 
     status: int
     headers: Mapping[str, str]
@@ -51,7 +51,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A key in progress, with its owner."""
+    """Proof of the right to process a request: its key, and the random name of the owner of that key."""
 
     key: str
     fingerprint: str
@@ -73,7 +73,7 @@ class IdempotencyStore(Protocol):
     """
 
     def begin(self, key: str, fingerprint: str) -> Ticket | Answer:
-        """Return a ticket for processing the request, or the response that it got before.
+        """Return a ticket for processing the request; if it was processed before, its stored response.
 
         Args:
             key: the hash of caller, route and ``Idempotency-Key``.
@@ -95,11 +95,11 @@ class IdempotencyStore(Protocol):
 
 
 class RedisIdempotencyStore:
-    """The :class:`IdempotencyStore` that all servers on one Redis share."""
+    """An :class:`IdempotencyStore` in Redis, shared by all servers that use this Redis."""
 
-    # KEYS[1] a key; ARGV: value of the owner, milliseconds to hold the key. Returns the value that the key has already,
-    # or nil. The DEL comes first because a server that is out of memory allows it, and then lets the script finish:
-    # requests that free memory carry a key too, and must work on such a server.
+    # KEYS[1] a key; ARGV: value of the owner, milliseconds to hold the key. Returns the existing value of the key, or
+    # nil. The DEL comes first because a server that is out of memory allows it, and then also allows the SET after it.
+    # So requests that free memory, which carry a key too, work on such a server.
     _BEGIN: Final = """
     local held = redis.call('GET', KEYS[1])
     if held then
@@ -122,7 +122,7 @@ class RedisIdempotencyStore:
     return 1
     """
 
-    # KEYS[1] a key; ARGV[1] value of the owner. Returns the number of keys that it freed.
+    # KEYS[1] a key; ARGV[1] value of the owner. Returns the number of deleted keys, 0 or 1.
     _RELEASE: Final = """
     if redis.call('GET', KEYS[1]) ~= ARGV[1] then
       return 0
@@ -149,7 +149,7 @@ class RedisIdempotencyStore:
         if record["fingerprint"] != fingerprint:
             raise KeyReused
         if "answer" not in record:
-            # the reply was lost and redis-py sent the script again, which then found its own value
+            # the reply was lost, so redis-py sent the script again, which found the value that it had written itself
             if record["owner"] == ticket.owner:
                 return ticket
             raise KeyInProgress
@@ -168,7 +168,7 @@ class RedisIdempotencyStore:
 class MemoryIdempotencyStore:
     """An :class:`IdempotencyStore` in the memory of one process, for tests and single servers.
 
-    Holds up to ``max_keys`` keys and then drops the oldest.
+    Stores up to ``max_keys`` keys; a further key replaces the oldest.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""News of the queues for open pages, pushed as server-sent events.
+"""The feed that pushes the state of the queues to open pages as server-sent events.
 
-While there are viewers, one task of the process reads Redis for all of them. A slow viewer gets fewer events and never
-old ones, because none is stored for it. A stream ends after ten minutes, so that its caller is admitted again.
+While there are viewers, one task of the process reads Redis for all of them. No events are stored for a slow viewer, so
+it gets fewer events but never old ones. A stream ends after ten minutes, so that the token of its caller is checked
+again.
 """
 
 from __future__ import annotations
@@ -25,26 +26,27 @@ MEDIA_TYPE: Final = "text/event-stream"
 
 EVERY_S: Final = 2.0
 LONGEST_S: Final = 600.0
-# A read that takes longer is reported to viewers. Pages give up a stream that is silent for seven seconds.
+# Viewers are informed of a read that takes longer than this, because pages close a stream that is silent for seven
+# seconds.
 LATE_S: Final = 3.0
 
-# Streams of one process. Each takes a connection and some 50 kB.
+# Maximum number of streams in a process. Each takes a connection and some 50 kB.
 MAX_VIEWERS: Final = 200
 RETRY_AFTER_S: Final = 60
 
-# The data of each event, as JSON.
+# Event names -> the data of the event, as JSON.
 Events = Mapping[str, bytes]
 
 
 class Feed:
-    """Reads events while somebody watches, and gives them to all viewers. For the event loop of one process.
+    """A feed that reads events while it has viewers and passes each to all of them. It belongs to one event loop.
 
     Args:
         read: returns all events; called in a thread. It may raise ``QueueUnavailable``.
-        every_s: how long to wait between two reads.
-        max_viewers: how many may watch at once.
-        longest_s: how long each may watch.
-        late_s: how long a read may take before viewers are informed.
+        every_s: pause between two reads.
+        max_viewers: maximum number of simultaneous viewers.
+        longest_s: maximum duration of each stream.
+        late_s: duration of a read after which viewers are informed that it is late.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Feed:
         If a later read fails, the event ``problem`` states why.
 
         Raises:
-            Refusal: too many watch already.
+            Refusal: the feed has the maximum number of viewers already.
             Exception: the first read failed.
         """
         if self._n_viewers >= self._max_viewers:
@@ -107,9 +109,9 @@ class Feed:
                 self._reader = self._latest = None
 
     async def _news(self, within_s: float) -> bool:
-        """Wait for the next read; return whether it ended in time."""
+        """Wait for the next read; return whether it finished within this time."""
         assert self._next is not None
-        # unlike wait_for, this does not cancel what others wait for as well
+        # unlike wait_for, this does not cancel the future on a timeout; other viewers wait for it too
         done, _ = await asyncio.wait([self._next], timeout=within_s)
         return bool(done)
 
@@ -129,19 +131,19 @@ class Feed:
 
 
 class EventStream(StreamingResponse):
-    """A response that sends events as they come, until they or the connection end.
+    """A response that sends events as they occur, until the feed or the connection ends.
 
     Args:
         first: the first events.
-        more: what follows; closed with the response.
-        names: the events that the caller may see, besides ``problem``.
+        more: the events after these; the generator is closed with the response.
+        names: names of the events that the caller may see, in addition to ``problem``.
     """
 
     media_type = MEDIA_TYPE
 
     def __init__(self, first: Events, more: AsyncGenerator[Events], names: Collection[str]) -> None:
         self._first, self._more, self._names = first, more, names
-        # nginx collects responses unless this header forbids it
+        # this header stops nginx from buffering the response
         super().__init__(self._encoded(), headers={"X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,7 +159,7 @@ class EventStream(StreamingResponse):
 
 
 def encoded(events: Events, names: Collection[str]) -> bytes:
-    """Return the events with these names, and ``problem``, as they are sent."""
+    """Return the events with these names, and ``problem``, encoded as server-sent events."""
     lines = b"event: %s\ndata: %s\n\n"
     return b"".join(lines % (name.encode(), data) for name, data in events.items() if name in {*names, "problem"})
 

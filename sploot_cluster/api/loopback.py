@@ -20,14 +20,14 @@ from sploot_cluster.api.tokens import VARIABLE, Tokens
 from sploot_cluster.errors import InvalidInput
 
 _HOST: Final = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::\d*)?")
-# Headers that proxies add, in addition to all that start with x-forwarded-.
+# Headers by which a proxy is recognised, in addition to all that start with x-forwarded-.
 _FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip"})
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _HINT: Final = f"set {VARIABLE}=name:role:secret and send 'Authorization: Bearer <secret>'"
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether an address or name is that of this machine only. The only such name is ``localhost``."""
+    """Return whether a host is a loopback address or the name ``localhost``, so that no other machine can reach it."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:
@@ -65,13 +65,13 @@ class LoopbackGuard:
 def why_not_local(scope: Scope) -> Refusal | None:
     """Return None for a request of a program on this machine, and otherwise the refusal that explains it."""
     headers = Headers(scope=scope)
-    # on a unix socket there is no peer address
+    # a unix socket has no peer address
     peer = scope.get("client")
     if peer is not None and not is_loopback(peer[0]):
         return Refusal(
             NOT_LOOPBACK, f"no tokens are configured, so only requests from this machine are served; {_HINT}"
         )
-    # nginx adds no header unless it is told to, but speaks HTTP/1.0 to the server behind it; programs speak 1.1
+    # by default, nginx adds no header, but uses HTTP/1.0 to the server behind it; other programs use 1.1
     is_old = scope.get("http_version") == "1.0"
     if is_old or any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
         return Refusal(NOT_LOOPBACK, f"the request came through a proxy, and no tokens are configured; {_HINT}")

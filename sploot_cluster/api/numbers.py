@@ -39,7 +39,8 @@ def _schema(lowest: int) -> dict[str, Any]:
 
 _NUMBER_OR_TEXT: Final[dict[str, Any]] = {
     "anyOf": [
-        # FastAPI writes the bounds of body fields as doubles; 2**63 is a double, but the highest id is not
+        # FastAPI converts the bounds of body fields to doubles; 2**63 is one, but the highest id, which is 1 less, is
+        # not
         {"type": "integer", "format": "int64", "minimum": 1, "exclusiveMaximum": 2**63},
         {"type": "string", "format": "int64", "pattern": "^[1-9][0-9]{0,18}$"},
     ]
@@ -56,7 +57,7 @@ Seconds = Annotated[float, Field(ge=0, le=LONGEST_S, allow_inf_nan=False)]
 
 
 def from_digits(kind: Kind[Any], given: object) -> object:
-    """Return a body's field with ids in digits converted to numbers, for its kind to check."""
+    """Return a body's field with decimal strings converted to numbers, so that its kind can check it."""
     if isinstance(kind, Whole):
         return number_of(given)
     if isinstance(kind, ListOf) and isinstance(given, list):
@@ -65,7 +66,7 @@ def from_digits(kind: Kind[Any], given: object) -> object:
 
 
 def schema_in_body(kind: Kind[Any]) -> dict[str, Any]:
-    """Return the JSON Schema of a field in a body, where ids may be text."""
+    """Return the JSON Schema of a field in a body, where ids may be strings."""
     if kind == ID:
         return _NUMBER_OR_TEXT
     if isinstance(kind, ListOf):

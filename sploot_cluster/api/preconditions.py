@@ -40,7 +40,7 @@ IfMatch = Annotated[
         "counts them. If a person, a recluster or a deletion moved items since, the answer is 412 and "
         "lists the changes. If that happens before the correction runs, its job fails and nothing is changed.",
         examples=['"17"'],
-        # only described here: expected_revision explains what is wrong with a value
+        # documented here but not enforced, because expected_revision returns a better error
         json_schema_extra={"pattern": _IF_MATCH},
     ),
 ]
@@ -65,7 +65,7 @@ ARRIVALS_HEADER: Final[dict[str, Any]] = {
 
 
 class Revisions(Protocol):
-    """The part of the service that reads revisions of pets and their history."""
+    """The part of the service that reads the revisions and the history of pets."""
 
     def revision(self, pet: PetId) -> int: ...
 
@@ -75,14 +75,14 @@ class Revisions(Protocol):
 
 
 def tagged(revision: int, if_none_match: str | None, answer: Callable[[], Any]) -> Response:
-    """Return the result of ``answer`` with an ETag, or 304 if the caller has the current revision."""
+    """Return the result of ``answer`` with an ETag; return 304 if the caller has the current revision already."""
     # no-cache: clients may store it but must revalidate; private: shared caches must not store it
     headers = {"ETag": f'"{revision}"', "Cache-Control": "private, no-cache"}
     known = if_none_match or ""
     if known.strip() == "*" or str(revision) in (tag for _, tag in _ETAGS.findall(known)):
         return Response(status_code=304, headers=headers)
     body = answer()
-    writer = _writer(type(body))  # type: ignore[arg-type]  # for mypy, a class is not hashable
+    writer = _writer(type(body))  # type: ignore[arg-type]  # mypy does not accept a class as hashable
     return Response(writer.dump_json(body, by_alias=True), headers=headers, media_type="application/json")
 
 
@@ -101,7 +101,8 @@ def expected_revision(revisions: Revisions, pet: PetId, if_match: str | None, re
     """
     if if_match is None:
         return None
-    # read in this order: a move between the two reads only makes `now` larger, and the job checks the revision again
+    # the order of these reads matters: a move between them only makes `now` larger, and the job checks the revision
+    # again
     moved_at, now = revisions.moved_at(pet), revisions.revision(pet)
     if if_match.strip() == "*" and now:
         return now

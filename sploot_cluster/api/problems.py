@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 
-# About the duration of a Redis failover.
+# Retry-After of responses 503, in seconds: about the duration of a Redis failover.
 RETRY_AFTER_S: Final = 5
 
 MAX_ERRORS: Final = 100
@@ -65,7 +65,7 @@ class Kind:
 
     Attributes:
         slug: the last part of its ``type``; callers compare it, so it never changes.
-        when: when it is returned, as one sentence for the OpenAPI document.
+        when: the condition for returning it, as one sentence for the OpenAPI document.
     """
 
     slug: str
@@ -164,7 +164,7 @@ STORE_UNAVAILABLE: Final = Kind(
     "store-unavailable", 503, "Store unavailable", "Redis did not answer or refused the request; retry."
 )
 
-# Kinds of the errors that starlette and FastAPI raise themselves.
+# HTTP status -> the kind of problem, for errors that starlette and FastAPI raise themselves.
 _BY_STATUS: Final = {
     400: MALFORMED_JSON,
     404: NOT_FOUND,
@@ -222,17 +222,17 @@ def field_problem(refused: InvalidInput) -> FieldProblem:
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]], *, known: Collection[str] = ()) -> list[FieldProblem]:
-    """Return pydantic's errors as field errors in the words of this API.
+    """Return pydantic's errors as field errors in this API's own wording.
 
     Args:
-        errors: as from ``ValidationError.errors()``, including their input; only the type of an input is shown.
+        errors: as returned by ``ValidationError.errors()``, including the inputs; only the type of an input is shown.
         known: the names of the valid fields, for a "did you mean".
     """
     return [_field_problem(error, known) for error in errors]
 
 
-# pydantic's error type -> problem and hint. Their placeholders are `given`, the type of the input, and facts from the
-# error.
+# pydantic's error type -> problem and hint, with placeholders: `given` is the type of the input; all others are facts
+# from pydantic's error.
 _WORDING: Final[Mapping[str, tuple[str, str]]] = {
     "missing": ("is missing", "send it"),
     **dict.fromkeys(
@@ -285,7 +285,7 @@ def _field(place: Sequence[str | int]) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a text from a caller in a form fit for a response: short, and on one line."""
+    """Return a caller's text shortened and on one line, so that it can be part of a response."""
     text = UNPRINTABLE.sub("?", text)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -322,7 +322,7 @@ def _example(kind: Kind) -> dict[str, object]:
 
 def install(app: FastAPI) -> None:
     """Install error handlers that return a problem for every error of the application."""
-    # starlette types every handler by Exception, whichever class the handler is registered for
+    # starlette declares that a handler takes any Exception, whichever class it is registered for
     handlers: dict[type[Exception], Callable[[Request, Any], Response]] = {
         Refusal: _refused,
         InvalidInput: _invalid,
@@ -429,7 +429,7 @@ def _http(request: Request, error: HTTPException) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """Return the methods of all routes with the request's address. Starlette names those of the first one only."""
+    """Return the methods of all routes with the request's address; Starlette lists only those of the first route."""
     methods = {
         method
         for route in request.app.routes

@@ -1,7 +1,7 @@
-"""The addresses that answer without a token, although tokens are configured.
+"""The addresses that may be called without a token although tokens are configured.
 
-Programs on this machine always get them. From elsewhere, they need a token of any role unless their group is public:
-health by default, so that probes work. A proxy on this machine counts as elsewhere.
+Programs on this machine may always call them. Other machines, and proxies on this one, need a token of any role unless
+the address is in a public group. By default, the group of health checks is public, so that probes work.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def groups_of(text: str) -> frozenset[str]:
 
 
 class PublicAddresses:
-    """ASGI middleware for an application with tokens; refuses these addresses without a token unless they are public.
+    """ASGI middleware for an application with tokens; protects these addresses unless their group is public.
 
     Args:
-        tokens: any of them opens any of these addresses.
+        tokens: the configured tokens; each is valid for all of these addresses.
         public: names of ``GROUPS``.
     """
 
@@ -79,6 +79,6 @@ class PublicAddresses:
 
 
 def _group_of(scope: Scope) -> str | None:
-    """Return the group of an address; None for those that admission checks."""
+    """Return the group of an address; None for an address that ``Admission`` checks."""
     path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
     return _GROUP_OF.get(path.strip("/").partition("/")[0])

@@ -8,34 +8,34 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-# A caller that was quiet may send this many seconds' worth of requests at once.
+# Size of a burst: after a pause, a caller may send this many seconds' worth of requests at once.
 BURST_S: Final = 5.0
 
-# Requests per second from an address that are refused for their token before they are refused for their rate.
+# Number of requests without a valid token per second and address that are answered 401; further ones are answered 429.
 UNAUTHENTICATED_PER_S: Final = 20.0
 
-# The callers that are remembered; those that were quiet longest are forgotten first.
+# Maximum number of callers to remember; those that have sent nothing for longest are forgotten first.
 MAX_CALLERS: Final = 10_000
 
 
 class Rates:
-    """Counts requests of callers, each with an allowance that fills at ``per_s`` up to ``BURST_S`` seconds' worth.
+    """A token bucket for each caller, which is refilled at ``per_s`` and holds ``BURST_S`` seconds' worth of requests.
 
     Thread-safe. Takes constant time and about 200 bytes per caller.
 
     Args:
-        per_s: requests per second of one caller; 0 for no limit.
+        per_s: maximum rate of one caller, in requests per second; 0 for no limit.
     """
 
     def __init__(self, per_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.per_s = per_s
         self._clock = clock
         self._lock = threading.Lock()
-        # the time at which the allowance of each caller is full again
+        # caller -> the time at which its bucket is full again
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
     def wait_s(self, caller: str) -> float:
-        """Count a request of a caller; return 0, or the seconds after which the caller may send it again."""
+        """Count a request and return 0, or return the seconds after which the caller may send it again."""
         if not self.per_s:
             return 0.0
         now = self._clock()

@@ -1,7 +1,7 @@
-"""The function that runs the application with uvicorn, and the patience of its connections.
+"""The function that runs the application with uvicorn, with time limits on slow connections.
 
-uvicorn waits without limit for the headers of a request and for a client that does not read its response. Here, both
-are cut. The application itself limits how long it waits for a body.
+uvicorn waits without limit for the headers of a request, and for a client to read its response. This module closes such
+connections. The application itself limits how long it waits for a body.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PORT: Final = 8080
 # Longer than any request, and shorter than the 30 s after which Kubernetes kills the process.
 GRACE_S: Final = 20
 
-# How long the headers of a request may take, from the first byte or from the opening of the connection.
+# Time limit for receiving the headers of a request, from the opening of the connection or from the first byte.
 HEADERS_WAIT_S: Final = 10.0
-# How long a client may leave a response unread.
+# Time limit for a client that does not read its response.
 READING_WAIT_S: Final = 30.0
 
 _EVENT_STREAM: Final = b"text/event-stream"
@@ -50,7 +50,7 @@ class PatientProtocol(H11Protocol):
         self._await_headers()
 
     def on_response_complete(self) -> None:
-        # the idle time until the next request is uvicorn's: timeout_keep_alive
+        # uvicorn itself limits the idle time until the next request: timeout_keep_alive
         self._cancel_timers()
         super().on_response_complete()
 
@@ -78,7 +78,7 @@ class PatientProtocol(H11Protocol):
 
     @property
     def _is_answering(self) -> bool:
-        cycle: Any = self.cycle  # None before the first request, whatever its declaration says
+        cycle: Any = self.cycle  # None before the first request, although it is declared as not None
         return cycle is not None and not cycle.response_complete
 
     def _await_headers(self) -> None:
@@ -126,7 +126,7 @@ def serve(
         log_config=None,
         access_log=access_log,
         server_header=False,
-        # take the peer from the connection, because a forged header could claim to be this machine
+        # take the peer's address from the connection, because a forged header could claim to be this machine
         proxy_headers=False,
         timeout_graceful_shutdown=grace_s,
     )

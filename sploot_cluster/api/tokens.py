@@ -18,7 +18,8 @@ from sploot_cluster.errors import InvalidInput
 
 VARIABLE: Final = "SPLOOT_API_TOKENS"
 
-# 16 random hex characters are 64 bits, too many to guess over a network; the hint suggests four times as many.
+# Minimum length of a secret. 16 random hex characters are 64 bits, too many to guess over a network; the hint for a
+# short secret suggests four times as many characters.
 MIN_SECRET: Final = 16
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -40,7 +41,7 @@ _LABELLERS: Final = frozenset({Role.LABELLER, Role.PRODUCER, Role.OPERATOR})
 _READERS: Final = frozenset(Role) - {Role.UPLOADER}
 _OPERATORS: Final = frozenset({Role.OPERATOR})
 
-# Operation id -> roles that may call it. Operations that are not listed are those of ``public``.
+# Operation id -> roles that may call it. ``public`` checks the operations that are not listed here.
 MAY_CALL: Final[Mapping[str, frozenset[Role]]] = {
     "whoami": frozenset(Role),
     "recluster": _LABELLERS,
@@ -108,7 +109,7 @@ class Caller:
 # The caller while no tokens are configured: any program on this machine.
 LOOPBACK: Final = Caller("loopback", Role.OPERATOR)
 
-# Names that no token may have, because the history uses them for other requesters.
+# Names that a token must not have, because the history uses them for other requesters.
 _RESERVED: Final = frozenset({LOOPBACK.name, "machine", "unknown"})
 
 
@@ -156,7 +157,7 @@ class Tokens:
 
 def _parse(position: int, entry: str) -> Token:
     parts = entry.split(":", 2)
-    # show nothing of an entry until its form is known to be right, because it may be a bare secret
+    # do not show any part of an entry before its form is known to be right, because it may be a bare secret
     if len(parts) != 3 or not _NAME.fullmatch(parts[0]):
         raise _unusable(f"entry {position}", "is not name:role:secret", "write e.g. auth:producer:<secret>")
     name, role, secret = parts

@@ -1,4 +1,4 @@
-"""What requests ask for, how they end and how long that takes, as ASGI middleware.
+"""ASGI middleware that reports the operation, status and duration of every request.
 
 A request is reported by the id of its operation, never by its path, so that the number of names is bounded.
 """
@@ -13,13 +13,13 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# addresses that do not exist, and requests that were refused before they had a route
+# the operation of a request for an address that does not exist, or one that was refused before routing
 OTHER: Final = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A request that was answered.
+    """The report on an answered request.
 
     Attributes:
         operation: the id of its operation, or ``OTHER``.
@@ -61,12 +61,12 @@ class Traffic:
         try:
             await self._app(scope, receive, reply)
         except Exception:
-            # the response to a mistake of ours is sent outside of all middleware
+            # starlette sends the response to an unexpected error outside of all middleware, so it is not seen above
             report(500)
             raise
 
 
 def operations_of(app: FastAPI) -> list[str]:
-    """Return every operation that the middleware may report, in alphabetical order."""
+    """Return every operation name that the middleware may report, in alphabetical order."""
     named = {getattr(route, "operation_id", None) for route in app.routes}
     return sorted({OTHER, *filter(None, named)})

@@ -30,7 +30,7 @@ _HEADERS: Final = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # revalidate each time: a page from one release must not call the API of another
+    # revalidate each time, so that a page from one release does not call the API of another
     "Cache-Control": "no-cache",
 }
 
@@ -39,10 +39,10 @@ MEDIA_VARIABLE: Final = "SPLOOT_MEDIA_URL_TEMPLATE"
 
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(?=/)")
 
-# These would end the address, or the source in the content security policy.
+# Characters that would end the address in the page, or the source in the content security policy.
 _UNSAFE: Final = re.compile(r"[\s;,'\"<>]")
 
-# The fields of requests that the page fills in from the selection, or from the question that is answered.
+# The request fields that the page fills in from the selection, or from the suggestion that the user answers.
 _SELECTED: Final = ("cluster_ids", "cluster_id", "media_ids", "revision", "suggestion")
 
 
@@ -55,7 +55,7 @@ def _files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]
 
 
 def _corrections() -> bytes:
-    """Return the correction verbs as the page needs them: the selection that each takes and what it asks for."""
+    """Return the correction verbs as JSON for the page: for each, the selection that it needs and its form fields."""
     verbs: list[dict[str, Any]] = []
     for verb, request in VERBS.items():
         fields = {name: field for name, field in request.body().items() if name != "pet_id"}
@@ -94,10 +94,10 @@ def _selection(fields: Mapping[str, Field]) -> str:
 
 
 def check_media_url_template(template: str) -> None:
-    """Check the address of pictures.
+    """Check the template of the address from which pictures are loaded.
 
     Raises:
-        InvalidInput: it is not an http(s) address, or names no item.
+        InvalidInput: it is not an http(s) address, or does not contain ``{media_id}``.
     """
     if not template:
         return
@@ -112,8 +112,8 @@ def console_router(media_url_template: str = "") -> APIRouter:
     """Return the routes ``/`` and ``/console/…``. They require no token, because the page itself contains no data.
 
     Args:
-        media_url_template: the address of an item's picture; see ``create_app``. The page may load pictures from its
-            server, and nothing else.
+        media_url_template: the address of an item's picture; see ``create_app``. The page may load pictures, but
+            nothing else, from that server.
 
     Raises:
         InvalidInput: the template is invalid.
@@ -131,7 +131,7 @@ def console_router(media_url_template: str = "") -> APIRouter:
 
     @router.get("/", operation_id="get_console")
     async def get_console(request: Request) -> Response:
-        # the path at which this application is mounted, for the addresses in the page
+        # the path at which this application is mounted, which is part of every address in the page
         mount = request.scope.get("root_path", "").rstrip("/")
         return HTMLResponse(page.replace("{{root}}", mount), headers=headers)
 

@@ -45,7 +45,7 @@ Prefer = Annotated[
 
 
 class Previews(Revisions, Protocol):
-    """The part of the service that checks corrections, and stores and applies previews."""
+    """The part of the service that checks corrections and that stores and applies previews."""
 
     def check(self, request: CorrectionRequest[Any]) -> None: ...
 
@@ -156,9 +156,9 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
 
 
 async def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: float) -> str | None:
-    """Return the token of a preview once its job has succeeded; None if it takes longer than ``wait_s``.
+    """Wait until the job of a preview has succeeded and return the token; None if that takes longer than ``wait_s``.
 
-    Occupies no thread while it waits, so that many waiting previews stop no other request.
+    Does not occupy a thread while it waits, so that waiting previews do not block other requests.
 
     Raises:
         Refusal: the job failed or was refused.

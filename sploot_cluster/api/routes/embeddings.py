@@ -1,8 +1,9 @@
 """The route that ingests embeddings over HTTP, for producers that cannot write to Redis.
 
-A single object is answered like any request for a job. The entries of a list are accepted or refused one by one: the
-status is 202 if all are accepted, 207 if some are, and 422 if none is. If Redis fails midway, the status for the whole
-list is 503; sending the list again is safe, because items are recognised by their ids.
+A single object gets the same response as any other request that enqueues a job. The entries of a list are accepted or
+refused one by one: the status is 202 if all are accepted, 207 if only some are, and 422 if none is. If Redis fails
+midway, the status for the whole list is 503; sending the list again is safe, because an item that was ingested already
+is recognised by its id.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routes for probes and scrapers: health, readiness and metrics. ``public`` decides which of them need a token."""
+"""Routes for probes and scrapers: health, readiness and metrics. ``public`` determines which of them need a token."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def health_router(
     """Return the routes ``/healthz`` and ``/readyz``, and ``/metrics`` if ``metrics`` is given.
 
     Args:
-        ready: checks the dependencies of the server; without it, a server that answers is ready.
+        ready: checks the dependencies of the server; without it, the server is always ready.
         metrics: returns the exposition and its media type.
     """
     router = APIRouter(tags=["health"])
-    # threads of their own: the probes must answer while all others wait, e.g. for Redis
+    # dedicated threads, because probes must be answered while all other threads wait, e.g. for Redis
     own_threads = CapacityLimiter(PROBE_THREADS)
 
     @router.get(

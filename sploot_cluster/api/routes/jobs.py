@@ -14,13 +14,13 @@ from sploot_cluster.jobs import JobQueue, JobRef, JobStatus
 
 PREFIX: Final = "/api/v1/internal"
 
-# Longer than any job id.
+# Maximum length of a job id in an address; every real id is shorter.
 MAX_JOB_ID: Final = 200
 
 
 def accepted(job: JobRef, request: Request, response: Response) -> JobAccepted:
     """Return the body of the response for an enqueued job, and set the ``Location`` header."""
-    # without a host, which only the caller knows; root_path is where the application is mounted
+    # a path without a host, because only the caller knows the host; root_path is where the application is mounted
     root = request.scope.get("root_path", "").rstrip("/")
     response.headers["Location"] = f"{root}{PREFIX}/jobs/{quote(job.job_id, safe='')}"
     return JobAccepted.model_validate(job)

@@ -55,7 +55,7 @@ def pet_work_router(admission: Admission, jobs: JobQueue, service: PetService) -
         """Return corrections, reclusters and single items that wait or run, and whether the pet has changed."""
         unfinished = jobs.unfinished(pet_id)
         pet = PetId(pet_id)
-        # read in this order: what a job changed before it ended is then in the revisions
+        # read the revisions after the jobs, so that they include the changes of every job that has ended
         return PetWork(pet_id=pet_id, jobs=unfinished, revision=service.revision(pet), moved_at=service.moved_at(pet))
 
     @router.get(

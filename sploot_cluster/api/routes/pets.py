@@ -148,7 +148,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         """Return counts in which every item appears once: ingested = clustered + noise + quarantined + dismissed."""
         return service.tally(PetId(pet_id)).view(PetId(pet_id))
 
-    # `path`, because the id of an item may contain slashes
+    # a `path` parameter, because the id of an item may contain slashes
     @router.get(
         "/media/{media_id:path}/why",
         operation_id="get_why",
@@ -249,7 +249,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
 
 @contextmanager
 def _of_known_pet() -> Iterator[None]:
-    """Answer 404 for a pet without items."""
+    """Raise the problem 404 if the pet has no items."""
     try:
         yield
     except UnknownPet as unknown:

@@ -44,7 +44,7 @@ VIA = "http"
 
 MAX_LISTED = 1_000
 
-# The events that pages receive, and the operation that returns the same: a caller receives what it may call.
+# Event -> the operation that returns the same data. A caller receives only the events whose operations it may call.
 EVENTS: Final[Mapping[str, str]] = {
     "queues": "get_queues",
     "workers": "list_workers",
@@ -54,7 +54,8 @@ EVENTS: Final[Mapping[str, str]] = {
 }
 AUDIT_SHOWN: Final = 10
 
-# The id of a stream entry; 18 digits are a thousand times the present number of milliseconds, and a valid id.
+# The pattern of a stream entry id. Its first part, in milliseconds, has up to 18 digits: a thousand times the present
+# time, and still a valid id in Redis.
 CURSOR: Final = "^[1-9][0-9]{0,17}-(0|[1-9][0-9]{0,17})$"
 
 Cursor = Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=CURSOR)]
@@ -116,7 +117,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def _with_names(names: Sequence[str]) -> Decorator:
-    """Return a decorator of endpoints that lists the queues in the description of their parameter ``queue``."""
+    """Return a decorator that adds the names of the queues to the description of an endpoint's parameter ``queue``."""
     queue = Annotated[str, Path(description="The queue.", json_schema_extra={"enum": list(names)})]
 
     def described(endpoint: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,7 +256,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
 
 
 def _add_canaries(router: APIRouter, operations: QueueOperations) -> None:
-    """Add the routes that requeue dead letters carefully."""
+    """Add the routes of canaries, which requeue one dead letter first and then the rest."""
     changing: Any = {"status_code": 202, "dependencies": [IDEMPOTENCY_KEY], "responses": documented(*WRITES, NOT_FOUND)}
 
     @router.get(

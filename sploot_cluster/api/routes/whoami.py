@@ -1,4 +1,4 @@
-"""The route that tells a caller its own name, role and permitted operations."""
+"""The route that returns the caller's own name, role and permitted operations."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ import { post } from "./api.js";
 import { choice, options, wanted } from "./canary.js";
 import { ask, count, go, h, notice, shell } from "./dom.js";
 
-/** The actions that take another one back. */
+/** Action -> the action that reverses it. */
 const INVERSES = { pause: "resume", resume: "pause" };
 
-/** Return the action that takes this one back, or undefined. */
+/** Return the action that reverses this one, or undefined. */
 export const inverseOf = (action) => INVERSES[action];
 
 /** Return a button that pauses or resumes a queue, whichever is possible. */
@@ -61,7 +61,7 @@ export async function act(queue, action, body, { title, cli, danger = false, aga
 
 const noteOf = (note) => (note ? ["--note", note] : []);
 
-/** A plan about entries lists their ids, and a plan made later may list others. So show both commands. */
+/** A plan about entries lists their ids, and a later plan may list other ids. So show a command for each of the two. */
 function commands(plan, words, more) {
   const yes = [...more, "--yes"];
   const newPlan = shell(...words, ...yes);

@@ -16,7 +16,7 @@ export class Refused extends Error {
   }
 }
 
-/** No answer came: the server is away, or the network between. */
+/** No response arrived, because the server or the network is down. */
 export class Unanswered extends Error {}
 
 export const token = {
@@ -24,7 +24,7 @@ export const token = {
   set: (secret) => (secret ? sessionStorage.setItem(TOKEN, secret) : sessionStorage.removeItem(TOKEN)),
 };
 
-// A slow answer is better than none; the server itself gives up on Redis after 10 s.
+// A slow response is better than none; the server itself gives up on Redis after 10 s.
 const TIMEOUT_MS = 30_000;
 
 async function call(method, path, body, headers = {}) {
@@ -60,7 +60,7 @@ export async function watch(path, signal) {
   return response.body;
 }
 
-/** Turn what a browser throws when no answer comes into a sentence. */
+/** Turn the error that a browser throws when no response arrives into a sentence. */
 function unanswered(error) {
   throw new Unanswered(error.name === "TimeoutError" ? `The server did not answer within ${TIMEOUT_MS / 1000} s.` : "The server cannot be reached.", { cause: error });
 }
@@ -91,7 +91,7 @@ export const remove = (path) => call("DELETE", path);
 
 export const ENDED = new Set(["succeeded", "dead", "cancelled", "refused"]);
 
-/** Poll a job until it ends. `onStatus` is called with each status on the way. */
+/** Poll a job until it ends. `onStatus` is called with each status. */
 export async function follow(job, onStatus, { isWanted = () => true } = {}) {
   for (let pause = 150; ; pause = Math.min(pause * 1.5, 2000)) {
     const status = await get(`jobs/${encodeURIComponent(job.job_id)}`);

@@ -4,10 +4,10 @@ import { get, post } from "./api.js";
 import { count, fill, h, notice, when } from "./dom.js";
 
 const EVERY_MS = 1_000;
-// With more dead letters than this, the canary is proposed.
+// With more dead letters than this, the canary is preselected.
 const MANY = 10;
 
-/** Draw the choice of how to requeue, for the dialog of a plan. */
+/** Draw the form that asks how to requeue, for the dialog of a plan. */
 export function choice(plan) {
   if (plan.action !== "requeue" || plan.entries.length < 2) return null;
   const isMany = plan.entries.length > MANY;
@@ -23,16 +23,16 @@ export function choice(plan) {
   );
 }
 
-/** Return what the form asks of a canary, or null if all are to be requeued at once. */
+/** Return the settings of the canary from the form, or null if all are to be requeued at once. */
 export const wanted = (values) => (values.get("how") === "canary" ? { per_s: Number(values.get("per_s")), stop_after: Number(values.get("stop_after")) } : null);
 
-/** Return the options of the command line that do the same. */
+/** Return the equivalent command-line options. */
 export const options = (values) => {
   const how = wanted(values);
   return how ? ["--canary", "--rate", how.per_s, "--stop-after", how.stop_after] : [];
 };
 
-/** Draw the canaries of a queue: those that run, and the last one that ended. Each follows its run while it is on the page. */
+/** Draw the running canaries of a queue and the last one that ended. Each keeps itself up to date while it is shown. */
 export function canaries(runs, again) {
   const shown = [...runs.filter((run) => run.state === "running"), ...runs.filter((run) => run.state !== "running").slice(0, 1)];
   return shown.map((run) => panel(run, again));
@@ -54,7 +54,7 @@ async function follow(place, run, again) {
       if (!now || now.state !== "running") return again();
       drawRun(place, now);
     } catch {
-      // the header shows that the server is away
+      // the header shows that the server is unavailable
     }
   }
   setTimeout(() => follow(place, run, again), EVERY_MS);

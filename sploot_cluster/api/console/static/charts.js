@@ -22,10 +22,10 @@ export function charts() {
 export function chart({ title, times, series, unit = "", limits = [], marks = [], group = "charts" }) {
   const place = h("div", { class: "plot" });
   const latest = series.map(([label, values]) => `${label} ${shown(last(values), unit)}`).join(", ");
-  // a redraw keeps a chart whose values are the same
+  // a redraw keeps a chart whose values have not changed
   const keep = JSON.stringify([title, times.at(-1), series.map(([label, values]) => [label, last(values), values.reduce((sum, value) => sum + (value ?? 0), 0)]), marks.length]);
   const figure = h("figure", { class: "chart", role: "img", "aria-label": `${title}: ${latest}`, data: { keep } }, h("figcaption", {}, title), place);
-  // the width is known once the figure is in the page
+  // the width is known only after the figure is in the page
   const observer = new ResizeObserver(() => {
     if (!place.isConnected) return observer.disconnect();
     if (!place.plot) place.plot = new window.uPlot(options({ series, unit, limits, marks, group }, place), [times, ...series.map(([, values]) => values)], place);

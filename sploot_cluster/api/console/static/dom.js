@@ -66,7 +66,7 @@ export function when(iso) {
   return h("time", { datetime: iso, title: at.toLocaleString("sv-SE", { timeZoneName: "short" }) }, `${at.toISOString().slice(0, 19).replace("T", " ")} UTC`);
 }
 
-/** Return what people need of a consumer's name, host:pid:birth:random. */
+/** Return the part of a consumer's name, host:pid:birth:random, that is useful to people. */
 export const shortName = (name) => (name.split(":").length === 4 ? name.split(":").slice(0, 2).join(":") : name);
 
 /** Go to an address in the page. If it is the present one, load the page again. */

@@ -9,7 +9,8 @@ const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
 
 const isRounded = (digits) => INTEGER.test(digits) && !Number.isSafeInteger(Number(digits));
 
-// Matches where a long number may begin. Item ids of many digits are text and do not match, so that a large pet is read fast.
+// Matches where a long number may begin; item ids of many digits are strings and do not match, so large pets parse
+// fast.
 const LONG = /(?:^|[:,[])\s*-?\d{16}/;
 
 /** Parse JSON. */

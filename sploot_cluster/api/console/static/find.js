@@ -1,4 +1,4 @@
-// What the search box found: a job, a pet or an item of it, unfinished jobs, and dead letters.
+// The page of search results: a job, pets, an item, unfinished jobs, and dead letters.
 
 import { get, may, Refused } from "./api.js";
 import { count, h, table, when } from "./dom.js";
@@ -50,7 +50,7 @@ const deadTable = (found) =>
     one.error.slice(0, 300),
   ]));
 
-/** Get something that may not exist. */
+/** Return the response to a GET, or null if the resource does not exist or is not permitted. */
 async function known(path) {
   try {
     return await get(path);

@@ -1,8 +1,9 @@
-// What would fire now: for each alert, its section of the runbook, the plot with its threshold, the jobs concerned, and actions.
+// The alerts whose conditions hold: for each, its runbook section, a plot with the threshold, the affected jobs, and
+// actions.
 //
 // incidents.json lists the alerts that the queues and their history show; the thresholds are those of the alerts. An alert
-// fires only if its condition lasts, so this page shows an incident earlier. Alerts link to #/incidents/<name>: that one is
-// shown first, with its runbook open, whether or not its condition holds now.
+// fires only if its condition lasts, so this page shows an incident earlier. Alerts link to #/incidents/<name>: that
+// alert is shown first, with its runbook open, whether or not its condition holds now.
 
 import { asset, get, may } from "./api.js";
 import { act, pauseButton } from "./actions.js";
@@ -15,7 +16,7 @@ const RECLUSTER = "cluster.recluster";
 const MAINTENANCE = "cluster.maintenance";
 const JOBS_SHOWN = 5;
 
-/** What each signal is of each queue; null where its alert does not watch it. */
+/** Signal -> its value for a queue; null for a queue that its alert does not watch. */
 const SIGNALS = {
   overdue: (queue) => queue.overdue,
   pending: (queue) => queue.in_flight,
@@ -25,7 +26,7 @@ const SIGNALS = {
   dead_new: (queue, past) => sum(past.dead.slice(-6)),
 };
 
-/** Signals of all queues together. The last step is not over, so rates are those of the step before and it. */
+/** Signal -> its value over all queues. The last step is incomplete, so rates use the last two steps. */
 const TOTALS = {
   workers: ({ queues }) => new Set(queues.flatMap((queue) => queue.consumers.filter((one) => one.is_alive).map((one) => one.name))).size,
   failures: ({ history }) => Math.max(...[-2, -1].map((at) => (60 * sum(history.queues.map((past) => past.failed.at(at)))) / history.step_s)),
@@ -37,7 +38,7 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 export const incidents = {
   title: () => "Incidents",
   every: 10_000,
-  /** Show new figures; load the page again when the conditions that hold are others. */
+  /** Show new figures; reload the page if other conditions hold than before. */
   news({ queues: { queues } }, data) {
     const found = firing({ queues, history: data.history }, data.known);
     if (found.map(keyOf).join() !== data.found.map(keyOf).join()) return null;
@@ -79,7 +80,7 @@ function over(name, text, isWatched) {
   );
 }
 
-/** Return the conditions that hold; of several levels of one signal, the worst. */
+/** Return the conditions that hold; if several levels of one signal do, only the worst. */
 function firing(state, known) {
   const found = [];
   const failing = state.queues.filter((queue) => sum(state.history.queues.find((past) => past.queue === queue.queue)?.failed.slice(-2) ?? []) > 0);
@@ -154,7 +155,7 @@ function labelled(queue, again) {
 function ofQueue(alert, queue, jobs, again) {
   const name = queue.queue;
   const dead = queue.consumers.filter((one) => one.pending && !one.is_alive);
-  // living workers whose jobs hang; only with their consent to run twice can these jobs go elsewhere
+  // workers that are alive but whose jobs hang; rescuing these jobs may run them twice, so the operator has to allow it
   const hanging = alert.signal === "overdue" ? [...new Set(jobs.filter((job) => job.is_worker_alive).map((job) => job.worker))] : [];
   const button = (text, action, body, cli) => h("button", { type: "button", onclick: () => act(name, action, body, { title: `${text.replace("…", "")} ${name}`, cli: ["queue", ...cli], again }) }, text);
   return [
@@ -166,7 +167,7 @@ function ofQueue(alert, queue, jobs, again) {
   ];
 }
 
-/** Draw a section of the runbook: paragraphs, lists, commands, `code` and **bold**; links become their text. */
+/** Draw a section of the runbook: paragraphs, lists, commands, `code` and **bold**; links are shown as plain text. */
 function prose(text) {
   const parts = text.split(/\n *```\w*\n([\s\S]*?)\n *```/);
   const commandsOf = (code) => code.split(/(?<!\\)\n/).map((line) => line.trim()).filter(Boolean).map(command);

@@ -9,7 +9,7 @@ export const job = {
   title: ({ rest }) => (rest[0] ? `Job ${rest[0]}` : "Jobs"),
   every: 3000,
   load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : null),
-  // shown above an error: jobs that no worker has begun may be known to their queue alone
+  // shown above an error, because a job that no worker has begun may have no record and be found only in its queue
   form: (visit) => [idForm(visit), visit.rest[0] && h("p", {}, h("a", { href: `#/find?text=${encodeURIComponent(visit.rest[0])}` }, "Search the queues for it"))],
   draw(status, visit, again) {
     const form = idForm(visit);
@@ -43,7 +43,7 @@ function idForm({ rest }) {
   return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go(`#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Show"));
 }
 
-/** Draw what happened to the job, in the order of time. */
+/** Draw what happened to the job, in chronological order. */
 function timeline({ enqueued_at: enqueued, started_at: started, finished_at: ended, due_at: due, failures, attempts, state, reason }) {
   const events = [
     [enqueued, "enqueued", ""],

@@ -76,7 +76,7 @@ export function pager(address, query, cursor) {
   return h("div", { class: "row" }, query.get("cursor") && h("a", { href: to(null) }, "First page"), cursor && h("a", { href: to(cursor) }, "Next page"));
 }
 
-/** Let the search form in the header open the page of what was found. */
+/** Make the search form in the header open the page of search results. */
 export function listenForSearches() {
   const form = document.getElementById("search");
   form.addEventListener("submit", (event) => {

@@ -1,7 +1,6 @@
-// News that the server pushes: one stream of server-sent events, while a visible page shows them.
-//
-// A proxy may hold events back, and a server has a limit of viewers. Pages therefore also load their data every few seconds
-// while no news comes, and the stream is tried again, less and less often.
+// The stream of server-sent events with which the server pushes new data, while a visible page needs it.
+// A proxy may hold events back, and a server limits the number of viewers. So while no events arrive, pages load their
+// data every few seconds, and the stream is opened again at increasing intervals.
 
 import { Refused, watch } from "./api.js";
 import { read } from "./exact.js";
@@ -12,7 +11,7 @@ const PAUSES_MS = [500, 2_000, 5_000, 15_000, 60_000];
 let opened = null;
 let heardAt = -Infinity;
 
-/** Whether the server sent news a moment ago, or that there is none. */
+/** Whether the server recently sent an event, even one that reports a problem. */
 export const isLive = () => performance.now() - heardAt < SILENT_MS;
 
 /** Open the stream, unless it is open. `onNews` gets the data of the events of each round by their names, `onProblem` a sentence
@@ -49,7 +48,7 @@ export function ignore() {
   [opened, heardAt] = [null, -Infinity];
 }
 
-/** Receive one stream until it ends, or is silent for too long. */
+/** Receive one stream until it ends or has been silent for too long. */
 async function receive(signal, hear) {
   const silence = new AbortController();
   const giveUp = () => silence.abort();

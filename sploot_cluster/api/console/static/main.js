@@ -18,14 +18,14 @@ const OLD_AFTER_S = 60;
 
 const main = document.getElementById("main");
 const freshness = document.getElementById("freshness");
-const places = new Map(); // address -> how far its page was scrolled when it was left
+const places = new Map(); // address -> scroll position of its page when the user left it
 
 let here = null;
 let timer = null;
-let readAt = null; // when the server read what is shown
-let loadedAt = null; // the same on the clock of this page
+let readAt = null; // when the server read the data that is shown
+let loadedAt = null; // when this page received it, on its own clock
 let shown = null; // the data of the page
-let problem = ""; // why nothing newer is shown
+let problem = ""; // why no newer data is shown
 
 /** Return the page for a broken link, which shows what is wrong with it. */
 const broken = (problem) => ({
@@ -36,7 +36,7 @@ const broken = (problem) => ({
   draw: () => [h("h1", {}, "Broken link"), h("p", { class: "banner is-critical" }, problem), h("p", {}, "Choose a page above, or correct the address.")],
 });
 
-/** The page that a person needs first: a labeller the pets, everyone else the queues. */
+/** The start page: the pets for a labeller, the queues for everyone else. */
 const first = () => (me()?.role === "labeller" ? "pet" : "queues");
 
 function address() {
@@ -51,7 +51,7 @@ function address() {
   }
 }
 
-/** Load and draw the page that the address names; `again` if it is the page that is shown. */
+/** Load and draw the page that the address names; `again` if it is shown already. */
 async function show({ again = false } = {}) {
   clearTimeout(timer);
   if (!again) {
@@ -120,7 +120,7 @@ function draw(drawn, { again, visit }) {
     const children = [drawn].flat(3).filter(Boolean);
     if (again) {
       const now = () => here === visit && redraw(main, children);
-      // a click needs the element that was pressed
+      // do not redraw while a button is held, because a click needs the same element at its start and end
       if (isPressed) drawnLater = now;
       else now();
       return;
@@ -132,7 +132,7 @@ function draw(drawn, { again, visit }) {
   scrollTo({ top: places.get(visit.hash) ?? 0, behavior: "instant" });
 }
 
-// -- who is there ------------------------------------------------------------------------------------------------
+// -- the caller ------------------------------------------------------------------------------------------------
 
 function askForToken() {
   const form = document.getElementById("sign-in");
@@ -182,7 +182,7 @@ function showCaller() {
 
 // -- how old the page is -------------------------------------------------------------------------------------------
 
-/** Show the time of what is shown, and mark what is old as old, so that an outage does not look like an idle system. */
+/** Show how old the data is, and mark old data, so that an outage does not look like an idle system. */
 function showFreshness() {
   const age = loadedAt === null ? null : Math.round((performance.now() - loadedAt) / 1000);
   const { every, news } = here.place;

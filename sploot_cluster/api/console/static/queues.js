@@ -81,7 +81,7 @@ function cancelButton(queue, again) {
   return h("button", { type: "button", onclick: () => cancelJobs(queue.queue, again) }, "Cancel jobs…");
 }
 
-/** Ask which jobs to cancel, then show the plan as for every action. */
+/** Ask which jobs to cancel, then show the plan, as for every action. */
 async function cancelJobs(queue, again) {
   const title = `Cancel jobs of ${queue}`;
   const chosen = await ask({
@@ -154,7 +154,7 @@ function button(text, queue, action, worker, again) {
   return h("button", { type: "button", onclick: () => act(queue, action, body, { title: `${text.replace("…", "")} ${worker.name}`, cli, again }) }, text);
 }
 
-/** Draw the audit log. What still holds and can be taken back has a button. */
+/** Draw the audit log, with a button for each action that is in effect and can be reversed. */
 function auditTable(records, queues, again) {
   const isHeld = ({ action, queue, state }, at) =>
     state === "done" && action === (queues.find((one) => one.queue === queue)?.is_paused ? "pause" : "resume") && records.findIndex((one) => one.queue === queue && inverseOf(one.action)) === at;

@@ -1,19 +1,19 @@
-// Redraws that take nothing out of people's hands. A page is drawn again as a whole; what its reader holds in it stays: the
-// focus, selected text, open details, what was typed but not sent, and the place in every scrolled part.
+// Redraws that do not disturb the user. A page is drawn again as a whole, but keeps the focus, selected text, open
+// details, unsent input, and the position of every scrolled part.
 //
-// Elements of the old and the new page are paired by `id`, `data-key`, `name` or `aria-label`, otherwise by tag and order. An
-// old element with `data-keep` takes the place of the new one with the same value, wherever that is, with all that was loaded
-// into it since.
+// Elements of the old and the new page are paired by `id`, `data-key`, `name` or `aria-label`, otherwise by tag and
+// order. An old element with `data-keep` replaces the new one with the same value, wherever that is, so that it keeps
+// what was loaded into it.
 
 const drawn = new WeakMap();
 
-/** Remember the value with which a field was drawn, to recognise later whether a person changed it. */
+/** Remember the value with which a field was drawn, to detect later whether the user changed it. */
 export const remember = (field, name, value) => drawn.set(field, { ...drawn.get(field), [name]: value });
 
 // The element to which the focus returns when the dialog that it opened is closed.
 let opener = null;
 
-/** Remember the focus while a dialog is open, through all redraws. Returns a function that gives it back. */
+/** Remember the focus while a dialog is open, through all redraws. Returns a function that restores it. */
 export function holdFocus() {
   opener = document.activeElement;
   return () => {
@@ -23,7 +23,7 @@ export function holdFocus() {
   };
 }
 
-/** Replace the children of `parent`, and give the new ones what their pairs had. */
+/** Replace the children of `parent`, and transfer the state of each old element to its new counterpart. */
 export function redraw(parent, children) {
   const next = document.createElement(parent.tagName);
   next.append(...children);

@@ -1,4 +1,4 @@
-// Figures are coloured at the levels of the alerts, where an alert watches them; a test compares thresholds.json with them.
+// Figures that an alert watches are coloured at its levels; a test compares thresholds.json with the alerts.
 
 import { asset } from "./api.js";
 

@@ -1,8 +1,8 @@
-// A pet as its labeller sees it: what the server has, with the corrections that are on their way already shown.
+// A pet as its labeller sees it: the server's data, with unfinished corrections already applied to it.
 //
-// Corrections are sent one after the other, each with the revision that the labeller saw. So nothing is done to a state
-// that nobody looked at: if another person was faster, the correction is refused, those behind it are not sent, and the
-// page shows the pet as it is.
+// Corrections are sent one after the other, each with the revision that the labeller saw. So no correction is applied
+// to a state that the labeller has not seen: if another person was faster, the correction is refused, those queued
+// after it are not sent, and the page shows the pet as it is now.
 
 import { asset, follow, get, may, post, Refused } from "../api.js";
 import { count, notice, shell } from "../dom.js";
@@ -23,7 +23,7 @@ export class Desk extends EventTarget {
     Object.assign(this, { pet, base: null, history: [], acts: [], log: [], others: [], nArrived: 0, isStale: false, seen: 0, newIds: new Map() });
   }
 
-  /** Load the pet again if it has changed; not while corrections are on their way, because their end loads it. */
+  /** Load the pet again if it has changed; not while corrections are unfinished, because their end loads it. */
   async refresh() {
     if (this.acts.some(isOpen)) return;
     if (this.base) await this.look();
@@ -44,7 +44,7 @@ export class Desk extends EventTarget {
     this.#changed();
   }
 
-  /** What to show: the pet after all corrections that were made on this page. */
+  /** The pet to show: as it is after all corrections made on this page. */
   get view() {
     if (this.shown) return this.shown;
     let view = this.base;
@@ -59,7 +59,7 @@ export class Desk extends EventTarget {
     return (this.shown = view);
   }
 
-  /** The albums to look at, and those that a person hid. */
+  /** The albums to show; `hidden` has those that a user hid. */
   get albums() {
     return this.view.clusters.filter((cluster) => !cluster.is_hidden);
   }
@@ -83,7 +83,7 @@ export class Desk extends EventTarget {
     return Boolean(verb) && may(verb.operation);
   }
 
-  /** Make a correction: show it at once, and send it when those before it are done. Resolves to it when it ended. */
+  /** Make a correction: show it at once, and send it after those before it. Resolves to it when it has ended. */
   act(name, body, { what } = {}) {
     const verb = this.verb(name);
     const act = { verb, body, what: what ?? verb.title, state: "waiting", at: Date.now(), newId: `new-${this.log.length + 1}` };
@@ -96,7 +96,7 @@ export class Desk extends EventTarget {
     return this.may("undo") && this.#undoable() !== undefined;
   }
 
-  /** Undo the last correction of this page; one that was not sent yet is dropped. */
+  /** Undo the last correction of this page; drop it if it was not sent yet. */
   undo() {
     const target = this.#undoable();
     if (!target) return notice("Nothing to undo: no correction was made on this page. The history can undo older ones.");
@@ -114,7 +114,7 @@ export class Desk extends EventTarget {
     return act.ended;
   }
 
-  /** How many corrections are in force, and how many of them no newer correction overrides. */
+  /** The number of corrections in force, and how many of these no newer correction overrides. */
   corrections() {
     const gone = undone(this.history);
     const done = this.history.filter((entry) => this.verbs.undoable.includes(entry.kind) && entry.kind !== "undo" && !gone.has(String(entry.revision))).length;
@@ -128,10 +128,10 @@ export class Desk extends EventTarget {
     return this.acts.filter(isOpen);
   }
 
-  /** Look every few seconds whether the pet has changed and what waits; the page says so. Ends with the signal. */
-  async watch(signal, isShown) {
+  /** Check every few seconds whether the pet has changed and which jobs wait, so that the page shows it. Ends with the
+  signal. */ async watch(signal, isShown) {
     while (!signal.aborted) {
-      // without an answer, the page stays as it is; the header says that the server does not answer
+      // if the server does not respond, the page stays as it is, and the header reports the problem
       if (this.base && isShown() && !document.hidden) await this.look().catch(() => {});
       await new Promise((resolve) => setTimeout(resolve, this.base ? POLL_MS : 200));
     }
@@ -213,7 +213,7 @@ export class Desk extends EventTarget {
     if (rest.length) notice(`${count(rest.length)} later ${rest.length === 1 ? "correction was" : "corrections were"} not sent: look at the pet again first.`, { kind: "bad", stay: true });
   }
 
-  /** Replace the ids of clusters that did not exist yet when a correction was made. */
+  /** Replace the temporary ids of clusters that did not exist yet when a correction was made. */
   #resolved(body) {
     const id = (value) => (typeof value === "string" && value.startsWith("new-") ? this.newIds.get(value) : value);
     return Object.fromEntries(Object.entries(body).map(([name, value]) => [name, name === "cluster_ids" ? value.map(id) : name === "cluster_id" || name === "into" ? id(value) : value]));
@@ -244,11 +244,12 @@ export function undone(history) {
   return gone;
 }
 
-// -- what a correction will do to the page, until the server has done it ---------------------------------------------------
+// -- the predicted effect of a correction, shown until the server has applied it
+// ---------------------------------------------------
 
 const withoutItems = (list, gone) => list.filter((item) => !gone.has(item));
 
-/** Take items out of wherever they are. Albums that become empty end. */
+/** Remove items from wherever they are. Albums that become empty are removed. */
 function taken(view, media) {
   const gone = new Set(media);
   const clusters = view.clusters.map((cluster) => {

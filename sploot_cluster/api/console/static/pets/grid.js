@@ -172,7 +172,7 @@ export class Grid {
   }
 }
 
-/** What is chosen on a page: keys of albums, or of items of one place. It survives a reload of the page. */
+/** The selection on a page: keys of albums, or of items of one album. It survives a reload of the page. */
 export class Selection extends EventTarget {
   constructor(name) {
     super();
@@ -204,7 +204,7 @@ export class Selection extends EventTarget {
     this.#changed();
   }
 
-  /** Drop what is not among `keys`, and return how many were dropped. */
+  /** Deselect everything that is not among `keys`, and return how many were deselected. */
   keep(keys) {
     if (!this.keys.size) return 0;
     const there = new Set(keys);

@@ -1,4 +1,4 @@
-// The items of one album, or the loose and dismissed ones: all of them, however many, with the other albums to drop them on.
+// All items of one album, or all loose or dismissed items, next to the other albums, on which they can be dropped.
 
 import { count, fill, go, h } from "../dom.js";
 import { drop } from "./albums.js";

@@ -1,4 +1,4 @@
-// The keys of the pages of pets, and the sheet that lists them.
+// The keyboard shortcuts of the pet pages, and the overview that lists them.
 
 import { h, inform } from "../dom.js";
 
@@ -20,14 +20,14 @@ export const showKeys = () =>
 
 const isTyping = (element) => element.closest?.("input, textarea, select, [contenteditable]") && element.type !== "checkbox" && element.type !== "range";
 
-/** Call `handle(key, event)` for keys that no field and no dialog wants, until the signal ends. */
+/** Call `handle(key, event)` for keys that no field and no dialog handles, until the signal aborts. */
 export function onKey(handle, signal) {
   addEventListener(
     "keydown",
     (event) => {
       if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || document.getElementById("dialog").open) return;
       if (isTyping(event.target)) return void (event.key === "Escape" && event.target.blur());
-      // a focused button or link is pressed by these itself
+      // these keys activate a focused button or link
       if ((event.key === " " || event.key === "Enter") && event.target.closest?.("button, a, summary")) return;
       if (handle(event.key.length === 1 ? event.key.toLowerCase() : event.key, event)) event.preventDefault();
     },

@@ -1,4 +1,4 @@
-// All pets: find one by its name or id, or by what it needs.
+// The list of all pets, to find one by name or id, or those that need most work.
 
 import { get } from "../api.js";
 import { count, fill, go, h } from "../dom.js";
@@ -6,7 +6,8 @@ import { cover, coverOf } from "./tiles.js";
 
 const PAGE = 50;
 
-// The clusters of a large pet are a large answer, which a cover is not worth.
+// Maximum number of items of a pet with a cover in the list; for a larger pet, the response with its clusters is too
+// large.
 const MOST_FOR_COVER = 5_000;
 const ORDERS = { noise: "most loose items", items: "most items", newest: "newest ids", id: "ids" };
 
@@ -17,13 +18,13 @@ export const listPage = {
     try {
       return { order, search, page: await fetchPage({ order, search }) };
     } catch (error) {
-      // too many pets to be sorted by their numbers
+      // there are too many pets to sort by number of items
       if (query.has("order") || !error.problem?.errors?.some(({ field }) => field === "order")) throw error;
       return { order: "newest", search, page: await fetchPage({ order: "newest", search }) };
     }
   },
 
-  /** The field for an id, above an error that an id has caused. */
+  /** The field for a pet id, shown above the error that an invalid id caused. */
   form(id) {
     const field = h("input", { type: "search", name: "search", value: id, required: true, inputmode: "numeric", "aria-label": "Pet id" });
     return h("form", { class: "row tools", onsubmit: (event) => (event.preventDefault(), go(`#/pet/${encodeURIComponent(field.value.trim())}`)) }, field, h("button", { class: "main" }, "Show"));
@@ -40,7 +41,7 @@ export const listPage = {
       typing = setTimeout(refresh, 250);
     });
 
-    /** Show what matches now. The field keeps the focus, and the address can be shared. */
+    /** Show the pets that match now. The field keeps the focus, and the address can be shared. */
     async function refresh() {
       const wanted = asked();
       try {
@@ -111,7 +112,7 @@ const seen = new IntersectionObserver((entries) => {
   }
 });
 
-/** Call a function when an element comes onto the screen. */
+/** Call a function when an element is scrolled into view. */
 function whenSeen(element, then) {
   element.onseen = then;
   seen.observe(element);

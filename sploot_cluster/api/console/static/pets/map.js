@@ -1,4 +1,4 @@
-// A map of a pet: every item a point, near those that it resembles. Albums have colours; corrections move no point.
+// A map of a pet: every item is a point near similar items. Colours show albums; corrections do not move points.
 
 import { get } from "../api.js";
 import { count, h } from "../dom.js";
@@ -30,11 +30,11 @@ export function mapView(desk) {
     update();
   }
 
-  /** Find the places of the points, and their albums if the pet has changed. Only here are all items looked at. */
-  function measure() {
+  /** Compute the positions of the points, and their albums if the pet has changed. Only this function visits all items.
+  */ function measure() {
     const size = Math.min(canvas.clientWidth, canvas.clientHeight) - 2 * MARGIN;
     const [left, bottom] = [(canvas.clientWidth - size) / 2, canvas.clientHeight - MARGIN];
-    // the wider axis fills the height; a wide screen may show more to the sides
+    // the longer axis fills the height; a wide screen may show more to the sides
     places = points.media_ids.map((_, at) => [left + points.x[at] * size, bottom - points.y[at] * size]);
     if (seen === desk.view) return;
     seen = desk.view;

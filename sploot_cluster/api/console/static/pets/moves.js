@@ -1,4 +1,4 @@
-// What differs between two states of a pet, as pictures: which items move from which album to which.
+// The difference between two states of a pet, as pictures: which items move from which album to which.
 
 import { count, h } from "../dom.js";
 import { picture } from "./pictures.js";
@@ -6,7 +6,7 @@ import { items, titleOf } from "./desk.js";
 
 const SHOWN = 12;
 
-/** Return the moves, grouped by where the items come from and go to; most first. */
+/** Return the moves, grouped by source and destination, the largest group first. */
 export function movesView(desk, diff) {
   const name = (id) => {
     if (id === null) return "loose";

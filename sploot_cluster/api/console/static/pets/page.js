@@ -1,4 +1,4 @@
-// The page of one pet: its tabs, the corrections in reach of what is chosen, and what is on its way.
+// The page of one pet: its tabs, the corrections that the selection allows, and the unfinished corrections.
 
 import { may } from "../api.js";
 import { ask, count, fill, go, h } from "../dom.js";
@@ -31,7 +31,7 @@ const VIEWS = {
   recluster: regroupView,
 };
 
-// verb -> the state that it changes, and whether the albums must have it before
+// verb -> the state that it changes, and the value that the state must have before
 const TURNS = { hide: ["is_hidden", false], show: ["is_hidden", true], lock: ["is_locked", false], unlock: ["is_locked", true] };
 
 export class PetPage {
@@ -106,7 +106,7 @@ export class PetPage {
     );
   }
 
-  /** Corrections that are on their way: a number that goes to zero, and ends. */
+  /** The number of unfinished corrections, shown until it is zero. */
   #progress() {
     const open = this.desk.open;
     if (!open.length) return null;
@@ -128,7 +128,7 @@ export class PetPage {
 
   // -- corrections ---------------------------------------------------------------------------------------------------
 
-  /** What a verb would be given now, or null. */
+  /** The fields that a verb would get from the present selection, or null if the selection does not fit it. */
   #given(verb) {
     const chosen = this.view.chosen?.();
     const album = this.view.album?.();
@@ -151,7 +151,7 @@ export class PetPage {
 
   #verbs() {
     const are = (state, ids) => ids.every((id) => this.desk.view.clusters.find((album) => same(album.cluster_id, id))?.[state]);
-    // of two verbs that reverse each other, only the one that changes something
+    // of two verbs that reverse each other, offer only the one that would change something
     const isOffered = ({ verb: { verb }, given }) => !(verb in TURNS) || are(TURNS[verb][0], given.cluster_ids) === TURNS[verb][1];
     return this.desk.verbs.verbs
       .filter((verb) => may(verb.operation))
@@ -189,7 +189,7 @@ export class PetPage {
     if (answers && name !== before) this.desk.act("name_pet", { name }, { what: name ? `Name the pet “${name}”` : "Remove the pet's name" });
   }
 
-  /** Ask for what a verb needs beyond the choice: a name, or an album. Everything else is done at once: it can be undone. */
+  /** Ask for a name or an album if the verb needs one. All else is done without asking, because it can be undone. */
   async #asked(verb, given) {
     if (verb.verb === "place") return placed(this.desk, given, this.view.album?.());
     const needed = verb.asks.filter(({ name, required }) => required && given[name] === undefined);

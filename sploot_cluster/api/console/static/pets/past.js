@@ -22,7 +22,7 @@ export function pastView(desk) {
   function update() {
     if (of === desk.history) return;
     of = desk.history;
-    // the state before the oldest known change is not listed: it may no longer be stored
+    // the state before the oldest known change is not listed, because it may no longer be stored
     states = [...desk.history].reverse().map((entry) => ({ revision: entry.revision, entry }));
     slider.max = Math.max(0, states.length - 1);
     slider.value = slider.max;

@@ -1,10 +1,10 @@
-// Pictures of items. The server of the console names their address; without one, items are shown by name on a colour.
+// Pictures of items. The console's server configures their address; without one, items are shown as a name on a colour.
 
 import { h } from "../dom.js";
 
 const TEMPLATE = document.documentElement.dataset.media ?? "";
 
-/** Widths in steps, so that few sizes of each picture are made and cached. */
+/** The widths at which pictures are requested: only a few, so that few sizes of each picture are made and cached. */
 const STEPS = [64, 128, 256, 512, 1024];
 
 function addressOf(pet, item, width) {
@@ -13,7 +13,7 @@ function addressOf(pet, item, width) {
   return TEMPLATE.replace(/\{(pet_id|media_id|width)\}/g, (_, name) => encodeURIComponent(parts[name]));
 }
 
-/** A colour that stays the same for an item, as an angle. */
+/** The hue of an item, as an angle; always the same for the same item. */
 function hueOf(item) {
   let hash = 0;
   for (const character of item) hash = (hash * 31 + character.codePointAt(0)) | 0;

@@ -1,4 +1,4 @@
-// The preview of a recluster: what would move, as pictures, before anything does.
+// The preview of a recluster: pictures of the items that would move.
 
 import { follow, get, post } from "../api.js";
 import { count, fill, go, h, notice, shell, command } from "../dom.js";

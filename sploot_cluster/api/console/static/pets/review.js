@@ -8,10 +8,10 @@ import { items, titleOf } from "./desk.js";
 const BATCH = 20;
 const SHOWN = 6;
 
-// Which answer says that the two sides are the same subject; the other one says that they are not.
+// Kind of question -> the answer that means “same subject”; the other answer means the opposite.
 const SAME = { same_subject: "yes", stranger: "no", two_subjects: "no" };
 
-/** The correction for “not this pet”: what is in question does not belong to the pet at all. */
+/** The correction for “not this pet”: the items in question do not belong to the pet at all. */
 const NOT_THIS = {
   same_subject: ({ cluster_ids }) => ["hide", { cluster_ids: [cluster_ids[1]] }],
   stranger: ({ sides }) => ["dismiss", { media_ids: [sides[0][0]] }],
@@ -113,7 +113,7 @@ export function reviewView(desk) {
     );
   }
 
-  /** What this sitting has brought, and that it cost no earlier correction. */
+  /** The result of this session: what the answers changed, and that all earlier corrections still hold. */
   function gained() {
     const kept = session.filter((act) => !act.isUndone && act.ended?.state !== "failed");
     if (!kept.length && !session.length) return null;

@@ -10,13 +10,13 @@ const WAYS = { core: "found by density", arrived: "assigned on arrival", absorbe
 export const keyOfAlbum = (album) => String(album.cluster_id);
 export const nameOfAlbum = (album) => `${titleOf(album)}, ${items(album.size)}`;
 
-/** A cover: up to four pictures of an album, by which it is recognised. */
+/** A cover: one to four pictures by which a user recognises an album. */
 export function cover(pet, media, width) {
-  const shown = media.slice(0, media.length < COVERS ? 1 : COVERS); // of an album, the first one stands for it
+  const shown = media.slice(0, media.length < COVERS ? 1 : COVERS); // the first item represents the album
   return h("span", { class: `cover has-${shown.length}` }, shown.map((item) => picture(pet, item, shown.length > 1 ? width / 2 : width)));
 }
 
-/** The cover of an album: the item that stands for it, and some more. */
+/** The cover of an album: the item that represents it, and some others. */
 export const coverOf = (pet, album, width) => cover(pet, [album.cover, ...album.media_ids.slice(0, COVERS).filter((item) => item !== album.cover)], width);
 
 /** How the members of an album came into it, as a thin bar. */
@@ -48,7 +48,7 @@ export function albumTile(pet, album) {
 
 export const itemTile = (pet, item) => h("span", { class: "item" }, picture(pet, item, 160), h("span", { class: "item-name" }, item));
 
-/** Let a cell be dragged, with everything that is chosen if it is chosen itself. */
+/** Make a cell draggable; if it is selected, all other selected cells move with it. */
 export function draggable(cell, { kind, keyOf, selection, from }) {
   cell.draggable = true;
   cell.addEventListener("dragstart", (event) => {
@@ -63,7 +63,7 @@ export function draggable(cell, { kind, keyOf, selection, from }) {
   });
 }
 
-/** Let things be dropped on an element: `drop` is called with what was dragged. */
+/** Make an element a drop target; `drop` is called with what was dragged. */
 export function droppable(element, drop) {
   const isOurs = (event) => event.dataTransfer.types.includes("application/x-sploot");
   let depth = 0;

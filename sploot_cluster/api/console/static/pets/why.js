@@ -1,4 +1,4 @@
-// One item, large, and why it is where it is: its neighbours, the album that came second, and by how much.
+// One item, large, and the reason for its place: its neighbours, the second most similar album, and the difference.
 
 import { get } from "../api.js";
 import { h, inform, notice, shell, table, when } from "../dom.js";
