@@ -1,8 +1,8 @@
 """The public form of the dataclasses that the HTTP API and the command line return.
 
-A field's metadata holds what its name and type do not say: a description, and the public name if that is a Python
-keyword. The keys are those that pydantic reads, so the API documents and returns these dataclasses as they are.
-``public`` uses the same names without pydantic, because pydantic is not installed on workers.
+A field's metadata holds its description, and its public name if that is a Python keyword. The metadata has the keys
+that pydantic reads, so the API documents and returns these dataclasses as they are. ``public`` applies the same names
+without pydantic, which is not installed on workers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ INTERNAL: Final[Mapping[str, Any]] = {_IS_INTERNAL: True}
 
 
 def described(text: str, *, name: str | None = None) -> dict[str, Any]:
-    """Return the metadata of a field with this description; ``name`` replaces its name in responses."""
+    """Return metadata for a field with this description; ``name`` replaces the field's name in responses."""
     return {"description": text} if name is None else {"description": text, _NAME: name}
 
 

@@ -1,6 +1,6 @@
-"""The public entry point to clustering by density: HDBSCAN over Euclidean distances of unit vectors.
+"""The public entry point to density-based clustering: HDBSCAN over Euclidean distances of unit vectors.
 
-It needs no pet, store or queue.
+It works without a pet, a store or a queue.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def cluster_densely(
     names: Rows | None = None,
     settings: ClusterSettings | None = None,
 ) -> Density:
-    """Group the dense regions of a set of vectors; everything between them is noise. Deterministic.
+    """Group vectors by dense regions; everything between the regions is noise. Deterministic.
 
     With neither ``min_cluster_size`` nor ``min_samples``, this is what a recluster does; see :func:`density_of`. With
     either, it is HDBSCAN as in hdbscan and scikit-learn, plus the fallback to a single cluster.
@@ -33,8 +33,8 @@ def cluster_densely(
         min_cluster_size: size of the smallest group, from 2; default: ``settings.recluster_parameters`` for n.
         min_samples: number of neighbours, without the point itself, that make a region dense, from 1; default:
             ``settings.recluster_parameters`` for n.
-        names: (n,) distinct integers that break ties; default: the row numbers. With names that follow the vectors, the
-            order of rows does not affect the result.
+        names: (n,) distinct integers that break ties; default: the row numbers. If each vector keeps its name when rows
+            are reordered, the order of rows does not affect the result.
         settings: default: :class:`ClusterSettings` with its defaults.
 
     Raises:

@@ -24,14 +24,14 @@ from sploot_cluster.limits import MAX_DIM, MIN_DIM, SMALLEST_NORM
 Encoding = Literal["f32le", "f16le", "base64-f32le", "json"]
 ENCODINGS: Final[tuple[Encoding, ...]] = get_args(Encoding)
 
-MAX_BYTES: Final = 32 * MAX_DIM  # longest form: a double takes up to 26 bytes of JSON text
+MAX_BYTES: Final = 32 * MAX_DIM  # enough for JSON, the longest form, in which a double takes up to 26 bytes
 
 _FLOAT_HINT: Final = "send finite numbers"
 _JSON_HINT: Final = "send a list of numbers, such as [0.1, 0.2]"
 _LIST_HINT: Final = "send one flat list of numbers"
 
 
-# A vector with a value above 1e-10 is not a zero vector.
+# The bits of a float32 of about 1e-10. A vector with a larger absolute value is certainly not a zero vector.
 _BITS_OF_A_USABLE_VALUE: Final = 0x2EDBE6FF
 _BITS_OF_INFINITY: Final = 0x7F800000
 
@@ -98,11 +98,11 @@ def check_values(f32le: bytes) -> None:
 
 
 def _are_quickly_usable(f32le: bytes) -> bool:
-    """Return whether numpy, if this process has it, shows that the values are usable, in a tenth of the time."""
+    """Check the values with numpy, if this process has loaded it, in a tenth of the time. False means “not certain”."""
     frombuffer = getattr(sys.modules.get("numpy"), "frombuffer", None)
     if frombuffer is None:
         return False
-    # as numbers, the bits of positive floats have the order of the floats; calculating with NaN would cause warnings
+    # compare the bits as integers: positive floats have the same order, and calculating with NaN would cause warnings
     largest = int((frombuffer(f32le, dtype="<u4") & 0x7FFFFFFF).max())
     return _BITS_OF_A_USABLE_VALUE < largest < _BITS_OF_INFINITY
 
@@ -131,7 +131,7 @@ def _from_text(embedding: str, encoding: Encoding | None) -> bytes:
         case "base64-f32le":
             try:
                 return binascii.a2b_base64(embedding, strict_mode=True)
-            except ValueError:  # binascii.Error, and text that is not ASCII
+            except ValueError:  # binascii.Error, or a text that is not ASCII
                 hint = "send RFC 4648 base64 with padding and without line breaks"
                 raise _unusable("is not base64", hint) from None
         case "json":

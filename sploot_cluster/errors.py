@@ -1,4 +1,4 @@
-"""The errors of the clustering domain, and what to do about each.
+"""The errors of the clustering domain, and how to handle each.
 
     ClusterError
     ├── InvalidInput            the caller must change the input; retrying does not help
@@ -51,7 +51,8 @@ class InvalidInput(ClusterError):
         self.field, self.problem, self.hint = field, problem, hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Subclasses take other arguments, but result backends and process pools pickle exceptions by their args.
+        # Exceptions are pickled as class and ``args``, for example by result backends and process pools, but subclasses
+        # take other arguments; so pickle an instance of the base class.
         return (InvalidInput, (self.field, self.problem, self.hint))
 
 
@@ -98,7 +99,7 @@ class UnknownCluster(InvalidInput):
     """Raised when an id is neither the id nor an alias of a cluster of the pet."""
 
     def __init__(self, *, pet: int, cluster: int, field: str = "cluster_id", has_ended: bool = False) -> None:
-        """``has_ended``: the cluster existed, but no other cluster holds more than half of its items now."""
+        """``has_ended``: the cluster existed, but now no single cluster holds more than half of its items."""
         ended = " any more, and its items did not stay together" if has_ended else ""
         super().__init__(
             field,
@@ -112,7 +113,7 @@ class UnknownMedia(InvalidInput):
     """Raised when items of a correction are not where the caller expects them."""
 
     def __init__(self, *, pet: int, media: tuple[str, ...], where: str, field: str = "media_ids") -> None:
-        # as JSON strings, so that each id can be parsed from the error's text, whatever characters it contains
+        # quoted as JSON strings, so that each id can be parsed from the error's text, whatever characters it contains
         shown = ", ".join(json.dumps(item, ensure_ascii=False) for item in media[:5])
         shown += f" and {len(media) - 5} more" if len(media) > 5 else ""
         super().__init__(
@@ -148,7 +149,7 @@ class AlreadyUndone(UnknownRevision):
 
 
 class AlreadyMade(InvalidInput):
-    """Raised when a correction would change nothing, because the pet is as it demands already."""
+    """Raised when a correction would change nothing, because the pet already is as the correction demands."""
 
 
 class StaleRevision(InvalidInput):
@@ -208,10 +209,10 @@ class RevisionConflict(ClusterError):
 
 
 class PetClaimed(RevisionConflict):
-    """Raised when a commit must wait, because another change lost a race and then claimed the pet.
+    """Raised when a commit must wait, because another change lost a race and therefore claimed the pet.
 
     Attributes:
-        for_ms: how long the claim lasts at most; the claimant's commit ends it earlier.
+        for_ms: maximum remaining time of the claim in milliseconds; the claimant's commit ends it earlier.
     """
 
     def __init__(self, *, pet: int, revision: int, for_ms: int) -> None:
@@ -284,7 +285,7 @@ class UnreadablePet(ClusterError):
 
     Attributes:
         problem: the inconsistency.
-        key: the damaged key, followed by a space and the field if it is a hash; None if it is not known.
+        key: the damaged key; for a hash, followed by a space and the field; None if unknown.
         expected, found: the expected length of that key, and its actual length.
         hint: how to make the pet readable again.
     """

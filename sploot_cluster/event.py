@@ -1,4 +1,4 @@
-"""The event that an item was embedded: one table of its fields, and the forms in which producers send it.
+"""The event “an item was embedded”: one table of its fields, and the forms in which producers send it.
 
 Parsing, checks, the JSON Schema of docs/wire and the HTTP body derive from the table, so a new field needs only one
 declaration in :class:`EmbeddingIngested`. An error names the field, the problem and a hint, and never contains the
@@ -52,7 +52,7 @@ MODEL: Final = Matching(
 
 _TRACE_IDS: Final = r"(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 W3C_TRACEPARENT: Final = Matching(
-    # W3C Trace Context: version ff and all-zero ids are invalid; versions after 00 may append more
+    # W3C Trace Context: version ff and all-zero ids are invalid; versions after 00 may append further fields
     re.compile(rf"00-{_TRACE_IDS}|(?!00|ff)[0-9a-f]{{2}}-{_TRACE_IDS}(-.*)?"),
     "a W3C traceparent",
     "send 00-<32 hex>-<16 hex>-<2 hex>, or leave it out",
@@ -73,7 +73,7 @@ class _Time(Matching):
 
 
 def _time_of(rfc3339: str) -> datetime:
-    # 60 is a leap second, which RFC 3339 allows and datetime does not
+    # second 60 is a leap second, which RFC 3339 allows and datetime does not
     return datetime.fromisoformat(re.sub(r"(?<=:[0-9]{2}:)60", "59", rfc3339.upper())).astimezone(UTC)
 
 
@@ -86,7 +86,7 @@ TIME: Final = _Time(
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """The values of an embedding. ``check`` returns little-endian float32. Text is refused, as it needs an encoding."""
+    """The values of an embedding. ``check`` returns little-endian float32; it refuses text, which needs an encoding."""
 
     def check(self, name: str, value: object) -> bytes:
         f32le = to_f32le(value)
@@ -103,7 +103,7 @@ class _Values:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingIngested:
-    """The event that an item was embedded; ``embedding`` holds its values as little-endian float32."""
+    """The event “an item was embedded”; ``embedding`` holds the vector's values as little-endian float32."""
 
     actor_name: ClassVar[str] = "cluster_embedding"
 
@@ -238,14 +238,14 @@ class EmbeddingIngested:
         return cls(**held | {"embedding": _decoded(sent)})
 
 
-# Fields that describe how an event is written. An event in memory needs none of them.
+# Fields that describe the written form of an event. An event in memory does not have them.
 _WRITTEN: Final[Mapping[str, Field]] = {
     "schema": Field(OneOf((SCHEMA,)), "The format of the event.", SCHEMA),
     "dim": Field(Whole(MIN_DIM, MAX_DIM), "Number of values of the embedding.", 3),
     "encoding": Field(OneOf(ENCODINGS), "Encoding of an embedding sent as text or bytes.", "json"),
 }
 
-# All fields, in the order in which the documents list them, and the fields that a flat entry must have.
+# All fields in the order of the documentation, and the names of those that a flat entry must have.
 FIELDS: Final[Mapping[str, Field]] = {"schema": _WRITTEN["schema"], **fields_of(EmbeddingIngested), **_WRITTEN}
 REQUIRED: Final = tuple(name for name in FIELDS if name not in ("occurred_at", "replace", "traceparent"))
 _IN_MESSAGES: Final = tuple(name for name in REQUIRED if name != "schema")
@@ -270,7 +270,7 @@ def _decoded(sent: Mapping[str, Any]) -> bytes:
 
 
 def _word(value: object) -> str:
-    """Return the text of a value in a flat entry."""
+    """Decode a value of a flat entry to text."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

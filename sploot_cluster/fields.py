@@ -1,8 +1,8 @@
-"""Fields of requests and events, declared once: each has a kind, which checks it and describes it as JSON Schema.
+"""Declarations of the fields of requests and events. A field's kind checks its value and describes it as JSON Schema.
 
 A request is a class that inherits :class:`Checked`, is decorated with :func:`checked` and declares its fields with
-:func:`given`. An instance has passed every check and needs no others, wherever its values came from. Callers that
-report several problems at once, such as the HTTP API, use :meth:`Checked.problems`.
+:func:`given`. An instance has passed every check, wherever its values came from, so its users need no further checks.
+Callers that report several problems at once, such as the HTTP API, use :meth:`Checked.problems`.
 
 This module imports only the standard library, because producers use it too.
 """
@@ -29,7 +29,7 @@ _DIGITS: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 class Kind(Protocol[Value]):
-    """The type and range of a field."""
+    """A kind of field: the type and the range of its values."""
 
     def check(self, name: str, value: object) -> Value:
         """Return the value, converted to the type of this kind.
@@ -52,7 +52,8 @@ class Whole:
     highest: int = MAX_INT64
 
     def check(self, name: str, value: object) -> int:
-        # type() first: it is ten times faster than isinstance with an abstract class, and it tells a bool from an int
+        # type() first: it is ten times faster than isinstance with an abstract class, and it distinguishes bool from
+        # int
         number = value if type(value) is int else self._converted(name, value)
         if not self.lowest <= number <= self.highest:
             raise InvalidInput(name, "is out of range", f"send {self.lowest} to {self.highest}")
@@ -70,7 +71,7 @@ class Whole:
         return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
 
 
-# The id of a pet or a cluster, or the revision that a commit made.
+# The kind of pet ids, cluster ids and revisions.
 ID: Final = Whole(1)
 
 
@@ -87,7 +88,7 @@ class Text:
             raise InvalidInput(name, f"is {type_of(value)}, not text", hint)
         if not self.shortest <= len(value) <= self.longest:
             raise InvalidInput(name, f"has {len(value)} characters", f"send {self.shortest} to {self.longest}")
-        # most texts are printable ASCII, which is ten times faster to check
+        # try ASCII first: most texts are printable ASCII, which is ten times faster to check
         if not (value.isascii() and value.isprintable()) and (found := UNPRINTABLE.search(value)):
             raise InvalidInput(name, f"contains the unprintable character U+{ord(found[0]):04X}", "send printable text")
         return value
@@ -119,14 +120,14 @@ class Matching:
         return len(text) <= self.longest and self.pattern.fullmatch(text) is not None
 
     def schema(self) -> dict[str, Any]:
-        # without lookaheads, which validators on RE2 refuse: the schema accepts slightly more than the check
+        # remove lookaheads, which validators based on RE2 refuse; so the schema accepts slightly more than the check
         pattern = re.sub(r"\(\?!.*?\)", "", self.pattern.pattern)
         return {"type": "string", "maxLength": self.longest, "pattern": f"^({pattern})$"}
 
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """One of a few texts."""
+    """One of a fixed set of texts."""
 
     texts: tuple[str, ...]
 
@@ -160,7 +161,7 @@ class ListOf(Generic[Item]):
     """A list of distinct entries; duplicates are removed, and the order is kept.
 
     Attributes:
-        longest: the maximum number of entries with duplicates, so that a list that is too long is refused unread.
+        longest: the maximum number of entries, duplicates included, so that a list that is too long is refused unread.
     """
 
     of: Kind[Item]
@@ -187,7 +188,7 @@ class ListOf(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """The declaration of a field, apart from its name and default.
+    """The declaration of a field without its name and default.
 
     Attributes:
         description: one line for the documents of the HTTP API and of the command line.
@@ -200,7 +201,7 @@ class Field:
 
 
 def given(kind: Kind[Any], description: str, example: object, **options: Any) -> Any:
-    """Declare a dataclass field that callers give. A field with a default is optional, and may be None.
+    """Declare a dataclass field whose value callers pass in. A field with a default is optional and may be None.
 
     Args:
         options: further arguments of ``dataclasses.field``, such as ``default``.
@@ -215,7 +216,7 @@ def checked(cls: type[Class]) -> type[Class]:
 
 
 class _Declared:
-    """The fields that a class declares, read once."""
+    """The fields that a class declares, read once and cached."""
 
     def __init__(self, cls: type[Any]) -> None:
         declared = dataclasses.fields(cls)
@@ -234,7 +235,7 @@ def _of(cls: type[Any]) -> _Declared:
 
 
 def fields_of(cls: type[Any]) -> Mapping[str, Field]:
-    """Return the fields that a caller gives, by name, in order of declaration."""
+    """Return the fields that callers pass in, by name, in order of declaration."""
     return _of(cls).fields
 
 
@@ -244,7 +245,7 @@ def required_of(cls: type[Any]) -> Sequence[str]:
 
 
 class Checked:
-    """The base of frozen dataclasses that check the fields they are given."""
+    """The base class of frozen dataclasses that check the values of their fields."""
 
     __slots__ = ()
 
@@ -269,7 +270,7 @@ class Checked:
         Rules that concern several fields are checked when the request is created.
 
         Args:
-            known: the fields of this class that the caller's interface accepts: all or some of them.
+            known: the fields of this class that the caller's interface accepts, which may be only some of them.
         """
         yield from (missing(name) for name in required_of(cls) if name in known and name not in sent)
         for name, value in sent.items():
@@ -308,7 +309,7 @@ class Checked:
 
 
 def shown(value: object, *, quoted: bool = True) -> str:
-    """Return a value for the text of an error: short, and on one line."""
+    """Return a value as text for an error message: short, and on one line."""
     text = UNPRINTABLE.sub("?", str(value))
     text = text if len(text) <= 60 else f"{text[:57]}..."
     return repr(text) if quoted else text
@@ -323,7 +324,7 @@ def number_of(value: object) -> object:
 
 
 def type_of(value: object) -> str:
-    """Return the type of a value for the text of an error."""
+    """Return the name of a value's type for an error message."""
     match value:
         case None:
             return "null"
@@ -349,7 +350,7 @@ def missing(name: str) -> InvalidInput:
 
 
 def _unknown(name: str, known: Iterable[str]) -> InvalidInput:
-    from difflib import get_close_matches  # rarely needed, and takes milliseconds to import
+    from difflib import get_close_matches  # imported here, because it is rarely needed and takes milliseconds
 
     close = get_close_matches(name, known := list(known), n=1)
     hint = f"did you mean {close[0]}?" if close else f"send only: {', '.join(known)}"

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from sploot_cluster.refusals import RedisRefusal
 
 JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled", "refused"]
-# States that a job does not leave by itself.
+# Final states: a job does not leave them by itself.
 ENDED: Final[frozenset[JobState]] = frozenset({"succeeded", "dead", "cancelled", "refused"})
 
-# The result of cancelling a job: it was waiting and is gone; its worker was asked to end it; it had ended already.
+# The outcomes of cancelling a job, in order: it was waiting and was removed; its worker was asked to end it; it is
+# unknown or had ended already.
 CancelOutcome = Literal["cancelled", "requested", "not-found"]
 
 
@@ -33,10 +34,10 @@ class JobRef:
 
     Attributes:
         job_id: its id, for ``GET /api/v1/internal/jobs/{job_id}``.
-        queue: the queue it waits in.
+        queue: the queue in which it waits.
         coalesced: an identical job was waiting already, so this call enqueued nothing.
         position: number of jobs in its queue when it was enqueued, itself included; None if not counted.
-        withheld: the rollout has not reached the pet, so nothing was enqueued and the job does not exist.
+        withheld: nothing was enqueued and the job does not exist, because the rollout has not reached the pet.
     """
 
     job_id: str
@@ -77,7 +78,7 @@ class JobStatus:
 
 
 class ReclusterRequests(Protocol):
-    """The port through which reclusters of pets that grew or drifted are requested."""
+    """The port through which the service requests reclusters of pets that grew or drifted."""
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
         """Request a recluster of the pet in about ``delay_ms``; at most one such job waits per pet."""
@@ -132,10 +133,10 @@ class Traces:
     Attributes:
         n_records: number of job records.
         n_dead_letters: number of dead letters, in all queues.
-        n_waiting: number of waiting events and corrections; processing them would restore or name the items.
+        n_waiting: number of waiting events and corrections, which would restore the deleted items or refer to them.
         records: the ids of the jobs with records.
         dead_letters: queue and id of each dead letter.
-        unreadable: dead letters that cannot be read and may belong to the pet; they are never deleted.
+        unreadable: dead letters that cannot be read, so that they may belong to the pet; they are never deleted.
     """
 
     n_records: int
@@ -174,8 +175,8 @@ class QueueFull(QueueUnavailable):
     Attributes:
         queue: its name.
         length: number of waiting and in-flight jobs that it held.
-        limit: the maximum number of these.
-        outcome: what became of the call.
+        limit: the maximum number of waiting and in-flight jobs.
+        outcome: what happened to the job of the call, e.g. that it was not enqueued.
     """
 
     hint = "add workers, or raise SPLOOT_MAX_QUEUE_LENGTH of the workers"

@@ -1,7 +1,7 @@
 """The cache of pets in a process: the last state and spanning tree of each.
 
 It saves loading whole pets and is never authoritative: before each use, newer commits are loaded into the cached state.
-Threads of one process take turns to use a pet, because if two decided at once, one of them would fail to commit.
+Threads of one process take turns in using a pet, because if two decided at once, one of them would fail to commit.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from sploot_cluster.threads import n_cores
 if TYPE_CHECKING:
     from sploot_cluster.engine.spanning_tree import SpanningTree
 
-# A pet of 50,000 items takes 115 MB at 512 dimensions when loaded, and up to 170 MB as it grows. Of pets with 2,000
-# items, 80 to 115 fit into this limit.
+# Minimum size limit of the cache. A pet of 50,000 items takes 115 MB at 512 dimensions when loaded, and up to 170 MB as
+# it grows; 80 to 115 pets of 2,000 items fit.
 LEAST_BYTES: Final = 512 * 1024 * 1024
-# Share of the machine's memory for all processes together, assuming as many processes as cores.
+# Share of the machine's memory for the caches of all processes in total, assuming one process per core.
 SHARE: Final = 1 / 4
 
-# Size of an id of 36 characters as text, in the list and in the dictionary; measured with tracemalloc on Python 3.11.
+# Size of an id of 36 characters: the string, its place in the list and its entry in the dictionary; measured with
+# tracemalloc on Python 3.11.
 BYTES_PER_ITEM: Final = 250
 # Fixed overhead per pet, measured in the same way; it matters because most pets are small.
 BYTES_PER_PET: Final = 2_500
-# Size without the items that it names, because they are references to ids that the pet holds anyway.
+# Size of a correction without the ids of its items, because these strings are shared with the pet.
 BYTES_PER_CORRECTION: Final = 1_000
 
 
@@ -52,7 +53,7 @@ def bytes_to_remember(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with suppress(OSError, ValueError):  # absent, or "max"
+        with suppress(OSError, ValueError):  # the file is missing or contains "max"
             memory = min(memory, int((cgroup / name).read_text(encoding="ascii")))
     return max(LEAST_BYTES, int(SHARE * memory) // n_cores(cgroup))
 
@@ -62,8 +63,8 @@ class PetMemory:
 
     Attributes:
         state: the newest state seen; revision 0 if the pet was never loaded.
-        n_kept: rows of the spanning tree that this process last stored.
-        asked: when a recluster was last requested, and the number of items at the last recluster before that.
+        n_kept: number of rows of the spanning tree that this process last stored.
+        asked: when this process last requested a recluster, and the number of items at the last recluster before that.
     """
 
     def __init__(self, pet: PetId) -> None:
@@ -94,14 +95,14 @@ class PetMemory:
         self._tree, self._tree_rows, self._expected = tree, PetRows.behind(self.state), None
 
     def expect_tree(self, tree: SpanningTree, media: MediaId, vector: FloatVector) -> None:
-        """Remember the tree of all rows of ``state`` and one more, for use if that row is committed next."""
+        """Remember the tree of all rows of ``state`` and one new row, for use if that row is the next one committed."""
         if self._tree_rows is not PetRows.behind(self.state):
             self._tree, self._tree_rows = None, PetRows.behind(self.state)
         self._expected = tree, media, vector
 
     @property
     def n_bytes(self) -> int:
-        """The estimated size: vectors with the space reserved for growth, items, ledger and tree."""
+        """The estimated size in bytes: vectors including their reserve for growth, items, ledger and tree."""
         tree = 0 if self._tree is None else self._tree.n_bytes
         vectors = PetRows.behind(self.state).vector_bytes
         # arrivals, and loads without new corrections, do not change the ledger
@@ -112,12 +113,12 @@ class PetMemory:
 
 
 class _Place:
-    """A ``PetMemory`` with its lock, and the number of threads that hold the lock or wait for it."""
+    """A cached ``PetMemory`` with its lock and the number of threads that hold the lock or wait for it."""
 
     __slots__ = ("lock", "memory", "n_bytes", "n_threads")
 
     def __init__(self, pet: PetId) -> None:
-        # reentrant, because only such a lock knows whether this thread holds it
+        # reentrant, because only a reentrant lock knows whether this thread holds it
         self.memory, self.lock, self.n_threads, self.n_bytes = PetMemory(pet), RLock(), 0, 0
 
 
@@ -127,7 +128,7 @@ class PetCache:
     def __init__(self, max_bytes: int) -> None:
         """
         Args:
-            max_bytes: size limit of the cache; a pet that exceeds it by itself is remembered only while it is open.
+            max_bytes: size limit of the cache; a pet that alone exceeds it is cached only while it is open.
         """
         self.max_bytes = max_bytes
         self._places: OrderedDict[PetId, _Place] = OrderedDict()
@@ -146,9 +147,10 @@ class PetCache:
 
     @contextmanager
     def open_many(self, pets: Sequence[PetId]) -> Iterator[list[PetMemory]]:
-        """Yield the cached data of different pets, in this order, for the exclusive use of this thread.
+        """Yield the cached data of several different pets, in this order, for the exclusive use of this thread.
 
-        A thread that has a pet open may not open another: the order in which threads take several is always the same.
+        A thread that has a pet open may not open another, because that could deadlock. This method locks the pets in
+        the order of their ids, whatever order it is given.
         """
         places = [self._enter(pet) for pet in pets]
         try:
@@ -157,7 +159,7 @@ class PetCache:
             yield [place.memory for place in places]
         finally:
             for place in places:
-                with suppress(RuntimeError):  # an interrupt, such as a time limit, came before this lock was taken
+                with suppress(RuntimeError):  # a time limit or other interrupt came before this lock was taken
                     place.lock.release()
                 self._leave(place)
 
@@ -188,5 +190,5 @@ class PetCache:
                 self._n_bytes -= self._places.pop(pet).n_bytes
 
     def _unused_for_longest(self) -> PetId | None:
-        # a pet in use is never evicted: the next thread would get a different lock for the same pet
+        # a pet in use is never evicted, because the next thread would get a different lock for it
         return next((pet for pet, place in self._places.items() if not place.n_threads), None)

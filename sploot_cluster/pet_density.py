@@ -1,6 +1,6 @@
 """The density of a pet, computed from a stored spanning tree where possible.
 
-A tree is looked up in memory, then in the store, and extended to the newest rows; it is built from scratch only if
+The tree is taken from memory or else from the store, and extended to the newest rows; it is built from scratch only if
 neither has one. Stored trees only save time: if the store does not reply, the tree is treated as missing.
 """
 
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A stored tree is rewritten once it lacks at least this many rows, and at least this share of all rows. Extending it by
-# more takes longer than fetching it, and writing it at every arrival would make the append-only file a thousand times
+# A stored tree is replaced when it lacks at least this number and at least this share of all rows. To extend it by more
+# rows takes longer than to fetch it; to write it at every arrival would make the append-only file a thousand times
 # larger than the pet.
 _BEHIND: Final = 32
 _BEHIND_RATIO: Final = 1 / 32
 
 
 class PetDensity:
-    """The density of pets, with their trees stored in ``store``. Thread-safe."""
+    """A calculator of the density of pets, which keeps their trees in ``store``. Thread-safe."""
 
     def __init__(
         self, store: PetStore, settings: ClusterSettings, *, on_fallback: Callable[[Fallback], None] = lambda _: None
@@ -48,7 +48,7 @@ class PetDensity:
         self._build = TreeBuilder(settings.recluster_backend, threads=self._threads, on_fallback=on_fallback)
 
     def of_newest(self, pet: PetId, cache: PetCache, *, by_reference: bool = False) -> tuple[PetState, Density]:
-        """Load the newest state of a pet and return it with its density, or with that of the package hdbscan.
+        """Load the newest state of a pet and return it with its density (computed by hdbscan if ``by_reference``).
 
         Other threads may use the pet while the density is computed. O(n · d) for each row that the best known tree
         lacks, O(n² · d) if none is known or it lacks more than half of the rows.
@@ -70,7 +70,7 @@ class PetDensity:
         return state, density
 
     def with_arrival(self, memory: PetMemory, media: MediaId, vector: FloatVector) -> tuple[FloatMatrix, Density]:
-        """Return the vectors of the pet in ``memory``, followed by that of an arrival, and the density of them all."""
+        """Return the vectors of the pet in ``memory`` with that of an arrival appended, and their density."""
         state = memory.state
         vectors = PetRows.behind(state).vectors_and(state.n_media, vector)
         remembered = self._recall(memory, len(vectors))
@@ -102,7 +102,7 @@ class PetDensity:
         self._keep(memory, memory.state, tree)
 
     def _recall(self, memory: PetMemory, n: int) -> SpanningTree | None:
-        """Return the tree in ``memory`` if it can be extended to n rows; else None."""
+        """Return the tree in ``memory``; None if it cannot be extended to n rows."""
         tree = memory.tree()
         return tree if tree is not None and tree.n <= n and tree.min_samples == self._samples(n) else None
 
@@ -110,7 +110,7 @@ class PetDensity:
         """Return the tree of ``vectors``; None if they are too few for a cluster.
 
         Args:
-            vectors: (n, d), those of ``state`` and any that follow them.
+            vectors: (n, d), the vectors of ``state``, followed by those of arrivals, if any.
             remembered: a tree of the first rows of ``state``, if the caller has one.
         """
         n = len(vectors)

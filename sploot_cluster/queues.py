@@ -16,7 +16,8 @@ from sploot_cluster.answer_fields import described
 
 Record = TypeVar("Record")
 
-# A hundred years. Longer durations are typing errors, and would overflow in date arithmetic and in Redis.
+# The longest accepted duration: a hundred years. Longer ones are typing errors, and would overflow in date arithmetic
+# and in Redis.
 LONGEST_S: Final = 100 * 366 * 86_400
 
 Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge", "cancel"]
@@ -175,7 +176,7 @@ class Page(Generic[Record]):
     cursor: str | None = None
 
 
-# Which unfinished jobs to list.
+# The states of unfinished jobs, by which they are listed.
 JobsState = Literal["waiting", "running", "delayed"]
 
 
@@ -320,9 +321,9 @@ class CarefulRequeue:
     """How a canary requeues dead letters: one first and, if it succeeds, the rest at a limited rate.
 
     Attributes:
-        per_s: how many of the rest are requeued per second.
-        wait_s: how long the first one may take to end.
-        stop_after: the canary stops when this many have failed again.
+        per_s: number of the remaining dead letters to requeue per second.
+        wait_s: maximum time in which the first job has to end.
+        stop_after: number of jobs that fail again after which the canary stops.
     """
 
     per_s: float = 10.0
@@ -366,7 +367,7 @@ class DeadLetterFilter:
 
     Attributes:
         error: text that the error contains.
-        since_s: matches dead letters that died at most this many seconds ago.
+        since_s: matches messages that became dead letters at most this many seconds ago.
     """
 
     reason: str | None = None
@@ -406,12 +407,12 @@ class QueueOperations(Protocol):
     ) -> Page[DeadLetterView]:
         """Return dead letters that match, without their fields and tracebacks.
 
-        Looks at a bounded number of dead letters, so a page may have fewer than ``limit`` although others follow.
+        A call examines a limited number of dead letters, so a page may have fewer than ``limit`` although more follow.
         """
         ...
 
     def jobs(self, queue: str, state: JobsState, *, limit: int, cursor: str | None = ...) -> Page[QueueJob]:
-        """Return unfinished jobs: waiting ones in order of delivery, running ones oldest first, others by due time."""
+        """Return unfinished jobs: waiting ones in delivery order, running ones oldest first, delayed ones by time."""
         ...
 
     def workers(self) -> Sequence[Worker]:
@@ -431,7 +432,7 @@ class QueueOperations(Protocol):
         ...
 
     def search(self, text: str, *, limit: int) -> Found:
-        """Return the jobs and dead letters with a pet, an item, an actor or an id, or with a text in their error."""
+        """Return jobs and dead letters by pet, item, actor or id, and dead letters whose error contains a text."""
         ...
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None: ...

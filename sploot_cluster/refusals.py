@@ -105,7 +105,7 @@ REFUSALS: Final = (
 
 _BY_CODE: Final = {refusal.code: refusal for refusal in REFUSALS}
 
-# redis-py removes the first word from the text of errors that have a class of their own.
+# redis-py removes the first word from the text of an error for which it has a special class.
 _BY_CLASS: Final = {
     "OutOfMemoryError": "OOM",
     "ReadOnlyError": "READONLY",
@@ -116,9 +116,9 @@ _BY_CLASS: Final = {
     "NoPermissionError": "NOPERM",
     "AuthenticationError": "NOAUTH",
 }
-# The code within the error of a script, as in "… @user_script:4: -OOM command not allowed …".
+# Finds the code within the error of a script, as in "… @user_script:4: -OOM command not allowed …".
 _WORD: Final = re.compile(rf"(?:^|[^A-Za-z0-9])({'|'.join(_BY_CODE)})(?= )")
-# Errors without a code: a part of the text -> the code to use.
+# For errors without a code: a part of the text -> the code to use.
 _PHRASES: Final = {
     "max number of clients reached": "MAXCLIENTS",
     "ACL failure in script": "NOPERM",
@@ -137,10 +137,10 @@ def refusal_of(error: BaseException | None) -> RedisRefusal | None:
 
 
 def explained(error: BaseException, *, outcome: str = "", hint: str = "check that Redis is up and call again") -> str:
-    """Return one sentence about an error from Redis: what is wrong, what became of the call, how to fix it.
+    """Return one sentence about an error from Redis: what is wrong, what the call did or did not do, how to fix it.
 
     Args:
-        outcome: what became of the call, such as ``nothing was enqueued``.
+        outcome: the effect of the failed call, such as ``nothing was enqueued``.
         hint: the hint to use if Redis did not reply, or if its error is not in the table.
     """
     refusal = refusal_of(error)

@@ -106,17 +106,19 @@ logger = logging.getLogger(__name__)
 
 A = TypeVar("A")
 
-# An arrival takes a millisecond to decide, so it soon wins a race without a claim. Claiming the pet earlier would halve
-# the throughput of three workers on one pet.
+# Number of lost races after which an arrival claims the pet. An arrival takes a millisecond to decide, so it soon wins
+# a race without a claim; claiming earlier would halve the throughput of three workers on one pet.
 ARRIVAL_CLAIMS_AFTER: Final = 3
 
-# How often the arrivals of a pet in a batch are decided, if other commits come first; then each arrival is on its own.
+# Maximum number of attempts to commit a pet's arrivals of a batch while other commits come first. After these, each
+# arrival is assigned by itself.
 BATCH_ATTEMPTS: Final = 3
 
-# Entries of the history in which answers to suggestions are looked for.
+# Number of history entries that are searched for answers to suggestions.
 ANSWERS_READ: Final = 100
 
-# How long a change waits at most for the claims of other changes; the claim of a process that died lasts its full time.
+# Maximum time for which a change waits for the claims of other changes; the claim of a process that died lasts its full
+# time.
 LONGEST_WAIT_S: Final = 2 * CLAIM_MS / 1000
 
 
@@ -178,11 +180,11 @@ class ClusterService:
         self._clock = clock
         self._cache = PetCache(bytes_to_remember() if cache_bytes is None else cache_bytes)
         self._on_fallback = on_fallback
-        self._random = Random()  # noqa: S311  spreads retries, keeps no secret
+        self._random = Random()  # noqa: S311  only spreads retries in time; not used for security
 
     @property
     def cached_bytes(self) -> int:
-        """The estimated memory that the cached pets take; at most ``cache_bytes`` while no pet is in use."""
+        """The estimated memory of the cached pets in bytes; at most ``cache_bytes`` while no pet is in use."""
         return self._cache.n_bytes
 
     def assign(
@@ -195,7 +197,7 @@ class ClusterService:
         occurred_at: datetime | None = None,
         is_replacement: bool = False,
     ) -> Assigned:
-        """Assign an arriving item to a cluster or to the noise.
+        """Assign an arriving item to a cluster, or leave it as noise.
 
         An item that the pet has already stays where it is, unless the vector is a replacement. Takes O(n · dim) for a
         pet of n items, and two round trips to Redis.
@@ -232,7 +234,7 @@ class ClusterService:
             return assigned if assigned.is_duplicate else self._ask_for_recluster(memory, assigned)
 
     def assign_many(self, items: Sequence[NewItem]) -> Sequence[Assigned | None]:
-        """Assign arriving items of any pets, in their order, as :meth:`assign` would, in fewer round trips.
+        """Assign arriving items of one or more pets, in order, as :meth:`assign` would, but in fewer round trips.
 
         The items of one pet are committed together, as one revision, and all pets in two round trips. A pet whose
         commit conflicts takes two more.
@@ -253,7 +255,7 @@ class ClusterService:
             if waiting:
                 waiting = self._assign_once(memories, waiting, done)
             for _ in range(BATCH_ATTEMPTS - 1):
-                # pet by pet, because the less time passes between load and commit, the fewer races are lost
+                # retry pet by pet, because the less time passes between load and commit, the fewer races are lost
                 lost = [self._assign_once(memories, {pet: ours}, done) for pet, ours in waiting.items()]
                 waiting = {pet: ours for one in lost for pet, ours in one.items()}
         return done
@@ -273,7 +275,7 @@ class ClusterService:
         return self.correct(SplitCluster(pet, cluster, media_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def keep_apart(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
-        """Keep clusters apart: no machine puts items of different ones together, until this is undone or overridden."""
+        """Keep clusters apart: no arrival or recluster mixes their items until this is undone or overridden."""
         return self.correct(KeepApart(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def place(
@@ -297,15 +299,15 @@ class ClusterService:
         return self.correct(DismissMedia(pet, media_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def name(self, pet: PetId, cluster: ClusterId, name: str, **call: Unpack[Call]) -> Corrected:
-        """Name a cluster. The name stays with it, whatever items join or leave it, until the naming is undone."""
+        """Name a cluster. The cluster keeps the name, whatever items join or leave it, until the naming is undone."""
         return self.correct(NameCluster(pet, cluster, name, **_signed(call)), operation_id=call["operation_id"])
 
     def cover(self, pet: PetId, cluster: ClusterId, media: MediaId, **call: Unpack[Call]) -> Corrected:
-        """Choose the item that stands for a cluster, as long as it is in it, until the choice is undone."""
+        """Choose the cover of a cluster. It applies while the item is in the cluster and the choice is not undone."""
         return self.correct(CoverCluster(pet, cluster, media, **_signed(call)), operation_id=call["operation_id"])
 
     def lock(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
-        """Lock clusters. No recluster changes their items, until :meth:`unlock` or an undo; only close items join."""
+        """Lock clusters until :meth:`unlock` or an undo: reclusters do not change them, and only close items join."""
         return self.correct(LockClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def unlock(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
@@ -313,7 +315,7 @@ class ClusterService:
         return self.correct(UnlockClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def hide(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
-        """Hide clusters. They take in similar items, and are not shown until :meth:`show` or an undo."""
+        """Hide clusters until :meth:`show` or an undo. Similar items still join them."""
         return self.correct(HideClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def show(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
@@ -391,7 +393,7 @@ class ClusterService:
             return self._settle(memory, lambda state: self._regroup(state, seen, density, by))
 
     def preview(self, pet: PetId, *, backend: PreviewBackend | None = None) -> Previewed:
-        """Compute what a recluster would change, and store it for :meth:`apply`. The pet is not changed.
+        """Compute what a recluster would change, and store the result for :meth:`apply`. The pet is not changed.
 
         Args:
             backend: ``hdbscan_reference``: start from the groups that the package hdbscan finds, instead of ours.
@@ -428,7 +430,7 @@ class ClusterService:
         return preview.against(state)
 
     def apply(self, pet: PetId, token: str, *, by: str) -> Reclustered:
-        """Make exactly the changes that the preview showed. Applying it twice has the same effect as once.
+        """Make exactly the changes that the preview showed. Applying it twice has the same effect as applying it once.
 
         Raises:
             StalePreview: the preview is no longer stored, or the pet changed since; nothing was written.
@@ -471,8 +473,8 @@ class ClusterService:
         from sploot_cluster.decide.recluster import plan_recluster
 
         if state.born != seen.born or state.media[: seen.n_media] != tuple(seen.media):
-            # the density does not fit: items were deleted or lost in a failover, the model was switched, or the pet was
-            # recreated
+            # the density does not fit this state: items were deleted or lost in a failover, the model was switched, or
+            # the pet was recreated
             raise RevisionConflict(pet=state.pet, expected=seen.revision, current=state.revision)
         return plan_recluster(state, density, settings=self._settings, by=by)
 
@@ -519,7 +521,8 @@ class ClusterService:
         """Return the items that are least certain to belong to their cluster, least certain first; at most 500.
 
         Args:
-            cluster: only items of the cluster that this id resolves to; None: of all clusters that are shown.
+            cluster: return only items of the cluster that this id resolves to; None: of all clusters that are not
+                hidden.
 
         Raises:
             UnknownCluster: the pet has no such cluster.
@@ -558,7 +561,7 @@ class ClusterService:
         return self._store.moved_at(pet)
 
     def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
-        """Return the newest reclusters and corrections, newest first; those before a revision, if it is given."""
+        """Return reclusters and corrections, newest first; only those before the revision ``before``, if given."""
         return self._store.history(pet, limit=limit, before=before)
 
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted:
@@ -602,7 +605,7 @@ class ClusterService:
         return media in self._store.past(pet).state.rows or media in self._store.tally(pet).quarantine
 
     def delete_pet(self, pet: PetId) -> Deleted:
-        """Delete a pet with its corrections and history. An unreadable pet is deleted too, with 0 as the counts.
+        """Delete a pet with its corrections and history, even an unreadable one, for which the counts are 0.
 
         Raises:
             UnknownPet: the pet has no data.
@@ -679,7 +682,7 @@ class ClusterService:
         return self._store.end_shadow(pet)
 
     def preview_switch(self, pet: PetId) -> Switch:
-        """Compute what a switch to the candidate model would make of a pet, with corrections enforced and ids kept.
+        """Compute the clusters of a pet after a switch to the candidate model, with corrections enforced and ids kept.
 
         Raises:
             UnknownPet: the pet has no data.
@@ -721,7 +724,7 @@ class ClusterService:
         return self._store.totals(pets)
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
-        """Return about a thousand of the pets that have data, and the cursor of the next page; 0 begins and ends."""
+        """Return about a thousand pets that have data, and the next cursor. 0 is the first cursor and the last."""
         return self._store.pets_page(cursor)
 
     def pets(self) -> Sequence[PetId]:
@@ -745,12 +748,12 @@ class ClusterService:
         """Return the pet's spanning tree without the items to delete; None if the next recluster has to build it."""
         try:
             densities = self._densities
-        except ImportError:  # the engine is not installed on this server; a worker builds the tree later
+        except ImportError:  # the engine is not installed on this server, so a worker builds the tree later
             return None
         return densities.pruned(memory, state, gone)
 
     def _replaced(self, memory: PetMemory, arriving: Arrival, model: str) -> Assigned | None:
-        """Replace the vector of an item, and return its assignment; None if the pet lacks the item or the model.
+        """Replace the vector of an item and return its assignment; None if the pet does not have the item or the model.
 
         Repeating it changes nothing, because the item has the vector then.
 
@@ -818,7 +821,7 @@ class ClusterService:
         if not self._store.quarantine(state, media, why):
             memory.state = self._store.load(state.pet, known=state)
             if memory.state.born != state.born:
-                # the pet was recreated, perhaps with this model; a retry finds out
+                # the pet was recreated, perhaps with this model; a retry will load its new state
                 raise RevisionConflict(pet=state.pet, expected=state.revision, current=memory.state.revision)
             if media not in memory.state.rows:
                 logger.warning("quarantine is full", extra={"pet_id": state.pet, "media_id": media})
@@ -827,13 +830,13 @@ class ClusterService:
     def _arrive(
         self, state: PetState, memory: PetMemory, arriving: Arrival, model: str
     ) -> tuple[Change | None, Assigned]:
-        """Return the change by which ``state`` takes an arrival, and its assignment. ``memory`` holds ``state``."""
+        """Return the change that adds an arrival to ``state``, and its assignment. ``memory`` holds ``state``."""
         media, vector = arriving.media, arriving.vector
         if media in state.rows and model == state.model:
             return None, Assigned.before(state, media)
         _check_space(state, model, dim=len(vector))
         if not self._room(state, len(vector)):
-            raise PetTooLarge(pet=state.pet, n_media=state.n_media)  # before anything is computed
+            raise PetTooLarge(pet=state.pet, n_media=state.n_media)  # raised before anything is computed
         if state.n_media < self._settings.exact_until:
             return self._arrive_exactly(state, memory, arriving, model)
         # faiss is imported here, because callers that only read do not need it
@@ -843,7 +846,7 @@ class ClusterService:
         return plan.change, plan.assigned[0]
 
     def _checked(self, items: Sequence[NewItem]) -> dict[PetId, list[_Waiting]]:
-        """Return the valid items by pet, with their places among all of them."""
+        """Return the valid items by pet, each with its position in ``items``."""
         by_pet: dict[PetId, list[_Waiting]] = {}
         for at, (item, vector) in enumerate(zip(items, as_vector_each([item.vector for item in items]), strict=True)):
             if vector is None or item.is_replacement:
@@ -863,7 +866,7 @@ class ClusterService:
         waiting: Mapping[PetId, list[_Waiting]],
         done: list[Assigned | None],
     ) -> dict[PetId, list[_Waiting]]:
-        """Decide on the newest state of each pet and commit; note in ``done`` what is done. Return the lost races."""
+        """Decide on the newest state of each pet and commit. Fill in ``done``, and return the pets that lost a race."""
         from sploot_cluster.decide.arrivals import Plan, plan_arrivals
 
         decided: list[tuple[PetState, list[_Waiting], Plan]] = []
@@ -914,14 +917,14 @@ class ClusterService:
     def _arrive_exactly(
         self, state: PetState, memory: PetMemory, arriving: Arrival, model: str
     ) -> tuple[Change, Assigned]:
-        """Decide an arrival in a pet with few items like a recluster. Other items may be reassigned too."""
+        """Decide an arrival in a small pet as a recluster would. Other items may be reassigned too."""
         from sploot_cluster.decide.exact_arrival import plan_exact_arrival
 
         vectors, density = self._densities.with_arrival(memory, arriving.media, arriving.vector)
         return plan_exact_arrival(state, arriving, vectors, density, model=model, settings=self._settings)
 
     def _ask_for_recluster(self, memory: PetMemory, assigned: Assigned) -> Assigned:
-        """Request a recluster if the pet grew or drifted; return ``assigned`` with the reason."""
+        """Request a recluster if the pet grew or drifted, and return ``assigned`` with the reason."""
         reason = recluster_reason(memory.state, self._settings)
         if reason is None:
             return assigned
@@ -932,7 +935,7 @@ class ClusterService:
         """Request a recluster, unless this process requested one that still waits."""
         state, now = memory.state, self._clock()
         delay_ms = self._settings.recluster_wait_ms(state.n_media)
-        # a request is waiting already, so requesting again at every arrival would only cost round trips
+        # if a request of this process waits already, requesting again at every arrival would only cost round trips
         is_asked = memory.asked is not None and (
             memory.asked[1] == state.n_at_recluster and now - memory.asked[0] < timedelta(milliseconds=delay_ms)
         )
@@ -941,7 +944,8 @@ class ClusterService:
         try:
             self._reclusters.request_recluster(memory.pet, reason=reason, delay_ms=delay_ms)
         except Exception:
-            # a queue may raise anything; the item is assigned, and a later arrival requests again
+            # do not fail, whatever a queue raises: the item is assigned, and a later arrival requests the recluster
+            # again
             logger.warning("recluster could not be requested", extra={"pet_id": memory.pet}, exc_info=True)
         else:
             memory.asked = now, state.n_at_recluster
@@ -949,7 +953,7 @@ class ClusterService:
     def _settle(
         self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, A]], *, claims_after: int = 0
     ) -> A:
-        """Decide on the newest state and commit; repeat both if another commit came first. Return the result.
+        """Decide on the newest state and commit; repeat this while another commit comes first. Return the result.
 
         Args:
             decide_on: returns the change to commit, or None, and the result. Called once per attempt.
@@ -978,18 +982,18 @@ class ClusterService:
                     if n_lost >= self._settings.commit_attempts:
                         raise
                     if n_lost > claims_after:
-                        continue  # no other change can come first now, unless it claimed the pet earlier
+                        continue  # this change claimed the pet, so no other comes first unless it claimed it earlier
                 else:
                     claims.pop_all()  # the commit ended the claim
                     return answer
                 logger.debug("commit waits for another change", extra={"pet_id": memory.pet, "attempt": attempt})
-                # random, so that changes that lost the race do not collide again
+                # a random pause, so that changes that lost the race do not collide again
                 time.sleep(self._random.uniform(0.5, 1.0) * min(0.001 * 1.5**attempt, 0.02))
         raise AssertionError("count() does not end")
 
 
 class _Waiting(NamedTuple):
-    """A valid item of a batch, and its place in it."""
+    """A valid item of a batch, and its position in the batch."""
 
     at: int
     arriving: Arrival

@@ -24,13 +24,14 @@ _ACCEPTED: Final = "accepted"
 
 ReclusterBackend = Literal["hdbscan_cpu", "hdbscan_gpu"]
 
-# (min_cluster_size, min_samples) for fewer than this many items, and for this many or more. Measured; see
+# (min_cluster_size, min_samples) for pets with fewer than _FEW items, and for larger pets. Measured; see
 # docs/explanation/quality.md.
 _FEW: Final = 150
 _DENSITY_OF_FEW: Final = (6, 3)
 _DENSITY_OF_MANY: Final = (12, 2)
 
-# A recluster waits in proportion to the size of a pet from this number of items on, at most this many times its delay.
+# From this number of items on, a recluster waits in proportion to the size of the pet, but at most this multiple of its
+# delay.
 _DELAYED_PER_ITEM_FROM: Final = 1_000
 _LONGEST_DELAY: Final = 60
 
@@ -41,8 +42,8 @@ _DAY_MS: Final = 24 * 60 * 60 * 1000
 class Number:
     """A setting that is a number between two bounds. The bounds are included; ``above`` excludes the lower one.
 
-    In every kind of setting, ``read`` returns the value of a variable's text or raises ``ValueError`` with the problem,
-    and ``hint`` is what to set instead of a refused value.
+    Every kind of setting has ``read``, which parses the text of a variable or raises ``ValueError`` with the problem,
+    and ``hint``, which states what to set instead of a refused value.
     """
 
     lowest: float
@@ -73,7 +74,7 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A setting that is one of several words."""
+    """A setting whose value is one of several words."""
 
     words: Sequence[str]
 
@@ -220,20 +221,20 @@ class ClusterSettings:
 
     @staticmethod
     def recluster_parameters(n: int) -> tuple[int, int]:
-        """Return HDBSCAN's ``(min_cluster_size, min_samples)`` for n items; an item is not its own sample."""
+        """Return HDBSCAN's ``(min_cluster_size, min_samples)`` for n items. Samples do not include the item itself."""
         return _DENSITY_OF_FEW if n < _FEW else _DENSITY_OF_MANY
 
     def recluster_wait_ms(self, n: int) -> int:
-        """Return how long a requested recluster of a pet of n items waits for more arrivals."""
+        """Return the time for which a requested recluster of a pet with n items waits for more arrivals."""
         return round(self.recluster_delay_ms * min(max(n / _DELAYED_PER_ITEM_FROM, 1), _LONGEST_DELAY))
 
     def noise_budget(self, n: int) -> int:
-        """Return how many of n items may stay without a cluster before some are absorbed."""
+        """Return the noise budget: the number of n items that may be noise before some are absorbed."""
         return max(self.noise_floor, int(self.noise_ratio * n))
 
 
 def value_of(name: str, text: str, variable: str) -> Any:
-    """Return the value of a setting from its text in an environment variable.
+    """Parse the value of a setting from the text of an environment variable.
 
     Args:
         variable: name of the variable, for errors.

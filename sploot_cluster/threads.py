@@ -1,9 +1,9 @@
-"""Thread counts of native code, defined in one place for every process that computes.
+"""The thread counts of native code, for every process that computes.
 
-Work is spread over our own threads, each of which multiplies blocks of rows by itself. BLAS's own threads would spin
-while they wait for each other at every product: on two cores shared with other processes, two BLAS threads took six
-times as long as one, and two of our threads took half as long. So BLAS and OpenMP run one thread each, and only our own
-threads are configured.
+Work is spread over our own threads, each of which multiplies blocks of rows by itself, and not over BLAS's threads,
+which spin while they wait for each other at every product: on two cores shared with other processes, two BLAS threads
+took six times as long as one, and two of our threads took half as long as one. So BLAS and OpenMP run one thread each,
+and only our own threads are configured.
 
 An arrival is too small for a second thread. A recluster takes as many threads as there are cores, and two reclusters on
 the same cores share them without waiting for each other. OpenBLAS's core type is not set: numpy computes all products,
@@ -40,7 +40,7 @@ def one_thread_each(environ: MutableMapping[str, str]) -> None:
 
 
 def n_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the number of cores that this process may use: by its CPU affinity or, if lower, its container's limit."""
+    """Return the number of cores that this process may use: its CPU affinity or, if lower, its container's limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
@@ -67,7 +67,8 @@ def _blas() -> list[LibController]:
     from threadpoolctl import ThreadpoolController
 
     libraries: list[LibController] = ThreadpoolController().select(user_api="blas").lib_controllers
-    # OpenMP stores its limit per thread; only faiss's OpenBLAS uses OpenMP, and it computes no products here
+    # leave out OpenMP, which stores its limit per thread; only faiss's OpenBLAS uses it, and it computes no products
+    # here
     return [library for library in libraries if library.info().get("threading_layer") != "openmp"]
 
 

@@ -1,4 +1,5 @@
 // The stream of server-sent events with which the server pushes new data, while a visible page needs it.
+//
 // A proxy may hold events back, and a server limits the number of viewers. So while no events arrive, pages load their
 // data every few seconds, and the stream is opened again at increasing intervals.
 
