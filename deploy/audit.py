@@ -1,8 +1,8 @@
 """Check the packages of the image for known vulnerabilities: ``python -m deploy.audit``.
 
-pip-audit queries PyPI, and then OSV if PyPI has no answer. Exit code 0: no vulnerabilities known. 1: vulnerabilities
-found; they are printed. 75: no service could be reached, so nothing was checked; CI without network access prints that
-and continues.
+pip-audit queries PyPI, and OSV if PyPI cannot be reached or does not know the packages. Exit code 0: no known
+vulnerabilities. 1: vulnerabilities were found and printed. 75: no service could be reached, so nothing was checked; CI
+without network access reports this and continues.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).parent.parent
 OPTIONS: Final = ("--requirement=requirements.lock", "--require-hashes", "--disable-pip", "--progress-spinner=off")
 
-NOT_ASKED: Final = 75  # EX_TEMPFAIL of sysexits
+NOT_ASKED: Final = 75  # EX_TEMPFAIL in sysexits.h
 
 
 def asked(service: str) -> dict[str, Any] | None:
-    """Return the report from a service about every package; None if the service cannot be reached."""
+    """Return a vulnerability service's report about every package; None if the service cannot be reached."""
     pip_audit = str(Path(sys.executable).with_name("pip-audit"))
     command = [pip_audit, f"--vulnerability-service={service}", *OPTIONS, "--format=json"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -32,7 +32,7 @@ def asked(service: str) -> dict[str, Any] | None:
 
 
 def verdict(report: dict[str, Any] | None) -> tuple[int, list[str]]:
-    """Return the exit code and the lines to print for the report from one service."""
+    """Return the exit code and the lines to print for a service's report."""
     if report is None:
         return NOT_ASKED, ["the service cannot be reached"]
     skipped = [one["name"] for one in report["dependencies"] if "skip_reason" in one]
@@ -48,7 +48,7 @@ def verdict(report: dict[str, Any] | None) -> tuple[int, list[str]]:
 
 
 def main() -> int:
-    """Query one service after the other until one answers."""
+    """Query the services in turn until one returns a report."""
     for service in ("pypi", "osv"):
         code, lines = verdict(asked(service))
         for line in lines:

@@ -1,8 +1,8 @@
 """Generate the chart's files that come from other parts of the project: ``python -m deploy.chart_files [--check]``.
 
-The names and types of clustering settings in ``values.schema.json``, and the README with its table of values. The
-rules, the dashboard and Alertmanager's routes are links to ``ops/``, which Helm follows when it packages the chart.
-``--check`` lists stale files; the tests of the chart do so too.
+It generates the names and types of clustering settings in ``values.schema.json``, and the README with its table of
+values. The rules, the dashboard and Alertmanager's routes are links to ``ops/``, which Helm follows when it packages
+the chart. ``--check`` lists stale files, as the chart's tests do.
 """
 
 from __future__ import annotations

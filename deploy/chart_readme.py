@@ -43,9 +43,9 @@ def readme(values: Path) -> str:
 
 
 def rows(values: Path) -> Iterator[tuple[str, str, str]]:
-    """Yield path, default and description of every value, and of sections that have one.
+    """Yield path, default and description of every value, and of each section that has a comment.
 
-    A comment is above what it describes. If several values follow each other, it is that of the first.
+    The description is the comment above. If several values follow a comment, it describes the first.
     """
     sections: list[tuple[int, str]] = []
     comment: list[str] = []

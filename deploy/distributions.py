@@ -17,9 +17,10 @@ from deploy import broker_distribution, client_distribution
 from deploy.wheels import build_sdist, build_wheel
 
 ROOT: Final = Path(__file__).parent.parent
-# Three packages at the top of the main wheel are intended: W009.
+# Distribution -> a warning of check-wheel-contents to ignore. W009: the main wheel intentionally has three top-level
+# packages.
 IGNORED: Final = {"sploot_cluster": "W009"}
-# The project has no address yet, and an invented one would be worse than none.
+# The test of pyroma to ignore. The project has no e-mail address yet, and an invented one would be worse than none.
 UNRATED: Final = "AuthorEmail"
 
 
@@ -46,7 +47,7 @@ def build(directory: Path) -> list[tuple[Path, Path]]:
 
 
 def problems(sdist: Path, wheel: Path) -> list[str]:
-    """Return what the three checkers object to, each with its output."""
+    """Return the output of each of the three checkers that found problems."""
     tools = Path(sys.executable).parent
     package = wheel.name.partition("-")[0]
     ignored = ["--ignore", IGNORED[package]] if package in IGNORED else []
@@ -64,7 +65,7 @@ def problems(sdist: Path, wheel: Path) -> list[str]:
 
 
 def main(directory: Path) -> int:
-    """Build and check; return 1 if a checker objects to something."""
+    """Build and check; return 1 if a checker found problems."""
     try:
         built = build(directory)
     except subprocess.CalledProcessError as error:

@@ -37,7 +37,7 @@ def main(directory: Path) -> int:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     archive = _output_of([str(ROOT / "deploy" / "base_image.sh")]).strip()
-    # separate storage, so that other containers on this machine stay untouched
+    # separate storage, so that other containers on this machine are not affected
     with tempfile.TemporaryDirectory(prefix="sploot-buildah-") as storage:
         buildah = Buildah(Path(storage))
         buildah.import_base(Path(archive))
@@ -97,7 +97,7 @@ def pip_mounts(settings: Mapping[str, str], directory: Path) -> list[str]:
         for word in value.split():
             path = Path(unquote(urlsplit(word).path) if word.startswith("file:") else word)
             if path.is_absolute() and path.exists():
-                # an index such as /opt/pypi/simple refers to ../files, so its parent is mounted
+                # mount the parent of an index, because an index such as /opt/pypi/simple refers to ../files
                 path = path.parent if word.startswith("file:") else path
                 mounts.append(f"{path}:{path}:ro")
     return mounts
@@ -113,7 +113,7 @@ def _revision() -> str:
     try:
         return _output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).strip()
     except (OSError, RuntimeError):
-        return "unknown"  # a copy of the sources without git's history
+        return "unknown"  # the sources are a copy without git history
 
 
 def _output_of(command: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str:

@@ -19,7 +19,7 @@ LOCK: Final = ROOT / "requirements.lock"
 PAGE: Final = ROOT / "docs" / "licences.md"
 
 UNKNOWN: Final = "not stated"
-# Spellings of the same licence in package metadata -> SPDX identifier.
+# Name of a licence in package metadata -> its SPDX identifier.
 SPELLINGS: Final = {
     "BSD": "BSD-3-Clause",
     "BSD License": "BSD-3-Clause",
@@ -56,7 +56,7 @@ The console contains uPlot 1.6.32, unchanged (MIT; its licence is next to it).
 
 @dataclass(frozen=True, slots=True)
 class Licensed:
-    """A package of the lock file. It has several versions if different versions of Python need different ones."""
+    """A package of the lock file, with several versions if different versions of Python need different ones."""
 
     name: str
     versions: tuple[str, ...]

@@ -95,7 +95,7 @@ class LocalStack:
         return f"http://127.0.0.1:{self.ports[name]}{path}"
 
     def silent(self) -> list[str]:
-        """Return the names of services that have a health URL and do not answer yet."""
+        """Return the names of the services whose health URL does not answer yet."""
         return [service.name for service in self.services if service.health and not answers(service.health)]
 
     def __enter__(self) -> Self:
@@ -145,7 +145,7 @@ class LocalStack:
         return _service("redis-exporter", "prometheus-redis-exporter", options, self.address("exporter", "/metrics"))
 
     def _configured(self, name: str) -> Path:
-        """Return a copy of one of our configurations with the ports and folders of this stack."""
+        """Return a copy of one of our configuration files, changed to use the ports and folders of this stack."""
         text = (CONFIG / name).read_text()
         for service, port in PORTS.items():
             text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{self.ports[service]}")

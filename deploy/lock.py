@@ -24,7 +24,7 @@ PLAIN: Final = ["--no-emit-index-url", "--no-header", "--no-annotate"]
 
 
 def resolve(name: str, into: Path, *, upgrade: bool = False) -> None:
-    """Write the lock file ``name`` to ``into``, preferring its current pins."""
+    """Write the lock file ``name`` to ``into``; keep its current pins where possible."""
     if not upgrade and into != ROOT / name:
         shutil.copy(ROOT / name, into)
     uv = Path(sys.executable).with_name("uv")

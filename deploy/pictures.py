@@ -1,8 +1,8 @@
 """Draw the pictures of the README: ``make pictures`` writes docs/pictures/{console,dashboard}.png.
 
-The console is photographed by headless Chromium on a sample pet, with a Redis and a server of its own on loopback. The
-dashboard is drawn by ``tests.ops.picture`` from a real Prometheus. Both are cropped, scaled and reduced to a small
-palette.
+Headless Chromium takes a screenshot of the console with a sample pet; Redis and the server run on loopback for this
+purpose only. ``tests.ops.picture`` draws the dashboard from a real Prometheus. Both pictures are cropped, scaled and
+reduced to a small palette.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from tasks.settings import Settings
 
 ROOT: Final = Path(__file__).parents[1]
 PICTURES: Final = ROOT / "docs" / "pictures"
-LARGEST: Final = 200_000  # bytes of a picture
-WIDTH: Final = 1_100  # pixels, which GitHub shows without scaling
+LARGEST: Final = 200_000  # maximum size of a picture in bytes
+WIDTH: Final = 1_100  # in pixels; GitHub shows this width without scaling
 COLOURS: Final = 192
-SHARE, ALBUM = 0.6, "Ziggy"  # an album of many looks
+SHARE, ALBUM = 0.6, "Ziggy"  # the share of the sample's items to use, and an album with varied items
 SCREEN: Final = (1_280, 1_000)
 FLAGS: Final = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -48,11 +48,11 @@ SHOT_WITHIN_S: Final = 120
 
 
 class NoPicture(Exception):
-    """Raised when a picture could not be drawn; the text states why and how to fix it."""
+    """Raised when a picture could not be drawn; the message states the reason and the fix."""
 
 
 def photograph_console(target: Path) -> None:
-    """Write a picture of the console's page for a pet that has corrections.
+    """Write a screenshot of the console's page for a pet that has corrections.
 
     Raises:
         NoPicture: Chromium is missing, or wrote nothing.
@@ -102,7 +102,7 @@ def shrink(source: Path, target: Path, *, height: int) -> None:
 
 
 def _fill(service: ClusterService, sample: Sequence[Album]) -> PetId:
-    """Ingest one album of the demo, correct it as a labeller does, and return its pet."""
+    """Ingest one album of the demo, correct it as a labeller would, and return its pet."""
     album = next(album for album in sample if album.name == ALBUM)
     pet = PetId(album.pet_id)
     for media_id, vector in zip(album.media_ids, album.vectors, strict=True):

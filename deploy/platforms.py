@@ -1,7 +1,7 @@
 """Check that the demo and the tests can be installed everywhere: ``python -m deploy.platforms``.
 
-For every platform and Python, uv resolves the wheel of this checkout with the extras of ``make demo`` and of
-``make test``, only from wheels. docs/reference/platforms.md shows the result and what is run.
+For every platform and version of Python, uv resolves the wheel of this checkout with the extras of ``make demo`` and of
+``make test``, using only wheels. docs/reference/platforms.md shows the result, and the combinations that CI also runs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ PLATFORMS: Final = {
 }
 MUSL: Final = "x86_64-unknown-linux-musl"
 MUSL_LACKS: Final = "scikit-learn >= 1.6"
-LOWEST_MACOS: Final = "14.0"  # faiss has no wheel of older ones for Python 3.14 on Apple silicon
+LOWEST_MACOS: Final = "14.0"  # for an older macOS, faiss has no wheel for Python 3.14 on Apple silicon
 EXTRAS: Final = ("all", "dev")
-# by .ci/run: Python -> the interpreter
+# Python -> the interpreter with which .ci/run runs the tests
 RUN: Final = {
     "3.11": "the Python of `make`",
     "3.12": "`python3.12` on PATH or of pyenv",
@@ -44,7 +44,7 @@ REFUSED: Final = {
 
 
 def lines() -> list[str]:
-    """Return the lines of the page with the table of platforms and Pythons."""
+    """Return the lines of the page with the table of platforms and Python versions."""
     cells = [(platform, [_cell(platform, one) for one in PYTHONS]) for platform in PLATFORMS]
     cells += [(platform, [reason] * len(PYTHONS)) for platform, reason in REFUSED.items()]
     header = f"| | {' | '.join(PYTHONS)} |\n|---|{'---|' * len(PYTHONS)}"
@@ -80,7 +80,7 @@ def _cell(platform: str, python: str) -> str:
 
 
 def problem(requirement: str, target: str, python: str) -> str:
-    """Return why a requirement cannot be installed from wheels on uv's ``target``; empty if it can be."""
+    """Return the reason why a requirement cannot be installed from wheels on uv's ``target``; empty if it can be."""
     uv = Path(sys.executable).with_name("uv")
     options = ["--quiet", "--no-header", "--only-binary", ":all:"]
     options += ["--python-platform", target, "--python-version", python]
@@ -93,7 +93,7 @@ def problem(requirement: str, target: str, python: str) -> str:
 
 
 def main() -> int:
-    """Resolve every cell; return 1 if one fails, or if one that is refused for lack of a wheel can be installed."""
+    """Resolve every combination; return 1 if one fails, or if one that should lack a wheel has one now."""
     with tempfile.TemporaryDirectory(prefix="platforms-") as temporary, ThreadPoolExecutor(2) as threads:
         wheel = build_wheel(ROOT, Path(temporary), package="sploot_cluster")
         wanted = [f"sploot-cluster[{extra}] @ {wheel.as_uri()}" for extra in EXTRAS]

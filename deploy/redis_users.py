@@ -19,7 +19,7 @@ ROOT: Final = Path(__file__).parent.parent
 TEMPLATE: Final = ROOT / "ops" / "config" / "redis" / "users.acl"
 
 USERS: Final = ("producer", "client", "worker", "scheduler", "server", "exporter", "operator", "keda")
-SHORTEST: Final = 16  # as for tokens of the HTTP API
+SHORTEST: Final = 16  # the same minimum as for tokens of the HTTP API
 
 
 class PasswordUnusable(ValueError):
@@ -43,7 +43,7 @@ def render(passwords: Mapping[str, str], *, for_redis_6: bool = False) -> str:
             )
         return "#" + hashlib.sha256(password.encode()).hexdigest()
 
-    # only braces after a space are placeholders for passwords; the others belong to keys
+    # only braces after a space are password placeholders; other braces are part of keys
     text = "\n".join(re.sub(r"(?<= )\{([a-z]+)\}", hashed, line) for line in lines) + "\n"
     if for_redis_6:
         text = re.sub(r" \+latency\|histogram| \+slowlog\|len", "", text.replace("%R~", "~"))
@@ -52,12 +52,12 @@ def render(passwords: Mapping[str, str], *, for_redis_6: bool = False) -> str:
 
 
 def _without_brackets(line: str) -> str:
-    """Return the line without brackets; what they grant for some keys is granted for all keys of the user."""
+    """Return the line without selectors (brackets); their commands are then allowed for all keys of the user."""
     words = [word.strip("()") for word in line.split()]
     keys = [word for word in words if word.startswith("~")]
     others = [word for word in words if not word.startswith("~")]
     at = others.index("resetchannels") + 1
-    # without duplicates
+    # remove duplicates
     return " ".join(dict.fromkeys([*others[:at], *keys, *others[at:]]))
 
 

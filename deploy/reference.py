@@ -1,7 +1,7 @@
 """Write the reference pages of docs/reference, and the JSON Schema of docs/wire, from the code: ``make reference``.
 
 The HTTP page comes from the OpenAPI document, the command-line page from the commands' help, and the pages of settings,
-metrics and platforms, and the schema, from their declarations. ``--check`` reports the pages that differ from the code.
+metrics and platforms, and the schema, from their declarations. ``--check`` lists the pages that are out of date.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WIDTH: Final = 110
 
 
 def pages() -> dict[str, str]:
-    """Return every page by its path in docs/."""
+    """Return the text of every page, by its path in docs/."""
     writers: dict[str, Callable[[], Iterable[str]]] = {
         "reference/http.md": _http,
         "reference/command-line.md": _command_line,
@@ -39,13 +39,13 @@ def pages() -> dict[str, str]:
 
 
 def outdated(directory: Path = DOCS) -> list[str]:
-    """Return the paths of the pages that differ from the code."""
+    """Return the paths of the pages that are out of date."""
     written = pages()
     return [name for name, text in written.items() if _text_of(directory / name) != text]
 
 
 def runbook_of_incidents() -> tuple[Path, str]:
-    """Return the file with the runbook's section of every alert, which the console shows, and its text."""
+    """Return the path and the text of the file with every alert's runbook section, which the console shows."""
     static = ROOT / "sploot_cluster" / "api" / "console" / "static"
     runbook = (ROOT / "ops" / "runbook.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^### (\w+)\n\n(.*?)\n(?=^##)", runbook, flags=re.DOTALL | re.MULTILINE))
@@ -54,7 +54,7 @@ def runbook_of_incidents() -> tuple[Path, str]:
 
 
 def index_of_commands() -> tuple[Path, str]:
-    """Return the file that the command line reads instead of importing all commands, and its text."""
+    """Return the path and the text of the index that the command line reads instead of importing all commands."""
     from tasks.cli import index
 
     return Path(index.__file__).with_name("index.json"), index.generated()
@@ -194,7 +194,7 @@ def _name_of(family: Any) -> str:
 
 
 def _listed(items: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a Markdown list of names and what they mean, after an empty line; nothing if there are no items."""
+    """Return a Markdown list of names and their meanings after an empty line; no lines if there are no names."""
     lines = [
         fill(f"- {name}: {_sentence(text)}" if text else f"- {name}", WIDTH, subsequent_indent="  ")
         for name, text in items
@@ -208,20 +208,20 @@ def _sentence(text: str) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    """Return the paragraphs of a text, each filled, with an empty line between them."""
+    """Return the paragraphs of a text, each wrapped, with an empty line between them."""
     filled = [fill(" ".join(part.split()), WIDTH) for part in text.split("\n\n") if part.strip()]
     return ["\n\n".join(filled)]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the pages, or with ``--check`` return 1 if one differs from the code."""
+    """Write the pages; with ``--check``, return 1 if one is out of date."""
     if list(arguments) == ["--check"]:
         files = (index_of_commands(), runbook_of_incidents())
         names = [f"docs/{name}" for name in outdated()] + [str(file) for file, text in files if _text_of(file) != text]
         for name in names:
             print(f"{name} differs from the code: make reference", file=sys.stderr)
         return 1 if names else 0
-    # first, because the page of the command line reads the index
+    # first, because the command-line page is made from the index
     for file, text in (index_of_commands(), runbook_of_incidents()):
         file.write_text(text, encoding="utf-8")
     for name, text in pages().items():

@@ -1,6 +1,6 @@
-"""Photograph every page of the console, to look at them: ``make screenshots`` writes build/screenshots/.
+"""Take screenshots of every page of the console for visual inspection: ``make screenshots`` writes build/screenshots/.
 
-Each page is taken at 1,440 and at 390 pixels, in the light and in the dark scheme, on the sample of
+Each page is shown at widths of 1,440 and 390 pixels, in the light and in the dark scheme, with the sample data of
 ``deploy.pictures``.
 """
 
@@ -25,9 +25,9 @@ TARGET: Final = Path(__file__).parents[1] / "build" / "screenshots"
 SCREENS: Final = {1_440: 900, 390: 844}
 SCHEMES: Final = ("light", "dark")
 LOADED_WITHIN_S: Final = 30
-SETTLED_S: Final = 1.0  # pictures fade in, and plots are drawn
+SETTLED_S: Final = 1.0  # time in which pictures fade in and plots are drawn
 
-# Name of the picture -> the page's address, with the id of the sample's pet.
+# Name of a screenshot -> address of the page, with a placeholder for the id of the sample pet.
 PAGES: Final = {
     "pets": "pet",
     "albums": "pet/{pet}",
@@ -69,7 +69,7 @@ def _browser() -> Iterator[webdriver.Chrome]:
 
 
 def photograph(browser: webdriver.Chrome, address: str, target: Path, *, width: int, scheme: str) -> None:
-    """Write a picture of one page at a width and in a colour scheme, as soon as it is loaded."""
+    """Write a screenshot of one page, at a width and in a colour scheme, once the page is loaded."""
     screen = {"width": width, "height": SCREENS[width], "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -84,7 +84,7 @@ def photograph(browser: webdriver.Chrome, address: str, target: Path, *, width: 
 
 
 def main() -> int:
-    """Write all pictures and return 0, or 1 if Chromium is missing."""
+    """Write all screenshots and return 0, or 1 if Chromium is missing."""
     TARGET.mkdir(parents=True, exist_ok=True)
     try:
         with sample_console() as (address, pet), _browser() as browser:

@@ -1,7 +1,7 @@
-"""Remove files that no process reads from an environment: tests of libraries, headers, type stubs, extension sources.
+"""Remove unused files from an environment: tests of libraries, headers, type stubs, extension sources.
 
-The build of the image runs ``python shrink.py /opt/sploot`` with the Python of its base, so it uses only the standard
-library.
+The image build runs ``python shrink.py /opt/sploot`` with the base image's Python, so this script uses only the
+standard library.
 """
 
 from __future__ import annotations

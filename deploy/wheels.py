@@ -1,4 +1,4 @@
-"""Building wheels and source distributions from a folder, without a package index."""
+"""Functions that build wheels and source distributions from a folder, without a package index."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def build_sdist(source: Path, directory: Path) -> Path:
 
 @contextmanager
 def _alone_in(source: Path) -> Iterator[None]:
-    """Wait until no other process builds in a folder: setuptools writes ``build/`` and ``*.egg-info`` there."""
+    """Let only one process at a time build in a folder: setuptools writes ``build/`` and ``*.egg-info`` there."""
     with (source / "setup.cfg" if (source / "setup.cfg").exists() else source / "pyproject.toml").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

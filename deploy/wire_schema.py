@@ -43,7 +43,7 @@ def schema_of_flat_event() -> str:
 
 
 def _flat(name: str, field: Field) -> dict[str, Any]:
-    """Return the schema of a field whose value is text."""
+    """Return the schema of a field whose value is written as text."""
     described = {"description": field.description}
     if name == "embedding":
         return described | {"type": "string", "minLength": 1, "maxLength": MAX_BYTES}
@@ -60,7 +60,7 @@ def _flat(name: str, field: Field) -> dict[str, Any]:
 
 
 def _digits(lowest: int, highest: int) -> str:
-    """Return a pattern of the decimal numbers from ``lowest``, which has one digit, to ``highest``.
+    """Return a pattern that matches the decimal numbers from ``lowest``, which has one digit, to ``highest``.
 
     If ``highest`` is the largest int64, the pattern accepts every number of 19 digits, because the exact bound would
     take 19 alternatives.

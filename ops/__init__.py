@@ -1,1 +1,1 @@
-"""Alert rules, dashboard, runbook and scripts, and what reads the rules and writes the dashboard."""
+"""Alert rules, dashboard, runbook and scripts, with the modules that read the rules and write the dashboard."""

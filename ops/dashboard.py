@@ -1,4 +1,4 @@
-"""The dashboard as Grafana's JSON, from the panels of ``dashboards/panels.yaml`` and the levels of the alerts.
+"""Generate Grafana's JSON of the dashboard from ``dashboards/panels.yaml`` and the levels of the alerts.
 
 python -m ops.dashboard           write the JSON
 python -m ops.dashboard --check   write nothing, and exit with 1 if the committed JSON differs
@@ -37,7 +37,7 @@ RUNBOOK: Final = "https://github.com/sploot/sploot-cluster/blob/main/ops/runbook
 WIDTH: Final = 24
 
 COLOURS: Final = {"warning": "orange", "critical": "red"}
-# matchers by the macro that stands for them
+# macro in panels.yaml -> the label matchers that replace it
 PLACE: Final = 'cluster=~"$cluster", namespace=~"$namespace"'
 MACROS: Final = {"$scope": f'{PLACE}, job=~"$job", instance=~"$instance"', "$place": PLACE}
 METRICS: Final = dashboard.DataSourceRef(type_val="prometheus", uid="${prometheus_datasource}")
@@ -85,7 +85,7 @@ class Panel:
 
 @cache
 def rows() -> tuple[tuple[str, tuple[Panel, ...]], ...]:
-    """Return the title and the panels of each row."""
+    """Return the title and the panels of each row of the dashboard."""
     given = yaml.safe_load((FOLDER / "panels.yaml").read_text(encoding="utf-8"))["rows"]
     return tuple((row["title"], tuple(_read(panel) for panel in row["panels"])) for row in given)
 
@@ -106,18 +106,18 @@ def dashboard_json() -> str:
 
 
 def explore_url(logql: str) -> str:
-    """Return the path in Grafana that shows the logs of a LogQL query over the dashboard's time range."""
+    """Return the path in Grafana that shows the results of a LogQL query for the dashboard's time range."""
     left = {
         "datasource": "${loki_datasource}",
         "queries": [{"refId": "A", "expr": logql}],
         "range": {"from": "${__from}", "to": "${__to}"},
     }
-    # Grafana replaces its variables before the browser decodes the address, so they must not be escaped
+    # do not escape variables, because Grafana replaces them before the browser decodes the address
     return "/explore?orgId=1&left=" + quote(json.dumps(left, separators=(",", ":")), safe="${}_")
 
 
 def job_logs(wanted: str = "") -> str:
-    """Return LogQL for the last log line of each job, filtered by the variable ``pet_id``."""
+    """Return a LogQL query for the last log line of each job, filtered by the variable ``pet_id``."""
     stages = ["json", 'logger="sploot-cluster.queue"', 'pet_id=~"$pet_id"', *([wanted] if wanted else [])]
     return '{service="sploot-cluster"} | ' + " | ".join(stages)
 
@@ -159,7 +159,7 @@ def _dashboard() -> builders.Dashboard:
 
 
 def _placed(panels: tuple[Panel, ...], y: int) -> Iterator[tuple[Panel, dashboard.GridPos]]:
-    """Place panels from left to right; each line begins below the tallest panel of the line before."""
+    """Place panels from left to right; each line begins below the tallest panel of the previous line."""
     x, height = 0, 0
     for panel in panels:
         if x + panel.look.width > WIDTH:
@@ -196,13 +196,13 @@ def _query(panel: Panel, promql: str, legend: str, letter: str) -> prometheus.Da
 
 
 def _thresholds(panel: Panel) -> list[dashboard.Threshold]:
-    """Return the values at which colours begin, lowest first; the first one has no value."""
+    """Return the colours of a panel with the values at which they begin, lowest first; the first has no value."""
     if panel.look.good_above is not None:
         return [_step(None, "red"), _step(panel.look.good_above, "green")]
     if panel.look.bad_above is not None:
         return [_step(None, "green"), _step(panel.look.bad_above + 1e-9, "red")]
     drawn = [*((severity, level) for level, severity in panel.levels.items()), *lines(panel.signal)]
-    # a tile is coloured by its value; a graph only has lines
+    # a tile has the colour of its value, but a graph only has threshold lines
     if panel.look.kind != "series" and any(alert.comparator == "<" for alert in levels(panel.signal)):
         ((severity, value),) = drawn
         return [_step(None, COLOURS[severity]), _step(value, "green")]
@@ -297,7 +297,7 @@ def _annotations() -> list[builders.AnnotationQuery]:
         source = dashboard.DataSourceRef(type_val="grafana", uid="-- Grafana --")
         return builders.AnnotationQuery().name(name).datasource(source).enable(True).icon_color(colour).target(target)
 
-    # a version that no process had five minutes before
+    # versions that no process had five minutes earlier
     of_version = f"count by (version) (cluster_build_info{{{MACROS['$scope']}}}"
     releases = builders.AnnotationQuery().name("Releases").datasource(METRICS).enable(True).icon_color("green")
     releases = releases.expr(f"{of_version}) unless {of_version} offset 5m)")

@@ -1,7 +1,7 @@
-"""The alerts of ``ops/alerts``, read from the files that Prometheus reads.
+"""A reader of the alerts in ``ops/alerts``, from the same files that Prometheus reads.
 
-An alert on one level compares a recorded signal with a number, ``media_cluster:<signal>[:<window>] > 5``; the dashboard
-draws that number as a line.
+The usual alert compares a recorded signal with one number, ``media_cluster:<signal>[:<window>] > 5``, which is its
+level; the dashboard draws this number as a line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Alert:
 
     Attributes:
         hold: how long the condition must hold, in Prometheus's notation; empty if the alert fires at once.
-        signal, comparator, level: the recorded signal and what it is compared with; empty and 0 for other expressions.
+        signal, comparator, level: the recorded signal, the comparison and the number; empty or 0 for other expressions.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Alert:
 
     @property
     def pages(self) -> bool:
-        """Whether the alert goes to PagerDuty."""
+        """Whether the alert notifies PagerDuty."""
         return self.labels.get("page") == "true"
 
 
 @cache
 def rules() -> tuple[dict[str, Any], ...]:
-    """Return every rule of every file, as Prometheus reads it."""
+    """Return the rules of all files in Prometheus's format."""
     files = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.yaml"))]
     return tuple(rule for file in files for group in file["groups"] for rule in group["rules"])
 
@@ -64,7 +64,7 @@ def alerts() -> dict[str, Alert]:
 
 
 def levels(signal: str) -> list[Alert]:
-    """Return the alerts on a signal, by their level."""
+    """Return the alerts on a signal, lowest level first."""
     found = (alert for alert in alerts().values() if signal and alert.signal == signal)
     return sorted(found, key=lambda alert: alert.level)
 

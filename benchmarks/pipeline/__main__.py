@@ -15,7 +15,7 @@ from benchmarks.pipeline.report import as_json, as_markdown
 from benchmarks.records import CACHE, Key, Records, Values
 from tasks.embedded_redis import EmbeddedRedis
 
-# Options of the server: no rewrites of the append-only file, because they would distort measurements.
+# Options of the Redis server: no rewrites of the append-only file, because they would distort the measurements.
 SERVER = {"auto-aof-rewrite-percentage": "0"}
 
 

@@ -26,10 +26,10 @@ from tasks.embedded_redis import ends_with_parent
 
 START_TIMEOUT_S: Final = 60.0
 
-# Maximum growth of pets, as a share of their size. Pets that grew more are recreated before the next measurement,
-# because the cost of an arrival depends on their size.
+# Maximum growth of the pets, as a share of their size. If they grew more, they are recreated before the next
+# measurement, because the cost of an arrival depends on the size of its pet.
 MOST_GROWTH: Final = 0.1
-# Number of random events per pet and process for warming up; after six, a process has seen all but one in 400 pets.
+# Number of random events per pet and process for warming up: after six, a process has seen all pets except one in 400.
 VISITS_TO_BE_WARM: Final = 6
 # Settings that suppress reclusters: a thousand arrivals a second on a hundred pets would request far more of them than
 # real uploads do. benchmarks.density measures the cost of reclusters.
@@ -45,11 +45,11 @@ class Effort:
 
 
 class Failed(Exception):
-    """Raised when the workers do not do the work to be measured."""
+    """Raised when the workers fail to do the work that is to be measured."""
 
 
 class Bench:
-    """Runs measurements on one server, with one set of pets at a time."""
+    """A series of measurements on one server, with one set of pets at a time."""
 
     def __init__(self, url: str, *, effort: Effort) -> None:
         self.url, self.effort = url, effort
@@ -68,7 +68,7 @@ class Bench:
         is_warm: bool,
         batch_size: int | None = None,
     ) -> Values:
-        """Measure the rate and the cost per event with a permanent backlog, of ``backlog`` events at first.
+        """Measure the rate and the cost per event with a permanent backlog, which has ``backlog`` events at the start.
 
         Args:
             batch_size: the setting ``SPLOOT_BATCH_SIZE``; None: the default.
@@ -91,7 +91,7 @@ class Bench:
             return self._observe(directory)
 
     def latency(self, album: Album, *, n_processes: int, per_s: float, traffic: str) -> Values:
-        """Measure the ms from just before XADD to the reply to the commit, at ``per_s`` events/s, without a backlog."""
+        """Measure the milliseconds from XADD to the reply to the commit, at ``per_s`` events/s without a backlog."""
         self._populate(album)
         with _directory() as directory, self._workers(directory, n_processes):
             warm_up = max(1, int(2 * per_s))
@@ -112,7 +112,7 @@ class Bench:
         cpu_before, before = _workers_cpu_s(), self._server_facts()
         n_before, began = stamps.n_noted(directory), time.monotonic()
         time.sleep(self.effort.seconds)
-        # on a busy machine, the short duration of a smoke test may pass without an event
+        # on a busy machine, there may be no event in the short duration of a smoke test
         _wait_for(lambda: stamps.n_noted(directory) > n_before, "did not commit another event")
         seconds, n = time.monotonic() - began, stamps.n_noted(directory) - n_before
         cpu, after = _workers_cpu_s() - cpu_before, self._server_facts()
@@ -144,7 +144,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _feeder(self, album: Album, traffic: str, *, keep_waiting: int) -> Iterator[None]:
-        """Add events whenever fewer than ``keep_waiting`` are waiting."""
+        """Keep ``keep_waiting`` events waiting: whenever there are fewer, add events."""
         ended = threading.Event()
         client = redis.Redis.from_url(self.url)
 

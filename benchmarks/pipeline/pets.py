@@ -1,7 +1,7 @@
 """Pets that already have items, and events that resemble these items.
 
-All pets share the same groups, and each has its own slice of them: the cost of an arrival depends on the number of a
-pet's items, not on their content. One event in twenty is noise.
+The items of all pets come from the same groups, of which each pet has a slice, because the cost of an arrival depends
+on the number of a pet's items and not on their content. One event in twenty is noise.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ MEDIA_PER_GROUP: Final = 40
 MOST_MEDIA: Final = 2_000
 ALBUM: Final = 20
 NOISE_RATIO: Final = 0.05
-Event = dict[Any, Any]  # redis-py's type: names and values of several kinds
+Event = dict[Any, Any]  # dict[Any, Any], because redis-py accepts names and values of several types
 STREAM: Final = stream_of(EMBEDDING_INGESTED)
 
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """The number and size of the pets.
+    """The number and the size of the pets of a measurement.
 
     Attributes:
-        n_media: number of items in every pet; None: from 50 to 2,000, with most pets small.
+        n_media: number of items in every pet; None: pets of 50 to 2,000 items, most of them small.
     """
 
     n_pets: int
@@ -103,7 +103,7 @@ class World:
         pets = self._pets(album, n, traffic)
         for number in range(n):
             pet = int(pets[number])
-            # so that the item resembles a group that the pet has
+            # choose among the groups that the pet has
             n_groups = max(1, sizes[pet - 1] // MEDIA_PER_GROUP)
             yield {
                 "schema": SCHEMA,
@@ -128,7 +128,7 @@ class World:
         return order[:n]
 
     def _vectors(self, n: int) -> list[list[bytes]]:
-        """Return the vectors of some events for each group, as bytes; a few in each group are noise."""
+        """Return, for each group, the vectors of some events as bytes; a few in each group are noise."""
         per_group = max(8, n // len(self._centres))
         pool = []
         for centre in self._centres:

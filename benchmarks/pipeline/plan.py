@@ -1,4 +1,4 @@
-"""The measurements, in the order of the pets that they need, because creating a gigabyte of pets takes long."""
+"""The list of measurements, grouped by the pets that they need, because a gigabyte of pets takes long to create."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Traffic = Literal["uniform", "albums"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One row of the tables.
+    """A measurement: one row of the tables.
 
     Attributes:
-        per_s: events per second without a backlog, to measure latency; None: as many as possible, to measure the rate.
-        is_warm: measure once each process has seen nearly every pet; otherwise a few seconds after its start.
-        batch_size: how many waiting events one call handles; 1: each event by itself; None: the default.
+        per_s: to measure latency, the events per second, without a backlog; None: measure the rate, with a backlog.
+        is_warm: begin to measure once each process has seen nearly every pet; otherwise a few seconds after its start.
+        batch_size: maximum number of waiting events that one call handles; 1: each event by itself; None: the default.
         bound: the target: events per second, or milliseconds at p95.
-        growth: the comparison that this measurement belongs to.
+        growth: the comparison to which this measurement belongs: cost by number of pets, items or waiting events.
     """
 
     album: Album
@@ -56,7 +56,7 @@ PLAN: Final[tuple[Measurement, ...]] = (
     Measurement(album=Album(100, 500), backlog=1_000, growth="backlog"),
     Measurement(album=Album(100, 500), backlog=100_000, growth="backlog"),
     Measurement(album=Album(100, 500), backlog=1_000_000, growth="backlog"),
-    # what batches save
+    # without batches, to show what batches save
     Measurement(album=Album(100, 500), batch_size=1),
     Measurement(album=Album(100, 500), batch_size=64),
     Measurement(album=Album(100, 500), traffic="albums", batch_size=1),
@@ -67,7 +67,7 @@ PLAN: Final[tuple[Measurement, ...]] = (
     Measurement(album=Album(1_000, 500), is_warm=True, bound=1_000, growth="pets"),
     Measurement(album=Album(1_000, 500), traffic="albums", bound=1_000),
     Measurement(album=Album(1_000, 500), traffic="albums", per_s=500, bound=50),
-    # items per pet
+    # growth of the cost with the number of items per pet
     Measurement(album=Album(100, 50), growth="media"),
     Measurement(album=Album(100, 2_000), growth="media"),
 )

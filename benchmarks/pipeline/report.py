@@ -1,4 +1,4 @@
-"""Report of a run of the pipeline benchmark, as Markdown and as JSON."""
+"""The report of the pipeline benchmark, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def as_markdown(records: Records) -> str:
 
 
 def targets(found: Found) -> list[tuple[str, str, str, bool]]:
-    """Return (target, wanted, found, whether it is met) for everything that was measured."""
+    """Return (target, expected value, measured value, whether it is met) for each target that was measured."""
     rows = []
     for one in PLAN:
         facts = found.get(one)
@@ -92,7 +92,7 @@ def targets(found: Found) -> list[tuple[str, str, str, bool]]:
         costs = [_cost(found[one]) for one in names if one in found]
         if len(costs) > 1:
             ratio = costs[-1] / costs[0]
-            # up to 1.2 counts as flat: runs on a quiet machine differ as much
+            # a ratio up to 1.2 counts as constant, because runs on a quiet machine differ by as much
             rows.append((f"{what}: ratio of CPU", "≤ 1.2", number(ratio), ratio <= 1.2))
     return rows
 

@@ -1,7 +1,7 @@
-"""Times at which events were sent and committed: pairs of nanoseconds in one file per worker process, read live.
+"""The times at which events were sent and committed: pairs of nanoseconds in one file per worker process.
 
-The time of sending travels in the media id, so that nothing else about the event changes. Times are
-``time.monotonic_ns``, which all processes of a machine share.
+The files can be read while they are written. The media id contains the time of sending, so that no other part of the
+event changes. Times are ``time.monotonic_ns``, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 DIRECTORY: Final = "BENCH_STAMPS"
-# The file is sparse: unwritten parts take no space.
+# Maximum number of pairs in a file. The file is sparse, so its unwritten parts take no space.
 MOST: Final = 4_000_000
 
 
@@ -26,7 +26,7 @@ def media_id(sent_ns: int, number: int) -> str:
 
 
 class Stamps:
-    """The pairs of times that this process records."""
+    """The recorder of the pairs of times of this process."""
 
     def __init__(self, directory: Path) -> None:
         hidden = directory / f".{os.getpid()}"
@@ -37,7 +37,7 @@ class Stamps:
         self._lock = Lock()
 
     def note(self, media: str, committed_ns: int) -> None:
-        """Record that an event was committed; items from other sources have no stamp."""
+        """Record that an event was committed. Ids without a time, of items from other sources, are ignored."""
         sent, dash, _ = media.partition("-")
         if len(media) != 36 or not dash or not sent.isdecimal():
             return
@@ -49,12 +49,12 @@ class Stamps:
 
 
 def n_noted(directory: Path) -> int:
-    """Return how many events all processes have committed."""
+    """Return the number of events that all processes have committed."""
     return sum(int(np.memmap(path, dtype=np.int64, mode="r", shape=(1,))[0]) for path in directory.glob("*.stamps"))
 
 
 def n_processes_at_work(directory: Path) -> int:
-    """Return how many processes have committed an event."""
+    """Return the number of processes that have committed at least one event."""
     return sum(bool(np.memmap(path, dtype=np.int64, mode="r", shape=(1,))[0]) for path in directory.glob("*.stamps"))
 
 

@@ -1,4 +1,7 @@
-"""``dramatiq benchmarks.pipeline.worker``: tasks.worker with a store that records when each commit got its reply."""
+"""The benchmark's worker, ``dramatiq benchmarks.pipeline.worker``.
+
+It is ``tasks.worker`` with a store that records when the reply to each commit arrived.
+"""
 
 from __future__ import annotations
 

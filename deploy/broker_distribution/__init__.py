@@ -2,7 +2,7 @@
 
 In this repository the package is called ``broker``, a word too common to install under. It imports only Dramatiq,
 redis-py and, by relative imports, itself, so a copy under another name works unchanged. Only the absolute imports in
-docstrings are renamed; the README is written for the wheel.
+docstrings are renamed. The README needs no change, because it is written for the wheel.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def build(directory: Path) -> Path:
 
 
 def write_sources(source: Path) -> None:
-    """Write the project from which the distribution is built into the folder ``source``."""
+    """Write the project, from which the distribution is built, into the folder ``source``."""
     shutil.copytree(ROOT / "broker", source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
     for module in (source / PACKAGE).rglob("*.py"):
         module.write_text(renamed(module.read_text()))

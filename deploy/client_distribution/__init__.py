@@ -20,8 +20,8 @@ from deploy.wheels import build_wheel
 ROOT: Final = Path(__file__).parents[2]
 PACKAGE: Final = "sploot_cluster_client"
 ENTRY: Final = "tasks.client"
-COPIED: Final = ("tasks", "sploot_cluster")  # module by module; broker/ is copied whole
-# Modules that plan a correction. Requests import them only when a worker plans them.
+COPIED: Final = ("tasks", "sploot_cluster")  # only the modules that the client imports; broker/ is copied completely
+# Modules that only workers need, because they plan corrections. The request classes import them when a worker plans.
 LEFT_OUT: Final = frozenset(
     f"sploot_cluster.decide.{module}" for module in ("assignment", "corrections.planning", "resolving", "restoring")
 )
@@ -39,14 +39,14 @@ def build(directory: Path) -> Path:
 
 
 def write_sources(source: Path) -> None:
-    """Write the project from which the distribution is built into the folder ``source``."""
+    """Write the project, from which the distribution is built, into the folder ``source``."""
     here, package = Path(__file__).parent, source / PACKAGE
     shutil.copytree(ROOT / "broker", package / "broker", ignore=shutil.ignore_patterns("__pycache__"))
     for module in modules():
         _copy(module, package)
     (package / "__init__.py").write_text(renamed((here / "package.py").read_text(encoding="utf-8")), encoding="utf-8")
     (package / "py.typed").touch()
-    # the schema of the event and golden vectors, against which producers in Python can test
+    # the event's schema and golden vectors, so that producers in Python can test against them
     (package / "wire").mkdir()
     (package / "wire" / "__init__.py").touch()
     for path in (ROOT / "docs" / "wire").glob("*.json"):
@@ -57,9 +57,9 @@ def write_sources(source: Path) -> None:
 
 
 def modules() -> list[str]:
-    """Return the names of the modules that the client imports, directly or not, including imports in functions.
+    """Return the names of the modules that the client imports, directly or indirectly, including imports in functions.
 
-    Imports for type checkers and those of ``LEFT_OUT`` do not count.
+    Imports for type checkers and imports of ``LEFT_OUT`` do not count.
     """
     found: set[str] = set()
     waiting = [ENTRY]
@@ -98,7 +98,7 @@ def _imported(module: str) -> list[str]:
 
 
 def _running(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes of a module, except those under ``if TYPE_CHECKING``."""
+    """Yield all syntax nodes of a module except those under ``if TYPE_CHECKING``."""
     yield tree
     for node in ast.iter_child_nodes(tree):
         if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
@@ -109,7 +109,7 @@ def _copy(module: str, package: Path) -> None:
     target = package / _path(module).relative_to(ROOT)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(renamed(_path(module).read_text(encoding="utf-8")), encoding="utf-8")
-    # empty files, because ours import more than the client needs
+    # the __init__.py of each folder is empty, because ours import more than the client needs
     for folder in target.relative_to(package).parents[:-1]:
         (package / folder / "__init__.py").touch()
 

@@ -62,7 +62,7 @@ PRODUCTION: Final = re.compile(r"(^|[^a-z])(prod|production|prd|live)([^a-z]|$)"
 
 # KEYS 1 stream  2 zset of the names of enqueued jobs, scored by the time at which each name expires
 # ARGV name, ms to remember it, then names and values of the entry's fields
-# Returns 1 if the entry was added, 0 if it was added before
+# Returns 1 if the entry was added now, 0 if it was added before
 ADD_ONCE: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -325,7 +325,7 @@ class Replay:
         return INTERRUPTED if self._is_interrupted else 0
 
     def _put_back(self, job: Job) -> str:
-        """Replay a job, unless the target has had it; return what became of it."""
+        """Replay a job, unless it was replayed to this target before; return the outcome."""
         if job.dead_letter_id is not None:
             (entry_id,) = self._broker.dead_letters(job.queue).put_back([job.dead_letter_id])
             if entry_id == KEY_HELD:
