@@ -70,7 +70,7 @@ def levels(signal: str) -> list[Alert]:
 
 
 def lines(signal: str) -> list[tuple[Severity, float]]:
-    """Return the lowest level of each severity, lowest first; a critical level that is also a warning is left out."""
+    """Return the lowest level of each severity, lowest first; skip critical levels that equal the warning level."""
     lowest: dict[float, Severity] = {}
     for severity in ("warning", "critical"):
         found = [alert.level for alert in levels(signal) if alert.severity == severity and alert.level not in lowest]

@@ -1,7 +1,8 @@
-"""As much of the Kubernetes API as ``kubectl`` asks for with the commands of our documents, on loopback.
+"""A stand-in for the part of the Kubernetes API that ``kubectl`` uses for the commands in our documents.
 
 It serves the objects that the chart renders, in the order of their names as Kubernetes does, and a pod for each replica
-of a Deployment. A command in a pod is recorded and not run. A request that it cannot answer is recorded as unknown.
+of a Deployment. It records a command for a pod without running it, and records a request that it does not support as
+unknown.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ APIS: Final = {
     "keda.sh/v1alpha1": {"scaledobjects": "ScaledObject"},
 }
 _VERBS: Final = ["get", "list", "watch", "create", "patch", "update"]
-_HANDSHAKE: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # of RFC 6455
+_HANDSHAKE: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # a constant of RFC 6455
 _STATUS_CHANNEL: Final = b"\x03"
 
 
 @dataclass
 class Cluster:
-    """The state of the cluster, and what was asked.
+    """The state of the cluster, and the requests that it received.
 
     Attributes:
-        listed: the names of the objects in the answer to each list with a label selector.
+        listed: the names of the objects in the response to each list request with a label selector.
         ran: (pod, container, command) of each command that ran in a pod.
         logs: names of the pods whose logs were read.
         created: (kind, body) of each created object; the bodies are protobuf.
-        unknown: method and path of each request that it cannot answer.
+        unknown: method and path of each unsupported request.
     """
 
     objects: list[Resource]
@@ -55,7 +56,7 @@ class Cluster:
     unknown: list[str] = field(default_factory=list)
 
     def of(self, kind: str) -> list[Resource]:
-        """Return the objects of a kind in the order of their names; pods follow from the Deployments."""
+        """Return the objects of a kind, ordered by name; pods are derived from the Deployments."""
         if kind == "Event":
             return []
         if kind in {"Pod", "PodMetrics"}:
@@ -66,11 +67,11 @@ class Cluster:
         )
 
     def replicas(self) -> dict[str, int]:
-        """Return the replicas of each Deployment by its name."""
+        """Return the number of replicas of each Deployment, by name."""
         return {one["metadata"]["name"]: one["spec"].get("replicas", 1) for one in self.of("Deployment")}
 
     def answer(self, method: str, target: str, body: bytes) -> Any:
-        """Return the JSON, or the text, of the answer to a request, or None if there is no such thing."""
+        """Return the JSON or text of the response to a request; None if the resource does not exist."""
         url = urlsplit(target)
         words = url.path.strip("/").split("/")
         if len(words) == 1 or "/".join(words[1:]) in APIS:
@@ -93,7 +94,7 @@ class Cluster:
             return f"the last words of {rest[3]}\n"
         if method in {"PATCH", "PUT"}:
             if rest[2:] == ["deployments", rest[3]]:
-                found = copy.deepcopy(found)  # a restart leaves nothing behind: kubectl refuses a second one at once
+                found = copy.deepcopy(found)  # a restart changes no state: kubectl refuses a second one at once
             _merge(found, json.loads(body))
         return _scale_of(found) if rest[4:] == ["scale"] else found
 
@@ -186,7 +187,7 @@ def _merge(into: Any, patch: Any) -> None:
 
 @contextmanager
 def serving(cluster: Cluster, directory: Path) -> Iterator[Path]:
-    """Serve the cluster until the block ends; yield the kubeconfig that names it."""
+    """Serve the cluster until the block ends; yield the kubeconfig that refers to it."""
 
     class Api(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -210,7 +211,7 @@ def serving(cluster: Cluster, directory: Path) -> Iterator[Path]:
         do_POST = do_PATCH = do_PUT = do_GET  # noqa: N815  the names are http.server's
 
         def _run_in_pod(self) -> None:
-            """Record a command for a pod, and answer on the channel for its status that it succeeded."""
+            """Record a command for a pod, and report success on the status channel."""
             url = urlsplit(self.path)
             asked = parse_qs(url.query)
             cluster.ran.append((url.path.split("/")[-2], asked["container"][0], asked["command"]))

@@ -1,6 +1,6 @@
 """Render the chart with Helm 4 and Helm 3, and validate it against Kubernetes and the operators.
 
-A missing tool skips the test with a reason, or fails it if REQUIRE_ALL_TOOLS is set.
+If a tool is missing, the test is skipped with a reason, or fails if REQUIRE_ALL_TOOLS is set.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NOT_FOUND = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason
 
 
 class Refused(Exception):
-    """Raised when Helm refuses values. The text is Helm's."""
+    """Raised when Helm refuses values, with Helm's message."""
 
 
 def render(values: Mapping[str, Any], *, release: str = "sploot", namespace: str = "media") -> list[Resource]:
@@ -80,7 +80,7 @@ def lint() -> list[str]:
 
 
 def render_in_cluster(values: Mapping[str, Any], live: Resource) -> list[Resource]:
-    """Return the resources that Helm 4 renders for a cluster in which ``lookup`` finds this deployment."""
+    """Return the resources that Helm 4 renders if its function ``lookup`` finds this deployment in the cluster."""
     import helm_python as helm
 
     with _cluster_with(live) as address, helm.Chart.load(str(CHART)) as chart:
@@ -92,7 +92,7 @@ def render_in_cluster(values: Mapping[str, Any], live: Resource) -> list[Resourc
 
 @contextmanager
 def _cluster_with(deployment: Resource) -> Iterator[str]:
-    """Serve as much of the Kubernetes API as ``lookup`` asks for a deployment, and yield the address."""
+    """Serve the part of the Kubernetes API that ``lookup`` needs for this deployment, and yield the address."""
     kind = {"name": "deployments", "singularName": "", "kind": "Deployment", "namespaced": True, "verbs": ["get"]}
     namespace, name = deployment["metadata"]["namespace"], deployment["metadata"]["name"]
     answers = {
@@ -123,7 +123,7 @@ def _cluster_with(deployment: Resource) -> Iterator[str]:
 
 @cache
 def node_tools() -> Path:
-    """Return the folder into which npm installed the tools."""
+    """Return the folder in which npm installed the tools."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         lacking("npm", "apt-get install nodejs npm")
     made = subprocess.run([ROOT / "deploy" / "node_tools.sh"], capture_output=True, text=True, check=False)
@@ -146,7 +146,7 @@ def render_with_helm_3(values: Path, *options: str) -> list[Resource]:
 
 
 def problems_of_kubernetes(resources: Sequence[Resource], version: str) -> list[str]:
-    """Return what the API server of this version would refuse, unknown fields included."""
+    """Return the errors that the API server of this version would report, including unknown fields."""
     import kubernetes_validate
 
     problems = []
@@ -160,7 +160,7 @@ def problems_of_kubernetes(resources: Sequence[Resource], version: str) -> list[
 
 
 def problems_of_operators(resources: Sequence[Resource]) -> list[str]:
-    """Return what the Prometheus operator and KEDA would refuse."""
+    """Return the errors for which the Prometheus operator or KEDA would refuse the resources."""
     custom = json.dumps([resource for resource in resources if resource["apiVersion"] in CUSTOM])
     script = Path(__file__).with_name("validate_crds.mjs")
     checked = subprocess.run(

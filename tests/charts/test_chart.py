@@ -1,4 +1,4 @@
-"""The chart renders valid, safe resources that match the rest of the project."""
+"""Tests that the chart renders valid, safe resources that match the rest of the project."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_helm_3_and_helm_4_render_the_same_resources(path: Path) -> None:
     assert by_name(render_with_helm_3(path)) == by_name(render(loaded(path)))
 
 
-# -- refused ---------------------------------------------------------------------------------------------------------
+# -- refused values ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.stem)
@@ -252,7 +252,7 @@ def test_probes_use_served_paths_and_ports() -> None:
     for component, port in (("worker", "metrics"), ("server", "http")):
         container = container_of(of_component(resources, "Deployment", component))
         assert [declared["name"] for declared in container["ports"]] == [port]
-        # liveness never depends on Redis
+        # the liveness probe never depends on Redis
         for probe, path in (("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
             assert container[probe]["httpGet"] == {"path": path, "port": port}
 
@@ -301,7 +301,7 @@ def test_network_policy_allows_scrapers_callers_redis_and_dns() -> None:
         assert ports == {53, 5353, 6379}
 
 
-# -- installed as its users need it ----------------------------------------------------------------------------------
+# -- needs of installations --------------------------------------------------------------------------------------------
 
 
 def test_objects_are_in_the_namespace_of_the_release() -> None:
@@ -475,7 +475,7 @@ def test_keda_scales_on_undelivered_and_delayed_jobs() -> None:
     assert {trigger["listName"] for trigger in triggers if "listName" in trigger} == {
         f"{{{stream}}}:delayed" for stream in streams
     }
-    # pending entries and lag do not include undelivered jobs when no worker runs
+    # no trigger uses these, because pending entries and lag do not include undelivered jobs while no worker runs
     assert all({"pendingEntriesCount", "lagCount", "consumerGroup"}.isdisjoint(trigger) for trigger in triggers)
     assert scaled["spec"]["minReplicaCount"] == 0
     assert all(isinstance(value, str) for trigger in triggers for value in trigger.values())
@@ -510,7 +510,7 @@ def test_chart_rules_equal_ops_rules_and_pass_promtool(tmp_path: Path) -> None:
     (rule,) = of_kind(everything(), "PrometheusRule")
 
     groups = [group for source in sources for group in yaml.safe_load(source.read_text())["groups"]]
-    # the rules of a release alert on its own namespace
+    # the rules of a release alert on its own namespace only
     for alert in (each for group in groups for each in group["rules"] if "alert" in each):
         if not re.search("watchdog|notifications|redis-(exporter|memory|evictions)", alert["labels"]["family"]):
             alert["expr"] = re.sub(r"media_cluster:[a-z_]+(:\d+[smhd])?", r'\g<0>{namespace="media"}', alert["expr"])
@@ -524,7 +524,7 @@ def test_chart_rules_equal_ops_rules_and_pass_promtool(tmp_path: Path) -> None:
 
 
 def rules_of(changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the alerts of a release with these values of ``prometheusRule`` by their names."""
+    """Return the alerts of a release with these ``prometheusRule`` values, by name."""
     (rule,) = of_kind(render({"prometheusRule": {"enabled": True, **changes}}), "PrometheusRule")
     return {each["alert"]: each for group in rule["spec"]["groups"] for each in group["rules"] if "alert" in each}
 
@@ -584,7 +584,7 @@ def test_podmonitor_job_labels_match_the_rules() -> None:
         endpoint["port"]: [rule["replacement"] for rule in endpoint["relabelings"] if rule["targetLabel"] == "job"]
         for endpoint in monitor["spec"]["podMetricsEndpoints"]
     }
-    # as in ops/config/prometheus.yaml: workers get their job from jobLabel, servers have a job of their own
+    # as in ops/config/prometheus.yaml: workers get their job name from jobLabel, servers have a separate one
     assert jobs == {"metrics": [], "http": ["sploot-cluster-server"], "alertmanager": ["alertmanager"]}
     config = yaml.safe_load((ROOT / "ops" / "config" / "prometheus.yaml").read_text())
     scraped = {job["job_name"] for job in config["scrape_configs"]}
@@ -617,7 +617,7 @@ def test_mounted_secrets_are_readable_by_any_user_of_their_pod() -> None:
     modes = {volume["name"]: volume["secret"]["defaultMode"] for volume in volumes if "secret" in volume}
 
     assert {"redis", "api", "secrets"} <= set(modes)
-    # without fsGroup, which podSecurityContext may leave out, the files belong to root
+    # readable by all, because the files belong to root if podSecurityContext has no fsGroup
     assert set(modes.values()) == {0o444}
 
 

@@ -1,7 +1,7 @@
-"""Every ``kubectl`` line of the documents, run by the real kubectl on the objects that the chart renders.
+"""Tests of every ``kubectl`` line in the documents, with the real kubectl on the objects that the chart renders.
 
 The chart is rendered with several pools, one of them scaled by KEDA, with a sidecar in each worker pod, and with its
-Alertmanager, whose names come first in every list.
+Alertmanager, whose objects come first in every list.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VALUES: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Block:
-    """The lines with ``kubectl`` of one block or sentence of a document, and the lines that need what they print."""
+    """The ``kubectl`` lines of one block or sentence of a document, and the lines that use their output."""
 
     where: str
     lines: tuple[str, ...]
@@ -69,13 +69,13 @@ class Shell:
 
     def __init__(self, cluster: Cluster, kubeconfig: Path) -> None:
         self.cluster, self._home = cluster, kubeconfig.parent
-        for name in ("redis-url", "tokens"):  # files of your own, for the Secrets
+        for name in ("redis-url", "tokens"):  # files that the reader of the documents has to provide for the Secrets
             (self._home / name).write_text("x")
         programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._environ = {"PATH": programs, "HOME": str(self._home), "KUBECONFIG": str(kubeconfig)}
 
     def run(self, *lines: str) -> str:
-        """Run the lines in one shell that ends at the first failure; return what they print."""
+        """Run the lines in one shell that ends at the first failure; return the output."""
         done = subprocess.run(
             ["bash", "-euc", "\n".join(lines)],
             cwd=self._home,
@@ -89,7 +89,7 @@ class Shell:
         return done.stdout
 
     def paused(self) -> list[str]:
-        """Return the ScaledObjects that KEDA does not act on."""
+        """Return the paused ScaledObjects, on which KEDA does not act."""
         objects = self.cluster.of("ScaledObject")
         key = "autoscaling.keda.sh/paused"
         return [one["metadata"]["name"] for one in objects if one["metadata"].get("annotations", {}).get(key) == "true"]
@@ -103,7 +103,7 @@ def operator(home: Path) -> Iterator[Shell]:
     own = {**secret, "metadata": {"name": "sploot-cluster-redis", "namespace": "media"}}
     cluster = Cluster([*render(VALUES, release="sploot-cluster"), own])
     for deployment in cluster.of("Deployment"):
-        deployment["spec"].setdefault("replicas", 2)  # as many as KEDA has started
+        deployment["spec"].setdefault("replicas", 2)  # the number of pods that KEDA has started
     with serving(cluster, home) as kubeconfig:
         yield Shell(cluster, kubeconfig)
 
@@ -116,7 +116,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """Run every block, those that stop and start pods last, and return the cluster that was asked."""
+    """Run every block, with those that stop and start pods last; return the cluster with the recorded requests."""
     with operator(tmp_path_factory.mktemp("asked")) as one:
         ran: set[str] = set()
         for block in sorted(BLOCKS, key=lambda block: any("replicas.sh" in line for line in block.lines)):
@@ -168,7 +168,7 @@ def test_commands_of_the_installation_notes_find_pods(shell: Shell) -> None:
 
     assert len(lines) == 2
     assert [] not in shell.cluster.listed
-    # kubectl follows five pods unless it is told more
+    # without this option, kubectl follows at most five pods
     assert "--max-log-requests=" in lines[1]
 
 
@@ -180,7 +180,7 @@ def test_restore_stops_and_starts_each_deployment_with_its_own_replicas(shell: S
     before = shell.cluster.replicas()
     shell.run(*block("paused=true").lines)
     assert shell.paused() == ["sploot-cluster-worker"]
-    for _ in range(2):  # a second run must not forget the numbers
+    for _ in range(2):  # a second run must not lose the saved numbers
         shell.run(*block("--replicas=0").lines)
     stopped = {name: count for name, count in shell.cluster.replicas().items() if count}
     shell.run(*block("sh replicas.sh").lines)

@@ -1,4 +1,4 @@
-"""A browser in front of the real application, with a real queue and a worker behind it.
+"""Fixtures for tests in a browser, on the real application with a real queue and a worker.
 
 The tests need chromium and chromedriver. Without them they are skipped with a reason, or fail where
 ``REQUIRE_ALL_TOOLS`` is set, as in CI.
@@ -52,7 +52,7 @@ FLAGS = (
 
 
 def launch(profile: Path, *, categories: Sequence[str] = ()) -> webdriver.Chrome:
-    """Start a browser, or skip the test if there is none; ``categories`` of traces go to its log ``performance``."""
+    """Start a browser; skip the test if there is none. Traces of these ``categories`` go to its log ``performance``."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver is None:
         reason = "the console's tests need chromium and chromedriver: apt-get install chromium chromium-driver"
@@ -77,7 +77,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
     browser.quit()
 
 
-# Finds elements that extend beyond the screen or have to be scrolled sideways.
+# Returns the elements that extend beyond the screen or have to be scrolled sideways.
 TOO_WIDE = """
 const isHidden = (element) => element.closest("thead")?.clientWidth <= 1 || !element.getClientRects().length;
 const scrolls = (element) => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
@@ -88,7 +88,7 @@ return [...document.querySelectorAll("body, body *")]
   .map((element) => `${element.tagName}.${element.className}: ${element.textContent.slice(0, 60)}`);
 """
 
-# Returns the names that the style sheet puts before the cells of a table on a narrow screen.
+# Returns the column names that the style sheet shows before the cells of a table on a narrow screen.
 CELL_NAMES = """
 return [...document.querySelectorAll(arguments[0])].map((cell) => getComputedStyle(cell, "::before").content);
 """
@@ -102,7 +102,7 @@ class Page:
     root: str
 
     def open(self, place: str) -> None:
-        # force a new document, even if only the fragment changes
+        # load a new document, even if only the fragment of the address changes
         self.browser.get("about:blank")
         self.browser.get(f"{self.root}/#/{place}")
 
@@ -139,31 +139,31 @@ class Page:
         return element
 
     def choose(self, *names: str) -> None:
-        """Tick albums or items of a grid, by the beginning of their labels."""
+        """Select the albums or items of a grid whose labels begin with these texts."""
         for name in names:
             selector = f'[role=option][aria-label^="{name}"] .tick'
             eventually(partial(self._clicked, selector), within_s=30)
 
     def correct(self, verb: str) -> None:
-        """Press the button of a correction."""
+        """Click the button of a correction."""
         eventually(lambda: self._clicked(f"[data-verb={verb}]"), within_s=30)
 
     def click_on(self, selector: str) -> None:
-        """Wait for an element that matches, and click it."""
+        """Wait for an element that matches the selector, and click it."""
         eventually(lambda: self._clicked(selector), within_s=30)
 
     def press(self, *keys: str) -> None:
-        """Press keys, wherever the focus is."""
+        """Send keys to the element that has the focus."""
         self.browser.switch_to.active_element.send_keys(*keys)
 
     def shown(self, selector: str) -> list[str]:
-        """Return the texts of all elements that match, on one look."""
+        """Return the texts of all elements that match, read at one moment."""
         script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText.trim())"
         found: list[str] = self.browser.execute_script(script, selector)
         return found
 
     def chosen(self) -> set[str]:
-        """Return the labels of the chosen albums or items on the screen."""
+        """Return the labels of the selected albums or items on the screen."""
         script = "return [...document.querySelectorAll('[aria-selected=true]')].map((one) => one.ariaLabel)"
         found: list[str] = self.browser.execute_script(script)
         return set(found)
@@ -181,8 +181,8 @@ class Page:
         return found
 
     def names_of(self, selector: str) -> list[str]:
-        """Return the name that the page shows next to or above each of these cells."""
-        # one script, so that the page cannot redraw between two cells
+        """Return the column name that the page shows next to or above each of these cells."""
+        # one script for all cells, so that the page cannot redraw between two of them
         names: list[str] = self.browser.execute_script(CELL_NAMES, selector)
         return [name.strip('"') for name in names]
 
@@ -213,8 +213,8 @@ class Page:
 
 @contextmanager
 def running(app: FastAPI) -> Iterator[str]:
-    """Serve an application at the address that is returned, until the end of the block."""
-    # with the protocol of `serve`, which ends the streams of open pages at shutdown
+    """Serve an application until the end of the block, and yield its address."""
+    # use the protocol class of `serve`, which ends the streams of open pages at shutdown
     config = uvicorn.Config(app, host="127.0.0.1", port=0, http=PatientProtocol, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -227,7 +227,7 @@ def running(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
-    """A function that returns the address of the real application, which its first call starts with these settings."""
+    """A function that starts the real application with these settings at its first call, and returns the address."""
     with ExitStack() as apps:
 
         @cache
@@ -240,11 +240,11 @@ def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
 @pytest.fixture
 def page(browser: webdriver.Chrome, serve: Callable[..., str], redis_client: redis.Redis) -> Iterator[Page]:
     page = Page(browser, serve())
-    browser.get("about:blank")  # else the page of the last test may still ask for its job, which is gone
+    browser.get("about:blank")  # leave the last test's page, which may still request a job that is gone
     page.complaints()
     yield page
     if browser.current_url.startswith(page.root):
-        browser.execute_script("sessionStorage.clear()")  # what is chosen on a page outlives it in its tab
+        browser.execute_script("sessionStorage.clear()")  # the selection on a page is kept as long as its tab
 
 
 @pytest.fixture

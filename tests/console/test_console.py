@@ -60,7 +60,7 @@ def test_albums_are_merged_at_once_and_the_merge_undone_by_a_key(
     eventually(lambda: len(album.clusters(PET).clusters) == 3, within_s=30)
     page.click("History")
     page.sees("undone")
-    # the merge is undone, so only its undo can be undone
+    # the merge is undone, so the only correction that can be undone is this undo
     assert len(page.shown("td.actions button")) == 1
     assert page.complaints() == []
 
@@ -214,7 +214,7 @@ def test_history_shows_compares_and_restores_an_older_revision(page: Page, album
     page.click("Restore revision")
 
     eventually(lambda: album.clusters(PET).revision > before + 1, within_s=30)
-    # the merge is still in force: restoring undoes no correction
+    # the merge is still in force, because a restore does not undo corrections
     page.sees("30 items in 2 albums")
     page.sees(f"restored {before}")
     assert page.complaints() == []
@@ -275,7 +275,7 @@ def test_queues_and_plans_fit_a_phone_screen(phone: Page, redis_client: redis.Re
     assert phone.too_wide() == []
     figures = ["undelivered", "in flight", "delayed", "orphaned", "dead", "oldest", "held for"]
     assert phone.names_of("table:first-of-type tr:first-child td.number")[: len(figures)] == figures
-    # a screen reader still sees a table
+    # for a screen reader it is still a table
     assert phone.role_of("table") == "table"
     assert phone.role_of("td") == "cell"
 

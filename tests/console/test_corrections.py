@@ -1,4 +1,4 @@
-"""Tests that a correction applies to exactly what was chosen, once, and not to a pet that changed."""
+"""Tests that a correction applies once, to exactly what was selected, and never to a pet that has changed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_range_is_chosen_with_shift_and_only_it_is_split_off(page: Page, album: 
 def test_items_are_chosen_and_corrected_by_keyboard_alone(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     page.sees("Album 1")
-    page.press(Keys.ARROW_RIGHT)  # the grid takes the focus
+    page.press(Keys.ARROW_RIGHT)  # moves the focus to the grid
     page.press(Keys.ENTER)
     page.sees("cluster 1 · since")
     page.press(Keys.ARROW_RIGHT)
@@ -132,7 +132,7 @@ def test_waiting_correction_is_shown_after_a_reload_and_ends(
     page.choose("Album 1", "Album 2")
     page.correct("merge")
     page.sees("1 on the way")
-    # the buttons are gone with the choice, so a second click finds nothing to do
+    # the buttons disappear with the selection, so a second click has no effect
     assert not page.browser.find_element(By.CSS_SELECTOR, ".verbs").is_displayed()
     eventually(lambda: redis_client.xlen("streams:cluster.feedback") == 1)
 
@@ -158,7 +158,7 @@ def test_correction_of_a_stale_page_is_refused_and_those_behind_it_are_not_sent(
     page.correct("merge")
 
     page.sees("since then: merge by bob, 2 arrivals")
-    # the page shows the pet as it is
+    # the page shows the pet as it is now
     page.sees("34 items in 2 albums")
     assert kinds(album) == ["merge", "recluster"]
 

@@ -1,4 +1,4 @@
-"""Tests of the dialogs: keyboard, the command that they show, and the notices about their outcome."""
+"""Tests of the dialogs: keyboard use, the commands that they show, and the notices about the outcome."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def test_command_is_copied_without_the_clipboard_api(page: Page, album: ClusterS
     page.open(f"pet/{PET}/album/1")
     page.labelled("s0-0").click()
     page.sees("Nearest neighbours")
-    # as in a page loaded over plain http from another machine
+    # as on a page that was loaded over plain http from another machine
     page.browser.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     page.browser.execute_script(
         "addEventListener('copy', () => (document.title = `copied ${getSelection()}`), { once: true })"

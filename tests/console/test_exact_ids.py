@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 MINE, NEIGHBOUR = PetId(2**53 + 1), PetId(2**53)
 assert float(MINE) == float(NEIGHBOUR)
-# at 19 digits, a double can represent only one integer in 256
+# of the integers with 19 digits, a double can represent only one in 256
 LONG, LONG_NEIGHBOUR = PetId(1_800_000_000_000_000_001), PetId(1_800_000_000_000_000_000)
 assert float(LONG) == float(LONG_NEIGHBOUR)
 
@@ -39,13 +39,13 @@ def fill(service: ClusterService, *pets: PetId) -> None:
 
 @pytest.fixture
 def twins(service: ClusterService) -> ClusterService:
-    """A service with two pets that have the same content. Their ids differ, but are equal as doubles."""
+    """A service with two pets that have the same content, and different ids that a double rounds to one value."""
     fill(service, MINE, NEIGHBOUR)
     return service
 
 
 def texts(page: Page, selector: str) -> list[str]:
-    # one script, so that the page cannot redraw between two elements
+    # one script for all elements, so that the page cannot redraw between two of them
     script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText)"
     found: list[str] = page.browser.execute_script(script, selector)
     return found

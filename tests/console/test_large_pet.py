@@ -1,8 +1,8 @@
-"""A pet of the largest size, 262,000 items: the pages that a labeller uses never keep the browser busy for long.
+"""Tests that pages of a pet of the maximum size, 262,000 items, never keep the browser busy for long.
 
-What counts is the processor time of each task of the page's thread, from the browser's own trace. A long task that
-``PerformanceObserver`` reports on a loaded machine may only have waited for the processor. The pet is in memory,
-because writing it to Redis takes longer than the rest of the test.
+They measure the processor time of each task of the page's thread, from the browser's own trace, because a long task
+that ``PerformanceObserver`` reports on a loaded machine may only have waited for the processor. The pet is in memory,
+because writing it to Redis would take longer than the rest of the test.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_MS: Final = 200
 
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
-    """A page of the pet in a browser of its own, whose trace lists the tasks of all threads."""
+    """A page of the pet in a separate browser, whose trace lists the tasks of all threads."""
     browser = launch(tmp_path, categories=["toplevel", "devtools.timeline"])
     front = Front()
     front.store.replace(None, large_pet())
@@ -46,7 +46,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
 
 
 def large_pet() -> PetDump:
-    """Return a pet whose largest cluster has a fifth of the items; an eleventh of the others is loose."""
+    """Return a pet whose largest cluster has a fifth of the items; an eleventh of the other items is noise."""
     numbers = np.arange(N_ITEMS)
     labels = np.where(numbers % 11 == 0, -1, 2 + numbers % (N_CLUSTERS - 1)).astype(np.int32)
     labels[:N_LARGEST] = 1
@@ -78,14 +78,14 @@ def longest_task(page: Page, step: str) -> float:
 
     eventually(has_ended, within_s=60, every_s=0.2)
     pages = {(event["pid"], event["tid"]) for event in events if event["name"] == "TimeStamp"}
-    # a task, or a part of one: the trace lacks the whole task around some checkpoints of microtasks
+    # also count parts of tasks, because for some microtask checkpoints the trace lacks the task around them
     return max(int(event.get("tdur", 0)) for event in events if (event["pid"], event["tid"]) in pages) / 1000
 
 
 @pytest.mark.timeout(300)
 def test_pages_of_a_very_large_pet_have_no_long_task(page: Page) -> None:
     def shows(selector: str, text: str) -> None:
-        # the text of the whole page takes longer to collect than the page takes to draw
+        # read only the elements of the selector: collecting the text of the whole page takes longer than drawing it
         eventually(lambda: any(text in shown for shown in page.shown(selector)) or None, within_s=60)
 
     def go(place: str) -> None:

@@ -1,4 +1,4 @@
-"""Tests of pages that the server keeps fresh: pushed news, what replaces it, and the age that the page shows."""
+"""Tests of how pages stay up to date: pushed events, polling in their place, and the age that the page shows."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ pytestmark = pytest.mark.slow
 STREAM = "streams:embedding.ingested"
 PAUSED = f"{{{STREAM}}}:paused"
 
-# How often the page loaded the queues, or opened the stream.
+# Returns how many times the page loaded the queues and opened the stream.
 LOADS = """
 return performance.getEntriesByType("resource").filter((one) => one.name.endsWith(arguments[0])).length;
 """
-# One script each, because the page may be redrawn between two commands.
+# Each is one script, because the page may be redrawn between two browser commands.
 FOCUS = """
 [...document.querySelectorAll("main button")].filter((one) => one.innerText.startsWith("Pause"))[1].focus();
 """
@@ -37,7 +37,7 @@ HIDE = """
 Object.defineProperty(document, "hidden", { value: arguments[0], configurable: true });
 document.dispatchEvent(new Event("visibilitychange"));
 """
-# A proxy that collects a response until it is complete delivers no event.
+# Simulates a proxy that buffers responses until they are complete, so that no event is delivered.
 BUFFERING = """
 const load = fetch;
 window.fetch = (address, options) => String(address).endsWith("/events")
@@ -57,7 +57,7 @@ def becomes_live(page: Page) -> None:
 
 @pytest.fixture
 def buffering(page: Page) -> Iterator[None]:
-    """A proxy between page and server that holds events back."""
+    """Put a simulated proxy that holds events back between the page and the server."""
     added: Any = page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": BUFFERING})
     yield
     page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
@@ -93,7 +93,7 @@ def test_news_does_not_swallow_a_click(page: Page, redis_client: redis.Redis) ->
 
     eventually(press)
     before = state_of(page)
-    # news came while the button was held
+    # an event arrived while the button was held
     eventually(lambda: state_of(page) != before)
     ActionChains(page.browser).release().perform()
 

@@ -1,4 +1,4 @@
-"""Tests that a page keeps what its reader holds in it, shows errors in place, and knows who its reader is."""
+"""Tests that a page keeps the state of its user through redraws, shows errors in place, and obeys the user's role."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_redraw_keeps_focus_selection_open_details_and_typed_text(page: Page, de
     page.browser.execute_script(RETURN_TO_THE_TAB)
     page.sees("3 in embedding.ingested")
 
-    # the letter moved down by one, and is still the one that is open
+    # the dead letter moved down by one row and is still open
     held: Any = page.browser.execute_script(HELD)
     assert held["focus"] == ["reason", "fail", 1, 3]
     assert held["open"] == ["media-2"]

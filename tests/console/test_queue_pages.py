@@ -1,4 +1,4 @@
-"""Tests of the pages for on-call engineers: the lists behind the numbers, the search, and dead letters by error."""
+"""Tests of the pages for on-call engineers: the lists that the numbers link to, search, and dead letters by error."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def test_pause_is_taken_back_from_its_notice_and_from_the_audit(
 
     page.open("queues")
     page.sees("Audit log")
-    # only what still holds can be taken back: the resume, not the pause before it
+    # only an action that is still in effect can be reversed: the resume, but not the pause before it
     assert len(eventually(lambda: page.browser.find_elements(By.XPATH, "//td/button[text()='Take back…']"))) == 1
     page.click("Take back…", within="//main")
     page.click("Yes", within="//dialog")

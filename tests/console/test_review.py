@@ -1,4 +1,4 @@
-"""Tests of the review lane: one question at a time, answered by keys or a thumb."""
+"""Tests of the review page, which shows one question at a time, answered by keys or touch."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Records of what a release leaves in Redis: a pet with corrections, and waiting work of every kind.
+"""Records of the data that a release leaves in Redis: a pet with corrections, and waiting work of every kind.
 
     python -m tests.deploy.releases NAME        record this tree into tests/deploy/fixtures/releases/NAME.json
     python tests/deploy/releases.py NAME TREE   record another tree: git archive REF | tar -x -C TREE
 
-A release is recorded once and never again, because later releases must run what it left.
+A release is recorded once and never again, because later releases must be able to process its data.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def record(redis_url: str) -> dict[str, Any]:
 
 
 def dump(client: redis.Redis) -> dict[str, Any]:
-    """Return every key with its type and content, independent of the version of Redis."""
+    """Return every key with its type and content, in a form that does not depend on the version of Redis."""
     keys: Any = client.keys("*")
     return {key.decode(): _content_of(client, key) for key in sorted(keys)}
 
@@ -137,7 +137,7 @@ def load(client: redis.Redis, dumped: Mapping[str, Any]) -> None:
                 client.zadd(key, {_raw(member): score for member, score in content})
             case "stream":
                 if not content:
-                    # create an empty stream
+                    # creates an empty stream
                     client.xdel(key, client.xadd(key, {"a": "b"}))
                 for entry, fields in content:
                     client.xadd(key, {_raw(name): _raw(value) for name, value in fields}, id=entry)

@@ -1,4 +1,4 @@
-"""Redis servers with users and TLS, and processes that connect to them. All use loopback and end with their block."""
+"""Context managers for Redis servers with users and TLS, and for processes that connect to them, on loopback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.embedded_redis import EmbeddedRedis, find_redis_server
 from tests.support import eventually
 from tests.system.events import free_port
 
-# Passwords that are long enough to be accepted, and all different.
+# Passwords of the users: all different, and long enough to be accepted.
 TESTER = "tester-of-all-things"
 PASSWORDS: Mapping[str, str] = {user: f"correct-horse-of-{user}" for user in USERS}
 
@@ -26,7 +26,7 @@ PASSWORDS: Mapping[str, str] = {user: f"correct-horse-of-{user}" for user in USE
 def running(
     command: list[str], *, log: Path, environ: Mapping[str, str] | None = None, directory: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that receives SIGTERM at the end of the block."""
+    """Run a process, and send it SIGTERM at the end of the block."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=environ, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=directory

@@ -1,4 +1,4 @@
-"""Queue actions, the doctor, a deletion and a capture on a Redis Cluster of three nodes."""
+"""Tests of queue actions, the doctor, a deletion and a capture on a Redis Cluster of three nodes."""
 
 from __future__ import annotations
 

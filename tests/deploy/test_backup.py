@@ -1,4 +1,4 @@
-"""Backups as docs/how-to/upgrades.md describes them: they contain every pet and correction, and can be restored."""
+"""Tests that backups as in docs/how-to/upgrades.md contain every pet and correction and can be restored."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_restored_server_continues_and_ignores_repeated_items(tmp_path: Path) ->
         redis.Redis.from_url(server.url) as client,
         at_work(Settings(redis_url=server.url)),
     ):
-        # producers repeat what they sent since the backup; items that the backup already contains change nothing
+        # producers send again what they sent since the backup; items that the backup already contains have no effect
         for number in range(50, 70):
             client.xadd("streams:embedding.ingested", flat_event(number))
         eventually(lambda: not any(client.xlen(stream_of(queue)) for queue in QUEUES), within_s=60)

@@ -1,4 +1,4 @@
-"""The bounds of dependencies in setup.cfg. ``make test-oldest`` installs and tests the lower ones."""
+"""Tests of the version bounds of dependencies in setup.cfg. ``make test-oldest`` installs and tests the lower ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REQUIREMENT = re.compile(r"^    (?P<name>[A-Za-z][\w-]*) *(?P<bounds>[<>=!][^;]*
 
 
 def requirements() -> list[tuple[str, str, bool]]:
-    """Return (name, bounds, whether a comment stands above) of each requirement that has bounds."""
+    """Return (name, bounds, whether there is a comment above) for each requirement that has bounds."""
     lines = SETUP.read_text().splitlines()
     return [
         (found["name"], found["bounds"], above.strip().startswith("#"))

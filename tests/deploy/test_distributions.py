@@ -1,4 +1,4 @@
-"""The distributions: they pass the checkers of package indexes, have their files, and do what their READMEs show."""
+"""Tests that distributions pass the checks of package indexes, contain their files, and work as their READMEs show."""
 
 from __future__ import annotations
 

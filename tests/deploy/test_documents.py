@@ -1,4 +1,4 @@
-"""Files, tests and make targets that the deployment documents name exist."""
+"""Tests that the files, tests and make targets that the deployment documents name exist."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Each extra works alone: the wheel is installed with one extra at a time, and every command runs in each environment.
+"""Tests of each extra alone: the wheel is installed with one extra at a time, and every command runs in it.
 
-A command works, is refused in one line, or says in one line which extra it needs. None shows a traceback.
+A command must work, or fail with one line that gives the reason or names the extra that it needs, never a traceback.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 
 ROOT: Final = Path(__file__).parents[2]
 PROCESSES: Final = ("worker", "scheduler", "serve", "demo")  # run until they are stopped
-VALUES: Final = {"queue": "embedding"}  # of required arguments and options that cannot be 42
+VALUES: Final = {"queue": "embedding"}  # values of required arguments and options for which 42 is not valid
 
-# Runs each command line of standard input in a child of one process, because a fresh Python costs half a second each.
+# Runs each command line of standard input in a forked child, because a new Python process takes half a second each.
 RUN: Final = """
 import json, os, sys, tempfile
 import dramatiq, numpy, redis, tasks.cli.shared, tasks.client  # once, not in every child
@@ -63,7 +63,7 @@ json.dump(ran, sys.stdout)
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function that returns the Python of an environment that has the wheel with some extras, and nothing else."""
+    """A function that returns the Python of an environment that has only the wheel with the given extras."""
     uv = Path(sys.executable).with_name("uv")
     if not uv.exists():
         lacking("uv", "pip install -e '.[deploy]'")
@@ -84,7 +84,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
 
 def lines_of(command: Any, *words: str) -> Iterator[list[str]]:
-    """Yield command lines that run a command and all below it, with a value for all that it requires."""
+    """Yield command lines for a command and all its subcommands, with values for their required parameters."""
     if hasattr(command, "commands"):
         for name, inner in command.commands.items():
             yield from lines_of(inner, *words, name)

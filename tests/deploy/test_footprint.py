@@ -1,4 +1,4 @@
-"""A worker stays small, on disk and in memory; ``python -m benchmarks footprint`` also measures its start."""
+"""Tests that a worker stays small on disk and in memory; ``python -m benchmarks footprint`` also measures its start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local stack: docker-compose.local.yml is valid, and the same processes run without Docker."""
+"""Tests of the local stack: docker-compose.local.yml is valid, and the same processes run without Docker."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def compose() -> Mapping[str, Any]:
 
 def mounts() -> list[tuple[str, str]]:
     found = [mount for service in compose()["services"].values() for mount in service.get("volumes", ())]
-    # ${VAR:-default}: use the default
+    # replace ${VAR:-default} with the default
     parts = [re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", mount).split(":") for mount in found]
     return [(part[0], part[1]) for part in parts]
 

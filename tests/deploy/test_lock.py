@@ -1,4 +1,4 @@
-"""The lock files of the image pin every package by hash, are current, and name no registry."""
+"""Tests that the image's lock files pin every package by hash, are up to date, and do not name a registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``make demo`` and ``make test`` check before they install anything."""
+"""Tests of the checks that ``make demo`` and ``make test`` make before they install anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS with a private CA: only clients that trust it connect, and least-privilege users can run everything."""
+"""Tests of TLS with a private CA: only clients that trust it connect, and least-privilege users can run everything."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_tls_client_without_the_ca_refuses_the_server(port: int) -> None:
 
 
 def test_tls_client_refuses_a_certificate_for_another_host(certificates: Path) -> None:
-    # 127.0.0.2 is this machine too, but the certificate does not contain it
+    # 127.0.0.2 is this machine too, but is not in the certificate
     with tls_server(certificates, "--tls-auth-clients", "no", "--bind", "127.0.0.2") as port:
         refusal = refusal_of(url_of("worker", port, certificates / "ca.crt", host="127.0.0.2"))
 
@@ -88,7 +88,7 @@ def test_tls_client_refuses_a_certificate_for_another_host(certificates: Path) -
 def test_tls_server_refuses_plain_text(port: int) -> None:
     refusal = refusal_of(f"redis://worker:{PASSWORDS['worker']}@127.0.0.1:{port}/0")
 
-    assert "refused" not in refusal  # the port is open
+    assert "refused" not in refusal  # which would mean that the port is closed
 
 
 def test_tls_server_requires_and_accepts_client_certificates(certificates: Path) -> None:

@@ -1,4 +1,4 @@
-"""Worker and client survive a failover by sentinels, and work on a cluster of three nodes."""
+"""Tests that worker and client survive a failover by sentinels, and work on a cluster of three nodes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STREAM = stream_of(EMBEDDING_INGESTED)
 
 @contextmanager
 def at_work(settings: Settings) -> Iterator[dramatiq.Broker]:
-    """Run a worker in this process, with every actor declared."""
+    """Run a worker for all actors in this process."""
     broker = build_worker(settings)
     worker = Worker(broker, worker_timeout=100, worker_threads=2)
     worker.start()
@@ -50,7 +50,7 @@ def server(directory: Path, *more: str, port: int | None = None) -> Iterator[tup
     port = port or free_port()
     folder = directory / str(port)
     folder.mkdir(exist_ok=True)
-    # a copy, because Redis rewrites its configuration after a failover
+    # use a copy, because Redis rewrites its configuration file after a failover
     own = folder / "redis.conf"
     own.write_text((CONFIG / "redis.conf").read_text())
     command = [str(find_redis_server()), str(own), "--port", str(port), "--dir", str(folder), *more]
@@ -124,7 +124,7 @@ def test_work_continues_after_a_failover_and_loses_no_item(tmp_path: Path) -> No
 
 
 def _took(client: redis.Redis, *, number: int) -> bool:
-    """Return whether Redis accepted an event; an item that is sent twice changes nothing."""
+    """Send an event and return whether Redis accepted it. Repeating this is safe: a known item has no effect."""
     try:
         return bool(client.xadd(STREAM, event(7, number)))
     except redis.RedisError:
@@ -133,7 +133,7 @@ def _took(client: redis.Redis, *, number: int) -> bool:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[list[int]]:
-    """Three nodes without replicas, configured by the files that we ship."""
+    """A cluster of three nodes without replicas, with the configuration files that we ship."""
     more = [line.split() for line in (CONFIG / "cluster.conf").read_text().splitlines() if line[:1] not in ("", "#")]
     options = [word for name, *values in more for word in (f"--{name}", *values)]
     with ExitStack() as stack:
@@ -148,7 +148,7 @@ def cluster(tmp_path: Path) -> Iterator[list[int]]:
 
 
 def _port_for_a_node() -> int:
-    # the cluster bus of a node listens on its port + 10,000
+    # the cluster bus of a node listens on the node's port + 10,000, which must be a valid port
     while (port := free_port()) >= 55_000:
         pass
     return port

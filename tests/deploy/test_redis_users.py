@@ -1,4 +1,4 @@
-"""Every Redis user may run what it needs and nothing else. The tests send commands to a real server."""
+"""Tests that every Redis user may run the commands that it needs and no others, on a real server."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ KEDA_COUNTS = (
     "if kind == 'zset' then return redis.call('zcard', KEYS[1]) end return redis.call('llen', KEYS[1])"
 )
 
-# What /readyz, /metrics and the doctor write.
+# The command with which /readyz, /metrics and the doctor check that Redis accepts writes.
 PROBE = f"SET sploot:probe:{{{STREAM}}} 1 PX 60000"
 
-# The raw commands of the runbook in the specification, with the names that it uses.
+# The raw commands in the specification's runbook, with the names that it uses.
 RUNBOOK = (
     f"XPENDING {STREAM} {GROUP}",
     f"XINFO CONSUMERS {STREAM} {GROUP}",
@@ -63,7 +63,8 @@ ALLOWED = {
     "producer": (
         "PING",
         f"XADD {STREAM} * schema embedding.ingested/1",
-        # Redis ACLs cannot restrict the arguments of XADD. SECURITY.md lists these; the doctor and alerts detect them
+        # allowed because Redis ACLs cannot restrict the arguments of XADD; SECURITY.md lists them; doctor and alerts
+        # detect them
         f"XADD {STREAM} MAXLEN 1000000 * a b",
         f"XADD {STREAM} MINID 1-0 * a b",
         f"XADD {STREAM} {ID_AHEAD} a b",
@@ -128,7 +129,7 @@ ALLOWED = {
     "keda": ("PING", f"XLEN {STREAM}", f"ZCARD {DELAYED}", f"TYPE {DELAYED}"),
 }
 
-# Commands that none of our users may run.
+# Commands that no user may run.
 NOBODY = (
     "FLUSHALL",
     "FLUSHDB",
@@ -250,7 +251,7 @@ PROBES_DENIED = [(user, command) for user, commands in DENIED.items() for comman
 
 
 def words(command: str) -> list[str]:
-    """Split a probe into the words to send. A script in it stands in quotes."""
+    """Split a probe into the words to send. A script in a probe is quoted."""
     before, quote, rest = command.partition("'")
     script, _, after = rest.partition("'")
     return [*before.split(), *([script] if quote else []), *after.split()]
@@ -293,7 +294,7 @@ def test_redis_user_may_run_the_commands_that_it_needs(users: dict[str, redis.Re
     except redis.ResponseError as error:
         if "The user executing the script can't" in str(error):
             raise
-        # any other error is about the arguments: the user was allowed to run the command
+        # any other error concerns the arguments, so the user was allowed to run the command
 
 
 @pytest.mark.parametrize(("user", "command"), PROBES_DENIED)
@@ -301,7 +302,7 @@ def test_redis_user_may_run_no_other_commands(users: dict[str, redis.Redis], use
     with pytest.raises(redis.ResponseError) as refused:
         users[user].execute_command(*words(command))
 
-    # an error from inside a script shows its kind only in its text
+    # the type of an error from inside a script is only in its message
     is_denied = isinstance(refused.value, redis.exceptions.NoPermissionError)
     assert is_denied or "The user executing the script can't" in str(refused.value)
 
@@ -323,7 +324,7 @@ def test_error_for_a_too_short_password_names_the_user() -> None:
 
 
 def commands_of_scripts(*patterns: str) -> set[str]:
-    """Return the commands that our scripts call, spelled as in ACLs."""
+    """Return the commands that our scripts call, as they are written in ACLs."""
     texts = [path.read_text() for pattern in patterns for path in ROOT.glob(pattern)]
     called = [
         re.findall(r"""redis\.p?call\(\s*['"](\w+)['"](?:,\s*['"]([A-Z]+)['"])?""", text, flags=re.DOTALL)
@@ -366,7 +367,7 @@ def test_client_may_run_every_command_for_enqueueing_and_job_status() -> None:
 
 
 def test_permissions_of_a_client_suffice_for_enqueueing_and_job_status(users: dict[str, redis.Redis]) -> None:
-    """Call every method of the client. The selectors (in brackets) in the ACL line of its user must allow them."""
+    """Call every method of the client. The selectors (in brackets) of its user's ACL line must allow all commands."""
     with ClusterTasks(client=users["client"]) as tasks:
         tasks.request_recluster(8, reason="it grew", delay_ms=60_000)
         jobs = [
@@ -421,7 +422,7 @@ def test_permissions_of_the_server_suffice_to_delete_a_pet_with_its_traces(
     with ClusterTasks(client=users["client"]) as tasks:
         job = tasks.undo(PET, 1)
     with client_of(server, "tester") as tester:
-        tester.delete(FEEDBACK, DEAD)  # the job is gone from the queue, but its record is left
+        tester.delete(FEEDBACK, DEAD)  # remove the job from the queue but leave its record
         tester.xadd(DEAD, {"reason": "failed", "error": "OSError: disk full", "entry:pet_id": str(PET)})
         left = (f"{{pet:{PET}}}:meta", f"sploot:{{jobs}}:record:{job.job_id}", f"sploot:{{jobs}}:pet:{PET}")
         assert tester.exists(*left) == len(left)

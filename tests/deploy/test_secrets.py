@@ -1,4 +1,4 @@
-"""Commands and processes never print a secret, even when they fail."""
+"""Tests that commands and processes never print a secret, even when they fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.deploy
 
-# Strings that occur nowhere else.
+# Secrets that cannot occur in the output by chance.
 SECRETS = {
     "REDIS_URL": "hunter2-of-redis",
     "SPLOOT_API_TOKENS": "hunter2-of-the-api",
@@ -28,7 +28,7 @@ COMMANDS = ("config show", "config show --json", "queue status", "doctor", "clus
 
 
 class Slammer:
-    """A server in place of Redis that accepts connections and closes each at once."""
+    """A server that takes the place of Redis, accepts connections and closes each of them at once."""
 
     def __init__(self) -> None:
         self.n_taken = 0

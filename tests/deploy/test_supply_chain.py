@@ -1,4 +1,4 @@
-"""Dependencies and input data: data is never executed, licences are known, audits report if they could not run."""
+"""Tests of dependencies and input data: data is never executed, licences are known, failed audits are reported."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ ROOT = Path(__file__).parent.parent.parent
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "jsonpickle"}
 # Files without any of these words are not parsed, because parsing is slow.
 WORDS = {*RUNS_WHAT_IT_READS, "marshal", "allow_pickle", "yaml.", "set_encoder"}
-# The keeper and its parent use a private socket pair, and marshal creates values, not code.
+# Files that may use marshal: the keeper and its parent have a private socket pair, and marshal creates values, not
+# code.
 MARSHAL_MAY = {"broker/keeper.py", "broker/keeper_process.py"}
-# Errors must survive a process pool; the test reads only what it has just written.
+# Tests that may use pickle: errors must survive a process pool, and the tests read only what they have just written.
 TESTS_OF_PICKLING = {
     "tests/broker/test_errors.py",
     "tests/sploot_cluster/test_errors.py",

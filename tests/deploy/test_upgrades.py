@@ -1,4 +1,4 @@
-"""A version runs what earlier releases left, and two versions run side by side during an upgrade."""
+"""Tests that a release processes the data of earlier ones, and that two releases can run side by side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support import eventually, lacking
 ROOT = Path(__file__).parent.parent.parent
 RECORDED = sorted(RELEASES.glob("*.json"))
 
-# Commit of the old version for the upgrade test: make test-upgrade OLD=REF
+# The commit of the old version in the upgrade test: make test-upgrade OLD=REF
 OLD = os.environ.get("SPLOOT_OLD", "")
 
 
@@ -65,7 +65,7 @@ def test_pet_from_a_recorded_release_is_read_unchanged(path: Path, redis_client:
 def test_work_left_by_a_recorded_release_is_done(path: Path, redis_client: redis.Redis, redis_url: str) -> None:
     recorded = left_by(path)
     load(redis_client, recorded["redis"])
-    for at in range(10):  # producers of that release still send
+    for at in range(10):  # producers of that release continue to send
         redis_client.xadd("streams:embedding.ingested", flat_event(70 + at))
     settings = Settings(redis_url=redis_url)
 
@@ -94,7 +94,7 @@ def test_current_version_is_recorded() -> None:
 
 
 def test_recorded_release_survives_load_and_dump(redis_client: redis.Redis) -> None:
-    # otherwise the tests above would not test the whole record
+    # otherwise, the tests above would not cover the whole record
     recorded = left_by(RECORDED[-1])["redis"]
 
     load(redis_client, recorded)
@@ -115,7 +115,7 @@ def test_two_versions_work_side_by_side_during_an_upgrade(tmp_path: Path) -> Non
             entered.enter_context(running(worker_command(), log=log, environ=environ, directory=tmp_path))
             return stack.enter_context(entered)
 
-        # the old worker alone, then both, then the new one alone; producers of both versions throughout
+        # run the old worker alone, then both, then the new one alone, with producers of both versions throughout
         olds = worker("old", processes_environ(server.url, **environ_of_old))
         for number in range(40):
             client.xadd("streams:embedding.ingested", flat_event(number))

@@ -23,7 +23,7 @@ class Grafana:
     dashboards: dict[str, dict[str, Any]] = field(default_factory=dict)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
-    refuses: set[str] = field(default_factory=set)  # uids of dashboards that it refuses
+    refuses: set[str] = field(default_factory=set)  # uids of the dashboards that it refuses
 
     def answer(self, method: str, path: str, token: str, body: Any) -> tuple[int, Any]:
         self.asked.append(f"{method} {urlsplit(path).path}")

@@ -1,4 +1,4 @@
-"""A generated history of three hours, written with the project's metrics, so that every panel has data.
+"""A generated history of three hours in the project's own metrics, so that every panel has data.
 
 It has two worker pods, uploads and several incidents: a producer sends bad fields, the engine becomes slow until the
 backlog grows, a worker is down for a while, the scheduler pauses, and corrections fail. A seed always gives the same
@@ -42,11 +42,11 @@ from tests.ops.servers import Prometheus, ServerProblem, prometheus
 STEP_S: Final = 15
 LENGTH_S: Final = 3 * 3_600
 RULES_WITHIN_S: Final = 120.0
-# The history ends when it can be served, because alerts end two minutes after its last sample.
+# Time for preparing the history. It ends when it can be served, because alerts end two minutes after its last sample.
 PREPARED_WITHIN_S: Final = 30.0
 ALERTS: Final = Path(__file__).parents[2] / "ops" / "alerts"
 
-# Begin and end of each incident, in minutes before the end of the history.
+# Start and end of each incident, in minutes before the end of the history.
 BAD_FIELDS: Final = (140, 128)
 SLOW: Final = (100, 76)
 ONE_POD: Final = (66, 55)
@@ -55,7 +55,7 @@ NOISY: Final = (40, 22)
 BAD_CORRECTIONS: Final = (30, 27)
 LATE_LETTERS: Final = (12, 9)
 
-# The other actors do nothing in this history. Their histograms would be most of its lines.
+# The actors that do work in this history. The empty histograms of the others would be most of its lines.
 ACTORS: Final = {CLUSTER_EMBEDDING, RECLUSTER_PET}
 
 
@@ -72,7 +72,7 @@ class Pod:
 
 
 class History:
-    """The pipeline, in steps of ``STEP_S``."""
+    """A simulated pipeline, in steps of ``STEP_S``."""
 
     def __init__(self, client: redis.Redis, *, end_s: float, seed: int = 1) -> None:
         self._client, self._end_s = client, end_s
@@ -218,7 +218,7 @@ class History:
             yield _line(name, {**of_redis, **labels}, float(value), now)
 
     def _served(self, now: float, *, is_failing: bool) -> Iterator[str]:
-        """Yield the metrics of the HTTP server."""
+        """Yield the metrics that the HTTP server exports."""
         for operation, usual in (("get_clusters", 6.0), ("merge_clusters", 0.6), ("get_readiness", 1.5)):
             for _ in range(int(self._rng.poisson(usual))):
                 status = 503 if is_failing and self._rng.random() < 0.1 else 422 if self._rng.random() < 0.02 else 200
@@ -261,7 +261,7 @@ def served_history(directory: Path) -> Iterator[tuple[Prometheus, float]]:
     rules = sorted(ALERTS.glob("*.yaml"))
     config = {"global": {"evaluation_interval": "2s"}, "rule_files": [str(path) for path in rules]}
     with prometheus(directory, {"global": {}}) as without_rules:
-        # the series that the rules would have recorded during the history
+        # compute the series that the rules would have recorded during the history
         begin = ("--start", f"{end_s - LENGTH_S:.0f}", "--end", f"{end_s:.0f}", "--eval-interval", "60s")
         recorded = directory / "recorded"
         _promtool(

@@ -1,6 +1,6 @@
-"""The table of incidents: ``make incidents`` causes each exercise of the demo, and an engineer follows the runbook.
+"""Tests for the table of incidents: ``make incidents`` runs each exercise of the demo, and follows the runbook.
 
-Besides the incidents of ``test_practice``, which are run too, these take long: a frozen worker is noticed by the clock.
+They include the incidents of ``test_practice`` and slow ones: a frozen worker, for example, is detected only by time.
 """
 
 from __future__ import annotations

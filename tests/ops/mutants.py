@@ -33,7 +33,7 @@ _ALERT = re.compile(r'alertname="(\w+)"')
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change of one rule, and the related rules."""
+    """A change of one rule, with the related rules."""
 
     name: str
     file: str
@@ -69,7 +69,10 @@ class Mutant:
 
 
 def unchanged(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
-    """Yield each group that reads a metric, unchanged, and what it reads of other groups: the tests must pass."""
+    """Yield each group that reads a metric, unchanged, with the rules that it reads from other groups.
+
+    The tests must pass on these.
+    """
     every = [rule for group in rules["groups"] for rule in group["rules"]]
     for group in rules["groups"]:
         seen = [one for rule in group["rules"] for one in _seen_by(rule, every) if one not in group["rules"]]
@@ -81,8 +84,8 @@ def mutants_of(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
     """Yield all mutants of the rules.
 
     A mutant multiplies a threshold by 1.2 (0 becomes 1), changes a comparator, doubles or drops a hold time, doubles a
-    window, or changes an aggregation. How long the last figure of a scrape counts stays unchanged: two minutes
-    everywhere. Aggregations of the objectives stay unchanged: their tests cover days and are slow.
+    window, or changes an aggregation. Two things are not mutated: how long the last figure of a scrape counts, which is
+    two minutes everywhere; and the aggregations of the objectives, whose tests cover days and are slow.
     """
     for group in rules["groups"]:
         for rule in group["rules"]:
@@ -133,7 +136,7 @@ def _seen_by(rule: Rule, group: list[Rule]) -> list[Rule]:
 
 
 def _is_silent(test: dict[str, Any]) -> bool:
-    """Return whether the test expects that no alert fires and no recorded value exists."""
+    """Return whether the test expects neither a firing alert nor a recorded value."""
     return not any(one["exp_samples"] for one in test["promql_expr_test"])
 
 

@@ -63,7 +63,7 @@ PALETTE: Final = (
     "#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#b877d9", "#f2495c",
     "#37872d", "#a38a00", "#1f60c4", "#ffb27a", "#e8d4f7", "#6ed0e0",
 )  # fmt: skip
-# Steps between marks on a time axis, in seconds.
+# The possible intervals between marks on a time axis, in seconds.
 CLOCK_STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600)
 MOST_STEPS: Final = 4
 WARM: Final = LinearSegmentedColormap.from_list("warm", [CARD, "#5b3413", "#b8651b", "#ff9830", "#ffe0b0"])
@@ -94,7 +94,7 @@ def substituted(promql: str) -> str:
 
 
 def answers(server: Prometheus, panel: dict[str, Any], end_s: float) -> list[Series]:
-    """Return all series that a panel's queries return."""
+    """Run a panel's queries and return all series."""
     found = []
     for target in panel.get("targets", []):
         promql = substituted(target["expr"])
@@ -333,7 +333,7 @@ def _bare(ax: Axes) -> None:
 
 
 def _shown(series: Sequence[Series]) -> list[Series]:
-    """Return the series that are not always zero, or else all series; at most as many as there are colours."""
+    """Return the series that are not always zero, or all series if all are; at most as many as there are colours."""
     moving = [one for one in series if np.nanmax(np.abs(one.values), initial=0.0) > 0]
     return (moving or list(series))[: len(PALETTE)]
 

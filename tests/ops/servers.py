@@ -23,7 +23,7 @@ ANSWER_WITHIN_S: Final = 30.0
 
 
 class ServerProblem(Exception):
-    """Raised when a server does not start or refuses a query; the text contains its response or log."""
+    """Raised when a server does not start or refuses a query; the message contains its response or log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Prometheus:
 
 
 def get_json(url: str) -> Any:
-    """Return the JSON of a server's response, even of an error response."""
+    """Return the JSON body of a server's response, even if it is an error response."""
     try:
         with urllib.request.urlopen(url, timeout=ANSWER_WITHIN_S) as answer:
             return json.load(answer)

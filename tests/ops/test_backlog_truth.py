@@ -1,4 +1,4 @@
-"""The queue gauges equal the content of Redis, entry by entry, in thousands of random states."""
+"""Tests that the queue gauges equal the content of Redis, entry by entry, in thousands of random states."""
 
 from __future__ import annotations
 

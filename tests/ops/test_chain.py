@@ -1,7 +1,7 @@
-"""The chain from metrics to notifications: exporter, Prometheus, rules, Alertmanager and stand-ins for receivers.
+"""Tests of the chain from metrics to notifications: exporter, Prometheus, rules, Alertmanager, receivers.
 
-Every window, hold time and timer is divided by 60; nothing else is changed. The alerts on the objectives are left
-out, because their windows are still hours long; promtool tests them.
+Stand-ins replace the receivers. Every window, hold time and timer is divided by 60, and nothing else is changed. The
+alerts on the objectives are left out, because even so their windows are hours long; promtool tests them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Pipeline:
 
     def finish_everything(self) -> None:
         n_finished = self.client.xtrim(STREAM, maxlen=0)
-        self.client.hincrby(f"{{{STREAM}}}:counters", "removed", n_finished)  # as a worker that finished them would
+        self.client.hincrby(f"{{{STREAM}}}:counters", "removed", n_finished)  # as a worker would count them
         self.client.xgroup_destroy(STREAM, GROUP)
         self.client.xgroup_create(STREAM, GROUP, "0", mkstream=True)
 
@@ -118,7 +118,7 @@ def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Receivers]]:
         alertmanager(directory, write_routes(directory, notes.url, MINUTES_ARE_SECONDS)) as pager,
         prometheus(directory, _config(directory, target, pager)) as monitoring,
     ):
-        # healthy for the longest window, so that no alert fires because of missing history
+        # wait for the longest window while all is healthy, so that no alert fires because of missing history
         eventually(
             lambda: monitoring.query('sum(increase(cluster_jobs_total{outcome="success"}[10s])) > 50'), within_s=60
         )

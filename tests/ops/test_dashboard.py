@@ -1,4 +1,4 @@
-"""The committed dashboard has the right name, layout and links, and every panel draws data."""
+"""Tests that the committed dashboard has the right name, layout and links, and that every panel draws data."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_dashboard_annotates_deploys_incidents_and_alerts() -> None:
 
 # -- the rules of Grafana's dashboard linter that ops/README.md lists -----------------------------------------------
 
-# recorded values and alerts have no job and no instance
+# panels of recorded values and alerts, which have no job and no instance
 WITHOUT_JOB = {"Alerts firing", "Firing alerts", "Error budget left", "Days in the budget", "Error budget burn rate"}
 
 
@@ -152,7 +152,7 @@ def test_dashboard_has_the_variables_of_the_linter() -> None:
         one = variables[name]
         assert (one["multi"], one["includeAll"], one["allValue"], one["label"]) == (True, True, ".+", name)
     for name in ("cluster", "namespace"):
-        # series outside Kubernetes have neither label
+        # outside Kubernetes, series have neither of the two labels
         assert (variables[name]["multi"], variables[name]["allValue"]) == (True, ".*")
     assert {one["refresh"] for one in variables.values() if one["type"] == "query"} == {2}
     assert BOARD["editable"] is False
@@ -176,11 +176,11 @@ def test_panel_meets_the_rules_of_the_linter(panel: dict[str, Any]) -> None:
         windows = re.findall(r"\b(?:rate|increase)\([^\[]*\[([^\]]+)\]", target["expr"])
         counters = re.findall(r"\w+_total\{", target["expr"])
         assert len(counters) == len(re.findall(r"\b(?:rate|increase)\(\w+_total\{", target["expr"]))
-        # a tile of the displayed time range adds up the whole range, once
+        # a tile for the displayed time range adds up the whole range at one instant
         assert set(windows) <= ({"$__range"} if target.get("instant") else {"$__rate_interval"})
 
 
-# the first test also waits until the history is made, with all rules evaluated on it
+# the first test also waits until the history is generated and all rules are evaluated on it
 SERVED = pytest.mark.timeout(280)
 
 
@@ -229,5 +229,5 @@ def test_picture_of_the_dashboard_is_drawn(history: tuple[Prometheus, float], tm
 
     drawn = (tmp_path / "dashboard.png").read_bytes()
     assert drawn.startswith(b"\x89PNG")
-    # an empty page has a tenth of this size
+    # an empty picture has a tenth of this size
     assert len(drawn) > 200_000

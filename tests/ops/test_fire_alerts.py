@@ -1,4 +1,4 @@
-"""fire-alerts.sh on a real Alertmanager: test alerts reach their receivers, are marked as tests, and end."""
+"""Tests of fire-alerts.sh on a real Alertmanager: test alerts reach their receivers, are marked as tests, and end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Receivers]]:
 def test_fired_alerts_are_marked_as_tests_and_resolve(served: tuple[str, Receivers]) -> None:
     url, notes = served
 
-    for _ in range(2):  # a second run adds nothing
+    for _ in range(2):  # a second run adds no alert
         fired = call("fire-alerts.sh", "--environment", "production", "--yes", ALERTMANAGER_URL=url)
         assert fired.returncode == 0, fired.stderr
     eventually(lambda: notes.fired() == REACHED, within_s=30)
@@ -112,7 +112,7 @@ def smoke(url: str, *more: str) -> None:
 
 
 def pages(notes: Receivers) -> dict[str, list[tuple[str, str]]]:
-    """Return the events of each PagerDuty incident by its key, as (action, environment and kind)."""
+    """Return the events of each PagerDuty incident by its key; an event is (action, environment and kind)."""
     incidents: dict[str, list[tuple[str, str]]] = {}
     kinds: dict[str, str] = {}
     for one in notes.seen:

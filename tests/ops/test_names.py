@@ -1,4 +1,4 @@
-"""Every metric in a panel or rule is exported by a real worker or server, and every exported metric is used."""
+"""Tests that every metric in a panel or rule is exported by a real worker or server, and every exported one is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ops
 _NAME = re.compile(r"\b(?:cluster|media_cluster|redis)_\w+|\bmedia_cluster:[\w:]+")
 _SUFFIX = re.compile(r"_(bucket|count|sum)$")
 
-# metrics that no panel and no alert uses, with the reason
+# exported metrics that no panel or alert uses -> the reason
 UNUSED: dict[str, str] = {}
 
 

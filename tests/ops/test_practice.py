@@ -1,4 +1,4 @@
-"""An on-call engineer ends incidents in a running demo by following only ``ops/runbook.md``.
+"""Tests that an on-call engineer can end incidents in a running demo by following only ``ops/runbook.md``.
 
 Everything is real: the demo's workers and their ``/metrics``, Prometheus with the committed rules, an Alertmanager with
 the committed routes, and the command line with the environment that the demo prints. The tests read each next step from
@@ -28,7 +28,7 @@ from tests.support import eventually
 
 pytestmark = [pytest.mark.ops, pytest.mark.timeout(280)]
 
-# Ten minutes take 30 seconds; Prometheus scrapes and evaluates once per second.
+# In this demo, ten minutes take 30 seconds, and Prometheus scrapes and evaluates once per second.
 DEMO = """
 import pathlib, sys
 from tasks.demo import run
@@ -46,7 +46,7 @@ NOTIFICATION = re.compile(r"(?m)^\S+ (PagerDuty: PAGE|Slack (?:#\S+|@\w+): (?!Re
 
 @dataclass
 class Incident:
-    """One row of the table of incidents; times in seconds of this run.
+    """One row of the table of incidents, with times in seconds of this run.
 
     Attributes:
         notified: pairs of channel and alert, in the order of arrival.
@@ -76,7 +76,7 @@ class OnCall:
         self.incidents: list[Incident] = []
 
     def begin(self, word: str) -> None:
-        """Repair what the last incident left, and type an exercise, which begins a new one."""
+        """Repair the effects of the last incident, and type the command of an exercise, which begins a new one."""
         self.type("fix")
         prometheus = Prometheus(self.address("Alerts"))
         eventually(lambda: prometheus.query("min(min_over_time(up[6s])) == 1"), within_s=120, every_s=0.5)
@@ -85,7 +85,7 @@ class OnCall:
         self.incidents.append(Incident(word, time.monotonic()))
 
     def type(self, word: str) -> None:
-        """Type into the demo's terminal, and forget its earlier output."""
+        """Type a line into the demo's terminal, and discard its earlier output."""
         self._read_up_to = len(self._log.read_text())
         assert self._demo.stdin is not None
         self._demo.stdin.write(f"{word}\n")
@@ -106,7 +106,7 @@ class OnCall:
         return found[1]
 
     def alerts(self) -> dict[str, str]:
-        """Return the runbook_url of each alert that Alertmanager holds, by its name."""
+        """Return the runbook_url of each active alert in Alertmanager, by the alert's name."""
         held = get_json(f"{self.address('Alertmanager')}/api/v2/alerts?active=true&inhibited=true")
         return {alert["labels"]["alertname"]: alert["annotations"]["runbook_url"] for alert in held}
 
@@ -174,13 +174,13 @@ def on_call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnCall]:
 
 
 def heading_of(runbook_url: str) -> str:
-    """Return the heading that an alert's link opens."""
+    """Return the runbook heading to which an alert's link leads."""
     (heading,) = [name for name in sections() if name.lower() == runbook_url.partition("#")[2]]
     return heading
 
 
 def under(heading: str, *words: str) -> list[Block]:
-    """Return the blocks under a heading that contain one of the words, or all blocks if there are no words."""
+    """Return the command blocks under a heading that contain one of the words; all blocks if no words are given."""
     found = [one for one in blocks() if one.heading == heading and (not words or any(w in one.text for w in words))]
     assert found, f"the runbook has no such block under {heading}"
     return found
@@ -194,7 +194,7 @@ def leads_to(text: str, heading: str) -> str:
 
 
 def opened(on_call: OnCall, alert: str) -> str:
-    """Wait until the alert fires, and return the heading that its link opens."""
+    """Wait until the alert fires, and return the heading to which its link leads."""
     eventually(lambda: alert in on_call.alerts(), within_s=120, every_s=0.5)
     eventually(lambda: f"({alert})" in on_call.terminal, within_s=30)
     incident = on_call.incidents[-1]
@@ -203,12 +203,12 @@ def opened(on_call: OnCall, alert: str) -> str:
 
 
 def has_ended(on_call: OnCall) -> bool:
-    """Return whether no alert fires, except those on an objective, whose windows are hours and days."""
+    """Return whether no alert fires, apart from alerts on an objective, whose windows are hours and days."""
     return [alert for alert in on_call.alerts() if not alert.startswith(OBJECTIVES)] == []
 
 
 def ends(on_call: OnCall, last_word: str) -> None:
-    """Wait until no alert fires, except those on an objective, and the terminal shows the last word."""
+    """Wait until no alert fires, apart from alerts on an objective, and the terminal shows ``last_word``."""
     eventually(lambda: has_ended(on_call), within_s=90, every_s=0.5)
     eventually(lambda: last_word in on_call.terminal, within_s=90)
     incident = on_call.incidents[-1]

@@ -1,4 +1,4 @@
-"""promtool: the rules are valid, their tests pass, and the tests detect every mutant."""
+"""Tests with promtool: the rules are valid, their tests pass, and the tests detect every mutant."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TESTS = OPS / "alerts" / "tests"
 RULES = {path.name: yaml.safe_load(path.read_text()) for path in FILES}
 EXPECTED = {path.name: yaml.safe_load((TESTS / path.name).read_text()) for path in FILES}
 SINGLE_TESTS = [(name, test) for name, expected in EXPECTED.items() for test in expected["tests"]]
-# tests of several files of rules together
+# tests that cover several rule files
 COMMON = sorted({*TESTS.glob("*.yaml")} - {TESTS / path.name for path in FILES})
 UNCHANGED = [one for name, rules in RULES.items() if len(rules["groups"]) > 1 for one in unchanged(name, rules)]
 MUTANTS = [mutant for name, rules in RULES.items() for mutant in mutants_of(name, rules)]
 
-# Mutants that no test can detect, with the reason.
+# Mutants that no test can detect -> the reason.
 EQUIVALENT = {
     "media_cluster:worker_down: < -> <= at 89": "the share is exactly half in single evaluations only",
     "media_cluster:worker_stuck: max -> min at 0": "a pod has one series",
@@ -44,7 +44,7 @@ EQUIVALENT = {
 }
 
 
-# Fires always, so nothing about it can change.
+# Alerts that always fire, so that they have no mutants.
 ALWAYS = {"MediaClusterWatchdog"}
 
 
@@ -89,7 +89,7 @@ def test_unchanged_rules_pass(rules: Mutant, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_mutant_is_detected(mutant: Mutant, tmp_path: Path) -> None:
     output = ""
-    # one by one, because the first test detects most mutants
+    # run the tests one by one, because the first one detects most mutants
     for tests in mutant.write(tmp_path, TESTS / mutant.file):
         tested = run("promtool", "test", "rules", tests)
         output = tested.stdout + tested.stderr

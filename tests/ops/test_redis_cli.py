@@ -1,4 +1,4 @@
-"""Tests of ops/scripts/redis-cli.bash: passwords are not among the arguments of redis-cli."""
+"""Tests of ops/scripts/redis-cli.bash: it never passes passwords as arguments of redis-cli."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ print(json.dumps([sys.argv[1:], os.environ.get("REDISCLI_AUTH")]))
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
-    """A folder with a redis-cli that prints its arguments, and the password that its environment has."""
+    """A folder with a stand-in for redis-cli that prints its arguments and the password in its environment."""
     program = tmp_path / "redis-cli"
     program.write_text(STAND_IN)
     program.chmod(0o755)

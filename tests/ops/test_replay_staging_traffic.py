@@ -1,4 +1,4 @@
-"""replay_staging_traffic.py enqueues each job exactly once, however often it is killed."""
+"""Tests that replay_staging_traffic.py enqueues each job exactly once, no matter how often it is killed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def replay(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert spec is not None
     assert spec.loader is not None
     script = module_from_spec(spec)
-    # dataclasses look up their module by name
+    # needed because dataclasses look up their module by name
     monkeypatch.setitem(sys.modules, spec.name, script)
     spec.loader.exec_module(script)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

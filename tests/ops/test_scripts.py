@@ -1,4 +1,4 @@
-"""The scripts for operators and CI pipelines, run against a stand-in for Grafana."""
+"""Tests of the scripts for operators and CI pipelines, with a stand-in for Grafana."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.ops.test_routes import receivers_of
 from tests.ops.tools import OPS, run, tool
 
 SCRIPTS = OPS / "scripts"
-NAMES = sorted({path.name for path in SCRIPTS.glob("*.sh")} - {"grafana.sh"})  # the others source that one
+NAMES = sorted({path.name for path in SCRIPTS.glob("*.sh")} - {"grafana.sh"})  # sourced by the others
 UID = "media-cluster-observability"
 
 
@@ -51,7 +51,7 @@ def test_scripts_pass_shellcheck() -> None:
 
 @pytest.fixture(scope="module")
 def toolbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with curl, jq and the programs of busybox, and nothing else, as in a container of Alpine."""
+    """Return a folder with only curl, jq and the programs of busybox, as in an Alpine container."""
     folder = tmp_path_factory.mktemp("toolbox")
     for applet in subprocess.run(
         [tool("busybox"), "--list"], capture_output=True, text=True, check=True
@@ -89,7 +89,7 @@ def test_scripts_need_only_busybox_curl_and_jq(toolbox: Path, server: Grafana, t
     written = in_toolbox(toolbox, "render-secrets.sh", tmp_path / "secrets", **secrets)
     assert written.returncode == 0, written.stderr
 
-    # the script reads the clock twice
+    # rounded, because the script reads the clock twice
     assert [round((mark["timeEnd"] - mark["time"]) / 60_000) for mark in server.annotations] == [40]
     assert {alert["labels"]["alertname"] for alert in json.loads(planned.stdout)} == set(rules())
     assert {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()} == secrets
@@ -283,7 +283,7 @@ def test_secrets_become_files_readable_by_their_owner_only(tmp_path: Path) -> No
 
 def test_secrets_belong_to_the_user_of_alertmanager(tmp_path: Path) -> None:
     secrets = {"SLACK_WEBHOOK_URL": "https://hooks.example/T0/B0/x", "PAGERDUTY_ROUTING_KEY": "0" * 32}
-    owner = 65534 if os.geteuid() == 0 else os.geteuid()  # only root may give files away
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()  # only root may change the owner of files
 
     written = call("render-secrets.sh", "--owner", str(owner), tmp_path / "secrets", **secrets)
     refused = call("render-secrets.sh", "--owner", "no-such-user", tmp_path / "other", **secrets)

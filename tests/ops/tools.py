@@ -1,4 +1,4 @@
-"""External programs for the tests. A test that lacks one is skipped with the name of its package."""
+"""External programs for the tests. If a program is missing, its tests are skipped with the name of its package."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGES: Final = {
 
 
 def tool(name: str) -> str:
-    """Return the path of a program; without it, skip the test, or fail it if ``REQUIRE_ALL_TOOLS`` is 1."""
+    """Return the path of a program. If it is missing, skip the test, or fail it if ``REQUIRE_ALL_TOOLS`` is 1."""
     next_to_python = Path(sys.executable).with_name(name)
     found = str(next_to_python) if next_to_python.exists() else shutil.which(name)
     if found:

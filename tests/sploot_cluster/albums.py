@@ -1,4 +1,4 @@
-"""Vectors of items that show a few subjects, and helpers that ingest them. Shared by the tests of the service."""
+"""Vectors of items that show a few subjects, and helpers that ingest them, for tests of the service."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def name(subject: int, number: int) -> MediaId:
 
 
 def taken_at(item: MediaId) -> datetime | None:
-    """Return the time of an item: the higher its number, the earlier. Every third item has none."""
+    """Return the time of an item: the higher its number, the earlier. Every third item has no time."""
     number = int(item.rpartition("-")[2])
     return datetime(2026, 1, 31, 12, tzinfo=UTC) - timedelta(milliseconds=1_001 * number) if number % 3 else None
 
 
 def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = PET) -> list[Assigned]:
-    """Ingest items of a subject, one after the other."""
+    """Ingest items of one subject, one after the other."""
     return [
         service.assign(
             pet,
@@ -47,7 +47,7 @@ def take(service: ClusterService, subject: int, numbers: range, *, pet: PetId = 
 
 
 def grouped(store: PetStore, n_subjects: int, numbers: range) -> ClusterService:
-    """Return a service whose pet has items ``numbers`` of each subject, reclustered into clusters 1, 2, …"""
+    """Return a service whose pet has the items ``numbers`` of each subject, reclustered into clusters 1, 2, …"""
     service = ClusterService(store)
     for subject in range(n_subjects):
         take(service, subject, numbers)
@@ -56,7 +56,7 @@ def grouped(store: PetStore, n_subjects: int, numbers: range) -> ClusterService:
 
 
 def two_looks(service: ClusterService) -> None:
-    """Give the pet clusters 1 and 2, which are two looks of subject 0, and four clusters of other subjects."""
+    """Give the pet clusters 1 and 2, which show subject 0 in two ways, and four clusters of other subjects."""
     for look, sign in enumerate((1, -1)):
         for number in range(12):
             vector = picture(0, 100 * look + number) + 0.4 * sign * picture(1, number)

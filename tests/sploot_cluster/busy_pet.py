@@ -21,7 +21,7 @@ from tests.sploot_cluster.albums import MODEL, PET, name, picture
 
 @dataclass(slots=True)
 class Answers:
-    """The results that a worker got: its revisions, and the items and operations that must exist afterwards."""
+    """The results of a worker's calls: its revisions, and the items and operations that must exist afterwards."""
 
     revisions: list[int] = field(default_factory=list)
     media: list[MediaId] = field(default_factory=list)
@@ -30,7 +30,7 @@ class Answers:
 
 
 class Worker:
-    """One of several workers on the same pet. Half of its arrivals are its own; all workers send the other half."""
+    """One of several workers on the same pet. It sends items of two kinds: its own, and items that all workers send."""
 
     def __init__(self, service: ClusterService, worker: int) -> None:
         self.service, self.worker = service, worker

@@ -2,7 +2,7 @@
 
 ``python -m tests.sploot_cluster.days [EVENTS] [SEED]``, or ``make promises``, simulates days until EVENTS events have
 happened. After every event it checks that all corrections hold (``oracle``) and that no id changed its meaning
-(``lineage``). It prints its seed first, and exits with 1 if a promise is broken.
+(``lineage``). It prints its seed first, and exits with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -44,16 +44,15 @@ class Day:
     """A pet to which random events happen.
 
     Args:
-        upheavals: include deletions, model switches, names, covers, hiding, locks,
-            separations and replacements.
-            Off by default, so that known seeds replay their days.
+        upheavals: include deletions, model switches, names, covers, hiding, locks, separations and replacements. False
+            by default, so that known seeds still produce the same days.
         store: the store that holds the pet.
     """
 
     def __init__(self, seed: int, *, upheavals: bool = False, store: Witness | None = None) -> None:
         self.seed, self.random = seed, Random(seed)
         self.store = store or Witness()
-        self.sent: set[MediaId] = set()  # without items that were deleted later
+        self.sent: set[MediaId] = set()  # the items sent, except those that were deleted later
         # some pets use exact arrivals, which move existing items
         self.service = ClusterService(
             self.store, settings=ClusterSettings(exact_until=self.random.choice([0, 0, 10_000]))
@@ -78,7 +77,7 @@ class Day:
             self.deeds |= {self.cover: 4, self.lock: 8, self.replace: 6}
 
     def go_on(self) -> str:
-        """Run a random event and return its name; raise AssertionError if a promise is broken afterwards."""
+        """Run a random event and return its name; raise AssertionError if a check fails afterwards."""
         deed = self.random.choices([*self.deeds], weights=[*self.deeds.values()])[0]
         self.n_steps += 1
         event = deed.__name__
@@ -96,7 +95,7 @@ class Day:
             self.n_pictures += 1
 
     def mistake(self, state: PetState, operation_id: str) -> None:
-        """Send the next item with a vector of the wrong model; the correct vector may follow."""
+        """Send the next item with a vector of the wrong model, and perhaps the correct vector after it."""
         if not state.n_media:
             return
         vector = picture(self.random.randrange(4), self.n_pictures)
@@ -150,7 +149,7 @@ class Day:
         self.service.cover(PET, cluster, (media or ["nothing"])[0], operation_id=operation_id, by="ada")  # type: ignore[list-item]
 
     def replace(self, state: PetState, operation_id: str) -> None:
-        """Replace the vector of an item by one of any subject, and check that nothing else moves."""
+        """Replace the vector of an item with one of a random subject, and check that no other item moves."""
         if not state.n_media or self.n_switches:
             return
         item = self.random.choice(list(state.media))
@@ -214,7 +213,7 @@ class Day:
     def switch(self, state: PetState, operation_id: str) -> None:
         """Switch to a new model. Its vectors differ slightly, and it may have items that the old model lacks.
 
-        Sometimes end the new model instead, and sometimes switch back.
+        Sometimes end the candidate model instead of switching to it, and sometimes switch back afterwards.
         """
         if not state.n_media:
             return
@@ -252,7 +251,7 @@ class Day:
 
 
 def check(day: Day, context: str) -> None:
-    """Assert that the pet obeys its corrections, according to the oracle, and that ids and columns are consistent."""
+    """Assert that the pet obeys its corrections according to the oracle, and that ids and columns are consistent."""
     state = day.store.load(PET)
     cluster_of = dict(zip(state.media, state.labels.tolist(), strict=True))
     assert demands(state.ledger).broken(cluster_of, state.aliases) == [], context

@@ -1,4 +1,4 @@
-"""Checks of the meaning of ids after each commit, derived from all earlier states instead of a store's history."""
+"""Checks that cluster ids keep their meaning, derived from all earlier states and not from a store's history."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sploot_cluster.store.memory import MemoryPetStore
 
 
 class Witness(MemoryPetStore):
-    """A store that records every state, and raises AssertionError at a commit that changes the meaning of an id.
+    """A store that records every state and raises AssertionError if a commit changes the meaning of an id.
 
     Attributes:
-        seen: every state, without items that were deleted or left out since.
+        seen: every state, without the items that were deleted or left out afterwards.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ def check_went_on(before: PetState, after: PetState, context: str, *, undone: Se
         target = before.aliases.get(id_, id_)
         expected = target if target in after.clusters else heir(held.get(target, set()), after)
         now = after.aliases.get(id_)
-        # an undo restores aliases from before a merge, and updates the ids that it could not give back
+        # an undo restores the aliases from before a merge, and updates those of the ids that it could not restore
         assert now == expected or (undone is not None and id_ in before.aliases), f"{context}: {id_} points to {now}"
 
 
@@ -126,7 +126,7 @@ def check_restored(before: PetState, then: PetState, since: Sequence[PetState], 
 
 
 def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
-    """Return the items of each living id, without absorbed ones."""
+    """Return the items of each id that is in use, without absorbed items."""
     found: dict[ClusterId, set[MediaId]] = {id_: set() for id_ in state.clusters}
     for item, label, origin in zip(state.media, state.labels.tolist(), state.origins.tolist(), strict=True):
         if label != -1 and origin != Origin.ABSORBED:
@@ -142,7 +142,7 @@ def heir(media: set[MediaId], after: PetState) -> ClusterId | None:
 
 
 def most_went_to(media: set[MediaId], after: PetState) -> set[int]:
-    """Return the cluster with most of these items, or several clusters if they are tied."""
+    """Return the cluster that has most of these items; several clusters in case of a tie."""
     went = Counter(int(after.labels[after.rows[item]]) for item in media)
     del went[-1]
     return {label for label in went if went[label] == max(went.values())}

@@ -23,11 +23,11 @@ from sploot_cluster.pet.models import ClusterId, Correction, MediaId
 
 @dataclass
 class Demands:
-    """The demands of a ledger.
+    """The demands of a ledger's corrections.
 
     Attributes:
         components: item -> all items that must share its cluster, including itself.
-        placed: items that a person put somewhere.
+        placed: items that a person put into a cluster.
         cannot: pairs of items that must not share a cluster.
         dismissed: items that must be in no cluster.
         barred: (item, id of a cluster that it must not be in), unless a correction placed the item.
@@ -47,7 +47,7 @@ class Demands:
     def broken(
         self, labels: Mapping[MediaId, int], aliases: Mapping[ClusterId, ClusterId]
     ) -> list[tuple[MediaId, MediaId]]:
-        """Return the pairs that ``labels`` break. An item paired with itself is where it must not be."""
+        """Return the pairs that ``labels`` break. An item paired with itself is in a cluster where it must not be."""
         broken = []
         for item in self.placed & labels.keys():
             if labels[item] == -1:
@@ -74,7 +74,7 @@ def names_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, str]:
 
 
 def pet_name_in_force(ledger: Sequence[Correction]) -> str | None:
-    """Return the name that the newest naming of the pet in force gives it."""
+    """Return the name that the newest naming in force gives the pet."""
     names = (correction.name for correction in _in_force(ledger) if isinstance(correction, PetNaming))
     return next(names, None) or None
 
@@ -89,7 +89,7 @@ def covers_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, MediaId]:
 
 
 def locked_in_force(ledger: Sequence[Correction]) -> set[ClusterId]:
-    """Return the cluster ids whose newest lock or unlock in force locks them."""
+    """Return the cluster ids for which the newest lock or unlock in force is a lock."""
     newest: dict[ClusterId, bool] = {}
     for correction in _in_force(ledger):
         if isinstance(correction, Locking):
@@ -110,7 +110,7 @@ def _in_force(ledger: Sequence[Correction]) -> Iterator[Correction]:
 
 
 def merged_in(merge: Merge, ledger: Sequence[Correction]) -> dict[ClusterId, list[MediaId]]:
-    """Return the items of each merged cluster: those that the merge names, and all those of its base."""
+    """Return the items of each merged cluster: the items that the merge names, and all items of its base."""
     merges = {one.revision: one for one in ledger if isinstance(one, Merge)}
 
     def everything(merge: Merge) -> dict[ClusterId, list[MediaId]]:
@@ -136,7 +136,7 @@ def _named_by(correction: Correction, ledger: Sequence[Correction]) -> set[Media
 def demands(ledger: Sequence[Correction]) -> Demands:
     result = Demands()
     newer_sides: list[tuple[set[MediaId], set[MediaId]]] = []  # the two sides of each newer split or exclusion
-    # for each newer exclusion: the items that really left, and those that remained
+    # for each newer exclusion: the items that left the cluster, and those that remained
     newer_exits: list[tuple[set[MediaId], set[MediaId]]] = []
     released: set[MediaId] = set()  # items that newer placements moved
 
@@ -191,7 +191,7 @@ def demands(ledger: Sequence[Correction]) -> Demands:
 def _gone(
     media: set[MediaId], dismissed: set[MediaId], newer_exits: Sequence[tuple[set[MediaId], set[MediaId]]]
 ) -> set[MediaId]:
-    """Return the items of ``media`` that newer corrections removed: dismissed items, and items excluded from others."""
+    """Return the items of ``media`` that newer corrections dismissed or excluded from the others."""
     exits = [left & media for left, remained in newer_exits if remained & media]
     return (media & dismissed).union(*exits)
 
@@ -199,7 +199,7 @@ def _gone(
 def _keep_apart(
     result: Demands, correction: Separation, released: set[MediaId]
 ) -> list[tuple[set[MediaId], set[MediaId]]]:
-    """Separate each group from all later ones; return the two sides of each separation."""
+    """Separate each group from all groups after it; return the two sides of each separation."""
     sides = []
     left = [{*members} - released for _, members in sorted(correction.groups.items())]
     for at, members in enumerate(left[:-1], start=1):

@@ -46,7 +46,7 @@ def pet_state(
 
 
 def looks(*counts: int, spread: float = 0.05, dim: int = 8, seed: int = 1) -> FloatMatrix:
-    """Return unit vectors close to axes: ``counts[i]`` of them close to axis i, in this order."""
+    """Return unit vectors close to axes, in order: ``counts[0]`` vectors close to axis 0, and so on."""
     rng = np.random.default_rng(seed)
     axes = np.repeat(np.arange(len(counts)), counts)
     x = rng.normal(scale=spread, size=(len(axes), dim))

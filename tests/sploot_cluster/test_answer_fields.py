@@ -1,4 +1,4 @@
-"""A dataclass has the same public fields with pydantic (the API) and without it (the command line)."""
+"""Tests that a dataclass has the same public fields with pydantic (the API) and without it (the command line)."""
 
 from __future__ import annotations
 

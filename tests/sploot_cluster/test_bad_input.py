@@ -1,4 +1,4 @@
-"""Unusual input to the library: a matrix of vectors gets labels, anything else an error that names the problem."""
+"""Tests of unusual input: a matrix of vectors gets labels, anything else an error that names the problem."""
 
 from __future__ import annotations
 

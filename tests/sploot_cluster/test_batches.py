@@ -1,4 +1,4 @@
-"""Tests of batches of arrivals: they have the effects of single arrivals, or none."""
+"""Tests that a batch of arrivals has the same effects as single arrivals, or no effect."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def traffic(seed: int, n: int) -> list[NewItem]:
         if sent and rng.random() < 0.05:
             sent.append(rng.choice(sent[-40:]))
             continue
-        # many arrivals are about as far from a cluster as it allows
+        # so that many arrivals are close to the threshold of a cluster
         vector = centres[rng.randrange(5)] + rng.choice([0.3, 0.5, 0.7, 2.0]) * values.normal(size=DIM)
         is_odd = rng.random() < 0.01
         sent.append(NewItem(rng.choice(PETS), MediaId(f"m-{seed}-{number}"), "other@1" if is_odd else MODEL, vector))
@@ -54,7 +54,7 @@ def assign(service: ClusterService, one: NewItem) -> Assigned | None:
 
 
 def assign_in_batches(service: ClusterService, sent: Sequence[NewItem], rng: Random) -> int:
-    """Assign items in batches of random sizes, and singly what a batch leaves out; return the number of these."""
+    """Assign items in batches of random sizes; assign those that a batch leaves out singly, and return their number."""
     at, n_alone = 0, 0
     while at < len(sent):
         some = sent[at : at + rng.choice([1, 2, 7, 40, 120])]
@@ -67,7 +67,7 @@ def assign_in_batches(service: ClusterService, sent: Sequence[NewItem], rng: Ran
 
 
 def facts(store: MemoryPetStore | RedisPetStore, pet: PetId) -> dict[str, Any]:
-    """Return all that arrivals write, but the revisions."""
+    """Return everything that arrivals write, except revisions."""
     state, tally = store.load(pet), store.tally(pet)
     return {
         "media": list(state.media),
@@ -83,7 +83,7 @@ def facts(store: MemoryPetStore | RedisPetStore, pet: PetId) -> dict[str, Any]:
 
 
 class Requests:
-    """Notes the pets that should be reclustered."""
+    """A recorder of the pets for which a recluster is requested."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, str]] = []
@@ -93,7 +93,7 @@ class Requests:
 
 
 class Moving(MemoryPetStore):
-    """A store in which others commit to pets before the next batch does."""
+    """A store in which other writers commit to pets before the next batch does."""
 
     def __init__(self, *moves: Callable[[MemoryPetStore], object]) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ def test_batches_leave_the_same_pets_as_single_arrivals(seed: int) -> None:
             for service in services:
                 service.recluster(pet)
 
-    assert 0 < n_alone < 100  # those of another model
+    assert 0 < n_alone < 100  # the items of another model
     assert origins[Origin.ARRIVED] > 100
     assert origins[Origin.NOISE] > 100
     assert max(together.load(pet).revision for pet in PETS) < min(singly.load(pet).revision for pet in PETS)
@@ -295,7 +295,7 @@ def test_outage_is_raised_and_a_repeat_finds_what_was_written() -> None:
 
 
 class TimeIsUp(BaseException):
-    """An exception like Dramatiq's time limit."""
+    """An exception that, like Dramatiq's time limit, is not an ``Exception``."""
 
 
 def test_interrupted_batch_releases_its_pets() -> None:

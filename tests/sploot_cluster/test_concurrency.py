@@ -1,4 +1,4 @@
-"""Many workers on one pet: nothing is lost or duplicated, and corrections hold."""
+"""Tests of many workers on one pet: nothing is lost or duplicated, and corrections hold."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def columns_agree(client: redis.Redis) -> bool:
-    """Return whether the columns of the pet have the same length and name the same items."""
+    """Return whether all columns of the pet have the same length and contain the same items."""
     keys = PetKeys.of(PET)
     n, dim = (int(value or 0) for value in client.hmget(keys.meta, "n_media", "dim"))
     media = client.lrange(keys.media, 0, -1)
@@ -49,7 +49,7 @@ def columns_agree(client: redis.Redis) -> bool:
 
 
 def standing_alone(ledger: Sequence[Correction]) -> list[Statement]:
-    """Return the corrections in force whose items no later correction names. They hold whatever else happens."""
+    """Return the corrections in force whose items no later correction names; these hold whatever else happens."""
     alone: list[Statement] = []
     taken_back: set[int] = set()
     named: set[MediaId] = set()

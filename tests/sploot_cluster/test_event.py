@@ -1,4 +1,4 @@
-"""The event of an item: all forms give the same value, errors name the invalid field, unknown fields are ignored."""
+"""Tests of the event: all forms give the same value, errors name the invalid field, unknown fields are ignored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache of pets: each pet is used by one thread at a time, and the cache is limited in size."""
+"""Tests of the cache of pets: one thread at a time uses a pet, and the size of the cache is limited."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_pet_is_released_when_its_use_fails() -> None:
 
 
 def test_cache_of_single_item_pets_stays_within_its_limit(redis_url: str) -> None:
-    """The vector buffer of each pet has room for growth, which makes it eight times as large."""
+    """The cache counts the room for growth in each pet's vector buffer, which makes it eight times as large."""
     with redis.Redis.from_url(redis_url) as client:
         store, limit = RedisPetStore(client), 1_000_000
         service = ClusterService(store, cache_bytes=limit)

@@ -1,4 +1,4 @@
-"""Corrections hold on a few simulated days. ``make promises`` simulates 10,000 events of new days."""
+"""Tests that corrections hold on a few simulated days. ``make promises`` simulates 10,000 events of new days."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import pytest
 from tests.sploot_cluster.days import STEPS, Day, check_past
 
 
-# With the last seed, a second recluster without new items once moved items between clusters that splits had separated.
+# The last seed reproduces a bug: a second recluster without new items moved items between clusters that splits had
+# separated.
 @pytest.mark.parametrize("seed", [*range(4), 4044085121])
 def test_corrections_hold_on_simulated_days(seed: int) -> None:
     day = Day(seed)

@@ -1,4 +1,4 @@
-"""Previews that start from the groups of the package hdbscan, and what callers get where it is not installed."""
+"""Tests of previews that start from the groups of the package hdbscan, and of errors where it is not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clustering settings and their validation."""
+"""Tests of the clustering settings and their validation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two workers on one pet in Redis, one committing right before the other: no update of either is lost."""
+"""Tests of two workers on one pet in Redis: if one commits right before the other, no update of either is lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OvertakenStore(RedisPetStore):
 
 
 class Pair:
-    """Two workers with separate caches, and the items and operations that must exist, given the results they got."""
+    """Two workers with separate caches, and the items and operations that must exist according to their results."""
 
     def __init__(self, client: redis.Redis) -> None:
         client.flushall()
@@ -78,7 +78,7 @@ class Pair:
         try:
             _as_the_queue_does(act[deed])
         except (InvalidInput, StalePreview):
-            return  # the other worker has changed the state that the operation was meant for
+            return  # the other worker has changed the state for which the operation was intended
         match deed:
             case "arrive":
                 self.media.add(name(seed % 3, number))

@@ -1,4 +1,4 @@
-"""The HTTP API for tests: a service in memory, and a queue that records what is enqueued."""
+"""The HTTP API for tests, with a service in memory and a queue that records what is enqueued."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def job_status(job_id: str, state: JobState, reason: str, **facts: Any) -> JobSt
 
 
 class Part:
-    """A part of an application, such as its service. Each test replaces it with its own."""
+    """A proxy for a part of an application, such as its service. Each test makes it refer to its own part."""
 
     def __init__(self) -> None:
         self.now: Any = None
@@ -78,7 +78,7 @@ class Part:
 
 
 class UsedApp:
-    """An application that tests use in turn, each with its own parts, because building one takes 50 ms."""
+    """An application that tests share, each with its own parts, because it takes 50 ms to build one."""
 
     free: ClassVar[list[UsedApp]] = []
 
@@ -88,14 +88,14 @@ class UsedApp:
 
 
 class TrustingService(ClusterService):
-    """A service that accepts corrections of pets that it does not have, for tests of everything around them."""
+    """A service that accepts corrections of pets that it does not have, for tests of other parts of the API."""
 
     def check(self, request: Request[Any]) -> None:
         pass
 
 
 class Front:
-    """The application with its service and queue. ``service_type`` is the real service, or one that checks less."""
+    """The application with its service and queue. ``service_type`` is the real service or one with fewer checks."""
 
     def __init__(self, *, service_type: type[ClusterService] = TrustingService, **options: Any) -> None:
         self.store = MemoryPetStore()
@@ -113,5 +113,5 @@ class Front:
 
 
 def client_of(app: Any, *, peer: str = "127.0.0.1", host: str = "127.0.0.1:8080") -> TestClient:
-    """Return a client that connects from ``peer`` to ``host``. Exceptions become responses, as over a network."""
+    """Return a client that connects from ``peer`` to ``host``. It turns exceptions into responses, as a server does."""
     return TestClient(app, base_url=f"http://{host}", client=(peer, 50_000), raise_server_exceptions=False)

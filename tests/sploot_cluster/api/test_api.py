@@ -40,7 +40,7 @@ NOTED: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def lasting_front() -> Iterator[Front]:
-    """A front for requests that change no pet."""
+    """A front that tests share because their requests change no pet."""
     front = Front()
     with front.http:
         yield front
@@ -386,7 +386,7 @@ def test_invalid_parameter_of_a_list_is_named(front: Front, query: str, field: s
 
 
 class ManyPets(MemoryPetStore):
-    """A store that lists more pets than can be sorted, each named *Rex*."""
+    """A store that lists more pets than the API can sort, each named *Rex*."""
 
     def pets(self) -> Sequence[PetId]:
         return [PetId(number) for number in range(1, MAX_SORTED + 2)]
@@ -566,7 +566,7 @@ def test_correction_with_a_stale_etag_is_enqueued_if_items_only_arrived(
 
     assert (answer.status_code, answer.headers["Arrivals-Since"]) == (202, "2")
     what, facts = NOTED[path]
-    # the revision that the caller saw, so that a later move is detected when the correction runs
+    # enqueued with the revision that the caller saw, so that a later move is detected when the correction runs
     assert front.queue.asked == [(what, facts | {"expected_revision": 13})]
 
 

@@ -1,4 +1,4 @@
-"""Tests of what all requests and responses have in common, and of the patience of the server's connections."""
+"""Tests of what all requests and responses have in common, and of time limits on slow connections."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Impatient(PatientProtocol):
 
 @contextmanager
 def served(app: Any) -> Iterator[int]:
-    """Serve the application with short waits, and yield its port."""
+    """Serve the application with short time limits, and yield its port."""
     config = uvicorn.Config(app, port=0, http=Impatient, log_config=None, lifespan="off", timeout_graceful_shutdown=30)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -176,7 +176,7 @@ def test_stream_of_events_does_not_delay_the_shutdown() -> None:
         while b"data: 1" not in received:
             received += connection.recv(1_000)
 
-    # the shutdown would otherwise have waited for the stream longer than for the thread
+    # otherwise, the shutdown would have waited 30 s for the stream, longer than `served` waits for the thread
     assert everything_from(connection).count(b"data: ") == 0
     connection.close()
 

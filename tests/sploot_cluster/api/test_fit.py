@@ -1,4 +1,4 @@
-"""Tests that corrections are refused before they are enqueued, and that waiting requests stop no others."""
+"""Tests that corrections are checked before they are enqueued, and that waiting requests do not block others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECLUSTER = f"{CORRECT}/recluster"
 
 @pytest.fixture(scope="module")
 def merged() -> Front:
-    """A front of a pet with clusters 1 and 3; 2 was merged into 1 at revision 20, and a split of 1 was undone."""
+    """A front with a pet that has clusters 1 and 3; 2 was merged into 1 at revision 20, and a split of 1 was undone."""
     front = Front(service_type=ClusterService)
     for subject in range(3):
         take(front.service, subject, range(6))

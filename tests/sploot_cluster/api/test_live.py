@@ -1,4 +1,4 @@
-"""Tests of the feed of events: one reader for all viewers, its bounds, and its failures."""
+"""Tests of the feed of events: one reader for all viewers, limits and failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Test = Callable[[], Coroutine[Any, Any, None]]
 
 
 def numbered() -> Callable[[], Events]:
-    """Return a function that returns other events at every call."""
+    """Return a function that returns new events at every call, numbered from 0."""
     numbers = count()
     return lambda: {"n": str(next(numbers)).encode()}
 
@@ -33,7 +33,7 @@ def test_one_read_serves_all_viewers_and_reading_ends_with_the_last() -> None:
             await viewer.aclose()
         await asyncio.sleep(0)
 
-        # twenty readers would have read twenty times as often
+        # with a reader for each of the twenty viewers, there would be twenty times as many reads
         assert max(seen[0]) < 20
         assert all(earlier < later for earlier, later in zip(seen[0], seen[2], strict=True))
         assert asyncio.all_tasks() == {asyncio.current_task()}

@@ -16,7 +16,7 @@ from tests.sploot_cluster.api.front import API, Front
 # The first integer that a double cannot represent, one of 19 digits, and the largest id.
 LARGE = [2**53 + 1, 1_800_000_000_000_000_001, 2**63 - 1]
 
-# Path -> the body without its ids, and the names of the ids.
+# Path -> the body without its ids, and the names of the id fields.
 IDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "/clusters/recluster": ({}, ["pet_id"]),
     **{

@@ -1,4 +1,4 @@
-"""Every request is reported by operation and status, never by path."""
+"""Tests that every request is reported by operation and status, never by path."""
 
 from __future__ import annotations
 

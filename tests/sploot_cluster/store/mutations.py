@@ -1,4 +1,4 @@
-"""Random mutations of exported pets: each file is refused, and nothing is written, or it is imported as it is.
+"""Random mutations of exported pets. Each file must be either refused before anything is written, or imported as it is.
 
 Usage: ``python -m tests.sploot_cluster.store.mutations [--n 10000] [--seed 1]``
 """
@@ -41,11 +41,11 @@ def judge(service: ClusterService, client: Any, file: bytes, mutated: dict[str, 
     """Import a file as pet 7, on a server that has no other data; return the outcome.
 
     Args:
-        mutated: the members of the file; None if it may be no zip any more.
+        mutated: the members of the file; None if the mutation may have made it an invalid zip.
 
     Raises:
-        AssertionError: the file was refused although keys were written, or what was imported is not what the file has,
-            or the imported pet does not work.
+        AssertionError: the file was refused although keys were written, the imported pet differs from the file, or the
+            imported pet does not work.
     """
     try:
         service.import_pet(file, pet=IMPORTED)
@@ -59,7 +59,7 @@ def judge(service: ClusterService, client: Any, file: bytes, mutated: dict[str, 
     if facts["model"] and facts["dim"] == DIM:
         service.assign(IMPORTED, MediaId("next"), model=facts["model"], vector=picture(0, 77))
     for number, correction in enumerate(facts["ledger"]):
-        with suppress(InvalidInput):  # such as one that is undone already
+        with suppress(InvalidInput):  # for example, the correction is undone already
             service.undo(IMPORTED, correction["revision"], operation_id=f"undo-{number}", by="ada")
     service.recluster(IMPORTED)
     service.tally(IMPORTED).view(IMPORTED)
@@ -69,7 +69,7 @@ def judge(service: ClusterService, client: Any, file: bytes, mutated: dict[str, 
 
 
 def contents_of(members: dict[str, bytes]) -> dict[str, Any]:
-    """Return the contents of an export as values, without the order of clusters and vectors of a candidate model."""
+    """Return the contents of an export as values; ignore the order of clusters and of the candidate model's vectors."""
     facts = json.loads(members["pet.json"])
     shadow = facts["shadow"]
     if shadow is not None:
@@ -83,13 +83,13 @@ def contents_of(members: dict[str, bytes]) -> dict[str, Any]:
 
 
 def _column_of(name: str, content: bytes) -> bytes:
-    """Return a column; a record of overwritten labels as this release compresses it."""
+    """Return the bytes of a column. A record of overwritten labels is compressed again as this release does it."""
     head, _, revision = name.partition("/")
     return past.dump(past.load(int(revision), content)) if head == "overwritten" else content
 
 
 def has_all_of(file: Any, exported: Any) -> bool:
-    """Return whether a file states all of what was exported; fields that this release does not know do not count."""
+    """Return whether a file contains everything that an export of its pet contains; unknown fields are ignored."""
     if isinstance(exported, dict) and isinstance(file, dict):
         return all(name in file and has_all_of(file[name], one) for name, one in exported.items())
     if isinstance(exported, list) and isinstance(file, list):
@@ -98,7 +98,7 @@ def has_all_of(file: Any, exported: Any) -> bool:
 
 
 def mutations(members: dict[str, bytes], seed: object) -> Iterator[tuple[bytes, dict[str, bytes] | None]]:
-    """Yield one random mutation after another: the file, and its members if it is surely a zip."""
+    """Yield random mutations without end: the file, and its members if it is certainly a zip."""
     rng = random.Random(f"{seed}")
     whole = archives.pack(members)
     while True:
@@ -167,7 +167,7 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 def run(client: redis.Redis, members: dict[str, bytes], n: int, seed: object) -> Counter[str]:
-    """Judge n mutations; return how often each outcome was."""
+    """Judge n mutations; return the number of each outcome."""
     service = ClusterService(RedisPetStore(client))
     outcomes: Counter[str] = Counter()
     for number, (file, mutated) in zip(range(n), mutations(members, seed), strict=False):

@@ -1,4 +1,4 @@
-"""Tests that archives are read within a size limit whatever they declare, and that JSON in them is checked."""
+"""Tests that reading an archive obeys a size limit, whatever the archive declares, and that its JSON is checked."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_dump_is_consistent_if_an_item_leaves_the_quarantine_meanwhile(
 
 @pytest.mark.scale
 def test_big_pet_stops_redis_for_no_longer_than_five_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each use of a pet of 50,000 items is made up to five times: a command may be interrupted by other processes."""
+    """Repeats each use of a pet of 50,000 items up to five times, because other processes may interrupt a command."""
     found: dict[str, big_pets.Use] = {}
     for _ in range(5):
         with EmbeddedRedis(options={"appendonly": "yes"}) as server:

@@ -61,7 +61,7 @@ def album(client: Any) -> ClusterService:
 
 
 def cut(client: Any, key: str) -> None:
-    """Remove the last element of a key of any type."""
+    """Remove the last element of a key, whatever its type."""
     match client.type(key):
         case b"string":
             client.set(key, bytes(client.get(key) or b"")[:-4])

@@ -1,4 +1,4 @@
-"""What a million pets cost: no command reads all of them. ``make test-scale`` runs this and prints figures."""
+"""Tests that no command is slow with a million pets. ``make test-scale`` runs them and prints figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.sploot_cluster.albums import PET, take
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(900)]
 
 N = 1_000_000
-# The longest time that a command may block the server; other clients do not notice ten milliseconds.
+# Maximum time in ms for which a command may block the server; other clients do not notice ten milliseconds.
 LONGEST_MS = 10.0
 ROUNDS = 3
 
@@ -42,7 +42,7 @@ end
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedRedis]:
-    """A server with a pet that has items, and a million others."""
+    """A server with a pet that has items, and a million pets without items."""
     options = {"appendonly": "no", "slowlog-log-slower-than": "500", "slowlog-max-len": "20000"}
     with EmbeddedRedis(options=options) as server, redis.Redis.from_url(server.url, socket_timeout=60) as client:
         undisturbed(server)
@@ -60,16 +60,16 @@ def server() -> Iterator[EmbeddedRedis]:
 
 
 def undisturbed(server: EmbeddedRedis) -> None:
-    """Let the server run before other programs, so that their work is not measured as its own; if that is allowed."""
+    """Give the server priority over other programs, if that is permitted, so that their work is not measured."""
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, server.pid or 0, -15)
 
 
 def measured(client: Any, what: str, use: Callable[[], object]) -> dict[str, float]:
-    """Return how long each command takes during a use, in ms, without the longest hundredth of its calls.
+    """Return the duration of each command during a use, in ms, without the slowest hundredth of its calls.
 
-    Other programs interrupt the server in some calls, whatever these do. So the use is measured up to three times if a
-    command took too long, and the shortest of its results counts.
+    Other programs may interrupt the server during any call. So if a command took too long, the use is measured again,
+    up to three times, and the command's shortest duration counts.
     """
     best: dict[str, float] = {}
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""Tests of imports of files that somebody changed: refused before anything is written, or imported as they are."""
+"""Tests that an import either refuses a file that was changed, before it writes anything, or imports it as it is."""
 
 from __future__ import annotations
 

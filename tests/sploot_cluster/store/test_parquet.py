@@ -1,4 +1,4 @@
-"""Parquet files of all pets, read back by pyarrow."""
+"""Tests of the Parquet files of all pets, which pyarrow reads back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AT = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
 
 
 def filled(store: MemoryPetStore | RedisPetStore) -> ClusterService:
-    """Return a service with two pets: one with two subjects, one of another model and dimension."""
+    """Return a service with two pets: one with two subjects, and one with another model and dimension."""
     service = ClusterService(store)
     for subject in range(2):
         for n in range(6):

@@ -1,4 +1,4 @@
-"""Tests of repairs: whatever key of a pet is deleted or truncated, what can be derived is, and the rest is listed."""
+"""Tests of repairs: whichever key is damaged, data that can be derived is restored, and losses are listed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ AT = datetime(2026, 11, 30, 12, tzinfo=UTC)
 DISMISSED = name(0, 5)
 EVERYTHING = {name(subject, number) for subject in range(3) for number in range(8)} | {"odd"}
 
-# What a repair cannot restore if this key is deleted; truncated ones lose the same or less.
+# Key -> the loss that a repair reports if the key is deleted. A truncated key loses the same or less.
 LOST = {
     KEYS.labels: "the clusters of",
     KEYS.origins: "the origins of",
@@ -41,7 +41,7 @@ LOST = {
     KEYS.occurred_at: "the times that producers stated for",
 }
 
-# What other damage may lose too.
+# Further losses that other damage may cause.
 ALSO_LOST = (LOST[KEYS.overwritten], "clusters without items", "aliases of ended clusters")
 
 Damage = Callable[[Any, str], object]
@@ -49,7 +49,7 @@ Damage = Callable[[Any, str], object]
 
 @pytest.fixture(scope="module")
 def whole(redis_server: EmbeddedRedis) -> RawPet:
-    """The keys of a pet that has data in each, read once: it takes a while to make such a pet."""
+    """The raw keys of a pet with data in every key, created once because it takes a while."""
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
         album(client)
@@ -58,7 +58,7 @@ def whole(redis_server: EmbeddedRedis) -> RawPet:
 
 @pytest.fixture
 def repairs(redis_client: redis.Redis, whole: RawPet) -> PetRepairs:
-    """Repairs of a server that has the pet."""
+    """A ``PetRepairs`` for a server that has the pet."""
     repairs = PetRepairs(redis_client)
     repairs.put_back(whole)
     return repairs
@@ -72,7 +72,7 @@ def repaired(repairs: PetRepairs, *, model: str | None = MODEL) -> Salvaged:
 
 
 def problems_of(pet: PetDump) -> list[str]:
-    """Return everything that an import would refuse in the pet; its file must also be what its dump was."""
+    """Return the reasons for which an import would refuse the pet. Also check that its export file equals its dump."""
     exported = export_file.dump(pet)
     assert export_file.dump(export_file.load(exported)) == exported
     return list(export_file.problems(pet))
@@ -99,7 +99,7 @@ def test_repair_of_a_damaged_key_restores_the_pet_and_its_corrections(
     assert missing == ({"odd"} if key == KEYS.quarantine else set())
     assert found.pet.history[-1].kind == "repair"
 
-    # producers send again what they have: everything is as it was, and corrections hold
+    # producers send all items again: then the pet is as it was before, and corrections hold
     service = ClusterService(RedisPetStore(redis_client))
     for subject in range(3):
         take(service, subject, range(8))
@@ -223,7 +223,7 @@ def test_pet_with_random_damage_is_whole_after_a_repair(
         for key in hurt:
             rng.choice([redis.Redis.delete, cut, _scramble, _replace])(redis_client, key)  # type: ignore[operator]
         if repairs.damage(PET) is None:
-            continue  # a byte that means nothing changed, such as one of a name
+            continue  # a byte without significance changed, such as one in a name
         raw = repairs.read(PET)
         named = {item.decode(errors="replace") for item in (*raw.items("media"), *raw.pairs("rows"))}
 
@@ -243,7 +243,7 @@ def test_pet_with_random_damage_is_whole_after_a_repair(
 
 
 def _scramble(client: Any, key: str) -> None:
-    """Change a byte of a value."""
+    """Change one random byte of a value."""
     match client.type(key):
         case b"string":
             client.setrange(key, client.strlen(key) // 2, b"\xfe\xff")

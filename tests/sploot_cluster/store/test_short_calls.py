@@ -84,7 +84,7 @@ def test_connection_to_a_demoted_server_is_replaced(redis_client: redis.Redis) -
     refuses, echo = calls.script("return redis.error_reply('READONLY no')"), calls.script(ECHO)
     echo(keys=(), args=("loads it",))
     with pytest.raises(redis.ResponseError):
-        refuses(keys=())  # loads the script
+        refuses(keys=())  # this call loads the script
     before = {one["id"] for one in redis_client.client_list()}
 
     with pytest.raises(redis.ResponseError):

@@ -1,4 +1,4 @@
-"""Tests of the contract of all stores, followed by tests of the Redis store."""
+"""Tests of the contract of every pet store, followed by tests of the Redis store alone."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def arrival(state: PetState, *names: str, label: int = NOISE, dim: int = DIM) ->
 
 
 def time(name: str) -> int:
-    """Return the time of an item: unknown for ``c``, long ago for ``b``."""
+    """Return the time of an item: none for ``c``, long ago for ``b``."""
     return {"b": -(10**13), "c": UNKNOWN}.get(name, 1_769_860_800_000 + len(name))
 
 
@@ -587,7 +587,7 @@ def test_load_many_and_commit_many_take_one_round_trip_each(redis_client: redis.
     store.load_many(states)
     store.commit_many([(state, arrival(state, "b")) for state in states])
 
-    # the second INFO is one, too
+    # one read for load_many, one for commit_many, and one for the second INFO
     assert int(redis_client.info("stats")["total_reads_processed"]) - before == 3
 
 
@@ -681,7 +681,7 @@ def test_load_with_a_lost_reply_is_repeated(redis_client: redis.Redis, monkeypat
 
 
 def lose_one_answer(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Lose the next reply and break its connection; return a list that will contain the lost reply."""
+    """Drop the next reply and break its connection; return a list to which the lost reply will be added."""
     read, lost = AbstractConnection.read_response, list[Any]()
 
     def read_or_lose(self: Any, *args: Any, **kwargs: Any) -> Any:

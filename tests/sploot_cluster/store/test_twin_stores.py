@@ -28,7 +28,7 @@ STEPS = 40
 
 
 class Mirrored(Witness):
-    """A store in memory that repeats each change in a second store and never uses the data of that store."""
+    """A store in memory that repeats each change in a second store, from which it never reads."""
 
     def __init__(self, twin: PetStore) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def pasts(store: PetStore) -> list[Snapshot]:
 
 
 def facts(store: PetStore) -> dict[str, Any]:
-    """Return all stored data of the pet, without values that each store generates for itself."""
+    """Return all stored data of the pet, except values that each store generates itself."""
     dump, shadow = store.dump(PET), store.shadow(PET)
     return {
         "media": list(dump.state.media),
@@ -97,7 +97,7 @@ def test_random_changes_leave_equal_pets_in_both_stores(redis_client: redis.Redi
     twin = RedisPetStore(redis_client)
     mirrored = Mirrored(twin)
     day = Day(seed, upheavals=True, store=mirrored)
-    # in most runs, deletions and switches come before the first recluster
+    # frequent enough that deletions and switches come before the first recluster in most runs
     day.deeds |= {day.delete: 8, day.switch: 4, day.recluster: 4}
 
     for step in range(STEPS):
@@ -111,7 +111,7 @@ def test_random_changes_leave_equal_pets_in_both_stores(redis_client: redis.Redi
 
 
 def story(store: PetStore, deeds: Sequence[str]) -> tuple[list[tuple[Any, ...]], tuple[Any, ...]]:
-    """Change a pet of two subjects; return it at every revision, and after a restore of revision 6."""
+    """Change a pet with two subjects; return it at every revision, and after a restore of revision 6."""
     service = ClusterService(store)
     take(service, 0, range(6))
     take(service, 1, range(6))
