@@ -79,7 +79,7 @@ def environment_of(deployment: Resource) -> Mapping[str, str]:
 # -- valid on every version ------------------------------------------------------------------------------------------
 
 
-def test_helm_lint_finds_nothing() -> None:
+def test_helm_lint_reports_no_problems() -> None:
     assert lint() == []
 
 
@@ -121,7 +121,7 @@ def test_helm_3_and_helm_4_render_the_same_resources(path: Path) -> None:
     assert by_name(render_with_helm_3(path)) == by_name(render(loaded(path)))
 
 
-# -- refused values ----------------------------------------------------------------------------------------------------
+# -- refused values --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.stem)
@@ -301,7 +301,7 @@ def test_network_policy_allows_scrapers_callers_redis_and_dns() -> None:
         assert ports == {53, 5353, 6379}
 
 
-# -- needs of installations --------------------------------------------------------------------------------------------
+# -- needs of installations ------------------------------------------------------------------------------------------
 
 
 def test_objects_are_in_the_namespace_of_the_release() -> None:
@@ -333,7 +333,7 @@ def test_extra_variables_replace_those_of_the_chart() -> None:
     assert environment_of(worker)["SPLOOT_LOG_LEVEL"] == "DEBUG"
 
 
-def test_an_umbrella_chart_shares_registry_and_pull_secrets() -> None:
+def test_umbrella_chart_shares_registry_and_pull_secrets() -> None:
     shared = {"imageRegistry": "registry.example:5000", "imagePullSecrets": [{"name": "shared"}], "other": 1}
     resources = render({"enabled": True, "global": shared, "alertmanager": {"enabled": True}})
 
@@ -343,7 +343,7 @@ def test_an_umbrella_chart_shares_registry_and_pull_secrets() -> None:
     assert worker["image"].startswith("registry.example:5000/sploot-cluster:")
 
 
-def test_pools_have_the_values_of_worker_where_they_have_none() -> None:
+def test_pools_inherit_the_values_of_worker_that_they_do_not_set() -> None:
     resources = everything()
     pools = {
         deployment["spec"]["selector"]["matchLabels"]["sploot-cluster/pool"]: deployment
@@ -410,7 +410,7 @@ def test_every_queue_has_a_pool_by_default() -> None:
     )
 
 
-def test_ingress_leads_to_the_server() -> None:
+def test_ingress_routes_requests_to_the_server() -> None:
     resources = everything()
     (ingress,) = of_kind(resources, "Ingress")
     service = of_component(resources, "Service", "server")
@@ -423,7 +423,7 @@ def test_ingress_leads_to_the_server() -> None:
     assert of_kind(render({}), "Ingress") == []
 
 
-def test_silences_survive_a_replaced_alertmanager() -> None:
+def test_silences_survive_a_replacement_of_alertmanager() -> None:
     resources = everything()
     deployment = of_component(resources, "Deployment", "alertmanager")
 
@@ -435,7 +435,7 @@ def test_silences_survive_a_replaced_alertmanager() -> None:
     assert of_kind(render(own), "PersistentVolumeClaim") == []
 
 
-def test_helm_test_runs_the_doctor_and_asks_the_server() -> None:
+def test_helm_test_runs_the_doctor_and_calls_the_server() -> None:
     (pod,) = of_kind(render({}), "Pod")
 
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
@@ -456,7 +456,7 @@ def test_replicas_are_unset_when_an_autoscaler_manages_them() -> None:
     assert "replicas" not in of_component(render(loaded(VALUES / "hpa-values.yaml")), "Deployment", "worker")["spec"]
 
 
-def test_a_running_pool_keeps_its_pods_when_an_autoscaler_takes_over() -> None:
+def test_running_pool_keeps_its_pods_when_an_autoscaler_takes_over() -> None:
     values = loaded(VALUES / "hpa-values.yaml")
     live = of_component(render({}), "Deployment", "worker")
     live["spec"]["replicas"] = 7
@@ -546,7 +546,7 @@ def test_single_alerts_can_be_changed_and_disabled() -> None:
     assert len(changed) == len(rules_of({})) - 1
 
 
-def test_links_and_labels_of_alerts_are_those_of_the_environment() -> None:
+def test_links_and_labels_of_alerts_match_the_environment() -> None:
     changed = rules_of(
         {
             "dashboardUrl": "https://grafana.example/d/x",
@@ -571,7 +571,7 @@ def test_links_and_labels_of_alerts_are_those_of_the_environment() -> None:
         ({"MediaClusterPendingHigh": {"treshold": 200}}, "treshold"),
     ],
 )
-def test_change_of_an_alert_that_has_no_effect_is_refused(rules: dict[str, Any], problem: str) -> None:
+def test_change_of_an_alert_without_effect_is_refused(rules: dict[str, Any], problem: str) -> None:
     with pytest.raises(Refused, match=problem):
         rules_of({"rules": rules})
 

@@ -129,19 +129,19 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
         return one.cluster
 
 
-def test_every_command_of_the_documents_finds_what_the_chart_renders(asked: Cluster) -> None:
+def test_every_documented_command_finds_objects_of_the_chart(asked: Cluster) -> None:
     assert {block.where.partition(",")[0] for block in BLOCKS} >= {"runbook.md", "deployment.md"}
     assert asked.unknown == []
 
 
-def test_commands_in_pods_run_in_the_container_of_the_worker(asked: Cluster) -> None:
+def test_commands_in_pods_run_in_the_worker_container(asked: Cluster) -> None:
     assert asked.ran
     for pod, container, command in asked.ran:
         assert pod.startswith("sploot-cluster-worker-")
         assert (container, command[0]) == ("worker", "sploot-cluster")
 
 
-def test_logs_of_workers_are_those_of_every_pool(asked: Cluster) -> None:
+def test_commands_for_worker_logs_cover_every_pool(asked: Cluster) -> None:
     named = {name.rpartition("-")[0].rpartition("-")[0] for name in asked.logs}
 
     assert named >= {"sploot-cluster-worker", "sploot-cluster-worker-gpu"}
@@ -192,7 +192,7 @@ def test_restore_stops_and_starts_each_deployment_with_its_own_replicas(shell: S
     assert shell.paused() == []
 
 
-def test_more_workers_are_added_to_one_pool(shell: Shell) -> None:
+def test_command_to_add_workers_scales_one_pool_only(shell: Shell) -> None:
     def others() -> dict[str, int]:
         return {name: count for name, count in shell.cluster.replicas().items() if name != "sploot-cluster-worker"}
 

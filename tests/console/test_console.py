@@ -45,7 +45,7 @@ def test_pet_page_shows_albums_and_history(page: Page, album: ClusterService) ->
     assert page.complaints() == []
 
 
-def test_albums_are_merged_at_once_and_the_merge_undone_by_a_key(
+def test_albums_are_merged_immediately_and_a_key_undoes_the_merge(
     page: Page, album: ClusterService, worker: None
 ) -> None:
     page.open(f"pet/{PET}")
@@ -65,7 +65,7 @@ def test_albums_are_merged_at_once_and_the_merge_undone_by_a_key(
     assert page.complaints() == []
 
 
-def test_items_are_split_off_excluded_dismissed_and_placed(page: Page, album: ClusterService, worker: None) -> None:
+def test_items_can_be_split_off_excluded_dismissed_and_placed(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}/album/1")
 
     page.choose("s0-0", "s0-1")
@@ -92,7 +92,7 @@ def test_items_are_split_off_excluded_dismissed_and_placed(page: Page, album: Cl
     assert page.complaints() == []
 
 
-def test_queue_can_be_paused_by_a_plan_and_resumed(page: Page, redis_client: redis.Redis) -> None:
+def test_queue_can_be_paused_and_resumed_with_a_plan(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     page.sees("No worker is running")
 
@@ -112,7 +112,7 @@ def test_queue_can_be_paused_by_a_plan_and_resumed(page: Page, redis_client: red
     assert page.complaints() == []
 
 
-def test_queues_page_distinguishes_healthy_queues_from_failed_jobs(
+def test_queues_page_shows_healthy_queues_and_then_a_dead_letter(
     page: Page, redis_client: redis.Redis, redis_url: str, worker: None
 ) -> None:
     with closing(RedisStreamsBroker(redis_url, group=GROUP, middleware=[])) as samples:
@@ -168,7 +168,7 @@ def test_album_can_be_named_hidden_and_shown(page: Page, album: ClusterService, 
     assert page.complaints() == []
 
 
-def test_album_is_locked_and_its_cover_chosen(page: Page, album: ClusterService, worker: None) -> None:
+def test_album_can_be_locked_and_its_cover_chosen(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}/album/1")
 
     page.correct("lock")
@@ -200,7 +200,7 @@ def test_item_shows_why_it_is_in_its_album(page: Page, album: ClusterService) ->
     assert page.complaints() == []
 
 
-def test_history_shows_compares_and_restores_an_older_revision(page: Page, album: ClusterService, worker: None) -> None:
+def test_older_revision_can_be_shown_compared_and_restored(page: Page, album: ClusterService, worker: None) -> None:
     before = album.clusters(PET).revision
     album.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="m", by="test")
     page.open(f"pet/{PET}/history")
@@ -238,7 +238,7 @@ def test_recluster_preview_is_shown_as_moves_and_applied_exactly(
     assert page.complaints() == []
 
 
-def test_map_shows_every_item_where_corrections_do_not_move_it(page: Page, album: ClusterService) -> None:
+def test_map_shows_every_item_at_a_place_that_corrections_do_not_change(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}/map")
 
     page.sees("30 items. Axes:")
@@ -311,7 +311,7 @@ def test_pages_of_a_pet_fit_a_phone_screen(phone: Page, album: ClusterService) -
     assert phone.too_wide() == []
 
 
-def test_pets_are_listed_searched_and_opened(page: Page, album: ClusterService) -> None:
+def test_pets_can_be_listed_searched_and_opened(page: Page, album: ClusterService) -> None:
     take(album, 0, range(2), pet=PetId(777))
     page.open("pet")
 
@@ -327,7 +327,7 @@ def test_pets_are_listed_searched_and_opened(page: Page, album: ClusterService) 
     assert page.complaints() == []
 
 
-def test_pets_that_are_too_many_to_sort_are_listed_newest_first(
+def test_list_of_too_many_pets_to_sort_shows_the_newest_first(
     page: Page, album: ClusterService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(album, 0, range(2), pet=PetId(777))
@@ -338,7 +338,7 @@ def test_pets_that_are_too_many_to_sort_are_listed_newest_first(
     eventually(lambda: page.shown(".pet-name strong") == ["Pet 777", f"Pet {PET}"])
 
 
-def test_pet_is_named_by_keyboard_and_found_by_its_name(page: Page, album: ClusterService, worker: None) -> None:
+def test_pet_can_be_named_by_keyboard_and_found_by_name(page: Page, album: ClusterService, worker: None) -> None:
     take(album, 0, range(2), pet=PetId(777))
     page.open(f"pet/{PET}")
     page.sees("Album 1")
@@ -360,7 +360,7 @@ def test_pet_is_named_by_keyboard_and_found_by_its_name(page: Page, album: Clust
     page.sees(f"Mochi ({PET})")
 
 
-def test_invalid_pet_id_is_answered_with_a_hint(page: Page, redis_client: redis.Redis) -> None:
+def test_console_shows_a_hint_for_an_invalid_pet_id(page: Page, redis_client: redis.Redis) -> None:
     page.open("pet/Mochi")
 
     page.sees("in decimal digits")

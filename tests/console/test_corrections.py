@@ -40,7 +40,9 @@ def kinds(service: ClusterService) -> list[str]:
 # -- choosing --------------------------------------------------------------------------------------------------------
 
 
-def test_range_is_chosen_with_shift_and_only_it_is_split_off(page: Page, album: ClusterService, worker: None) -> None:
+def test_shift_selects_a_range_and_only_that_range_is_split_off(
+    page: Page, album: ClusterService, worker: None
+) -> None:
     page.open(f"pet/{PET}/album/1")
     page.choose("s0-1")
     end = page.labelled("s0-4")
@@ -57,7 +59,7 @@ def test_range_is_chosen_with_shift_and_only_it_is_split_off(page: Page, album: 
     assert page.chosen() == set()
 
 
-def test_items_are_chosen_and_corrected_by_keyboard_alone(page: Page, album: ClusterService, worker: None) -> None:
+def test_items_can_be_selected_and_corrected_by_keyboard_alone(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}")
     page.sees("Album 1")
     page.press(Keys.ARROW_RIGHT)  # moves the focus to the grid
@@ -85,7 +87,7 @@ def test_items_are_chosen_and_corrected_by_keyboard_alone(page: Page, album: Clu
     assert page.complaints() == []
 
 
-def test_choice_survives_a_reload_without_what_moved(page: Page, album: ClusterService) -> None:
+def test_selection_survives_a_reload_except_for_items_that_moved(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}/album/1")
     page.choose("s0-0", "s0-1")
     album.split(PET, ClusterId(1), [name(0, 0)], operation_id="s", by="another user")
@@ -105,7 +107,7 @@ fire(from, "dragstart"); fire(to, "dragenter"); fire(to, "dragover"); fire(to, "
 """
 
 
-def test_what_is_dropped_on_an_album_goes_there(page: Page, album: ClusterService, worker: None) -> None:
+def test_items_dropped_on_an_album_are_placed_in_it(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}/loose")
     page.choose("s7-0", "s8-0")
     target = page.browser.find_element(By.CSS_SELECTOR, ".rail-album[href$='/album/2']")
@@ -125,7 +127,7 @@ def test_what_is_dropped_on_an_album_goes_there(page: Page, album: ClusterServic
 # -- nothing twice, nothing on a pet that changed ----------------------------------------------------------------------
 
 
-def test_waiting_correction_is_shown_after_a_reload_and_ends(
+def test_waiting_correction_is_shown_after_a_reload_until_it_ends(
     page: Page, album: ClusterService, redis_client: redis.Redis, request: pytest.FixtureRequest
 ) -> None:
     page.open(f"pet/{PET}")
@@ -147,9 +149,7 @@ def test_waiting_correction_is_shown_after_a_reload_and_ends(
     assert kinds(album) == ["merge", "recluster"]
 
 
-def test_correction_of_a_stale_page_is_refused_and_those_behind_it_are_not_sent(
-    page: Page, album: ClusterService
-) -> None:
+def test_stale_correction_is_refused_and_later_ones_are_not_sent(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.choose("Album 1", "Album 2")
     album.merge(PET, [ClusterId(2), ClusterId(3)], operation_id="m", by="bob")

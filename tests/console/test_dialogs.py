@@ -84,7 +84,7 @@ def test_enter_in_the_note_does_not_confirm_a_purge(page: Page, desk: Desk) -> N
     eventually(lambda: desk.dead_letter_ids() == [], within_s=30)
 
 
-def test_jobs_of_a_pet_are_cancelled_after_their_plan_was_shown(page: Page, desk: Desk) -> None:
+def test_jobs_of_a_pet_are_cancelled_after_the_plan_was_shown(page: Page, desk: Desk) -> None:
     desk.broker.enqueue(desk.message(1), delay=3_600_000)
     page.open("queues")
     page.click("Cancel jobs…")
@@ -131,7 +131,7 @@ def test_cancelled_action_reports_that_nothing_was_changed(page: Page, redis_cli
     assert redis_client.exists(PAUSED) == 0
 
 
-def test_action_shows_commands_of_its_plan_with_the_note(page: Page, desk: Desk) -> None:
+def test_action_shows_equivalent_commands_with_the_note(page: Page, desk: Desk) -> None:
     desk.bury(1, 2)
     page.open("dead/embedding.ingested")
     page.click("Requeue all…")
@@ -161,7 +161,7 @@ def test_command_of_a_plan_acts_on_exactly_its_entries(page: Page, desk: Desk) -
 # -- corrections -----------------------------------------------------------------------------------------------------
 
 
-def test_dialog_of_a_name_is_confirmed_with_enter(page: Page, album: ClusterService, worker: None) -> None:
+def test_enter_confirms_the_dialog_for_a_name(page: Page, album: ClusterService, worker: None) -> None:
     page.open(f"pet/{PET}/album/1")
     page.sees("cluster 1 · since")
     page.press("r")
@@ -174,7 +174,7 @@ def test_dialog_of_a_name_is_confirmed_with_enter(page: Page, album: ClusterServ
     eventually(lambda: album.clusters(PET).clusters[0].name == "Rex", within_s=30)
 
 
-def test_escape_cancels_a_placement_and_keeps_the_choice(page: Page, album: ClusterService) -> None:
+def test_escape_cancels_a_placement_and_keeps_the_selection(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}/album/1")
     page.choose("s0-0")
     page.correct("place")
@@ -239,7 +239,7 @@ def test_broken_link_is_reported_with_its_cause(page: Page, place: str, problem:
     page.labelled("Name or id of a pet")
 
 
-def test_broken_link_removes_the_page_that_was_shown_before(page: Page, album: ClusterService) -> None:
+def test_broken_link_replaces_the_previous_page(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.sees("18 items")
 

@@ -83,7 +83,7 @@ def longest_task(page: Page, step: str) -> float:
 
 
 @pytest.mark.timeout(300)
-def test_pages_of_a_very_large_pet_have_no_long_task(page: Page) -> None:
+def test_pages_of_a_very_large_pet_have_no_long_tasks(page: Page) -> None:
     def shows(selector: str, text: str) -> None:
         # read only the elements of the selector: collecting the text of the whole page takes longer than drawing it
         eventually(lambda: any(text in shown for shown in page.shown(selector)) or None, within_s=60)

@@ -63,7 +63,7 @@ def buffering(page: Page) -> Iterator[None]:
     page.browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
-def test_change_is_pushed_and_takes_nothing_out_of_the_hands(page: Page, redis_client: redis.Redis) -> None:
+def test_pushed_change_preserves_focus_and_scroll_position(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     becomes_live(page)
     assert "as of " in state_of(page)
@@ -79,7 +79,7 @@ def test_change_is_pushed_and_takes_nothing_out_of_the_hands(page: Page, redis_c
     assert page.complaints() == []
 
 
-def test_news_does_not_swallow_a_click(page: Page, redis_client: redis.Redis) -> None:
+def test_pushed_event_does_not_interrupt_a_click(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     becomes_live(page)
 
@@ -100,7 +100,7 @@ def test_news_does_not_swallow_a_click(page: Page, redis_client: redis.Redis) ->
     page.sees("Enter a job id")
 
 
-def test_focus_returns_to_what_opened_a_dialog_through_news(page: Page, redis_client: redis.Redis) -> None:
+def test_focus_returns_to_the_button_of_a_dialog_despite_a_redraw(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     becomes_live(page)
     page.browser.execute_script(FOCUS)
@@ -115,7 +115,7 @@ def test_focus_returns_to_what_opened_a_dialog_through_news(page: Page, redis_cl
     assert page.browser.execute_script(FOCUSED) == ["cluster.feedback", "Pause…"]
 
 
-def test_page_behind_a_buffering_proxy_loads_its_data(buffering: None, page: Page, redis_client: redis.Redis) -> None:
+def test_page_behind_a_buffering_proxy_polls_for_data(buffering: None, page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     page.sees("No worker is running")
     assert "every 5 s" in state_of(page)
@@ -126,7 +126,7 @@ def test_page_behind_a_buffering_proxy_loads_its_data(buffering: None, page: Pag
     assert page.complaints() == []
 
 
-def test_page_shows_how_old_it_is_while_redis_fails(page: Page, redis_client: redis.Redis) -> None:
+def test_page_shows_the_age_of_its_data_while_redis_fails(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     becomes_live(page)
 
@@ -140,7 +140,7 @@ def test_page_shows_how_old_it_is_while_redis_fails(page: Page, redis_client: re
     assert not page.browser.find_element(By.ID, "stale").is_displayed()
 
 
-def test_hidden_page_costs_nothing(page: Page, redis_client: redis.Redis) -> None:
+def test_hidden_page_sends_no_requests(page: Page, redis_client: redis.Redis) -> None:
     page.open("queues")
     becomes_live(page)
     loads = page.browser.execute_script(LOADS, "/queues")
@@ -157,7 +157,7 @@ def test_hidden_page_costs_nothing(page: Page, redis_client: redis.Redis) -> Non
     becomes_live(page)
 
 
-def test_expired_session_is_reported_and_resumed(
+def test_expired_session_is_reported_and_continues_after_signing_in(
     browser: webdriver.Chrome, serve: Callable[..., str], redis_client: redis.Redis
 ) -> None:
     secret = "another-secret-of-a-viewer"

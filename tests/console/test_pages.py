@@ -71,7 +71,7 @@ def test_selected_text_survives_a_redraw(page: Page, redis_client: redis.Redis) 
     assert page.browser.execute_script("return String(getSelection())") == "embedding.ingested"
 
 
-def test_page_is_loaded_again_on_request_and_returns_to_its_place(page: Page, service: ClusterService) -> None:
+def test_refresh_shows_new_items_and_back_restores_the_scroll_position(page: Page, service: ClusterService) -> None:
     take(service, 0, range(2))
     page.open(f"pet/{PET}/loose")
     page.sees("2 items")
@@ -90,7 +90,7 @@ def test_page_is_loaded_again_on_request_and_returns_to_its_place(page: Page, se
     eventually(lambda: page.browser.execute_script("return scrollY") == 400)
 
 
-def test_error_leaves_the_form_to_correct_it(page: Page, desk: Desk) -> None:
+def test_error_keeps_the_form_so_that_it_can_be_corrected(page: Page, desk: Desk) -> None:
     page.open("job/unknown")
     page.sees("job unknown is unknown")
     assert page.labelled("Job id").get_attribute("value") == "unknown"

@@ -36,7 +36,7 @@ def desk(redis_client: redis.Redis) -> Desk:
     return Desk(redis_client)
 
 
-def test_numbers_lead_to_their_jobs(page: Page, desk: Desk, redis_client: redis.Redis) -> None:
+def test_numbers_link_to_the_jobs_that_they_count(page: Page, desk: Desk, redis_client: redis.Redis) -> None:
     desk.add(1, 2, pet_id=LARGE)
     desk.deliver()
     desk.add(3, pet_id=43)
@@ -57,7 +57,7 @@ def test_numbers_lead_to_their_jobs(page: Page, desk: Desk, redis_client: redis.
     assert page.complaints() == []
 
 
-def test_workers_are_shown_with_what_they_do(page: Page, desk: Desk, redis_client: redis.Redis) -> None:
+def test_workers_are_shown_with_their_current_jobs(page: Page, desk: Desk, redis_client: redis.Redis) -> None:
     (entry,) = desk.add(1, pet_id=LARGE)
     desk.deliver()
     desk.client.xclaim(KEYS.stream, GROUP, STUCK, 0, [entry], idle=60_000, justid=True)
@@ -96,7 +96,7 @@ def test_periodic_jobs_are_shown_with_their_runs(page: Page, redis_client: redis
     assert "no scheduler has run" in outcomes[EXPORT_STREAM_LAG]
 
 
-def test_orphans_are_rescued_from_the_page(page: Page, desk: Desk) -> None:
+def test_orphans_can_be_rescued_from_the_page(page: Page, desk: Desk) -> None:
     ids = desk.add(1, 2)
     desk.deliver()
     desk.client.xack("streams:embedding.ingested", "cluster-workers", *ids)
@@ -143,7 +143,7 @@ def test_search_finds_pets_items_jobs_and_errors(
     assert [line for line in page.complaints() if "404" not in line] == []
 
 
-def test_dead_letters_are_shown_by_error_and_page_by_page(page: Page, desk: Desk) -> None:
+def test_dead_letters_can_be_paged_and_filtered_by_error(page: Page, desk: Desk) -> None:
     desk.bury(*range(101), error="ValueError: no")
     desk.bury(200, error="TimeoutError: slow")
 
@@ -175,7 +175,7 @@ def test_many_dead_letters_are_requeued_by_a_canary(page: Page, desk: Desk, redi
     assert page.complaints() == []
 
 
-def test_canary_is_stopped_from_the_page(page: Page, desk: Desk) -> None:
+def test_canary_can_be_stopped_from_the_page(page: Page, desk: Desk) -> None:
     desk.bury(*range(3))
 
     page.open("dead/embedding.ingested")
@@ -250,7 +250,7 @@ def test_incident_shows_runbook_plot_and_jobs_and_its_action_is_audited(
     assert page.complaints() == []
 
 
-def test_link_of_an_alert_opens_its_incident_first(page: Page, desk: Desk) -> None:
+def test_link_in_an_alert_opens_the_page_with_its_incident_on_top(page: Page, desk: Desk) -> None:
     page.open("incidents/MediaClusterPendingHigh")
     page.sees("The condition of this alert does not hold now.")
     page.sees("Resolves when")
@@ -266,7 +266,7 @@ def test_link_of_an_alert_opens_its_incident_first(page: Page, desk: Desk) -> No
     assert page.complaints() == []
 
 
-def test_pause_is_taken_back_from_its_notice_and_from_the_audit(
+def test_pause_can_be_reversed_from_its_notice_and_the_audit_log(
     page: Page, desk: Desk, redis_client: redis.Redis
 ) -> None:
     desk.add(1)

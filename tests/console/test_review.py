@@ -24,7 +24,7 @@ def kinds(service: ClusterService) -> list[str]:
     return [entry.kind for entry in service.history(PET) if entry.kind != "recluster"]
 
 
-def test_questions_are_answered_undone_and_put_off_by_keys(page: Page, looks: ClusterService, worker: None) -> None:
+def test_keys_answer_undo_and_postpone_questions(page: Page, looks: ClusterService, worker: None) -> None:
     n_items = looks.clusters(PET).n_media
     page.open(f"pet/{PET}/review")
     page.sees("Do Album 1 and Album 2 show the same?")
@@ -46,7 +46,7 @@ def test_questions_are_answered_undone_and_put_off_by_keys(page: Page, looks: Cl
     assert page.complaints() == []
 
 
-def test_question_put_off_is_asked_again_on_request_and_not_this_pet_hides(
+def test_postponed_question_returns_and_not_this_pet_hides_the_album(
     page: Page, looks: ClusterService, worker: None
 ) -> None:
     page.open(f"pet/{PET}/review")
@@ -62,7 +62,7 @@ def test_question_put_off_is_asked_again_on_request_and_not_this_pet_hides(
     assert [one.cluster_id for one in looks.clusters(PET).clusters if one.is_hidden] == [2]
 
 
-def test_lane_is_in_reach_of_a_thumb(phone: Page, looks: ClusterService, worker: None) -> None:
+def test_answer_buttons_are_large_and_within_the_phone_screen(phone: Page, looks: ClusterService, worker: None) -> None:
     phone.open(f"pet/{PET}/review")
     phone.sees("Do Album 1 and Album 2 show the same?")
 

@@ -39,7 +39,7 @@ def test_source_distribution_has_documents_and_tests_and_nothing_built(built: li
     assert [name for name in names if re.search(r"\.pyc$|^build/|^dist/|\.venv|\.hypothesis", name)] == []
 
 
-def test_page_of_the_distribution_links_only_to_absolute_addresses(built: list[tuple[Path, Path]]) -> None:
+def test_package_page_has_only_absolute_links(built: list[tuple[Path, Path]]) -> None:
     for _, wheel in built:
         with zipfile.ZipFile(wheel) as archive:
             (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
@@ -51,7 +51,7 @@ def test_page_of_the_distribution_links_only_to_absolute_addresses(built: list[t
         assert "\nProject-URL: Changelog, https://" in page
 
 
-def test_code_of_the_clients_readme_runs_on_its_wheel(
+def test_code_in_the_client_readme_runs_with_its_wheel(
     built: list[tuple[Path, Path]], redis_url: str, redis_client: redis.Redis, tmp_path: Path
 ) -> None:
     uv, python = Path(sys.executable).with_name("uv"), tmp_path / "venv" / "bin" / "python"

@@ -21,7 +21,7 @@ def test_files_named_in_documents_exist(name: str) -> None:
     assert [str(path) for path in links + paths if not path.exists()] == []
 
 
-def test_every_security_promise_names_a_test() -> None:
+def test_every_promise_in_the_security_policy_names_a_test() -> None:
     promised = (ROOT / "SECURITY.md").read_text().partition("## What is promised")[2].partition("## What is not")[0]
     rows = [row for row in promised.splitlines() if row.startswith("| ")][1:]
 

@@ -119,7 +119,9 @@ def test_every_command_works_or_names_the_extra_that_it_needs(
     assert extras != "all" or set(needs) <= {"parquet 42"}
 
 
-def test_command_line_without_extras_names_two(environment: Callable[[str], Path], tmp_path: Path) -> None:
+def test_command_line_without_extras_names_the_extra_to_install(
+    environment: Callable[[str], Path], tmp_path: Path
+) -> None:
     python = environment("")
 
     for command in ("pets", "worker", "serve", "--help"):

@@ -30,7 +30,7 @@ NO_SERVER = {"PATH": "/nowhere"}
     ],
     ids=["Linux", "arm64 Linux", "old Linux", "musl", "another processor", "Intel Mac", "Apple silicon", "Windows"],
 )
-def test_server_is_required_where_none_can_be_installed(
+def test_redis_must_be_on_path_where_its_wheel_is_unavailable(
     system: str, architecture: str, library: tuple[str, str], is_enough: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(platform, "system", lambda: system)
@@ -62,7 +62,7 @@ def test_old_python_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     assert machine.problem({"REDIS_URL": "redis://elsewhere"}).startswith("Python 3.11 or newer is required")
 
 
-def test_check_runs_as_a_script_and_agrees_with_the_code_that_starts_the_server() -> None:
+def test_check_runs_as_a_script_and_requires_the_right_redis_version() -> None:
     done = subprocess.run([sys.executable, "-I", "-S", "deploy/machine.py"], cwd=ROOT, capture_output=True, text=True)
 
     assert (done.returncode, done.stderr) == (0, "")

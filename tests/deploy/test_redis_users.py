@@ -387,7 +387,7 @@ def test_permissions_of_a_client_suffice_for_enqueueing_and_job_status(users: di
         assert told.state == "queued"
 
 
-def test_only_users_of_operators_may_cancel_jobs(users: dict[str, redis.Redis]) -> None:
+def test_only_operator_users_may_cancel_jobs(users: dict[str, redis.Redis]) -> None:
     with ClusterTasks(client=users["client"]) as tasks:
         job = tasks.merge(9, [1, 2])
         with pytest.raises(QueueUnavailable, match="user"):
@@ -433,7 +433,7 @@ def test_permissions_of_the_server_suffice_to_delete_a_pet_with_its_traces(
         assert tester.xlen(DEAD) == 0
 
 
-def test_operator_may_plan_the_repair_of_a_pet_and_the_server_may_carry_it_out(
+def test_operator_may_plan_a_repair_and_the_server_may_apply_it(
     server: EmbeddedRedis, users: dict[str, redis.Redis]
 ) -> None:
     take(ClusterService(RedisPetStore(users["worker"])), 0, range(4))

@@ -96,7 +96,7 @@ def a_report(**flaws: list[dict[str, Any]]) -> dict[str, Any]:
     return {"dependencies": [{"name": name, "version": "1", "vulns": found} for name, found in flaws.items()]}
 
 
-def test_audit_that_could_not_ask_a_service_reports_it() -> None:
+def test_audit_reports_that_no_service_could_be_reached() -> None:
     unknown = {"dependencies": [{"name": "redis", "skip_reason": "not found"}]}
 
     assert verdict(None)[0] == verdict(unknown)[0] == NOT_ASKED

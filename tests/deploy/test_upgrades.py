@@ -62,7 +62,7 @@ def test_pet_from_a_recorded_release_is_read_unchanged(path: Path, redis_client:
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_work_left_by_a_recorded_release_is_done(path: Path, redis_client: redis.Redis, redis_url: str) -> None:
+def test_work_left_by_a_recorded_release_is_processed(path: Path, redis_client: redis.Redis, redis_url: str) -> None:
     recorded = left_by(path)
     load(redis_client, recorded["redis"])
     for at in range(10):  # producers of that release continue to send

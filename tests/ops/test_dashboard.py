@@ -88,7 +88,7 @@ def test_redis_memory_panel_shows_alert_thresholds() -> None:
     assert queries["critical"] == f"0.95 * max({limit})"
 
 
-def test_logs_link_of_corrections_covers_every_operation() -> None:
+def test_link_to_correction_logs_covers_every_operation() -> None:
     (panel,) = [panel for _, panels in rows() for panel in panels if panel.title == "Feedback operations"]
 
     assert [actor for actor in OPERATIONS if actor not in panel.logs] == []

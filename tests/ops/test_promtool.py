@@ -55,7 +55,7 @@ def test_rules_are_valid() -> None:
 
 
 @pytest.mark.parametrize(("file", "test"), SINGLE_TESTS, ids=lambda one: one if isinstance(one, str) else one["name"])
-def test_rules_meet_their_expectations(file: str, test: dict[str, Any], tmp_path: Path) -> None:
+def test_rules_pass_their_tests(file: str, test: dict[str, Any], tmp_path: Path) -> None:
     # one promtool run per test, so that the tests run in parallel
     given = {**EXPECTED[file], "rule_files": [str(OPS / "alerts" / file)], "tests": [test]}
     (tmp_path / file).write_text(yaml.safe_dump(given))
@@ -66,7 +66,7 @@ def test_rules_meet_their_expectations(file: str, test: dict[str, Any], tmp_path
 
 
 @pytest.mark.parametrize("tests", COMMON, ids=lambda path: path.name)
-def test_rules_of_several_files_meet_their_expectations(tests: Path) -> None:
+def test_rules_of_several_files_pass_their_common_tests(tests: Path) -> None:
     tested = run("promtool", "test", "rules", tests)
 
     assert tested.returncode == 0, tested.stdout + tested.stderr

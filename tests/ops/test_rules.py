@@ -62,7 +62,7 @@ def test_links_of_an_alert_lead_to_its_section_and_a_panel(alert: Alert) -> None
     assert dashboard.query.removeprefix("viewPanel=") in panels
 
 
-def test_runbook_explains_no_alert_that_does_not_exist() -> None:
+def test_runbook_explains_only_existing_alerts() -> None:
     text = (OPS / "runbook.md").read_text()
 
     assert set(re.findall(r"\bMediaCluster\w+", text)) - set(ALERTS) == set()
@@ -95,7 +95,7 @@ def test_rules_keep_the_namespaces_of_releases_apart() -> None:
     assert set(wrong) <= {"media_cluster:workers_up"}, "only a Prometheus that never saw a pod has no namespace"
 
 
-def test_last_figure_of_a_scrape_counts_for_two_minutes_everywhere() -> None:
+def test_all_rules_use_scraped_values_for_two_minutes() -> None:
     windows = {window for rule in rules() for window in re.findall(r"last_over_time\([^\[]*\[(\w+)\]", rule["expr"])}
 
     assert windows == {"2m"}

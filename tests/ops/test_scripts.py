@@ -184,7 +184,7 @@ def test_refused_dashboard_does_not_stop_the_others(server: Grafana, tmp_path: P
     assert UID in server.dashboards
 
 
-def test_deploy_dry_run_needs_no_grafana() -> None:
+def test_deploy_dry_run_does_not_need_grafana() -> None:
     planned = call("deploy-dashboards.sh", "--dry-run", "--folder", "Mine")
 
     assert planned.returncode == 0, planned.stderr

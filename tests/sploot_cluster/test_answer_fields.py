@@ -29,12 +29,12 @@ class Counted:
         (MovedItem(MediaId("a"), None, ClusterId(2**60)), {"media_id": "a", "from": None, "to": 2**60}),
     ],
 )
-def test_api_and_command_line_name_the_same_fields(answer: Any, expected: dict[str, Any]) -> None:
+def test_api_and_command_line_use_the_same_field_names(answer: Any, expected: dict[str, Any]) -> None:
     assert public(answer) == expected
     assert json.loads(TypeAdapter(type(answer)).dump_json(answer, by_alias=True)) == expected
 
 
-def test_description_of_a_field_is_in_its_schema() -> None:
+def test_json_schema_contains_the_description_of_a_field() -> None:
     schema = TypeAdapter(Counted).json_schema(mode="serialization")
 
     assert schema["description"] == "A public count, and an internal field."

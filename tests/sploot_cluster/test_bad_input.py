@@ -76,7 +76,7 @@ def test_few_vectors_get_one_label_each(n: int, parameters: dict[str, Any]) -> N
     assert set(found.labels.tolist()) <= {-1, 0}
 
 
-def test_two_copies_are_noise_and_three_are_a_group() -> None:
+def test_two_copies_are_noise_and_three_form_a_group() -> None:
     assert cluster_densely(np.ones((2, 4))).labels.tolist() == [-1, -1]
     assert cluster_densely(np.ones((3, 4))).labels.tolist() == [0, 0, 0]
 
@@ -113,7 +113,7 @@ def test_many_copies_of_one_item_stay_in_its_group() -> None:
     assert found.labels[0] == found.labels[120] >= 0
 
 
-def test_pet_of_copies_stays_one_cluster_as_more_arrive() -> None:
+def test_pet_of_copies_stays_one_cluster_as_more_copies_arrive() -> None:
     service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=1_000))
 
     for row in range(40):

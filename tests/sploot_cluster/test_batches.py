@@ -130,7 +130,7 @@ def test_batches_leave_the_same_pets_as_single_arrivals(seed: int) -> None:
     assert max(together.load(pet).revision for pet in PETS) < min(singly.load(pet).revision for pet in PETS)
 
 
-def test_batches_leave_the_same_pets_in_redis(redis_client: redis.Redis) -> None:
+def test_batches_leave_the_same_pets_in_redis_as_single_arrivals(redis_client: redis.Redis) -> None:
     singly, together = MemoryPetStore(), RedisPetStore(redis_client)
     sent = traffic(3, 300)
 
@@ -142,7 +142,7 @@ def test_batches_leave_the_same_pets_in_redis(redis_client: redis.Redis) -> None
         assert facts(together, pet) == facts(singly, pet)
 
 
-def test_results_of_a_batch_are_those_of_single_arrivals() -> None:
+def test_batch_returns_the_same_results_as_single_arrivals() -> None:
     asked = [Requests(), Requests()]
     singly, together = MemoryPetStore(), MemoryPetStore()
     services = []
@@ -163,7 +163,7 @@ def test_results_of_a_batch_are_those_of_single_arrivals() -> None:
     assert together.load(PET).revision == singly.load(PET).revision - 9
 
 
-def test_arrivals_of_one_batch_are_one_revision(redis_client: redis.Redis) -> None:
+def test_batch_creates_one_revision_of_a_pet(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     service = grouped(store, 2, range(6))
     before = store.load(PET).revision
@@ -176,7 +176,7 @@ def test_arrivals_of_one_batch_are_one_revision(redis_client: redis.Redis) -> No
     assert [len(service.at(PET, revision).media) for revision in (before, before + 1)] == [12, 15]
 
 
-def test_new_pets_are_created_by_a_batch(redis_client: redis.Redis) -> None:
+def test_batch_creates_new_pets(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     done = ClusterService(store).assign_many([item(0, n, pet=pet) for n in range(2) for pet in (PetId(8), PetId(9))])
 
@@ -202,7 +202,7 @@ def test_new_pets_are_created_by_a_batch(redis_client: redis.Redis) -> None:
     ],
     ids=lambda bad: f"{bad.pet} {bad.media} {bad.model} {len(bad.vector)}",
 )
-def test_unusual_item_is_left_out_and_the_others_are_assigned(bad: NewItem) -> None:
+def test_batch_leaves_out_an_unusual_item_and_assigns_the_others(bad: NewItem) -> None:
     store = MemoryPetStore()
     service = grouped(store, 2, range(6))
 
@@ -215,7 +215,7 @@ def test_unusual_item_is_left_out_and_the_others_are_assigned(bad: NewItem) -> N
     assert store.tally(PET).quarantine == {}
 
 
-def test_full_pet_refuses_arrivals_before_it_decides_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_pet_refuses_arrivals_before_deciding_them(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryPetStore(max_vector_bytes=5 * 4 * DIM)
     service = ClusterService(store)
     items = [NewItem(PET, name(0, number), MODEL, picture(0, number)) for number in range(7)]
@@ -232,13 +232,13 @@ def test_full_pet_refuses_arrivals_before_it_decides_them(monkeypatch: pytest.Mo
     assert service.assign(PET, items[0].media, model=MODEL, vector=items[0].vector).is_duplicate
 
 
-def test_pet_that_is_decided_exactly_is_left_out() -> None:
+def test_batch_leaves_out_items_of_a_pet_with_exact_arrivals() -> None:
     service = ClusterService(MemoryPetStore(), settings=ClusterSettings(exact_until=100))
 
     assert service.assign_many([item(0, 1), item(0, 2)]) == [None, None]
 
 
-def test_lost_race_is_decided_again_on_the_newer_state() -> None:
+def test_batch_that_lost_a_race_is_decided_again_on_the_newer_state() -> None:
     store = Moving()
     service = grouped(store, 2, range(6))
     store.moves.append(lambda store: ClusterService(store).assign_many([item(0, 7), item(0, 8)]))
@@ -250,7 +250,7 @@ def test_lost_race_is_decided_again_on_the_newer_state() -> None:
     assert list(store.load(PET).media)[12:] == [name(0, 7), name(0, 8)]
 
 
-def test_pet_that_others_change_again_and_again_is_left_out() -> None:
+def test_batch_leaves_out_items_of_a_pet_that_loses_every_race() -> None:
     other = PetId(43)
     store = Moving()
     service = grouped(store, 2, range(6))
@@ -269,7 +269,7 @@ def test_pet_that_others_change_again_and_again_is_left_out() -> None:
     assert len(store.moves) == 1
 
 
-def test_outage_is_raised_and_a_repeat_finds_what_was_written() -> None:
+def test_outage_is_raised_and_a_repeat_recognises_written_items() -> None:
     def fail(store: MemoryPetStore) -> None:
         MemoryPetStore.commit_many(store, store.seen)  # type: ignore[attr-defined]
         raise StoreUnavailable(doing="commit", problem="no reply")

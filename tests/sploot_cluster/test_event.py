@@ -55,7 +55,7 @@ def kwargs(**changes: Any) -> dict[str, Any]:
         (b"json", json.dumps(VALUES).encode()),
     ],
 )
-def test_embedding_is_equal_in_every_encoding(encoding: bytes, embedding: bytes) -> None:
+def test_every_encoding_gives_the_same_embedding(encoding: bytes, embedding: bytes) -> None:
     event = EmbeddingIngested.from_fields(fields(encoding=encoding, embedding=embedding))
 
     assert event.embedding == F32LE
@@ -138,7 +138,7 @@ def test_event_round_trips_through_a_dramatiq_message() -> None:
         ({"traceparent": b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01"}, "traceparent"),
     ],
 )
-def test_invalid_field_of_a_flat_event_is_named(changes: Mapping[str, bytes | None], field: str) -> None:
+def test_error_for_an_invalid_flat_event_names_the_field(changes: Mapping[str, bytes | None], field: str) -> None:
     refused = refusal(lambda: EmbeddingIngested.from_fields(fields(**changes)))
 
     assert refused.field == field
@@ -168,7 +168,7 @@ def test_invalid_field_of_a_flat_event_is_named(changes: Mapping[str, bytes | No
         ({"traceparent": 1}, "traceparent"),
     ],
 )
-def test_invalid_field_of_a_message_is_named(changes: Mapping[str, Any], field: str) -> None:
+def test_error_for_an_invalid_message_names_the_field(changes: Mapping[str, Any], field: str) -> None:
     refused = refusal(lambda: EmbeddingIngested.from_kwargs(kwargs(**changes)))
 
     assert refused.field == field
@@ -196,7 +196,7 @@ def test_misspelt_required_field_is_reported_missing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["schema", "event_id", "dim", "encoding"])
-def test_flat_event_needs_every_field_but_time_and_trace(name: str) -> None:
+def test_flat_event_requires_all_fields_except_time_and_trace(name: str) -> None:
     assert refusal(lambda: EmbeddingIngested.from_fields(fields(**{name: None}))).field == name
 
 
@@ -236,7 +236,7 @@ def test_all_invalid_fields_are_listed() -> None:
         st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.floats(), max_size=4),
     )
 )
-def test_event_is_refused_if_and_only_if_one_of_its_fields_is(changes: dict[str, Any]) -> None:
+def test_event_is_refused_if_and_only_if_one_of_its_fields_is_invalid(changes: dict[str, Any]) -> None:
     sent = {"pet_id": 1, "media_id": "m", "model": "a@1", "embedding": VALUES} | changes
     listed = {refused.field for refused in EmbeddingIngested.problems(sent)}
 
@@ -246,7 +246,7 @@ def test_event_is_refused_if_and_only_if_one_of_its_fields_is(changes: dict[str,
         EmbeddingIngested.of(**sent)
 
 
-def test_error_names_the_position_of_a_bad_value_but_not_the_embedding() -> None:
+def test_error_gives_the_position_of_a_bad_value_but_no_values() -> None:
     refused = refusal(
         lambda: EmbeddingIngested.of(embedding=[0.123456, float("nan")], pet_id=1, media_id="m", model="a@1")
     )

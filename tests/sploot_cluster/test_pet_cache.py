@@ -126,7 +126,7 @@ def test_threads_wait_for_each_other_only_on_the_same_pet() -> None:
     assert order == ["another pet", "first", "second"]
 
 
-def test_pet_is_released_when_its_use_fails() -> None:
+def test_pet_is_released_after_an_exception() -> None:
     cache = PetCache(max_bytes=1_000)
 
     with pytest.raises(RuntimeError), cache.open(PetId(1)):

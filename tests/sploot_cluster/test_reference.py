@@ -35,7 +35,7 @@ def test_reference_preview_shows_the_groups_of_the_package_as_a_diff(service: Cl
     assert service.apply(PET, previewed.token, by="ada") == previewed.result
 
 
-def test_reference_groups_are_those_of_the_package_alone() -> None:
+def test_reference_groups_equal_those_of_the_package_hdbscan() -> None:
     hdbscan = pytest.importorskip("hdbscan", reason="hdbscan has no wheel for this machine")
     vectors, settings = looks(40, 25, 9, spread=0.4), ClusterSettings()
 
@@ -47,13 +47,15 @@ def test_reference_groups_are_those_of_the_package_alone() -> None:
     assert found.labels.dtype == np.int32
 
 
-def test_pet_that_is_too_small_for_a_group_is_noise() -> None:
+def test_items_of_a_pet_that_is_too_small_for_a_group_are_noise() -> None:
     pytest.importorskip("hdbscan", reason="hdbscan has no wheel for this machine")
 
     assert reference.reference_density_of(looks(1), settings=ClusterSettings()).labels.tolist() == [-1]
 
 
-def test_missing_package_is_refused_with_its_extra(service: ClusterService, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_missing_package_names_the_extra_to_install(
+    service: ClusterService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "hdbscan", None)
 
     with pytest.raises(InvalidInput, match="hdbscan_reference needs the package hdbscan") as refused:

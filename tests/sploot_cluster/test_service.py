@@ -121,7 +121,7 @@ def test_repeated_item_changes_nothing(service: ClusterService, three_subjects: 
         (42, "a", MODEL, ["x"], "embedding"),
     ],
 )
-def test_invalid_field_is_refused_by_name_and_writes_nothing(
+def test_error_for_an_invalid_field_names_it_and_nothing_is_written(
     service: ClusterService, redis_client: redis.Redis, pet: int, media: str, model: str, vector: object, field: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
@@ -207,7 +207,7 @@ def test_growing_pet_requests_one_recluster_per_delay(asking: ClusterService, re
     assert requests.asked == [(PET, delay_ms)] * 2
 
 
-def test_recluster_clears_the_request_for_it(asking: ClusterService, requests: Requests) -> None:
+def test_recluster_clears_its_pending_request(asking: ClusterService, requests: Requests) -> None:
     take(asking, 0, range(40))
     asking.recluster(PET)
 
@@ -296,7 +296,7 @@ def test_repeated_operation_writes_nothing(service: ClusterService, three_subjec
     assert service.clusters(PET) == before
 
 
-def test_corrections_that_name_something_unknown_are_refused(service: ClusterService, three_subjects: PetView) -> None:
+def test_corrections_of_unknown_clusters_or_items_are_refused(service: ClusterService, three_subjects: PetView) -> None:
     here = three_subjects.clusters[0].cluster_id
     stranger = MediaId("stranger")
     refusals: list[tuple[type[InvalidInput], Callable[[], object]]] = [
@@ -324,7 +324,7 @@ def test_recluster_finds_the_subjects(service: ClusterService, three_subjects: P
     assert all(cluster.origins == {"core": 12} for cluster in three_subjects.clusters)
 
 
-def test_second_recluster_changes_no_id(service: ClusterService, three_subjects: PetView) -> None:
+def test_second_recluster_keeps_all_cluster_ids(service: ClusterService, three_subjects: PetView) -> None:
     reclustered = service.recluster(PET)
 
     assert (reclustered.n_moved, reclustered.n_new_ids, reclustered.n_retired_ids) == (0, 0, 0)
@@ -386,7 +386,7 @@ def test_items_that_arrive_during_a_recluster_are_in_its_result() -> None:
     assert members(view)[0] == names(0, range(12)) | {name(0, like_the_others)}
 
 
-def test_change_overtaken_in_every_attempt_raises_a_conflict() -> None:
+def test_change_that_loses_every_race_raises_a_conflict() -> None:
     store = MemoryPetStore()
     rival = ClusterService(store)
     numbers = iter(range(10_000))
@@ -436,7 +436,7 @@ def test_evicted_pet_gets_the_same_decisions(store: RedisPetStore) -> None:
     assert answers[0].cluster == answers[1].cluster != NOISE
 
 
-def test_reads_import_no_engine(redis_url: str) -> None:
+def test_reads_do_not_import_the_engine(redis_url: str) -> None:
     program = """
 import sys, redis
 from sploot_cluster import ClusterService

@@ -60,7 +60,7 @@ def test_every_setting_can_be_set_by_its_variable() -> None:
         ("MODELS", "=512"),
     ],
 )
-def test_invalid_value_is_rejected_by_variable_name(name: str, text: str) -> None:
+def test_error_for_an_invalid_value_names_the_variable(name: str, text: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         ClusterSettings.from_env({PREFIX + name: text})
 
@@ -73,7 +73,7 @@ def test_misspelt_variable_is_rejected() -> None:
         ClusterSettings.from_env({PREFIX + "NOISE_FLOR": "3"})
 
 
-def test_invalid_argument_is_rejected_by_name() -> None:
+def test_error_for_an_invalid_argument_names_it() -> None:
     with pytest.raises(InvalidInput, match=r"drift_ratio: is 1\.5; set more than 0 and at most 1"):
         ClusterSettings(drift_ratio=1.5)
 

@@ -34,7 +34,7 @@ def bearer(secret: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("version", "status"), [("1.0", 403), ("1.1", 202)])
-def test_proxy_on_this_machine_that_adds_no_headers_is_recognised_by_http_1_0(version: str, status: int) -> None:
+def test_local_proxy_without_headers_is_recognised_by_http_1_0(version: str, status: int) -> None:
     front = Front()
 
     async def behind_a_proxy(scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +100,7 @@ def test_loopback_bind_without_tokens_is_allowed(host: str) -> None:
         ("operator", 202, 200),
     ],
 )
-def test_role_limits_what_its_token_may_do(role: str, writes: int, reads: int) -> None:
+def test_token_permits_only_the_operations_of_its_role(role: str, writes: int, reads: int) -> None:
     front = Front(tokens=TOKENS)
     http = client_of(front.app, peer="10.0.0.7", host="cluster.internal")
 
@@ -135,7 +135,7 @@ def test_role_may_call_only_its_operations(role: Role, may_call: set[str]) -> No
     assert {operation for operation, roles in MAY_CALL.items() if role in roles} == may_call
 
 
-def test_caller_is_told_its_name_role_and_operations() -> None:
+def test_whoami_returns_the_callers_name_role_and_operations() -> None:
     http = client_of(Front(tokens=TOKENS).app, peer="10.0.0.7", host="cluster.internal")
 
     uploader = http.get(f"{API}/whoami", headers=bearer(SECRETS["uploader"])).json()
@@ -233,7 +233,7 @@ def test_changes_are_logged_with_their_caller(caplog: pytest.LogCaptureFixture) 
 # -- rates -----------------------------------------------------------------------------------------------------------
 
 
-def test_caller_above_its_rate_waits_until_its_allowance_is_filled() -> None:
+def test_caller_above_its_rate_waits_until_its_next_request_is_allowed() -> None:
     now = [0.0]
     rates = Rates(2, clock=lambda: now[0])
 
@@ -358,9 +358,7 @@ def test_invalid_idempotency_key_is_refused(front: Front, key: str) -> None:
     assert front.queue.asked == []
 
 
-def test_stored_response_expires_after_a_day_and_hides_the_idempotency_key(
-    front: Front, redis_client: redis.Redis
-) -> None:
+def test_stored_response_expires_after_a_day_and_its_key_is_hashed(front: Front, redis_client: redis.Redis) -> None:
     http = Front(idempotency=RedisIdempotencyStore(redis_client)).http
     http.post(RECLUSTER, json={"pet_id": 42}, headers={"Idempotency-Key": "secret-key"})
 

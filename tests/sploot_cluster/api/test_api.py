@@ -114,7 +114,9 @@ def test_item_of_a_pet_outside_the_rollout_is_withheld(front: Front, monkeypatch
         ("/embeddings", {"occurred_at": "yesterday"}, "occurred_at"),
     ],
 )
-def test_invalid_field_is_named_with_a_hint(front: Front, path: str, change: dict[str, Any], field: str) -> None:
+def test_error_for_an_invalid_field_names_it_with_a_hint(
+    front: Front, path: str, change: dict[str, Any], field: str
+) -> None:
     answer = front.http.post(API + path, json=GOOD[path] | change)
 
     assert answer.status_code == 422
@@ -136,7 +138,7 @@ def test_non_finite_number_is_refused(front: Front, value: str) -> None:
     assert front.queue.asked == []
 
 
-def test_missing_field_is_named(front: Front) -> None:
+def test_error_for_a_missing_field_names_it(front: Front) -> None:
     problem = front.http.post(API + "/clusters/split", json={"pet_id": 42}).json()
 
     assert fields_of(problem) == ["cluster_id", "media_ids"]
@@ -364,7 +366,7 @@ def test_pets_are_listed_page_by_page(front: Front, query: str, pets: list[int])
     assert seen == pets
 
 
-def test_list_of_pets_has_their_numbers(front: Front) -> None:
+def test_list_of_pets_includes_their_counts(front: Front) -> None:
     take(front.service, 0, range(6))
     front.service.recluster(PET)
 
@@ -379,7 +381,7 @@ def test_list_of_pets_has_their_numbers(front: Front) -> None:
     ("query", "field"),
     [("cursor=x", "cursor"), ("limit=0", "limit"), ("order=name", "order"), (f"search={101 * 'x'}", "search")],
 )
-def test_invalid_parameter_of_a_list_is_named(front: Front, query: str, field: str) -> None:
+def test_error_for_an_invalid_list_parameter_names_it(front: Front, query: str, field: str) -> None:
     answer = front.http.get(f"{API}/pets?{query}")
 
     assert (answer.status_code, fields_of(answer.json())) == (422, [field])
@@ -395,7 +397,7 @@ class ManyPets(MemoryPetStore):
         return self.pets()[:limit] if beginning == "rex" else []
 
 
-def test_only_few_pets_are_sorted_by_their_numbers() -> None:
+def test_too_many_pets_are_not_sorted_by_their_noise() -> None:
     with pytest.raises(InvalidInput, match="narrow the search"):
         page_of(ManyPets(), order=PetOrder.NOISE)
     with pytest.raises(InvalidInput, match="more of the name"):
@@ -458,14 +460,14 @@ def test_health_readiness_and_metrics_are_served() -> None:
     assert (ready.http.get("/metrics").text, away.http.get("/metrics").status_code) == ("up 1\n", 404)
 
 
-def test_unknown_route_and_method_are_answered_with_problems(front: Front) -> None:
+def test_unknown_route_and_wrong_method_return_problem_json(front: Front) -> None:
     missing, wrong = front.http.get("/nowhere"), front.http.get(f"{API}/clusters/merge")
 
     assert (missing.status_code, wrong.status_code) == (404, 405)
     assert {missing.headers["Content-Type"], wrong.headers["Content-Type"]} == {"application/problem+json"}
 
 
-def test_openapi_document_permits_null_in_no_parameter(front: Front) -> None:
+def test_openapi_document_has_no_nullable_parameters(front: Front) -> None:
     document = front.http.get("/openapi.json").json()
 
     operations = [operation for path in document["paths"].values() for operation in path.values()]
@@ -570,7 +572,7 @@ def test_correction_with_a_stale_etag_is_enqueued_if_items_only_arrived(
     assert front.queue.asked == [(what, facts | {"expected_revision": 13})]
 
 
-def test_arrivals_since_the_etag_are_reported_only_if_the_request_has_one(front: Front, two_subjects: str) -> None:
+def test_arrivals_since_is_reported_only_for_requests_with_if_match(front: Front, two_subjects: str) -> None:
     body = GOOD["/clusters/undo"]
     looked = front.http.post(f"{API}/clusters/undo", json=body, headers={"If-Match": two_subjects})
     careless = front.http.post(f"{API}/clusters/undo", json=body)
@@ -725,7 +727,7 @@ def test_unknown_item_is_answered_404(front: Front, two_subjects: str) -> None:
     assert (answer.status_code, answer.json()["detail"]) == (404, "pet 42 has no item nobody")
 
 
-def test_cluster_is_found_by_every_id_it_had(front: Front, two_subjects: str) -> None:
+def test_cluster_is_found_by_each_of_its_former_ids(front: Front, two_subjects: str) -> None:
     front.service.merge(PET, [ClusterId(1), ClusterId(2)], into=ClusterId(1), operation_id="1", by="bob")
 
     answer = front.http.get(f"{API}/pets/42/clusters/2")
@@ -746,7 +748,7 @@ def computed(front: Front) -> None:
     front.queue.jobs["job 1"] = job_status("job 1", "succeeded", "done", result={"token": token})
 
 
-def test_preview_is_answered_with_its_diff_and_token(front: Front, two_subjects: str) -> None:
+def test_preview_returns_its_diff_and_token(front: Front, two_subjects: str) -> None:
     take(front.service, 2, range(8))
     computed(front)
 
@@ -772,7 +774,7 @@ def test_preview_lists_moved_items_up_to_the_limit(
     assert (len(diff["moved"]), diff["n_from_noise"], diff["is_truncated"]) == (5, 8, True)
 
 
-def test_applied_preview_is_answered_with_its_result(front: Front, two_subjects: str) -> None:
+def test_applying_a_preview_returns_its_result(front: Front, two_subjects: str) -> None:
     take(front.service, 2, range(8))
     computed(front)
     preview = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True}).json()
@@ -795,7 +797,7 @@ def test_stale_preview_is_answered_412(front: Front, two_subjects: str) -> None:
     assert front.store.view(PET).revision == 14
 
 
-def test_slow_preview_is_answered_with_its_job() -> None:
+def test_slow_preview_returns_its_job() -> None:
     front = Front(preview_wait_s=0.0)
 
     answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True})
@@ -803,7 +805,7 @@ def test_slow_preview_is_answered_with_its_job() -> None:
     assert (answer.status_code, answer.headers["Location"]) == (202, f"{API}/jobs/job%201")
 
 
-def test_failed_preview_is_answered_with_the_reason(front: Front) -> None:
+def test_failed_preview_returns_the_reason(front: Front) -> None:
     front.queue.jobs["job 1"] = job_status("job 1", "dead", "pet 42 has no media")
 
     answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True})
@@ -820,13 +822,13 @@ def test_failed_preview_is_answered_with_the_reason(front: Front) -> None:
         ({"preview": True, "backend": "hdbscan_gpu"}, "backend"),
     ],
 )
-def test_preview_with_fields_that_do_not_fit_is_refused(front: Front, body: dict[str, object], field: str) -> None:
+def test_preview_with_conflicting_fields_is_refused(front: Front, body: dict[str, object], field: str) -> None:
     answer = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, **body})
 
     assert (answer.status_code, fields_of(answer.json())) == (422, [field])
 
 
-def test_refused_preview_is_answered_with_the_reason(front: Front) -> None:
+def test_refused_preview_returns_the_reason(front: Front) -> None:
     front.queue.jobs["job 1"] = job_status("job 1", "refused", "hdbscan_reference needs the package hdbscan")
     body = {"pet_id": 42, "preview": True, "backend": "hdbscan_reference"}
 
@@ -969,7 +971,7 @@ def test_repeated_preview_is_computed_again_despite_its_idempotency_key(front: F
 # -- candidate model -------------------------------------------------------------------------------------------------
 
 
-def test_candidate_model_runs_until_it_is_ended(front: Front, two_subjects: str) -> None:
+def test_candidate_model_can_be_started_once_and_ended(front: Front, two_subjects: str) -> None:
     begun = front.http.post(f"{API}/pets/42/model", json={"model": "clip@2", "dim": 3})
     front.service.assign(PET, MediaId("s0-0"), model="clip@2", vector=[1.0, 0.0, 0.0])
     model = front.http.get(f"{API}/pets/42/model").json()
@@ -1002,7 +1004,7 @@ def test_clusters_are_found_by_the_beginning_of_a_name(front: Front, two_subject
 # -- reviews ---------------------------------------------------------------------------------------------------------
 
 
-def test_suggestion_carries_the_corrections_that_answer_it(front: Front) -> None:
+def test_suggestion_includes_the_corrections_for_yes_and_no(front: Front) -> None:
     two_looks(front.service)
 
     answer = front.http.get(f"{API}/pets/42/suggestions", params={"limit": 1})

@@ -54,7 +54,7 @@ def test_response_405_lists_all_methods_of_the_address(front: Front, path: str, 
     ("path", "cached"),
     [("/pets/42/clusters", "private, no-cache"), ("/jobs/a", "no-store"), ("/pets", "no-store")],
 )
-def test_response_says_whether_caches_may_store_it(front: Front, path: str, cached: str) -> None:
+def test_response_states_whether_caches_may_store_it(front: Front, path: str, cached: str) -> None:
     answer = front.http.get(API + path)
 
     assert answer.headers["Cache-Control"] == cached
@@ -142,7 +142,7 @@ def test_body_that_does_not_arrive_is_answered_408(port: int, monkeypatch: pytes
     assert b"too-slow" in answer
 
 
-def test_response_that_is_not_read_ends_with_its_connection() -> None:
+def test_connection_is_closed_if_the_client_does_not_read_the_response() -> None:
     ended = threading.Event()
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:

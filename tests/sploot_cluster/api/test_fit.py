@@ -69,7 +69,7 @@ def test_undo_of_an_undone_correction_and_unknown_pet_are_refused(merged: Front)
     assert merged.queue.asked == []
 
 
-def test_correction_that_was_made_before_is_refused() -> None:
+def test_correction_that_would_change_nothing_is_refused() -> None:
     front = Front(service_type=ClusterService)
     take(front.service, 0, range(6))
     front.service.recluster(PET)
@@ -117,7 +117,7 @@ def test_unfinished_jobs_of_a_pet_are_listed_with_its_revisions() -> None:
     assert ([job["job_id"] for job in work["jobs"]], work["revision"], work["moved_at"]) == (["a"], 2, 0)
 
 
-def test_preview_is_answered_at_once_on_request_and_read_by_its_token() -> None:
+def test_preview_can_run_asynchronously_and_be_read_by_its_token() -> None:
     front = Front(preview_wait_s=600)
     take(front.service, 0, range(8))
 
@@ -169,6 +169,6 @@ def test_console_may_load_pictures_from_their_server_only() -> None:
     "template",
     ["media.example/{media_id}", "https://media.example/{pet_id}", "https://m.example/; script-src *{media_id}"],
 )
-def test_invalid_address_of_pictures_is_refused(template: str) -> None:
+def test_invalid_picture_address_is_refused(template: str) -> None:
     with pytest.raises(InvalidInput, match=r"SPLOOT_MEDIA_URL_TEMPLATE.*set e\.g\."):
         Front(media_url_template=template)

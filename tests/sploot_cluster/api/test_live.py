@@ -23,7 +23,7 @@ def numbered() -> Callable[[], Events]:
     return lambda: {"n": str(next(numbers)).encode()}
 
 
-def test_one_read_serves_all_viewers_and_reading_ends_with_the_last() -> None:
+def test_one_read_serves_all_viewers_and_reading_stops_without_viewers() -> None:
     async def watch() -> None:
         feed = Feed(numbered(), every_s=0.02)
         viewers = [feed.watch() for _ in range(20)]
@@ -41,7 +41,7 @@ def test_one_read_serves_all_viewers_and_reading_ends_with_the_last() -> None:
     asyncio.run(watch())
 
 
-def test_viewer_that_comes_later_gets_the_newest_events_at_once() -> None:
+def test_later_viewer_gets_the_newest_events_immediately() -> None:
     async def watch() -> None:
         feed = Feed(numbered(), every_s=3_600)
         first, second = feed.watch(), feed.watch()
@@ -70,7 +70,7 @@ def test_viewers_beyond_the_limit_are_refused() -> None:
     asyncio.run(watch())
 
 
-def test_stream_ends_after_its_longest_time() -> None:
+def test_stream_ends_after_its_maximum_duration() -> None:
     async def watch() -> None:
         feed = Feed(numbered(), every_s=0.001, longest_s=0.05)
 
@@ -79,7 +79,7 @@ def test_stream_ends_after_its_longest_time() -> None:
     asyncio.run(watch())
 
 
-def test_failed_first_read_is_raised_and_a_later_one_is_an_event() -> None:
+def test_failed_first_read_raises_and_later_failures_are_events() -> None:
     answers: list[Events | Exception] = [QueueUnavailable("down"), {"n": b"1"}, QueueUnavailable("down"), {"n": b"2"}]
 
     def read() -> Events:
@@ -102,7 +102,7 @@ def test_failed_first_read_is_raised_and_a_later_one_is_an_event() -> None:
     asyncio.run(watch())
 
 
-def test_viewers_are_informed_of_a_read_that_takes_long() -> None:
+def test_viewers_are_informed_of_a_slow_read() -> None:
     goes_on = threading.Event()
     answers = numbered()
 

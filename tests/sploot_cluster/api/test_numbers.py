@@ -39,7 +39,7 @@ def body_of(path: str, spelling: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("given", LARGE)
 @pytest.mark.parametrize("path", IDS)
-def test_id_as_text_equals_its_number(path: str, given: int) -> None:
+def test_id_as_text_has_the_same_effect_as_a_number(path: str, given: int) -> None:
     as_number, as_text = Front(), Front()
 
     answers = [
@@ -128,7 +128,7 @@ def test_repeated_field_is_refused(path: str, body: str, field: str) -> None:
     assert front.queue.asked == []
 
 
-def test_only_the_embedding_with_a_repeated_field_is_refused_in_a_list() -> None:
+def test_list_refuses_only_the_embedding_with_a_repeated_field() -> None:
     front = Front()
     good = json.dumps({"media_id": "a", "pet_id": 42, "model": "clip@1", "embedding": [0.5, 1]})
     twice = good.replace('"pet_id": 42', '"pet_id": 42, "pet_id": 43')

@@ -57,7 +57,7 @@ def test_requests_are_reported_by_operation_and_status(front: tuple[Front, list[
     assert all(one.duration_s >= 0 for one in answered)
 
 
-def test_operations_are_those_of_the_api_and_other(front: tuple[Front, list[Answered]]) -> None:
+def test_reported_operations_are_those_of_the_api_and_other(front: tuple[Front, list[Answered]]) -> None:
     served, _ = front
     documented = {
         operation["operationId"] for path in served.app.openapi()["paths"].values() for operation in path.values()

@@ -55,7 +55,7 @@ def test_archive_above_the_limit_is_refused_before_it_is_inflated() -> None:
     assert peak_of_unpacking(zipped(bytes(64 * MIB)), "67,108,864 bytes unpacked, expected at most 1,048,576") < MIB
 
 
-def test_limit_applies_to_all_members_of_an_archive_together() -> None:
+def test_limit_applies_to_the_total_size_of_an_archives_members() -> None:
     members = {f"member-{number}": bytes(MIB // 2) for number in range(3)}
 
     with pytest.raises(ValueError, match="1,572,864 bytes unpacked"):

@@ -81,7 +81,7 @@ def test_replacement_of_a_big_pet_that_loses_a_race_writes_nothing(client: Inter
     assert set(left) <= {key.encode() for key in KEYS}
 
 
-def test_full_server_keeps_a_big_pet_and_no_part_of_its_copy(
+def test_full_server_keeps_a_big_pet_and_discards_its_partial_copy(
     client: Interrupted, request: pytest.FixtureRequest
 ) -> None:
     store = big_pet(client)
@@ -118,7 +118,7 @@ def test_copy_of_a_process_that_died_expires(client: Interrupted) -> None:
 
 
 @pytest.mark.parametrize("with_arrival", [False, True], ids=["deletion", "deletion and arrival"])
-def test_load_of_a_big_pet_begins_again_if_it_is_replaced_meanwhile(
+def test_load_of_a_big_pet_restarts_if_the_pet_is_replaced_meanwhile(
     client: Interrupted, redis_client: redis.Redis, with_arrival: bool
 ) -> None:
     store, other = big_pet(client), RedisPetStore(redis_client)
@@ -136,7 +136,7 @@ def test_load_of_a_big_pet_begins_again_if_it_is_replaced_meanwhile(
     assert loaded.n_media == N - 1 + with_arrival
 
 
-def test_load_of_a_big_pet_ignores_what_arrives_meanwhile(client: Interrupted, redis_client: redis.Redis) -> None:
+def test_load_of_a_big_pet_ignores_items_that_arrive_meanwhile(client: Interrupted, redis_client: redis.Redis) -> None:
     store, other = big_pet(client), RedisPetStore(redis_client)
     state = other.load(PET)
     client.interrupt = lambda: other.commit(state, arrival(state, "late", dim=DIM))
@@ -160,7 +160,7 @@ def test_dump_is_consistent_if_an_item_leaves_the_quarantine_meanwhile(
 
 
 @pytest.mark.scale
-def test_big_pet_stops_redis_for_no_longer_than_five_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_big_pet_blocks_redis_for_at_most_five_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
     """Repeats each use of a pet of 50,000 items up to five times, because other processes may interrupt a command."""
     found: dict[str, big_pets.Use] = {}
     for _ in range(5):

@@ -23,7 +23,9 @@ def members(redis_server: EmbeddedRedis) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_mutated_file_is_refused_or_imported_as_it_is(redis_client: redis.Redis, members: dict[str, bytes]) -> None:
+def test_mutated_file_is_either_refused_or_imported_unchanged(
+    redis_client: redis.Redis, members: dict[str, bytes]
+) -> None:
     outcomes = run(redis_client, members, 150, seed="suite")
 
     assert outcomes.total() == 150

@@ -40,7 +40,7 @@ def filled(store: MemoryPetStore | RedisPetStore) -> ClusterService:
     return service
 
 
-def test_every_item_is_one_row_as_the_service_shows_it(tmp_path: Path) -> None:
+def test_each_item_is_one_row_with_the_values_that_the_service_shows(tmp_path: Path) -> None:
     service = filled(store := MemoryPetStore())
     first, second = service.clusters(CATS).clusters
     service.name(CATS, first.cluster_id, "in the garden", by="ada", operation_id="1")
@@ -81,7 +81,7 @@ def test_files_and_row_groups_end_after_whole_pets(tmp_path: Path) -> None:
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".parquet", ".parquet"]
 
 
-def test_parts_share_the_pets(tmp_path: Path) -> None:
+def test_each_pet_is_in_exactly_one_part(tmp_path: Path) -> None:
     filled(store := MemoryPetStore())
 
     parts = [write_pets(store, tmp_path, part=part, parts=2) for part in (1, 2)]
@@ -90,7 +90,7 @@ def test_parts_share_the_pets(tmp_path: Path) -> None:
     assert found == [{CATS}, {DOGS}]
 
 
-def test_no_pets_make_a_file_with_the_columns(tmp_path: Path) -> None:
+def test_export_without_pets_is_a_file_with_the_columns(tmp_path: Path) -> None:
     written = write_pets(MemoryPetStore(), tmp_path)
 
     table = pq.read_table(written.files[0])

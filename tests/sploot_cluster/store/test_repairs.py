@@ -114,7 +114,7 @@ def test_repair_of_a_damaged_key_restores_the_pet_and_its_corrections(
     assert service.totals().unconserved == ()
 
 
-def test_repair_changes_nothing_that_is_whole(redis_client: redis.Redis, repairs: PetRepairs) -> None:
+def test_repair_does_not_change_undamaged_data(redis_client: redis.Redis, repairs: PetRepairs) -> None:
     before = RedisPetStore(redis_client).dump(PET)
     redis_client.delete(KEYS.rows)
 
@@ -133,7 +133,7 @@ def test_repair_changes_nothing_that_is_whole(redis_client: redis.Redis, repairs
     assert after.shadow.vectors.keys() == before.shadow.vectors.keys()
 
 
-def test_items_whose_vectors_are_lost_wait_in_quarantine(redis_client: redis.Redis, repairs: PetRepairs) -> None:
+def test_items_whose_vectors_are_lost_are_quarantined(redis_client: redis.Redis, repairs: PetRepairs) -> None:
     for _ in range(2):
         cut(redis_client, KEYS.vectors)
 
@@ -148,7 +148,7 @@ def test_items_whose_vectors_are_lost_wait_in_quarantine(redis_client: redis.Red
     assert service.clusters(PET).n_media == 24
 
 
-def test_lost_ledger_is_replaced_by_corrections_that_hold_the_items(
+def test_lost_ledger_is_replaced_by_corrections_that_keep_items_in_place(
     redis_client: redis.Redis, repairs: PetRepairs
 ) -> None:
     held = RedisPetStore(redis_client).load(PET)
@@ -166,7 +166,7 @@ def test_lost_ledger_is_replaced_by_corrections_that_hold_the_items(
     assert not undone.is_duplicate
 
 
-def test_pet_without_meta_needs_the_name_of_its_model(redis_client: redis.Redis, repairs: PetRepairs) -> None:
+def test_repair_of_a_pet_without_meta_requires_its_model(redis_client: redis.Redis, repairs: PetRepairs) -> None:
     redis_client.delete(KEYS.meta)
     before = contents(redis_client)
 
@@ -197,7 +197,7 @@ def test_repair_refuses_a_pet_that_changed_since_it_was_read(redis_client: redis
     assert contents(redis_client) == before
 
 
-def test_keys_put_back_are_those_that_were_read(redis_client: redis.Redis, repairs: PetRepairs) -> None:
+def test_keys_are_put_back_exactly_as_they_were_read(redis_client: redis.Redis, repairs: PetRepairs) -> None:
     cut(redis_client, KEYS.labels)
     redis_client.delete(KEYS.history)
     redis_client.set(KEYS.clusters, "not a hash")
@@ -212,7 +212,7 @@ def test_keys_put_back_are_those_that_were_read(redis_client: redis.Redis, repai
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pet_with_random_damage_is_whole_after_a_repair(
+def test_pet_with_random_damage_is_consistent_after_a_repair(
     redis_client: redis.Redis, repairs: PetRepairs, whole: RawPet, seed: int
 ) -> None:
     rng = random.Random(seed)
@@ -279,7 +279,7 @@ def test_list_of_all_pets_is_rebuilt_from_the_keys(redis_client: redis.Redis, re
     assert service.totals().unconserved == (7,)
 
 
-def test_damaged_pet_that_is_read_stays_in_the_list(redis_client: redis.Redis, repairs: PetRepairs) -> None:
+def test_access_to_a_damaged_pet_does_not_unlist_it(redis_client: redis.Redis, repairs: PetRepairs) -> None:
     redis_client.delete(KEYS.meta)
     service = ClusterService(RedisPetStore(redis_client))
 

@@ -187,7 +187,7 @@ def test_state_returned_by_commit_equals_a_fresh_load(store: PetStore) -> None:
     assert store.pets() == [PET]
 
 
-def test_load_with_an_old_state_catches_up(store: PetStore) -> None:
+def test_load_with_an_older_state_returns_the_newest_state(store: PetStore) -> None:
     known = [store.load(PET)]
     state = store.commit(known[0], arrival(known[0], "a", "b"))
     changes: list[Callable[[PetState], Change]] = [
@@ -280,7 +280,7 @@ def test_cards_and_aliases_can_be_removed(store: PetStore) -> None:
     assert comparable(store.load(PET)) == comparable(state)
 
 
-def test_thousands_of_items_and_clusters_fit_one_commit(store: PetStore) -> None:
+def test_thousands_of_items_and_clusters_fit_into_one_commit(store: PetStore) -> None:
     n = 12_000
     empty = store.load(PET)
     state = store.commit(empty, arrival(empty, *(f"m{i}" for i in range(n)), dim=2))
@@ -591,7 +591,7 @@ def test_load_many_and_commit_many_take_one_round_trip_each(redis_client: redis.
     assert int(redis_client.info("stats")["total_reads_processed"]) - before == 3
 
 
-def test_commit_many_lists_pets_again_that_were_lost_from_the_set(redis_client: redis.Redis) -> None:
+def test_commit_many_lists_pets_that_are_missing_from_the_set(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     states = three_pets(store)
     redis_client.delete(PETS)
@@ -601,7 +601,7 @@ def test_commit_many_lists_pets_again_that_were_lost_from_the_set(redis_client: 
     assert store.pets() == [7, 8]
 
 
-def test_damaged_pet_fails_by_itself_among_many(redis_client: redis.Redis) -> None:
+def test_damaged_pet_does_not_affect_other_pets_of_the_same_call(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     states = three_pets(store)
     redis_client.delete(PetKeys.of(PetId(8)).labels)
@@ -758,7 +758,7 @@ def test_keys_of_a_pet_are_in_one_cluster_slot(redis_server: EmbeddedRedis, tmp_
             assert [cast(PetState, one).revision for one in store.load_many(cast(list[PetState], many))] == [2, 2, 2]
 
 
-def test_decoding_client_is_refused_with_a_hint(redis_url: str) -> None:
+def test_client_that_decodes_responses_is_refused_with_a_hint(redis_url: str) -> None:
     client = redis.Redis.from_url(redis_url, decode_responses=True)
 
     with pytest.raises(ValueError, match="decode_responses=False"):

@@ -132,7 +132,7 @@ function draw(drawn, { again, visit }) {
   scrollTo({ top: places.get(visit.hash) ?? 0, behavior: "instant" });
 }
 
-// -- the caller ------------------------------------------------------------------------------------------------
+// -- the caller ----------------------------------------------------------------------------------------------------
 
 function askForToken() {
   const form = document.getElementById("sign-in");

@@ -244,8 +244,7 @@ export function undone(history) {
   return gone;
 }
 
-// -- the predicted effect of a correction, shown until the server has applied it
-// ---------------------------------------------------
+// -- the predicted effect of a correction, shown until the server has applied it -----------------------------------------
 
 const withoutItems = (list, gone) => list.filter((item) => !gone.has(item));
 
