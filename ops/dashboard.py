@@ -55,7 +55,7 @@ _FORMATS: Final[dict[Kind, PromQueryFormat]] = {"table": PromQueryFormat.TABLE, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """How a panel is drawn; ``panels.yaml`` explains the fields."""
+    """The appearance of a panel; ``panels.yaml`` explains the fields."""
 
     kind: Kind = "series"
     width: int = 12
@@ -70,7 +70,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One panel; ``panels.yaml`` explains the fields."""
+    """A panel of the dashboard; ``panels.yaml`` explains the fields."""
 
     id: int
     title: str

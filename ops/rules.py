@@ -41,7 +41,7 @@ class Alert:
 
     @property
     def severity(self) -> Severity:
-        """``warning`` and ``critical`` go to Slack; ``none`` is the alert that always fires."""
+        """The severity. ``warning`` and ``critical`` notify Slack; only the alert that always fires has ``none``."""
         return self.labels["severity"]  # type: ignore[return-value]  # a test checks the files
 
     @property

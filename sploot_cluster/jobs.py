@@ -106,7 +106,7 @@ class JobQueue(Protocol):
         ...
 
     def ingest_event(self, event: EmbeddingIngested) -> JobRef:
-        """Enqueue an item."""
+        """Enqueue the event of an item that was embedded."""
         ...
 
     def unfinished(self, pet_id: int) -> Sequence[JobStatus]:

@@ -149,7 +149,7 @@ class NewItem(NamedTuple):
 
 
 class ClusterService:
-    """All operations on pets, items and clusters. Safe to use from many threads and processes.
+    """A service with all operations on pets, items and clusters. Safe to use from many threads and processes.
 
     Every method may raise ``StoreUnavailable`` and ``UnreadablePet``. Methods that write may raise ``RevisionConflict``
     after ``settings.commit_attempts`` lost races; retry those later. ``InvalidInput`` means that a retry will fail.
@@ -724,7 +724,7 @@ class ClusterService:
         return self._store.totals(pets)
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
-        """Return about a thousand pets that have data, and the next cursor. 0 is the first cursor and the last."""
+        """Return about a thousand pets that have data, and the next cursor: 0 to start; 0 again at the end."""
         return self._store.pets_page(cursor)
 
     def pets(self) -> Sequence[PetId]:

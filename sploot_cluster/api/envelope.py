@@ -45,7 +45,7 @@ class Envelope:
 
 
 def _why_too_large(scope: Scope) -> Refusal | None:
-    # the rest of the request stays unread, so the connection cannot be reused
+    # close the connection of a client that sends this much
     headers = {"Connection": "close"}
     address = len(scope.get("raw_path") or scope["path"].encode()) + len(scope.get("query_string", b""))
     if address > MAX_ADDRESS_BYTES:

@@ -175,7 +175,7 @@ _BY_STATUS: Final = {
 
 
 class Refusal(Exception):
-    """Raised anywhere in the API to end the request with a problem."""
+    """An exception that ends the request with a problem, wherever in the API it is raised."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from sploot_cluster.store.values import commands_of, flat, pairs_of
 
 Kind = Literal["string", "list", "hash", "stream"]
 
-# The keys that hold embeddings.
+# Names of the keys that contain embeddings.
 OF_VECTORS: Final = ("vectors", "shadow_vectors")
 
 _KEY: Final = re.compile(rb"\{pet:([1-9][0-9]{0,18})\}:[a-z_:]+")
