@@ -59,7 +59,7 @@ def rules() -> tuple[dict[str, Any], ...]:
 
 @cache
 def alerts() -> dict[str, Alert]:
-    """Return every alert by its name."""
+    """Return all alerts, by name."""
     return {rule["alert"]: _alert(rule) for rule in rules() if "alert" in rule}
 
 

@@ -591,7 +591,7 @@ class RedisPetStore:
         return int(following), [PetId(int(id_)) for id_ in ids]
 
     def pets(self) -> Sequence[PetId]:
-        # in pages, because SMEMBERS of a million pets stops Redis for half a second
+        # in pages, because SMEMBERS of a million pets blocks Redis for half a second
         cursor, found = self.pets_page(0)
         pets = {*found}
         while cursor:
