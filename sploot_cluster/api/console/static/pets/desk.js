@@ -128,8 +128,8 @@ export class Desk extends EventTarget {
     return this.acts.filter(isOpen);
   }
 
-  /** Check every few seconds whether the pet has changed and which jobs wait, so that the page shows it. Ends with the
-  signal. */ async watch(signal, isShown) {
+  /** Poll for changes of the pet and for waiting jobs, which the page shows, until the signal aborts. */
+  async watch(signal, isShown) {
     while (!signal.aborted) {
       // if the server does not respond, the page stays as it is, and the header reports the problem
       if (this.base && isShown() && !document.hidden) await this.look().catch(() => {});

@@ -30,8 +30,8 @@ export function mapView(desk) {
     update();
   }
 
-  /** Compute the positions of the points, and their albums if the pet has changed. Only this function visits all items.
-  */ function measure() {
+  /** Compute the positions of the points, and their albums if the pet has changed. Only this visits all items. */
+  function measure() {
     const size = Math.min(canvas.clientWidth, canvas.clientHeight) - 2 * MARGIN;
     const [left, bottom] = [(canvas.clientWidth - size) / 2, canvas.clientHeight - MARGIN];
     // the longer axis fills the height; a wide screen may show more to the sides
