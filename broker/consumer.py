@@ -669,7 +669,8 @@ class StreamsConsumer(Consumer):
             if is_certain and (taken := places.take_back(self._keys.queue_name)):
                 self._hand_back(self._each_of(taken))
                 self._queue.is_takeable = True
-        # the waiting messages may belong to another queue or have arrived just now
+        # do not check again at once, even if left_s is not positive: the waiting messages may belong to another queue,
+        # or may have just arrived
         return max(left_s, LOOK_AGAIN_S)
 
     def _wait_for_room(self, timeout_s: float) -> int:

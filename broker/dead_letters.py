@@ -241,7 +241,7 @@ class DeadLetters:
             yield entry_id.decode() or None
 
     def _would_be_refused(self, dead_letter_id: str) -> bool:
-        """Return whether workers would refuse this too large dead letter; they accept retries of any size."""
+        """Return whether workers would refuse this oversized dead letter; they accept retries of any size."""
         dead_letter = self.get(dead_letter_id)
         return dead_letter is not None and not was_retried(dead_letter.fields)
 

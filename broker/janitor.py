@@ -261,12 +261,13 @@ class Janitor:
         return n_found
 
     def _advance(self) -> None:
-        """Scan a few pages of keys; where a message at work was removed by hand, bring the next one to work."""
+        """Scan a few pages of keys. If a message at work was removed by hand, give its turn to the next one in line."""
         for _ in range(20):
             cursor, n = self._connections.run_script(ADVANCE, self._keys.work, (self._advance_cursor, SWEEP_PAGE))
             self._advance_cursor = cursor
             if n:
-                self._logger.warning("brought messages in line to work: those before them disappeared", extra={"n": n})
+                said = "gave messages in line their turn, because messages at work before them disappeared"
+                self._logger.warning(said, extra={"n": n})
             if not cursor:
                 return
 

@@ -22,7 +22,8 @@ BANKING77: Final = Path(__file__).resolve().parents[3] / "shared" / "cluster" / 
 
 PET_SIZES: Final = (60, 150, 300, 800)
 MADE_UP_SIZES: Final = (30, 60, 150, 400, 1_000, 3_000)
-# Sets with bursts: (number of items without copies, copies of one item per subject, copies of each stranger).
+# Sets with bursts: (number of items before any are copied, frames of one burst per subject including the original,
+# copies of each stranger). 0 copies: no strangers.
 BURSTS: Final = ((100, 8, 0), (100, 20, 3), (250, 12, 3), (600, 20, 0))
 
 

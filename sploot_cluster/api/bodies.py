@@ -134,10 +134,10 @@ class CorrectionBody(_Body):
         return check(sent)
 
     def to_request(self, **signed: Unpack[Signed]) -> Request[Any]:
-        """Return the request.
+        """Return the correction request that this body describes.
 
         Raises:
-            InvalidInput: the fields do not fit each other.
+            InvalidInput: the fields contradict each other.
         """
         return self.request(**self.model_dump(), **signed)
 

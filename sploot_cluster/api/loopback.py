@@ -63,7 +63,7 @@ class LoopbackGuard:
 
 
 def why_not_local(scope: Scope) -> Refusal | None:
-    """Return None for a request of a program on this machine, and otherwise the refusal that explains it."""
+    """Return the refusal of a request that does not come from a program on this machine; None if it does."""
     headers = Headers(scope=scope)
     # a unix socket has no peer address
     peer = scope.get("client")

@@ -102,7 +102,7 @@ class _Resolver:
         self._overridden: list[str] = []
 
     def hear(self, statement: Statement) -> None:
-        """Collect the demands of a correction, which must be older than all those before."""
+        """Collect the demands of a correction, which must be older than all that were passed before."""
         # only if a placement released items, because listing all items of each correction takes a while
         if self._released and self._joined_for(statement.revision) is None:
             groups = self._contents.get(statement.revision)
@@ -235,7 +235,8 @@ class _Resolver:
         sides = reduce(or_, (self._sides_of.get(item, FREE) for item in media), FREE)
         crossed = sides.moved & sides.remaining
         joined = [item for item in media if item not in self._dismissed and not self._leaving.get(item, 0) & crossed]
-        # bits of the splits that removed items -> the roots of these items' atoms
+        # bits of the sides on which an item was moved away from others in ``media`` (0: none) -> roots of the atoms of
+        # all items with these bits; the inner dict is an ordered set
         cells: dict[int, dict[int, None]] = defaultdict(dict)
         for item in joined:
             cells[self._sides_of.get(item, FREE).moved & crossed][self._root(item)] = None

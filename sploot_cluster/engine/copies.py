@@ -23,7 +23,8 @@ _BLOCK: Final = 4_096
 # rank is lower: the number of items divided by _RANK_SHARE.
 _RANK: Final = 12
 _RANK_SHARE: Final = 8
-# If the usual distance is less than this, most items of the pet are identical, so each counts as a picture of its own.
+# If the usual distance is less than this, most items of the pet are practically identical. In this case near copies are
+# not combined: every item counts as a picture of its own.
 _IDENTICAL: Final = 1e-2
 # Maximum number of rows to compare with all others: comparing 128 with 50,000 rows of 512 dimensions takes 0.1 s.
 _MOST_PROBES: Final = 128

@@ -21,7 +21,7 @@ MAX_SORTED: Final = 20_000
 
 MAX_PETS: Final = 1_000
 
-# A cursor: the id of the last pet, and before it, if pets are sorted by a count, that count.
+# A cursor: the id of the last pet. If pets are sorted by a count, that pet's count and a colon precede it.
 CURSOR: Final = "^([0-9]{1,10}:)?[1-9][0-9]{0,18}$"
 
 

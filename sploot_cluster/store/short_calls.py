@@ -29,8 +29,8 @@ _pack: Callable[[tuple[Any, ...]], bytes] | None = (
 
 _POOLS: Final = (redis.ConnectionPool, SentinelConnectionPool)
 
-# Maximum number of connections to keep per pool, and at most half of the pool's limit: enough for all threads that call
-# at the same time.
+# Maximum number of connections to keep per pool, enough for all threads that call at the same time. A pool with a limit
+# below 32 connections keeps only half of its limit.
 MOST_KEPT: Final = 16
 
 # The keys and arguments of one call.

@@ -291,7 +291,7 @@ def test_cancelled_retry_lets_the_next_of_its_ordering_key_run(scene: Scene) -> 
 @pytest.mark.parametrize(
     ("options", "n_at_once"), [({"concurrency_key": "c", "max_concurrent": 2}, 2), ({"rate": "3/h"}, 3)]
 )
-def test_cancelled_message_frees_its_turn(scene: Scene, options: dict[str, Any], n_at_once: int) -> None:
+def test_cancelled_message_gives_up_its_turn(scene: Scene, options: dict[str, Any], n_at_once: int) -> None:
     broker = scene.process("a")
     ids = [broker.enqueue(message(str(n), **options)).message_id for n in range(5)]
     assert len(scene.state().waiting) == n_at_once

@@ -285,7 +285,7 @@ def a_period_passes(scene: Scene, name: str) -> None:
     scene.promote(name)
 
 
-def test_messages_beyond_the_rate_wait_until_earlier_starts_are_a_period_old(scene: Scene) -> None:
+def test_messages_beyond_the_rate_wait_until_a_period_after_earlier_starts(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many([*at_rate("2/day", "1", "2", "3", "4", "5"), message("free")])

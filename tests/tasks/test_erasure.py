@@ -188,7 +188,7 @@ def test_waiting_events_are_counted_and_stay(redis_client: redis.Redis, tasks: C
 
 
 @pytest.mark.parametrize("encoding", ["f32le", "f16le", "base64-f32le", "json"])
-def test_erasure_of_items_counts_exactly_their_events(
+def test_erasure_of_items_finds_and_removes_only_their_events(
     redis_client: redis.Redis, erasure: Erasure, encoding: str
 ) -> None:
     dead_letters = {media: bury(redis_client, EMBEDDING_INGESTED, event(media, encoding)) for media in NAMES}

@@ -370,11 +370,11 @@ def _add_review_routes(router: APIRouter, service: PetService) -> None:
         limit: Annotated[int, Query(description="Maximum number of suggestions.", ge=1, le=MAX_SUGGESTIONS)] = 10,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return questions, each with the corrections that *yes* and *no* stand for: `POST …/clusters/<verb>`.
+        """Return questions, each with the corrections that the answers *yes* and *no* make.
 
-        Send the answer with the ETag in If-Match. A question that was answered is not asked again while the correction
-        is in force; for *later*, send nothing. After three *no* in a row, a kind of question waits for the next
-        recluster.
+        To answer, send that correction to `POST …/clusters/<verb>`, with the ETag in If-Match; for *later*, send
+        nothing. An answered question is not asked again while its correction is in force. After three *no* in a row to
+        one kind of question, that kind is not asked again until the next recluster.
         """
         asked = service.suggestions(PetId(pet_id), limit=limit)
         return tagged(asked.revision, if_none_match, lambda: asked)

@@ -37,7 +37,7 @@ class Given:
     Attributes:
         pet: the pet of all items, in place of a field of the file.
         model: the model of all items, in place of a field of the file.
-        id_column: the name of the ids in the file, if it is not ``media_id``.
+        id_column: the name of the field that contains the ids, if it is not ``media_id``.
     """
 
     pet: int | None = None

@@ -17,7 +17,11 @@ STATUSES: Final = ("2xx", "3xx", "4xx", "5xx")
 
 
 class RequestMetrics(Collector):
-    """The request metrics of one server process. Every count begins at 0, because alerts need it."""
+    """The request metrics of one server process.
+
+    ``expect`` exposes every series as 0 before its first request. Otherwise an alert on an increase would miss the
+    first error, because that error would create the series.
+    """
 
     def __init__(self) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in the library

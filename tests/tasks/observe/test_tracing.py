@@ -214,7 +214,7 @@ def test_traceparent_of_a_request_reaches_its_job(redis_client: redis.Redis, red
 
 
 @pytest.mark.parametrize("given", [[], ["nonsense"], [f"00-{'0' * 32}-{SPAN_ID}-01"], [TRACEPARENT, TRACEPARENT]])
-def test_request_with_an_invalid_traceparent_is_accepted_without_a_trace(
+def test_request_without_a_valid_traceparent_is_accepted_and_enqueues_none(
     redis_client: redis.Redis, redis_url: str, given: list[str]
 ) -> None:
     api = client_of(build_app(Settings(redis_url=redis_url)))
