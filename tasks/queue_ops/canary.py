@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from broker import DeadLetter, DeadLetterTooLarge, RedisStreamsBroker
 from broker.dead_letters import KEY_HELD, is_requeued
-from sploot_cluster.queues import Plan
+from sploot_cluster.queues import CarefulRequeue, Plan
 from tasks.queue_ops.dead_letters import message_id_of
 
 POLL_S: Final = 0.2
@@ -47,9 +47,7 @@ class Canary:
     """Requeues the dead letters of a plan, oldest first.
 
     Args:
-        wait_s: maximum time to wait for the first job to end, and for the last jobs to end.
-        per_s: number of dead letters to requeue per second after the first.
-        stop_after: stop when this many jobs have failed again.
+        how: the rate and the limits; its ``wait_s`` also limits the wait for the last jobs to end.
         on_step: called after each step with the number of jobs requeued and the number that failed again.
         should_stop: called before each step; returns the reason to stop, or an empty string to continue.
         clock, sleep: work in seconds; tests replace them.
@@ -58,17 +56,14 @@ class Canary:
     def __init__(
         self,
         broker: RedisStreamsBroker,
+        how: CarefulRequeue,
         *,
-        wait_s: float = 60.0,
-        per_s: float = 10.0,
-        stop_after: int = 3,
         on_step: Callable[[int, int], None] = lambda requeued, died: None,
         should_stop: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._broker = broker
-        self._wait_s, self._per_s, self._stop_after = wait_s, per_s, stop_after
+        self._broker, self._how = broker, how
         self._on_step, self._should_stop, self._clock, self._sleep = on_step, should_stop, clock, sleep
 
     def requeue(self, plan: Plan) -> Requeued:
@@ -96,7 +91,7 @@ class Canary:
                 return Requeued(1, 0, len(rest), False, f"{why}; stopped after the first one")
             case "unknown":
                 state = watch.where(first, entry_id)
-                return Requeued(1, 0, len(rest), False, f"after {self._wait_s:g} s the first one {state}; stopped")
+                return Requeued(1, 0, len(rest), False, f"after {self._how.wait_s:g} s the first one {state}; stopped")
             case "succeeded":
                 return self._rest(plan, rest, watch)
 
@@ -108,7 +103,7 @@ class Canary:
         for number, dead_letter in enumerate(rest):
             # counted before each requeue rather than after it, so that failures during the sleep are included
             n_died = watch.n_died()
-            if n_died >= self._stop_after:
+            if n_died >= self._how.stop_after:
                 why = f"{n_died} failed again, the last with: {watch.last_error}; stopped"
                 return Requeued(n_requeued, n_died, n_left + len(rest) - number, False, why)
             if why := self._should_stop():
@@ -121,7 +116,7 @@ class Canary:
             except DeadLetterTooLarge as refused:
                 n_left, why_left = n_left + 1, str(refused)
             self._on_step(n_requeued, n_died)
-            self._pause_until(started_at + (number + 1) / self._per_s)
+            self._pause_until(started_at + (number + 1) / self._how.per_s)
         n_died = self._settled(watch)
         if n_died:
             why = f"{n_died} of {n_requeued} failed again: {watch.last_error}"
@@ -138,7 +133,7 @@ class Canary:
         self._sleep(max(0.0, left))
 
     def _fate_of(self, dead_letter: DeadLetter, entry_id: str, watch: _Watch) -> Fate:
-        deadline = self._clock() + self._wait_s
+        deadline = self._clock() + self._how.wait_s
         while True:
             if watch.n_died():
                 return "died"
@@ -151,8 +146,8 @@ class Canary:
 
     def _settled(self, watch: _Watch) -> int:
         """Return how many jobs failed again, once the queue is idle or the wait is over."""
-        deadline = self._clock() + self._wait_s
-        while self._clock() < deadline and watch.n_died() < self._stop_after:
+        deadline = self._clock() + self._how.wait_s
+        while self._clock() < deadline and watch.n_died() < self._how.stop_after:
             if watch.is_idle() or self._should_stop():
                 break
             self._sleep(POLL_S)

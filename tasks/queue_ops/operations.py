@@ -400,14 +400,7 @@ class Operations:
         should_stop: Callable[[], str] = lambda: "",
     ) -> Done:
         """Requeue the dead letters of a plan with a canary, and record it in the audit; see :class:`Canary`."""
-        canary = Canary(
-            self._broker,
-            wait_s=how.wait_s,
-            per_s=how.per_s,
-            stop_after=how.stop_after,
-            on_step=on_step,
-            should_stop=should_stop,
-        )
+        canary = Canary(self._broker, how, on_step=on_step, should_stop=should_stop)
         with reaching_redis(ACTED), self._audit.writing(plan, by=by, via=via, note=note) as entry:
             careful = canary.requeue(plan)
             reason = careful.reason + (f"; {careful.n_left} were not touched" if careful.n_left else "")

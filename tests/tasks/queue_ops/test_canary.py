@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from sploot_cluster.queues import DeadLetterFilter
+from sploot_cluster.queues import CarefulRequeue, DeadLetterFilter
 from tasks.queue_ops.canary import Canary, Requeued
 from tests.support import eventually
 from tests.tasks.queue_ops.desk import KEYS, Desk, worker_that_refuses
@@ -18,7 +18,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 
 def careful(desk: Desk, *, wait_s: float = 30.0, stop_after: int = 3) -> Requeued:
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
-    return Canary(desk.broker, wait_s=wait_s, per_s=50.0, stop_after=stop_after).requeue(plan)
+    return Canary(desk.broker, CarefulRequeue(50.0, wait_s, stop_after)).requeue(plan)
 
 
 def test_canary_requeues_all_when_the_cause_is_fixed(desk: Desk, redis_client: redis.Redis) -> None:
@@ -52,7 +52,7 @@ def test_canary_stops_when_later_dead_letters_fail_again(desk: Desk, redis_clien
         eventually(lambda: redis_client.xlen(KEYS.stream) == 0, within_s=60)
 
     with worker_that_refuses(redis_client, *(f"media-{number}" for number in range(1, 500))) as ran:
-        done = Canary(desk.broker, wait_s=30, stop_after=3, sleep=until_all_have_run).requeue(plan)
+        done = Canary(desk.broker, CarefulRequeue(wait_s=30, stop_after=3), sleep=until_all_have_run).requeue(plan)
 
     # one that succeeded and three that failed
     assert (done.n_requeued, done.n_died, done.n_left, done.is_good) == (4, 3, 496, False)
@@ -75,7 +75,9 @@ def test_canary_succeeds_when_dead_letters_are_gone(desk: Desk) -> None:
     plan = desk.operations.plan_requeue("embedding", matching=DeadLetterFilter())
     desk.broker.dead_letters("embedding.ingested").purge_all()
 
-    assert Canary(desk.broker).requeue(plan) == Requeued(0, 0, 0, True, "all of them were already gone")
+    assert Canary(desk.broker, CarefulRequeue()).requeue(plan) == Requeued(
+        0, 0, 0, True, "all of them were already gone"
+    )
 
 
 @pytest.mark.parametrize(("is_first", "n_requeued", "n_left"), [(True, 0, 2), (False, 1, 1)])
