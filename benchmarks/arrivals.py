@@ -37,7 +37,7 @@ from sploot_cluster.pet.vectors import FloatMatrix
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 
 SIZES: Final = (200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000)
 WAYS: Final = {"assign": ClusterSettings(exact_until=0), "exact": ClusterSettings(exact_until=1_000_000)}

@@ -29,7 +29,7 @@ from benchmarks.records import table
 from sploot_cluster.pet.models import Arrival, Change, ClusterCard, ClusterId, MediaId, Origin, PetId
 from sploot_cluster.service import ClusterService
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 
 SIZES: Final = (2_000, 50_000, 262_000)
 PET: Final = PetId(1)

@@ -23,7 +23,7 @@ from sploot_cluster.pet.models import MediaId, PetId
 from tasks.client import ClusterTasks
 from tasks.composition import build_service
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 
 DIMENSIONS: Final = (128, 512, 768)

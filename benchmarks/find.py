@@ -19,8 +19,8 @@ import redis
 from broker import RedisStreamsBroker
 from sploot_cluster.event import EmbeddingIngested
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.queue_ops.pet_index import KeepPetIndex, PetIndex, find_jobs
+from tasks.redis_access.embedded import EmbeddedRedis
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ from benchmarks.records import Spread, table
 from deploy.image import size_of
 from deploy.wheels import build_wheel
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.system.events import flat_event, free_port
 
 ROOT: Final = Path(__file__).parents[1]

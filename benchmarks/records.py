@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import tasks.embedded_redis
+import tasks.redis_access.embedded
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 # Environments and results, untracked by git.
@@ -114,7 +114,7 @@ def machine_facts() -> dict[str, Any]:
         else None
     )
     server = subprocess.run(
-        [tasks.embedded_redis.find_redis_server(), "--version"], capture_output=True, text=True, check=True
+        [tasks.redis_access.embedded.find_redis_server(), "--version"], capture_output=True, text=True, check=True
     ).stdout
     version = re.search(r"v=(\S+)", server)
     return {

@@ -21,7 +21,7 @@ from benchmarks.records import number, table
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 
 SIZES: Final = (50, 500, 2_000)
 N_PETS: Final = 40

@@ -20,7 +20,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from tasks.demo.stack import Pod, Pods, Ports, answers
-from tasks.embedded_redis import NoRedisServer, find_redis_server
+from tasks.redis_access.embedded import NoRedisServer, find_redis_server
 
 ROOT: Final = Path(__file__).parent.parent
 CONFIG: Final = ROOT / "ops" / "config"

@@ -28,7 +28,7 @@ from sploot_cluster.store.redis import RedisPetStore
 from tasks.composition import build_app
 from tasks.demo.pictures import Pictures
 from tasks.demo.sample import Album, albums
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 
 ROOT: Final = Path(__file__).parents[1]

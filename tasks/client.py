@@ -57,7 +57,7 @@ class ClusterTasks:
     ) -> None:
         """
         Args:
-            redis_url: a URL in any form that ``tasks.redis_urls`` describes. No connection is opened yet.
+            redis_url: a URL in any form that ``tasks.redis_access.urls`` describes. No connection is opened yet.
             client: replaces ``redis_url``; its own timeouts apply, and it must return bytes.
             ingest_rollout_percent: percentage of pets whose items are sent, always the same pets; see
                 ``tasks.rollout``. Items of other pets are not sent, and their JobRef is ``withheld``.

@@ -24,7 +24,7 @@ from broker import RedisStreamsBroker
 from broker.settings import DAY_MS
 from tasks.client import ClusterTasks
 from tasks.contracts import GROUP, NAMESPACE
-from tasks.redis_urls import connect
+from tasks.redis_access.urls import connect
 from tasks.settings import Settings
 from tasks.trace_context import TakeTraceparent
 from tasks.wire import CHECKS, DECODERS

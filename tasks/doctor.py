@@ -37,9 +37,9 @@ from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.threads import NATIVE, n_cores
 from tasks.contracts import CLUSTER_MAINTENANCE, GROUP, QUEUES, stream_of
 from tasks.observe.backlog import BACKLOG
-from tasks.observe.redis_probe import probe_writes
 from tasks.queue_limit import stored_limit
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
+from tasks.redis_access.probe import probe_writes
 from tasks.settings import FROM_FILE, MODELS, Settings
 
 Level = Literal["ok", "warning", "wrong", "unknown"]

@@ -27,7 +27,7 @@ from tasks.observe.figures.noise import NoiseWatch
 from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import is_unclear, media_of
 from tasks.queue_ops.pet_index import find_jobs
-from tasks.redis_errors import reaching_redis
+from tasks.redis_access.errors import reaching_redis
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.settings import PREFIX as CLUSTERING
 from sploot_cluster.settings import ClusterSettings, Number, value_of
-from tasks.redis_urls import check
+from tasks.redis_access.urls import check
 from tasks.rollout import EVERYBODY
 
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"

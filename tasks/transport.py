@@ -29,8 +29,8 @@ from sploot_cluster.refusals import refusal_of
 from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, QUEUES, Contract
 from tasks.job_records import JobOwner, JobRecords, TrackCancelled, status_of
 from tasks.queue_limit import QueueLimit
-from tasks.redis_errors import reaching_redis
-from tasks.redis_urls import connect
+from tasks.redis_access.errors import reaching_redis
+from tasks.redis_access.urls import connect
 from tasks.trace_context import TRACEPARENT, current_traceparent
 
 CONNECT_TIMEOUT_S: Final = 1.0

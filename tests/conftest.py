@@ -12,7 +12,7 @@ import pytest
 import redis
 from xdist.scheduler import LoadGroupScheduling
 
-from tasks.embedded_redis import EmbeddedRedis, NoRedisServer, find_redis_server
+from tasks.redis_access.embedded import EmbeddedRedis, NoRedisServer, find_redis_server
 from tests.support import redis_6_2
 
 # The same examples every time, so that every failure is reproducible. No deadline: a slow machine is no failure.

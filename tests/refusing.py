@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import redis
 
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.support import eventually
 
 NOWHERE: Final = ("127.0.0.1", "1")

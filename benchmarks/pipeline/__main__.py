@@ -13,7 +13,7 @@ from benchmarks.pipeline.pets import Album
 from benchmarks.pipeline.plan import PLAN, Measurement
 from benchmarks.pipeline.report import as_json, as_markdown
 from benchmarks.records import CACHE, Key, Records, Values
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 
 # Options of the Redis server: no rewrites of the append-only file, because they would distort the measurements.
 SERVER = {"auto-aof-rewrite-percentage": "0"}

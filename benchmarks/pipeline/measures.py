@@ -22,7 +22,7 @@ from benchmarks.pipeline import stamps
 from benchmarks.pipeline.pets import STREAM, Album, World, send
 from benchmarks.records import ROOT, Values
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.embedded_redis import ends_with_parent
+from tasks.redis_access.embedded import ends_with_parent
 
 START_TIMEOUT_S: Final = 60.0
 

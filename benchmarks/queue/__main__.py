@@ -12,7 +12,7 @@ from benchmarks.queue.environments import python_of
 from benchmarks.queue.measures import SMOKE, Bench, Effort
 from benchmarks.queue.report import as_json, as_markdown
 from benchmarks.records import CACHE, Records
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 
 SERVER = {"appendonly": "no", "save": ""}
 

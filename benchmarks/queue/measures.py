@@ -21,7 +21,7 @@ from benchmarks.queue import adapters, producer, tally, worker
 from benchmarks.queue.contestants import THREADS, Contestant, Measure
 from benchmarks.queue.tally import Tallies
 from benchmarks.records import ROOT, Values
-from tasks.embedded_redis import ends_with_parent
+from tasks.redis_access.embedded import ends_with_parent
 
 START_TIMEOUT_S: Final = 30.0
 BATCH: Final = 100

@@ -50,7 +50,7 @@ from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, stream_of
 from tasks.queue_ops.canary import HELD
 from tasks.queue_ops.entries import facts_of
 from tasks.queue_ops.operations import queue_named
-from tasks.redis_urls import connect
+from tasks.redis_access.urls import connect
 from tasks.settings import Settings, masked
 
 FAILED, USAGE, UNREACHABLE, REFUSED, INTERRUPTED = 1, 2, 3, 4, 130

@@ -15,7 +15,7 @@ from sploot_cluster.jobs import QueueFull, QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, shown_url
-from tasks.embedded_redis import NoRedisServer
+from tasks.redis_access.embedded import NoRedisServer
 
 # package -> the extra that installs it. Packages that all commands need are not listed, because both [worker] and
 # [server] install them.

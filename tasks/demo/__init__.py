@@ -22,7 +22,7 @@ from tasks.demo.sample import albums
 from tasks.demo.stack import Stack
 from tasks.demo.story import Story
 from tasks.demo.summary import render, write_summary
-from tasks.embedded_redis import redis_for_this_run
+from tasks.redis_access.embedded import redis_for_this_run
 
 LEASE_MS = 3_000  # short, so that the killed worker's events are recovered quickly; the default is 30 s
 

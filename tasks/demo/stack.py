@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tasks.embedded_redis import ends_with_parent
+from tasks.redis_access.embedded import ends_with_parent
 
 POLL_S = 0.1
 DRAIN_TIMEOUT_MS = 20_000

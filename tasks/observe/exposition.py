@@ -33,8 +33,8 @@ from tasks.contracts import GROUP, QUEUES, stream_of
 from tasks.observe.logs import configure_logging
 from tasks.observe.metrics import VARIABLE, forget_the_dead, share_values
 from tasks.observe.pulse import Pulse, pulses, why_not_alive
-from tasks.observe.redis_probe import probe_writes
-from tasks.redis_urls import connect
+from tasks.redis_access.probe import probe_writes
+from tasks.redis_access.urls import connect
 from tasks.settings import Settings
 
 if TYPE_CHECKING:

@@ -48,7 +48,7 @@ from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
 from tasks.queue_ops.search import search
 from tasks.queue_ops.workers import workers_of
-from tasks.redis_errors import reaching_redis
+from tasks.redis_access.errors import reaching_redis
 
 MOST_GROUPED: Final = 10_000
 # Maximum number of entries that one plan touches; their ids and holders take some megabytes.

@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 import redis
 
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.scene import Scene, scene_on
 from tests.support import redis_6_2
 

@@ -21,7 +21,7 @@ from redis.crc import key_slot
 from broker import RedisStreamsBroker
 from broker.keeper import Keeper
 from broker.keys import QueueKeys
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.processes import forked, keepers_of
 from tests.support import eventually
 

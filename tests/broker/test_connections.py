@@ -16,7 +16,7 @@ from dramatiq.errors import ConnectionFailed
 from broker import EnqueueUncertain, RedisStreamsBroker
 from broker.keys import HANDED_BACK
 from broker.net.connections import Connections
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message, received
 from tests.broker.test_dramatiq_options import broker_on, working
 from tests.faults.outage import Outage

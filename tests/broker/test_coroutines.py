@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from broker import EnqueueUncertain, MessageTooLarge, RedisStreamsBroker
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.scene import KEYS, QUEUE, message
 from tests.broker.test_dramatiq_options import broker_on
 from tests.faults.outage import Outage

@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from broker import Delivery, RedisStreamsBroker
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.processes import command
 from tests.broker.scene import received
 from tests.support import eventually
@@ -137,7 +137,7 @@ def test_greenlet_that_never_yields_keeps_its_lease(redis_url: str, client: Any,
 
 def test_worker_waits_while_redis_starts_and_loads_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("dramatiq_restart_delay", "300")
-    monkeypatch.setattr("tasks.embedded_redis.START_TIMEOUT_S", 90)
+    monkeypatch.setattr("tasks.redis_access.embedded.START_TIMEOUT_S", 90)
     # loading takes two minutes unless this setting is changed in the meantime
     server, log = EmbeddedRedis(directory=tmp_path, options={"key-load-delay": "500"}), tmp_path / "log"
     with stopped_at_the_end(server), redis.Redis.from_url(server.url, socket_timeout=60) as client:

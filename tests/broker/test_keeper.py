@@ -19,7 +19,7 @@ import redis
 from broker import BrokerSettings, RedisStreamsBroker, keeper
 from broker.net.connections import Connections
 from broker.scripts import BEAT, LEAVE
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.processes import consumer_name_of, forked, keepers_of, started
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, labels, message, received
 from tests.support import eventually

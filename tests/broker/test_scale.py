@@ -17,7 +17,7 @@ from broker.janitor import Janitor
 from broker.keys import QueueKeys
 from broker.net.connections import Connections
 from broker.net.shared_reads import Timers
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.processes import started
 from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, message, scene_on
 from tests.support import eventually

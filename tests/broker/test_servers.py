@@ -17,7 +17,7 @@ from redis.sentinel import Sentinel
 
 from broker import RedisStreamsBroker
 from broker.net.connections import Connections
-from tasks.embedded_redis import EmbeddedRedis, NoRedisServer
+from tasks.redis_access.embedded import EmbeddedRedis, NoRedisServer
 from tests.broker.processes import keepers_of
 from tests.broker.scene import KEYS, QUEUE, message
 from tests.sentinel import alert, sentinel_of

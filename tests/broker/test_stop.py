@@ -13,7 +13,7 @@ from dramatiq.middleware import Retries
 
 from broker import RedisStreamsBroker
 from broker.keys import QueueKeys
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.processes import started
 from tests.broker.program import QUEUE, declare
 from tests.broker.test_dramatiq_options import working

@@ -38,8 +38,8 @@ from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.composition import build_app
 from tasks.contracts import GROUP
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.job_records import JobRecords, TrackJobs
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tasks.wire import DECODERS
 from tests.support import eventually

@@ -183,7 +183,7 @@ def _wait(is_done: Callable[[], bool]) -> None:
 
 
 if __name__ == "__main__":
-    from tasks.embedded_redis import EmbeddedRedis
+    from tasks.redis_access.embedded import EmbeddedRedis
 
     with EmbeddedRedis(options={"appendonly": "no"}) as server:
         text = json.dumps(record(server.url), indent=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import redis
 
 from deploy.redis_users import USERS, render
-from tasks.embedded_redis import EmbeddedRedis, find_redis_server
+from tasks.redis_access.embedded import EmbeddedRedis, find_redis_server
 from tests.support import eventually
 from tests.system.events import free_port
 

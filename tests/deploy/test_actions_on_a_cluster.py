@@ -13,7 +13,7 @@ import pytest
 from tasks.cli import main
 from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
-from tasks.redis_urls import connect
+from tasks.redis_access.urls import connect
 from tests.deploy.test_redis_topologies import cluster, pytestmark
 from tests.system.events import flat_event, free_port
 

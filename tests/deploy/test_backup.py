@@ -10,7 +10,7 @@ import redis
 from sploot_cluster.pet.models import PetId
 from tasks.composition import build_service
 from tasks.contracts import QUEUES, stream_of
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tests.deploy.releases import PET, RELEASES, dump, flat_event, load
 from tests.deploy.test_upgrades import at_work, left_by

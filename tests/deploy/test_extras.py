@@ -23,7 +23,7 @@ import typer
 
 from deploy.wheels import build_wheel
 from tasks.cli import app
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.support import eventually, lacking
 from tests.system.events import free_port
 

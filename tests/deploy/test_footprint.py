@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.footprint import LARGEST_BYTES, LARGEST_PROCESS_BYTES, install, start
 from deploy.image import size_of
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(600)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy import machine
-from tasks import embedded_redis
+from tasks.redis_access import embedded
 
 ROOT = Path(__file__).parents[2]
 NO_SERVER = {"PATH": "/nowhere"}
@@ -66,4 +66,4 @@ def test_check_runs_as_a_script_and_requires_the_right_redis_version() -> None:
     done = subprocess.run([sys.executable, "-I", "-S", "deploy/machine.py"], cwd=ROOT, capture_output=True, text=True)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert machine.LOWEST_REDIS == embedded_redis.LOWEST_VERSION
+    assert machine.LOWEST_REDIS == embedded.LOWEST_VERSION

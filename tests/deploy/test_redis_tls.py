@@ -16,7 +16,7 @@ from redis.retry import Retry
 from sploot_cluster.jobs import ENDED
 from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
-from tasks.redis_urls import connect
+from tasks.redis_access.urls import connect
 from tests.deploy.servers import (
     PASSWORDS,
     TESTER,

@@ -18,8 +18,8 @@ from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.composition import build_client, build_worker
 from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, stream_of
-from tasks.embedded_redis import find_redis_server
-from tasks.redis_urls import connect
+from tasks.redis_access.embedded import find_redis_server
+from tasks.redis_access.urls import connect
 from tasks.settings import Settings
 from tests.deploy.servers import running
 from tests.support import eventually

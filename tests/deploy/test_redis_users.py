@@ -26,8 +26,8 @@ from sploot_cluster.store.salvage import salvage
 from tasks.client import ClusterTasks
 from tasks.composition import build_app
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.queue_limit import MAX_QUEUE_LENGTH
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tests.deploy.servers import PASSWORDS, acl_file, client_of, processes_environ
 from tests.sploot_cluster.albums import PET, take

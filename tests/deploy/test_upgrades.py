@@ -19,7 +19,7 @@ from sploot_cluster.pet.models import PetId
 from tasks.client import ClusterTasks
 from tasks.composition import build_service, build_worker
 from tasks.contracts import QUEUES, stream_of
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tests.deploy.releases import PET, RELEASES, dump, flat_event, load
 from tests.deploy.servers import processes_environ, running, worker_command

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.examples.test_examples import running
 from tests.support import eventually, lacking
 from tests.system.events import free_port

@@ -26,8 +26,8 @@ from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.queue_limit import MAX_QUEUE_LENGTH
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.support import eventually, lacking
 from tests.system.events import free_port
 

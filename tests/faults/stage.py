@@ -17,7 +17,7 @@ import psutil
 import redis
 from redis.sentinel import Sentinel
 
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.faults.address import MASTER
 from tests.faults.ledger import Ledger
 from tests.faults.outage import Outage

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from broker import RedisStreamsBroker
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.support import eventually, lacking, redis_6_2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]

@@ -16,7 +16,7 @@ from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.store.repairs import PetRepairs, RawPet
 from tasks.client import ClusterTasks
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.faults.product.judge import broken_demands, found_in, logged_ends, problems_of
 from tests.faults.product.load import Records
 from tests.sploot_cluster.albums import PET, grouped, name, take

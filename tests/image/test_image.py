@@ -13,7 +13,7 @@ import redis
 
 from deploy.image import size_of
 from tasks.contracts import CLUSTER_MAINTENANCE, EMBEDDING_INGESTED, GROUP, stream_of
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.image.container import Image
 from tests.support import eventually
 from tests.system.events import flat_event, free_port

@@ -32,11 +32,11 @@ from tasks.contracts import (
     QUEUES,
     RECLUSTER_PET,
 )
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, TICKED_AT, BacklogCollector
 from tasks.observe.figures.noise import NOISE
 from tasks.observe.figures.requests import RequestMetrics
 from tasks.observe.metrics import JobMetrics
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.ops.servers import Prometheus, ServerProblem, prometheus
 
 STEP_S: Final = 15

@@ -22,10 +22,10 @@ from broker import RedisStreamsBroker
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tasks.demo.monitoring import write_routes, write_rules
 from tasks.demo.receivers import Receivers, receivers
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, TICKED_AT, BacklogCollector, BacklogSampler
 from tasks.observe.figures.noise import NoiseWatch
 from tasks.observe.metrics import JobMetrics
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.ops.mutants import OBJECTIVES
 from tests.ops.servers import Prometheus, alertmanager, free_port, prometheus
 from tests.ops.tools import tool

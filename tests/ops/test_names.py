@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ops.dashboard import rows
 from ops.rules import rules
 from tasks.composition import build_app
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tests.ops.servers import free_port
 from tests.ops.tools import tool

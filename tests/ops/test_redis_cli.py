@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.ops.tools import tool
 
 SCRIPT = Path(__file__).parents[2] / "ops" / "scripts" / "redis-cli.bash"

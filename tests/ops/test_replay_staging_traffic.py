@@ -26,7 +26,7 @@ from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.capture.file import capture_pet, write_capture
 from tasks.contracts import GROUP
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.ops.tools import OPS
 from tests.support import eventually
 from tests.system.events import free_port, vectors

@@ -34,8 +34,8 @@ from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, GROUP
-from tasks.embedded_redis import EmbeddedRedis, find_redis_server
-from tasks.observe.redis_probe import PREFIX as PROBES
+from tasks.redis_access.embedded import EmbeddedRedis, find_redis_server
+from tasks.redis_access.probe import PREFIX as PROBES
 from tests.deploy.releases import dump
 from tests.ops.grafana import TOKEN, grafana
 from tests.ops.tools import OPS, ROOT, tool

@@ -18,7 +18,7 @@ from sploot_cluster.pet.models import PetId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.demo.stack import BOOT_TIMEOUT_MS, STOP_WITHIN_S, Pod, Pods
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tasks.demo.stack import Pod
-from tasks.embedded_redis import ends_with_parent
+from tasks.redis_access.embedded import ends_with_parent
 from tests.support import eventually
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]

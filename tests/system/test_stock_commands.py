@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
 

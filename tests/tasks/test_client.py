@@ -19,7 +19,7 @@ from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import JobQueue, ReclusterRequests
 from tasks.client import ClusterTasks, InvalidInput, QueueUnavailable
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, stream_of
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.faults.outage import Outage
 from tests.support import eventually
 

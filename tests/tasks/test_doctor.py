@@ -25,9 +25,9 @@ from sploot_cluster.store.redis import RedisPetStore
 from tasks.cli import main
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.doctor import Finding, Installation, diagnose, known_variables
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.backlog import BACKLOG, BacklogSampler
 from tasks.queue_limit import MAX_QUEUE_LENGTH
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tests.sploot_cluster.albums import DIM, take
 from tests.support import eventually, redis_6_2

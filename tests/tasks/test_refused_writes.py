@@ -22,8 +22,8 @@ from tasks.client import ClusterTasks, QueueUnavailable
 from tasks.composition import build_app, build_broker, build_erasure, build_operations
 from tasks.contracts import EMBEDDING_INGESTED
 from tasks.doctor import Finding, diagnose, installation_of
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.exposition import expose, why_not_ready
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tests.corrections import EXAMPLES, as_body
 from tests.refusing import REFUSING

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from sploot_cluster import __version__
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
-from tasks.observe.redis_probe import probe_writes
+from tasks.redis_access.probe import probe_writes
 
 _MEANINGS: Final = {
     "cluster_build_info": "The release of the process; always 1.",

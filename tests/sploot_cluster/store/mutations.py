@@ -25,7 +25,7 @@ from sploot_cluster.pet import past
 from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store import archives
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.sploot_cluster.albums import DIM, PET, picture
 from tests.sploot_cluster.store.test_damage import album
 

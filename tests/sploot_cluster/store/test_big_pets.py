@@ -18,7 +18,7 @@ from sploot_cluster.service import ClusterService
 from sploot_cluster.store import export_file
 from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.sploot_cluster.store.test_store import PET, arrival, comparable, recluster
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)

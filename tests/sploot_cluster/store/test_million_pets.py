@@ -17,8 +17,8 @@ from sploot_cluster.pet.models import PetId
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.composition import build_erasure
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.media_totals import MEDIA, MediaSampler
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tests.sploot_cluster.albums import PET, take
 

@@ -12,7 +12,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.errors import UnreadableExport
 from sploot_cluster.store import archives
 from sploot_cluster.store.redis import RedisPetStore
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.sploot_cluster.store.mutations import exported, run
 
 

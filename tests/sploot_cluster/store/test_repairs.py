@@ -19,7 +19,7 @@ from sploot_cluster.store.keys import PETS
 from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.store.repairs import PetRepairs, RawPet
 from sploot_cluster.store.salvage import Salvaged, salvage
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.sploot_cluster.albums import MODEL, PET, name, names, picture, take
 from tests.sploot_cluster.store.test_damage import KEYS, TRUTH, album, contents, cut
 

@@ -44,7 +44,7 @@ from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import PetStore
 from sploot_cluster.store.redis import PAGE_BYTES, RedisPetStore
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.support import eventually
 
 PET = PetId(42)

@@ -22,8 +22,8 @@ from broker import RedisStreamsBroker
 from sploot_cluster import __version__
 from tasks.client import ClusterTasks
 from tasks.contracts import EMBEDDING_INGESTED, GROUP
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.exposition import expose, why_not_ready
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tests.support import eventually
 from tests.system.events import free_port

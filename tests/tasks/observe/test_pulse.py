@@ -22,9 +22,9 @@ import redis
 
 from broker import RedisStreamsBroker
 from tasks.contracts import CLUSTER_EMBEDDING, EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
-from tasks.embedded_redis import EmbeddedRedis
 from tasks.observe.exposition import why_not_ready
 from tasks.observe.pulse import BOOT_S, KeepPulse, Pulse, pulses, why_not_alive
+from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.retry_policy import LIMIT_GRACE_S
 from tests.support import eventually
 from tests.system.events import free_port

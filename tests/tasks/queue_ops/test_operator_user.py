@@ -14,7 +14,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.cli import main
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 from tests.system.events import free_port, vectors
 from tests.tasks.queue_ops.desk import STUCK, Desk
 

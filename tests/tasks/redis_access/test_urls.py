@@ -7,7 +7,7 @@ import redis
 from redis.sentinel import SentinelConnectionPool
 
 from sploot_cluster.errors import InvalidInput
-from tasks.redis_urls import check, connect
+from tasks.redis_access.urls import check, connect
 
 
 def client_of(url: str) -> redis.Redis:

