@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Final, Generic, Literal, Protocol, TypeVar
 
 from sploot_cluster.answer_fields import described
+from sploot_cluster.errors import InvalidInput
 
 Record = TypeVar("Record")
 
@@ -351,6 +352,14 @@ class CanaryRun:
     reason: str = dataclasses.field(metadata=described("One sentence on its result; empty while it runs."))
     started_at: datetime
     changed_at: datetime
+
+
+class UnknownConsumer(InvalidInput):
+    """Raised when a queue has no consumer of this name."""
+
+    def __init__(self, queue: str, consumer: str, hint: str) -> None:
+        super().__init__("consumer", f"{consumer} is not a consumer of {queue}", hint)
+        self.queue, self.consumer = queue, consumer
 
 
 class PlanUnknown(LookupError):

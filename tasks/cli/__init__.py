@@ -6,6 +6,7 @@ bad argument or setting), 3 Redis is unreachable or refuses, 4 the command was r
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from types import TracebackType
@@ -71,6 +72,9 @@ def main() -> None:
     """Run the command line."""
     if sys.excepthook is sys.__excepthook__:  # the long-running processes install their own hook
         sys.excepthook = _show_uncaught
+    # an ASCII terminal shows a character that it does not know, such as “…”, as an escape
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except KeyboardInterrupt:

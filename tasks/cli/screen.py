@@ -9,6 +9,7 @@ characters as escapes.
 from __future__ import annotations
 
 import json
+import sys
 import traceback
 from dataclasses import is_dataclass
 from datetime import datetime
@@ -74,14 +75,20 @@ def print_block(text: str, screen: Screen = out) -> None:
 def print_json(value: object) -> None:
     """Print JSON; a dataclass becomes an object with its public fields, as in the responses of the HTTP API.
 
-    Terminal control characters become JSON escapes, so programs read the original text.
+    Terminal control characters, and those that the encoding of the output lacks, become JSON escapes, so programs read
+    the original text.
     """
-    text = json.dumps(value, default=_simple, indent=2, ensure_ascii=False)
+    text = json.dumps(value, default=_simple, indent=2, ensure_ascii=_is_narrow(sys.stdout.encoding))
     if not text.isascii() or "\x7f" in text:
         from broker.command.screen import shown_json
 
         text = shown_json(text)
     print(text)
+
+
+def _is_narrow(encoding: str | None) -> bool:
+    """Return whether some characters are missing from an encoding, such as ASCII or Latin-1."""
+    return not (encoding or "utf-8").lower().replace("-", "").startswith("utf")
 
 
 def _simple(item: object) -> object:

@@ -33,6 +33,7 @@ from sploot_cluster.queues import (
     PlannedEntry,
     QueueJob,
     QueueStatus,
+    UnknownConsumer,
     Worker,
 )
 from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, NAMESPACE, QUEUES, stream_of
@@ -248,7 +249,7 @@ class Operations:
         if consumer not in names:
             close = get_close_matches(consumer, names, n=1, cutoff=0.4)
             hint = f"did you mean {close[0]}?" if close else "see sploot-cluster queue status"
-            raise InvalidInput("consumer", f"{consumer} is not a consumer of {queue}", hint)
+            raise UnknownConsumer(queue, consumer, hint)
         if consumer == HANDED_BACK:
             raise InvalidInput(
                 "consumer",

@@ -196,13 +196,18 @@ def test_invalid_plan_request_names_the_field(api: Caller) -> None:
         ("/embedding/requeue", {}, "dead_letter_ids"),
         ("/embedding/requeue", {"dead_letter_ids": ["1-1"], "matching": {}}, "dead_letter_ids"),
         ("/embedding/requeue", {"matching": {"pet": 1}}, "pet"),
-        ("/embedding/retire-consumer", {"consumer": "nobody"}, "consumer"),
         ("/embedding/pause", {"force": True}, "force"),
     ):
         status, fields = refusal_of(api.post(path, body))
 
         assert status == 422, path
         assert field in {name.rpartition(".")[2] for name in fields}, (path, body)
+
+
+def test_unknown_consumer_is_not_found(api: Caller) -> None:
+    refusal = api.post("/embedding/retire-consumer", {"consumer": "nobody"})
+
+    assert refusal_of(refusal) == (404, ["consumer"])
 
 
 def test_out_of_range_query_parameter_is_named(api: Caller) -> None:

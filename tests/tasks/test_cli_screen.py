@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import unicodedata
@@ -163,6 +164,31 @@ def test_command_prints_hostile_text_as_escapes(desk: Desk, cli: Run, tmp_path: 
 
     assert is_clean(printed)
     assert not any(line.strip().startswith("FORGED") for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_ascii_terminal_shows_other_characters_as_escapes(
+    desk: Desk, redis_url: str, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    desk.bury(1, error="ValueError: Bärli…")
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setenv("REDIS_URL", redis_url)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(
+        sys, "argv", ["sploot-cluster", "queue", "dead", "list", "embedding", *(["--json"] if form == "json" else [])]
+    )
+
+    with pytest.raises(SystemExit) as ended:
+        main()
+
+    terminal.seek(0)
+    printed = terminal.read()
+    assert not ended.value.code
+    if form == "json":
+        assert "ValueError: Bärli…" in [one["error"] for one in json.loads(printed)]
+    else:
+        assert "ValueError: B\\xe4rli\\u2026" in printed
 
 
 def test_audit_prints_hostile_notes_as_escapes(desk: Desk, cli: Run) -> None:

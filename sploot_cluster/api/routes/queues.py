@@ -16,7 +16,7 @@ from sploot_cluster.api.answers import NEXT_CURSOR
 from sploot_cluster.api.bodies import Apply, CanaryOf, CancelJobs, ChosenDeadLetters, Nothing, Rescue, RetireConsumer
 from sploot_cluster.api.live import MEDIA_TYPE, EventStream, Feed, encoded
 from sploot_cluster.api.numbers import IdInAddress, Seconds
-from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, shown
+from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, field_problem, shown
 from sploot_cluster.api.routes.jobs import PREFIX
 from sploot_cluster.api.routes.pets import CURSOR_OF_PAGE
 from sploot_cluster.errors import InvalidInput
@@ -37,6 +37,7 @@ from sploot_cluster.queues import (
     QueueJob,
     QueueOperations,
     QueueStatus,
+    UnknownConsumer,
     Worker,
 )
 
@@ -369,12 +370,16 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
         "/{queue}/retire-consumer",
         operation_id="plan_retire_consumer",
         summary="Plan to remove a dead consumer",
-        **planning,
+        dependencies=[IDEMPOTENCY_KEY],
+        responses=documented(*WRITES, NOT_FOUND),
     )
     @of_queue
     def plan_retire_consumer(queue: str, body: RetireConsumer) -> Plan:
         """Plan to return the jobs of a consumer and to remove it. Nothing is changed until the plan is applied."""
-        return kept(operations.plan_retire(queue, body.consumer, even_if_alive=body.even_if_alive))
+        try:
+            return kept(operations.plan_retire(queue, body.consumer, even_if_alive=body.even_if_alive))
+        except UnknownConsumer as unknown:
+            raise Refusal(NOT_FOUND, str(unknown), errors=[field_problem(unknown)]) from None
 
     @router.post("/{queue}/pause", operation_id="plan_pause", summary="Plan to pause a queue", **planning)
     @of_queue
