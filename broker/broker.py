@@ -476,7 +476,8 @@ class RedisStreamsBroker(Broker):
         first: Any = args[0] if args else None
         if isinstance(first, Delivery):
             if signal == "process_message":
-                if self._was_forked and first.pid != self._session.pid:  # by middleware, with the Worker's messages
+                # a fork of this process runs on with the Worker's messages
+                if self._was_forked and first.pid != self._session.pid:
                     _end_child_of_job(None)
                 self._before_run(first)
             elif signal in ("ack", "nack"):
@@ -502,7 +503,7 @@ class RedisStreamsBroker(Broker):
             except Exception:
                 self._log_failure_of(name, method)
         if signal == "process_message" and getattr(first, "uncommon", None) is not None and first.is_cancelled:
-            raise Cancelled  # in the meantime
+            raise Cancelled  # it was cancelled while the middleware ran
 
     def _begin_to_drain(self) -> None:
         self._session.is_draining = True
@@ -534,7 +535,7 @@ class RedisStreamsBroker(Broker):
             if method in rest:
                 try:
                     method(self, message)
-                except SkipMessage:  # the message is skipped already
+                except SkipMessage:  # the message is already skipped
                     pass
                 except (Exception, Interrupt):
                     self._log_failure_of("before_process_message", method)
@@ -584,7 +585,10 @@ class RedisStreamsBroker(Broker):
     def _decide(
         self, signal: str, delivery: Delivery, exception: BaseException | None, outcome: Mapping[str, Any]
     ) -> None:
-        """Call the middleware after a message that was skipped, has failed or is uncommon, and decide what follows."""
+        """Call the middleware after a message that needs more than an acknowledgement, and decide its outcome.
+
+        Such a message was skipped, has failed, or has attributes that differ from their defaults; see ``Uncommon``.
+        """
         if delivery.is_cancelled and exception is not None:
             delivery.end_cancelled()
             self._after_interrupted(delivery, exception)
@@ -841,12 +845,12 @@ class RedisStreamsBroker(Broker):
 
 
 def _owner(method: Method) -> int:
-    """Return the identity of the middleware that a method belongs to."""
+    """Return the ``id`` of the middleware object that a method belongs to."""
     return id(getattr(method, "__self__", None))
 
 
 def _of(kinds: tuple[type, ...], methods: Sequence[Method]) -> Sequence[Method]:
-    """Return the methods whose middleware is an instance of one of these classes."""
+    """Return the methods of those middleware objects that are instances of one of these classes."""
     return [method for method in methods if isinstance(getattr(method, "__self__", None), kinds)]
 
 
@@ -855,7 +859,7 @@ def _not_of(kinds: tuple[type, ...], methods: Sequence[Method]) -> Sequence[Meth
 
 
 def _named(method: Method, error: BaseException) -> str:
-    """Return an error text that names the middleware and the exception it raised."""
+    """Return a text for logs that names the middleware and the exception that it raised."""
     return f"{type(getattr(method, '__self__', method)).__name__} raised {type(error).__name__}: {error}"
 
 

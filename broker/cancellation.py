@@ -119,7 +119,7 @@ class Canceller:
         outcomes: list[bytes] = []
         for one, (answer, *more) in zip(found, answers, strict=True):
             outcome = answer
-            while outcome == b"COALESCED":  # once, or again if another message was coalesced onto it in the meantime
+            while outcome == b"COALESCED":  # repeats if yet another message was coalesced onto it in the meantime
                 outcome, *more = self._connections.run_script(CANCEL, *self._call(one, more[0], is_dropped))
             if outcome == b"CANCELLED":
                 self._report(one.message)
@@ -129,7 +129,7 @@ class Canceller:
     def _call(
         self, found: FoundMessage, coalesced: bytes | None, is_dropped: Condition
     ) -> tuple[Sequence[str], Sequence[Argument]]:
-        """Return KEYS and ARGV of cancel.lua."""
+        """Return the KEYS and ARGV of cancel.lua for one message."""
         message = found.message
         limits = key_limits_of(message)
         return self._keys.cancelling(unique_key_of(message.options)), [
@@ -204,7 +204,7 @@ class Interrupts:
         try:
             with self._lock:
                 pass
-            for _ in range(2):  # Python raises the exception at the end of a loop iteration
+            for _ in range(2):  # Python raises a pending interrupt at the end of a loop iteration
                 pass
         except Cancelled:
             pass

@@ -49,7 +49,7 @@ LOST_RETRY_DELAY_MS = 15_000
 # Polling interval while the consumer yields to a higher-priority queue, or has no room for entries that it could take.
 LOOK_AGAIN_S = 0.02
 
-# Maximum time to wait until a shared read is interrupted because it must no longer read this queue.
+# Maximum time to wait until a shared read no longer reads this queue.
 STOP_READING_S = 0.5
 # Maximum number of unwritten acknowledgements. Beyond it nothing is read, because the server accepts no writes.
 MOST_SETTLING = 1_000
@@ -103,7 +103,7 @@ class ConsumedQueue:
         self.is_takeable = True  # take handed-back entries first, because they are older than undelivered ones
         self.has_lost_entries = False
         self.has_backlog = False  # whether the last read returned as many entries as it requested
-        self.cancelled: Mapping[str, str] = {}  # see Round
+        self.cancelled: Mapping[str, str] = {}  # entry ids of cancelled messages; see ``Round.cancelled``
         self._resumed = threading.Event()
         self._consumer: StreamsConsumer | None = None
         self._shared_read: SharedRead | None = None
@@ -452,7 +452,7 @@ class StreamsConsumer(Consumer):
             self._process.emit(f"before_{outcome}", delivery)
 
     def _let_run_alone(self, batch: Batch) -> None:
-        """Hand back the messages that are not done. Their delivery counts, so they are not batched again."""
+        """Hand back the messages that are not done. This delivery counts, which keeps them out of later batches."""
         undone = batch.undone
         if not undone or batch.is_handed_back:
             return
@@ -710,8 +710,8 @@ class StreamsConsumer(Consumer):
                 n = min(max(room + self._n_expected(), self._n_per_batch), self._most_asked)
                 self._most_asked = min(2 * self._most_asked, NO_LIMIT)
                 self._read.start(n)
-            # With a backlog, wait only briefly: if the last reads requested one message each, they were all full, and
-            # lower-priority queues must not yield to an empty queue for long.
+            # With a backlog, wait only briefly, because ``has_backlog`` may be outdated: reads that requested one
+            # message each were all full. Lower-priority queues must not yield for long to a queue that is empty.
             if not self._read.wait(min(timeout_s, LOOK_AGAIN_S) if self._queue.has_backlog else timeout_s):
                 self._queue.has_backlog = False
                 return
@@ -847,7 +847,7 @@ class StreamsConsumer(Consumer):
             # messages may have been cancelled before they were accepted, for example if their worker died
             self._queue.cancel_held()
             if uncounted:
-                # they were cut only because the whole reply was too large; the next take reads them again
+                # these entries were cut only because the whole reply was too large; the next take reads them again
                 self._queue.hand_back(uncounted)
                 self._queue.is_takeable = True
             if accepted:

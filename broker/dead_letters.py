@@ -309,7 +309,7 @@ def _is_wanted(dead_letter: DeadLetter, wanted: Wanted) -> bool:
 def _moment(ms: int) -> datetime:
     try:
         return datetime.fromtimestamp(ms / 1000, tz=UTC)
-    except (ValueError, OverflowError, OSError):  # an id that a client chose
+    except (ValueError, OverflowError, OSError):  # the id has a time that no clock shows, because a client chose it
         return datetime.max.replace(tzinfo=UTC)
 
 

@@ -33,8 +33,8 @@ PAGE_BYTES = 4 << 20
 
 
 def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
-    """Return an entry's fields from Redis' flat list of names and values."""
-    if len(flat) == 2:  # every Dramatiq message
+    """Return an entry's fields from Redis's flat list of names and values."""
+    if len(flat) == 2:  # the common case: a Dramatiq message is one field
         return {flat[0]: flat[1]}
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -122,7 +122,7 @@ class Oversize(UndecodableEntry):
 
     def __init__(self, n_bytes: int, limit: int, message: dramatiq.Message[Any] | None) -> None:
         problem = f"has {n_bytes} bytes, more than the {limit} allowed"
-        if n_bytes <= limit:  # it was refused for its number of fields
+        if n_bytes <= limit:  # the entry is small enough but has too many fields
             problem = f"has more than {MOST_PARTS // 2} fields"
         hint = "send a key instead of the data, or raise max_message_bytes of the workers and requeue this dead letter"
         super().__init__("entry", problem, hint, message=message)
@@ -231,7 +231,7 @@ def _milliseconds(timestamp: object) -> int | None:
         return None
     try:
         return int(float(timestamp))
-    except (ValueError, OverflowError):  # not a number, NaN, infinity
+    except (ValueError, OverflowError):  # the text is not a number, or the number is NaN or infinite
         return None
 
 

@@ -96,7 +96,7 @@ class Groups:
             self._follow(delivery, message, None)
             remembered.append(self._keys[message.queue_name].recent(shared.name))
         if delivery.pending_followers:
-            return  # ``Consumer.ack`` enqueues them; the keys expire
+            return  # ``Consumer.ack`` enqueues the callbacks; the keys expire by themselves
         try:
             self._connections.delete([members])
             for key in remembered:
@@ -143,7 +143,7 @@ class _Opener(RateLimiterBackend):
     broker: Any = None
 
     def add(self, key: str, value: int, ttl: int) -> bool:
-        """Start a group.
+        """Store the number of members of a new group; return whether the group is new.
 
         Raises:
             RuntimeError: the middleware does not belong to a ``RedisStreamsBroker``, or no queue was declared.

@@ -248,7 +248,7 @@ class Janitor:
                     settings.sweep_ms,
                 ),
             )
-            if due_in_ms:  # another process has completed this pass
+            if due_in_ms:  # another process has completed this pass; wait for the next one
                 self._next_sweep_at = time.monotonic() + due_in_ms / 1000
                 break
             n_found += n

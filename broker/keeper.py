@@ -289,7 +289,7 @@ class Keeper:
         with self._lock:
             self._child, self._known = child, set()
         if self._is_stopping.is_set():
-            child.tell("rest")  # ``stop`` ran before the child was known
+            child.tell("rest")  # ``stop`` found no child that it could send this to
 
     def _do_without(self, problem: str, *, for_good: bool = False) -> None:
         pause_s = RESTART_PAUSES_S[min(self._n_failures, len(RESTART_PAUSES_S) - 1)]

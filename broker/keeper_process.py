@@ -29,7 +29,7 @@ import signal
 import socket
 import time
 
-TYPE_CHECKING = False  # not imported, to save memory
+TYPE_CHECKING = False  # ``typing`` is not imported, to save memory
 if TYPE_CHECKING:
     from typing import Any
 
@@ -42,7 +42,7 @@ LOOK_EVERY_S = 0.25
 DYING_S = 2.0
 LONGEST_WAIT_S = 3600.0
 LATER = float("inf")
-# States, as /proc names them, of a process that has ended.
+# States of a process that has ended, as letters in /proc.
 ENDED = "ZXx"
 
 

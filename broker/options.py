@@ -108,7 +108,7 @@ def shown(value: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    # the comparison is false for NaN
+    # refuses NaN, too: comparisons with it are false
     return isinstance(value, int | float) and 0 <= value <= LARGEST
 
 

@@ -183,7 +183,8 @@ class Outcomes:
         """Make a failed message a dead letter, unless another process holds it."""
         keys = self._keys[delivery.queue]
         facts = facts_of_delivery(delivery)
-        # the facts contain the traceback of the last failure; the message contains that of an earlier failure
+        # drop the message's own traceback, which is of an earlier failure, if the facts contain that of the last
+        # failure
         lean = as_dead_letter(delivery.payload, has_traceback="traceback" in facts[::2]) if delivery.payload else None
         answer = self._fenced(
             BURY,
@@ -314,7 +315,7 @@ class Outcomes:
             self._logger.info("keys of follow-up messages were not deleted; they expire", extra={"error": str(error)})
 
     def bury_unhandled(self, delivery: Delivery) -> None:
-        """Make a failed message a dead letter that the Worker acknowledges without any retry, rejection or skip."""
+        """Make a message a dead letter if it failed and was not retried, rejected or skipped by any middleware."""
         if delivery.unhandled is None:
             delivery.unhandled = unhandled_failure()
         self.bury_delivery(delivery)

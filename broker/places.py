@@ -72,7 +72,7 @@ class Durations:
 
     def __init__(self, long_s: float) -> None:
         self._long_s = long_s
-        self._were_long = ALL_WERE_LONG  # one bit per job
+        self._were_long = ALL_WERE_LONG  # one bit per job, 1 if it was long
 
     def record(self, duration_s: float) -> None:
         self._were_long = (self._were_long << 1 | (duration_s > self._long_s)) & ALL_WERE_LONG

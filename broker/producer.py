@@ -52,7 +52,7 @@ FIRST_PAUSE_S = 0.01
 
 
 class Finished(threading.local):
-    """The message that the current thread has finished; set while middleware may enqueue follow-up messages."""
+    """The message that the current thread has finished, if middleware may be enqueueing its follow-up messages."""
 
     delivery: Delivery | None = None
 
@@ -432,7 +432,7 @@ class _Calls(threading.local):
         self._n_calls = 0
 
     def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
-        """Return the key under which a call is remembered, and its id. Steps have separate keys: one may fail alone."""
+        """Return the key under which a call is remembered, and its id. Each step has a key, as it may fail alone."""
         self._n_calls += 1
         return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 

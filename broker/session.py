@@ -36,7 +36,7 @@ from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
 
-# Maximum time for a stop if Redis answers; and if it does not, when the session waits only for its threads.
+# Maximum time for a stop. The shorter one applies if Redis does not answer: then only threads are waited for.
 STOP_S: Final = 5.0
 SILENT_STOP_S: Final = 1.0
 # Maximum number of queues that are each read on a separate connection, which saves a thread switch for each read.
@@ -86,7 +86,8 @@ class Session:
         self.moved_at: dict[str, float] = {}
         self.is_draining = False  # the Worker is shutting down and starts no more jobs
         self.is_orphaned = False  # the master has ended, and the Worker cannot shut down
-        self._group_reads: dict[bool, GroupReads] = {}  # shared readers, by ``is_bounded``; empty with few queues
+        # shared readers, by ``is_bounded``; none while there are few queues
+        self._group_reads: dict[bool, GroupReads] = {}
         self.moves = threading.Event()  # set unless this process is stuck
         self.moves.set()
 
@@ -126,7 +127,8 @@ class Session:
         connections, stream = self.connections, newest.keys.stream
         if connections.is_cluster:
             return
-        most_own = min(MOST_OWN_READS, connections.most_owned(stream) - 1)  # one connection waits for the timers
+        # one of the connections waits for the timers
+        most_own = min(MOST_OWN_READS, connections.most_owned(stream) - 1)
         if not self._group_reads and len(self._queues) <= most_own:
             return
         for queue in self._queues.values():
@@ -202,7 +204,7 @@ class Session:
         if n_unwritten:
             self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})
         self.keeper.stop(timeout_s=_left_s(deadline))
-        # True if worker threads outlived the shutdown; their entries are released when this process ends
+        # it is still holding entries if worker threads outlived the shutdown; they are released when this process ends
         is_holding = self._leave(queues)
         self.keeper.close(is_holding=is_holding, timeout_s=_left_s(deadline))
         self.connections.close()

@@ -100,7 +100,7 @@ class Settler:
         Raises:
             BrokerConnectionError: Redis did not accept all of them; the rest are still waiting.
         """
-        with self._writing:  # a worker thread that outlived the shutdown writes too
+        with self._writing:  # a worker thread that outlived the shutdown may be writing, too
             return self._write_all(self._taken_by_queue())
 
     def _taken_by_queue(self) -> dict[Deliveries, tuple[QueueKeys, list[Delivery]]]:
@@ -220,7 +220,7 @@ class Settler:
         return self._n_waiting
 
     def _is_in_vain(self) -> bool:
-        """Return whether trying is useless, because no server for which acknowledgements are waiting answers."""
+        """Return whether writing is pointless, because none of the servers with waiting acknowledgements answers."""
         streams = {keys.stream for keys, _, _ in list(self._waiting)}
         streams |= {failed.keys.stream for failed in list(self._failed.values())}
         return all(self._connections.is_silent(stream) for stream in streams)
@@ -230,7 +230,7 @@ class Settler:
         for _ in range(len(self._waiting)):
             try:
                 yield self._waiting.popleft()
-            except IndexError:  # a worker thread that outlived the shutdown is writing the last one
+            except IndexError:  # a worker thread that outlived the shutdown has taken the last one
                 return
 
     def _loop(self) -> None:

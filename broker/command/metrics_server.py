@@ -15,7 +15,7 @@ from dramatiq.errors import BrokerConnectionError
 from ..metrics import CONTENT_TYPE, exposition
 from .options import DONE, Commands, Desk, opened
 
-# Interval between lookups of the queue names; not more often, because a lookup scans the names of all keys.
+# Minimum interval in seconds between lookups of the queue names. Each lookup scans all keys of the server.
 LOOK_AGAIN_S: Final = 60.0
 
 

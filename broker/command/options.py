@@ -26,7 +26,7 @@ LONGEST_MS: Final = 100 * 365 * _UNITS["d"]
 
 
 class UsageError(Exception):
-    """Raised when the arguments parse, but contradict each other or refer to something that does not exist or fit."""
+    """Raised when arguments can be parsed, but contradict each other or name something that does not exist."""
 
 
 class Commands:

@@ -4,13 +4,13 @@
 -- the field and the class of the error. Beyond the limits, the oldest dead letters with the most frequent cause are deleted,
 -- so that a flood of one error does not evict the others. Dead letters that are in no group are deleted by age.
 
--- The limit in bytes is checked whenever one part in this number of it was added; not more often, because measuring takes the
--- server up to 0.1 µs per dead letter.
+-- Number of times that the limit in bytes is checked while dead letters of that total size are added. Not more often,
+-- because measuring takes the server up to 0.1 µs per dead letter.
 local CHECKS_PER_BOUND = 64
--- Number of dead letters beyond the limit that are deleted in one step.
+-- The surplus above the limit is deleted once it has this number of dead letters, at most this number at a time.
 local SLACK = 100
--- Number of places of the sorted set at which causes are compared. A cause with more than one part in this number of all dead
--- letters is always among them.
+-- Number of equal steps in which the sorted set is sampled to find the most frequent cause. A cause of more than an
+-- eighth of all dead letters is always found.
 local PLACES = 8
 
 local function mistakes_of(dead)
@@ -59,7 +59,7 @@ local function evict(dead, n)
       break
     end
     local ids = redis.call('ZRANGEBYSCORE', mistakes, score, score, 'LIMIT', 0, math.min(n - n_deleted, SLACK))
-    -- 0 for those that were purged or requeued by an older release, or removed by hand
+    -- XDEL does not count those that were removed by hand, or purged or requeued by an older release
     n_deleted = n_deleted + redis.call('XDEL', dead, unpack(ids))
     redis.call('ZREM', mistakes, unpack(ids))
   end
@@ -88,7 +88,7 @@ local function trim_to_bytes(dead, keep_bytes)
   return n_deleted
 end
 
--- Dead letters whose expiry is checked per new one.
+-- Number of dead letters whose expiry is checked whenever one is added.
 local CHECKED = 20
 
 -- Forgets the causes of expired dead letters, a few per call, or all causes if no dead letter is left
@@ -131,7 +131,7 @@ local function add_dead_letter(dead, counters, letter, now, keep_ms, keep_n, kee
   if math.floor(total / step) > math.floor((total - n_bytes) / step) then
     n_evicted = n_evicted + trim_to_bytes(dead, keep_bytes)
   end
-  -- only now, so that it is not deleted itself
+  -- record its cause only now, so that the new dead letter is not deleted itself
   redis.pcall('ZADD', mistakes_of(dead), mistake_of(letter), id)
   if n_evicted > 0 then
     redis.pcall('HINCRBY', counters, 'dead_evicted', n_evicted)

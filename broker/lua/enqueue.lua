@@ -86,7 +86,7 @@ for i = 1, n do
 end
 
 if earliest and tonumber(redis.call('ZRANGE', work.delayed, 0, 0, 'WITHSCORES')[2]) >= earliest then
-  -- a new message is due before all others: wake the janitors, which wait for the one that was first before
+  -- a new message is due before all others: wake the janitors, which wait for a later time
   redis.pcall('XADD', work.timer, 'MAXLEN', 16, '*', 'due', earliest)
 end
 if n_added > 0 then

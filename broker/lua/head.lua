@@ -1,7 +1,8 @@
--- Cuts too large entries to their heads, so that callers get no more data than they can hold. Included at the top of scripts
--- that return entries.
+-- Keeps only the heads of entries that are too large, so that callers get no more data than they can hold. Included at
+-- the top of scripts that return entries.
 
-local HEAD, MOST_PARTS = 4096, 4100 -- bytes per string; names and values per entry, with a dead letter's own
+-- bytes per string; names and values per entry, including those that a dead letter adds
+local HEAD, MOST_PARTS = 4096, 4100
 
 -- Returns the fields of an entry, their size in bytes, and 0. For an entry larger than allowed, returns the heads of
 -- its fields, their size, and the size of the whole entry.

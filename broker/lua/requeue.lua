@@ -35,7 +35,7 @@ for i = 2, #ARGV, 2 do
         entry[#entry + 1] = value
       end
     end
-    if not key and limits ~= '' then -- those of a priority without another key
+    if not key and limits ~= '' then -- limits without a key are those of a priority
       key = '\4'
     end
     local holder, is_stale = false, false

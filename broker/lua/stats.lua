@@ -20,7 +20,7 @@ local length = redis.call('XLEN', stream)
 local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
 local oldest_age = first and math.max(-1, now - tonumber(string.match(first[1], '^%d+'))) or -1
 
--- the oldest of the messages that wait for more urgent ones; for other keys, this would have to read the whole line
+-- Find the oldest message that waits for more urgent ones. For other keys, this would have to read the whole line.
 local n_in_line = redis.call('ZCARD', KEYS[7])
 local place = n_in_line > 0 and oldest_place(KEYS[7], '\4')
 if place then
@@ -33,7 +33,7 @@ local last_id = '0-0'
 local facts = redis.pcall('XINFO', 'STREAM', stream)
 if not facts.err then
   for i = 1, #facts, 2 do
-    if facts[i] == 'entries-added' then -- since Redis 7.0; earlier, the broker's own count is used
+    if facts[i] == 'entries-added' then -- since Redis 7.0; on older servers, the broker's own count is used
       added = facts[i + 1]
       gone = added - length - tonumber(redis.call('HGET', counters, 'removed') or 0)
     elseif facts[i] == 'last-generated-id' then

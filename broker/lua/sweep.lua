@@ -42,7 +42,7 @@ if not last_delivered then
 end
 
 local n_orphans, from = 0, cursor
--- Requeues all entries of a range; returns whether it reached the end.
+-- Requeues all entries of a range. Returns false if it stopped early because the page was full.
 local function adopt(to)
   while from and n_orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
@@ -77,7 +77,7 @@ end
 if next_cursor == '' then
   redis.call('XTRIM', dead, 'MINID', '~', string.format('%d', math.max(0, now - keep_ms)))
   if redis.call('XLEN', stream) == 0 then
-    -- what is left are records of entries that were deleted by hand while they ran
+    -- no entry is pending, so the remaining records belong to entries that were deleted by hand while they ran
     redis.call('DEL', suspects)
   end
   local holds = {}
@@ -88,7 +88,7 @@ if next_cursor == '' then
     if n_pending > 0 or (beat == '0' and idle < 60000) then
       holds[name] = true
       if not beat and name ~= handed_back then
-        -- a consumer that someone made by hand: its entries are taken over when they have been idle for a lease
+        -- a consumer that was created by hand: its entries are taken over when they have been idle for a lease
         redis.call('ZADD', consumers, 1, name)
         redis.pcall('XADD', timer, 'MAXLEN', 16, '*', 'unknown', name)
       end

@@ -21,7 +21,7 @@ local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]
 local lease, room, limit, believe_stale = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
 
--- The number of ghosts to remove at a time; a queue whose entries were trimmed may have any number of them.
+-- Maximum number of ghosts to remove in one call; a queue whose entries were trimmed may have any number of them.
 local MOST_GHOSTS = 2000
 
 local time = redis.call('TIME')

@@ -43,7 +43,8 @@ for _, name in ipairs(names) do
       where = come_due(key, name, limits, payload)
     else
       where = redis.pcall('XADD', stream, '*', 'message', payload)
-      if type(where) == 'table' then -- the stream has no more ids; the message stays delayed and is tried again
+      -- the stream has no more ids; the message stays delayed and is tried again in a second
+      if type(where) == 'table' then
         redis.call('ZADD', delayed, now + 1000, name)
         break
       end

@@ -14,7 +14,7 @@ if not last_delivered then
 end
 
 local orphans, ghosts, from = {}, {}, cursor
--- Returns whether all entries of a range were checked: a full page of orphans ends a call.
+-- Collects the orphans of a range. Returns false if it stopped early because the page was full.
 local function look(to)
   while from and #orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]

@@ -46,8 +46,8 @@ local function server_ms()
   return math.floor(server_us() / 1000)
 end
 
--- If another program wrote a key of another type, scripts must not fail because of it. So errors of timer, counters, suspects
--- and holders are ignored, here and in the scripts.
+-- Another program may have written one of these keys with another type. Scripts must not fail because of that, so
+-- errors of timer, counters, suspects and holders are ignored, here and in the scripts.
 
 local function in_holders(field)
   local found = redis.pcall('HGET', work.holders, field)
@@ -131,12 +131,13 @@ end
 
 local function stand_in_line(key, due, payload, limits)
   local prefix = key .. '\0' .. (string.match(limits, 'p(%d+)$') or '')
-  -- a colon follows the last digit
+  -- the colon is the byte after the digit 9, so this range ends with the last place of the prefix
   local last = redis.call('ZREVRANGEBYLEX', work.line, '(' .. prefix .. ':', '[' .. prefix, 'LIMIT', 0, 1)[1]
-  -- the time, so that no place is given twice: a message that left the line for delayed keeps its member as its name
+  -- The place is the current time, so that none is given twice: a message that left the line to be delayed keeps its
+  -- member as its name.
   local place = math.max(server_us(), last and tonumber(string.sub(last, -16)) + 1 or 0)
   local member = prefix .. string.format('%016d', place)
-  -- Lua would format a large number as 1.8e+18
+  -- %.0f, because Lua would write a large number as 1.8e+18
   redis.call('HSET', work.in_line, member, string.format('%.0f', due) .. ' ' .. payload)
   redis.call('ZADD', work.line, 0, member)
   return member
@@ -216,10 +217,11 @@ local function record_start(key, n, period, now)
   save_starts(key, starts)
 end
 
--- Takes a place for a start. Returns the time from which it is free, 0 = now; nil if none is before a message starts.
+-- Takes a place for a start. Returns the time in ms from which it is free, 0 if it is free now, or nil if no place
+-- becomes free until one of the messages at work has started.
 local function take_place(key, n, now)
   local starts, total = recent_starts(key, now)
-  -- positive if the rate has been lowered: that many places must not be used again
+  -- if the rate was lowered, this is positive: the number of places that must stay unused
   local excess = n_members(work.at_work, unstarted(key)) + total - n
   if excess < 0 then
     return 0
@@ -323,7 +325,7 @@ local function come_due(key, name, limits, payload)
   end
   local where
   local _, n = limits_of(key)
-  if n > 0 and not is_unstarted then -- the retry of an ordering key with a rate
+  if n > 0 and not is_unstarted then -- the retry of a message with an ordering key and a rate
     local now = server_ms()
     local free_at = take_place(key, n, now) or now
     redis.call('ZADD', work.at_work, 0, unstarted(key) .. '\0' .. name)
@@ -351,7 +353,8 @@ local function leave_work(key, gone)
   local _, n, period = limits_of(key)
   local was_unstarted = n > 0 and redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. gone) == 1
   if was_unstarted and not string.find(gone, '^%d+%-%d+$') then
-    -- it was delayed until the place that it had taken is free, so nothing else may start there before
+    -- The message had taken a place that becomes free in the future. Record a start, so that no other message takes the
+    -- place before that time.
     record_start(key, n, period, server_ms())
   end
   if redis.call('ZREM', work.at_work, key .. '\0' .. gone) == 1 or was_unstarted then

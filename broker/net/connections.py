@@ -80,7 +80,7 @@ MOST_REDIRECTS: Final = 4
 
 REDIRECT_PAUSE_S: Final = 0.05
 
-# Maximum delay with which a busy server may answer a blocking command.
+# How much later than its own timeout a busy server may answer a blocking command.
 OVERDUE_AFTER_S: Final = 5.0
 
 
@@ -115,7 +115,7 @@ class Connections:
             # no health checks, because their PING would wait for the whole read timeout; see ``IDLE_ANSWER_S``
             "health_check_interval": 0,
             "socket_timeout": pool.connection_kwargs.get("socket_timeout") or TIMEOUT_S,
-            # so that replies have the same form in every release of redis-py
+            # protocol 2, so that replies have the same form in every release of redis-py
             "protocol": 2,
         }
 
@@ -230,7 +230,7 @@ class Connections:
         for key in keys:
             try:
                 by_node[self._node_of(key)].append(key)
-            except ConnectionFailed:  # no node has its slot just now
+            except ConnectionFailed:  # no node has its slot at the moment
                 by_node[key].append(key)
         return list(by_node.values())
 
@@ -440,7 +440,8 @@ class Owned:
 
 
 class Borrowed:
-    """A context manager that borrows a connection for one command. A generator would cost as much as the packing.
+    """A context manager that borrows a connection for one command. A generator function would
+    take as long as packing the command.
 
     Attributes:
         was_idle: whether the connection was idle for so long that it may be dead.
@@ -519,7 +520,7 @@ class BlockingRead:
         """Send the command, connecting if necessary."""
         if self._owned is None:
             self._owned = self._connections.own(self._key)
-            self._close_selector()  # created by a wait without a connection
+            self._close_selector()  # a wait without a connection may have created one
             sock = socket_of(self._owned.connection)
             if self._bounds is not None and sock is not None:
                 self._reader = BoundedReader(sock, self._bounds)
@@ -571,7 +572,8 @@ class BlockingRead:
 
     def wake(self) -> None:
         """Make ``wait`` return at once, from any thread."""
-        with self._wake_lock, suppress(OSError):  # the pipe is full, so a wake-up is pending, or it is closed
+        # an error means that the pipe is closed, or full because a wake-up is already pending
+        with self._wake_lock, suppress(OSError):
             os.write(self._wake_write, b"!")
 
     def drop(self) -> None:

@@ -24,7 +24,7 @@ from dramatiq.logging import get_logger
 # Idle time after which a connection may have been closed by the server or forgotten by the network.
 PROBE_AFTER_IDLE_S: Final = 1.0
 CLOSE_AFTER_IDLE_S: Final = 60.0
-UNLIMITED: Final = 1 << 31  # as in redis-py
+UNLIMITED: Final = 1 << 31  # redis-py's value for an unlimited pool
 # From this number of connections on, a thread waits briefly for a free connection before it opens another one; the wait
 # grows with each further connection. Commands are short, so a burst of threads needs few connections.
 ENOUGH: Final = 3
@@ -199,7 +199,7 @@ class Pool:
                         if self._idle:
                             try:
                                 return self._idle.pop()
-                            except IndexError:  # another thread took it, without the lock
+                            except IndexError:  # another thread took the last idle connection, which needs no lock
                                 continue
                         n_borrowed = self._n_open - len(self._owned)
                         now = time.monotonic()

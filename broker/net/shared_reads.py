@@ -29,7 +29,8 @@ GATHER_S: Final = 0.02
 LOOK_AGAIN_S: Final = 60.0
 # Number of entries that scripts keep in a timer's stream.
 MOST_ENTRIES: Final = 16
-# Pause before a command is interrupted again that did not end, because it may not have reached the server in time.
+# Pause before a command that did not end is interrupted again: the first interrupt may have come before the command
+# reached the server.
 INTERRUPT_AGAIN_S: Final = 0.005
 ANSWER_S: Final = 5.0
 # After entries have arrived, the next command reads the same queues, because checking the room of all queues takes
@@ -110,9 +111,9 @@ class Timer:
 
     def expect(self, last_id: bytes) -> None:
         """Start waiting for entries newer than ``last_id``, the newest entry that the janitor has read."""
-        if self._has_news.is_set():  # an entry that the janitor has not read yet
+        if self._has_news.is_set():  # there is an entry that the janitor has not read yet
             return
-        is_behind = _place(last_id) < _place(self.last_id)  # the stream was deleted
+        is_behind = _place(last_id) < _place(self.last_id)  # the ids went back, because the stream was deleted
         self.last_id = last_id
         self._timers.add(self, again=is_behind)
 
@@ -225,7 +226,7 @@ class _Watch:
 
 
 class OwnRead:
-    """A reader that reads one queue on its own connection."""
+    """Reads one queue on its own connection."""
 
     def __init__(
         self, connections: Connections, stream: str, *, head: Sequence[Argument], block_ms: int, bounds: Bounds | None
@@ -382,7 +383,7 @@ class GroupReads:
         for stream, entries in self._read.answer() or ():
             queue, is_full = by_stream[stream], len(entries) >= n_asked
             queue.receive(entries, is_full=is_full)
-            # other changes of the queues' room are checked when no entries arrive
+            # other changes of the queues' room are noticed when no entries arrive
             rooms[queue] = 0 if is_full else rooms[queue] - len(entries)
         time.sleep(0)  # let the threads that wait for these entries run first
 
@@ -391,7 +392,7 @@ class GroupReads:
         with self._changed:
             self._is_hurried = False
             queues = list(self._queues)
-        # without the lock, because a queue checks the state of other queues
+        # read the room without the lock, because each queue checks the state of other queues
         return {queue: n for queue in queues if (n := queue.wanted()) > 0}
 
     def _wait_for_answer(self) -> bool:
@@ -423,7 +424,7 @@ class GroupReads:
         """Return the client id with which this connection can be interrupted; None if this user may not query it."""
         self._read.send("CLIENT", "ID")
         deadline = time.monotonic() + ANSWER_S
-        while not self._read.wait(deadline - time.monotonic()):  # a wake-up also ends the wait
+        while not self._read.wait(deadline - time.monotonic()):  # a wake-up also ends the wait, so wait again
             if time.monotonic() > deadline:
                 raise ConnectionClosed("no answer to CLIENT ID")
         try:
@@ -461,7 +462,7 @@ class GroupReads:
 
 
 class SharedRead:
-    """A reader that reads one queue through ``GroupReads``. It buffers the queue's entries until they are taken.
+    """Reads one queue through ``GroupReads``. Buffers the queue's entries until they are taken.
 
     Args:
         wanted: returns the number of entries that the queue has room for.
