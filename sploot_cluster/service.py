@@ -870,7 +870,9 @@ class ClusterService:
         from sploot_cluster.decide.arrivals import Plan, plan_arrivals
 
         decided: list[tuple[PetState, list[_Waiting], Plan]] = []
-        loaded = self._store.load_many([memories[pet].state for pet in waiting])
+        # the commit of a pet finds damage, so a pet that gets an item unless it has changed need not be checked before
+        unchecked = {pet for pet, all_of_pet in waiting.items() if self._has_new(memories[pet].state, all_of_pet)}
+        loaded = self._store.load_many([memories[pet].state for pet in waiting], unchecked=unchecked)
         for (pet, all_of_pet), state in zip(waiting.items(), loaded, strict=True):
             if isinstance(state, ClusterError):
                 continue
@@ -909,6 +911,9 @@ class ClusterService:
                 fitting.append(one)
                 room -= not is_known
         return fitting
+
+    def _has_new(self, state: PetState, waiting: Sequence[_Waiting]) -> bool:
+        return any(one.arriving.media not in state.rows for one in self._fitting(state, waiting))
 
     def _room(self, state: PetState, dim: int) -> int:
         """Return how many more items the pet can hold."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
@@ -126,7 +126,9 @@ class MemoryPetStore:
             self._pets[pet] = held
             return held.state
 
-    def load_many(self, known: Sequence[PetState]) -> Sequence[PetState | ClusterError]:
+    def load_many(
+        self, known: Sequence[PetState], *, unchecked: Collection[PetId] = ()
+    ) -> Sequence[PetState | ClusterError]:
         return [self.load(state.pet, known=state) for state in known]
 
     def commit_many(self, changes: Sequence[tuple[PetState, Change]]) -> Sequence[PetState | ClusterError]:

@@ -6,7 +6,7 @@ use as a library. Both pass the same contract suite (tests/sploot_cluster/store/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
 from sploot_cluster.errors import ClusterError
@@ -68,8 +68,14 @@ class PetStore(Protocol):
         """
         ...
 
-    def load_many(self, known: Sequence[PetState]) -> Sequence[PetState | ClusterError]:
+    def load_many(
+        self, known: Sequence[PetState], *, unchecked: Collection[PetId] = ()
+    ) -> Sequence[PetState | ClusterError]:
         """Return the pets of older states at their newest revisions, in one round trip if the store has round trips.
+
+        Args:
+            unchecked: pets that the caller commits next. If such a pet has not changed, a store may leave it to the
+                commit to find damage, because checking twice doubles the work of the server.
 
         Returns:
             for each state, in order, the result of :meth:`load`, or the error that concerns this pet alone.

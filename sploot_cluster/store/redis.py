@@ -9,7 +9,7 @@ This module translates errors from redis-py to ``StoreUnavailable``. It requires
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -171,8 +171,12 @@ class RedisPetStore:
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
         return self._read(pet, known or empty_state(pet), with_vectors=True)
 
-    def load_many(self, known: Sequence[PetState]) -> Sequence[PetState | ClusterError]:
-        calls = [_load_call(state.pet, state, with_vectors=True) for state in known]
+    def load_many(
+        self, known: Sequence[PetState], *, unchecked: Collection[PetId] = ()
+    ) -> Sequence[PetState | ClusterError]:
+        calls = [
+            _load_call(state.pet, state, with_vectors=True, is_checked=state.pet not in unchecked) for state in known
+        ]
         with translated(f"load {len(known)} pets"):
             answers, _ = self._load.many(calls)
         return [
@@ -659,12 +663,12 @@ class RedisPetStore:
         return _NewRows(media, vectors, times)
 
 
-def _load_call(pet: PetId, known: PetState, *, with_vectors: bool) -> Call:
+def _load_call(pet: PetId, known: PetState, *, with_vectors: bool, is_checked: bool = True) -> Call:
     """Return the keys and arguments of load.lua."""
     last = known.media[-1] if known.n_media else ""
     counts = (known.revision, known.n_media, len(known.ledger))
     most = (ROWS_FROM_SCRIPT, BYTES_FROM_SCRIPT if with_vectors else 0)
-    return PetKeys.of(pet), [*_names(known.version), *counts, last, *most]
+    return PetKeys.of(pet), [*_names(known.version), *counts, last, *most, int(not is_checked)]
 
 
 def _commit_call(

@@ -17,6 +17,7 @@ from sploot_cluster.pet.models import NOISE, Assigned, Change, MediaId, Origin, 
 from sploot_cluster.pet_cache import PetCache
 from sploot_cluster.service import NewItem
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import DIM, MODEL, PET, grouped, name, names, picture, taken_at
@@ -213,6 +214,14 @@ def test_batch_leaves_out_an_unusual_item_and_assigns_the_others(bad: NewItem) -
     assert left_out is None
     assert set(store.load(PET).media) == names(0, range(6)) | names(1, range(6)) | {name(0, 7), name(1, 7)}
     assert store.tally(PET).quarantine == {}
+
+
+def test_batch_leaves_out_known_items_of_a_damaged_pet(redis_client: redis.Redis) -> None:
+    service = grouped(RedisPetStore(redis_client), 2, range(6))
+    redis_client.delete(PetKeys.of(PET).aliases, PetKeys.of(PET).origins)
+
+    assert service.assign_many([item(0, 0), item(1, 1)]) == [None, None]
+    assert service.assign_many([item(0, 0), item(1, 9)]) == [None, None]
 
 
 def test_full_pet_refuses_arrivals_before_deciding_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,8 +165,13 @@ end
 
 local first = taken + 2
 local n_arrivals = call_with_list('RPUSH', KEYS[2])
-for i = 0, n_arrivals - 1 do
-  redis.call('HSET', KEYS[3], ARGV[first + i], n_media + i)
+for i = 0, n_arrivals - 1, ITEMS_PER_CALL / 2 do
+  local rows = {}
+  for j = i, math.min(i + ITEMS_PER_CALL / 2, n_arrivals) - 1 do
+    rows[#rows + 1] = ARGV[first + j]
+    rows[#rows + 1] = n_media + j
+  end
+  redis.call('HSET', KEYS[3], unpack(rows))
 end
 call_with_list('RPUSH', KEYS[4])
 

@@ -4,8 +4,9 @@
 -- ARGV     born, commit, revision, n_media, n_corrections, last_item   of the known state; "", "", 0, 0, 0, "" = none
 --          most_rows, most_bytes   return the rows that are new only if they are no more than this, and their vectors
 --                             have no more bytes; most_bytes 0 = return no vectors
+--          unchecked          1: if the known state is the newest, do not check the pet, because a commit follows
 -- Returns  1 if the known state is the newest, {} for a pet without data,
---          {"DAMAGED", key, expected, found} for a damaged one, known or not, else
+--          {"DAMAGED", key, expected, found} for a damaged one, known or not (but see unchecked), else
 --          1 meta           field, value, …
 --          2 from_row       the new rows begin here
 --          3 are_rows_here  1: the next three are the new rows; 0: they are empty, and the rows can be read later in pages:
@@ -25,6 +26,12 @@
 -- the last item of the known state in the same row. After a failover that lost writes, and for a recreated pet, it is
 -- not an ancestor.
 
+if ARGV[9] == '1' then
+  local stored = redis.call('HMGET', KEYS[1], 'born', 'commit')
+  if stored[1] == ARGV[1] and stored[2] == ARGV[2] then
+    return 1
+  end
+end
 local damaged, born, commit = look()
 if damaged then
   return damaged

@@ -613,6 +613,21 @@ def test_damaged_pet_does_not_affect_other_pets_of_the_same_call(redis_client: r
         assert [type(answer) for answer in answers] == [PetState, UnreadablePet, PetState]
 
 
+def test_damage_of_an_unchecked_pet_is_found_by_its_commit(redis_client: redis.Redis) -> None:
+    store = RedisPetStore(redis_client)
+    states = three_pets(store)
+    changed = store.commit(states[2], arrival(states[2], "b"))
+    redis_client.delete(PetKeys.of(PetId(8)).labels, PetKeys.of(PetId(9)).labels)
+
+    loaded = store.load_many(states, unchecked={PetId(8), PetId(9)})
+    done = store.commit_many([(state, arrival(state, "c")) for state in (*states[:2], changed)])
+
+    assert loaded[1] is states[1]
+    for answers in (loaded, done):
+        assert isinstance(answers[2], UnreadablePet)
+    assert isinstance(done[1], UnreadablePet)
+
+
 def test_commits_of_many_pets_with_a_lost_reply_are_applied_once(
     redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
