@@ -33,13 +33,13 @@ from dramatiq.middleware import (
 from dramatiq.threading import Interrupt
 
 from . import master
-from .cancellation import Cancellation, Canceller, CancelOutcome
+from .cancellation import Cancellation, Canceller, CancelOutcome, together
 from .consumer import StreamsConsumer
 from .coroutines import Coroutines
 from .dead_letters import DeadLetters
 from .deliveries import Delivery, not_followed, unhandled_failure
 from .entries import EntryDecoder, MessageCheck
-from .errors import Cancelled, DeliveryLimitReached, LeaseLost, MessageCancelled, MessageExpired
+from .errors import Cancelled, DeliveryLimitReached, InvalidOption, LeaseLost, MessageCancelled, MessageExpired
 from .group_callbacks import Groups
 from .inspector import Inspector, Selection
 from .keys import KeysByQueue
@@ -52,7 +52,8 @@ from .running.progress import Progress
 from .scripts import FLUSH, PAUSE, SIZE, STATS
 from .session import Session
 from .settings import DAY_MS, BrokerSettings
-from .stats import QueueStats, stats_from
+from .sharding.shards import BucketOf, Shards, base_name
+from .stats import QueueStats, stats_from, total_of
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 
@@ -78,6 +79,8 @@ class RedisStreamsBroker(Broker):
         client: a client whose connection settings are used, for example for TLS, Sentinel or Cluster. It must have
             ``decode_responses=False``.
         middleware: as for every Dramatiq broker; None for Dramatiq's defaults. A producer may pass ``[]``.
+        sharded: the queues that may be divided into shards, each with a function that returns a whole number for a
+            message: messages with the same number are in the same shard. See ``set_shards``.
         decoders: a decoder per queue, for queues with entries that do not consist of the single field ``message``.
         checks: a check per queue, for queues whose producers must not be able to use every Dramatiq option. It is
             called with each Dramatiq message that was read, and raises ``UndecodableEntry`` to refuse it.
@@ -105,6 +108,7 @@ class RedisStreamsBroker(Broker):
         max_queue_length: int | None = None,
         wait_when_full_ms: int = 0,
         queue_priorities: Mapping[str, int] | None = None,
+        sharded: Mapping[str, BucketOf] | None = None,
         decoders: Mapping[str, EntryDecoder] | None = None,
         checks: Mapping[str, MessageCheck] | None = None,
         dead_letter_ttl_ms: int = 7 * DAY_MS,
@@ -148,8 +152,12 @@ class RedisStreamsBroker(Broker):
         )
         self._decoders = dict(decoders or {})
         self._checks = dict(checks or {})
-        self._keys = KeysByQueue(namespace)
-        self._producer = Producer(self, self.settings, self._keys)
+        self._keys = KeysByQueue(namespace, partial(base_name, sharded=dict(sharded or {})))
+        self._shards = {
+            name: Shards(self._keys[name], bucket_of, self._declare_shard)
+            for name, bucket_of in (sharded or {}).items()
+        }
+        self._producer = Producer(self, self.settings, self._keys, self._shards)
         self._coroutines = Coroutines()
         self._listeners = Listeners()
         self._was_forked = False  # whether this process may have a copy of its parent's messages
@@ -255,13 +263,56 @@ class RedisStreamsBroker(Broker):
         """
         if queue_name not in self.queues:
             raise QueueNotFound(queue_name)
+        keys = self._keys[queue_name]
         return self._session.consume(
-            self._keys[queue_name],
-            self._decoders.get(queue_name),
-            self._checks.get(queue_name),
+            keys,
+            self._decoders.get(keys.name_of_messages),
+            self._checks.get(keys.name_of_messages),
             prefetch=prefetch,
             timeout_ms=timeout,
+            shards=self._shards.get(keys.name_of_messages),
         )
+
+    def shards(self, queue_name: str) -> tuple[str, ...]:
+        """Return the names of the queue's shards that may hold messages, itself first, as read within five seconds.
+
+        Each is a queue with dead letters, delayed messages and an inspector of its own. A queue that is not divided has
+        one shard: itself.
+        """
+        shards = self._shards.get(queue_name)
+        if shards is None:
+            return (queue_name,)
+        shards.current()
+        return shards.names
+
+    def n_shards(self, queue_name: str) -> int:
+        """Return the number of shards that new messages of the queue are added to, as read within five seconds."""
+        shards = self._shards.get(queue_name)
+        return 1 if shards is None else shards.current().n
+
+    def set_shards(self, queue_name: str, n: int) -> None:
+        """Divide a queue into ``n`` shards, while it is in use. ``n`` is a power of two up to 256.
+
+        Every process uses the new number within five seconds. Messages that are already in a shard run from there,
+        except that messages in shard 0 are moved to their own. With a smaller number, the other shards are emptied
+        and then stay in use by no producer; they are never forgotten.
+
+        Raises:
+            InvalidOption: the queue was not named in ``sharded``, or ``n`` is not such a number.
+            BrokerConnectionError: Redis did not answer; the number may have changed.
+        """
+        shards = self._shards.get(queue_name)
+        if shards is None:
+            problem = f"queue {queue_name!r} cannot be divided"
+            raise InvalidOption("shards", problem, "pass a function for it in the broker's argument sharded")
+        shards.change(n)
+
+    def _declare_shard(self, queue_name: str) -> None:
+        """Declare a shard as a queue; a Worker that consumes its queue consumes it, too."""
+        worker = self._session.places.worker
+        if worker is not None and worker.consumer_whitelist:
+            worker.consumer_whitelist.add(queue_name)
+        self.declare_queue(queue_name)
 
     @property
     def consumer_name(self) -> str:
@@ -277,17 +328,23 @@ class RedisStreamsBroker(Broker):
         return dict(self._session.moved_at)
 
     def stats(self, queue_name: str) -> QueueStats:
-        """Return the statistics of the queue, read atomically in one round trip."""
-        keys = self._keys[queue_name]
-        answer = self._session.connections.run_script(
-            STATS,
-            (keys.stream, keys.delayed, keys.dead, keys.consumers, keys.paused, keys.counters, keys.line),
-            (self.settings.group, self.settings.lease_ms, 1_000),
-        )
-        return stats_from(answer, queue_name=queue_name, lease_ms=self.settings.lease_ms)
+        """Return the statistics of the queue, read atomically in one round trip; of all its shards together."""
+        return total_of(self.stats_of_shards(queue_name))
+
+    def stats_of_shards(self, queue_name: str) -> list[QueueStats]:
+        """Return the statistics of each shard of the queue, each read atomically, in one round trip to each node."""
+        names, calls, lease_ms = self.shards(queue_name), [], self.settings.lease_ms
+        for name in names:
+            keys = self._keys[name]
+            script_keys = (keys.stream, keys.delayed, keys.dead, keys.consumers, keys.paused, keys.counters, keys.line)
+            calls.append((script_keys, (self.settings.group, lease_ms, 1_000)))
+        answers = self._session.connections.run_scripts(STATS, calls)
+        return [
+            stats_from(answer, queue_name=name, lease_ms=lease_ms) for name, answer in zip(names, answers, strict=True)
+        ]
 
     def counters(self, queue_name: str) -> Mapping[str, int]:
-        """Return the totals of the queue since it was created, by name. A missing name reads as 0.
+        """Return the totals of the queue and its shards since it was created, by name. A missing name reads as 0.
 
         - enqueued; coalesced: not added because a message with the same unique key was waiting
         - acked; late: acknowledged after another process had taken the message over
@@ -302,10 +359,15 @@ class RedisStreamsBroker(Broker):
         - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry no longer exists
         - fenced: retries, rejections and returns refused because the process had lost the entry
         - expired: removed because they did not start within ``expires_in_ms``
+        - moved: messages moved from shard 0 to their own shard
         - stale_locks: locks of unique keys left by messages that had been removed by hand
         """
-        flat = self._session.connections.run("HGETALL", self._keys[queue_name].counters)
-        return _Counters({name.decode(): int(value) for name, value in zip(flat[::2], flat[1::2], strict=True)})
+        totals = _Counters()
+        for shard in self.shards(queue_name):
+            flat = self._session.connections.run("HGETALL", self._keys[shard].counters)
+            for name, value in zip(flat[::2], flat[1::2], strict=True):
+                totals[name.decode()] += int(value)
+        return totals
 
     def progress(self, queue_name: str, message_id: str) -> Progress | None:
         """Return what the running job of this message last reported with ``report_progress``.
@@ -316,16 +378,17 @@ class RedisStreamsBroker(Broker):
         Raises:
             BrokerConnectionError: Redis did not answer.
         """
-        return self._session.progress.of(queue_name, message_id)
+        found = (self._session.progress.of(shard, message_id) for shard in self.shards(queue_name))
+        return next((one for one in found if one is not None), None)
 
     def dead_letters(self, queue_name: str) -> DeadLetters:
-        """Return the dead letters of the queue, to list, get, requeue or purge."""
+        """Return the dead letters of the queue, or of one shard, to list, get, requeue or purge; see ``shards``."""
         return DeadLetters(self._session.connections, self._keys[queue_name], self.settings)
 
     def inspector(self, queue_name: str) -> Inspector:
-        """Return the operators' view of the queue, to inspect and rescue entries and to retire consumers."""
+        """Return the operators' view of the queue, or of one shard, to inspect and rescue entries; see ``shards``."""
         keys = self._keys[queue_name]
-        decoder, check = self._decoders.get(queue_name), self._checks.get(queue_name)
+        decoder, check = self._decoders.get(keys.name_of_messages), self._checks.get(keys.name_of_messages)
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
 
     def cancel(self, message_id: str, queue_name: str | None = None) -> CancelOutcome:
@@ -352,7 +415,8 @@ class RedisStreamsBroker(Broker):
         Raises:
             BrokerConnectionError: Redis did not answer; the message may have been cancelled.
         """
-        for name in sorted(self.queues) if queue_name is None else (queue_name,):
+        wanted = sorted(self.queues) if queue_name is None else (queue_name,)
+        for name in dict.fromkeys(shard for one in wanted for shard in self.shards(one)):
             outcome = self._canceller(name).cancel(message_id)
             if outcome != "not-found":
                 return outcome
@@ -386,7 +450,8 @@ class RedisStreamsBroker(Broker):
         wanted = Selection(actor, None if message_ids is None else frozenset(message_ids), where, entry_ids)
         if wanted.is_empty:
             raise TypeError("expected a condition, got none; give actor, message_ids or where")
-        return self._canceller(queue_name).cancel_where(wanted)
+        done = [self._canceller(shard).cancel_where(wanted) for shard in self.shards(queue_name)]
+        return done[0] if len(done) == 1 else together(done)
 
     def _canceller(self, queue_name: str) -> Canceller:
         keys, inspector = self._keys[queue_name], self.inspector(queue_name)
@@ -398,16 +463,23 @@ class RedisStreamsBroker(Broker):
         Takes effect within about a second, even if the server's memory is full. Running jobs finish, and messages that
         already wait in a Worker still run.
         """
-        keys = self._keys[queue_name]
-        self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (1,))
+        self._pause(queue_name, 1)
 
     def resume(self, queue_name: str) -> None:
         """End a pause, even if the server's memory is full."""
-        keys = self._keys[queue_name]
-        self._session.connections.run_script(PAUSE, (keys.paused, keys.timer), (0,))
+        self._pause(queue_name, 0)
+
+    def _pause(self, queue_name: str, is_paused: int) -> None:
+        of_shards = [self._keys[shard] for shard in self.shards(queue_name)]
+        calls = [((keys.paused, keys.timer), (is_paused,)) for keys in of_shards]
+        self._session.connections.run_scripts(PAUSE, calls)
 
     def flush(self, queue_name: str) -> None:
         """Drop the queue's waiting, in-flight and delayed messages. Dead letters stay; running jobs finish."""
+        for shard in self.shards(queue_name):
+            self._flush(shard)
+
+    def _flush(self, queue_name: str) -> None:
         keys = self._keys[queue_name]
         self._session.connections.run_script(
             FLUSH,
@@ -452,9 +524,10 @@ class RedisStreamsBroker(Broker):
         Raises:
             QueueJoinTimeout: the queue still held messages after ``timeout``.
         """
-        keys = self._keys[queue_name]
+        of_shards = [self._keys[shard] for shard in self.shards(queue_name)]
+        calls: Any = [((keys.stream, keys.delayed, keys.line), ()) for keys in of_shards]
         deadline = None if timeout is None else time.monotonic() + timeout / 1000
-        while self._session.connections.run_script(SIZE, (keys.stream, keys.delayed, keys.line), ()):
+        while any(self._session.connections.run_scripts(SIZE, calls)):
             if deadline is not None and time.monotonic() >= deadline:
                 raise QueueJoinTimeout(queue_name)
             time.sleep(interval / 1000)
@@ -507,6 +580,7 @@ class RedisStreamsBroker(Broker):
 
     def _begin_to_drain(self) -> None:
         self._session.is_draining = True
+        self._session.declare_no_more()
         self._session.isolation.release()
         if (ours := master.of_this_process()) is not None:
             ours.is_draining = True
@@ -809,6 +883,8 @@ class RedisStreamsBroker(Broker):
             Batcher(self.actors, self.actor_options),
         )
         self._producer.use(session.connections, session.outcomes)
+        for shards in self._shards.values():
+            shards.use(session.connections)
         self.groups = Groups(session.connections, self.settings.namespace, self._keys, self._producer.follow)
         return session
 
@@ -837,7 +913,7 @@ class RedisStreamsBroker(Broker):
 
     def _after_fork(self) -> None:
         """Reset the broker in a forked child, which must not use its parent's locks, sockets or messages."""
-        self._producer = Producer(self, self.settings, self._keys)
+        self._producer = Producer(self, self.settings, self._keys, self._shards)
         self._coroutines = Coroutines()
         self._session.abandon()
         self._session = self._new_session()

@@ -59,6 +59,14 @@ class Cancellation:
     requested: tuple[str, ...] = ()
 
 
+def together(parts: Sequence[Cancellation]) -> Cancellation:
+    """Return the result of cancelling messages in several shards."""
+    return Cancellation(
+        tuple(message_id for part in parts for message_id in part.cancelled),
+        tuple(message_id for part in parts for message_id in part.requested),
+    )
+
+
 Condition = Callable[[Message[Any]], bool]
 
 

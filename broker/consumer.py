@@ -40,6 +40,8 @@ from .running.isolation import Isolation
 from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
 from .settler import Settler
+from .sharding.moves import Stray, move
+from .sharding.shards import Shards
 
 NO_LIMIT = 1 << 20
 
@@ -82,17 +84,31 @@ class Process(Protocol):
 
     def group_reads(self, *, is_bounded: bool) -> GroupReads | None: ...
 
+    def consumer_of(self, queue_name: str) -> StreamsConsumer: ...
+
     def has_more_important_work(self, queue_name: str) -> bool: ...
 
 
 class ConsumedQueue:
-    """A queue that this process consumes: the deliveries that it holds, and the latest findings of its janitor."""
+    """A queue that this process consumes: the deliveries that it holds, and the latest findings of its janitor.
+
+    Args:
+        shards: the shards of the queue; None for a queue that cannot have any.
+    """
 
     def __init__(
-        self, process: Process, keys: QueueKeys, decoder: EntryDecoder | None, check: MessageCheck | None
+        self,
+        process: Process,
+        keys: QueueKeys,
+        decoder: EntryDecoder | None,
+        check: MessageCheck | None,
+        shards: Shards | None = None,
     ) -> None:
         self.process = process
         self.keys = keys
+        self.shards = shards
+        self.is_reader = True  # whether this process reads this shard; see sharding/readers.py
+        self._chosen = threading.Event()
         self.decoder = decoder
         self.check = check
         self.logger: logging.Logger = get_logger(__name__, f"Consumer({keys.queue_name})")
@@ -106,6 +122,7 @@ class ConsumedQueue:
         self.cancelled: Mapping[str, str] = {}  # entry ids of cancelled messages; see ``Round.cancelled``
         self._resumed = threading.Event()
         self._consumer: StreamsConsumer | None = None
+        self.last_consumer: StreamsConsumer | None = None
         self._shared_read: SharedRead | None = None
         self.janitor = Janitor(
             process.connections,
@@ -188,8 +205,23 @@ class ConsumedQueue:
                 (*fixed, *args[start : start + 1_000]),
             )
 
+    @property
+    def door(self) -> Shards | None:
+        """The shards to which readers of this queue move messages; None unless it is shard 0 of several."""
+        return self.shards if self.shards is not None and self.shards.is_door(self.keys.queue_name) else None
+
+    def be_reader(self, is_reader: bool) -> None:
+        """Begin or stop reading this shard. What this process holds, it keeps."""
+        if is_reader != self.is_reader:
+            self.is_reader = is_reader
+            if is_reader:
+                self._chosen.set()
+            else:
+                self._chosen.clear()
+            self.wake()
+
     def attach(self, consumer: StreamsConsumer) -> None:
-        self._consumer = consumer
+        self._consumer = self.last_consumer = consumer
 
     def detach(self, consumer: StreamsConsumer) -> None:
         if self._consumer is consumer:
@@ -222,15 +254,21 @@ class ConsumedQueue:
 
     @property
     def must_rest(self) -> bool:
-        """Whether nothing may be read, because the queue is paused, the process is stuck, or its master has ended."""
-        return self.is_paused or self.process.is_orphaned or not self.process.moves.is_set()
+        """Whether nothing may be read.
+
+        The reason is that the queue is paused, that the process is stuck, that its master has ended, or that other
+        processes read this shard.
+        """
+        is_stopped = self.is_paused or not self.is_reader or self.process.is_orphaned
+        return is_stopped or not self.process.moves.is_set()
 
     def rest(self, timeout_s: float) -> None:
-        """Wait until the queue is resumed or the process is no longer stuck, at most ``timeout_s``."""
+        """Wait until the reason to rest has ended, at most ``timeout_s``."""
         if self.process.is_orphaned:
             time.sleep(timeout_s)
             return
-        (self._resumed if self.is_paused else self.process.moves).wait(timeout_s)
+        unchosen = self.process.moves if self.is_reader else self._chosen
+        (self._resumed if self.is_paused else unchosen).wait(timeout_s)
 
     def wake(self) -> None:
         """Wake the consumer so that it checks for news."""
@@ -350,10 +388,21 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: a follow-up message or retry could not be written. The Worker tries again.
         """
         if isinstance(message, Delivery):
-            self._end(self._ack, message)
+            owner = self._owner_of(message)
+            owner._end(owner._ack, message)
         else:
-            assert isinstance(message, Batch)
-            self._end(self._end_batch, message)
+            self._end_whole(message)
+
+    def _owner_of(self, message: Delivery | Batch) -> StreamsConsumer:
+        """Return the consumer that read a message: the Worker gives this consumer the messages of all shards."""
+        if message.queue == self._keys.queue_name:
+            return self
+        return self._process.consumer_of(message.queue)
+
+    def _end_whole(self, message: MessageProxy) -> None:
+        assert isinstance(message, Batch)
+        owner = self._owner_of(message)
+        owner._end(owner._end_batch, message)
 
     def _end(self, write: Callable[[Any], None], message: Delivery | Batch) -> None:
         places, begun_at = self._process.places, message.begun_at
@@ -506,10 +555,10 @@ class StreamsConsumer(Consumer):
             BrokerConnectionError: the outcome could not be written. The Worker tries again.
         """
         if isinstance(message, Delivery):
-            self._end(self._nack, message)
+            owner = self._owner_of(message)
+            owner._end(owner._nack, message)
         else:
-            assert isinstance(message, Batch)
-            self._end(self._end_batch, message)
+            self._end_whole(message)
 
     def _nack(self, message: Delivery) -> None:
         self._enqueue_followers(message)
@@ -537,6 +586,14 @@ class StreamsConsumer(Consumer):
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Hand back messages that were not started. They keep their place in the queue; the delivery does not count."""
+        by_owner: dict[StreamsConsumer, list[MessageProxy]] = {}
+        for message in messages:
+            owner = self._owner_of(message) if isinstance(message, Delivery | Batch) else self
+            by_owner.setdefault(owner, []).append(message)
+        for owner, of_owner in by_owner.items():
+            owner._requeue(of_owner)
+
+    def _requeue(self, messages: Iterable[MessageProxy]) -> None:
         returned = self._each_of(messages)
         try:
             self._refuse_silence()
@@ -802,7 +859,9 @@ class StreamsConsumer(Consumer):
         accepted: list[Delivery] = []
         uncounted: list[Any] = []
         process, queue_name, longest = self._process, self._keys.queue_name, self._settings.max_message_bytes
-        decoder, check = self._queue.decoder, self._queue.check
+        decoder, check, name = self._queue.decoder, self._queue.check, self._keys.name_of_messages
+        door = None if are_reread else self._queue.door
+        read: list[Sequence[bytes]] = []
         try:
             for raw_id, deliveries, flat, charges, is_doomed in entries:
                 if flat is None:  # the entry was removed before its delivery
@@ -817,7 +876,7 @@ class StreamsConsumer(Consumer):
                 try:
                     if cut is not None:
                         raise Oversize(cut.n_bytes, longest, None)
-                    message = decode(entry_id, fields, queue_name=queue_name, decoder=decoder, check=check)
+                    message = decode(entry_id, fields, queue_name=name, decoder=decoder, check=check)
                     n_bytes = size_of(flat)
                     if n_bytes > longest and not has_run(message):
                         raise Oversize(n_bytes, longest, message)
@@ -841,6 +900,9 @@ class StreamsConsumer(Consumer):
                 if options and len(fields) == 1 and ("traceback" in options or EXPIRES_AT in options):
                     delivery.payload = fields.get(MESSAGE_FIELD)
                 accepted.append(delivery)
+                read.append(flat)
+            if door is not None:
+                accepted = self._without_strays(door, accepted, read)
         finally:
             # even if a dead letter could not be written, the entries before it were accepted
             self._buffer.extend(self._queue.deliveries.add(accepted))
@@ -851,7 +913,7 @@ class StreamsConsumer(Consumer):
                 self._queue.hand_back(uncounted)
                 self._queue.is_takeable = True
             if accepted:
-                self._has_batches = self._process.batcher.serves(self._keys.queue_name)
+                self._has_batches = self._process.batcher.serves(name)
                 if self._has_batches:
                     self._n_per_batch, most = self._process.batcher.size_for(accepted)
                     self._most_at_worker = self._prefetch if most is None else min(most, self._prefetch)
@@ -859,6 +921,25 @@ class StreamsConsumer(Consumer):
                 if self._n_places:
                     self._queue.served_at = time.monotonic()
                 self._read_ahead.filled(self._n_finished)
+
+    def _without_strays(
+        self, door: Shards, accepted: list[Delivery], read: Sequence[Sequence[bytes]]
+    ) -> list[Delivery]:
+        """Move the messages that belong to other shards; return the rest, or all if they could not be moved."""
+        own, strays = [], []
+        for delivery, flat in zip(accepted, read, strict=True):
+            home = door.home_of_stray(delivery)
+            if home == self._keys.queue_name:
+                own.append(delivery)
+            else:
+                strays.append(Stray(delivery, flat, home))
+        try:
+            if strays:
+                move(self._process.connections, self._keys, strays, group=self._settings.group)
+        except (BrokerConnectionError, redis.RedisError) as error:
+            self._queue.logger.warning("could not move messages to their shards; they run here: %s", error)
+            return accepted
+        return own
 
     def _is_only_short_of_room(self, flat: CutFields) -> bool:
         """Return whether an entry was cut only because of the entries before it in the same reply."""

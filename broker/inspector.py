@@ -373,7 +373,8 @@ class Inspector:
 
     def _decoded(self, entry_id: str, flat: Sequence[bytes]) -> dramatiq.Message[Any] | None:
         try:
-            return decode(entry_id, fields_of(flat), queue_name=self.keys.queue_name, decoder=self._decoder, check=None)
+            name = self.keys.name_of_messages
+            return decode(entry_id, fields_of(flat), queue_name=name, decoder=self._decoder, check=None)
         except UndecodableEntry:  # it will become a dead letter
             return None
 
@@ -392,7 +393,8 @@ class Inspector:
         Raises:
             UndecodableEntry: the entry is not a message.
         """
-        return decode(entry_id, fields, queue_name=self.keys.queue_name, decoder=self._decoder, check=self._check)
+        name = self.keys.name_of_messages
+        return decode(entry_id, fields, queue_name=name, decoder=self._decoder, check=self._check)
 
     def groups(self) -> list[str]:
         """Return the names of the stream's groups; none if the stream does not exist."""

@@ -24,10 +24,13 @@
     {ns:q}:promoter          string  the consumer that promoted due messages last          expires, 1 s
     {ns:q}:swept             string  present until another pass over all entries is due    expires, 25 s
     {ns:q}:paused            string  present while delivery is paused                      at resume
+    {ns:q}:shards            string  of a queue with shards: how many, and the most ever   never
     {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; about 15 fields
 
     {ns:group:<id>}:members  hash    of a group with callbacks: "=size" -> n, and the ids  with its callbacks, or in a
                                      of the members that have ended                        day (``barrier_ttl``)
+
+A shard of a queue is a queue of its own, ``q.s1``, ``q.s2``, …; see sharding/shards.py.
 
 The last key belongs to no queue. Otherwise the hash tag is the name of the stream, because queue names contain no
 braces. So all keys of a queue share one slot.
@@ -35,6 +38,7 @@ braces. So all keys of a queue share one slot.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -45,10 +49,19 @@ HANDED_BACK = "~handed-back"
 
 @dataclass(frozen=True)
 class QueueKeys:
-    """The keys of one queue."""
+    """The keys of one queue, or of one shard of a queue.
+
+    Attributes:
+        name_of_messages: the queue name of the messages: that of the queue, whatever the shard.
+    """
 
     namespace: str
     queue_name: str
+    base_name: str = ""
+
+    @property
+    def name_of_messages(self) -> str:
+        return self.base_name or self.queue_name
 
     @cached_property
     def stream(self) -> str:
@@ -96,6 +109,10 @@ class QueueKeys:
     @cached_property
     def paused(self) -> str:
         return self._of("paused")
+
+    @cached_property
+    def shards(self) -> str:
+        return self._of("shards")
 
     @cached_property
     def counters(self) -> str:
@@ -156,12 +173,17 @@ class QueueKeys:
 
 
 class KeysByQueue(dict[str, QueueKeys]):
-    """The keys of the queues of one namespace, by queue name; created at first use."""
+    """The keys of the queues of one namespace, by queue name; created at first use.
 
-    def __init__(self, namespace: str) -> None:
+    Args:
+        base_of: returns the name of the queue that a shard belongs to; for other queues, their own names.
+    """
+
+    def __init__(self, namespace: str, base_of: Callable[[str], str] = lambda queue_name: queue_name) -> None:
         super().__init__()
         self._namespace = namespace
+        self._base_of = base_of
 
     def __missing__(self, queue_name: str) -> QueueKeys:
-        keys = self[queue_name] = QueueKeys(self._namespace, queue_name)
+        keys = self[queue_name] = QueueKeys(self._namespace, queue_name, self._base_of(queue_name))
         return keys

@@ -54,6 +54,7 @@ TOTALS: Final[Mapping[str, str]] = {
     "requeued": "Dead letters put back to work.",
     "promoted": "Delayed messages that fell due.",
     "removed": "Entries that the broker removed from the stream.",
+    "moved": "Messages moved from shard 0 to their own shard.",
     "recovered": "Messages taken over from dead consumers.",
     "redelivered": "Messages read again because a reply was lost.",
     "handed_back": "Messages returned by workers that had not started them.",

@@ -228,7 +228,7 @@ class Outcomes:
         facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
         message_id = key = ""
         script_keys = [*keys.work, keys.dead, keys.suspects, keys.counters]
-        if error.message is not None and error.message.queue_name == keys.queue_name:
+        if error.message is not None and error.message.queue_name == keys.name_of_messages:
             # free its unique key and its place in line, too
             message_id = error.message.message_id
             limits = key_limits_of(error.message)

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from secrets import token_hex
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ from .options import (
 from .outcomes import REMEMBER_FOLLOWERS_MS, Outcomes
 from .scripts import ENQUEUE, ENQUEUE_PLAIN
 from .settings import BrokerSettings
+from .sharding.shards import Shards
 
 T = TypeVar("T")
 
@@ -65,8 +66,11 @@ class Producer:
             enqueues during these calls are follow-up messages of that message.
     """
 
-    def __init__(self, broker: Broker, settings: BrokerSettings, keys: KeysByQueue) -> None:
+    def __init__(
+        self, broker: Broker, settings: BrokerSettings, keys: KeysByQueue, shards: Mapping[str, Shards]
+    ) -> None:
         self.finished = Finished()
+        self._shards = shards
         self._broker = broker
         self._settings = settings
         self._keys = keys
@@ -194,7 +198,7 @@ class Producer:
             return [self._enqueue_plain(all_outgoing[0])]
         by_queue: dict[str, list[_Outgoing]] = {}
         for outgoing in all_outgoing:
-            by_queue.setdefault(outgoing.message.queue_name, []).append(outgoing)
+            by_queue.setdefault(outgoing.queue_name, []).append(outgoing)
         n_at_once = min(MESSAGES_PER_CALL, self._settings.max_queue_length or MESSAGES_PER_CALL)
         chunks = [
             (self._keys[queue_name], of_queue[start : start + n_at_once])
@@ -232,7 +236,7 @@ class Producer:
         for outgoing in all_outgoing:
             message, expires_in_ms = outgoing.message, expires_in_ms_of(outgoing.message.options)
             if expires_in_ms is not None:
-                queue_name = message.queue_name
+                queue_name = outgoing.queue_name
                 if queue_name not in now_ms:
                     now_ms[queue_name] = self._server_ms(self._keys[queue_name])
                 expires_at_ms = now_ms[queue_name] + delay_ms_of(outgoing.delay) + expires_in_ms
@@ -268,7 +272,7 @@ class Producer:
         )
 
     def _enqueue_plain(self, outgoing: _Outgoing) -> Message[Any]:
-        keys = self._keys[outgoing.message.queue_name]
+        keys = self._keys[outgoing.queue_name]
         recent, enqueue_id, remember_ms = self._name_of_call(0, keys, [outgoing])
         script_keys, args = (keys.stream, recent, keys.counters), (enqueue_id, remember_ms, outgoing.payload)
         self._until_answered(lambda: self._connections.run_script(ENQUEUE_PLAIN, script_keys, args), [outgoing])
@@ -306,7 +310,8 @@ class Producer:
             raise MessageTooLarge(
                 message_id=message.message_id, n_bytes=len(payload), limit=self._settings.max_message_bytes
             )
-        return _Outgoing(place, message, payload, delay)
+        shards = self._shards.get(message.queue_name)
+        return _Outgoing(place, message, payload, delay, message.queue_name if shards is None else shards.home(message))
 
     def _call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
         """Return KEYS and ARGV of enqueue.lua for one step of a round trip."""
@@ -422,6 +427,7 @@ class _Outgoing:
     message: Message[Any]
     payload: bytes
     delay: int | None
+    queue_name: str  # of the shard, if the queue has several
 
 
 class _Calls(threading.local):

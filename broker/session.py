@@ -35,6 +35,8 @@ from .running.progress import ProgressReports
 from .scripts import LEAVE
 from .settings import BrokerSettings
 from .settler import Settler
+from .sharding.readers import Readers
+from .sharding.shards import Shards
 
 # Maximum time for a stop. The shorter one applies if Redis does not answer: then only threads are waited for.
 STOP_S: Final = 5.0
@@ -82,6 +84,9 @@ class Session:
         self.progress = ProgressReports(self.connections, keys, self.isolation.running)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
+        self._consumed: dict[str, ConsumedQueue] = {}  # kept at a stop, for the messages that threads still run
+        self._readers: dict[str, Readers] = {}  # by queue with shards
+        self._keys = keys
         self.places = Places(settings.long_job_ms, lambda: list(self._queues.values()))
         self.moved_at: dict[str, float] = {}
         self.is_draining = False  # the Worker is shutting down and starts no more jobs
@@ -99,8 +104,11 @@ class Session:
         *,
         prefetch: int,
         timeout_ms: int,
+        shards: Shards | None = None,
     ) -> StreamsConsumer:
         """Return a consumer of the queue. The first consumer of a queue starts its heartbeat and its janitor.
+
+        The first consumer of shard 0 starts the thread that decides which shards this process reads.
 
         Raises:
             BrokerConnectionError: the heartbeat could not be written.
@@ -114,10 +122,35 @@ class Session:
         with self._lock:
             queue = self._queues.get(keys.queue_name)
             if queue is None:
-                queue = self._queues[keys.queue_name] = ConsumedQueue(self, keys, decoder, check)
+                queue = ConsumedQueue(self, keys, decoder, check, shards)
+                self._queues[keys.queue_name] = self._consumed[keys.queue_name] = queue
                 self._share_reads(queue)
                 queue.janitor.start()
+                if shards is not None:
+                    self._assign(queue, shards)
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
+
+    def _assign(self, queue: ConsumedQueue, shards: Shards) -> None:
+        """Let a new shard be read if this process is to read it."""
+        readers = self._readers.get(shards.keys.queue_name)
+        if readers is None and queue.keys is shards.keys:
+            readers = self._readers[shards.keys.queue_name] = Readers(
+                self.connections,
+                self.settings,
+                self._keys,
+                shards,
+                consumer_name=self.consumer_name,
+                consumed=lambda: dict(self._queues),
+            )
+            readers.start()
+        if readers is not None:
+            queue.be_reader(readers.reads(queue.keys.queue_name))
+
+    def consumer_of(self, queue_name: str) -> StreamsConsumer:
+        """Return the latest consumer of a queue, which may be closed."""
+        consumer = self._consumed[queue_name].last_consumer
+        assert consumer is not None
+        return consumer
 
     def _share_reads(self, newest: ConsumedQueue) -> None:
         """Read all queues on one connection if there are too many for separate connections.
@@ -178,9 +211,14 @@ class Session:
         numbers = self.settings.queue_priorities
         if not numbers:
             return False
-        own = numbers.get(queue_name, 0)
+        own = numbers.get(self._keys[queue_name].name_of_messages, 0)
         others = list(self._queues.values())
-        return any(queue.is_waiting and numbers.get(queue.keys.queue_name, 0) < own for queue in others)
+        return any(queue.is_waiting and numbers.get(queue.keys.name_of_messages, 0) < own for queue in others)
+
+    def declare_no_more(self) -> None:
+        """Declare no more shards, because the Worker is shutting down."""
+        for readers in list(self._readers.values()):
+            readers.begin_stop()
 
     def stop(self) -> None:
         """Write the waiting acknowledgements, stop every thread and deregister the consumer. May be called twice.
@@ -188,8 +226,10 @@ class Session:
         All steps share one deadline, whatever the number of queues. If Redis does not answer, this method only waits
         briefly for its threads, because threads that wait for Redis end with the process.
         """
+        self.declare_no_more()
         with self._lock:
             queues, self._queues = list(self._queues.values()), {}
+            deciding, self._readers = list(self._readers.values()), {}
         is_silent = any(self.connections.is_silent(queue.keys.stream) for queue in queues)
         deadline = time.monotonic() + (SILENT_STOP_S if is_silent else STOP_S)
         for queue in queues:
@@ -197,6 +237,8 @@ class Session:
         self.timers.begin_stop()
         for reads in self._group_reads.values():
             reads.stop(timeout_s=_left_s(deadline))
+        for readers in deciding:
+            readers.stop(timeout_s=_left_s(deadline))
         for queue in queues:
             queue.janitor.stop(timeout_s=_left_s(deadline))
         self.timers.stop(timeout_s=_left_s(deadline))

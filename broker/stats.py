@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from .keys import HANDED_BACK
@@ -90,6 +90,56 @@ class QueueStats:
     def is_exhausted(self) -> bool:
         """Whether the stream has used its greatest id, so that every XADD to it fails."""
         return self.last_id == LAST_ID
+
+
+def total_of(parts: Sequence[QueueStats]) -> QueueStats:
+    """Return the statistics of a queue from those of all its shards, shard 0 first.
+
+    Numbers are added, except that ages are those of the oldest, and the ids are the lowest and the highest of all.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    consumers: dict[str, ConsumerStats] = {}
+    for one in (consumer for part in parts for consumer in part.consumers):
+        known = consumers.get(one.name)
+        consumers[one.name] = one if known is None else _together(known, one)
+    first_ids = [part.first_id for part in parts if part.first_id is not None]
+    return QueueStats(
+        queue_name=parts[0].queue_name,
+        waiting=sum(part.waiting for part in parts),
+        undelivered=sum(part.undelivered for part in parts),
+        in_line=sum(part.in_line for part in parts),
+        in_flight=sum(part.in_flight for part in parts),
+        oldest_pending_idle_ms=_of_any(max, [part.oldest_pending_idle_ms for part in parts]),
+        delayed=sum(part.delayed for part in parts),
+        orphaned=sum(part.orphaned for part in parts),
+        dead=sum(part.dead for part in parts),
+        oldest_age_ms=_of_any(max, [part.oldest_age_ms for part in parts]),
+        entries_added=sum(part.entries_added for part in parts),
+        next_due_ms=_of_any(min, [part.next_due_ms for part in parts]),
+        paused=any(part.paused for part in parts),
+        consumers=tuple(consumers.values()),
+        clock_ms=max(part.clock_ms for part in parts),
+        first_id=min(first_ids, key=_order, default=None),
+        last_id=max((part.last_id for part in parts), key=_order),
+        removed_by_others=sum(part.removed_by_others for part in parts),
+    )
+
+
+def _together(one: ConsumerStats, other: ConsumerStats) -> ConsumerStats:
+    """Return the statistics of a consumer that reads two shards."""
+    age_ms = _of_any(min, [one.heartbeat_age_ms, other.heartbeat_age_ms])
+    return ConsumerStats(one.name, one.pending + other.pending, age_ms, one.is_alive or other.is_alive)
+
+
+def _of_any(choose: Callable[[Iterable[int]], int], values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return choose(known) if known else None
+
+
+def _order(entry_id: str) -> tuple[int, int]:
+    ms, _, number = entry_id.partition("-")
+    return int(ms), int(number)
 
 
 N_FACTS = 16  # number of values about the queue in the reply; the values about its consumers follow

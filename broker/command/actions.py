@@ -1,11 +1,12 @@
-"""Commands that change a queue: pause it, resume it, and rescue messages from dead or stuck workers."""
+"""Commands that change a queue: pause it, resume it, divide it, and rescue messages from dead or stuck workers."""
 
 from __future__ import annotations
 
 import argparse
 
 from ..inspector import Inspector, PendingEntry
-from .options import Commands, Desk, UsageError, confirmed, counted, duration_ms, opened
+from ..sharding.shards import READ_EVERY_S, check_shards
+from .options import Commands, Desk, UsageError, confirmed, counted, duration_ms, opened, positive
 
 MOST_ENTRIES = 10_000
 
@@ -16,8 +17,12 @@ def add_to(commands: Commands) -> None:
     rescue = commands.add(
         "rescue", rescue_messages, "return messages of dead or stuck workers to the queue", is_action=True
     )
-    for parser in (pause, resume, rescue):
+    shards = commands.add(
+        "shards", divide_queue, "set the number of shards of a queue that --app declares as sharded", is_action=True
+    )
+    for parser in (pause, resume, rescue, shards):
         parser.add_argument("queue", metavar="QUEUE")
+    shards.add_argument("n", type=positive, metavar="NUMBER", help="how many: a power of two up to 256")
     rescue.add_argument("entry_ids", nargs="*", metavar="ENTRY", help="see: pending")
     rescue.add_argument("--consumer", help="all messages of this consumer")
     rescue.add_argument("--idle", type=duration_ms, metavar="TIME", help="all messages held for at least 30s, 15m, 2h")
@@ -48,6 +53,22 @@ def resume_queue(given: argparse.Namespace) -> int:
             return f"{name} is resumed"
 
         return confirmed(given, f"deliver {name} to the workers again", resume)
+
+
+def divide_queue(given: argparse.Namespace) -> int:
+    with opened(given) as desk:
+        name, n = desk.named(given.queue), given.n
+        n_before = desk.broker.n_shards(name)
+        check_shards(n)
+
+        def divide() -> str:
+            desk.broker.set_shards(name, n)
+            return f"all processes use {counted(n, 'shard')} of {name} within {READ_EVERY_S:.0f} seconds"
+
+        plan = (
+            f"add new messages of {name} to {counted(n, 'shard')} instead of {n_before:,}; waiting messages still run"
+        )
+        return confirmed(given, plan, divide)
 
 
 def rescue_messages(given: argparse.Namespace) -> int:

@@ -34,8 +34,16 @@ def show_status(given: argparse.Namespace) -> int:
         names = desk.chosen(given.queues)
         found = [(desk.broker.stats(name), desk.broker.counters(name)) for name in names]
         reasons = [_why_it_waits(stats, desk.broker.inspector(stats.queue_name)) for stats, _ in found]
+        of_shards = {name: desk.broker.stats_of_shards(name) for name in names}
     if given.json:
-        print(json_text([{"stats": stats, "counters": counters} for stats, counters in found]))
+        print(
+            json_text(
+                [
+                    {"stats": stats, "counters": counters, "shards": of_shards[stats.queue_name]}
+                    for stats, counters in found
+                ]
+            )
+        )
         return DONE
     if not found:
         print("There are no queues.")
@@ -43,6 +51,9 @@ def show_status(given: argparse.Namespace) -> int:
     columns = ("queue", "waiting", "in flight", "delayed", "dead", "oldest", "workers", "")
     rows = [(*_status_row(stats), reason) for (stats, _), reason in zip(found, reasons, strict=True)]
     print(table(columns, rows))
+    shards = [(*_status_row(one), f"shard {at}") for parts in of_shards.values() for at, one in enumerate(parts)]
+    if len(shards) > len(names):
+        print(f"\nShards, each a queue for the other commands:\n{table(columns, shards)}")
     consumers = [(stats.queue_name, one) for stats, _ in found for one in stats.consumers]
     if consumers:
         held = [

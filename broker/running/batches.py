@@ -176,7 +176,7 @@ class Batch(MessageProxy):
     def __init__(self, deliveries: Sequence[Delivery], batching: Batching) -> None:
         first = deliveries[0]
         super().__init__(first._message)
-        self.queue = self.queue_name = first.queue
+        self.queue, self.queue_name = first.queue, first.queue_name
         self.actor_name = first.actor_name
         self.message_id = first.message_id
         self.message_timestamp = first.message_timestamp

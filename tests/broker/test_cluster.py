@@ -132,6 +132,28 @@ def test_queues_spread_over_nodes_and_each_uses_one_slot(cluster: Cluster, broke
         assert slots == {key_slot(keys.stream.encode())}
 
 
+def test_shards_of_a_queue_are_on_several_nodes(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+    ran: list[int] = []
+    client = cluster.client()
+    divided = RedisStreamsBroker(client=client, middleware=[], sharded={"red": lambda message: int(message.args[0])})
+    dramatiq.actor(broker=divided, queue_name="red", actor_name="work")(ran.append)
+    before = [dramatiq.Message[None]("red", "work", (number,), {}, {}) for number in range(20)]
+    divided.enqueue_many(before)  # a backlog of the undivided queue
+    divided.set_shards("red", 8)
+    worker = dramatiq.Worker(divided, worker_timeout=100, worker_threads=2)
+    worker.start()
+    try:
+        divided.enqueue_many([dramatiq.Message[None]("red", "work", (n,), {}, {}) for n in range(20, 100)])
+        divided.join("red", timeout=30_000)
+    finally:
+        worker.stop()
+        divided.close()
+        client.close()
+
+    assert sorted(ran) == list(range(100))
+    assert len({cluster.port_of(f"streams:{shard}") for shard in divided.shards("red")}) == 3
+
+
 def test_pipeline_on_several_nodes_leaves_no_keys(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     broker.add_middleware(Pipelines())
     ran: list[str] = []

@@ -270,6 +270,25 @@ def test_unreachable_server_exits_with_3(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.count("no answer from Redis") == 2
 
 
+def test_shards_divides_a_queue_of_a_program(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Run
+) -> None:
+    program = tmp_path / "divided_jobs.py"
+    program.write_text(
+        "from broker import RedisStreamsBroker\n"
+        f"broker = RedisStreamsBroker({redis_url!r}, middleware=[], sharded={{'q': len}})\n"
+        "broker.declare_queue('q')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert main(["shards", "q", "4", "--app", "divided_jobs:broker"]) == 4
+    assert main(["shards", "q", "4", "--app", "divided_jobs:broker", "--yes"]) == 0
+    assert main(["status", "--app", "divided_jobs:broker"]) == 0
+    assert re.search(r"^q\.s3 .* shard 3", capsys.readouterr().out, flags=re.MULTILINE)
+    assert main(["shards", "q", "3", "--app", "divided_jobs:broker", "--yes"]) == 2
+    assert "power of two" in capsys.readouterr().err
+
+
 def test_app_names_the_broker_of_a_program(
     redis_url: str,
     redis_client: redis.Redis,

@@ -1,0 +1,22 @@
+-- Reads how long the oldest entry of a stream has waited for a reader. Writes nothing.
+--
+-- KEYS     1 stream
+-- ARGV     group, name of the consumer that owns handed-back entries
+-- Returns  the age in ms of the oldest undelivered entry, or the idle time of an entry that was handed back, if it is
+--          longer; 0 if no entry waits. An id ahead of the clock counts as old, because it says nothing about its age.
+
+local stream, group = KEYS[1], ARGV[1]
+local waited = 0
+local handed_back = redis.pcall('XPENDING', stream, group, '-', '+', 1, ARGV[2])
+if handed_back[1] then -- not if there is no group, because no process has consumed the shard yet
+  waited = handed_back[1][3]
+end
+local last = last_delivered_id(stream, group)
+local from = last and behind(last) or (not last and '-')
+local first = from and redis.call('XRANGE', stream, from, '+', 'COUNT', 1)[1]
+if first then
+  local time = redis.call('TIME')
+  local age = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(first[1], '^%d+'))
+  waited = math.max(waited, age >= 0 and age or 2 ^ 31)
+end
+return waited

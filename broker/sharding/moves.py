@@ -1,0 +1,45 @@
+"""Messages that are moved from shard 0 to the shard to which they belong, as they were.
+
+Programs that know no shards add to shard 0, and so does a producer for a few seconds after the number of shards has
+changed. The process that reads such a message adds its entry to the right shard and then removes it here. If it dies in
+between, the message runs twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..deliveries import Delivery
+from ..keys import QueueKeys
+from ..net.connections import Argument, Connections
+from ..scripts import MOVE_IN, MOVE_OUT
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """A message that was read from shard 0.
+
+    Attributes:
+        flat: the names and values of its entry.
+        home: the name of the shard to which it belongs.
+    """
+
+    delivery: Delivery
+    flat: Sequence[bytes]
+    home: str
+
+
+def move(connections: Connections, keys: QueueKeys, strays: Sequence[Stray], *, group: str) -> None:
+    """Move messages to their shards, in one round trip to each node and one to remove them here.
+
+    Raises:
+        BrokerConnectionError, redis.RedisError: the messages are still here; some may have been copied.
+    """
+    by_home: dict[str, list[Argument]] = {}
+    for stray in strays:
+        by_home.setdefault(stray.home, []).extend((len(stray.flat), *stray.flat))
+    connections.run_scripts(MOVE_IN, [((f"{keys.namespace}:{home}",), args) for home, args in by_home.items()])
+    connections.run_script(
+        MOVE_OUT, (keys.stream, keys.counters), (group, *(stray.delivery.entry_id for stray in strays))
+    )

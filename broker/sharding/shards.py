@@ -1,0 +1,156 @@
+"""The shards of a queue: how many there are, their names, and which of them a message belongs to.
+
+Shard 0 is the queue itself. Shard *i* is the queue ``<queue>.s<i>``, with its own stream, delayed messages and dead
+letters, possibly on another node of a cluster. The messages in all shards have the name of the queue. The number of
+shards is stored in Redis; every process reads it again every few seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+import redis
+from dramatiq import Message
+from dramatiq.errors import BrokerConnectionError, ConnectionFailed
+
+from ..deliveries import Delivery
+from ..errors import InvalidOption
+from ..keys import QueueKeys
+from ..net.connections import Connections
+from ..scripts import SET_SHARDS, SHARDS
+
+# Maximum number of shards. Each process reads a few of them, and every statistic is a sum over all.
+MOST_SHARDS: Final = 256
+# For how long a process uses the number of shards that it has read.
+READ_EVERY_S: Final = 5.0
+
+# A function that returns a whole number of at least 0 for a message: messages with the same number share a shard.
+BucketOf = Callable[[Message[Any]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The shards of a queue.
+
+    Attributes:
+        n: the number of shards that new messages are added to: a power of two.
+        most: the largest ``n`` that the queue ever had. The shards from ``n`` on hold older messages, or none.
+    """
+
+    n: int = 1
+    most: int = 1
+
+
+def shard_name(queue_name: str, number: int) -> str:
+    """Return the name of a shard as a queue."""
+    return queue_name if number == 0 else f"{queue_name}.s{number}"
+
+
+def base_name(queue_name: str, sharded: Collection[str]) -> str:
+    """Return the queue that a shard belongs to; the name itself if it is not a shard of one of these queues."""
+    base, _, number = queue_name.rpartition(".s")
+    return base if base in sharded and number.isdecimal() else queue_name
+
+
+def check_shards(n: int) -> None:
+    """Check a number of shards.
+
+    Raises:
+        InvalidOption: it is not a power of two from 1 to ``MOST_SHARDS``.
+    """
+    if not 1 <= n <= MOST_SHARDS or n & (n - 1):
+        problem = f"expected a power of two from 1 to {MOST_SHARDS}, got {n}"
+        raise InvalidOption("shards", problem, "choose about four shards for each worker process")
+
+
+class Shards:
+    """The shards of one queue, as this process last read them. Thread-safe.
+
+    Args:
+        declare: declares a shard as a queue of this process.
+    """
+
+    def __init__(self, keys: QueueKeys, bucket_of: BucketOf, declare: Callable[[str], None]) -> None:
+        self.keys = keys
+        self.declare = declare
+        self.layout = Layout()
+        self._bucket_of = bucket_of
+        self._read_at = float("-inf")
+        self._connections: Connections
+
+    def use(self, connections: Connections) -> None:
+        """Use these connections from now on."""
+        self._connections = connections
+
+    def current(self) -> Layout:
+        """Return the shards, as read at most ``READ_EVERY_S`` ago.
+
+        Raises:
+            ConnectionFailed: they were never read, and Redis did not answer. Nothing was changed.
+        """
+        now = time.monotonic()
+        if now - self._read_at >= READ_EVERY_S:
+            try:
+                self.layout = self._stored(self._connections.run("GET", self.keys.shards, is_repeatable=True))
+            except redis.exceptions.NoPermissionError:
+                pass  # a user from before there were shards; it adds to shard 0, whose readers move messages on
+            except (BrokerConnectionError, redis.RedisError) as error:
+                if self._read_at == float("-inf"):
+                    raise ConnectionFailed(f"{error}; nothing was sent") from error
+            self._read_at = now
+        return self.layout
+
+    def members(self, lease_ms: int) -> frozenset[str]:
+        """Read the shards again, and return the names of the live consumers of the queue.
+
+        No names are returned for a queue that never had more than one shard.
+        """
+        stored, *names = self._connections.run_script(SHARDS, (self.keys.shards, self.keys.consumers), (lease_ms,))
+        self.layout, self._read_at = self._stored(stored), time.monotonic()
+        return frozenset(name.decode() for name in names)
+
+    def change(self, n: int) -> Layout:
+        """Set the number of shards that new messages are added to.
+
+        Raises:
+            InvalidOption: ``n`` is not a power of two from 1 to ``MOST_SHARDS``.
+        """
+        check_shards(n)
+        answer = self._connections.run_script(SET_SHARDS, (self.keys.shards,), (n,))
+        self.layout, self._read_at = self._stored(answer), time.monotonic()
+        return self.layout
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all shards that may hold messages, shard 0 first."""
+        return tuple(shard_name(self.keys.queue_name, number) for number in range(self.layout.most))
+
+    def home(self, message: Message[Any]) -> str:
+        """Return the name of the shard to which a message is added now."""
+        n = self.current().n
+        return self.keys.queue_name if n == 1 else shard_name(self.keys.queue_name, self._bucket_of(message) % n)
+
+    def home_of_stray(self, delivery: Delivery) -> str:
+        """Return the name of the shard to which a message that was read from shard 0 belongs.
+
+        It belongs to shard 0 if its bucket cannot be computed, or if more than its entry would have to be moved.
+        """
+        if not delivery.is_plain or delivery.is_noted or delivery.may_expire:
+            return self.keys.queue_name
+        try:
+            return self.home(delivery._message)
+        except Exception:  # of the function that a user passed: the message will fail with a reason when it runs
+            return self.keys.queue_name
+
+    def is_door(self, queue_name: str) -> bool:
+        """Return whether readers of this shard move messages on: it is shard 0, and there are others."""
+        return self.layout.n > 1 and queue_name == self.keys.queue_name
+
+    @staticmethod
+    def _stored(value: bytes | None) -> Layout:
+        """Return the layout from its form in Redis: ``<n> <most>``."""
+        n, _, most = (value or b"1 1").partition(b" ")
+        return Layout(int(n), int(most)) if n.isdigit() and most.isdigit() else Layout()
