@@ -242,7 +242,7 @@ class ClusterTasks:
         with a plain ``XADD`` are not found; operators can cancel them.
 
         Returns:
-            ``cancelled``: it was waiting, and is gone. ``requested``: its worker will end it, unless the job ends
+            ``cancelled``: it was waiting and was removed. ``requested``: its worker will end it, unless the job ends
             before that. ``not-found``: it has ended, or never existed.
         """
         return self._transport.cancel(job_id)

@@ -50,7 +50,8 @@ NEEDED: Final = ("XAUTOCLAIM", "GETDEL", "XADD")
 
 SKEW_WARNING_S, SKEW_WRONG_S = 1.0, 30.0
 SAMPLE_OLD_S: Final = 60.0
-AHEAD_WRONG_MS: Final = 60_000  # entry ids this far ahead are wrong; the clocks of two machines differ by less
+# ids of entries that are this far ahead are wrong, because the clocks of two machines differ by less
+AHEAD_WRONG_MS: Final = 60_000
 VANISHED_SHOWN_MS: Final = 24 * 60 * 60 * 1000
 FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
@@ -246,7 +247,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _health_at(host: str, port: int) -> str | None:
-    """Return the status that a server of ours reports at this address; None if there is no such server."""
+    """Return the status that /healthz reports at this address; None if no process of sploot-cluster answers there."""
     address = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104  compared, not bound
     try:
         with urllib.request.urlopen(f"http://{address}:{port}/healthz", timeout=2) as answer:
@@ -445,7 +446,7 @@ def _queues(installation: Installation) -> Iterator[Finding]:
 
 
 def _of_ids(installation: Installation, stats: QueueStats) -> Iterator[Finding]:
-    """Yield findings of damage by programs that do more than ``XADD key *``: ids in the future, removed entries."""
+    """Yield findings about damage by other programs: ids ahead of the clock, and removed entries."""
     queue, stream = stats.queue_name, stream_of(stats.queue_name)
     again = (
         f"find the producer and revoke its XADD; let workers empty {stream}, then "

@@ -312,7 +312,7 @@ class TrackJobs(TrackCancelled):
 
 
 class Stats(Protocol):
-    """A function that returns the state of a queue; for example, ``RedisStreamsBroker.stats``."""
+    """A function that returns the state of a queue, such as ``RedisStreamsBroker.stats``."""
 
     def __call__(self, queue_name: str) -> QueueStats: ...
 

@@ -3,8 +3,8 @@
 A capture of this kind has these members in place of ``pet.zip``:
 
     raw.json    the pet's id, and the type of each key by its name
-    raw/<name>  the value of that key: the bytes of a string; otherwise a JSON list of base64 texts, the items of a list
-                or the fields and values of a hash in turn, or for a stream of [id, [field, value, …]]
+    raw/<name>  the value of that key: the bytes of a string; for other types, a JSON list with the items of a list, the
+                fields and values of a hash in turn, or [id, [field, value, …]] for each entry of a stream, as base64
 
 A redacted capture lacks the values of keys that hold embeddings.
 """

@@ -109,7 +109,7 @@ class _Arrival:
 def _story(pet: PetDump) -> Sequence[_Arrival | Correction | HistoryEntry]:
     """Return the events of a pet, in order; the history entry of a correction follows the correction itself."""
     arrivals = map(_Arrival, pet.arrived.tolist(), pet.state.media, pet.state.vectors)
-    # at an equal revision, arrivals come first, because their items joined the pet at a switch
+    # at the same revision, arrivals come first, because their items joined the pet at a switch
     return sorted([*arrivals, *pet.state.ledger, *pet.history], key=lambda event: event.revision)
 
 

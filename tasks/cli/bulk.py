@@ -1,4 +1,4 @@
-"""Commands on all pets. They can be divided into parts, and continued where they stopped."""
+"""Commands on all pets, whose work can be divided into parts and continued where it stopped."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def _command(request: type[Request[Any]]) -> Any:
 
 
 def _example(request: type[Request[Any]]) -> str:
-    """Return a command with the examples of the request's fields."""
+    """Return an example command for a correction, with the example of each field of its request."""
     words = ["sploot-cluster", request.verb, "42"]
     for name, field in request.body().items():
         if name == "pet_id":

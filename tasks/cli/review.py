@@ -28,8 +28,8 @@ def suggestions(
 ) -> None:
     """Show the questions about a pet that are most worth an answer, with the command for each answer.
 
-    A question that was answered is not asked again. After three no in a row, a kind of question waits for the next
-    recluster.
+    A question that was answered is not asked again. After three answers “no” in a row, questions of
+    that kind wait for the next recluster.
     """
     from sploot_cluster.pet.models import PetId
 

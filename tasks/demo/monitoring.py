@@ -23,8 +23,8 @@ OPS: Final = Path(__file__).parents[2] / "ops"
 PACKAGES: Final = ("prometheus", "prometheus-alertmanager")
 READY_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 20.0
-# Number of scrapes of each target before the rules are loaded. Without this wait, the sped-up rules would report within
-# seconds of a start that no pod answers, because Prometheus has not found its targets yet.
+# Number of scrapes of each target before the rules are loaded. Without this wait, the sped-up rules would report,
+# within seconds of the start, that no pod answers: Prometheus has not found its targets by then.
 SCRAPES_BEFORE_RULES: Final = 5
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}

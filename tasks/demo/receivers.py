@@ -39,7 +39,8 @@ class Receivers:
         self.url = ""
         self.seen: list[Notification] = []
         self._on_seen = on_seen
-        self._names: dict[str, str] = {}  # PagerDuty's key -> alert, Slack's alert -> receiver; resolutions omit them
+        # what a resolution omits: the alert, by PagerDuty's key; the receiver, by Slack's alert
+        self._names: dict[str, str] = {}
 
     def take(self, path: str, body: dict[str, Any]) -> None:
         """Record a posted notification."""

@@ -412,7 +412,7 @@ def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
 
 def flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
     """Return an event of the album's pet in the form that a producer in any language writes."""
-    # typed for redis-py, whose dict type is invariant
+    # this type is what redis-py accepts, because its dict type is invariant
     return {
         "schema": "embedding.ingested/1",
         "event_id": f"demo-{album.pet_id}-{media_id}",

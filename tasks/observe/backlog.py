@@ -45,7 +45,8 @@ TICKED_AT: Final = "ticked_at_ms"
 
 SAMPLE_EVERY_MS: Final = 10_000
 OLD_AFTER_MS: Final = 30_000  # if the last sample is older than this, no worker takes samples
-MOST_SEEN_IDS: Final = 500  # samples per queue, for over an hour; if there are more, every second one is dropped
+# maximum number of samples to keep per queue, which lasts for over an hour; beyond it, every second one is dropped
+MOST_SEEN_IDS: Final = 500
 
 
 class BacklogSampler:
@@ -221,7 +222,7 @@ def _sampled_at_ms(sample: Mapping[str, int]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A metric: name, help text, the fact that it exposes, labels, and the divisor from the fact to its unit."""
+    """A metric: name, help text, the fact that it exposes, labels, and the number by which the fact is divided."""
 
     name: str
     documentation: str

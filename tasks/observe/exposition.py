@@ -261,7 +261,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = 10  # seconds, for a client that connects and sends nothing
+    timeout = 10  # in seconds, for a client that connects and sends nothing
 
     def do_HEAD(self) -> None:
         self.do_GET()

@@ -42,13 +42,13 @@ NEVER_RAN: Final = frozenset({"undecodable", "wrong-queue", "unknown-actor", "ov
 
 
 class NoiseNotes(Protocol):
-    """Something that records how much noise each recluster left; for example, a ``NoiseWatch``."""
+    """An object that records how much noise each recluster left, such as a ``NoiseWatch``."""
 
     def note(self, n_noise: int, *, pet_id: int | None, n_media: int) -> object: ...
 
 
 class Counted(Protocol):
-    """Something that counts attempts of jobs; for example, a ``KeepHistory``."""
+    """An object that counts attempts of jobs, such as a ``KeepHistory``."""
 
     def count(self, queue: str, *, is_success: bool, duration_s: float) -> None: ...
 
@@ -220,7 +220,7 @@ class RecordJobs(dramatiq.Middleware):
             "trace_id": trace_id_of(traceparent_of(message.kwargs, message.options) or current_traceparent()),
         }
         if facts.outer is not None:
-            line[FOLLOWED] = True  # the lines about the other jobs of its batch follow
+            line[FOLLOWED] = True  # the lines about the other jobs of this batch follow
         if facts.noise_count is not None:
             line["noise_count"] = facts.noise_count
         if exception is None:

@@ -170,7 +170,7 @@ class LogStream(io.TextIOBase):
             poll.register(self._fd, select.POLLOUT)
             return any(event & (select.POLLOUT | select.POLLERR) for _, event in poll.poll(0))
         except (OSError, ValueError):
-            return True  # closed: the write raises the error
+            return True  # the stream is closed, so the write will raise the error
 
     def _loop(self) -> None:
         while True:
@@ -210,7 +210,7 @@ def stream_over(under: Any, *, report: Callable[[int], str], count: Callable[[in
 
 
 def _is_pipe_of_dramatiq(under: Any) -> bool:
-    # a process that has not imported Dramatiq does not have its pipe as a stream
+    # if Dramatiq was not imported, its pipe cannot be a stream of this process
     compat = sys.modules.get("dramatiq.compat")
     return compat is not None and isinstance(under, compat.StreamablePipe)
 

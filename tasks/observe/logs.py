@@ -30,7 +30,7 @@ from tasks.observe.log_stream import LogStream, stream_over
 
 SERVICE: Final = "sploot-cluster"
 
-# Loggers whose INFO lines are dropped, because they are about themselves or about every sample of the queues.
+# Loggers whose INFO lines are dropped: they report only what their libraries do, or every sample of the queues.
 _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 
 # Field of a line that the same thread follows with more lines and a call of ``log_stream.release_all``. Those lines are
@@ -184,7 +184,7 @@ def _prepared(record: logging.LogRecord) -> bool:
         named: list[object] = []
         for argument in record.args:
             if isinstance(argument, Batch):
-                about = None  # several jobs
+                about = None  # the line is about several jobs, so it gets the ids of none
                 named.append(str(argument))
             elif isinstance(argument, dramatiq.Message | MessageProxy):
                 about = argument

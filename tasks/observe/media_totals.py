@@ -50,7 +50,7 @@ BUDGET_S: Final = 20.0
 
 
 class Counts(Protocol):
-    """Something that counts the items of pets; for example, a ``ClusterService``."""
+    """An object that counts the items of pets, such as a ``ClusterService``."""
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]: ...
 
@@ -103,7 +103,7 @@ def _round(stored: bytes | None) -> tuple[int, dict[str, int]]:
         unfinished = json.loads(stored)
         return int(unfinished["cursor"]), nothing | {name: int(unfinished["sums"][name]) for name in COUNTED}
     except (ValueError, KeyError, TypeError):
-        return 0, nothing  # written by another program
+        return 0, nothing  # another program wrote this value
 
 
 def _sums_of(totals: Totals) -> dict[str, int]:

@@ -104,7 +104,7 @@ class AuditLog:
         return Page(list(records.values()), last.decode() if len(entries) > 2 * limit else None)
 
     def _plans_after(self, cursor: str) -> set[str]:
-        """Return the plans whose end was on an earlier page; few other actions come between begin and end."""
+        """Return the plans whose last entry was on an earlier page. A plan has two entries, close together."""
         entries = cast(list[Any], self._client.xrange(AUDIT, min=cursor, count=OVERLAP))
         return {fields[b"plan"].decode() for _, fields in entries}
 

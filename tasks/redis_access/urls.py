@@ -68,7 +68,7 @@ def connect(url: str, *, connect_timeout_s: float, answer_timeout_s: float, retr
         return client
     nodes = [ClusterNode(host, port) for host, port in parts.addresses(REDIS_PORT)]
     try:
-        # not a subclass of Redis, but it has the same commands
+        # RedisCluster is not a subclass of Redis, but has the same commands
         return cast(redis.Redis, redis.RedisCluster(startup_nodes=nodes, **options))
     except RedisClusterException as error:
         raise redis.ConnectionError(str(error)) from error
@@ -82,7 +82,7 @@ def check(url: str) -> str:
     """
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "://" not in url:
-        # shown only if it looks like a scheme: a value that is not a URL may be a password
+        # show the scheme only if it looks like one, because a value that is not a URL may be a password
         shown = scheme if re.fullmatch(r"[a-z+]{1,20}", scheme) and "://" in url else "…"
         raise _invalid(f"scheme {shown!r} is unknown", "set a URL such as redis://127.0.0.1:6379/0")
     if scheme in ONE_SERVER:

@@ -243,14 +243,14 @@ def _lacking(file: Path, missing: list[str], found: list[str]) -> InvalidInput:
 
 
 def _check_constants(values: Mapping[str, Any]) -> None:
-    """Refuse a value that is invalid for all items."""
+    """Raise ``InvalidInput`` if a value that applies to all items is invalid."""
     for problem in EmbeddingIngested.problems({"embedding": [1.0, 0.0], "media_id": "x", "pet_id": 1, **values}):
         if problem.field in values:
             raise problem
 
 
 def _plain(value: Any) -> Any:
-    """Return an array's value as an event takes it, with bytes decoded, because many programs save text as bytes."""
+    """Return a value of an array in the form that an event takes, with bytes decoded, as texts may be bytes."""
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     item = getattr(value, "item", None)
