@@ -58,6 +58,9 @@ class QueueStatus:
     oldest_pending_s: float | None = dataclasses.field(
         metadata=described("Idle time of the oldest pending job; null if there is none.")
     )
+    last_entry_id: str = dataclasses.field(
+        metadata=described("Id of the entry that was added last, whether or not it still exists; 0-0 if none was.")
+    )
     consumers: Sequence[ConsumerStatus]
 
 

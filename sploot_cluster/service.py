@@ -77,6 +77,7 @@ from sploot_cluster.pet.models import (
     MediaId,
     PetId,
     PetState,
+    PetSummary,
     PetView,
     PreviewBackend,
     Reclustered,
@@ -736,6 +737,10 @@ class ClusterService:
     ) -> PetPage:
         """Return a page of the list of pets; see ``pet.listing.page_of``."""
         return page_of(self._store, search=search, order=order, limit=limit, cursor=cursor)
+
+    def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]:
+        """Return the names and numbers of these pets, in this order, without those that have no data."""
+        return self._store.summaries(pets)
 
     @cached_property
     def _densities(self) -> PetDensity:

@@ -531,6 +531,7 @@ class Operations:
             stale_locks=len(self._broker.inspector(queue).stale_locks()),
             oldest_age_s=_seconds(stats.oldest_age_ms),
             oldest_pending_s=_seconds(stats.oldest_pending_idle_ms),
+            last_entry_id=stats.last_id,
             consumers=[
                 ConsumerStatus(one.name, one.pending, _seconds(one.heartbeat_age_ms), one.is_alive)
                 for one in stats.consumers

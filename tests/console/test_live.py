@@ -15,6 +15,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.console.conftest import Page
 from tests.support import eventually
+from tests.tasks.queue_ops.desk import Desk
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +139,30 @@ def test_page_shows_the_age_of_its_data_while_redis_fails(page: Page, redis_clie
     redis_client.delete(STREAM)
     becomes_live(page)
     assert not page.browser.find_element(By.ID, "stale").is_displayed()
+
+
+def test_lists_of_dead_letters_and_jobs_are_loaded_again_when_a_push_reports_a_change(
+    page: Page, redis_client: redis.Redis
+) -> None:
+    desk = Desk(redis_client)
+    desk.bury(1)
+    page.open("dead/embedding.ingested")
+    becomes_live(page)
+    loads = page.browser.execute_script(LOADS, "/dead/groups")
+    before = state_of(page)
+    eventually(lambda: state_of(page) != before and state_of(page).endswith("live"), within_s=30)
+    assert page.browser.execute_script(LOADS, "/dead/groups") == loads
+
+    desk.bury(2)
+    page.sees("2 in embedding.ingested")
+
+    page.open("jobs/embedding.ingested/waiting")
+    becomes_live(page)
+    page.sees("No job waits.")
+    desk.add(3, pet_id=43)
+    page.sees("43")
+    assert page.shown(".tabs a")[0].split() == ["Waiting", "1"]
+    assert page.complaints() == []
 
 
 def test_hidden_page_sends_no_requests(page: Page, redis_client: redis.Redis) -> None:

@@ -57,6 +57,27 @@ def test_numbers_link_to_the_jobs_that_they_count(page: Page, desk: Desk, redis_
     assert page.complaints() == []
 
 
+def test_jobs_and_dead_letters_show_the_names_of_their_pets(
+    page: Page, desk: Desk, service: ClusterService, redis_client: redis.Redis
+) -> None:
+    take(service, 0, range(1), pet=PetId(LARGE))
+    service.name_pet(PetId(LARGE), "Mochi", operation_id="n", by="test")
+    desk.add(1, pet_id=LARGE)
+    desk.add(2, pet_id=43)
+    desk.bury(3, pet_id=LARGE)
+    with ClusterTasks(client=redis_client) as tasks:
+        job = tasks.merge(LARGE, [1, 2])
+
+    for place in ("jobs/embedding.ingested/waiting", "dead/embedding.ingested", f"job/{job.job_id}"):
+        page.open(place)
+        page.sees(f"Mochi ({LARGE})")
+    eventually(lambda: page.browser.title == f"merge_clusters of Mochi ({LARGE}): queued · sploot-cluster", within_s=30)
+    page.click("Mochi")
+    eventually(lambda: page.browser.title == "Mochi · sploot-cluster")
+
+    assert page.complaints() == []
+
+
 def test_workers_are_shown_with_their_current_jobs(page: Page, desk: Desk, redis_client: redis.Redis) -> None:
     (entry,) = desk.add(1, pet_id=LARGE)
     desk.deliver()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Final, Protocol
 
@@ -36,7 +36,7 @@ from sploot_cluster.pet.items import CURSOR as ITEM_CURSOR
 from sploot_cluster.pet.items import ItemPage
 from sploot_cluster.pet.listing import CURSOR as PET_CURSOR
 from sploot_cluster.pet.listing import MAX_PETS, MAX_SORTED, PetOrder, PetPage
-from sploot_cluster.pet.models import ClusterId, Deleted, MediaId, PetId, PetView
+from sploot_cluster.pet.models import ClusterId, Deleted, MediaId, PetId, PetSummary, PetView
 from sploot_cluster.pet.shadow import CandidateModel, PetModel
 from sploot_cluster.pet.tally import PetTally, TallyView
 from sploot_cluster.pet.times import ItemOrder
@@ -46,6 +46,7 @@ MAX_HISTORY: Final = 1_000
 MAX_ITEMS: Final = 1_000
 MAX_SUGGESTIONS: Final = 100
 MAX_DOUBTFUL: Final = 500
+MAX_NAMED: Final = 100
 
 CURSOR_OF_PAGE: Final = "`next_cursor` of the previous page; without it, the first page."
 _REVISION_CURSOR: Final = "^[1-9][0-9]{0,18}$"
@@ -61,6 +62,8 @@ class PetService(Previews, Protocol):
     def page_of_pets(
         self, *, search: str = ..., order: PetOrder = ..., limit: int = ..., cursor: str | None = ...
     ) -> PetPage: ...
+
+    def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]: ...
 
     def at(self, pet: PetId, revision: int) -> Snapshot: ...
 
@@ -278,8 +281,17 @@ def pet_list_router(admission: Admission, service: PetService) -> APIRouter:
         ] = PetOrder.ID,
         limit: Annotated[int, Query(description="Maximum number of pets.", ge=1, le=MAX_PETS)] = 100,
         cursor: Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=PET_CURSOR)] = None,
+        pet_id: Annotated[
+            list[IdInAddress] | None,
+            Query(
+                description="Only these pets, in this order; the other parameters are ignored.", max_length=MAX_NAMED
+            ),
+        ] = None,
     ) -> PetPage:
         """Return the pets that have data, with their names and numbers of items, clusters and noise."""
+        if pet_id is not None:
+            found = service.summaries([PetId(one) for one in dict.fromkeys(pet_id)])
+            return PetPage(found, len(found), None)
         return service.page_of_pets(search=search, order=order, limit=limit, cursor=cursor)
 
     return router

@@ -377,9 +377,26 @@ def test_list_of_pets_includes_their_counts(front: Front) -> None:
     }  # fmt: skip
 
 
+def test_named_pets_are_listed_in_the_order_of_the_request(front: Front) -> None:
+    for pet in (5, 42, LARGE_PET):
+        take(front.service, 0, range(1), pet=PetId(pet))
+
+    page = front.http.get(f"{API}/pets", params={"pet_id": [LARGE_PET, 7, 5, LARGE_PET]}).json()
+
+    assert [pet["pet_id"] for pet in page["pets"]] == [LARGE_PET, 5]
+    assert (page["n_matching"], page["next_cursor"]) == (2, None)
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
-    [("cursor=x", "cursor"), ("limit=0", "limit"), ("order=name", "order"), (f"search={101 * 'x'}", "search")],
+    [
+        ("cursor=x", "cursor"),
+        ("pet_id=0", "pet_id[0]"),
+        ("pet_id=1&" * 101, "pet_id"),
+        ("limit=0", "limit"),
+        ("order=name", "order"),
+        (f"search={101 * 'x'}", "search"),
+    ],
 )
 def test_error_for_an_invalid_list_parameter_names_it(front: Front, query: str, field: str) -> None:
     answer = front.http.get(f"{API}/pets?{query}")

@@ -6,6 +6,8 @@ import { write } from "./exact.js";
 import { count, duration, go, h, notice, number, table, when } from "./dom.js";
 import { act } from "./actions.js";
 import { pager } from "./jobs.js";
+import { petLink } from "./names.js";
+import { kept } from "./pushed.js";
 
 const FILTERS = { reason: "reason", actor: "actor", pet_id: "pet", error: "error contains" };
 const PAGE = 100;
@@ -14,10 +16,12 @@ let known = null;
 
 export const dead = {
   title: () => "Dead letters",
-  every: null,
+  every: 30_000,
+  news: ({ queues: { queues } }, data) => kept(data, figuresOf(queues)),
   // shown above an error, so that a filter that the server refuses can be corrected
   form: ({ rest: [queue], query }) => known && filters(known, queue ?? known[0].queue, filterOf(query)),
   async load({ rest: [queue], query }) {
+    const loadedAt = performance.now();
     const { queues } = await get("queues");
     known = queues;
     const chosen = queue ?? queues.reduce((most, one) => (one.dead > most.dead ? one : most)).queue;
@@ -26,7 +30,7 @@ export const dead = {
     if (query.get("cursor")) wanted.set("cursor", query.get("cursor"));
     const path = `queues/${encodeURIComponent(chosen)}/dead`;
     const [page, { groups }, { canaries: runs }] = await Promise.all([get(`${path}?${wanted}`), get(`${path}/groups`), get("queues/canaries")]);
-    return { queues, chosen, deadLetters: page.dead_letters, cursor: page.next_cursor, groups, runs: runs.filter((run) => run.queue === chosen) };
+    return { queues, chosen, deadLetters: page.dead_letters, cursor: page.next_cursor, groups, runs: runs.filter((run) => run.queue === chosen), loadedAt, figures: figuresOf(queues) };
   },
   draw({ queues, chosen, deadLetters, cursor, groups, runs }, { query }, again) {
     const total = queues.find((queue) => queue.queue === chosen)?.dead ?? 0;
@@ -52,6 +56,8 @@ export const dead = {
     ];
   },
 };
+
+const figuresOf = (queues) => queues.map(({ queue, dead }) => [queue, dead]);
 
 /** Draw the kinds of failures, each with a link that filters for it, and its actions. */
 function groupTable(groups, queue, again) {
@@ -91,7 +97,7 @@ function row(deadLetter, queue, again) {
     when(deadLetter.died_at),
     deadLetter.reason,
     deadLetter.actor ?? "–",
-    deadLetter.pet_id ? h("a", { href: `#/pet/${deadLetter.pet_id}` }, deadLetter.pet_id) : "–",
+    deadLetter.pet_id ? petLink(deadLetter.pet_id) : "–",
     h("td", {}, details, deadLetter.hint && h("p", { class: "quiet" }, `Fix: ${deadLetter.hint}`)),
     h("td", { class: "actions" }, h("button", { type: "button", onclick: () => act(queue, "requeue", { dead_letter_ids: [deadLetter.dead_letter_id] }, { title: `Requeue ${deadLetter.dead_letter_id}`, cli, again }) }, "Requeue…")),
   ];

@@ -19,6 +19,9 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
+/** Set the title of the browser's window or tab. */
+export const retitle = (text) => (document.title = `${text} · sploot-cluster`);
+
 /** Replace the contents of an element. */
 export function fill(element, ...children) {
   element.replaceChildren(...children.flat(3).filter((child) => child !== null && child !== undefined && child !== false));

@@ -3,6 +3,7 @@
 import { get, may, Refused } from "./api.js";
 import { count, h, table, when } from "./dom.js";
 import { jobTable } from "./jobs.js";
+import { petLink } from "./names.js";
 
 const ITEM = /^([1-9][0-9]{0,18})[ /](.+)$/;
 const MOST_OF_A_NAME = 100;
@@ -46,7 +47,7 @@ const deadTable = (found) =>
     when(one.died_at),
     h("a", { href: `#/dead/${one.queue}` }, one.queue),
     one.actor ?? "–",
-    one.pet_id ? h("a", { href: `#/pet/${one.pet_id}` }, one.pet_id) : "–",
+    one.pet_id ? petLink(one.pet_id) : "–",
     one.error.slice(0, 300),
   ]));
 

@@ -4,9 +4,10 @@ import { act } from "./actions.js";
 import { ENDED, follow, get, may } from "./api.js";
 import { write } from "./exact.js";
 import { go, h, notice, table, when } from "./dom.js";
+import { labelOf, petLink } from "./names.js";
 
 export const job = {
-  title: ({ rest }) => (rest[0] ? `Job ${rest[0]}` : "Jobs"),
+  title: ({ rest }, status) => (status ? `${status.actor}${status.pet_id ? ` of ${labelOf(status.pet_id)}` : ""}: ${status.state}` : rest[0] ? `Job ${rest[0]}` : "Jobs"),
   every: 3000,
   load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : null),
   // shown above an error, because a job that no worker has begun may have no record and be found only in its queue
@@ -24,7 +25,7 @@ export const job = {
         fact("reason", status.reason),
         fact("actor", status.actor),
         fact("queue", status.queue),
-        status.pet_id && fact("pet", h("a", { href: `#/pet/${status.pet_id}` }, status.pet_id)),
+        status.pet_id && fact("pet", petLink(status.pet_id)),
         fact("attempts", status.attempts),
         fact("enqueued", when(status.enqueued_at)),
         fact("started", when(status.started_at)),

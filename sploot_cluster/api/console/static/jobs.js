@@ -2,25 +2,33 @@
 
 import { get, may } from "./api.js";
 import { act } from "./actions.js";
-import { duration, go, h, shortName, table, when } from "./dom.js";
+import { count, duration, go, h, shortName, table, when } from "./dom.js";
+import { petLink } from "./names.js";
+import { figuresOfJobs, kept } from "./pushed.js";
 
-const STATES = { waiting: "Waiting", running: "Running", delayed: "Delayed and retrying" };
+const STATES = { waiting: "Waiting", running: "Running", delayed: "Delayed" };
 const PAGE = 50;
 
 export const jobs = {
   title: ({ rest: [queue] }) => `Jobs of ${queue ?? "a queue"}`,
   every: 5000,
+  isAgeing: true,
+  news: ({ queues: { queues } }, data) => kept(data, figuresOfJobs(queues.find((one) => one.queue === data.status?.queue))),
   form: ({ rest: [queue, state] }) => tabs(queue, state),
   async load({ rest: [queue, state = "waiting"], query }) {
+    const loadedAt = performance.now();
+    const { queues } = await get("queues");
+    const status = queues.find((one) => one.queue === queue);
     const wanted = new URLSearchParams({ state, limit: PAGE });
     if (query.get("cursor")) wanted.set("cursor", query.get("cursor"));
-    return get(`queues/${encodeURIComponent(queue)}/jobs?${wanted}`);
+    const { jobs, next_cursor: cursor } = await get(`queues/${encodeURIComponent(queue)}/jobs?${wanted}`);
+    return { jobs, cursor, status, loadedAt, figures: figuresOfJobs(status) };
   },
-  draw({ jobs: found, next_cursor: cursor }, { rest: [queue, state = "waiting"], query }, again) {
+  draw({ jobs: found, cursor, status }, { rest: [queue, state = "waiting"], query }, again) {
     const own = may("plan_rescue") && state === "running" && h("button", { type: "button", onclick: () => rescue(queue, again) }, "Rescue orphans…");
     return [
-      h("h1", {}, `Jobs of ${queue}`),
-      tabs(queue, state),
+      heading(queue),
+      tabs(queue, state, status),
       own && h("div", { class: "row" }, own),
       jobTable(found, { empty: { waiting: "No job waits.", running: "No worker holds a job.", delayed: "No job is delayed or retried." }[state] }),
       pager(`#/jobs/${queue}/${state}`, query, cursor),
@@ -28,16 +36,19 @@ export const jobs = {
   },
 };
 
+const heading = (queue) => h("h1", {}, h("a", { href: "#/queues", class: "quiet" }, "Queues"), ` / ${queue}`);
+
 /** Plan to requeue the jobs that no consumer holds. */
 export const rescue = (queue, again) => act(queue, "rescue", { unowned: true }, { title: `Rescue orphans of ${queue}`, cli: ["queue", "rescue", queue, "--unowned"], again });
 
-function tabs(queue, state = "waiting") {
+function tabs(queue, state = "waiting", status = null) {
+  const link = (text, address, n, isHere) => h("a", { href: address, "aria-current": isHere ? "page" : null }, text, status && h("span", { class: "count" }, count(n)));
+  const figures = status && { waiting: status.undelivered, running: status.in_flight, delayed: status.delayed };
   return h(
     "nav",
     { class: "tabs", "aria-label": "Kinds of jobs" },
-    Object.entries(STATES).map(([name, text]) => h("a", { href: `#/jobs/${queue}/${name}`, "aria-current": name === state ? "page" : null }, text)),
-    h("a", { href: `#/dead/${queue}` }, "Dead"),
-    h("a", { href: "#/queues" }, "All queues"),
+    Object.entries(STATES).map(([name, text]) => link(text, `#/jobs/${queue}/${name}`, figures?.[name], name === state)),
+    link("Dead", `#/dead/${queue}`, status?.dead),
   );
 }
 
@@ -57,7 +68,7 @@ function row(one, withQueue) {
     ...(withQueue ? [h("a", { href: `#/jobs/${one.queue}/${one.state === "retrying" ? "delayed" : one.state}` }, one.queue)] : []),
     one.job_id ? h("a", { class: "id", href: `#/job/${encodeURIComponent(one.job_id)}` }, one.job_id) : h("span", { class: "id" }, one.entry_id ?? "–"),
     one.actor ?? "–",
-    one.pet_id ? h("a", { href: `#/pet/${one.pet_id}` }, one.pet_id) : "–",
+    one.pet_id ? petLink(one.pet_id) : "–",
     one.media_id ?? "–",
     h("td", {}, when(since), since && h("p", { class: "quiet" }, `for ${duration(Date.now() - new Date(since))}`)),
     h("td", {}, by),

@@ -1,7 +1,7 @@
 // Navigation: the fragment of the address names a page and its parameters, so every page can be linked to.
 
 import { Refused, Unanswered, forget, me, may, recognise, token } from "./api.js";
-import { h, notice } from "./dom.js";
+import { h, notice, retitle } from "./dom.js";
 import { activity } from "./activity.js";
 import { dead } from "./dead.js";
 import { find } from "./find.js";
@@ -26,6 +26,7 @@ let readAt = null; // when the server read the data that is shown
 let loadedAt = null; // when this page received it, on its own clock
 let shown = null; // the data of the page
 let problem = ""; // why no newer data is shown
+let nLoads = 0; // unfinished loads of data
 
 /** Return the page for a broken link, which shows what is wrong with it. */
 const broken = (problem) => ({
@@ -64,7 +65,8 @@ async function show({ again = false } = {}) {
     if (link.dataset.place === visit.name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = `${place.title(visit)} · sploot-cluster`;
+  retitle(place.title(visit));
+  nLoads += 1;
   try {
     if (me() === null && !place.isPublic) await recognise();
     showCaller();
@@ -73,6 +75,7 @@ async function show({ again = false } = {}) {
     document.getElementById("sign-in").hidden = true;
     [readAt, loadedAt, problem, shown] = [new Date(), performance.now(), "", data];
     draw(place.draw(data, visit, reload), { again, visit });
+    retitle(place.title(visit, data));
   } catch (error) {
     if (here !== visit) return;
     if (error instanceof Refused && error.status === 401) return askForToken();
@@ -81,6 +84,8 @@ async function show({ again = false } = {}) {
     if (!again || loadedAt === null) draw([h("h1", {}, place.title(visit)), place.form?.(visit), h("p", { class: "banner is-critical" }, error.message)], { again, visit });
     else if (isAway) problem = error.message;
     else notice(error.message, { kind: "bad" });
+  } finally {
+    nLoads -= 1;
   }
   keepFresh();
 }
@@ -99,11 +104,14 @@ function keepFresh() {
 
 function onNews(news) {
   const visit = here;
-  if (!visit.place.news || loadedAt === null) return;
+  // while data is loaded, it is newer than the news
+  if (!visit.place.news || loadedAt === null || nLoads) return;
   const data = visit.place.news(news, shown);
   if (data === null) return reload();
+  const isSame = data === shown;
   [readAt, loadedAt, problem, shown] = [new Date(news.read.at), performance.now(), "", data];
-  draw(visit.place.draw(data, visit, reload), { again: true, visit });
+  // the same data is drawn again only where it shows durations, which have grown
+  if (!isSame || visit.place.isAgeing) draw(visit.place.draw(data, visit, reload), { again: true, visit });
   showFreshness();
 }
 

@@ -6,7 +6,7 @@ import { PetPage } from "./pets/page.js";
 let page = null;
 
 export const pet = {
-  title: ({ rest: [id] }) => (id ? `Pet ${id}` : "Pets"),
+  title: ({ rest: [id] }) => (id ? (page?.pet === id ? page.title : `Pet ${id}`) : "Pets"),
   every: null,
   form: ({ rest: [id = ""] }) => listPage.form(id),
   async load({ rest: [id], query }) {

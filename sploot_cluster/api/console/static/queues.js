@@ -4,6 +4,7 @@ import { get, may } from "./api.js";
 import { ask, count, duration, h, number, shell, shortName, table, when } from "./dom.js";
 import { act, inverseOf, pauseButton, switchButton } from "./actions.js";
 import { rescue } from "./jobs.js";
+import { petLink } from "./names.js";
 import { levelOf, thresholds } from "./thresholds.js";
 
 const RECLUSTER = "cluster.recluster";
@@ -128,7 +129,7 @@ const more = ({ n_jobs: n, jobs }) => n > jobs.length && h("p", { class: "quiet"
 
 function held({ job, progress }) {
   const name = job.job_id ? h("a", { href: `#/job/${encodeURIComponent(job.job_id)}` }, job.actor ?? job.job_id) : job.actor ?? job.entry_id;
-  const pet = job.pet_id && [" of pet ", h("a", { href: `#/pet/${job.pet_id}` }, job.pet_id)];
+  const pet = job.pet_id && [" of pet ", petLink(job.pet_id)];
   return h("p", { class: "held" }, name, pet, h("span", { class: "quiet" }, ` for ${duration(Date.now() - new Date(job.started_at))}`), progress && bar(progress));
 }
 

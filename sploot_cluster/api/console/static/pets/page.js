@@ -1,7 +1,8 @@
 // The page of one pet: its tabs, the corrections that the selection allows, and the unfinished corrections.
 
 import { may } from "../api.js";
-import { ask, count, fill, go, h } from "../dom.js";
+import { ask, count, fill, go, h, retitle } from "../dom.js";
+import { named } from "../names.js";
 import { albumsView } from "./albums.js";
 import { Desk, albums, items, same, titleOf } from "./desk.js";
 import { itemsView } from "./items.js";
@@ -71,6 +72,11 @@ export class PetPage {
     this.update();
   }
 
+  /** The name of the pet, or else its id. */
+  get title() {
+    return this.desk.base ? this.desk.view.name ?? `Pet ${this.pet}` : `Pet ${this.pet}`;
+  }
+
   destroy() {
     this.ended.abort();
     this.view?.destroy();
@@ -87,6 +93,8 @@ export class PetPage {
   #drawHead() {
     const { desk } = this;
     const { view } = desk;
+    named(this.pet, view.name);
+    if (this.element.isConnected) retitle(this.title);
     fill(
       this.head,
       h("div", {}, h("div", { class: "title" }, h("h1", {}, h("a", { href: "#/pet", class: "quiet" }, "Pets"), " / ", view.name ?? `Pet ${this.pet}`), desk.may("name_pet") && h("button", { type: "button", class: "quiet-button", title: "Name the pet", onclick: () => this.#namePet() }, view.name ? "Rename" : "Name")), h("p", { class: "quiet" }, `${view.name ? `Pet ${this.pet} · ` : ""}${items(view.n_media)} in ${albums(desk.albums.length)}, ${count(view.noise.length)} loose${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${desk.seen}${view.model ? ` · ${view.model}` : ""}`)),
