@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -115,6 +115,9 @@ ARRIVAL_CLAIMS_AFTER: Final = 3
 # arrival is assigned by itself.
 BATCH_ATTEMPTS: Final = 3
 
+# Size of the vectors of a pet from which items are deleted without reading it whole: 8,192 items of 512 dimensions.
+BIG_PET_BYTES: Final = 16 * 1024 * 1024
+
 # Number of history entries that are searched for answers to suggestions.
 ANSWERS_READ: Final = 100
 
@@ -164,6 +167,7 @@ class ClusterService:
         reclusters: ReclusterRequests | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         cache_bytes: int | None = None,
+        big_pet_bytes: int = BIG_PET_BYTES,
         on_fallback: Callable[[Fallback], None] = lambda _: None,
     ) -> None:
         """
@@ -173,6 +177,7 @@ class ClusterService:
             reclusters: receives requests to recluster pets that grew or drifted; None: such requests are not made.
             clock: returns the time to record with corrections, timezone-aware.
             cache_bytes: size limit of the cache of pets; None: derived from the memory of the machine.
+            big_pet_bytes: a pet whose vectors take more than this is never read whole to delete items from it.
             on_fallback: called for each spanning tree that should have been built on a GPU but was built on the CPU.
         """
         self._store = store
@@ -180,6 +185,7 @@ class ClusterService:
         self._reclusters = reclusters
         self._clock = clock
         self._cache = PetCache(bytes_to_remember() if cache_bytes is None else cache_bytes)
+        self._big_pet_bytes = big_pet_bytes
         self._on_fallback = on_fallback
         self._random = Random()  # noqa: S311  only spreads retries in time; not used for security
 
@@ -566,30 +572,20 @@ class ClusterService:
         return self._store.history(pet, limit=limit, before=before)
 
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted:
-        """Delete items, as if they had never arrived. Rewrites the whole pet.
+        """Delete items, as if they had never arrived. The store writes the pet again without them.
+
+        A pet of more than ``big_pet_bytes`` is not read into memory: its rows are copied inside the store.
 
         Raises:
             UnknownMedia: the pet has none of them.
             RevisionConflict: the pet changed during every attempt.
         """
-        from sploot_cluster.decide.deletion import without
-
-        claimant = uuid4().hex
-        with ExitStack() as claims:
+        claimant, is_big = uuid4().hex, self._store.vector_bytes(pet) > self._big_pet_bytes
+        attempts = self._removals(pet, media_ids, by=by) if is_big else self._rewrites(pet, media_ids, by=by)
+        with ExitStack() as claims, attempts as attempt_with:
             for attempt in count(1):
-                before = self._store.dump(pet)
-                present = [item for item in media_ids if item in before.state.rows or item in before.quarantine]
-                if not present:
-                    where = "any cluster, the noise or the quarantine"
-                    raise UnknownMedia(pet=pet, media=tuple(media_ids), where=where)
-                after = without(before, present, by=by, at=self._clock())
                 try:
-                    with self._cache.open(pet) as memory:
-                        tree = self._pruned(memory, before.state, present)
-                        memory.state = self._store.replace(before, after, claimant=claimant)
-                        memory.n_kept = 0
-                        if tree is not None:
-                            self._densities.remember(memory, tree)
+                    deleted = attempt_with(claimant)
                 except RevisionConflict:
                     if attempt == 1:
                         claims.callback(self._store.release, pet, claimant)
@@ -597,9 +593,46 @@ class ClusterService:
                         raise
                 else:
                     claims.pop_all()  # replacing the pet removed the claim
-                    pairs = zip(before.state.ledger, after.state.ledger, strict=True)
-                    return Deleted(len(present), sum(old != new for old, new in pairs), after.state.revision)
+                    return deleted
         raise AssertionError("count() does not end")
+
+    @contextmanager
+    def _rewrites(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Iterator[Callable[[str], Deleted]]:
+        """Yield a function that tries to delete items by writing the pet again from memory; it takes the claimant."""
+        from sploot_cluster.decide.deletion import without
+
+        def attempt(claimant: str) -> Deleted:
+            before = self._store.dump(pet)
+            present = _present(before, media_ids)
+            after = without(before, present, by=by, at=self._clock())
+            with self._cache.open(pet) as memory:
+                tree = self._pruned(memory, before.state, present)
+                memory.state = self._store.replace(before, after, claimant=claimant)
+                memory.n_kept = 0
+                if tree is not None:
+                    self._densities.remember(memory, tree)
+            return _deleted(before, after, present)
+
+        yield attempt
+
+    @contextmanager
+    def _removals(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Iterator[Callable[[str], Deleted]]:
+        """Yield a function that tries to delete items by copying the others inside the store; it takes the claimant."""
+        from sploot_cluster.decide.deletion import without
+
+        with self._store.removing(pet, media_ids) as removal:
+
+            def attempt(claimant: str) -> Deleted:
+                before = removal.outline()
+                present = _present(before, media_ids)
+                after = without(before, present, by=by, at=self._clock(), vectors_of=removal.vectors)
+                removal.replace(after, claimant=claimant)
+                with self._cache.open(pet) as memory:
+                    memory.state = empty_state(pet)
+                    memory.n_kept = 0
+                return _deleted(before, after, present)
+
+            yield attempt
 
     def has_item(self, pet: PetId, media: MediaId) -> bool:
         """Return whether the pet has the item: in a cluster, as noise, or quarantined."""
@@ -1008,6 +1041,24 @@ class _Waiting(NamedTuple):
     at: int
     arriving: Arrival
     model: str
+
+
+def _present(pet: PetDump, media_ids: Collection[MediaId]) -> list[MediaId]:
+    """Return those of the items that the pet has.
+
+    Raises:
+        UnknownMedia: it has none of them.
+    """
+    present = [item for item in media_ids if item in pet.state.rows or item in pet.quarantine]
+    if not present:
+        where = "any cluster, the noise or the quarantine"
+        raise UnknownMedia(pet=pet.state.pet, media=tuple(media_ids), where=where)
+    return present
+
+
+def _deleted(before: PetDump, after: PetDump, present: Collection[MediaId]) -> Deleted:
+    pairs = zip(before.state.ledger, after.state.ledger, strict=True)
+    return Deleted(len(present), sum(old != new for old, new in pairs), after.state.revision)
 
 
 def _moved_since(preview: Preview, now: int) -> StalePreview:

@@ -6,7 +6,8 @@ about it. So two items that were merged only through a third item stay together 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -28,7 +29,7 @@ from sploot_cluster.pet.models import (
 )
 from sploot_cluster.pet.past import Overwritten, newest
 from sploot_cluster.pet.rows import PetRows
-from sploot_cluster.pet.vectors import BoolVector, LabelVector, OriginVector
+from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, LabelVector, OriginVector, Rows
 
 if TYPE_CHECKING:
     from sploot_cluster.pet.shadow import Shadow
@@ -37,11 +38,25 @@ if TYPE_CHECKING:
 # Producers cannot send an id with this prefix, because its first character is not printable.
 STAND_IN: Final = "\x7fdeleted-"
 
+# Maximum size of the vectors of a cluster whose threshold and medoid are computed again when it loses items: 8,192
+# items of 512 dimensions. A larger cluster keeps its threshold until the next recluster; a few items change it little.
+MOST_BYTES_OF_CLUSTER: Final = 16 * 1024 * 1024
 
-def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) -> PetDump:
-    """Return the pet without these items, one revision later; ids that the pet does not have are ignored."""
+
+VectorsOf = Callable[[Rows], FloatMatrix]
+"""A function that returns the vectors of rows of a pet, in the same order."""
+
+
+def without(
+    pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime, vectors_of: VectorsOf | None = None
+) -> PetDump:
+    """Return the pet without these items, one revision later; ids that the pet does not have are ignored.
+
+    Args:
+        vectors_of: for a pet whose state has no vectors: reads those of some rows. The result has no vectors either.
+    """
     gone, revision = set(media), pet.state.revision + 1
-    left, led = leave_out(pet, gone)
+    left, led = leave_out(pet, gone, vectors_of=vectors_of)
     entry = HistoryEntry(revision, "delete", at, by, {"n_deleted": pet.state.n_media - left.state.n_media})
     quarantine = {item: why for item, why in pet.quarantine.items() if item not in gone}
     overwritten, past_from = newest([*left.overwritten, *([of_aliases(revision, led)] if led else [])], pet.past_from)
@@ -62,19 +77,25 @@ def without(pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime) ->
     )
 
 
-def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[ClusterId, ClusterId]]:
+def leave_out(
+    pet: PetDump, gone: Collection[MediaId], *, vectors_of: VectorsOf | None = None
+) -> tuple[PetDump, dict[ClusterId, ClusterId]]:
     """Return the pet without the rows of these items, also in its past, and the aliases that ended as a result.
 
     Rows keep their order and move up. Clusters that lost items get a new threshold. Empty clusters end, and so do
     aliases of them. The caller has to update the counts and all data that is not stored by row.
+
+    Args:
+        vectors_of: as for :func:`without`.
     """
     state = pet.state
     keep: BoolVector = np.array([item not in gone for item in state.media], dtype=np.bool_)
     labels, origins = state.labels[keep], let_count(state.labels[keep], state.origins[keep])
     media = [item for item in state.media if item not in gone]
-    rows = PetRows(media, state.vectors[keep], state.occurred_at_ms[keep])
+    vectors = state.vectors[keep] if vectors_of is None else state.vectors[:0]
+    rows = PetRows(media, vectors, state.occurred_at_ms[keep])
     n = int(np.count_nonzero(keep))
-    clusters = _cards(state, keep, labels, origins, rows)
+    clusters = _cards(state, keep, labels, origins, vectors_of or state.vectors.__getitem__)
     led = {old: now for old, now in state.aliases.items() if now not in clusters}
     left = replace(
         pet,
@@ -99,25 +120,36 @@ def leave_out(pet: PetDump, gone: Collection[MediaId]) -> tuple[PetDump, dict[Cl
 
 def _shadow_without(shadow: Shadow, gone: set[MediaId]) -> Shadow:
     vectors = {item: vector for item, vector in shadow.vectors.items() if item not in gone}
-    return replace(shadow, vectors=vectors, n_vectors=len(vectors))
+    n_gone = len(shadow.vectors) - len(vectors)
+    return replace(shadow, vectors=vectors, n_vectors=shadow.n_vectors - n_gone)
 
 
 def _cards(
-    state: PetState, keep: BoolVector, labels: LabelVector, origins: OriginVector, rows: PetRows
+    state: PetState, keep: BoolVector, labels: LabelVector, origins: OriginVector, vectors_of: VectorsOf
 ) -> dict[ClusterId, ClusterCard]:
+    """Return the cards of the clusters that have items left.
+
+    Args:
+        labels, origins: those of the rows to keep.
+    """
     lost, locked = set(state.labels[~keep].tolist()), locked_in(state)
-    new_row = np.cumsum(keep) - 1
-    vectors, cards = rows.vectors(len(labels)), {}
+    new_row, old_row = np.cumsum(keep) - 1, np.flatnonzero(keep)
+    counted, sizes = np.unique(labels[origins != Origin.ABSORBED], return_counts=True)
+    n_left = Counter(dict(zip(counted.tolist(), sizes.tolist(), strict=True)))
+    most = MOST_BYTES_OF_CLUSTER // (4 * max(1, state.dim or 1))
+    cards = {}
     for cluster, card in state.clusters.items():
-        members = np.flatnonzero((labels == cluster) & (origins != Origin.ABSORBED))
-        if len(members):
-            if cluster in lost:
-                threshold = threshold_of(vectors[members])
-                threshold = tightened(threshold) if cluster in locked else threshold
-                cards[cluster] = replace(card, threshold=threshold, medoid=int(members[medoid_of(vectors[members])]))
-            else:
-                medoid = None if card.medoid is None else int(new_row[card.medoid])
-                cards[cluster] = replace(card, medoid=medoid)
+        if not n_left[cluster]:
+            continue
+        medoid = None if card.medoid is None or not keep[card.medoid] else int(new_row[card.medoid])
+        if cluster in lost and n_left[cluster] <= most:
+            members = np.flatnonzero((labels == cluster) & (origins != Origin.ABSORBED))
+            vectors = vectors_of(old_row[members])
+            threshold = threshold_of(vectors)
+            threshold = tightened(threshold) if cluster in locked else threshold
+            cards[cluster] = replace(card, threshold=threshold, medoid=int(members[medoid_of(vectors)]))
+        else:
+            cards[cluster] = replace(card, medoid=medoid)
     return cards
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from threading import Lock
@@ -30,13 +31,13 @@ from sploot_cluster.pet.models import (
 )
 from sploot_cluster.pet.past import KEPT, Overwritten, Past, overwritten_by
 from sploot_cluster.pet.previews import Preview
-from sploot_cluster.pet.rows import check, empty_state, follow
+from sploot_cluster.pet.rows import PetRows, check, empty_state, follow
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import MAX_QUARANTINED, PetTally, Quarantined, Tally, Totals, counts_after
-from sploot_cluster.pet.vectors import FloatVector
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 from sploot_cluster.pet.views import view_of
 from sploot_cluster.pet.whole import PetDump
-from sploot_cluster.store.port import CLAIM_MS, HISTORY_KEPT, MAX_VECTOR_BYTES
+from sploot_cluster.store.port import CLAIM_MS, HISTORY_KEPT, MAX_VECTOR_BYTES, Removal
 
 
 @dataclass(slots=True)
@@ -283,6 +284,13 @@ class MemoryPetStore:
             )
             return self._pets[pet].state
 
+    @contextmanager
+    def removing(self, pet: PetId, media: Collection[MediaId]) -> Iterator[Removal]:
+        yield _Removal(self, pet)
+
+    def vector_bytes(self, pet: PetId) -> int:
+        return self.load(pet).vectors.nbytes
+
     def delete(self, pet: PetId) -> bool:
         with self._lock:
             return self._pets.pop(pet, None) is not None
@@ -354,6 +362,30 @@ class MemoryPetStore:
     def pets(self) -> Sequence[PetId]:
         with self._lock:
             return sorted(self._pets)
+
+
+class _Removal:
+    """The removal of items from one pet."""
+
+    def __init__(self, store: MemoryPetStore, pet: PetId) -> None:
+        self._store, self._pet = store, pet
+        self._before = PetDump(empty_state(pet), np.empty(0, dtype=np.uint32), (), 0, (), {}, 0)
+
+    def outline(self) -> PetDump:
+        self._before = self._store.dump(self._pet)
+        return self._before
+
+    def vectors(self, rows: Rows) -> FloatMatrix:
+        vectors: FloatMatrix = self._before.state.vectors[rows]
+        return vectors
+
+    def replace(self, after: PetDump, *, claimant: str | None = None) -> None:
+        before, state = self._before.state, after.state
+        vectors = before.vectors[[before.rows[item] for item in state.media]]
+        rows = PetRows(state.media, vectors, state.occurred_at_ms)
+        n = state.n_media
+        state = dataclasses.replace(state, media=rows.media(n), rows=rows.index(n), vectors=rows.vectors(n))
+        self._store.replace(self._before, dataclasses.replace(after, state=state), claimant=claimant)
 
 
 def _side_state(shadow: Shadow | None, quarantine: Mapping[MediaId, Quarantined]) -> tuple[datetime | None, int, int]:

@@ -7,6 +7,7 @@ use as a library. Both pass the same contract suite (tests/sploot_cluster/store/
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
 from sploot_cluster.errors import ClusterError
@@ -16,7 +17,7 @@ from sploot_cluster.pet.past import Past
 from sploot_cluster.pet.previews import Preview
 from sploot_cluster.pet.shadow import Shadow
 from sploot_cluster.pet.tally import PetTally, Quarantined, Totals
-from sploot_cluster.pet.vectors import FloatVector
+from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 from sploot_cluster.pet.whole import PetDump
 
 # Duration of a claim: long enough to plan a recluster of 50,000 items, and short enough that the claim of a dead
@@ -29,6 +30,40 @@ MAX_VECTOR_BYTES: Final = 512 * 1024 * 1024
 
 # Approximate number of history entries to keep per pet.
 HISTORY_KEPT: Final = 10_000
+
+
+class Removal(Protocol):
+    """The removal of items from one pet, without its vectors in the memory of this process; see ``PetStore.removing``.
+
+    Rows that stay are copied inside the store. If a race is lost, the next attempt copies only what is new.
+    """
+
+    def outline(self) -> PetDump:
+        """Return all data of the pet at one revision; a store may leave out the vectors, of the shadow too.
+
+        Raises:
+            UnknownPet: the pet has no data.
+        """
+        ...
+
+    def vectors(self, rows: Rows) -> FloatMatrix:
+        """Return the vectors of rows of the newest outline, given in ascending order.
+
+        Raises:
+            RevisionConflict: the pet was replaced or deleted since.
+        """
+        ...
+
+    def replace(self, after: PetDump, *, claimant: str | None = None) -> None:
+        """Atomically replace the newest outline by ``after``, an outline without the items to remove.
+
+        Args:
+            claimant: as in ``PetStore.replace``.
+
+        Raises:
+            RevisionConflict: the pet, its shadow or its quarantine differs from the outline; nothing was written.
+        """
+        ...
 
 
 class PetStore(Protocol):
@@ -182,6 +217,14 @@ class PetStore(Protocol):
         Raises:
             RevisionConflict: the pet, its shadow or its quarantine differs from ``before``; nothing was written.
         """
+        ...
+
+    def removing(self, pet: PetId, media: Collection[MediaId]) -> AbstractContextManager[Removal]:
+        """Prepare the removal of these items from a pet of any size. Nothing changes until ``Removal.replace``."""
+        ...
+
+    def vector_bytes(self, pet: PetId) -> int:
+        """Return the size of the vectors of a pet."""
         ...
 
     def delete(self, pet: PetId) -> bool:

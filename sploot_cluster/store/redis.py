@@ -9,7 +9,7 @@ This module translates errors from redis-py to ``StoreUnavailable``. It requires
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -64,7 +64,8 @@ from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.store import ledger_json as ledger
 from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.store.name_index import NameIndex
-from sploot_cluster.store.port import CLAIM_MS, MAX_VECTOR_BYTES
+from sploot_cluster.store.port import CLAIM_MS, MAX_VECTOR_BYTES, Removal
+from sploot_cluster.store.removal import RedisRemoval
 from sploot_cluster.store.short_calls import Call, ShortCalls
 from sploot_cluster.store.values import (
     MOST_ARGUMENTS,
@@ -116,6 +117,8 @@ TALLIES_PER_TRIP: Final = 500
 # Number of fields of a hash, and of entries of a stream, that one command reads: less than a millisecond each.
 FIELDS_PER_PAGE: Final = 500
 ENTRIES_PER_PAGE: Final = 500
+# The same for records of overwritten labels, each of which can take 100 kB.
+RECORDS_PER_PAGE: Final = 16
 
 # Approximate number of pets that one command lists, in less than a millisecond.
 PETS_PER_PAGE: Final = 1_000
@@ -162,6 +165,7 @@ class RedisPetStore:
         self._add_to_shadow = client.register_script(checked("add_to_shadow"))
         self._end_shadow = client.register_script(checked("end_shadow"))
         self._replace = client.register_script(checked("replace"))
+        self._copy_rows = client.register_script(script("copy_rows"))
         self._release = client.register_script(script("release"))
 
     @property
@@ -356,6 +360,10 @@ class RedisPetStore:
             fullness=fullest[0] / self.max_vector_bytes,
         )
 
+    def vector_bytes(self, pet: PetId) -> int:
+        with translated(f"read the size of pet {pet}", pet):
+            return _n_vector_bytes(_whole(pet, self._check(keys=PetKeys.of(pet))))
+
     def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
         """Return, for each pet, the reply of check.lua or the error of Redis, in one round trip to each server."""
         pipe = self._client.pipeline(transaction=False)
@@ -385,29 +393,34 @@ class RedisPetStore:
         return Past(state, column, records, since=int(since or 0))
 
     def dump(self, pet: PetId) -> PetDump:
+        return self._dump(pet, with_vectors=True)
+
+    def _dump(self, pet: PetId, *, with_vectors: bool) -> PetDump:
         state = empty_state(pet)
         for _ in range(DUMP_ATTEMPTS):
-            state = self._read(pet, state, with_vectors=True)
+            state = self._read(pet, state if with_vectors else empty_state(pet), with_vectors=with_vectors)
             if not state.revision:
                 raise UnknownPet(pet=pet)
             with _readable(pet):
-                if (dump := self._dump_of(state)) is not None:
+                if (dump := self._dump_of(state, with_vectors=with_vectors)) is not None:
                     return dump
         raise RevisionConflict(pet=pet, expected=state.revision, current=self.revision(pet))
 
-    def _dump_of(self, state: PetState) -> PetDump | None:
+    def _dump_of(self, state: PetState, *, with_vectors: bool) -> PetDump | None:
         """Return all data of a pet whose newest state is ``state``; None if the pet has changed meanwhile."""
         keys = PetKeys.of(state.pet)
         with translated(f"read all of pet {state.pet}", state.pet):
             quarantine = dict(self._fields(keys.quarantine))
             shadow = cast("dict[bytes, bytes]", self._client.hgetall(keys.shadow))
-            shadow_vectors = dict(self._fields(keys.shadow_vectors)) if shadow else {}
-            history, overwritten = [*self._entries(keys.history)], [*self._entries(keys.overwritten)]
+            shadow_vectors = dict(self._fields(keys.shadow_vectors)) if shadow and with_vectors else {}
+            history = [*self._entries(keys.history)]
+            overwritten = [*self._entries(keys.overwritten, per_page=RECORDS_PER_PAGE)]
             arrived = cast("bytes | None", self._client.get(keys.arrived)) or b""
             # read last, to detect whether the pet changed meanwhile: a commit changes its version, and without a commit
             # the quarantine and the shadow can only grow, which changes their counts
             meta = cast("dict[bytes, bytes]", self._client.hgetall(keys.meta))
-        counts = len(quarantine), len(history), len(overwritten), len(shadow_vectors)
+        n_shadow = len(shadow_vectors) if with_vectors else int(meta.get(b"n_shadow", 0))
+        counts = len(quarantine), len(history), len(overwritten), n_shadow
         names = (b"n_quarantined", b"n_history", b"n_overwritten", b"n_shadow")
         expected = tuple(int(meta.get(name, 0)) for name in names)
         if _version(meta) != state.version or counts != expected:
@@ -422,7 +435,7 @@ class RedisPetStore:
             quarantine={MediaId(item.decode()): load_quarantined(why) for item, why in quarantine.items()},
             ingested=int(meta[b"ingested"]),
             overflowed=int(meta[b"n_overflowed"]),
-            shadow=load_shadow(shadow, shadow_vectors),
+            shadow=load_shadow(shadow, shadow_vectors, n_vectors=n_shadow),
         )
 
     def _fields(self, key: str) -> Iterator[tuple[bytes, bytes]]:
@@ -436,21 +449,21 @@ class RedisPetStore:
             if not cursor:
                 return
 
-    def _entries(self, key: str) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
+    def _entries(self, key: str, *, per_page: int = ENTRIES_PER_PAGE) -> Iterator[tuple[bytes, dict[bytes, bytes]]]:
         """Yield the entries of a stream, page by page, oldest first."""
         after = "-"
         while page := cast(
-            "list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrange(key, min=after, count=ENTRIES_PER_PAGE)
+            "list[tuple[bytes, dict[bytes, bytes]]]", self._client.xrange(key, min=after, count=per_page)
         ):
             yield from page
-            if len(page) < ENTRIES_PER_PAGE:
+            if len(page) < per_page:
                 return
             after = f"({page[-1][0].decode()}"
 
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
         pet, born, commit = after.state.pet, token_hex(16), token_hex(16)
         keys, state = PetKeys.of(pet), empty_state(pet) if before is None else before.state
-        args: list[Any] = [*_names(state.version), commit, claimant or "", CLAIM_MS, *_side_state(before)]
+        args: list[Any] = [*_names(state.version), commit, claimant or "", CLAIM_MS, *_side_state(before), ""]
         with translated(f"replace pet {pet}", pet):
             if before is None:
                 self._client.sadd(PETS, pet)
@@ -461,9 +474,39 @@ class RedisPetStore:
             names = pet_name_of(state.ledger), pet_name_of(after.state.ledger)
             if any(names):
                 self._names.settle(pet, former=names)
-        if _whole(pet, answer)[0] != b"OK":
-            raise RevisionConflict(pet=pet, expected=state.revision, current=answer[1])
+        _check_replaced(state, answer)
         return replace(after.state, pet=pet, version=f"{born}.{commit}")
+
+    @contextmanager
+    def removing(self, pet: PetId, media: Collection[MediaId]) -> Iterator[Removal]:
+        removal = RedisRemoval(
+            self._client,
+            pet,
+            media,
+            outline=partial(self._dump, pet, with_vectors=False),
+            copy_rows=self._copy_rows,
+            replace=self._put_in_place,
+        )
+        try:
+            with translated(f"delete items of pet {pet}", pet):
+                yield removal
+        finally:
+            removal.discard()
+
+    def _put_in_place(self, before: PetDump, after: PetDump, removal: RedisRemoval, claimant: str | None) -> None:
+        """Write the keys that the removal does not copy, and replace the pet by its copy."""
+        keys, state, born, commit = PetKeys.of(before.state.pet), before.state, token_hex(16), token_hex(16)
+        others, media = removal.others, removal.media
+        self._client.unlink(*others.values())  # those of an attempt that lost a race
+        commands = commands_of(keys, after, born=born, commit=commit)
+        self._write(others, _steps(command for command in commands if command[1] in others))
+        answer = self._replace(
+            keys=[*keys, *removal.staged],
+            args=[*_names(state.version), commit, claimant or "", CLAIM_MS, *_side_state(before), len(media), *media],
+        )
+        if self._client.sadd(PETS, state.pet):
+            self._list(state.pet)
+        _check_replaced(state, answer)
 
     @contextmanager
     def _staged(self, keys: PetKeys, commands: Iterator[Command]) -> Iterator[tuple[Sequence[str], Sequence[Command]]]:
@@ -480,21 +523,24 @@ class RedisPetStore:
             return
         name = token_hex(8)
         staged = PetKeys(*(f"{key}:new:{name}" for key in keys))
-        place = dict(zip(keys, staged, strict=True))
-        expiring: set[str] = set()
         try:
-            for step in chain([first], _steps(chain([rest], commands))):
-                pipe = self._client.pipeline(transaction=False)
-                for command, key, arguments in step:
-                    pipe.execute_command(command, place[key], *arguments)
-                    if key not in expiring:
-                        pipe.pexpire(place[key], STAGED_MS)
-                        expiring.add(key)
-                pipe.execute()
+            self._write(dict(zip(keys, staged, strict=True)), chain([first], _steps(chain([rest], commands))))
             yield staged, ()
         finally:
             with suppress(*REDIS_ERRORS):  # they expire
                 self._client.unlink(*staged)
+
+    def _write(self, place: Mapping[str, str], steps: Iterable[list[Command]]) -> None:
+        """Run commands that write a pet, on other keys: ``place`` maps the pet's keys to these. They expire."""
+        expiring: set[str] = set()
+        for step in steps:
+            pipe = self._client.pipeline(transaction=False)
+            for command, key, arguments in step:
+                pipe.execute_command(command, place[key], *arguments)
+                if key not in expiring:
+                    pipe.pexpire(place[key], STAGED_MS)
+                    expiring.add(key)
+            pipe.execute()
 
     def delete(self, pet: PetId) -> bool:
         keys = PetKeys.of(pet)
@@ -635,7 +681,7 @@ class RedisPetStore:
     def _pages(self, pet: PetId, from_row: int, meta: Mapping[str, str], *, with_vectors: bool) -> _NewRows | None:
         """Return the rows from ``from_row`` on, read in pages; None if the pet was replaced or recreated meanwhile."""
         keys, n, dim = PetKeys.of(pet), int(meta["n_media"]), int(meta["dim"])
-        media: list[bytes] = []
+        media: list[MediaId] = []
         times = np.empty(n - from_row, dtype=np.int64)
         step = max(1, min(PAGE_ROWS, PAGE_BYTES // (4 * dim))) if with_vectors else PAGE_ROWS
         vectors = np.empty((n - from_row if with_vectors and step < n - from_row else 0, dim), dtype=np.float32)
@@ -652,7 +698,7 @@ class RedisPetStore:
             if born is None or born.decode() != meta["born"]:
                 return None
             place = slice(start - from_row, end - from_row)
-            media += ids
+            media += _media_of(ids)
             times[place] = np.frombuffer(stated, dtype="<i8")
             if with_vectors:
                 page = _matrix(stored[0], dim)
@@ -705,6 +751,12 @@ def _or_error(result: Callable[[], R]) -> R | ClusterError:
         return result()
     except ClusterError as refused:
         return refused
+
+
+def _check_replaced(state: PetState, answer: Any) -> None:
+    """Raise the error that the reply of replace.lua stands for, if any; ``state`` is the one to replace."""
+    if _whole(state.pet, answer)[0] != b"OK":
+        raise RevisionConflict(pet=state.pet, expected=state.revision, current=answer[1])
 
 
 def _version(meta: Mapping[bytes, bytes]) -> str:
@@ -821,9 +873,9 @@ class _Loaded(NamedTuple):
 
 
 class _NewRows(NamedTuple):
-    """Rows as they are stored: ids, vectors of shape (n, dim), or (0, dim) if they were not read, and times."""
+    """New rows of a pet: ids, vectors of shape (n, dim), or (0, dim) if they were not read, and times."""
 
-    media: list[bytes]
+    media: list[MediaId]
     vectors: FloatMatrix
     occurred_at_ms: TimeVector
 
@@ -834,7 +886,11 @@ def _rows_here(loaded: _Loaded, meta: Mapping[str, str], *, with_vectors: bool) 
     vectors = np.empty((0, 0), dtype=np.float32)
     if with_vectors and "dim" in meta:
         vectors = _matrix(loaded.vectors, int(meta["dim"]))
-    return _NewRows(loaded.media, vectors, times)
+    return _NewRows(_media_of(loaded.media), vectors, times)
+
+
+def _media_of(stored: Sequence[bytes]) -> list[MediaId]:
+    return [MediaId(intern(item.decode())) for item in stored]  # corrections with these ids share the strings
 
 
 def _matrix(rows: Sequence[bytes], dim: int) -> FloatMatrix:
@@ -857,7 +913,7 @@ def _state(pet: PetId, known: PetState, loaded: _Loaded, meta: Mapping[str, str]
         ValueError, KeyError: the columns are inconsistent.
     """
     version = f"{meta['born']}.{meta['commit']}"
-    media = [MediaId(intern(id_.decode())) for id_ in new.media]  # corrections with these ids share the strings
+    media = new.media
     dim = int(meta["dim"]) if "dim" in meta else None
     if loaded.from_row:
         rows = PetRows.behind(known).extended(loaded.from_row, media, new.vectors, new.occurred_at_ms)

@@ -34,7 +34,10 @@ def dump_shadow(shadow: Shadow) -> tuple[str | int, ...]:
     return ("model", shadow.model, "dim", shadow.dim, "begun_at", at, "by", shadow.by, "was_own", was_own)
 
 
-def load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) -> Shadow | None:
+def load_shadow(
+    facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes], *, n_vectors: int | None = None
+) -> Shadow | None:
+    """Return the shadow; ``n_vectors``: its number of vectors, if ``vectors`` were not read."""
     if not facts:
         return None
     by_item = {
@@ -43,7 +46,7 @@ def load_shadow(facts: Mapping[bytes, bytes], vectors: Mapping[bytes, bytes]) ->
     at = datetime.fromisoformat(facts[b"begun_at"].decode())
     model, by = facts[b"model"].decode(), facts[b"by"].decode()
     was_own = facts[b"was_own"] == b"1"
-    return Shadow(model, int(facts[b"dim"]), at, by, by_item, len(by_item), was_own)
+    return Shadow(model, int(facts[b"dim"]), at, by, by_item, len(by_item) if n_vectors is None else n_vectors, was_own)
 
 
 def dump_quarantined(why: Quarantined) -> str:

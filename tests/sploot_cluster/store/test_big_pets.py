@@ -12,11 +12,12 @@ import redis
 
 from benchmarks import big_pets
 from sploot_cluster.decide.deletion import without
-from sploot_cluster.errors import ModelMismatch, RevisionConflict, StoreUnavailable
+from sploot_cluster.errors import ModelMismatch, RevisionConflict, StoreUnavailable, UnknownMedia, UnknownPet
 from sploot_cluster.pet.models import MediaId
 from sploot_cluster.service import ClusterService
 from sploot_cluster.store import export_file
 from sploot_cluster.store.keys import PetKeys
+from sploot_cluster.store.port import PetStore
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.redis_access.embedded import EmbeddedRedis
 from tests.sploot_cluster.store.test_store import PET, arrival, comparable, recluster
@@ -28,14 +29,18 @@ DIM, N = 1024, 600
 
 
 class Interrupted(redis.Redis):
-    """A client that calls ``interrupt`` once, before it sends the commands of its next pipeline."""
+    """A client that calls ``interrupt`` once, before its next pipeline, or the one after ``n_pipelines`` others."""
 
     interrupt: Callable[[], object] | None = None
+    n_pipelines = 0
 
     def pipeline(self, *args: Any, **options: Any) -> Any:
-        interrupt, self.interrupt = self.interrupt, None
-        if interrupt is not None:
-            interrupt()
+        if self.n_pipelines:
+            self.n_pipelines -= 1
+        else:
+            interrupt, self.interrupt = self.interrupt, None
+            if interrupt is not None:
+                interrupt()
         return super().pipeline(*args, **options)
 
 
@@ -157,6 +162,183 @@ def test_dump_is_consistent_if_an_item_leaves_the_quarantine_meanwhile(
 
     assert list(export_file.problems(dump)) == []
     assert ("odd" in dump.state.rows, dump.quarantine, dump.ingested) == (True, {}, N + 1)
+
+
+# -- removals --------------------------------------------------------------------------------------------------------
+
+# Two steps of rows are copied.
+FEW = 100
+GONE = [MediaId(name) for name in ("m0", "m7", "m63", "m64", "odd", "never")]
+
+
+def remover(client: redis.Redis) -> ClusterService:
+    """Return a service that removes items from any pet inside Redis."""
+    return ClusterService(RedisPetStore(client), big_pet_bytes=0)
+
+
+def reviewed_pet(client: redis.Redis) -> PetStore:
+    """Store a pet of two clusters, with noise, a correction, a quarantined item and a candidate model."""
+    store, service = RedisPetStore(client), ClusterService(RedisPetStore(client))
+    empty = store.load(PET)
+    state = store.commit(empty, arrival(empty, *(f"m{row}" for row in range(FEW)), dim=DIM))
+    store.commit(state, recluster(state, [1] * 60 + [2] * 30 + [-1] * 10, c1=0.5, c2=0.5))
+    service.dismiss(PET, [MediaId("m7"), MediaId("m8")], operation_id="1", by="ada")
+    service.begin_model(PET, "x@1", 8, by="ada")
+    for item in ("m1", "m7", "odd", "new"):
+        service.assign(PET, MediaId(item), model="x@1", vector=[1.0] * 8)
+    return store
+
+
+def saved(client: redis.Redis) -> dict[str, Any]:
+    return {key: client.dump(key) for key in KEYS if client.exists(key)}
+
+
+def put_back(client: redis.Redis, original: dict[str, Any]) -> None:
+    client.delete(*KEYS)
+    for key, value in original.items():
+        client.restore(key, 0, value)
+
+
+def content(client: redis.Redis) -> dict[str, object]:
+    """Return all data of the pet but times, random names and stand-ins."""
+    dump = RedisPetStore(client).dump(PET)
+    assert list(export_file.problems(dump)) == []
+    assert dump.shadow is not None
+    past = RedisPetStore(client).past(PET)
+    return {
+        "state": comparable(dump.state) | {"version": "", "ledger": [one.revision for one in dump.state.ledger]},
+        "arrived": dump.arrived.tolist(),
+        "past": [past.at(revision).labels.tolist() for revision in range(past.since, dump.state.revision + 1)],
+        "history": [(entry.revision, entry.kind, entry.by, entry.summary) for entry in dump.history],
+        "quarantine": set(dump.quarantine),
+        "counts": (dump.ingested, dump.overflowed, dump.past_from),
+        "shadow": {item: vector.tolist() for item, vector in dump.shadow.vectors.items()},
+    }
+
+
+def test_removal_inside_redis_equals_a_replacement_from_memory(redis_client: redis.Redis) -> None:
+    reviewed_pet(redis_client)
+    original = saved(redis_client)
+
+    removed = remover(redis_client).delete_media(PET, GONE, by="eve")
+    inside = content(redis_client)
+    put_back(redis_client, original)
+    replaced = ClusterService(RedisPetStore(redis_client)).delete_media(PET, GONE, by="eve")
+
+    assert inside == content(redis_client)
+    assert removed == replaced
+    assert removed.n_media == 5
+
+
+def test_removal_inside_redis_leaves_exactly_the_keys_of_the_pet(redis_client: redis.Redis) -> None:
+    reviewed_pet(redis_client)
+
+    remover(redis_client).delete_media(PET, GONE, by="eve")
+
+    left: Any = redis_client.keys("{*")
+    assert set(left) <= {key.encode() for key in KEYS}
+    assert {redis_client.pttl(key) for key in left} == {-1}
+    assert not any(b"m64" in bytes(redis_client.dump(key) or b"") for key in left)
+
+
+def test_removal_of_unknown_items_copies_nothing(client: Interrupted) -> None:
+    reviewed_pet(client)
+    before = client.info("commandstats")["cmdstat_rpush"]["calls"]
+
+    with pytest.raises(UnknownMedia):
+        remover(client).delete_media(PET, [MediaId("never")], by="eve")
+
+    assert client.info("commandstats")["cmdstat_rpush"]["calls"] == before
+
+
+def test_items_of_a_pet_that_has_only_others_in_quarantine_can_be_removed(redis_client: redis.Redis) -> None:
+    reviewed_pet(redis_client)
+
+    remover(redis_client).delete_media(PET, [MediaId("odd")], by="eve")
+    remover(redis_client).delete_media(PET, [MediaId(f"m{row}") for row in range(FEW)], by="eve")
+    remover(redis_client).delete_media(PET, [MediaId("new")], by="eve")
+
+    tally = RedisPetStore(redis_client).tally(PET)
+    assert (tally.tally.ingested, tally.quarantine, tally.tally.is_conserved) == (0, {}, True)
+
+
+def arrive(other: ClusterService) -> None:
+    other.assign(PET, MediaId("late"), model="clip@1", vector=[1.0] * DIM)
+
+
+def quarantine(other: ClusterService) -> None:
+    with pytest.raises(ModelMismatch):
+        other.assign(PET, MediaId("late"), model="y@1", vector=[1.0] * 4)
+
+
+def embed(other: ClusterService) -> None:
+    other.assign(PET, MediaId("m2"), model="x@1", vector=[1.0] * 8)
+
+
+def correct(other: ClusterService) -> None:
+    other.dismiss(PET, [MediaId("m9")], operation_id="2", by="bob")
+
+
+def delete(other: ClusterService) -> None:
+    other.delete_media(PET, [MediaId("m7"), MediaId("m50")], by="bob")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", [arrive, quarantine, embed, correct, delete])
+def test_change_at_any_moment_of_a_removal_is_kept(
+    client: Interrupted, redis_client: redis.Redis, change: Callable[[ClusterService], None]
+) -> None:
+    reviewed_pet(redis_client)
+    original = saved(redis_client)
+    other, service = ClusterService(RedisPetStore(redis_client)), remover(client)
+    n_pipelines, was_interrupted = 0, True
+    while was_interrupted:
+        client.interrupt, client.n_pipelines = lambda: change(other), n_pipelines
+        service.delete_media(PET, GONE, by="eve")
+        was_interrupted = client.interrupt is None
+        if was_interrupted:
+            found = content(redis_client)
+            state = RedisPetStore(redis_client).load(PET)
+            tally = other.tally(PET)
+            assert not {*GONE} & ({*state.media} | {*tally.quarantine})
+            is_kept: dict[Callable[[ClusterService], None], bool] = {
+                arrive: "late" in state.rows,
+                quarantine: "late" in tally.quarantine,
+                embed: "m2" in found["shadow"],  # type: ignore[operator]
+                correct: "m9" in RedisPetStore(redis_client).view(PET).dismissed,
+                delete: "m50" not in state.rows,
+            }
+            assert is_kept[change], f"lost before pipeline {n_pipelines}"
+            left: Any = redis_client.keys("{*")
+            assert set(left) <= {key.encode() for key in KEYS}
+        put_back(redis_client, original)
+        n_pipelines += 1
+    assert n_pipelines > 5
+
+
+def test_pet_deleted_during_a_removal_stays_deleted(client: Interrupted, redis_client: redis.Redis) -> None:
+    reviewed_pet(redis_client)
+    client.interrupt, client.n_pipelines = lambda: RedisPetStore(redis_client).delete(PET), 4
+
+    with pytest.raises(UnknownPet):
+        remover(client).delete_media(PET, GONE, by="eve")
+
+    assert redis_client.keys("*") == []
+
+
+def test_full_server_refuses_a_removal_and_keeps_the_pet(client: Interrupted, request: pytest.FixtureRequest) -> None:
+    store = reviewed_pet(client)
+    before = comparable(store.load(PET))
+    request.addfinalizer(lambda: client.config_set("maxmemory", 0))
+    client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + 100_000)
+
+    with pytest.raises(StoreUnavailable, match="memory"):
+        remover(client).delete_media(PET, GONE, by="eve")
+
+    client.config_set("maxmemory", 0)
+    assert comparable(store.load(PET)) == before
+    left: Any = client.keys("{*")
+    assert set(left) <= {key.encode() for key in KEYS}
 
 
 @pytest.mark.scale
