@@ -156,11 +156,11 @@ class Admission:
         return caller
 
     async def _read(self, request: Request) -> bytes:
-        """Read the body without holding more than its size limit in memory."""
+        """Return the body of a request; stop reading and refuse the request once it exceeds ``max_body_bytes``."""
         too_large = Refusal(
             problems.BODY_TOO_LARGE,
             f"the body is larger than {self.max_body_bytes} bytes; send it in parts",
-            # the rest of the body is not read, so the connection cannot be reused
+            # the rest of the body is not read, so the connection must be closed
             headers={"Connection": "close"},
         )
         announced = request.headers.get("content-length", "")
@@ -180,7 +180,7 @@ class Admission:
 
     async def _once(self, request: Request, key: str, body: bytes, handle: Handler) -> Response:
         """Return the stored response to the first request with this key, or call ``handle`` if this is the first."""
-        # include the path, because an application may be mounted twice
+        # include the path, because an application may be mounted at several paths
         fingerprint = sha256(request.url.path.encode("utf-8", "surrogatepass") + b"\0" + body).hexdigest()
         try:
             begun = await run_in_threadpool(self.idempotency.begin, key, fingerprint)

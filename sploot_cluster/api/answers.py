@@ -1,7 +1,7 @@
 """Response bodies of successful requests, for routes that do not simply return a dataclass of the domain.
 
 Most routes return the domain's dataclasses unchanged: `PetView`, `Why`, `PetDiff`, `TallyView`, `PetModel`,
-`JobStatus` and those of `queues`. Their fields carry the descriptions for the OpenAPI document.
+`JobStatus` and the dataclasses of `queues`. Their fields carry the descriptions for the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class JobAccepted(BaseModel):
 
 
 class EmbeddingAccepted(JobAccepted):
-    """The job that ingests an item, unless the rollout has not reached its pet."""
+    """The job that ingests an item; `withheld` if the rollout has not reached its pet, so that no job exists."""
 
     withheld: bool = Field(
         description="The rollout has not reached the pet: nothing was enqueued, and the job does not exist."

@@ -36,8 +36,8 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 
 MAX_BATCH: Final = 1_000
 
-# Maximum wait of a request for its preview; a recluster of 10,000 items takes about a second. If the preview takes
-# longer, the caller repeats the request.
+# Maximum time that a request waits for its preview. A recluster of 10,000 items takes about a second. If the preview
+# takes longer, the caller repeats the request.
 PREVIEW_WAIT_S: Final = 20.0
 
 # 1,000 embeddings of 512 values take 2.8 MB as base64 and 11 MB as JSON numbers.
@@ -143,7 +143,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         max_embeddings_bytes: size limit of a body with embeddings.
         max_batch: maximum number of embeddings in such a body.
         max_rate_per_s: maximum number of requests per second that this process accepts from each caller; 0 for no
-            limit. Others are answered 429.
+            limit. Further requests are answered with status 429.
         public: groups of addresses that other machines may call without a token; see ``public.GROUPS``.
         preview_wait_s: maximum time that a request waits for a worker to compute its preview.
         media_url_template: the address from which the console loads the picture of an item, with ``{pet_id}``,

@@ -65,7 +65,7 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Body(BaseModel):
-    """A JSON object with exactly these fields."""
+    """A request body: a JSON object in which fields that the subclass does not declare are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

@@ -1,7 +1,8 @@
 """What all requests and responses of the application have in common, as ASGI middleware.
 
 ``HEAD`` is answered like ``GET`` without the body. The sizes of addresses and headers are limited. Responses are
-compressed. Caches may store them only if they allow it, and browsers never interpret them as another media type.
+compressed. Caches may store a response only if its headers allow it, and browsers never interpret them as another media
+type.
 """
 
 from __future__ import annotations

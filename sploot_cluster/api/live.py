@@ -26,7 +26,7 @@ MEDIA_TYPE: Final = "text/event-stream"
 
 EVERY_S: Final = 2.0
 LONGEST_S: Final = 600.0
-# Viewers are informed of a read that takes longer than this, because pages close a stream that is silent for seven
+# If a read takes longer than this, viewers are informed, because pages close a stream that is silent for seven
 # seconds.
 LATE_S: Final = 3.0
 

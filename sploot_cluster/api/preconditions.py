@@ -2,7 +2,7 @@
 
 The entity tag of a pet is its revision, and arrivals create new revisions. For reads, ``If-None-Match`` matches
 only the newest revision. For corrections, ``If-Match`` names the revision that the caller saw, and matches as long as
-no item that was in the pet at that revision is moved. Arrivals, except for exact ones, move no other items, so a pet
+no item that was in the pet at that revision has moved. Arrivals, except for exact ones, move no other items, so a pet
 that receives uploads can be corrected. The job of the correction carries the revision and checks it again by the same
 rule when it runs.
 """
@@ -21,7 +21,7 @@ from starlette.responses import Response
 from sploot_cluster.api.problems import STALE_PAGE, FieldProblem, InvalidFields, Refusal
 from sploot_cluster.pet.models import HistoryEntry, PetId
 
-# Maximum number of changes that the response to a stale page lists; the newest come first.
+# Maximum number of changes to list in the response to a correction from a stale page, newest first.
 MAX_CHANGES: Final = 100
 
 _ETAGS: Final = re.compile(r'(W/)?"([^"]*)"')

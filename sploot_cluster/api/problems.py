@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
 
-# Retry-After of responses 503, in seconds: about the duration of a Redis failover.
+# The Retry-After header of responses with status 503, in seconds: about the duration of a Redis failover.
 RETRY_AFTER_S: Final = 5
 
 MAX_ERRORS: Final = 100

@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-# Size of a burst: after a pause, a caller may send this many seconds' worth of requests at once.
+# Size of a burst: after a pause, a caller may send the requests of this many seconds at once.
 BURST_S: Final = 5.0
 
-# Number of requests without a valid token per second and address that are answered 401; further ones are answered 429.
+# Requests without a valid token, per second and address, that are answered with 401; further ones get 429.
 UNAUTHENTICATED_PER_S: Final = 20.0
 
 # Maximum number of callers to remember; those that have sent nothing for longest are forgotten first.

@@ -23,7 +23,7 @@ VARIABLE: Final = "SPLOOT_API_TOKENS"
 MIN_SECRET: Final = 16
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SECRET: Final = re.compile(r"[!-~]*")  # a header can carry visible ASCII only
+_SECRET: Final = re.compile(r"[!-~]*")  # a header can contain visible ASCII characters only
 
 
 class Role(StrEnum):

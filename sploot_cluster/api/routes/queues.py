@@ -155,9 +155,9 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
         ],
         limit: Annotated[int, Query(description="Maximum number of each.", ge=1, le=100)] = 50,
     ) -> Found:
-        """Return unfinished jobs of a pet, an actor or an id, and dead letters with this pet, item, actor, id or error.
+        """Search by pet, item, actor, id or error. Return the unfinished jobs and the dead letters that match.
 
-        A number is a pet. Of each queue, the newest 5,000 dead letters are searched.
+        A number is taken as a pet id. Only the newest 5,000 dead letters of each queue are searched.
         """
         return operations.search(text.strip(), limit=limit)
 
@@ -182,8 +182,8 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
     def list_jobs(queue: str, state: JobsState, limit: Limit = 50, cursor: Cursor = None) -> Jobs:
         """Return jobs that wait, that workers hold, or that are not due yet, such as retries.
 
-        Waiting jobs are in the order of delivery, running ones have the oldest first, and delayed ones are by due time.
-        Jobs that were handed back wait, but are listed with the running ones, where Redis holds them.
+        Waiting jobs are listed in the order of delivery, running jobs oldest first, and delayed jobs by due time. Jobs
+        that were handed back are waiting, but are listed among the running jobs, because Redis holds them there.
         """
         page = operations.jobs(queue, state, limit=limit, cursor=cursor)
         return Jobs(jobs=list(page.records), next_cursor=page.cursor)
@@ -216,7 +216,8 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
     ) -> DeadLetters:
         """Return dead letters without their fields and tracebacks.
 
-        A page with a filter may have fewer than `limit` although others match: go on while there is a `next_cursor`.
+        With a filter, a page may have fewer entries than `limit` although more match: continue while there is a
+        `next_cursor`.
         """
         wanted = DeadLetterFilter(reason=reason, actor=actor, pet_id=pet_id, error=error, since_s=since_s)
         page = operations.dead_letters(queue, wanted, limit=limit, cursor=cursor)
@@ -396,20 +397,26 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/requeue", operation_id="plan_requeue", summary="Plan to requeue dead letters", **planning)
     @of_queue
     def plan_requeue(queue: str, body: ChosenDeadLetters) -> Plan:
-        """Plan to requeue dead letters by id, or all that match. Nothing is changed until the plan is applied."""
+        """Plan to requeue dead letters by id, or all that match a filter.
+
+        Nothing is changed until the plan is applied.
+        """
         return kept(operations.plan_requeue(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
     @router.post("/{queue}/purge", operation_id="plan_purge", summary="Plan to purge dead letters", **planning)
     @of_queue
     def plan_purge(queue: str, body: ChosenDeadLetters) -> Plan:
-        """Plan to delete dead letters by id, or all that match. Nothing is changed until the plan is applied."""
+        """Plan to delete dead letters by id, or all that match a filter.
+
+        Nothing is changed until the plan is applied.
+        """
         return kept(operations.plan_purge(queue, dead_letter_ids=body.dead_letter_ids, matching=body.filter()))
 
     @router.post("/{queue}/cancel", operation_id="plan_cancel", summary="Plan to cancel jobs", **planning)
     @of_queue
     def plan_cancel(queue: str, body: CancelJobs) -> Plan:
-        """Plan to cancel unfinished jobs by id, or all of an actor or a pet. Applying it removes waiting jobs.
+        """Plan to cancel unfinished jobs by id, or all of an actor or a pet.
 
-        Running ones are interrupted. Nothing is changed until the plan is applied.
+        Applying the plan removes waiting jobs and interrupts running ones. Until then, nothing is changed.
         """
         return kept(operations.plan_cancel(queue, job_ids=body.job_ids, actor=body.actor, pet_id=body.pet_id))
