@@ -61,7 +61,8 @@ export async function act(queue, action, body, { title, cli, danger = false, aga
 
 const noteOf = (note) => (note ? ["--note", note] : []);
 
-/** A plan about entries lists their ids, and a later plan may list other ids. So show a command for each of the two. */
+/** Return the commands for a plan. If the plan lists entries, a new plan may list others, so return one command that
+ *  applies this plan and one that plans again. */
 function commands(plan, words, more) {
   const yes = [...more, "--yes"];
   const newPlan = shell(...words, ...yes);

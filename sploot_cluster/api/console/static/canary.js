@@ -54,7 +54,7 @@ async function follow(place, run, again) {
       if (!now || now.state !== "running") return again();
       drawRun(place, now);
     } catch {
-      // the header shows that the server is unavailable
+      // ignore the error: the header shows that the server is unavailable
     }
   }
   setTimeout(() => follow(place, run, again), EVERY_MS);

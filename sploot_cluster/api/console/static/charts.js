@@ -17,12 +17,12 @@ export function charts() {
   return loading;
 }
 
-/** Draw a chart. `series` are lists of a label and values, `limits` are lists of a value and `warning` or `critical`, and
- *  `marks` are times of events. Every chart of a `group` shows the values at the same cursor. */
+/** Draw a chart. `series` is a list of [label, values], `limits` a list of [value, "warning" or "critical"], and
+ *  `marks` a list of event times. The charts of a `group` share a cursor: all show their values at the same time. */
 export function chart({ title, times, series, unit = "", limits = [], marks = [], group = "charts" }) {
   const place = h("div", { class: "plot" });
   const latest = series.map(([label, values]) => `${label} ${shown(last(values), unit)}`).join(", ");
-  // a redraw keeps a chart whose values have not changed
+  // by this key, a redraw recognises a chart whose values have not changed, and keeps it
   const keep = JSON.stringify([title, times.at(-1), series.map(([label, values]) => [label, last(values), values.reduce((sum, value) => sum + (value ?? 0), 0)]), marks.length]);
   const figure = h("figure", { class: "chart", role: "img", "aria-label": `${title}: ${latest}`, data: { keep } }, h("figcaption", {}, title), place);
   // the width is known only after the figure is in the page

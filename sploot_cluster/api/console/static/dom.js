@@ -72,7 +72,7 @@ export function when(iso) {
 /** Return the part of a consumer's name, host:pid:birth:random, that is useful to people. */
 export const shortName = (name) => (name.split(":").length === 4 ? name.split(":").slice(0, 2).join(":") : name);
 
-/** Go to an address in the page. If it is the present one, load the page again. */
+/** Go to an address in the page. If the page is already there, load it again. */
 export function go(address) {
   const before = location.href;
   location.hash = address;
@@ -115,11 +115,12 @@ export function notice(text, { kind = "info", stay = false } = {}) {
   return element;
 }
 
-/** Ask for confirmation before a change. Resolves to the values of the form, or to null if cancelled, after a notice.
+/** Ask for confirmation before a change. Resolves to the values of the form. If the user cancels, shows a notice and
+ *  resolves to null.
  *
- *  `cli` is the command that does exactly what the button does: text, or labelled commands built from the form's values, if
- *  there is one.
- *  Enter in a field confirms, except for a `danger` action: that cannot be undone, so its button must be pressed. */
+ *  `cli` (optional) is the command line that does the same as the button: text, or a function of the form's values that
+ *  returns labelled commands. Enter in a field confirms, except for a `danger` action: that cannot be undone, so its
+ *  button must be pressed. */
 export async function ask({ title, body, action, danger = false, cli }) {
   const dialog = document.getElementById("dialog");
   const hint = h("p", { class: "quiet", role: "status" });

@@ -10,7 +10,7 @@ export const job = {
   title: ({ rest }, status) => (status ? `${status.actor}${status.pet_id ? ` of ${labelOf(status.pet_id)}` : ""}: ${status.state}` : rest[0] ? `Job ${rest[0]}` : "Jobs"),
   every: 3000,
   load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : null),
-  // shown above an error, because a job that no worker has begun may have no record and be found only in its queue
+  // shown even above an error: a job that no worker has started may have no record, but can be found in its queue
   form: (visit) => [idForm(visit), visit.rest[0] && h("p", {}, h("a", { href: `#/find?text=${encodeURIComponent(visit.rest[0])}` }, "Search the queues for it"))],
   draw(status, visit, again) {
     const form = idForm(visit);

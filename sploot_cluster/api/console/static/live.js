@@ -15,8 +15,8 @@ let heardAt = -Infinity;
 /** Whether the server recently sent an event, even one that reports a problem. */
 export const isLive = () => performance.now() - heardAt < SILENT_MS;
 
-/** Open the stream, unless it is open. `onNews` gets the data of the events of each round by their names, `onProblem` a sentence
- *  on why there is none, and `onRefused` is called if the server refuses the caller. */
+/** Open the stream, unless it is open. `onNews` is called once per round with an object (event name -> data),
+ *  `onProblem` with a sentence if there is no new data, and `onRefused` if the server refuses the caller. */
 export function listen({ onNews, onProblem, onRefused }) {
   if (opened) return;
   const mine = (opened = new AbortController());

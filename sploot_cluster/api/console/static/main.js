@@ -37,7 +37,7 @@ const broken = (problem) => ({
   draw: () => [h("h1", {}, "Broken link"), h("p", { class: "banner is-critical" }, problem), h("p", {}, "Choose a page above, or correct the address.")],
 });
 
-/** The start page: the pets for a labeller, the queues for everyone else. */
+/** Return the start page: the pets for a labeller, the queues for everyone else. */
 const first = () => (me()?.role === "labeller" ? "pet" : "queues");
 
 function address() {
@@ -52,7 +52,7 @@ function address() {
   }
 }
 
-/** Load and draw the page that the address names; `again` if it is shown already. */
+/** Load and draw the page that the address names; `again`: whether it is shown already. */
 async function show({ again = false } = {}) {
   clearTimeout(timer);
   if (!again) {
@@ -92,8 +92,8 @@ async function show({ again = false } = {}) {
 
 const reload = () => show({ again: true });
 
-/** Keep a visible page fresh: by the news that the server pushes, or by loading it every few seconds. A hidden page costs
- *  nothing. */
+/** Keep a visible page up to date, with the data that the server pushes or by loading it every few seconds. A hidden
+ *  page is not updated. */
 function keepFresh() {
   clearTimeout(timer);
   showFreshness();
@@ -213,7 +213,7 @@ function showFreshness() {
 
 addEventListener("pointerdown", () => (isPressed = true), true);
 for (const name of ["pointerup", "pointercancel", "dragend"]) {
-  addEventListener(name, () => setTimeout(release), true); // after the click that belongs to it
+  addEventListener(name, () => setTimeout(release), true); // the click event comes after this event
 }
 
 function release() {

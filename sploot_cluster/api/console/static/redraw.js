@@ -17,7 +17,7 @@ let opener = null;
 export function holdFocus() {
   opener = document.activeElement;
   return () => {
-    // browsers do so themselves, but not if the element was replaced meanwhile
+    // browsers restore the focus themselves, but not if the element was replaced meanwhile
     if (document.activeElement === document.body || document.activeElement.closest("dialog")) opener?.focus({ preventScroll: true });
     opener = null;
   };

@@ -1,4 +1,4 @@
-// Figures that an alert watches are coloured at its levels; a test compares thresholds.json with the alerts.
+// The thresholds of the alerts. Figures that cross one are coloured. A test compares thresholds.json with the alerts.
 
 import { asset } from "./api.js";
 
@@ -12,7 +12,7 @@ export async function thresholds() {
 
 const BEYOND = { ">": (value, level) => value > level, ">=": (value, level) => value >= level, "<": (value, level) => value < level };
 
-/** Return the thresholds of a signal, as lists of a value and its level. */
+/** Return the thresholds of a signal, as a list of [value, level]. */
 export const limitsOf = (signal) => ["warning", "critical"].filter((level) => typeof known?.[signal]?.[level] === "number").map((level) => [known[signal][level], level]);
 
 /** Return `warning`, `critical` or null for the value of a signal. */

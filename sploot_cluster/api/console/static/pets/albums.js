@@ -1,4 +1,4 @@
-// All albums of a pet, and its loose items as one more.
+// All albums of a pet, and its loose items as one more album.
 
 import { count, fill, go, h } from "../dom.js";
 import { Grid, Selection } from "./grid.js";

@@ -23,7 +23,8 @@ export class Desk extends EventTarget {
     Object.assign(this, { pet, base: null, history: [], acts: [], log: [], others: [], nArrived: 0, isStale: false, seen: 0, newIds: new Map() });
   }
 
-  /** Load the pet again if it has changed; not while corrections are unfinished, because their end loads it. */
+  /** Load the pet again if it has changed; do nothing while corrections are unfinished, because the pet is loaded when
+   *  they end. */
   async refresh() {
     if (this.acts.some(isOpen)) return;
     if (this.base) await this.look();

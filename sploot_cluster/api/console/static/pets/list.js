@@ -1,4 +1,4 @@
-// The list of all pets, to find one by name or id, or those that need most work.
+// The list of all pets, with a search by name or id, sorted by default so that pets that need most work come first.
 
 import { get } from "../api.js";
 import { count, fill, go, h } from "../dom.js";
@@ -6,7 +6,7 @@ import { cover, coverOf } from "./tiles.js";
 
 const PAGE = 50;
 
-// Maximum number of items of a pet with a cover in the list; for a larger pet, the response with its clusters is too
+// Pets with more items than this have no cover in the list, because the response with their clusters would be too
 // large.
 const MOST_FOR_COVER = 5_000;
 const ORDERS = { noise: "most loose items", items: "most items", newest: "newest ids", id: "ids" };
@@ -24,7 +24,7 @@ export const listPage = {
     }
   },
 
-  /** The field for a pet id, shown above the error that an invalid id caused. */
+  /** Return a form to enter a pet id. It is shown above the error that an invalid id caused. */
   form(id) {
     const field = h("input", { type: "search", name: "search", value: id, required: true, inputmode: "numeric", "aria-label": "Pet id" });
     return h("form", { class: "row tools", onsubmit: (event) => (event.preventDefault(), go(`#/pet/${encodeURIComponent(field.value.trim())}`)) }, field, h("button", { class: "main" }, "Show"));
