@@ -81,14 +81,14 @@ def decide(
     if len(ids) and ids[-1] < 0:
         ids = ids[ids >= 0]
     if len(ids) > _FIRST:
-        # in most cases, the first neighbours decide
+        # in most cases, the nearest few neighbours are enough to decide
         first = _tops(ids[:_FIRST], similarity, labels, origins)
         leader = _leader(first, similarity[_FIRST])
         if leader is not None and reach(leader[0], clusters[leader[1]].threshold) <= settings.arrival_slack:
             return Decision(leader[1], Origin.ARRIVED, leader[0])
     tops = _tops(ids, similarity, labels, origins)
 
-    # most similar first; equally similar clusters by ascending id
+    # the most similar cluster first; equally similar clusters by ascending id
     by_similarity = sorted([(-sum(top) / len(top), label) for label, top in tops.items()])
     for negative, label in by_similarity:
         cluster, n_top = ClusterId(label), len(tops[label])
@@ -104,7 +104,7 @@ def _tops(
 ) -> dict[int, list[float]]:
     """Return, for each cluster, its up to three highest similarities; ``ids`` are the neighbours, closest first."""
     tops: dict[int, list[float]] = {}
-    # for sixty-four pairs, lists are faster than arrays
+    # for 64 neighbours, a loop over lists is faster than numpy
     for label, origin, one in zip(
         labels.take(ids).tolist(), origins.take(ids).tolist(), similarity[: len(ids)].tolist(), strict=True
     ):
@@ -190,7 +190,7 @@ def medoid_of(vectors: FloatMatrix) -> int:
 
 
 class Thresholds:
-    """A cache of :func:`threshold_of` for groups of a pet's rows.
+    """A cache of the thresholds (:func:`threshold_of`) of groups of rows.
 
     If a group consists of exactly the counted members of a cluster, and none of them has the origin ARRIVED, the
     threshold on the cluster's card is still valid, so it is used instead of being computed again.

@@ -88,7 +88,7 @@ def _separated(groups: LabelVector, rows: RowConstraints) -> dict[int, Rows]:
     found, starts = np.unique(groups[order], return_index=True)
     members_of = dict(zip(found.tolist(), np.split(order, starts[1:]), strict=True)) if len(order) else {}
     sides = [rows.sides_of(members) for members in members_of.values()]
-    # the sides of all groups before and after each one
+    # the combined sides of the groups before each group, and of the groups after it
     before, after = [*accumulate(sides, or_, initial=FREE)], [*accumulate(reversed(sides), or_, initial=FREE)][::-1]
     return {
         group: members[np.linspace(0, len(members) - 1, num=min(len(members), MOST_NAMED)).astype(np.intp)]

@@ -152,7 +152,7 @@ def regroup(
 def _locked_after(
     state: PetState, labels: LabelVector, aliases: Mapping[ClusterId, ClusterId | None], living: set[ClusterId]
 ) -> Set[ClusterId]:
-    """Return the locked clusters among the new ones."""
+    """Return the clusters that are locked once the new labels and aliases are committed."""
     leads_to = {old: now for old, now in {**state.aliases, **aliases}.items() if now is not None}
     cards = {id_: state.clusters.get(id_) or ClusterCard(id_, 0, state.revision + 1) for id_ in living}
     return locked_in(replace(state, labels=labels, aliases=leads_to, clusters=cards))

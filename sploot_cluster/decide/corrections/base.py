@@ -47,7 +47,7 @@ UNKNOWN_REQUESTER: Final = "unknown"
 
 
 class Signed(TypedDict, total=False):
-    """The fields that all requests share: the requester, the revision that they saw, and the suggestion it answers."""
+    """The fields that all requests share: requester, revision that the requester saw, and answered suggestion."""
 
     requested_by: str
     expected_revision: int | None
@@ -124,7 +124,7 @@ class Request(Checked, ABC, Generic[Answer]):
 
     @classmethod
     def body(cls) -> dict[str, Field]:
-        """Return the fields that state what to do, and ``suggestion`` if the verb can answer suggestions."""
+        """Return the fields of the request's body: its own, and ``suggestion`` if the verb can answer one."""
         fields = fields_of(cls)
         body = {name: known for name, known in fields.items() if name not in Signed.__annotations__}
         if cls.answers:
@@ -220,8 +220,8 @@ class Demands(Protocol):
         """Demand that items share a cluster, and are never noise.
 
         Args:
-            media: the most important items first: where newer corrections divide the items, each joins a group of items
-                before it if possible.
+            media: the items, most important first. Where newer corrections divide them, each item joins the group of a
+                more important item if possible.
             cluster_of: item -> the cluster that it was in before people joined the clusters; None: there was only one.
         """
 
@@ -257,10 +257,10 @@ class Demands(Protocol):
 
 
 class Statement(LedgerEntry):
-    """A correction that demands something of items: every kind but an undo.
+    """A correction that is not an undo: it demands something of items, or marks a pet or clusters.
 
     Attributes:
-        noun: what sentences call it, such as “merge”.
+        noun: the word for it in sentences, such as “merge”.
     """
 
     __slots__ = ()

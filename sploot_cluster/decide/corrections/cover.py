@@ -1,4 +1,4 @@
-"""Cover: a chosen item stands for a cluster in lists, also after the cluster was merged or its id has ended."""
+"""Cover: a chosen item stands for a cluster in lists, even after the cluster was merged or its id has ended."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, Pet
 @checked
 class CoverCluster(LedgerRequest):
     """Choose the item that stands for a cluster, its cover. It stays the cover as long as it is in the cluster. A
-    merged cluster has the cover of the cluster that was kept, or else the newest of the others. Without a chosen cover,
-    the most typical item stands for a cluster.
+    merged cluster has the cover of the cluster that was kept, or else the newest cover of the others. Without a chosen
+    cover, the most typical item stands for a cluster.
     """
 
     verb: ClassVar[str] = "cover"

@@ -110,7 +110,7 @@ class Exclusion(Statement):
     def plan_back(self, state: PetState) -> Plan:
         """Plan to move excluded items back: from noise, and from clusters in which they are the majority.
 
-        Such a cluster can result from older corrections.
+        They can be the majority of a cluster because older corrections keep them together.
         """
         import numpy as np
 

@@ -14,7 +14,7 @@ from sploot_cluster.pet.vectors import LabelVector, Rows
 def without(
     state: PetState, media: Sequence[MediaId], cluster: ClusterId, *, instead: ClusterId = NOISE
 ) -> LabelVector:
-    """Return the labels after those of ``media`` that are in ``cluster`` are moved to the cluster ``instead``."""
+    """Return new labels: those ``media`` that are in ``cluster`` are moved to the cluster ``instead``."""
     labels = state.labels.copy()
     rows = present(state, media)
     labels[rows[labels[rows] == cluster]] = instead
@@ -26,7 +26,7 @@ def some_of(state: PetState, cluster: ClusterId, media_ids: Sequence[str]) -> tu
 
     Raises:
         UnknownMedia: some of the items are not in the cluster.
-        InvalidInput: these are all items of the cluster.
+        InvalidInput: no item would remain in the cluster.
     """
     media, members = [MediaId(item) for item in media_ids], rows_of(state, cluster)
     elsewhere = [item for item in media if item not in state.rows or state.labels[state.rows[item]] != cluster]

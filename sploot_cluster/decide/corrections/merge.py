@@ -96,7 +96,7 @@ class Merge(Statement):
 
     @property
     def version(self) -> int:
-        return 2 if self.bases else 1  # without bases, a reader would miss most of the items
+        return 2 if self.bases else 1  # a reader that ignores bases would miss most of the items
 
     @property
     def cluster(self) -> ClusterId | None:
