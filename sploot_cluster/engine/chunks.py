@@ -19,7 +19,7 @@ import numpy as np
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 from sploot_cluster.threads import spread
 
-# A value below every similarity.
+# A value that is lower than every similarity.
 NEVER: Final = np.float32(-3)
 
 # Vectors per chunk: smaller chunks rule out more but take more memory. Measured with 8, 16 and 32 on 1,000 to 10,000
@@ -121,7 +121,7 @@ class Arrived:
     Attributes:
         nearest: the results for each new vector.
         chunks: the chunks of the new vectors.
-        most: (n_old, n_chunks) float32 similarity of each old vector to the most similar one of each of these chunks.
+        most: (n_old, n_chunks) float32 similarity of each old vector to the most similar vector of each new chunk.
         near: (p, 2) pairs of an old and a new row whose similarity is at least the limit given for the old row.
     """
 
@@ -166,7 +166,7 @@ def arrived_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, least: FloatVe
         return np.stack([old_rows[near_places], n_old + rows[near]], axis=1)
 
     found = list(spread(fill, range(0, n_of_new, step), threads=threads))
-    near = np.unique(np.concatenate(found), axis=0)  # the row that pads the last chunk is found more than once
+    near = np.unique(np.concatenate(found), axis=0)  # the row that pads the last chunk may be found several times
     of_new = replace(of_new, rows=n_old + of_new.rows)
     return Arrived(Nearest.of(chunks, places, similarities, most), of_new, most_of_old, near)
 

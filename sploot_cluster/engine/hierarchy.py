@@ -1,11 +1,11 @@
 """Conversion of a spanning tree into a single-linkage hierarchy, with a defined order for edges of equal weight.
 
-Core distances give many edges the same weight, and which of them a minimum spanning tree contains is arbitrary. Which
-rows are connected at a given distance is not: that is the same for every minimum spanning tree. So edges whose weights
-are equal within float32 precision are processed together. In each component that these edges form, the largest part
-absorbs the others one after another, the smallest first. Any other order would create components that begin and end at
-the same distance, and the hierarchy would take them for clusters. Each row has a number, its *name*. Parts of equal
-size are ordered by their smallest name, so the order of rows does not matter.
+Core distances give many edges the same weight, and a minimum spanning tree contains an arbitrary choice of these edges.
+But at every distance, all minimum spanning trees connect the same rows. So edges whose weights are equal within float32
+precision are processed together. In each component that these edges form, the largest part absorbs the others one after
+another, the smallest first. Any other order would create components that begin and end at the same distance, and the
+hierarchy would take them for clusters. Each row has a number, its *name*. Parts of equal size are ordered by their
+smallest name, so the order of rows does not matter.
 """
 
 from __future__ import annotations

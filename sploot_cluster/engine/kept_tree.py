@@ -1,9 +1,8 @@
 """Serialisation of a pet's spanning tree, which is stored next to the pet.
 
-The tree is a pure function of the vectors of the first n rows, and rows are only ever appended. So it takes no part in
-commits: a reader that finds an outdated tree extends it, and a missing, stale or unreadable tree costs a fresh build
-and nothing else. The header identifies the rows that the tree covers by a hash of ``PetState.born`` and the media ids
-of these rows.
+The tree is a pure function of the vectors of the first n rows, and rows are only ever appended. So commits need not
+write it: a reader extends an outdated tree, and builds a new one if the tree is missing, stale or unreadable. The
+header identifies the rows that the tree covers by a hash of ``PetState.born`` and the media ids of these rows.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from sploot_cluster.pet.models import Backend
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
-# Groups are clear if the median core distance of their items is less than this share of that of the noise. Measured:
-# .66 to .72 for subjects among unrelated items, whatever these have in common, and .72 to .87 for parts of one class of
-# digits.
+# Groups are clear if the median core distance of their items, divided by the median core distance of the noise, is less
+# than this. Measured: .66 to .72 for subjects among unrelated items, whatever these have in common, and .72 to .87 for
+# parts of one class of digits.
 _CLEAR: Final = 0.72
 
 # Minimum number of near copies that count as one item. Two make no difference, because a row's core distance is the
@@ -86,7 +86,7 @@ def density_of(
 
 
 def _parts(picture: Rows, n_copies: Rows) -> Rows:
-    """Return the pictures, but with each item of a pair as a part of its own, because a pair is not unusually dense."""
+    """Return the pictures, but split those with two copies into single items, because a pair is not unusually dense."""
     n = len(picture)
     _, parts = np.unique(np.where(n_copies >= _COPIES, picture, n + np.arange(n)), return_inverse=True)
     return parts
@@ -95,7 +95,7 @@ def _parts(picture: Rows, n_copies: Rows) -> Rows:
 def plain_density_of(
     tree: SpanningTree, vectors: FloatMatrix, size: int, *, settings: ClusterSettings, names: Rows | None = None
 ) -> Density:
-    """Return HDBSCAN's groups of ``size`` items or more, or a single one; see :func:`density_of` for the arguments."""
+    """Return HDBSCAN's groups of ``size`` items or more, or a single group; arguments as for :func:`density_of`."""
     groups = _Groups(*select(linkage(tree, names), size))
     if groups.are_mostly_noise and not groups.are_clear(tree.core, counts=np.ones(tree.n, dtype=np.bool_)):
         groups = groups.or_single(vectors, size, settings)
@@ -115,7 +115,7 @@ class _Groups:
     probabilities: DoubleVector
 
     def of_rows(self, picture: Rows) -> _Groups:
-        """Return the groups of rows, given that these are the groups of pictures."""
+        """Convert groups of pictures to groups of rows."""
         return _Groups(self.labels[picture], self.probabilities[picture])
 
     def of_pictures(self, picture: Rows, size: int) -> _Groups:
@@ -127,7 +127,7 @@ class _Groups:
         return _Groups(np.where(is_of_few, -1, self.labels), np.where(is_of_few, 0.0, self.probabilities))
 
     def with_free(self, others: _Groups) -> _Groups:
-        """Return these groups, and those of ``others`` whose rows are all noise in these groups."""
+        """Return these groups, and in addition each group of ``others`` whose rows are all noise here."""
         grouped = others.labels[others.labels >= 0]
         n_free = np.bincount(grouped, weights=self.labels[others.labels >= 0] < 0)
         is_free = np.append(n_free == np.bincount(grouped), False)
@@ -144,7 +144,7 @@ class _Groups:
     def are_clear(self, core: DoubleVector, *, counts: BoolVector) -> bool:
         """Return whether the groups are much denser than the noise around them, given the core distances of all rows.
 
-        The result does not depend on what all vectors have in common, which is much in some models.
+        The vectors of some models have much in common; this does not affect the result.
         """
         is_grouped = (self.labels >= 0) & counts
         is_noise = (self.labels < 0) & counts

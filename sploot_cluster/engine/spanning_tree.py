@@ -127,7 +127,7 @@ def spanning_tree(
 
 
 def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> DoubleVector:
-    """Return the (m,) float64 Euclidean distances of pairs of rows; symmetric to the last bit."""
+    """Return the (m,) float64 Euclidean distances of pairs of rows; swapping the rows of a pair gives the same bits."""
     others = np.broadcast_to(others, rows.shape)
     distances = np.empty(len(rows))
     for start in range(0, len(rows), _PAIRS):
@@ -142,7 +142,7 @@ class View:
     """The known similarities of some rows to others: to the most similar ones, and the maximum for each chunk.
 
     Attributes:
-        rows: (r,) the rows that the view is about.
+        rows: (r,) the rows whose similarities to others the view holds.
         chunks: the chunks of the rows that they were compared with.
         listed: (r, k) the most similar of the rows in ``chunks``, the most similar first; k may be 0.
         similarity: (r, k) float32 similarities to ``listed``.
@@ -191,7 +191,7 @@ class Boruvka:
         for view in views:
             is_listed = view.listed.shape[1] > 0
             self._horizon[view.rows] = view.similarity[:, -1] if is_listed else view.most.max(axis=1)
-        # no edge of a row is better than its similarity in ``core``
+        # no edge of a row is better than the row's similarity in ``core``
         np.minimum(self._horizon, core, out=self._horizon)
         # the best edge that a comparison found, and the row it leads to; stale once both ends are in one component
         self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)
@@ -229,7 +229,7 @@ class Boruvka:
         leaves = np.flatnonzero(self._component[edges.rows[:, 0]] != self._component[edges.rows[:, 1]])
         ends, reachability = edges.rows[leaves], edges.reachability[leaves]
         for ones, others in ((ends[:, 0], ends[:, 1]), (ends[:, 1], ends[:, 0])):
-            # of several edges of a row, the last assignment counts: that of the most similar one
+            # if a row has several edges, the last assignment counts: the one for the most similar row
             last = np.full(len(best), -1, dtype=np.intp)
             last[ones] = np.arange(len(ones))
             rows = np.flatnonzero(last >= 0)

@@ -281,7 +281,8 @@ def _nearest_to(vectors: FloatMatrix, similarity: FloatVector, row: int, k: int)
     """Return the (k,) rows nearest to ``row``, and their distances.
 
     Args:
-        similarity: similarity to each candidate. That of ``row`` to itself is left out, or lower than any other.
+        similarity: similarity to each candidate. The similarity of ``row`` to itself is left out, or lower than all
+            others.
     """
     close = np.arange(len(similarity))
     if k < len(similarity):

@@ -1,8 +1,8 @@
 """The items of a pet, page by page in order of arrival: a page costs the same in a pet of any size.
 
 A cursor consists of the number of items before the page, and the beginning of a random name (``PetState.born``) that
-changes when rows of the pet move up. So cursors from before a deletion are refused, because the pages after them would
-leave out items.
+changes when rows of the pet move up. So a cursor from before a deletion is refused; the next page would otherwise leave
+out items.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Pages of the list of pets: searched, sorted, and each continued from the last pet of the previous page.
 
 If pets are sorted by id, only those of the page are read. To sort by a count, the counts of all matching pets are read,
-so that is refused if more than ``MAX_SORTED`` match. A search that is not a number reads only pets whose name matches.
+so this is refused if more than ``MAX_SORTED`` pets match. A search that is not a number reads only pets whose name
+matches.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CURSOR: Final = "^([0-9]{1,10}:)?[1-9][0-9]{0,18}$"
 
 
 class PetOrder(StrEnum):
-    """The order of a list of pets. Pets that are equal in it are in ascending order of their ids."""
+    """The order of a list of pets. Pets with equal values are in ascending order of their ids."""
 
     ID = "id"
     NEWEST = "newest"  # by descending id, because most applications assign ascending ids
@@ -69,8 +70,8 @@ def page_of(
         cursor: ``next_cursor`` of the previous page.
 
     Raises:
-        InvalidInput: the cursor is invalid, too many pets match to be sorted in this order, or too many have such a
-            name.
+        InvalidInput: the cursor is invalid, too many pets match to be sorted in this order, or too many have a name
+            with this beginning.
     """
     if cursor is not None and not re.fullmatch(CURSOR, cursor):
         raise InvalidInput("cursor", "is not a cursor of this list", "send next_cursor of the previous page unchanged")

@@ -106,7 +106,7 @@ class Correction(ABC):
         return None
 
     def undoes(self) -> int | None:
-        """Return the revision of the correction that this one undoes; None if this one is not an undo."""
+        """Return the revision of the correction that this one undoes; None if it is not an undo."""
         return None
 
     @abstractmethod
@@ -209,7 +209,7 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An item to append, with the label and origin that were decided for it; until then, it counts as noise."""
+    """An item to append to a pet, with the label and origin that were decided for it; noise until they are decided."""
 
     media: MediaId
     vector: FloatVector
@@ -422,7 +422,7 @@ class Restored:
 
     Attributes:
         restored: the revision that was restored; ``revision`` is the new one.
-        n_moved: number of items whose cluster changed, including noise.
+        n_moved: number of items whose cluster changed, including to and from noise.
         n_held: number of items that could not be restored, because corrections in force hold them elsewhere.
         n_later: number of items that arrived after that revision; each joined the items that shared its cluster just
             before the restore, or became noise.

@@ -36,7 +36,7 @@ class PetRows:
         vectors: FloatMatrix | None = None,
         occurred_at_ms: TimeVector | None = None,
     ) -> None:
-        """Start with these rows; the arrays are not copied and never written to. Without times, all are unknown."""
+        """Start with these rows; the arrays are neither copied nor written to. Without times, all times are unknown."""
         self._media = list(media)
         self._row_of = {item: row for row, item in enumerate(self._media)}
         self._vectors = vectors if vectors is not None else np.empty((0, 0), dtype=np.float32)

@@ -91,7 +91,7 @@ def view_of(state: PetState, presentation: Presentation) -> PetView:
 def named(view: PetView, name: str) -> PetView:
     """Return the view with only the clusters that have a name, or other name, beginning with ``name``.
 
-    Case is ignored. The lists of noise and dismissed items are empty then.
+    Case is ignored. In the result, the lists of noise and dismissed items are empty.
     """
     if not name:
         return view
@@ -124,7 +124,7 @@ def ordered(view: PetView, order: ItemOrder) -> PetView:
 
 
 def _derived_cover(state: PetState, card: ClusterCard, rows: Rows) -> MediaId:
-    """Return the item that stands for a cluster: its medoid, or if that has left, its first accepted item."""
+    """Return the item that stands for a cluster: its medoid, or its first accepted item if the medoid has left."""
     if card.medoid is not None and card.medoid < state.n_media and state.labels[card.medoid] == card.id:
         return state.media[card.medoid]
     accepted = rows[state.origins[rows] != Origin.ABSORBED]
