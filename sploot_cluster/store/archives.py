@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-# Maximum total size of an archive's members, inflated. The vectors of a pet take at most 512 MiB, the maximum size of a
-# Redis value; the rest is for a candidate model with longer vectors.
+# Maximum total size of an archive's members in bytes, uncompressed. The vectors of a pet take at most 512 MiB, the
+# maximum size of a Redis value; the rest is for a candidate model with longer vectors.
 MOST_BYTES: Final = 4 * 1024**3
 
 # The date of every member, so that archives of the same members are identical: the earliest that a zip can store.
@@ -75,7 +75,7 @@ def unpack(file: bytes, *, most_bytes: int = MOST_BYTES) -> dict[str, bytes]:
             if n_bytes > most_bytes:
                 raise ValueError(f"it has {n_bytes:,} bytes unpacked, expected at most {most_bytes:,}")
             if any(member.compress_type not in _METHODS for member in members):
-                # with other methods, zipfile cannot stop inflating at a limit
+                # with other compression methods, zipfile cannot stop at a size limit
                 raise ValueError("it has members that are neither stored nor deflated")
             return {member.filename: _content(packed, member) for member in members}
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, OSError) as exc:
@@ -101,7 +101,7 @@ def check(value: object, shape: Shape, *, name: str) -> None:
     """Check that a JSON value has the expected shape.
 
     Raises:
-        ValueError: it does not have it; the message gives the path of the wrong part, starting with ``name``.
+        ValueError: it has another shape; the message gives the path of the wrong part, starting with ``name``.
     """
     match shape:
         case tuple():

@@ -207,7 +207,7 @@ def _no_number(text: str) -> float:
 
 
 def _correction(number: int, facts: Mapping[str, Any], *, pet: PetId) -> Correction:
-    """Parse a correction of the ledger; refuse one that would be stored differently from what the file states."""
+    """Parse a correction of the ledger; refuse one that Redis would store differently than the file does."""
     name = f"{_FACTS}.ledger[{number}]"
     try:
         correction = ledger.loads(json.dumps(facts), pet=pet)

@@ -1,9 +1,9 @@
 """The index of pets by name, for searches by the beginning of a name. ``keys.py`` documents its key.
 
 The index is in another slot than the pets, so no script can write both. A name is added before the commit that gives
-it, and former names are removed afterwards. If a process dies between the two, an outdated name stays in the index; a
-search compares each entry that it finds with the pet's own name, and removes outdated ones. After a write, the pet is
-read again, because two processes may change names at once.
+the pet this name, and former names are removed afterwards. If a process dies between the two, an outdated name stays in
+the index; a search compares each entry that it finds with the pet's own name, and removes outdated ones. After a write,
+the pet is read again, because two processes may change names at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import redis
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.store.keys import NAMES, PetKeys
 
-# Greater than every byte of UTF-8.
+# A byte that is greater than every byte of UTF-8 text.
 _LAST: Final = b"\xff"
 
 # Number of pets whose names are read in one round trip, which occupies the server's only thread for about a
@@ -31,7 +31,7 @@ class NameIndex:
         self._client: Any = client
 
     def add(self, pet: PetId, name: str) -> None:
-        """Add an entry for a name that a pet is about to get. Searches ignore the entry until the pet has the name."""
+        """Add an entry for a name that a pet is about to get. Searches ignore it until the pet has the name."""
         self._client.zadd(NAMES, {_entry(pet, name): 0})
 
     def settle(self, pet: PetId, *, former: Collection[str | None] = ()) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from sploot_cluster.store.port import PetStore
 
-# Maximum size of the vectors of a row group, which is collected in memory; a single larger pet exceeds it.
+# Maximum size of the vectors of a row group, which is collected in memory. A single pet with more is one group.
 GROUP_BYTES: Final = 64 * 1024**2
 # Size of a file after which the next pet goes to a new file.
 FILE_BYTES: Final = 1024**3

@@ -136,7 +136,7 @@ class PetStore(Protocol):
     def keep_tree(self, pet: PetId, tree: KeptTree) -> None:
         """Store a spanning tree, unless the pet was recreated since, or a larger tree is stored.
 
-        A stored tree only saves time later.
+        It saves time later, but nothing depends on it.
         """
         ...
 
@@ -145,7 +145,7 @@ class PetStore(Protocol):
         ...
 
     def keep_preview(self, preview: Preview) -> bool:
-        """Store a preview for ``previews.KEPT_FOR``, replacing an older one.
+        """Store a preview for the duration ``previews.KEPT_FOR``; it replaces an older one.
 
         Returns:
             False if the pet has changed since the preview was computed; nothing is stored then.
@@ -177,7 +177,7 @@ class PetStore(Protocol):
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
-        """Quarantine an item whose model or dimension is not the pet's, until the item arrives with the pet's.
+        """Quarantine an item whose model or dimension is not the pet's, until it arrives with those of the pet.
 
         Returns:
             False if the pet was recreated since ``state``, has the item, or has ``tally.MAX_QUARANTINED`` items in

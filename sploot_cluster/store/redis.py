@@ -228,7 +228,7 @@ class RedisPetStore:
         return not change.arrivals or 4 * n * dim <= self._max_vector_bytes
 
     def _check_room(self, state: PetState, change: Change) -> None:
-        # no script has to check this, because the commit succeeds only on this state
+        # the script need not check this again, because the commit succeeds only on this state
         if not self._has_room(state, change):
             raise PetTooLarge(pet=state.pet, n_media=state.n_media)
 
@@ -416,8 +416,8 @@ class RedisPetStore:
             history = [*self._entries(keys.history)]
             overwritten = [*self._entries(keys.overwritten, per_page=RECORDS_PER_PAGE)]
             arrived = cast("bytes | None", self._client.get(keys.arrived)) or b""
-            # read last, to detect whether the pet changed meanwhile: a commit changes its version, and without a commit
-            # the quarantine and the shadow can only grow, which changes their counts
+            # read last, to detect whether the pet has changed: a commit changes its version. The quarantine and the
+            # shadow change without a commit too, but then they only grow, which changes their counts
             meta = cast("dict[bytes, bytes]", self._client.hgetall(keys.meta))
         n_shadow = len(shadow_vectors) if with_vectors else int(meta.get(b"n_shadow", 0))
         counts = len(quarantine), len(history), len(overwritten), n_shadow
@@ -439,7 +439,7 @@ class RedisPetStore:
         )
 
     def _fields(self, key: str) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the fields and values of a hash, page by page; each that exists throughout is yielded at least once."""
+        """Yield the fields and values of a hash in pages; a field that exists throughout is yielded at least once."""
         cursor = 0
         while True:
             cursor, page = cast(
@@ -806,13 +806,13 @@ def _written(state: PetState, change: Change) -> Iterator[Any]:
 
 def _names_of(state: PetState, change: Change) -> tuple[str | None, str | None]:
     """Return the names of the pet before and after a change."""
-    if change.correction is None:  # true of all arrivals, which must not spend time on names
+    if change.correction is None:  # always the case for arrivals, which must not spend time on names
         return None, None
     return pet_name_of(state.ledger), pet_name_of((*state.ledger, change.correction))
 
 
 def _arrived(stored: bytes, n: int) -> npt.NDArray[np.uint32]:
-    """Return the revisions at which the first n rows arrived; ``stored`` may include rows that arrived later."""
+    """Return the (n,) revisions at which the first n rows arrived; ``stored`` may include rows that arrived later."""
     return np.frombuffer(stored, dtype="<u4", count=n).astype(np.uint32)
 
 
@@ -843,7 +843,7 @@ def _n_vector_bytes(counts: Sequence[bytes | None]) -> int:
 
 
 def _side_state(before: PetDump | None) -> tuple[str, int, int]:
-    """Return the values that replace.lua compares in addition to the commit.
+    """Return the values that replace.lua compares, in addition to the name of the commit.
 
     These are the time at which the shadow was opened, its number of vectors, and the size of the quarantine.
     """

@@ -101,7 +101,7 @@ class PetRepairs:
     """A reader of raw pets, whole or damaged, that can also replace damaged ones."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
-        """Args: ``client`` as for :class:`RedisPetStore`. Its Redis user must be allowed to write pets."""
+        """``client`` is as for :class:`RedisPetStore`; its Redis user must be allowed to write pets."""
         self._client, self._store, self._names = client, RedisPetStore(client), NameIndex(client)
         scripts = files(__package__)
 
@@ -187,7 +187,7 @@ class PetRepairs:
                 self._client.sadd(PETS, *added[start : start + _PAGE])
             for pet in found.gone:
                 self._client.srem(PETS, pet)
-                if self._exists(pet):  # it was created meanwhile
+                if self._exists(pet):  # the pet was created meanwhile
                     self._client.sadd(PETS, pet)
             for pet in found.unnamed:
                 self._names.settle(pet)

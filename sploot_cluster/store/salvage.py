@@ -67,8 +67,8 @@ class Salvaged:
 
     Attributes:
         pet: the pet after the repair, one revision later or, if corrections had to be made again, several.
-        derived: one sentence for each thing that the repair computes from other keys.
-        lost: one sentence for each thing that the repair cannot restore.
+        derived: one sentence for each part of the pet that the repair computes from other keys.
+        lost: one sentence for each part of the pet that the repair cannot restore.
     """
 
     pet: PetDump
@@ -333,7 +333,7 @@ def _column(
 
 @dataclass(frozen=True, slots=True)
 class _Membership:
-    """Consistent labels and origins; ``is_whole`` states whether all labels are known."""
+    """Consistent labels and origins of the rows; ``is_whole`` states whether all labels are known."""
 
     labels: LabelVector
     origins: OriginVector

@@ -29,8 +29,8 @@ _pack: Callable[[tuple[Any, ...]], bytes] | None = (
 
 _POOLS: Final = (redis.ConnectionPool, SentinelConnectionPool)
 
-# Maximum number of connections to keep per pool, enough for all threads that call at the same time. A pool with a limit
-# below 32 connections keeps only half of its limit.
+# Maximum number of connections to keep per pool, enough for all threads that call at the same time. For a pool that is
+# limited to fewer than 32 connections, half of its limit.
 MOST_KEPT: Final = 16
 
 # The keys and arguments of one call.
@@ -88,7 +88,7 @@ class ShortCalls:
             commands: list[tuple[Any, ...]] = [("EVALSHA", sha, len(keys), *keys, *args)]
             if then:
                 commands.append(tuple(then))
-            connection.send_packed_command([_packed(connection, commands)])  # each item would be a system call
+            connection.send_packed_command([_packed(connection, commands)])  # as one item: each would be a system call
             answer = _reply(connection)
             after = connection.read_response() if then else None
             used.is_answered = not _is_from_replica(answer)

@@ -86,9 +86,9 @@ def revision_of(id_: bytes) -> int:
     return int(id_.partition(b"-")[0])
 
 
-# Maximum number, and approximate size in bytes, of the arguments of one command that writes a pet. Redis runs such a
-# command in a millisecond or two; many more arguments would not fit on Lua's stack. The number is even, so that fields
-# stay with their values.
+# Maximum number, and approximate maximum size in bytes, of the arguments of one command that writes a pet. Redis runs
+# such a command in a millisecond or two; many more arguments would not fit on Lua's stack. The number is even, so that
+# fields stay with their values.
 MOST_ARGUMENTS: Final = 2_000
 MOST_BYTES: Final = 256 * 1024
 

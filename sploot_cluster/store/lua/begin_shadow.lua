@@ -2,7 +2,7 @@
 --
 -- KEYS     all keys of the pet
 -- ARGV     born, then the fields of the shadow
--- Returns  1 if it was opened, 0 if the pet was recreated or has a shadow already,
+-- Returns  1 if the shadow was opened, 0 if the pet was recreated or has a shadow already,
 --          {"DAMAGED", key, expected, found} if the pet is damaged
 
 local damaged, born, _, _, _, _, _, _, n_shadow = look()

@@ -18,7 +18,7 @@
 --          media of the arrivals; their vectors; clusters to set (id, card, …); clusters to remove; aliases to set; aliases to remove
 -- Returns  {"OK", revision, born}      written; also when a lost reply made the client send the same commit again
 --          {"CONFLICT", revision}      the pet is not at that state
---          {"CLAIMED", revision, ms}   it is, but another change has claimed it for this long
+--          {"CLAIMED", revision, ms}   the pet is at that state, but another change has claimed it for this long
 --          {"UNCONSERVED", revision, ingested, n_quarantined}   some items would be missing from the counts
 --          {"DAMAGED", key, expected, found}   the pet is damaged, perhaps only since the change was decided
 --

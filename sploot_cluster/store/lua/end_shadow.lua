@@ -1,7 +1,7 @@
 -- Deletes the shadow of a pet and its vectors.
 --
 -- KEYS     all keys of the pet
--- Returns  1 if it was open, 0 if none was, {"DAMAGED", key, expected, found} if the pet is damaged
+-- Returns  1 if a shadow was open, 0 if not, {"DAMAGED", key, expected, found} if the pet is damaged
 
 local damaged, _, _, _, _, _, _, _, n_shadow = look()
 if damaged then

@@ -2,7 +2,7 @@
 --
 -- KEYS     1 meta
 -- ARGV     claimant
--- Returns  1 if it was ended, 0 if the claimant had none
+-- Returns  1 if the claim was ended, 0 if the claimant had no claim
 
 if redis.call('HGET', KEYS[1], 'claim') ~= ARGV[1] then
   return 0
