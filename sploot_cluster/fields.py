@@ -161,7 +161,8 @@ class ListOf(Generic[Item]):
     """A list of distinct entries; duplicates are removed, and the order is kept.
 
     Attributes:
-        longest: the maximum number of entries, duplicates included, so that a list that is too long is refused unread.
+        longest: the maximum number of entries, including duplicates, so that a list that is too long is refused before
+            its entries are checked.
     """
 
     of: Kind[Item]

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from sploot_cluster.refusals import RedisRefusal
 
 JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled", "refused"]
-# Final states: a job does not leave them by itself.
+# Final states: a job in such a state does not change by itself.
 ENDED: Final[frozenset[JobState]] = frozenset({"succeeded", "dead", "cancelled", "refused"})
 
-# The outcomes of cancelling a job, in order: it was waiting and was removed; its worker was asked to end it; it is
-# unknown or had ended already.
+# The outcomes of cancelling a job, in order: the job was waiting and was removed; its worker was asked to end it; the
+# job is unknown or had ended already.
 CancelOutcome = Literal["cancelled", "requested", "not-found"]
 
 
@@ -135,7 +135,7 @@ class Traces:
         n_dead_letters: number of dead letters, in all queues.
         n_waiting: number of waiting events and corrections, which would restore the deleted items or refer to them.
         records: the ids of the jobs with records.
-        dead_letters: queue and id of each dead letter.
+        dead_letters: the queue and the id of each dead letter.
         unreadable: dead letters that cannot be read, so that they may belong to the pet; they are never deleted.
     """
 

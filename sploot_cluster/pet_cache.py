@@ -39,7 +39,7 @@ SHARE: Final = 1 / 4
 # Size of an id of 36 characters: the string, its place in the list and its entry in the dictionary; measured with
 # tracemalloc on Python 3.11.
 BYTES_PER_ITEM: Final = 250
-# Fixed overhead per pet, measured in the same way; it matters because most pets are small.
+# Fixed overhead per pet, measured with tracemalloc; it matters because most pets are small.
 BYTES_PER_PET: Final = 2_500
 # Size of a correction without the ids of its items, because these strings are shared with the pet.
 BYTES_PER_CORRECTION: Final = 1_000
@@ -64,7 +64,8 @@ class PetMemory:
     Attributes:
         state: the newest state seen; revision 0 if the pet was never loaded.
         n_kept: number of rows of the spanning tree that this process last stored.
-        asked: when this process last requested a recluster, and the number of items at the last recluster before that.
+        asked: when this process last requested a recluster, and the number of items that the pet had at its last
+            recluster before this request.
     """
 
     def __init__(self, pet: PetId) -> None:

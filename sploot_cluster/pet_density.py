@@ -38,7 +38,7 @@ _BEHIND_RATIO: Final = 1 / 32
 
 
 class PetDensity:
-    """A calculator of the density of pets, which keeps their trees in ``store``. Thread-safe."""
+    """A calculator of the density of pets, which keeps their spanning trees in ``store``. Thread-safe."""
 
     def __init__(
         self, store: PetStore, settings: ClusterSettings, *, on_fallback: Callable[[Fallback], None] = lambda _: None
@@ -70,7 +70,7 @@ class PetDensity:
         return state, density
 
     def with_arrival(self, memory: PetMemory, media: MediaId, vector: FloatVector) -> tuple[FloatMatrix, Density]:
-        """Return the vectors of the pet in ``memory`` with that of an arrival appended, and their density."""
+        """Return the vectors of the pet in ``memory`` with the vector of an arrival appended, and their density."""
         state = memory.state
         vectors = PetRows.behind(state).vectors_and(state.n_media, vector)
         remembered = self._recall(memory, len(vectors))

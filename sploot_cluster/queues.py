@@ -196,7 +196,7 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class QueueJob:
-    """An unfinished job as its queue holds it. Facts that cannot be read from it are null."""
+    """An unfinished job as its queue holds it. Facts that its entry does not show are null."""
 
     queue: str
     state: Literal["waiting", "running", "delayed", "retrying"]
@@ -327,7 +327,7 @@ class CarefulRequeue:
     Attributes:
         per_s: number of the remaining dead letters to requeue per second.
         wait_s: maximum time in which the first job has to end.
-        stop_after: number of jobs that fail again after which the canary stops.
+        stop_after: the canary stops after this number of jobs have failed again.
     """
 
     per_s: float = 10.0
@@ -444,7 +444,7 @@ class QueueOperations(Protocol):
         ...
 
     def search(self, text: str, *, limit: int) -> Found:
-        """Return jobs and dead letters by pet, item, actor or id, and dead letters whose error contains a text."""
+        """Return the jobs and dead letters with a pet, item, actor or id, or with an error that contains the text."""
         ...
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None: ...

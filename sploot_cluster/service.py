@@ -111,7 +111,7 @@ A = TypeVar("A")
 # a race without a claim; claiming earlier would halve the throughput of three workers on one pet.
 ARRIVAL_CLAIMS_AFTER: Final = 3
 
-# Maximum number of attempts to commit a pet's arrivals of a batch while other commits come first. After these, each
+# Maximum number of attempts to commit the arrivals of a batch to one pet, if other commits come first. After that, each
 # arrival is assigned by itself.
 BATCH_ATTEMPTS: Final = 3
 
@@ -121,8 +121,8 @@ BIG_PET_BYTES: Final = 16 * 1024 * 1024
 # Number of history entries that are searched for answers to suggestions.
 ANSWERS_READ: Final = 100
 
-# Maximum time for which a change waits for the claims of other changes; the claim of a process that died lasts its full
-# time.
+# Maximum time that a change waits for the claims of other changes. If the claiming process dies, its claim lasts for
+# its full duration.
 LONGEST_WAIT_S: Final = 2 * CLAIM_MS / 1000
 
 
@@ -247,7 +247,7 @@ class ClusterService:
         commit conflicts takes two more.
 
         Returns:
-            a list with, for each item, its assignment, or None if it was not assigned here. Call :meth:`assign` for
+            for each item, in order, its assignment, or None if it was not assigned here. Call :meth:`assign` for
             such an item: it assigns the item or raises the reason. These are items that are invalid, that are
             replacements or have another model than their pet, or whose pet is claimed, damaged, full, busy or decided
             exactly (``exact_until``).
@@ -314,7 +314,7 @@ class ClusterService:
         return self.correct(CoverCluster(pet, cluster, media, **_signed(call)), operation_id=call["operation_id"])
 
     def lock(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
-        """Lock clusters until :meth:`unlock` or an undo: reclusters do not change them, and only close items join."""
+        """Lock clusters until :meth:`unlock` or an undo: reclusters leave them alone; only very similar items join."""
         return self.correct(LockClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def unlock(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
@@ -515,7 +515,7 @@ class ClusterService:
         return explain(state, media)
 
     def suggestions(self, pet: PetId, *, limit: int = 10) -> PetSuggestions:
-        """Return the questions about a pet that are most worth an answer. Loads the pet's vectors.
+        """Return the questions about a pet whose answers are worth most. Loads the pet's vectors.
 
         Each answer is a correction (``Reply``). A question that a correction in force answers is not asked again. After
         three *no* in a row, a kind of question is not asked before the next recluster.
@@ -783,7 +783,7 @@ class ClusterService:
         return PetDensity(self._store, self._settings, on_fallback=self._on_fallback)
 
     def _pruned(self, memory: PetMemory, state: PetState, gone: Collection[MediaId]) -> SpanningTree | None:
-        """Return the pet's spanning tree without the items to delete; None if the next recluster has to build it."""
+        """Return the pet's spanning tree without the items to delete; None if the next recluster must build one."""
         try:
             densities = self._densities
         except ImportError:  # the engine is not installed on this server, so a worker builds the tree later
@@ -793,7 +793,7 @@ class ClusterService:
     def _replaced(self, memory: PetMemory, arriving: Arrival, model: str) -> Assigned | None:
         """Replace the vector of an item and return its assignment; None if the pet does not have the item or the model.
 
-        Repeating it changes nothing, because the item has the vector then.
+        A repeated call changes nothing, because the item then has the vector already.
 
         Raises:
             DimensionMismatch: the pet's vectors of this model have another dimension.
@@ -1000,7 +1000,7 @@ class ClusterService:
 
         Args:
             decide_on: returns the change to commit, or None, and the result. Called once per attempt.
-            claims_after: number of lost races after which the next lost race claims the pet.
+            claims_after: number of races to lose before the change claims the pet at the next lost race.
         """
         claimant = uuid4().hex
         gives_up_at = time.monotonic() + LONGEST_WAIT_S
@@ -1025,7 +1025,7 @@ class ClusterService:
                     if n_lost >= self._settings.commit_attempts:
                         raise
                     if n_lost > claims_after:
-                        continue  # this change claimed the pet, so no other comes first unless it claimed it earlier
+                        continue  # retry at once: with the claim, only an older claim can come first
                 else:
                     claims.pop_all()  # the commit ended the claim
                     return answer

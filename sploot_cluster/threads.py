@@ -1,9 +1,9 @@
 """The thread counts of native code, for every process that computes.
 
-Work is spread over our own threads, each of which multiplies blocks of rows by itself, and not over BLAS's threads,
-which spin while they wait for each other at every product: on two cores shared with other processes, two BLAS threads
-took six times as long as one, and two of our threads took half as long as one. So BLAS and OpenMP run one thread each,
-and only our own threads are configured.
+Work is spread over our own threads, each of which multiplies blocks of rows by itself. BLAS's threads are not used,
+because they spin while they wait for each other at every product: on two cores shared with other processes, two BLAS
+threads took six times as long as one, and two of our threads took half as long as one. So BLAS and OpenMP run one
+thread each, and only our own threads are configured.
 
 An arrival is too small for a second thread. A recluster takes as many threads as there are cores, and two reclusters on
 the same cores share them without waiting for each other. OpenBLAS's core type is not set: numpy computes all products,
