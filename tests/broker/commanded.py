@@ -17,7 +17,7 @@ from broker import RedisStreamsBroker
 URL = os.environ["BROKER_URL"]
 client = redis.Redis.from_url(URL)
 
-# a worker that is still booting when its master ends
+# Simulate a worker that is still booting when its master ends.
 if os.environ.get("BOOT_WITHOUT_MASTER") and multiprocessing.parent_process() is not None:
     client.rpush("booting", os.getpid())
     master = os.getppid()
@@ -69,7 +69,7 @@ def write_without_master(n: int) -> None:
     client.rpush("began", n)
     while os.getppid() == master:
         time.sleep(0.01)
-    time.sleep(1)  # by now this process has noticed the end of its master too, and waits for this job
+    time.sleep(1)  # meanwhile, this process notices the end of its master, too, and waits for this job
     try:
         for _ in range(100):
             sys.stderr.write("x" * 10_000)

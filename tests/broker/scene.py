@@ -189,7 +189,7 @@ class Scene:
     def lose_lease(self, name: str) -> None:
         """Expire the lease of a live process, as after a SIGSTOP, so that others can take over its entries.
 
-        The lease must be a minute or longer. The next heartbeat, a third of it later, would show that it is alive.
+        The lease must be at least a minute: the next heartbeat, a third of a lease later, would renew it.
         """
         broker = self.brokers[name]
         assert broker.settings.lease_ms >= 60_000
@@ -208,7 +208,7 @@ class Scene:
     def sweep(self, name: str) -> Round:
         """Run one round of a janitor of this process, including a sweep for orphans; return its findings."""
         broker = self.brokers[name]
-        # otherwise another process might have to do it for now
+        # without these keys, this process is the one that promotes and that scans all entries
         self.client.delete(KEYS.promoter, KEYS.swept)
         janitor = Janitor(
             self._connections,

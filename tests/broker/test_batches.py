@@ -1,4 +1,4 @@
-"""Batches: several waiting messages of one actor in one call, and what runs by itself instead."""
+"""Batches: several waiting messages of one actor in one call, and the messages that run individually."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_process_takes_no_more_batches_than_it_may_hold(redis_url: str) -> None:
             may_end.set()
             broker.join("default", timeout=30_000)
 
-    # the first read asks for few messages; one batch is held, and at most the next one was read
+    # at most the batch that runs and the one that was read next, because the first reads ask for few messages
     assert held <= 8
 
 
@@ -219,7 +219,7 @@ def batching(scene: Scene, *, prefetch: int = 10, **options: Any) -> Iterator[tu
 
 
 def given(consumer: StreamsConsumer) -> list[list[str]]:
-    """Return the labels of everything that the consumer gives, until it has nothing more."""
+    """Return the labels of every message and batch that the consumer returns until it returns None."""
     got: list[list[str]] = []
     one = eventually(lambda: next(consumer))  # on a loaded machine, the first read may end before the server answers
     while one is not None:
@@ -317,7 +317,7 @@ def test_whole_batch_is_acknowledged_in_one_call(redis_url: str, monkeypatch: py
 
 
 class Pairs(Middleware):
-    """Records what middleware hears of each message, and refuses some."""
+    """Middleware that records which of its hooks were called for which message, and refuses some messages."""
 
     def __init__(self, refusals: dict[Any, Exception] | None = None) -> None:
         self.heard: list[tuple[str, Any]] = []
@@ -439,7 +439,7 @@ def test_message_that_is_taken_again_while_it_is_handed_back_is_not_lost(
         eventually(lambda: stage.state() == QueueState())
 
 
-def test_messages_of_a_batch_are_followed_like_any_other(redis_url: str) -> None:
+def test_messages_of_a_batch_run_their_callbacks(redis_url: str) -> None:
     heard: list[Any] = []
     with broker_on(redis_url, Callbacks(), Pipelines(), CurrentMessage()) as broker:
 

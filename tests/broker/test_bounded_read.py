@@ -24,7 +24,7 @@ from tests.support import eventually
 
 
 def encoded(value: Any) -> bytes:
-    """Return a value in Redis' wire format."""
+    """Return a value in Redis's wire format."""
     if isinstance(value, list):
         return b"*%d\r\n" % len(value) + b"".join(map(encoded, value))
     return b"$%d\r\n%s\r\n" % (len(value), value)
@@ -216,7 +216,7 @@ def test_large_entries_of_a_dead_process_become_dead_letters(scene: Scene) -> No
     dead = scene.brokers["first"].consumer_name
     scene.die("first")
     ((entry_id, _),) = scene.client.xrange(KEYS.stream)
-    # an entry that was delivered to the same process in a reply that was lost
+    # this entry was delivered to the same process, but the reply was lost
     large = scene.client.xadd(KEYS.stream, {"label": "large", "data": b"x" * (10 * LIMIT)})
     scene.client.xgroup_setid(KEYS.stream, "workers", entry_id)
     scene.client.xreadgroup("workers", dead, {KEYS.stream: ">"}, count=1)
@@ -261,7 +261,7 @@ def test_process_memory_stays_bounded_for_entries_of_many_megabytes(stage: Scene
     )
 
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 30  # MB; the six entries have 192 together
+    assert int(done.stdout) < 30  # in MB; together, the six entries have 192
 
 
 def test_error_for_an_entry_with_too_many_fields_names_the_limit(scene: Scene) -> None:

@@ -26,7 +26,7 @@ from tests.support import eventually
 
 
 class Heard(StreamsMiddleware):
-    """Records the cancelled messages that middleware hears of."""
+    """Middleware that records cancelled and rejected messages."""
 
     def __init__(self) -> None:
         self.cancelled: list[str] = []
@@ -43,7 +43,7 @@ class Heard(StreamsMiddleware):
 
 
 def undelivered(scene: Scene, consumer: StreamsConsumer) -> str:
-    # more than the consumer may hold
+    # fill the consumer, so that the next message stays undelivered
     scene.brokers["a"].enqueue_many([message("held") for _ in range(2)])
     received(consumer, 2)
     return scene.brokers["a"].enqueue(message("one")).message_id
@@ -76,7 +76,7 @@ def in_line_and_delayed(scene: Scene, consumer: StreamsConsumer) -> str:
 def handed_back(scene: Scene, consumer: StreamsConsumer) -> str:
     one = scene.brokers["a"].enqueue(message("one"))
     got = received(consumer, 1)
-    scene.brokers["a"].pause(QUEUE)  # or this consumer would take it again
+    scene.brokers["a"].pause(QUEUE)  # otherwise this consumer would take the message again
     consumer.requeue(got)
     return one.message_id
 
@@ -136,7 +136,7 @@ def test_ended_or_dead_message_is_not_found(scene: Scene) -> None:
     assert len(broker.dead_letters(QUEUE)) == 1
 
 
-def test_one_of_two_cancellers_cancels_a_message(scene: Scene) -> None:
+def test_message_cancelled_by_two_callers_is_cancelled_once(scene: Scene) -> None:
     broker = scene.process("a")
     ids = [one.message_id for one in broker.enqueue_many([message(str(n)) for n in range(20)])]
 
@@ -198,7 +198,7 @@ def test_entry_of_another_program_is_found_by_the_id_in_its_fields(scene: Scene)
     broker = scene.process("a", decoders={QUEUE: decode})
     for n in range(3):
         scene.client.xadd(KEYS.stream, {"event_id": f"event-{n}", "label": str(n)})
-    scene.client.xadd(KEYS.stream, {"event_id": "event-1"})  # not decodable
+    scene.client.xadd(KEYS.stream, {"event_id": "event-1"})  # the decoder refuses this entry
 
     assert broker.cancel("event-1") == "cancelled"
 
@@ -257,7 +257,7 @@ def test_coalesced_message_takes_the_place_of_a_cancelled_one(
         next_due_ms = broker.stats(QUEUE).next_due_ms
         assert next_due_ms is not None
         assert next_due_ms > 30_000
-    # what was coalesced onto it takes its place, too
+    # the message that was coalesced onto this one takes its place, too
     assert broker.cancel(newest) == "cancelled"
     assert len(scene.state().waiting) + len(scene.state().delayed) == 1
 
@@ -296,7 +296,7 @@ def test_cancelled_message_gives_up_its_turn(scene: Scene, options: dict[str, An
     ids = [broker.enqueue(message(str(n), **options)).message_id for n in range(5)]
     assert len(scene.state().waiting) == n_at_once
 
-    for message_id in ids[3:]:  # in line
+    for message_id in ids[3:]:  # these wait in line
         assert broker.cancel(message_id) == "cancelled"
     assert broker.cancel(ids[0]) == "cancelled"
 
@@ -440,7 +440,7 @@ def test_running_job_is_interrupted_and_not_retried(redis_url: str) -> None:
         assert heard.cancelled == [message.message_id]
         counters = broker.counters("default")
         assert (counters["cancelled"], counters["retried"], counters["dead"], counters["acked"]) == (1, 0, 0, 0)
-        # the only thread goes on
+        # let the only thread continue
         job.go.set()
         next_one = actor.send_with_options(args=("next",), unique_key="u", ordering_key="k")
         next_one.get_result(backend=results.backend, block=True, timeout=5_000)
@@ -518,7 +518,7 @@ def test_job_may_poll_is_cancelled_and_return_normally(redis_url: str) -> None:
     assert len(ended) == 1
 
 
-def test_cancelled_job_calls_nothing_back_and_ends_its_pipeline(redis_url: str) -> None:
+def test_cancelled_job_runs_no_callback_and_no_next_stage(redis_url: str) -> None:
     called: list[str] = []
     with running(redis_url, Callbacks(), Pipelines(), on_failure="failed") as (broker, job, actor):
 
@@ -541,7 +541,7 @@ def test_cancelled_job_calls_nothing_back_and_ends_its_pipeline(redis_url: str) 
 
 
 class Pairs(dramatiq.Middleware):
-    """Middleware that does not know skipped messages."""
+    """Middleware without a hook for skipped messages."""
 
     def __init__(self) -> None:
         self.n_running = 0
@@ -693,8 +693,8 @@ def test_every_message_has_one_outcome_while_it_is_delivered_and_cancelled(redis
     assert counters["retried"] == counters["dead"] == 0
 
 
-def test_cancelled_job_reports_no_internal_option(redis_url: str) -> None:
-    """The interrupt is logged as expected, through Dramatiq's option ``throws``, which must not stay in the message."""
+def test_message_of_a_cancelled_job_keeps_only_its_own_options(redis_url: str) -> None:
+    """The option ``throws``, with which Dramatiq does not log the interrupt as an error, is removed afterwards."""
     seen: list[Any] = []
 
     class Seeing(dramatiq.Middleware):

@@ -74,7 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             directory = Path(tmp_path_factory.mktemp("node"))
             options = {"cluster-enabled": "yes", "cluster-node-timeout": "2000", "appendonly": "no"}
             server = EmbeddedRedis(directory=directory, options=options)
-            if server.port < 55_000:  # a node's cluster bus uses the port 10,000 higher
+            if server.port < 55_000:  # the port of a node's cluster bus is 10,000 higher
                 servers.append(stack.enter_context(server))
         nodes = [f"127.0.0.1:{server.port}" for server in servers]
         made = ["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"]
@@ -198,7 +198,7 @@ def test_queue_loses_nothing_when_its_slot_moves_under_load(cluster: Cluster, br
             sent += 50
             impatient.enqueue(work.message(sent))
             target = cluster.move(keys.stream)
-            impatient.enqueue(work.message(sent + 1))  # right after the move, so with an outdated slot map
+            impatient.enqueue(work.message(sent + 1))  # right after the move, so that the slot map is outdated
             work.send(sent + 2)
             sent += 3
             eventually(lambda: len(ran) == sent, within_s=30)  # noqa: B023
@@ -294,7 +294,7 @@ def test_queues_on_other_nodes_keep_their_leases_while_a_node_hangs(
 
         by_thread, by_child = process(keeper_process=False), process(keeper_process=True)
         eventually(lambda: keepers_of(os.getpid()))
-        # simulate C code that holds the interpreter lock: where the keeper has a child, its thread does nothing
+        # simulate C code that holds the interpreter lock: if the keeper has a child, its thread does nothing
         run_once = Keeper.run_once
         monkeypatch.setattr(Keeper, "run_once", lambda keeper: None if keeper.child_pid else run_once(keeper))
         pid = cluster.pids[hanging]

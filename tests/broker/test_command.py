@@ -99,7 +99,7 @@ def test_status_names_the_group_of_the_workers_if_it_differs(
     assert f"the workers use another group: --group {GROUP}" in capsys.readouterr().out
 
 
-def test_lists_show_messages_as_calls_and_unreadable_entries_with_the_reason(
+def test_lists_show_messages_as_calls_and_why_entries_are_unreadable(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: redis.Redis
 ) -> None:
     with closing(hold(broker, "held")):
@@ -148,7 +148,7 @@ def waiting(broker: RedisStreamsBroker) -> list[dramatiq.Message[Any]]:
 def test_rescue_leaves_messages_of_live_workers_unless_asked(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: Any
 ) -> None:
-    # no process consumes: its janitor would requeue the orphan
+    # no process of the broker consumes here, because its janitor would requeue the orphan
     broker.enqueue_many([message("held"), message("lost")])
     redis_client.xgroup_create(KEYS.stream, GROUP, "0")
     redis_client.xreadgroup(GROUP, "live", {KEYS.stream: ">"})
@@ -332,7 +332,7 @@ def test_every_counter_of_the_scripts_has_a_help_text() -> None:
     assert counted == TOTALS.keys()
 
 
-def test_metrics_server_answers_503_while_redis_does_not() -> None:
+def test_metrics_server_answers_503_while_redis_is_down() -> None:
     answers = iter(["metric 1\n"])
 
     def text() -> str:

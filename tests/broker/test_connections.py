@@ -158,7 +158,7 @@ def test_connection_that_an_interrupted_thread_lost_is_not_counted(redis_url: st
     connections = Connections(client)
     connections.run("SET", "k", 1)
 
-    taken = connections.take(None)  # as a command does; a time limit then ends the thread
+    taken = connections.take(None)  # a command takes a connection; then a time limit ends its thread
     del taken
 
     assert connections.run("GET", "k") == b"1"
@@ -307,7 +307,8 @@ def test_many_messages_in_many_queues_each_run_once(redis_url: str, redis_client
             for queue in QUEUES:
                 broker.join(queue, timeout=30_000)
             run_once_each(broker, ran)
-            eventually(lambda: len(blocked(redis_client, "xreadgroup")) == 2)  # q1 may have entries of any size
+            # one read for q1, which may have entries of any size, and one for the others
+            eventually(lambda: len(blocked(redis_client, "xreadgroup")) == 2)
         eventually(lambda: [broker.counters(queue)["acked"] for queue in QUEUES] == [51] * len(QUEUES))
 
 
@@ -381,7 +382,7 @@ def test_queue_is_read_again_once_its_consumer_has_room(redis_url: str) -> None:
 
         for _ in range(3):
             (delivery,) = received(consumer, 1)
-            assert next(consumer) is None  # no room
+            assert next(consumer) is None  # the Worker has no room
             consumer.ack(delivery)
         for one in consumers.values():
             one.close()
@@ -401,7 +402,7 @@ def test_closed_consumer_hands_back_entries_read_for_it(redis_url: str, redis_cl
 
         def is_read() -> bool:
             if not broker.stats("q0").in_flight:
-                # on a loaded machine, the consumer may not have begun to read when it was asked first
+                # on a loaded machine, the read of this consumer may not have begun when it was polled above
                 consumers["q0"].requeue([given] if (given := next(consumers["q0"])) is not None else [])
             return broker.stats("q0").in_flight > 0
 

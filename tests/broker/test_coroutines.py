@@ -1,4 +1,4 @@
-"""Enqueueing from coroutines: their event loop goes on whatever Redis does."""
+"""Enqueueing from coroutines never blocks their event loop, whatever Redis does."""
 
 from __future__ import annotations
 

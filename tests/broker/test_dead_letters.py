@@ -26,7 +26,7 @@ def fail_twice(scene: Scene, name: str) -> dramatiq.Message[Any]:
     broker.enqueue(message("one", unique_key="k"))
     (first,) = received(consumer, 1)
     first.options |= {"retries": 1, "traceback": f"Traceback: {LONG}"}
-    retry: Any = first  # Retries passes the delivery, too
+    retry: Any = first  # the Retries middleware enqueues the delivery itself, too
     broker.enqueue(retry, delay=1)
     consumer.ack(first)
     (second,) = received(consumer, 1)
@@ -61,7 +61,7 @@ def test_requeued_dead_letter_is_the_original_message_without_traceback(scene: S
     assert scene.state().locks == ("k",)
 
 
-def test_message_that_killed_its_workers_keeps_the_traceback_of_its_last_failure(scene: Scene) -> None:
+def test_message_that_killed_its_workers_keeps_its_last_traceback(scene: Scene) -> None:
     consumer = scene.consumer("a", max_deliveries=2)
     broker = scene.brokers["a"]
     broker.enqueue(message("one", retries=1, traceback=LONG))
@@ -83,7 +83,7 @@ def test_oldest_dead_letters_are_deleted_beyond_the_limit_in_bytes(scene: Scene)
     limit = 1 << 20
     consumer = scene.consumer("a", prefetch=400, dead_letter_max_bytes=limit)
     broker = scene.brokers["a"]
-    # small ones first: the average of all is of no use then
+    # small ones first, so that the average size says nothing about those to delete
     broker.enqueue_many([message(str(n) + "x" * (100 if n < 200 else 20_000)) for n in range(400)])
     ids = []
     for delivery in received(consumer, 400):
@@ -133,7 +133,7 @@ def test_flood_of_one_error_does_not_evict_dead_letters_with_other_errors(scene:
     assert broker.counters(QUEUE)["dead_evicted"] == 700 - len(kept)
     assert scene.client.zcard(KEYS.dead_mistakes) == len(kept)
 
-    # what requeues and purges remove is not remembered
+    # the causes of requeued and purged dead letters are forgotten
     dead_letters.requeue(one.id for one in kept[:50])
     dead_letters.purge(one.id for one in kept[50:100])
     assert scene.client.zcard(KEYS.dead_mistakes) == len(kept) - 100

@@ -117,7 +117,7 @@ def test_greenlet_that_never_yields_keeps_its_lease(redis_url: str, client: Any,
         producer.enqueue_many([message("work" if n % 10 else "fail_once", n) for n in range(200)])
         producer.enqueue(message("work", 200), delay=200)
         eventually(lambda: client.llen("ran") == 201, within_s=60)
-        producer.enqueue(message("compute", 3))  # a lease and a half
+        producer.enqueue(message("compute", 3))  # for 3 s, which is a lease and a half
         eventually(lambda: client.lindex("began", -1) == b"-1", within_s=60)
         robber = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
         robber.declare_queue("default")

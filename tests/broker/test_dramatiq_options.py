@@ -177,7 +177,7 @@ def test_actor_with_higher_priority_runs_first_within_a_process(
     monkeypatch.setattr("dramatiq.worker.QUEUE_PREFETCH", 10)
     ran: list[str] = []
     first_runs, go_on = threading.Event(), threading.Event()
-    # where jobs are long, a Worker holds no more than it runs
+    # otherwise, a Worker whose jobs are long would hold no message behind the running one
     with broker_on(redis_url, long_job_ms=None) as broker:
 
         @dramatiq.actor(broker=broker, priority=5)
@@ -323,7 +323,7 @@ def test_paused_worker_starts_no_job_until_resumed(redis_url: str, monkeypatch: 
             assert ran.wait(20)
 
 
-def test_join_waits_for_a_message_that_moves_between_stream_and_delayed_set(redis_url: str) -> None:
+def test_join_waits_for_a_message_that_moves_between_stream_and_delayed(redis_url: str) -> None:
     """The message moves between the stream and the delayed set fifty times and is always in one of them."""
     n_tries = 50
     tries = 0
@@ -362,7 +362,7 @@ def test_delayed_message_survives_a_worker_stop(redis_url: str, redis_client: re
         with working(broker):
             pass
         assert broker.stats("default").delayed == 1
-        make_due(redis_client)  # an hour later
+        make_due(redis_client)  # as if an hour had passed
         with working(broker):
             assert ran.wait(20)
 

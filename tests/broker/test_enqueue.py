@@ -297,7 +297,7 @@ def test_refused_enqueue_that_is_sent_again_is_not_mistaken_for_a_success(
         broker.enqueue(message("two"))
     ((keys, args),) = calls
 
-    # sent again, under the same enqueue id
+    # send the call again with the same enqueue id
     assert scene.run(ENQUEUE, keys, *args)[0] == b"FULL"
     scene.client.xtrim(KEYS.stream, maxlen=0)
     assert scene.run(ENQUEUE, keys, *args)[0] == b"ADDED"

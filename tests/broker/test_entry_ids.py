@@ -1,4 +1,4 @@
-"""A producer chose an entry id ahead of the clock, or the greatest possible one: work goes on, ages stay correct."""
+"""Entry ids ahead of the clock, or the greatest possible id: messages still run, and ages stay correct."""
 
 from __future__ import annotations
 

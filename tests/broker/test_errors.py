@@ -1,4 +1,4 @@
-"""The errors of the broker."""
+"""The errors of the broker can be passed between processes."""
 
 from __future__ import annotations
 

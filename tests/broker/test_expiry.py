@@ -50,7 +50,7 @@ def test_message_that_did_not_start_in_time_is_dropped_and_counted(scene: Scene)
     assert (counters["expired"], counters["dead"], counters["removed"], counters["acked"]) == (1, 0, 1, 0)
 
 
-def test_expired_message_becomes_a_dead_letter_on_request_and_never_expires_again(scene: Scene) -> None:
+def test_expired_message_kept_as_a_dead_letter_never_expires_again(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("late", expires_in_ms=0, keep_expired=True))
@@ -69,7 +69,7 @@ def test_expired_message_becomes_a_dead_letter_on_request_and_never_expires_agai
     assert "expires_at_ms" not in again.options
 
 
-def test_expiry_counts_on_the_clock_of_the_server_from_the_end_of_the_delay(scene: Scene) -> None:
+def test_expiry_counts_from_the_end_of_the_delay_on_the_servers_clock(scene: Scene) -> None:
     consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     before = server_ms(scene)
@@ -132,7 +132,7 @@ def test_expired_message_frees_its_keys_and_takes_no_place_in_a_rate(scene: Scen
     assert broker.stats(QUEUE).in_line == 1, "the message that was coalesced onto the expired one waits"
 
 
-def test_caller_of_an_expired_message_gets_an_error_and_its_failure_callback_runs(redis_url: str) -> None:
+def test_expired_message_has_an_error_result_and_calls_on_failure(redis_url: str) -> None:
     results, called = StubBackend(), list[Any]()
     broker = RedisStreamsBroker(
         redis_url, middleware=[Callbacks(), Results(backend=results, store_results=True)], lease_ms=2_000

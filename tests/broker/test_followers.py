@@ -1,4 +1,4 @@
-"""Messages that follow another are not lost: retries, pipeline stages, callbacks and requeued dead letters."""
+"""Retries, pipeline stages, callbacks and requeued dead letters are not lost."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_message_whose_result_cannot_be_passed_on_becomes_a_dead_letter(redis_ur
     assert results[1:] == ["corrected"]
 
 
-def test_message_becomes_a_dead_letter_if_middleware_enqueues_unencodable_args(redis_url: str) -> None:
+def test_message_with_an_unencodable_follow_up_becomes_a_dead_letter(redis_url: str) -> None:
     class Following(Middleware):
         def after_process_message(
             self, broker: Any, message: Any, *, result: Any = None, exception: BaseException | None = None
@@ -367,7 +367,7 @@ def test_ack_forgets_the_follow_up_messages(scene: Scene) -> None:
 
 @pytest.mark.parametrize("end", ["retry", "retry first", "reject", "dead letter"])
 def test_end_of_a_failed_message_forgets_its_follow_up_messages(scene: Scene, end: str) -> None:
-    """Callbacks enqueues on_failure after each failure, and after Retries has written the retry."""
+    """Dramatiq's Callbacks enqueues on_failure after each failure, whether or not Retries has written a retry."""
     consumer = scene.consumer("a", middleware=[Callbacks()], max_message_bytes=LIMIT)
     broker = scene.brokers["a"]
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
@@ -403,7 +403,7 @@ def test_late_ack_keeps_the_keys_that_the_next_holder_needs(scene: Scene) -> Non
 
     assert labels(received(theirs, 1)) == ["two"]
     assert scene.state() == QueueState(pending={"two": ("b", 1)})
-    assert remembered(scene) == 1  # it expires
+    assert remembered(scene) == 1  # the remaining key expires
 
 
 def test_pipelines_and_groups_leave_no_keys(redis_url: str, redis_client: Any) -> None:

@@ -1,4 +1,4 @@
-"""Keys that another program wrote, of another type, in the place of ours."""
+"""Keys of the broker to which another program has written values of another type."""
 
 from __future__ import annotations
 

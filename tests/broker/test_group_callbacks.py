@@ -136,7 +136,7 @@ def test_failed_member_does_not_count(stage: Scene) -> None:
     assert len(stage.client.keys("*:members")) == 1
 
 
-def test_member_whose_end_cannot_be_noted_is_not_acknowledged(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_member_whose_end_cannot_be_recorded_is_not_acknowledged(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     a = Member(stage, "a")
     a.send_group("1")
     (member,) = a.receive(1).values()

@@ -24,7 +24,7 @@ STREAM = "streams:default"
 
 
 class Pairs(Middleware):
-    """Records which hooks it heard, in order."""
+    """Middleware that records which of its hooks were called, in order."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -58,7 +58,7 @@ class Pairs(Middleware):
 
 
 class Scoped(Middleware):
-    """Opens a scope on the message before it and closes it after it, as Sentry's middleware does."""
+    """Middleware that opens a scope before a message and closes it afterwards, as Sentry's does."""
 
     def __init__(self) -> None:
         self.n_open, self.closed = 0, 0
@@ -97,7 +97,7 @@ def n_in_progress(prometheus: Prometheus) -> float:
 
 
 def enqueue_doomed(client: redis.Redis, doomed: dramatiq.Message[Any]) -> None:
-    """Add a message as one that killed its worker as often as the limit allows."""
+    """Add a message that has killed as many workers as the delivery limit allows."""
     entry = client.xadd(STREAM, {"message": doomed.encode()})
     client.xgroup_create(STREAM, GROUP, "0")
     client.xreadgroup(GROUP, "dead", {STREAM: ">"})
@@ -152,7 +152,7 @@ def test_hooks_of_a_message_that_killed_its_workers_come_in_pairs(
 
 @pytest.mark.parametrize("error", [SkipMessage("cancelled"), MiddlewareError("refused")])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_hooks_of_a_refused_message_come_in_pairs_on_both_sides_of_the_refusal(
+def test_hooks_of_a_refused_message_come_in_pairs_around_the_refusal(
     redis_url: str, scoped: Scoped, is_first: bool, error: Exception
 ) -> None:
     pairs, refusing = Pairs(), Refusing(error)
@@ -167,7 +167,7 @@ def test_hooks_of_a_refused_message_come_in_pairs_on_both_sides_of_the_refusal(
     assert (scoped.n_open, scoped.closed) == (0, 1)
 
 
-def test_middleware_without_a_hook_after_skips_is_not_called_before_them(redis_url: str) -> None:
+def test_middleware_without_a_skip_hook_sees_no_skipped_message(redis_url: str) -> None:
     started: list[str] = []
 
     class Starting(Middleware):
@@ -220,7 +220,7 @@ def test_hooks_of_a_settlement_that_is_repeated_come_in_one_pair(stage: Scene, s
     assert pairs.heard == [f"before {signal}", f"after {signal}"]
 
 
-def test_unhandled_failure_is_rejected_in_a_pair_within_its_acknowledgement(stage: Scene) -> None:
+def test_hooks_of_an_unhandled_failure_come_in_a_pair_within_its_ack(stage: Scene) -> None:
     pairs = Pairs()
     consumer = stage.consumer("a", middleware=[pairs])
     broker = stage.brokers["a"]

@@ -1,4 +1,4 @@
-"""The rounds of janitors do not grow with the number of processes."""
+"""The number of rounds of all janitors does not grow with the number of processes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_one_process_promotes_until_it_stops(
 def test_lost_promoter_is_replaced(scene_with_producer: Scene, janitor: NewJanitor) -> None:
     scene = scene_with_producer
     make_due(scene, "one")
-    janitor("lost").run_once()  # and never again, as when its machine is lost
+    janitor("lost").run_once()  # its only round, as if its machine was then lost
     for name in "abc":
         janitor(name).start()
 
@@ -112,7 +112,8 @@ def test_number_of_rounds_does_not_grow_with_the_number_of_processes(
         scene.brokers["producer"].enqueue(message(str(number)), delay=300 + 10 * number)
     eventually(lambda: len(scene.state().waiting) == n_messages, within_s=30)
 
-    # one to enqueue and one to promote each; a round of every process for every message would make 480 more
+    # A message needs one script to enqueue and one to promote it. If every process ran a round for each message, there
+    # would be 480 scripts more.
     assert n_scripts(scene.client) - before <= 2 * n_messages + n_messages * n_processes / 4
 
 
@@ -136,13 +137,13 @@ def test_news_of_delayed_and_handed_back_messages_needs_no_round(
 def test_no_script_reads_all_consumers(scene_with_producer: Scene, janitor: NewJanitor) -> None:
     scene = scene_with_producer
     consumer, one = scene.consumer("reader"), janitor("one")
-    one.run_once()  # with a pass over all entries, in which the consumers are compared with their heartbeats
+    one.run_once()  # this round scans all entries and compares the consumers with their heartbeats
     scene.brokers["reader"].enqueue(message("one"))
     scene.client.config_resetstat()
 
     for _ in range(3):
         one.run_once()
-        consumer.requeue(received(consumer, 1))  # the script that takes over returns it
+        consumer.requeue(received(consumer, 1))  # received through the script that takes over entries
 
     commands = scene.client.info("commandstats")
     assert "cmdstat_xpending" in commands
@@ -159,5 +160,5 @@ def test_one_process_scans_all_entries_for_orphans(scene_with_producer: Scene, j
 
     assert second.run_once().n_orphans == 0
 
-    scene.client.delete(KEYS.swept)  # as if the time had passed
+    scene.client.delete(KEYS.swept)  # as if the interval between two passes had gone by
     assert janitor("third").run_once().n_orphans == 1

@@ -89,7 +89,7 @@ def test_delayed_message_takes_no_turn_before_it_is_due(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "is handed back", "is deleted", "is rejected", "is passed over", "is flushed"])
-def test_turn_is_free_again_when_a_message_of_the_key(scene: Scene, how: str) -> None:
+def test_concurrency_turn_is_freed_however_a_message_leaves_its_worker(scene: Scene, how: str) -> None:
     first = scene.consumer("a", timeout=50)
     other = scene.process("c")
     other.enqueue_many(of_tenant("1", "2", n=1))
@@ -278,7 +278,7 @@ def at_rate(rate: str, *names: str, **options: Any) -> list[dramatiq.Message[Any
 
 
 def a_period_passes(scene: Scene, name: str) -> None:
-    """Make the places of all earlier starts free, and the messages due that wait for them."""
+    """Free the places of all earlier starts, and make the messages due that wait for them."""
     for field in scene.client.hkeys(KEYS.limits):
         if field.endswith(b"\0starts"):
             scene.client.hdel(KEYS.limits, field)
@@ -379,7 +379,7 @@ def test_next_message_gets_the_start_of_a_removed_message_with_a_rate(scene: Sce
 
     if place == "undelivered":
         assert labels(received(consumer, 1)) == ["2"]
-    else:  # "3" takes the place of "2", and still not before a period has passed
+    else:  # message 3 takes the place of message 2, but not before a period has passed
         assert scene.state().delayed == ("3",)
 
 
@@ -396,7 +396,7 @@ def test_lowered_rate_holds_although_more_have_started(scene: Scene) -> None:
     assert broker.stats(QUEUE).in_line == 1
 
 
-def test_rates_without_a_key_are_those_of_actors(stage: Scene) -> None:
+def test_rate_without_a_key_is_counted_per_actor(stage: Scene) -> None:
     consumer = stage.consumer("a", timeout=50)
     broker = stage.brokers["a"]
     other: dramatiq.Message[Any] = dramatiq.Message(
@@ -477,7 +477,7 @@ def test_urgent_message_overtakes_the_backlog_except_unstarted_messages(scene: S
 
     ran = [run_next(scene, "a", consumer) for _ in range(34)]
 
-    # the first start, with which the first place becomes free, brings the urgent message to the stream
+    # the urgent message comes to the stream when the first message starts, which frees the first place
     expected = [f"bulk {n}" for n in range(30)]
     expected[MOST_UNSTARTED:MOST_UNSTARTED] = ["plain", "urgent", "soon", "soon too"]
     assert ran == expected
@@ -485,7 +485,7 @@ def test_urgent_message_overtakes_the_backlog_except_unstarted_messages(scene: S
 
 
 @pytest.mark.parametrize("how", ["dies", "is deleted", "is retried", "is rejected and requeued"])
-def test_place_of_a_message_with_a_priority_is_free_again_when_it(scene: Scene, how: str) -> None:
+def test_place_of_a_message_with_a_priority_is_freed_however_it_ends(scene: Scene, how: str) -> None:
     first = scene.consumer("a", prefetch=1)
     second = scene.process("b")
     second.enqueue_many(with_priority(1, *map(str, range(MOST_UNSTARTED + 3))))

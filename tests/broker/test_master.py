@@ -88,7 +88,7 @@ def test_job_ends_within_the_grace_but_cannot_write_to_the_masters_log(
         for pid in client.lrange("forked", 0, -1):
             os.kill(
                 int(pid), signal.SIGKILL
-            )  # foreign code started this process, which would keep the inherited file descriptors open
+            )  # the fork has the file descriptors of the worker, and would keep the log pipe open
         master.kill()
         master.wait()
 
@@ -102,7 +102,7 @@ def test_job_ends_within_the_grace_but_cannot_write_to_the_masters_log(
 def test_worker_that_boots_while_its_master_ends_does_not_outlive_it(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a worker waits in Dramatiq's code for its master, permanently, and would go on reading meanwhile."""
+    """While it boots, the worker waits for its dead master in Dramatiq's code, and would read messages meanwhile."""
     monkeypatch.setenv(GRACE, "600000")
     monkeypatch.setenv("BOOT_WITHOUT_MASTER", "1")
     with command(redis_url, "--threads", "1") as master:

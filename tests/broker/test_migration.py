@@ -147,7 +147,7 @@ def test_migration_leaves_refused_messages_and_moves_the_others(
         assert drain(redis_client, broker)["default"] == Drained(moved=0, left=0, refused=drained.refused)
 
 
-def test_migration_lists_refused_messages_and_moves_them_with_a_higher_limit(
+def test_migration_moves_refused_messages_after_the_limit_was_raised(
     old: RedisBroker,
     redis_url: str,
     redis_client: redis.Redis,

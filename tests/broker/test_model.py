@@ -30,7 +30,7 @@ from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, messag
 from tests.support import eventually
 
 WHICH = st.integers(0, 99)
-# What messages of a key have in common. The period of the rate never passes.
+# The options of all messages of a key, by key. The period of the rate is longer than a run.
 LIMITS: dict[str | None, dict[str, Any]] = {
     "k": {"ordering_key": "k"},
     "l": {"ordering_key": "l"},
@@ -59,7 +59,7 @@ class Queue(RuleBasedStateMachine):
         self.key_of: dict[str, str] = {}
         self.id_of: dict[str, str] = {}
         self.unique: set[str] = set()
-        # what was coalesced onto a message, and messages that were cancelled while a process held them
+        # the newest message coalesced onto each message; messages that were cancelled while a process held them
         self.coalesced: dict[str, str] = {}
         self.marked: set[str] = set()
         self.consumers: dict[str, StreamsConsumer] = {}
@@ -67,7 +67,7 @@ class Queue(RuleBasedStateMachine):
 
     @initialize()
     def at_work(self) -> None:
-        """Start two processes with messages of every kind: by chance, many runs would never enqueue or receive any."""
+        """Start two processes with messages of every kind, because many random runs would never receive one."""
         self.begin()
         self.begin()
         self.enqueue(0, 4, None, None, None)

@@ -246,7 +246,7 @@ def test_last_attempt_is_due_when_its_ordering_key_must_be_released(scene: Scene
 
 
 @pytest.mark.parametrize("when", ["at the retry", "at the acknowledgement"])
-def test_message_that_holds_its_ordering_key_too_long_becomes_a_dead_letter(scene: Scene, when: str) -> None:
+def test_message_holding_its_ordering_key_too_long_becomes_a_dead_letter(scene: Scene, when: str) -> None:
     consumer = scene.consumer("a", ordering_hold_ms=60_000)
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two"))
@@ -282,7 +282,7 @@ def test_ordering_key_may_be_held_until_retries_end(scene: Scene) -> None:
     assert due_in_ms(broker) > 10**8
 
 
-def test_result_of_a_message_that_held_its_ordering_key_too_long_is_an_error(redis_url: str) -> None:
+def test_message_that_held_its_ordering_key_too_long_has_an_error_result(redis_url: str) -> None:
     results = StubBackend()
     broker = RedisStreamsBroker(
         redis_url,

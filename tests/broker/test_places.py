@@ -61,7 +61,7 @@ def run_by_an_idle_process(url: str, queue: str, n: int) -> list[tuple[str, int]
     return [(delivery.args[0], delivery.deliveries) for delivery in ran]
 
 
-def test_jobs_are_judged_by_most_of_the_last_ones() -> None:
+def test_jobs_count_as_long_if_most_of_the_last_eight_were_long() -> None:
     durations = Durations(0.05)
     judgements = [durations.are_long]
 
@@ -94,9 +94,9 @@ def test_worker_gets_its_prefetch_if_long_job_ms_is_none(redis_url: str) -> None
         jobs.broker.join("q", timeout=30_000)
 
 
-def test_message_given_before_a_long_job_is_taken_back_for_an_idle_process(redis_url: str) -> None:
+def test_message_behind_a_long_job_is_taken_back_for_an_idle_process(redis_url: str) -> None:
     with jobs_on(redis_url, "q") as jobs, working(jobs.broker, threads=1):
-        for number in range(8):  # short ones, one at a time
+        for number in range(8):  # short jobs, one at a time
             jobs.send("short", "q", str(number))
             eventually(lambda number=number: len(jobs.began) > number)  # type: ignore[misc]
         jobs.send("long", "q", "long", "behind")

@@ -47,7 +47,7 @@ def test_progress_of_a_running_job_is_readable_and_ends_with_it(redis_url: str, 
     assert redis_client.keys(PROGRESS_KEYS) == []
 
 
-def test_reports_of_a_tight_loop_are_thinned_out_and_the_last_one_is_stored(
+def test_reports_of_a_tight_loop_are_thinned_out_except_the_last(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored: list[str] = []
@@ -160,7 +160,7 @@ def test_report_outside_a_job_of_this_broker_does_nothing() -> None:
         report_progress(1)
         ran.append(1)
 
-    # in a thread of its own: other tests let processes die while a job runs in this one
+    # in a new thread, because other tests leave unfinished jobs in this one, which die with their process
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(30)

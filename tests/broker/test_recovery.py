@@ -111,7 +111,7 @@ def test_message_that_ran_alongside_a_killer_runs_again_without_it(scene: Scene)
     broker.emit_before("process_message", deliveries["killer"])
 
     def run_bystander() -> None:
-        with suppress(SystemExit):  # it ends with its process
+        with suppress(SystemExit):  # this thread ends when its process dies
             broker.emit_before("process_message", deliveries["bystander"])
 
     waiting = threading.Thread(target=run_bystander)

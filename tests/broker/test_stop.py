@@ -24,7 +24,7 @@ N_QUEUES = 24
 
 
 @pytest.mark.slow
-def test_process_stops_quickly_while_redis_hangs_and_its_messages_run_again(tmp_path: Path) -> None:
+def test_process_stops_quickly_while_redis_hangs_and_loses_no_message(tmp_path: Path) -> None:
     with (
         EmbeddedRedis(directory=tmp_path, options={"appendonly": "no"}) as server,
         redis.Redis.from_url(server.url) as found,

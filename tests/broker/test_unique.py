@@ -68,7 +68,7 @@ def test_unique_lock_of_a_message_removed_by_hand_is_taken_by_the_next_one(
     assert broker.counters(QUEUE)["stale_locks"] == 1
 
 
-def test_unique_lock_of_a_message_removed_from_its_line_is_taken_by_the_next(scene: Scene) -> None:
+def test_unique_lock_of_a_message_removed_from_its_line_is_taken_over(scene: Scene) -> None:
     broker = scene.process("a")
     broker.enqueue(message("at work", ordering_key="k"))
     first = broker.enqueue(message("first", unique_key="u", ordering_key="k"))
@@ -183,7 +183,7 @@ def test_one_of_several_dead_letters_of_a_unique_key_is_requeued(scene: Scene) -
     assert [label for _, label in scene.state().dead] == ["two", "three"]
     assert scene.state().locks == ("u",)
     assert broker.counters(QUEUE)["requeued"] == 2
-    # once it has started, the next one of them can be requeued
+    # once this message has started, the next dead letter of its key can be requeued
     for delivery in received(consumer, 2):
         broker.emit_before("process_message", delivery)
         consumer.ack(delivery)
@@ -205,7 +205,7 @@ def test_dead_letter_stays_while_a_new_message_holds_its_unique_key(scene: Scene
     assert broker.counters(QUEUE)["stale_locks"] == 1
 
 
-def test_dead_letter_of_a_pipeline_is_requeued_though_its_unique_key_is_held(scene: Scene) -> None:
+def test_dead_letter_of_a_pipeline_is_requeued_despite_its_unique_key(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker, dead_letters = scene.brokers["a"], scene.brokers["a"].dead_letters(QUEUE)
     bury(scene, consumer, "stage", unique_key="u", pipe_target=message("next").asdict())

@@ -118,7 +118,7 @@ def test_results_pipelines_and_groups_work(redis_url: str, redis_client: redis.R
             assert list(together.get_results(block=True, timeout=20_000)) == [0, 2, 4, 6, 8]
 
 
-def test_message_for_an_undeclared_actor_becomes_a_dead_letter_and_work_goes_on(redis_url: str) -> None:
+def test_message_for_an_undeclared_actor_does_not_stop_the_worker(redis_url: str) -> None:
     done = threading.Event()
     with broker_on(redis_url, [Retries()]) as broker:
 

@@ -34,7 +34,8 @@ class CommandLine:
     def __init__(self, redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys
         monkeypatch.setenv("REDIS_URL", redis_url)
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # main replaces it
+        # so that the hook that ``main`` sets is removed after the test
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
         for screen in (out, err):
             monkeypatch.setattr(screen, "width", 200)
 

@@ -62,7 +62,7 @@ class Pool:
     def run(self) -> None:
         self.worker.start()
         self.broker.join(EMBEDDING_INGESTED, timeout=20_000)
-        # the worker counts and logs a job before it acknowledges it, but others look at the queue
+        # the last job may still be counted as running after its message has been acknowledged
         eventually(lambda: self.count("cluster_jobs_in_progress") == 0)
 
     def count(self, name: str, **labels: str) -> float:
@@ -134,7 +134,7 @@ def test_waiting_events_are_committed_as_a_batch_and_counted_one_by_one(
     assert pool.broker.counters(EMBEDDING_INGESTED)["unbatched"] == 0
 
 
-def test_unusual_events_have_the_same_outcome_in_a_batch_as_alone(
+def test_unusual_events_have_the_same_outcome_in_a_batch_as_individually(
     pool: Pool, redis_client: redis.Redis, logged: pytest.LogCaptureFixture
 ) -> None:
     send(redis_client, *range(N))

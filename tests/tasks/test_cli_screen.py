@@ -72,7 +72,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def cli(redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command in this process and returns its output."""
+    """A function that runs a command in this process and returns its output."""
     monkeypatch.setenv("REDIS_URL", redis_url)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -100,7 +100,7 @@ def hostile_message(**fields: Any) -> bytes:
 
 @pytest.fixture
 def desk(redis_client: redis.Redis) -> Desk:
-    """Add hostile entries: waiting, held, delayed and dead; and a hostile consumer and group."""
+    """Queues with hostile text in waiting, held, delayed and dead entries, and as names of a consumer and a group."""
     desk = Desk(redis_client)
     raw = HOSTILE.encode("utf-8", "surrogatepass")
     entries: list[dict[bytes, bytes]] = [

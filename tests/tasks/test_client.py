@@ -53,7 +53,7 @@ def test_merge_becomes_a_message_for_its_actor(tasks: ClusterTasks, redis_client
     assert message["kwargs"] == {"pet_id": 42, "cluster_ids": [3, 7], "into": 7, "requested_by": "anna"}
 
 
-def test_every_task_is_sent_to_its_actor(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_each_method_of_the_client_sends_a_message_to_its_actor(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     tasks.merge(pet_id=42, cluster_ids=(3, 7))
     tasks.split(pet_id=42, cluster_id=3, media_ids=["a.jpg"])
     tasks.undo(pet_id=42, revision=17)

@@ -1,4 +1,4 @@
-"""Checks of tasks: a valid task becomes a value; the error for an invalid one names its field and has a hint."""
+"""Contracts: a valid message becomes a value; the error for an invalid one names the field and has a hint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support import refusal
         ReclusterPet(42, reason="grew by 20%"),
     ],
 )
-def test_task_round_trips_through_a_dramatiq_message(
+def test_contract_survives_a_round_trip_through_json(
     task: MergeClusters | SplitCluster | UndoFeedback | ReclusterPet,
 ) -> None:
     assert type(task).from_kwargs(json.loads(json.dumps(task.to_kwargs()))) == task
@@ -57,7 +57,7 @@ def test_task_round_trips_through_a_dramatiq_message(
         (ReclusterPet, {}, "pet_id"),
     ],
 )
-def test_invalid_field_of_a_task_is_named(
+def test_error_for_an_invalid_contract_names_the_field(
     contract: type[MergeClusters | SplitCluster | UndoFeedback | ReclusterPet], sent: Mapping[str, Any], field: str
 ) -> None:
     refused = refusal(lambda: contract.from_kwargs(sent))

@@ -253,7 +253,7 @@ def test_erasure_reports_and_leaves_unreadable_dead_letters(redis_client: redis.
     assert counts(erasure.find(7)) == (0, 2, 0)
 
 
-def test_unreadable_dead_letter_that_names_a_pet_is_reported_for_that_pet_only(
+def test_unreadable_dead_letter_is_reported_only_for_the_pet_it_names(
     redis_client: redis.Redis, erasure: Erasure
 ) -> None:
     read_by_its_head = message("split_cluster", CLUSTER_FEEDBACK, pet_id=70, media_ids=["m" * 200] * 6_000)

@@ -323,7 +323,8 @@ def test_final_record_that_could_not_be_written_is_written_later(
     broker.join(CLUSTER_FEEDBACK, timeout=20_000)
     behind = [tasks.job(job.job_id) for job in jobs]
     if ends == "another job":
-        broker.enqueue(dramatiq.Message(CLUSTER_FEEDBACK, "undo_feedback", (), {"revision": 3}, {}))  # untracked
+        # this message is not tracked
+        broker.enqueue(dramatiq.Message(CLUSTER_FEEDBACK, "undo_feedback", (), {"revision": 3}, {}))
         broker.join(CLUSTER_FEEDBACK, timeout=20_000)
     records.is_away = False
     worker.stop()

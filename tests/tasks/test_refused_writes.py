@@ -112,7 +112,7 @@ def test_client_call_after_the_refusal_is_enqueued(
 BODIES: Final[dict[str, Any]] = {
     "recluster": {"pet_id": PET},
     **{request.actor_name: as_body(request) for request in EXAMPLES.values()},
-    # fits the pet; the other corrections do not, and are refused without a write
+    # the only correction that fits the pet; the others are refused without a write
     "dismiss_media": {"pet_id": PET, "media_ids": [MEDIA]},
     "ingest_embeddings": {"pet_id": PET, "media_id": "new", "model": "clip@1", "embedding": [1.0, 0.0]},
     "begin_model": {"model": "other@1", "dim": 3},
@@ -251,7 +251,7 @@ def test_probe_leaves_only_keys_that_expire(client: redis.Redis) -> None:
 COMMANDS: Final = {
     "recluster": [str(PET)],
     "recluster --preview": [str(PET)],
-    # fits the pet; the other corrections do not, and are refused without a write
+    # the only correction that fits the pet; the others are refused without a write
     "dismiss": [str(PET), "--media", MEDIA],
     "model begin": [str(PET), "other@1", "3"],
     "queue rescue": ["embedding", "--idle", "0s", "--yes"],

@@ -446,7 +446,7 @@ def ahead(client: Any, hours: int = 1) -> str:
 
 
 @pytest.mark.parametrize("id_of", [ahead, lambda _: LAST_ID], ids=["an hour ahead", "the greatest"])
-def test_age_of_an_entry_with_an_id_ahead_of_the_clock_counts_from_its_first_sample(
+def test_age_of_an_id_ahead_of_the_clock_counts_from_its_first_sample(
     broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any, id_of: Any
 ) -> None:
     redis_client.xadd(FEEDBACK, {"a": "b"}, id=id_of(redis_client))
@@ -491,7 +491,7 @@ def test_age_of_later_entries_counts_from_the_first_sample_that_saw_them(
     assert not redis_client.exists(SEEN_IDS)
 
 
-def test_ids_ahead_of_the_clock_and_exhausted_streams_are_exposed_as_gauges(
+def test_ids_ahead_of_the_clock_and_exhausted_streams_have_gauges(
     sampler: BacklogSampler, registry: CollectorRegistry, redis_client: Any
 ) -> None:
     redis_client.xadd(FEEDBACK, {"a": "b"}, id=ahead(redis_client))

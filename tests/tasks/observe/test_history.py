@@ -9,7 +9,7 @@ from sploot_cluster.queues import QueueHistory
 from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, QUEUES
 from tasks.observe.history import EDGES_MS, PREFIX, STEP_S, KeepHistory, note_backlog, read_history
 
-NOW = 1_800_000_000.0  # a step begins here
+NOW = 1_800_000_000.0  # the beginning of a step
 
 
 def of(client: redis.Redis, queue: str, *, now: float = NOW, n_steps: int = 2) -> QueueHistory:

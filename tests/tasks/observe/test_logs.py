@@ -166,7 +166,7 @@ log.info("the end")
     assert last["message"] == "the end"
 
 
-SHIPPED = ("worker", "scheduler", "serve")  # run by the chart, the compose file and the image
+SHIPPED = ("worker", "scheduler", "serve")  # the commands that the chart, the compose file and the image run
 
 
 def ended(environ: dict[str, str]) -> dict[str, tuple[int, str]]:
@@ -236,7 +236,7 @@ def test_scheduler_and_server_write_only_json(redis_client: redis.Redis, redis_u
     assert codes[0] == 0
     assert codes[1] in (0, -signal.SIGTERM)  # uvicorn shuts down cleanly, then ends by the signal itself
     assert lines_of((tmp_path / "serve").read_text()) != []
-    lines_of((tmp_path / "scheduler").read_text())  # a scheduler without problems may write none
+    lines_of((tmp_path / "scheduler").read_text())  # a scheduler without problems may write no line
 
 
 @pytest.mark.slow

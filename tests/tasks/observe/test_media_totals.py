@@ -91,9 +91,9 @@ def test_count_over_several_samples_shows_broken_pets_immediately(
 ) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(3))
-    redis_client.sadd(PETS, *range(10_000, 13_000))  # listed, without data
+    redis_client.sadd(PETS, *range(10_000, 13_000))  # these pets are in the list but have no data
     redis_client.hset(MEDIA, "round", "not json")
-    sampler = MediaSampler(service, redis_client, budget_s=0)  # a page per sample
+    sampler = MediaSampler(service, redis_client, budget_s=0)  # each sample counts one page of pets
     redis_client.delete(PetKeys.of(PET).labels)
 
     seen: list[dict[str, float | None]] = []

@@ -32,7 +32,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]
     with server, redis.Redis.from_url(server.url) as client:
         for line in rules.splitlines():
             _, name, *rule = line.split(" ")
-            if name != "default":  # needed by the test's own server to check that it is up
+            if name != "default":  # the test's server uses the default user to check that it is up
                 client.execute_command("ACL", "SETUSER", name, "reset", *rule)
         yield server
 

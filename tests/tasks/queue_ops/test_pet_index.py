@@ -149,7 +149,7 @@ def test_jobs_behind_an_id_ahead_of_the_clock_are_found(desk: Desk, redis_client
         assert [job.added_at is None for job in found] == [False] + [True] * (n - 1)
 
 
-def test_entries_with_ids_ahead_of_the_clock_are_indexed_once_they_have_waited(desk: Desk, redis_client: Any) -> None:
+def test_entries_with_ids_ahead_of_the_clock_are_indexed_after_a_wait(desk: Desk, redis_client: Any) -> None:
     redis_client.xadd(KEYS.stream, flat_event(pet_id=42, number=1), id="1794203586547828000-0")
     desk.add(2, pet_id=42)
     index = PetIndex(redis_client, EMBEDDING_INGESTED)

@@ -1,4 +1,4 @@
-"""Tests of the list of workers: idle and dead ones, what each does, and the progress of its jobs."""
+"""The list of workers: idle and dead ones, what each does, and the progress of its jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def desk(redis_client: redis.Redis) -> Desk:
 
 @pytest.fixture
 def idle(desk: Desk) -> Iterator[None]:
-    """A living worker of two queues, without jobs."""
+    """A live worker of two queues, without jobs."""
     for queue in (EMBEDDING_INGESTED, CLUSTER_FEEDBACK):
         desk.broker.declare_queue(queue)
     worker = Worker(desk.broker, worker_timeout=50, worker_threads=1)
