@@ -1,11 +1,10 @@
 """The labelling effort: the corrections that a person makes per 100 new items. ``make bench ARGS=bill``.
 
 Pets with known groups grow in eight batches. After each batch the pet is reclustered, and a simulated person corrects
-all
-errors: moves items to the cluster of their subject or to a new one, excludes strangers, dismisses clusters that contain
-only strangers, and merges clusters of one subject. Items in no cluster are ignored. A correction of many items at once
-counts as one. The table compares settings for absorbing noise by the number of corrections, and by the share of the
-items of known groups that end up in a cluster.
+all errors: moves items to the cluster of their subject or to a new one, excludes strangers, dismisses clusters that
+contain only strangers, and merges clusters of one subject. Items in no cluster are ignored. A correction of many items
+at once counts as one. The table compares settings for absorbing noise by the number of corrections, and by the share of
+the items of known groups that end up in a cluster.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class Person:
         self.made: Counter[str] = Counter()
 
     def look(self) -> None:
-        """Correct the pet."""
+        """Correct all errors in the clusters of the pet."""
         self._merge()
         home = {subject: cluster for cluster, subject in self._owners().items()}
         for cluster, media in self._clusters().items():

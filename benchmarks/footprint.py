@@ -2,8 +2,8 @@
 
 The wheel is installed with the extra ``[worker]`` in a new environment, as pip installs it, with bytecode. The start
 time is measured from the start of a worker to its first commit, of an event that waits in Redis. Exits with 1 if a
-figure is above its limit. A time above its limit counts only if the CPU time is above it too, because other work on the
-machine delays a start.
+figure is above its limit. A start time above its limit counts only if the CPU time is above the same limit, because
+other work on the machine delays a start.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LARGEST_BYTES: Final = 300e6
 LARGEST_PROCESS_BYTES: Final = 70e6
 LATEST_S: Final = 3.0
 PROCESSES: Final = 2
-SETTLED_S: Final = 3.0  # after the first event, until memory is read
+SETTLED_S: Final = 3.0  # pause between the first event and the reading of memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Started:
     Attributes:
         first_event_s: seconds from the start to the commit of the first event.
         cpu_s: CPU time of all its processes until then.
-        own_bytes: unique memory (USS) of the largest process that runs jobs: what ending it would free.
+        own_bytes: unique memory (USS) of the largest process that runs jobs: the memory that ending it would free.
         resident_bytes: its resident memory (RSS), which counts pages that it shares with other processes.
     """
 

@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.growth", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("sizes", nargs="*", type=int, default=[1_000, 6_000, 10_000])
     arguments = parser.parse_args()
-    measure(pictures(600), 300, 0.2)  # imports
+    measure(pictures(600), 300, 0.2)  # warm up: import the modules
     with quiet_blas():
         for what, measured in (("tree", measure_tree), ("recluster", measure)):
             print(report(what, measured, arguments.sizes), end="\n\n")

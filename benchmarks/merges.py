@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.merges", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("items", nargs="?", type=int, default=12_000)
     n_items = parser.parse_args().items
-    measure(100, 1, is_split=False)  # imports
+    measure(100, 1, is_split=False)  # warm up: import the modules
     titles = ["items", "split", "merges", "merge ms", "constraints ms", "why ms", "ledger bytes"]
     print(table(titles, [measure(n_items, n, is_split=is_split) for is_split in (False, True) for n in MERGES]))
 

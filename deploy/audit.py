@@ -48,7 +48,7 @@ def verdict(report: dict[str, Any] | None) -> tuple[int, list[str]]:
 
 
 def main() -> int:
-    """Query the services in turn until one returns a report."""
+    """Query the services in turn until one returns a report; print the verdict and return its exit code."""
     for service in ("pypi", "osv"):
         code, lines = verdict(asked(service))
         for line in lines:

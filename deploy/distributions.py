@@ -47,7 +47,7 @@ def build(directory: Path) -> list[tuple[Path, Path]]:
 
 
 def problems(sdist: Path, wheel: Path) -> list[str]:
-    """Return the output of each of the three checkers that found problems."""
+    """Run the three checkers; return the output of each that found problems."""
     tools = Path(sys.executable).parent
     package = wheel.name.partition("-")[0]
     ignored = ["--ignore", IGNORED[package]] if package in IGNORED else []

@@ -93,7 +93,7 @@ def problem(requirement: str, target: str, python: str) -> str:
 
 
 def main() -> int:
-    """Resolve every combination; return 1 if one fails, or if one that should lack a wheel has one now."""
+    """Resolve every combination; return 1 if one fails, or if a wheel that the page calls missing now exists."""
     with tempfile.TemporaryDirectory(prefix="platforms-") as temporary, ThreadPoolExecutor(2) as threads:
         wheel = build_wheel(ROOT, Path(temporary), package="sploot_cluster")
         wanted = [f"sploot-cluster[{extra}] @ {wheel.as_uri()}" for extra in EXTRAS]

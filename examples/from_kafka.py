@@ -51,7 +51,7 @@ def main(servers: str, topic: str) -> None:
 
 
 def event_of(record: Message, topic: str, producer: Producer) -> EmbeddingIngested | None:
-    """Return the event of a record; None if the record is refused, and is being sent to the topic for refused ones."""
+    """Return the event of a record; None if it is refused, and therefore sent to the topic of refused records."""
     if (error := record.error()) is not None:
         raise KafkaException(error)
     try:
@@ -68,7 +68,7 @@ def send(tasks: ClusterTasks, events: list[EmbeddingIngested], consumer: Consume
     """Send the events; while the queue is full or Redis is away, wait and stay a member of the consumer group.
 
     Returns:
-        False if the program is to end before the events could be sent.
+        False if the program has to end before the events could be sent.
     """
     while not is_ending:
         try:
