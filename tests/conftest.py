@@ -1,4 +1,4 @@
-"""A real redis-server for every test process, empty for every test."""
+"""A real redis-server for every test process, emptied before every test."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from xdist.scheduler import LoadGroupScheduling
 from tasks.redis_access.embedded import EmbeddedRedis, NoRedisServer, find_redis_server
 from tests.support import redis_6_2
 
-# The same examples every time, so that every failure is reproducible. No deadline: a slow machine is no failure.
+# The same examples every time, so that every failure is reproducible. No deadline, because a slow machine must not fail
+# a test.
 hypothesis.settings.register_profile("reproducible", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("reproducible")
 
@@ -39,7 +40,7 @@ WHOLE_FILE: Final = re.compile(r"^pytestmark = \[?pytest\.mark\.(\w+)", re.MULTI
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not even import a file whose tests are all left out: with its tools it would take seconds in each process."""
+    """Do not even import a file whose tests are all left out, because imports of its tools take seconds per process."""
     if collection_path.suffix != ".py" or (marked := WHOLE_FILE.search(collection_path.read_text())) is None:
         return None
     return True if marked[1] in ON_REQUEST and not config.getoption(f"--{marked[1]}") else None
@@ -53,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not config.getoption(f"--{marker}"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
             items[:] = [item for item in items if not item.get_closest_marker(marker)]
-    # long tests first, so that no process waits for the last one of another
+    # long tests first, so that at the end no process waits long for the last test of another process
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

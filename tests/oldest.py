@@ -1,8 +1,8 @@
 """Run tests with the lowest stated version of every direct dependency: ``python -m tests.oldest [pytest's options]``.
 
-uv installs these versions, from wheels only, into ``build/oldest``, with test tools of today. Everything is imported,
-help is printed, and a quick selection of tests runs, among them those that start a server, a worker and a scheduler.
-With options, pytest then runs once more with these. Needs the extra ``[deploy]``.
+uv installs these versions, from wheels only, into ``build/oldest``, with current test tools. Then it imports every
+module, prints the help texts, and runs a quick selection of tests, including those that start a server, a worker and a
+scheduler. If options are given, pytest then runs once more with them. Needs the extra ``[deploy]``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from tests.pythons import MODULES, TOOLS, declared
 
 ROOT: Final = Path(__file__).parents[1]
-PYTHON: Final = "3.11"  # later ones have no wheels of the lowest versions
+PYTHON: Final = "3.11"  # the lowest versions have no wheels for later Pythons
 EXTRAS: Final = ("worker", "server", "otel", "parquet", "embedded", "reference", "all")
 # Starlette's test client needed httpx before it needed httpx2. The others are for all tests of the broker; setup.cfg
 # gives the reasons.
@@ -32,7 +32,7 @@ QUICK: Final = (
     "tests/broker/test_entries.py",
     "tests/system/test_stock_commands.py::test_stock_worker_and_scheduler_run_and_runbook_commands_work",
 )
-# Old releases warn that newer ones of what they need will change, and tests take warnings for errors.
+# Old releases cause deprecation warnings with newer dependencies, and the tests treat warnings as errors.
 WARNINGS: Final = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")
 
 

@@ -1,7 +1,7 @@
 """Run the quick tests on every other supported Python: ``python -m tests.pythons [VERSION …] [-- pytest's options]``.
 
-An interpreter is the ``pythonX.Y`` on PATH or of pyenv, or else Debian's, in a root directory that is made once. uv
-installs the packages into a folder of their own, only from wheels. A missing interpreter is a failure if
+The interpreter is ``pythonX.Y`` from PATH or pyenv, or else Debian's, in a root directory that is created once. uv
+installs the packages into a separate folder, only from wheels. A missing interpreter is a failure if
 ``REQUIRE_ALL_TOOLS`` is set. Needs the extra ``[deploy]``, and for Debian's Python root and debootstrap.
 """
 
@@ -21,7 +21,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
 VERSIONS: Final = ("3.12", "3.13", "3.14")
-SUITES: Final = {"3.14": "sid"}  # of Debian, where a version is the default
+SUITES: Final = {"3.14": "sid"}  # version -> the Debian suite in which it is the default
 EXTRAS: Final = ("worker", "server", "embedded", "parquet", "reference", "all")
 TOOLS: Final = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "httpx2", "psutil", "jsonschema", "pyyaml")
 MODULES: Final = "tasks.worker, tasks.cli.index, sploot_cluster.api, sploot_cluster.density, broker.command"

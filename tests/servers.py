@@ -27,7 +27,10 @@ TESTS: Final = ("tests/broker", "tests/faults", *(f"tests/sploot_cluster/{name}.
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """The Debian suites and the package of a server; the last suite wins. Versions change as suites move on."""
+    """A server to fetch: its Debian suites, of which the last takes precedence, and its package.
+
+    The version that a suite contains changes over time; the comments below name those that were found.
+    """
 
     suites: tuple[str, ...]
     name: str

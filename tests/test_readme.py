@@ -1,4 +1,4 @@
-"""The README is short, and its examples work as they stand."""
+"""The README is short, and its examples work exactly as written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests that a page keeps the state of its user through redraws, shows errors in place, and obeys the user's role."""
+"""Tests that redraws preserve the user's input and position, errors are shown in place, and roles limit the page."""
 
 from __future__ import annotations
 

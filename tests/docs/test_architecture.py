@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 MAP = re.search(r"### Rooms\n.*?```\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.DOTALL)
 PACKAGES = ("broker", "tasks", "sploot_cluster")
 NOT_LISTED = {"__init__", "__main__"}
-# 16 in other folders: a newcomer will not read a longer list; of the verbs of corrections, one is as good as all
+# Maximum number of modules in a folder; 16 in folders that are not listed, because newcomers do not read longer lists.
+# The verbs of corrections are all alike, so reading one is enough.
 MOST_MODULES = {"broker": 30, "tasks": 21, "sploot_cluster/decide/corrections": 20}
 
 
@@ -42,7 +43,7 @@ def in_tree() -> dict[str, set[str]]:
 
 
 def test_architecture_map_lists_every_module() -> None:
-    # the map says of the verbs of corrections that each is a module, so that a new verb needs no line there
+    # the map only states that each correction verb is a module, so a new verb needs no entry there
     verbs = {request.__module__.rpartition(".")[2] for request in VERBS.values()}
     rooms = in_tree()
     rooms["sploot_cluster/decide/corrections"] -= verbs

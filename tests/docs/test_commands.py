@@ -1,4 +1,4 @@
-"""Every sploot-cluster command in a document exists, with the options that it is given there."""
+"""Every sploot-cluster command in a document exists, with the options that the document gives it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.docs.test_links import ROOT, documents
 FENCE = re.compile(r"^ *```(?:bash|sh|console)\n.*?^ *```", flags=re.DOTALL | re.MULTILINE)
 LINE = re.compile(r"^ *\$? *((?:\w+=\S+ )*sploot-cluster(?: .*)?)$", flags=re.MULTILINE)
 INLINE = re.compile(r"`(sploot-cluster(?: [^`\n]+)?)`")
-# What ends a command: a pipe, a comment, a redirection.
+# Matches the end of a command: a pipe, a comment, a redirection.
 END = re.compile(r" [|#&]| [0-9]?>|;|\)")
 
 

@@ -1,4 +1,4 @@
-"""Everything that carries a version carries the same one, and the changelog describes it."""
+"""All parts of the project have the same version, and the changelog describes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every program of ``examples/`` runs as its README says."""
+"""Every program in ``examples/`` runs as its README describes."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_kafka_program_ingests_a_topic_and_waits_while_the_queue_is_full(server:
     assert kafka.flush(30) == 0
 
     program = ("python", "-m", "examples.from_kafka", address, "embeddings")
-    # the mock does not take notice when a member leaves its group
+    # the mock does not notice when a member leaves its group
     environ = {"REDIS_URL": server.url, "KAFKA_SETTINGS": '{"session.timeout.ms": 6000}'}
     stream = stream_of(EMBEDDING_INGESTED)
     with redis.Redis.from_url(server.url) as client, closing(_reader_of("embeddings.refused", address)) as refused:
@@ -202,7 +202,7 @@ def test_kafka_program_ingests_a_topic_and_waits_while_the_queue_is_full(server:
             eventually(lambda: client.xlen(stream) == 20, within_s=60)
             reasons: list[str] = []
             eventually(lambda: len(_read_reasons(refused, reasons)) == 2, within_s=60)
-        # what was committed is not read again
+        # records whose offsets were committed are not read again
         with running(*program, log=log, **environ):
             kafka.produce("embeddings", json.dumps(record | {"media_id": "last.jpg"}), "42")
             kafka.flush(30)

@@ -11,7 +11,7 @@ MASTER: Final = "campaign"
 
 
 def where_redis_is(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the broker arguments of a worker or a producer."""
+    """Return the arguments with which a worker or producer creates its broker."""
     if (port := environment.get("FAULTS_SENTINEL_PORT")) is None:
         return {"url": environment["FAULTS_BROKER_URL"]}
     # the same timeouts as in the URL, shorter than redis-py's defaults

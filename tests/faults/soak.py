@@ -28,7 +28,7 @@ from tests.faults.stage import Stage
 
 WARM_UP_S = 30.0
 SLICE_S = 60.0
-# Maximum growth after an hour, in bytes: fragmented pages, arenas, client buffers.
+# Maximum growth of the server after an hour, in bytes: allows for fragmented pages, arenas and client buffers.
 SERVER_MAY_GROW = 1 << 20
 PROCESS_MAY_GROW = 24 << 20
 # After this time even the record of a producer's last enqueue has expired, so a key that still exists is permanent.

@@ -203,7 +203,7 @@ def opened(on_call: OnCall, alert: str) -> str:
 
 
 def has_ended(on_call: OnCall) -> bool:
-    """Return whether no alert fires, apart from alerts on an objective, whose windows are hours and days."""
+    """Return whether no alert fires, apart from alerts on an objective, whose windows last hours or days."""
     return [alert for alert in on_call.alerts() if not alert.startswith(OBJECTIVES)] == []
 
 

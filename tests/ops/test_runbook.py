@@ -289,7 +289,7 @@ def test_link_to_prometheus_decodes_to_a_valid_query(tmp_path: Path) -> None:
 
 
 class Scene:
-    """A Redis in which a worker has died, and the shell of an operator."""
+    """A Redis that holds the jobs of a dead worker, and the shell of an operator."""
 
     def __init__(self, server: EmbeddedRedis, http: str, grafana_url: str, home: Path) -> None:
         self.client = redis.Redis.from_url(server.url)

@@ -21,7 +21,7 @@ from tests.ops.test_routes import receivers_of
 from tests.ops.tools import OPS, run, tool
 
 SCRIPTS = OPS / "scripts"
-NAMES = sorted({path.name for path in SCRIPTS.glob("*.sh")} - {"grafana.sh"})  # sourced by the others
+NAMES = sorted({path.name for path in SCRIPTS.glob("*.sh")} - {"grafana.sh"})  # grafana.sh is sourced by the others
 UID = "media-cluster-observability"
 
 

@@ -22,7 +22,7 @@ from tasks.redis_access.embedded import EmbeddedRedis
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
 
-N_PETS, N_MEDIA, N_KILLS = 4, 60, 2  # make test-faults goes on killing for minutes
+N_PETS, N_MEDIA, N_KILLS = 4, 60, 2  # a small case; make test-faults kills workers for much longer
 
 
 def worker_pod(number: int, redis_url: str, directory: Path) -> Pod:

@@ -22,7 +22,7 @@ from tests.works_with.shop.tasks import add, fail  # noqa: E402
 
 
 def look(outcomes: dict[str, str]) -> bool:
-    """Add the outcomes of finished jobs by actor; return whether every actor has one."""
+    """Add the outcomes of finished jobs to ``outcomes``; return whether every actor has one."""
     outcomes.update(Task.tasks.filter(status__in=["done", "failed"]).values_list("actor_name", "status"))
     return len(outcomes) == 3
 

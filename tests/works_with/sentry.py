@@ -2,7 +2,7 @@
 
     python -m tests.works_with.sentry REDIS_URL
 
-sentry-sdk changes Dramatiq's Broker for the whole process, so it has one of its own.
+sentry-sdk changes Dramatiq's Broker for the whole process, so it runs in a separate process.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     failures = [event["exception"]["values"][-1] | event["contexts"]["dramatiq"]["data"] for event in events]
     jobs = [(one["transaction"], one["contexts"]["trace"]) for one in transactions if one["transaction"] != "request"]
     answer = {
-        # a set: on every broker, Sentry reports a failure from Dramatiq's log, too
+        # a set, because on every broker Sentry reports each failure a second time, from Dramatiq's log
         "failures": sorted({(failure["type"], failure["actor_name"]) for failure in failures}),
         "jobs": sorted([name, trace["status"], trace["trace_id"] == request.trace_id] for name, trace in jobs),
     }

@@ -1,4 +1,4 @@
-"""What users of other packages rely on works on this broker. The README lists the packages and their limits."""
+"""Integrations of other packages with Dramatiq work on this broker. The README lists the packages and their limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.broker.scene import message, scene_on
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
-# the packages, not this broker, cause them
+# these warnings come from the packages, not from this broker
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::PendingDeprecationWarning")
 
 
@@ -167,7 +167,7 @@ def test_dramatiq_abort_stops_running_and_cancels_delayed_messages(redis_url: st
         eventually(lambda: "aborted long" in events)
         delayed = nap.send_with_options(args=("delayed",), delay=300, unique_key="k")
         abort(delayed.message_id, abortable, mode=AbortMode.CANCEL)
-        # coalesced onto the cancelled message; it must run all the same
+        # coalesced with the cancelled message, but must run nevertheless
         nap.send_with_options(args=("next",), unique_key="k")
         broker.join("default", timeout=30_000)
 

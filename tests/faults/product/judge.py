@@ -164,7 +164,7 @@ def _pets(found: Found) -> Iterator[str]:
 def broken_demands(
     demanded: Demands, labels: Mapping[MediaId, int], aliases: Mapping[ClusterId, ClusterId]
 ) -> list[str]:
-    """Return the oracle's demands that the labels violate, like its own ``broken`` but fast for hundreds of items."""
+    """Return the oracle's demands that the labels violate: the same as its method ``broken``, but in less time."""
     clusters = {id(mates): {labels[item] for item in mates & labels.keys()} for mates in demanded.components.values()}
     broken = [
         f"{item} is not with the items of its corrections"

@@ -68,7 +68,7 @@ def job_status(job_id: str, state: JobState, reason: str, **facts: Any) -> JobSt
 
 
 class Part:
-    """A proxy for a part of an application, such as its service. Each test makes it refer to its own part."""
+    """A proxy for a part of an application, such as its service. Each test sets ``now`` to its own part."""
 
     def __init__(self) -> None:
         self.now: Any = None

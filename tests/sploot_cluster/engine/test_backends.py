@@ -1,4 +1,4 @@
-"""Choice of the backend if the GPU is missing, fails or works; it is simulated, because test machines have none."""
+"""Choice of the backend if the GPU is missing, fails or works. The GPU is simulated; test machines have none."""
 
 from __future__ import annotations
 
