@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -661,8 +661,24 @@ class ClusterService:
 
         Raises:
             UnknownPet: the pet has no data.
+            RevisionConflict: the pet was replaced during every attempt.
         """
-        return dumps.dump(self._store.dump(pet))
+        for _ in range(self._settings.commit_attempts - 1):
+            with suppress(RevisionConflict):
+                return b"".join(self.export_parts(pet))
+        return b"".join(self.export_parts(pet))
+
+    def export_parts(self, pet: PetId) -> Iterator[bytes]:
+        """Yield the file of :meth:`export` in parts of about a megabyte, which are read as they are needed.
+
+        Raises:
+            UnknownPet: the pet has no data; before the first part.
+            RevisionConflict: the pet was replaced since the first part, e.g. by a deletion of items or a switch of its
+                model. The parts so far are not a file; start again.
+        """
+        outline = self._store.outline(pet)
+        vectors = dumps.Vectors(self._store.vector_pages(outline), self._store.shadow_pages(outline))
+        yield from dumps.stream(outline, vectors)
 
     def import_pet(self, file: bytes, *, pet: PetId | None = None) -> PetView:
         """Import an exported pet, under another id if ``pet`` is given.

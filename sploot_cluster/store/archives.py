@@ -11,9 +11,12 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 # Maximum total size of an archive's members in bytes, uncompressed. The vectors of a pet take at most 512 MiB, the
 # maximum size of a Redis value; the rest is for a candidate model with longer vectors.
@@ -60,6 +63,48 @@ def pack(members: Mapping[str, bytes | memoryview]) -> bytes:
             method = zipfile.ZIP_STORED if name.endswith(_STORED) else zipfile.ZIP_DEFLATED
             packed.writestr(zipfile.ZipInfo(name, _OLDEST), content, method)
     return file.getvalue()
+
+
+Member = tuple[str, int, Iterable[bytes | memoryview]]
+"""A member of an archive that is written in parts: its name, its size or an upper limit of it, and its parts."""
+
+
+def packed(members: Iterable[Member]) -> Iterator[bytes]:
+    """Yield a zip archive of these members in parts, without holding it in memory.
+
+    The same members always give the same bytes, however they are divided into parts. A member may be made while the
+    ones before it are written.
+    """
+    tape = _Tape()
+    with zipfile.ZipFile(tape, "w") as archive:
+        for name, most_bytes, parts in members:
+            member = zipfile.ZipInfo(name, _OLDEST)
+            member.compress_type = zipfile.ZIP_STORED if name.endswith(_STORED) else zipfile.ZIP_DEFLATED
+            member.file_size = most_bytes  # the header has to be longer for a member of more than 2 GiB
+            with archive.open(member, "w") as opened:
+                for part in parts:
+                    opened.write(part)
+                    yield from tape.taken()
+    yield from tape.taken()
+
+
+class _Tape(io.RawIOBase):
+    """A file that only grows; what was written is taken from it in parts."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: Buffer) -> int:
+        self._parts.append(bytes(part))
+        return len(self._parts[-1])
+
+    def taken(self) -> Iterator[bytes]:
+        parts, self._parts = self._parts, []
+        if parts:
+            yield parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def unpack(file: bytes, *, most_bytes: int = MOST_BYTES) -> dict[str, bytes]:

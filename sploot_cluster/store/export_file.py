@@ -10,11 +10,11 @@ A redacted file has everything except the vectors, and :func:`load` refuses it.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -84,20 +84,82 @@ _SHAPE: Final[archives.Shape] = {
 
 def dump(pet: PetDump, *, redact: bool = False) -> bytes:
     """Return the pet as a file for :func:`load`, or without its vectors if ``redact``."""
-    state, shadow = pet.state, pet.shadow
     # a view, not a copy, because the vectors can take hundreds of megabytes
-    rows = np.ascontiguousarray(state.vectors, dtype="<f4").reshape(-1).view(np.uint8)
-    vectors: dict[str, bytes | memoryview] = {"vectors.f32le": rows.data}
+    rows = np.ascontiguousarray(pet.state.vectors, dtype="<f4").reshape(-1).view(np.uint8)
+    vectors = None if redact else Vectors([rows.data] if rows.size else [], _pages_of(pet.shadow))
+    return b"".join(stream(pet, vectors))
+
+
+class Vectors(NamedTuple):
+    """The vectors of a pet as a file has them, in pages of any size.
+
+    Attributes:
+        own: of the rows, in order.
+        shadow: of the items of the shadow, in the order of their ids, each page with these ids.
+    """
+
+    own: Iterable[bytes | memoryview]
+    shadow: Iterable[tuple[Sequence[MediaId], bytes]]
+
+
+def _pages_of(shadow: Shadow | None) -> Iterator[tuple[Sequence[MediaId], bytes]]:
     if shadow is not None:
-        vectors["shadow.f32le"] = _stacked(shadow)
-    columns = {
-        **({} if redact else vectors),
-        "labels.i32le": state.labels.astype("<i4", copy=False).tobytes(),
-        "origins.u8": state.origins.tobytes(),
-        "occurred_at.i64le": state.occurred_at_ms.astype("<i8", copy=False).tobytes(),
-        "arrived.u32le": pet.arrived.astype("<u4", copy=False).tobytes(),
-        **{f"overwritten/{one.revision}": past.dump(one) for one in pet.overwritten},
-    }
+        for item in sorted(shadow.vectors):
+            yield [item], shadow.vectors[item].astype("<f4", copy=False).tobytes()
+
+
+def stream(pet: PetDump, vectors: Vectors | None) -> Iterator[bytes]:
+    """Yield the file of a pet in parts. ``pet.json`` is its last member, because it has the checksums of all others.
+
+    Args:
+        pet: its vectors, and those of its shadow, are not used.
+        vectors: None leaves them out.
+    """
+    digests: dict[str, str] = {}
+    in_shadow: list[MediaId] = []
+
+    def member(name: str, most_bytes: int, parts: Iterable[bytes | memoryview]) -> archives.Member:
+        def digested() -> Iterator[bytes | memoryview]:
+            digest = sha256()
+            for part in parts:
+                digest.update(part)
+                yield part
+            digests[name] = digest.hexdigest()
+
+        return name, most_bytes, digested()
+
+    def shadow_rows(pages: Iterable[tuple[Sequence[MediaId], bytes]]) -> Iterator[bytes]:
+        for items, rows in pages:
+            in_shadow.extend(items)
+            yield rows
+
+    def members() -> Iterator[archives.Member]:
+        state, shadow = pet.state, pet.shadow
+        if vectors is not None:
+            yield member("vectors.f32le", 4 * state.n_media * (state.dim or 0), vectors.own)
+            if shadow is not None:
+                most = 4 * (state.n_media + len(pet.quarantine)) * shadow.dim
+                yield member("shadow.f32le", most, shadow_rows(vectors.shadow))
+        for name, column in (
+            ("labels.i32le", state.labels.astype("<i4", copy=False).tobytes()),
+            ("origins.u8", state.origins.tobytes()),
+            ("occurred_at.i64le", state.occurred_at_ms.astype("<i8", copy=False).tobytes()),
+            ("arrived.u32le", pet.arrived.astype("<u4", copy=False).tobytes()),
+        ):
+            yield member(name, len(column), [column])
+        for one in pet.overwritten:
+            record = past.dump(one)
+            yield member(f"overwritten/{one.revision}", len(record), [record])
+        if shadow is not None and vectors is None:
+            in_shadow.extend(sorted(shadow.vectors))
+        facts = _facts(pet, in_shadow, digests, redact=vectors is None)
+        yield _FACTS, len(facts), [facts]
+
+    return archives.packed(members())
+
+
+def _facts(pet: PetDump, in_shadow: Sequence[MediaId], digests: Mapping[str, str], *, redact: bool) -> bytes:
+    state, shadow = pet.state, pet.shadow
     facts = {
         "format": FORMAT,
         "redacted": redact,
@@ -118,25 +180,21 @@ def dump(pet: PetDump, *, redact: bool = False) -> bytes:
         "quarantine": {item: asdict(why) | {"at": why.at.isoformat()} for item, why in sorted(pet.quarantine.items())},
         "ingested": pet.ingested,
         "overflowed": pet.overflowed,
-        "shadow": None if shadow is None else _facts_of_shadow(shadow),
-        "sha256": {name: sha256(column).hexdigest() for name, column in columns.items()},
+        "shadow": None if shadow is None else _facts_of_shadow(shadow, in_shadow),
+        "sha256": dict(digests),
     }
-    return archives.pack({_FACTS: json.dumps(facts, ensure_ascii=False, indent=1).encode(), **columns})
+    return json.dumps(facts, ensure_ascii=False, indent=1).encode()
 
 
-def _facts_of_shadow(shadow: Shadow) -> dict[str, object]:
+def _facts_of_shadow(shadow: Shadow, media: Sequence[MediaId]) -> dict[str, object]:
     return {
         "model": shadow.model,
         "dim": shadow.dim,
         "begun_at": shadow.begun_at.isoformat(),
         "by": shadow.by,
         "was_own": shadow.was_own,
-        "media": sorted(shadow.vectors),
+        "media": list(media),
     }
-
-
-def _stacked(shadow: Shadow) -> bytes:
-    return b"".join(shadow.vectors[item].astype("<f4", copy=False).tobytes() for item in sorted(shadow.vectors))
 
 
 def _shadow(facts: Mapping[str, Any] | None, columns: Mapping[str, bytes]) -> Shadow | None:

@@ -257,6 +257,17 @@ class MemoryPetStore:
                 held.overflowed,
             )
 
+    def outline(self, pet: PetId) -> PetDump:
+        return self.dump(pet)
+
+    def vector_pages(self, outline: PetDump) -> Iterator[bytes]:
+        yield outline.state.vectors.astype("<f4", copy=False).tobytes()
+
+    def shadow_pages(self, outline: PetDump) -> Iterator[tuple[Sequence[MediaId], bytes]]:
+        if outline.shadow is not None:
+            for item in sorted(outline.shadow.vectors):
+                yield [item], outline.shadow.vectors[item].astype("<f4", copy=False).tobytes()
+
     def replace(self, before: PetDump | None, after: PetDump, *, claimant: str | None = None) -> PetState:
         pet = after.state.pet
         state = empty_state(pet) if before is None else before.state

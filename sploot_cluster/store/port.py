@@ -6,7 +6,7 @@ use as a library. Both pass the same contract suite (tests/sploot_cluster/store/
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Protocol
 
@@ -202,6 +202,32 @@ class PetStore(Protocol):
 
         Raises:
             UnknownPet: the pet has no data.
+        """
+        ...
+
+    def outline(self, pet: PetId) -> PetDump:
+        """Return all data of the pet at one revision; a store may leave out the vectors, of the shadow too.
+
+        Raises:
+            UnknownPet: the pet has no data.
+        """
+        ...
+
+    def vector_pages(self, outline: PetDump) -> Iterator[bytes]:
+        """Yield the vectors of an outline as float32 little-endian, row by row, in pages of about a megabyte.
+
+        Changes that do not replace the pet do not matter.
+
+        Raises:
+            RevisionConflict: the pet was replaced or deleted since.
+        """
+        ...
+
+    def shadow_pages(self, outline: PetDump) -> Iterator[tuple[Sequence[MediaId], bytes]]:
+        """Yield the items of an outline that its shadow has, in the order of their ids, and their vectors, in pages.
+
+        Raises:
+            RevisionConflict: the shadow was ended, or switched to, since.
         """
         ...
 

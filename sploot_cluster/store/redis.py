@@ -65,7 +65,7 @@ from sploot_cluster.store import ledger_json as ledger
 from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.store.name_index import NameIndex
 from sploot_cluster.store.port import CLAIM_MS, MAX_VECTOR_BYTES, Removal
-from sploot_cluster.store.removal import RedisRemoval
+from sploot_cluster.store.removal import STEP_BYTES, RedisRemoval
 from sploot_cluster.store.short_calls import Call, ShortCalls
 from sploot_cluster.store.values import (
     MOST_ARGUMENTS,
@@ -119,6 +119,9 @@ FIELDS_PER_PAGE: Final = 500
 ENTRIES_PER_PAGE: Final = 500
 # The same for records of overwritten labels, each of which can take 100 kB.
 RECORDS_PER_PAGE: Final = 16
+
+# Number of commands that read a page of vectors for an export: a megabyte in all.
+STEPS_PER_TRIP: Final = 8
 
 # Approximate number of pets that one command lists, in less than a millisecond.
 PETS_PER_PAGE: Final = 1_000
@@ -395,6 +398,49 @@ class RedisPetStore:
     def dump(self, pet: PetId) -> PetDump:
         return self._dump(pet, with_vectors=True)
 
+    def outline(self, pet: PetId) -> PetDump:
+        return self._dump(pet, with_vectors=False)
+
+    def vector_pages(self, outline: PetDump) -> Iterator[bytes]:
+        state = outline.state
+        keys, n, n_bytes = PetKeys.of(state.pet), state.n_media, 4 * (state.dim or 1)
+        step = max(1, min(PAGE_ROWS, STEP_BYTES // n_bytes))
+        per_trip = step * STEPS_PER_TRIP
+        for start in range(0, n, per_trip):
+            end = min(start + per_trip, n)
+            with translated(f"read the vectors of pet {state.pet}", state.pet):
+                pipe = self._client.pipeline(transaction=False)
+                for first in range(start, end, step):
+                    pipe.lrange(keys.vectors, first, min(first + step, end) - 1)
+                pipe.hget(keys.meta, "born")
+                *pages, born = cast("list[Any]", pipe.execute())
+            if born is None or born.decode() != state.born:
+                raise RevisionConflict(pet=state.pet, expected=state.revision, current=self.revision(state.pet))
+            page = b"".join(chain.from_iterable(pages))
+            if len(page) != (end - start) * n_bytes:
+                raise UnreadablePet(pet=state.pet, problem=f"a vector does not have {state.dim} dimensions")
+            yield page
+
+    def shadow_pages(self, outline: PetDump) -> Iterator[tuple[Sequence[MediaId], bytes]]:
+        state, shadow = outline.state, outline.shadow
+        if shadow is None:
+            return
+        keys, begun_at = PetKeys.of(state.pet), shadow.begun_at.isoformat().encode()
+        step = max(1, min(FIELDS_PER_PAGE, STEP_BYTES // (4 * shadow.dim)))
+        per_trip, items = step * STEPS_PER_TRIP, sorted({*state.media, *outline.quarantine})
+        for start in range(0, len(items), per_trip):
+            some = items[start : start + per_trip]
+            with translated(f"read the shadow of pet {state.pet}", state.pet):
+                pipe = self._client.pipeline(transaction=False)
+                for first in range(0, len(some), step):
+                    pipe.hmget(keys.shadow_vectors, some[first : first + step])
+                pipe.hmget(keys.shadow, "begun_at", "model")
+                *pages, (still_begun_at, model) = cast("list[Any]", pipe.execute())
+            if still_begun_at != begun_at or model != shadow.model.encode():
+                raise RevisionConflict(pet=state.pet, expected=state.revision, current=self.revision(state.pet))
+            found = [one for one in zip(some, chain.from_iterable(pages), strict=True) if one[1] is not None]
+            yield [item for item, _ in found], b"".join(vector for _, vector in found)
+
     def _dump(self, pet: PetId, *, with_vectors: bool) -> PetDump:
         state = empty_state(pet)
         for _ in range(DUMP_ATTEMPTS):
@@ -483,7 +529,7 @@ class RedisPetStore:
             self._client,
             pet,
             media,
-            outline=partial(self._dump, pet, with_vectors=False),
+            outline=partial(self.outline, pet),
             copy_rows=self._copy_rows,
             replace=self._put_in_place,
         )

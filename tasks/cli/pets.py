@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
@@ -343,14 +345,38 @@ def export_pet(
     """Write a pet with all its data to one file."""
     from sploot_cluster.pet.models import PetId
 
-    with open_service() as service:
-        content = service.export(PetId(pet))
     target = file or Path(f"pet-{pet}.zip")
+    with open_service() as service:
+        while True:
+            try:
+                n_bytes = _written(target, service.export_parts(PetId(pet)))
+            except RevisionConflict:
+                continue  # items were deleted meanwhile, or the model was switched
+            break
+    out.print(f"pet {pet} written to {target}: {n_bytes:,} bytes")
+
+
+def _written(target: Path, parts: Iterator[bytes]) -> int:
+    """Write a file part by part and return its size; if a part cannot be read, there is no new file.
+
+    Raises:
+        InvalidInput: the file cannot be written.
+    """
+    first, n_bytes = next(parts), 0
+    # a name of its own until it is whole, unless the target is a device or a pipe
+    unfinished = target.with_name(f"{target.name}.unfinished") if target.is_file() or not target.exists() else target
     try:
-        target.write_bytes(content)
+        with unfinished.open("wb") as opened:
+            for part in chain([first], parts):
+                n_bytes += opened.write(part)
+        if unfinished != target:
+            unfinished.replace(target)
     except OSError as error:
         raise InvalidInput("FILE", f"{target}: {error.strerror}", "name a writable file") from error
-    out.print(f"pet {pet} written to {target}: {len(content):,} bytes")
+    finally:
+        if unfinished != target:
+            unfinished.unlink(missing_ok=True)
+    return n_bytes
 
 
 @app.command(name="import", epilog=examples("sploot-cluster import pet-42.zip --as 43"))

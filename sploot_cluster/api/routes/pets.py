@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Annotated, Final, Protocol
 
 from fastapi import APIRouter, Path, Query
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from sploot_cluster.api.admission import BEARER, READS, WRITES, Admission, CallerOf
 from sploot_cluster.api.answers import MAX_MOVES, Erased, PetAt, PetCluster, PetHistory
@@ -75,7 +76,7 @@ class PetService(Previews, Protocol):
 
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted: ...
 
-    def export(self, pet: PetId) -> bytes: ...
+    def export_parts(self, pet: PetId) -> Iterator[bytes]: ...
 
     def model(self, pet: PetId) -> PetModel: ...
 
@@ -236,13 +237,22 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         },
     )
     def export_pet(pet_id: PetInPath) -> Response:
-        """Return all data of a pet as a file for `sploot-cluster import`."""
+        """Return all data of a pet as a file for `sploot-cluster import`.
+
+        The file is sent while it is read, in chunks, so its length is not known before its end. If items are deleted or
+        the model is switched meanwhile, the connection ends without the last chunk; request the export again.
+        """
+        parts = service.export_parts(PetId(pet_id))
         try:
-            file = service.export(PetId(pet_id))
+            first = next(parts)
         except UnknownPet:
             raise Refusal(NOT_FOUND, f"pet {pet_id} has no data") from None
-        headers = {"Content-Disposition": f'attachment; filename="pet-{pet_id}.zip"', "Cache-Control": "no-store"}
-        return Response(file, headers=headers, media_type="application/zip")
+        headers = {
+            "Content-Disposition": f'attachment; filename="pet-{pet_id}.zip"',
+            "Cache-Control": "no-store",
+            "Content-Encoding": "identity",  # to compress vectors takes long and saves little
+        }
+        return StreamingResponse(chain([first], parts), headers=headers, media_type="application/zip")
 
     _add_item_routes(router, service)
     _add_history_routes(router, service)

@@ -14,7 +14,9 @@ import uvicorn
 
 from sploot_cluster.api import admission
 from sploot_cluster.api.server import PatientProtocol
-from tests.sploot_cluster.api.front import API, Front
+from sploot_cluster.errors import RevisionConflict
+from sploot_cluster.pet.models import PetId
+from tests.sploot_cluster.api.front import API, Front, TrustingService
 from tests.support import eventually
 
 
@@ -81,6 +83,25 @@ def test_oversized_address_or_header_is_refused(front: Front, path: str, headers
 
     assert answer.status_code == status
     assert answer.headers["Content-Type"] == "application/problem+json"
+
+
+class ReplacedMeanwhile(TrustingService):
+    """A service in which a pet is replaced while it is exported."""
+
+    def export_parts(self, pet: PetId) -> Iterator[bytes]:
+        yield b"PK"
+        raise RevisionConflict(pet=pet, expected=1, current=2)
+
+
+def test_export_that_cannot_go_on_ends_without_its_last_chunk() -> None:
+    front = Front(service_type=ReplacedMeanwhile)
+
+    with served(front.app) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(b"GET /api/v1/internal/pets/42/export HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        received = everything_from(connection)
+
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert received.endswith(b"\r\n2\r\nPK\r\n")
 
 
 # -- slow clients ----------------------------------------------------------------------------------------------------

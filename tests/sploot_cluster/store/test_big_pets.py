@@ -341,6 +341,81 @@ def test_full_server_refuses_a_removal_and_keeps_the_pet(client: Interrupted, re
     assert set(left) <= {key.encode() for key in KEYS}
 
 
+# -- exports ---------------------------------------------------------------------------------------------------------
+
+
+def test_export_in_parts_equals_a_dump_in_memory(client: Interrupted) -> None:
+    store = big_pet(client)
+    service = ClusterService(store)
+    service.begin_model(PET, "x@1", DIM, by="ada")
+    for item in ("m1", "m7", "new"):
+        service.assign(PET, MediaId(item), model="x@1", vector=[1.0] * DIM)
+
+    parts = list(service.export_parts(PET))
+
+    assert len(parts) > 2
+    assert b"".join(parts) == export_file.dump(store.dump(PET))
+    service.delete_pet(PET)
+    assert service.import_pet(b"".join(parts)).n_media == N
+    assert b"".join(service.export_parts(PET)) == b"".join(parts)
+
+
+@pytest.mark.parametrize("change", [arrive, quarantine, correct])
+def test_export_ignores_changes_since_its_first_part(
+    redis_client: redis.Redis, change: Callable[[ClusterService], None]
+) -> None:
+    service = ClusterService(reviewed_pet(redis_client))
+    before = service.export(PET)
+
+    parts = service.export_parts(PET)
+    first = next(parts)
+    change(service)
+
+    assert first + b"".join(parts) == before
+
+
+def test_export_may_have_vectors_that_the_candidate_model_got_since_its_first_part(redis_client: redis.Redis) -> None:
+    service = ClusterService(reviewed_pet(redis_client))
+
+    parts = service.export_parts(PET)
+    first = next(parts)
+    embed(service)
+    exported = export_file.load(first + b"".join(parts))
+
+    assert exported.shadow is not None
+    assert {"m1", "m7", "odd", "new"} <= {*exported.shadow.vectors}
+
+
+@pytest.mark.parametrize("change", [delete, lambda other: other.delete_pet(PET)], ids=["items", "pet"])
+def test_export_in_parts_ends_if_the_pet_is_replaced(
+    redis_client: redis.Redis, change: Callable[[ClusterService], None]
+) -> None:
+    service = ClusterService(big_pet(redis_client))
+
+    parts = service.export_parts(PET)
+    next(parts)
+    change(service)
+
+    with pytest.raises(RevisionConflict):
+        list(parts)
+
+
+def test_export_starts_again_if_the_pet_is_replaced_meanwhile(client: Interrupted, redis_client: redis.Redis) -> None:
+    service, other = ClusterService(big_pet(client)), ClusterService(RedisPetStore(redis_client))
+    deleted: list[int] = []
+
+    def interrupt() -> None:
+        delete(other)
+        deleted.append(other.revision(PET))
+
+    client.interrupt, client.n_pipelines = interrupt, 2
+
+    file = service.export(PET)
+
+    assert len(deleted) == 1
+    assert file == other.export(PET)
+
+
 @pytest.mark.scale
 def test_big_pet_blocks_redis_for_at_most_five_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
     """Repeats each use of a pet of 50,000 items up to five times, because other processes may interrupt a command."""
