@@ -85,8 +85,8 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
         At most one recluster waits per pet: if one is waiting already, its job is returned with `coalesced`. A preview
         is computed by a worker and returned when it is ready; if that takes too long, or with `Prefer: respond-async`,
         its job is returned instead. Repeat the request, or follow the job: its result has the token of
-        `GET …/pets/{pet_id}/previews/{token}`. Applying a preview makes exactly the changes that it showed, at once, or
-        none.
+        `GET …/pets/{pet_id}/previews/{token}`. Applying a preview takes effect immediately: it makes exactly the
+        changes that the preview showed, or none.
         """
         if body.preview and body.apply is not None:
             both = FieldProblem(field="apply", problem="is sent together with preview", hint="send one of the two")

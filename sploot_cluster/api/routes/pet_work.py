@@ -93,7 +93,7 @@ def pet_work_router(admission: Admission, jobs: JobQueue, service: PetService) -
         ] = 5_000,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return the items on the two principal axes of their vectors. Corrections do not move them."""
+        """Return the positions of items on the two principal axes of their vectors. Corrections do not move them."""
         found = service.map(PetId(pet_id), limit=limit)
         return tagged(found.revision, if_none_match, lambda: found)
 

@@ -239,8 +239,8 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
     def export_pet(pet_id: PetInPath) -> Response:
         """Return all data of a pet as a file for `sploot-cluster import`.
 
-        The file is sent while it is read, in chunks, so its length is not known before its end. If items are deleted or
-        the model is switched meanwhile, the connection ends without the last chunk; request the export again.
+        The file is sent in chunks while the pet is read, so its length is unknown at the start. If items are deleted or
+        the model is switched during the export, the connection ends without the last chunk; request the export again.
         """
         parts = service.export_parts(PetId(pet_id))
         try:
@@ -250,7 +250,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         headers = {
             "Content-Disposition": f'attachment; filename="pet-{pet_id}.zip"',
             "Cache-Control": "no-store",
-            "Content-Encoding": "identity",  # to compress vectors takes long and saves little
+            "Content-Encoding": "identity",  # compressing vectors takes long and saves little
         }
         return StreamingResponse(chain([first], parts), headers=headers, media_type="application/zip")
 
@@ -317,7 +317,8 @@ def _add_item_routes(router: APIRouter, service: PetService) -> None:
     ) -> Response:
         """Return items with their clusters, in order of arrival. A page costs the same in a pet of any size.
 
-        Pages are read at different revisions if the pet changes meanwhile. A deletion ends the cursors of its pet.
+        If the pet changes between two requests, their pages show different revisions. A deletion ends the cursors of
+        its pet.
         """
         page = service.items(PetId(pet_id), limit=limit, cursor=cursor)
         return tagged(page.revision, if_none_match, lambda: page)

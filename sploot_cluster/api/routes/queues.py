@@ -268,7 +268,7 @@ def _add_canaries(router: APIRouter, operations: QueueOperations) -> None:
         responses=documented(*READS, QUEUE_UNAVAILABLE),
     )
     def list_canaries() -> Canaries:
-        """Return the canaries of the last day, of all servers, the newest first."""
+        """Return the canaries of the last day, of all servers, newest first."""
         return Canaries(canaries=list(operations.canaries()))
 
     @router.post(

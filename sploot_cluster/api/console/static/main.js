@@ -26,7 +26,7 @@ let readAt = null; // when the server read the data that is shown
 let loadedAt = null; // when this page received it, on its own clock
 let shown = null; // the data of the page
 let problem = ""; // why no newer data is shown
-let nLoads = 0; // unfinished loads of data
+let nLoads = 0; // number of loads of data that have not finished
 
 /** Return the page for a broken link, which shows what is wrong with it. */
 const broken = (problem) => ({
@@ -104,13 +104,13 @@ function keepFresh() {
 
 function onNews(news) {
   const visit = here;
-  // while data is loaded, it is newer than the news
+  // ignore the event while data is being loaded, because that data is newer
   if (!visit.place.news || loadedAt === null || nLoads) return;
   const data = visit.place.news(news, shown);
   if (data === null) return reload();
   const isSame = data === shown;
   [readAt, loadedAt, problem, shown] = [new Date(news.read.at), performance.now(), "", data];
-  // the same data is drawn again only where it shows durations, which have grown
+  // unchanged data is drawn again only on pages that show durations, because these grow
   if (!isSame || visit.place.isAgeing) draw(visit.place.draw(data, visit, reload), { again: true, visit });
   showFreshness();
 }

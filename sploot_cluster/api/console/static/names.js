@@ -26,7 +26,7 @@ export function labelOf(id) {
   return name ? `${name} (${id})` : String(id);
 }
 
-/** Remember the name of a pet; null if it has none. */
+/** Remember the name of a pet; `name` is null if the pet has none. */
 export const named = (id, name) => known.set(String(id), { name, at: performance.now() });
 
 async function load() {
@@ -39,7 +39,7 @@ async function load() {
       for (const id of some) named(id, null);
       for (const { pet_id: id, name } of pets) named(id, name);
     } catch {
-      return; // the ids are shown; the next redraw asks again
+      return; // only the ids are shown; the next redraw tries again
     }
     for (const link of document.querySelectorAll("a[data-pet]")) {
       const label = labelOf(link.dataset.pet);

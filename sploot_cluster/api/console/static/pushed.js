@@ -1,15 +1,15 @@
-// Lists that the server's events keep up to date. The events carry the figures of all queues but not their lists, so a
-// list is loaded again when the figures that it depends on have changed, and once a minute in any case.
+// Lists that the server's events keep up to date. The events contain the figures of all queues, but no lists. So a list
+// is loaded again when the figures that it depends on have changed, and at least once a minute.
 
 const LATEST_MS = 60_000;
 
 /** Return the data to show after events: the same data if the figures are the same, or null to load the list again.
  *
- *  `data.figures` are those that were read before the list. */
+ *  `data.figures` are the figures that were read before the list. */
 export function kept(data, figures) {
   const isSame = JSON.stringify(data.figures) === JSON.stringify(figures) && performance.now() - data.loadedAt < LATEST_MS;
   return isSame ? data : null;
 }
 
-/** What is compared for a list of unfinished jobs: all that changes when a job is added, taken or ended. */
+/** Return the figures to compare for a list of unfinished jobs: all that change when a job is added, taken or ended. */
 export const figuresOfJobs = (queue) => queue && [queue.last_entry_id, queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned, queue.dead, queue.consumers.map(({ name, pending, is_alive }) => [name, pending, is_alive])];

@@ -84,7 +84,8 @@ export class Desk extends EventTarget {
     return Boolean(verb) && may(verb.operation);
   }
 
-  /** Make a correction: show it at once, and send it after those before it. Resolves to it when it has ended. */
+  /** Make a correction: show its effect immediately, and send it after all earlier corrections. Resolves to the
+   *  correction when it has ended. */
   act(name, body, { what } = {}) {
     const verb = this.verb(name);
     const act = { verb, body, what: what ?? verb.title, state: "waiting", at: Date.now(), newId: `new-${this.log.length + 1}` };
