@@ -49,7 +49,7 @@ def match_ids(
     *,
     given: Mapping[int, ClusterId] | None = None,
 ) -> Identities:
-    """Return a cluster id for every group: that of the old cluster it is matched with, or a new one.
+    """Return a cluster id for every group: the id of the old cluster that it is matched with, or a new id.
 
     All groups are matched at once, so that as many items as possible keep their cluster id (an assignment problem). An
     overlap is ignored if it is less than ``settings.overlap_ratio`` of the smaller of cluster and group. New ids are
@@ -90,7 +90,7 @@ def aliases_after(
     returning: Mapping[ClusterId, ClusterId] | None = None,
     ended: Mapping[ClusterId, Rows] | None = None,
 ) -> dict[ClusterId, ClusterId | None]:
-    """Return the aliases to write when ``labels`` replace those of ``state``; None removes an alias.
+    """Return the aliases to write when ``labels`` replace the labels of ``state``; the value None removes an alias.
 
     A living id that ends becomes an alias of the cluster that got more than half of its items. Aliases always point
     directly to a living id, so one lookup is enough. When an id ends without a successor, its aliases end too.

@@ -53,7 +53,8 @@ def without(
     """Return the pet without these items, one revision later; ids that the pet does not have are ignored.
 
     Args:
-        vectors_of: for a pet whose state has no vectors: reads those of some rows. The result has no vectors either.
+        vectors_of: returns the vectors of the given rows, if the pet's state has no vectors; the result then has none
+            either.
     """
     gone, revision = set(media), pet.state.revision + 1
     left, led = leave_out(pet, gone, vectors_of=vectors_of)
@@ -130,7 +131,7 @@ def _cards(
     """Return the cards of the clusters that have items left.
 
     Args:
-        labels, origins: those of the rows to keep.
+        labels, origins: the labels and origins of the rows to keep.
     """
     lost, locked = set(state.labels[~keep].tolist()), locked_in(state)
     new_row, old_row = np.cumsum(keep) - 1, np.flatnonzero(keep)

@@ -244,7 +244,7 @@ def _nodes(members: Rows, rows: RowConstraints) -> tuple[Rows, list[Sides]]:
         its_sides = rows.sides[atom] if atom >= 0 else FREE
         alike: object = its_sides
         if not its_sides or its_sides.conflict(its_sides):
-            # a node of its own: items on no side need not belong together, and atoms on both sides of a split conflict
+            # a separate node: items on no side need not belong together, and atoms on both sides of a split conflict
             alike = ("atom", atom) if atom >= 0 else ("row", row)
         if alike not in node_of:
             node_of[alike] = len(sides)

@@ -46,7 +46,7 @@ class Switch:
         token: identifies the pet, the shadow and the result.
         dump: the pet after the switch.
         diff: the differences; items that only the shadow has count as arrivals.
-        result: the result, reported like that of a recluster.
+        result: the report on the switch, in the same form as for a recluster.
         joining: items that only the shadow has; the switch adds them, and a switch back would leave them out.
         left_out: items without a vector in the shadow when switching back; they would be quarantined.
     """
@@ -120,7 +120,7 @@ def _placed(pet: PetDump) -> PetState:
 
 
 def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by: str, at: datetime) -> Switch:
-    """Return the switch of a pet to the space of its shadow; ``density`` is that of :func:`in_shadow`.
+    """Return the switch of a pet to the space of its shadow; ``density`` belongs to :func:`in_shadow`'s result.
 
     Raises:
         InvalidInput: as :func:`in_shadow`.

@@ -184,7 +184,7 @@ def _cards(
     locked: Set[ClusterId],
     thresholds: Thresholds,
 ) -> dict[ClusterId, ClusterCard | None]:
-    """Return the cards of new, changed and ended clusters; threshold and medoid are those of the counted members."""
+    """Return the cards of new, changed and ended clusters; threshold and medoid are computed from counted members."""
     counts = origins != Origin.ABSORBED
     cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
     split_from = mostly(labels, state.labels, living - state.clusters.keys(), counts=counts)

@@ -94,7 +94,7 @@ class _Resolver:
         self._dismissed: set[MediaId] = set()
         self._forest = Forest()
         self._released: set[MediaId] = set()
-        self._n_parted = 0  # number of pairs of sides so far; each takes a bit
+        self._n_parted = 0  # number of splits and exclusions so far; each takes a bit
         self._together: list[Together] = []
         self._apart: list[Apart] = []
         self._barred: list[Barred] = []
@@ -199,7 +199,7 @@ class _Resolver:
         )
 
     def _part(self, moved: Sequence[MediaId], remaining: Sequence[MediaId], *, is_leaving: bool) -> tuple[int, bool]:
-        """Set the two sides of a split, or of an exclusion (``is_leaving``), on items.
+        """Mark items as being on one side of a new split, or of an exclusion (``is_leaving``).
 
         Returns:
             The number of moved items that already share an atom with the other side, and whether nothing is left to
@@ -296,7 +296,7 @@ class _Resolver:
         return joined
 
     def _restricted(self, joined: _Joined, contents: Sequence[Parts]) -> list[tuple[Parts, ...]]:
-        """Return the groups of a newer merge, limited to the items in ``contents`` and divided by cluster."""
+        """Return the groups that a newer merge resulted in, with only the items in ``contents``, divided by cluster."""
         groups: dict[int, list[list[tuple[MediaId, ...]]]] = {}
         for at, parts in enumerate(contents):
             for part in parts:
@@ -342,7 +342,7 @@ class _Joined:
     def pieces_of(
         self, part: tuple[MediaId, ...], root_of: Callable[[MediaId], int]
     ) -> Sequence[tuple[int, tuple[MediaId, ...]]]:
-        """Return the items of a part that are not gone, grouped by a node of their group."""
+        """Return the items of a part without those in ``gone``, by group: (a node of the group, items)."""
         if id(part) not in self._pieces:
             pieces: dict[int, list[MediaId]] = defaultdict(list)
             for item in part:

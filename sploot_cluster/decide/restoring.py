@@ -100,7 +100,7 @@ def plan_restore(
 
 
 def _members(labels: LabelVector, *, counts: BoolVector) -> dict[ClusterId, Rows]:
-    """Return, for each cluster, those of its rows that count."""
+    """Return the rows of each cluster, without rows that do not count."""
     ids = np.unique(labels[labels != NOISE]).tolist()
     return {ClusterId(id_): np.flatnonzero((labels == id_) & counts) for id_ in ids}
 

@@ -3,8 +3,8 @@
 Seen from the root down, a component of the hierarchy stays the same *group* of the condensed tree while only small
 parts leave it. Where it breaks into two parts that are both large, the group ends, and each part begins a new group.
 A group is stable if its rows stay in it over a wide range of density, which is 1 / distance. Of groups that contain
-each other, those with the greatest total stability are chosen (Campello, Moulavi and Sander, 2013). The results are
-those of the package hdbscan, with which the tests compare them.
+each other, those with the greatest total stability are chosen (Campello, Moulavi and Sander, 2013). The results equal
+those of the package hdbscan; tests compare them.
 """
 
 from __future__ import annotations

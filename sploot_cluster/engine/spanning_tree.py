@@ -5,8 +5,8 @@ vectors, but at least the core distance of each (Campello, Moulavi and Sander, 2
 do not help in hundreds of dimensions; matrix products do. Borůvka's algorithm runs on a short list of nearest
 neighbours per vector. A component's best listed edge is accepted only if no unlisted edge can be better: every vector
 that is missing from the list is farther away than the last one in it, the *horizon*. Where the horizon is too near to
-decide, the vector is compared with more vectors: those of the few ``chunks`` whose most similar member is near enough.
-The result of that comparison becomes the vector's new horizon. It stays valid because components only grow.
+decide, the vector is compared with more vectors: the members of the few ``chunks`` whose most similar member is near
+enough. The result of that comparison becomes the vector's new horizon. It stays valid because components only grow.
 
 Edges are compared by float32 similarity; their lengths are then recomputed in float64. ``tree_changes`` updates a tree
 when items come or go.
@@ -35,8 +35,8 @@ FindNearest = Callable[[FloatMatrix, Chunks, int], Nearest]
 # The float32 similarity of two vectors varies by less than this with the order of summation.
 ROUNDING: Final = np.float32(4e-6)
 
-# Length of the neighbour lists. Doubling it decides more edges without a full comparison but costs what it saves;
-# measured with 200 to 10,000 vectors.
+# Length of the neighbour lists. Doubling it decides more edges without a full comparison, but costs as much time as it
+# saves; measured with 200 to 10,000 vectors.
 NEIGHBOURS: Final = 16
 # Rows per block when rows are compared with chunks: each is compared with every chunk that any row of the block needs.
 _ROWS: Final = 128
@@ -127,7 +127,7 @@ def spanning_tree(
 
 
 def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> DoubleVector:
-    """Return the (m,) float64 Euclidean distances of pairs of rows; swapping the rows of a pair gives the same bits."""
+    """Return the (m,) float64 Euclidean distances of pairs of rows; swapping the rows of a pair changes no bit."""
     others = np.broadcast_to(others, rows.shape)
     distances = np.empty(len(rows))
     for start in range(0, len(rows), _PAIRS):
@@ -185,8 +185,8 @@ class Boruvka:
         self._reachability = [
             np.minimum(np.minimum(view.similarity, core[view.rows, None]), core[view.listed]) for view in views
         ]
-        # maximum similarity of a row to the rows in the chunks of its view that neither its list nor a comparison has
-        # found
+        # the highest similarity that a row may have to rows in the chunks of its view that are not in its list and that
+        # it was not compared with
         self._horizon = np.full(n, NEVER)
         for view in views:
             is_listed = view.listed.shape[1] > 0

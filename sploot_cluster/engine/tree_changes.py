@@ -147,7 +147,7 @@ def _with_many_more(tree: SpanningTree, vectors: FloatMatrix, threads: int) -> S
 
 
 def _lengths(vectors: FloatMatrix, chosen: Rows, edges: Rows, lengths: DoubleVector) -> DoubleVector:
-    """Return the lengths of the ``chosen`` edges, given those of ``edges``; all edges have the smaller row first."""
+    """Return the lengths of ``chosen`` edges, given the lengths of ``edges``; all edges have the smaller row first."""
     n = len(vectors)
     known = edges[:, 0] * n + edges[:, 1]
     order = np.argsort(known)

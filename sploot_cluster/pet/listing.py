@@ -1,8 +1,8 @@
 """Pages of the list of pets: searched, sorted, and each continued from the last pet of the previous page.
 
-If pets are sorted by id, only those of the page are read. To sort by a count, the counts of all matching pets are read,
-so this is refused if more than ``MAX_SORTED`` pets match. A search that is not a number reads only pets whose name
-matches.
+If pets are sorted by id, only the pets of the page are read. To sort by a count, the counts of all matching pets are
+read, so this is refused if more than ``MAX_SORTED`` pets match. A search that is not a number reads only pets whose
+name matches.
 """
 
 from __future__ import annotations

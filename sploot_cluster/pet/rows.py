@@ -87,7 +87,7 @@ class PetRows:
     def extended(
         self, n: int, media: Sequence[MediaId], vectors: FloatMatrix, occurred_at_ms: TimeVector | None = None
     ) -> PetRows:
-        """Return the first n rows followed by those of ``media``: if possible, this object with the missing rows added.
+        """Return the first n rows followed by new rows for ``media``; if possible, extend this object and return it.
 
         A new object is needed if other rows already follow the first n. That happens if two states followed the same
         state and only one was committed, or if a failover of Redis lost rows that this process still has.

@@ -58,9 +58,8 @@ def doubtful_items(scene: Scene, cluster: ClusterId | None = None) -> list[Doubt
     """Return the items that are least certain to belong to their cluster, the least certain first; at most 500.
 
     Items that a person placed are certain. An item is doubtful if its distance from its cluster is large compared with
-    that of other members and with its distance from other clusters, or if it was absorbed.
-    O(n · d) for n items, and O(c · d) for c clusters and each of the 500 items that are farthest from the centre of
-    their cluster.
+    the distances of other members and with its distance from other clusters, or if it was absorbed. O(n · d) for n
+    items, and O(c · d) for c clusters and each of the 500 items that are farthest from the centre of their cluster.
 
     Args:
         cluster: return only items of this cluster; default: of all clusters.
