@@ -72,7 +72,7 @@ Member = tuple[str, int, Iterable[bytes | memoryview]]
 def packed(members: Iterable[Member]) -> Iterator[bytes]:
     """Yield a zip archive of these members in parts, without holding it in memory.
 
-    The same members always give the same bytes, however they are divided into parts. A member may be made while the
+    The same members always give the same bytes, however they are divided into parts. A member may be created after the
     ones before it are written.
     """
     tape = _Tape()
@@ -80,7 +80,7 @@ def packed(members: Iterable[Member]) -> Iterator[bytes]:
         for name, most_bytes, parts in members:
             member = zipfile.ZipInfo(name, _OLDEST)
             member.compress_type = zipfile.ZIP_STORED if name.endswith(_STORED) else zipfile.ZIP_DEFLATED
-            member.file_size = most_bytes  # the header has to be longer for a member of more than 2 GiB
+            member.file_size = most_bytes  # a member of more than 2 GiB needs a longer header
             with archive.open(member, "w") as opened:
                 for part in parts:
                     opened.write(part)
@@ -89,7 +89,7 @@ def packed(members: Iterable[Member]) -> Iterator[bytes]:
 
 
 class _Tape(io.RawIOBase):
-    """A file that only grows; what was written is taken from it in parts."""
+    """A write-only file from which the written bytes are taken in parts."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

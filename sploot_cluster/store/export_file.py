@@ -94,8 +94,8 @@ class Vectors(NamedTuple):
     """The vectors of a pet as a file has them, in pages of any size.
 
     Attributes:
-        own: of the rows, in order.
-        shadow: of the items of the shadow, in the order of their ids, each page with these ids.
+        own: the vectors of the rows, in order.
+        shadow: pages of item ids and vectors of the shadow, in the order of the ids.
     """
 
     own: Iterable[bytes | memoryview]
@@ -112,7 +112,7 @@ def stream(pet: PetDump, vectors: Vectors | None) -> Iterator[bytes]:
     """Yield the file of a pet in parts. ``pet.json`` is its last member, because it has the checksums of all others.
 
     Args:
-        pet: its vectors, and those of its shadow, are not used.
+        pet: the data to write, except vectors; its own vectors and those of its shadow are ignored.
         vectors: None leaves them out.
     """
     digests: dict[str, str] = {}

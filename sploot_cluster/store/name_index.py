@@ -3,7 +3,7 @@
 The index is in another slot than the pets, so no script can write both. A name is added before the commit that gives
 the pet this name, and former names are removed afterwards. If a process dies between the two, an outdated name stays in
 the index; a search compares each entry that it finds with the pet's own name, and removes outdated ones. After a write,
-the pet is read again, because two processes may change names at once.
+the pet is read again, because two processes may change names at the same time.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class NameIndex:
                 found.add(pet)
             else:
                 self._client.zrem(NAMES, entry)
-                self.settle(pet)  # the pet may have got this name meanwhile
+                self.settle(pet)  # the pet may have received this name since
         return sorted(found)
 
     def missing(self, pets: Sequence[PetId]) -> Iterator[PetId]:

@@ -56,9 +56,9 @@ def write_pets(
 ) -> Written:
     """Write the items of all pets.
 
-    Each pet is written at one revision; different pets are read at different times. Pets that are deleted meanwhile are
-    left out. A file gets its name only when it is complete, so an interrupted export leaves complete files and one
-    ``*.partial``. The columns:
+    Each pet is written at one revision; different pets are read at different times. Pets that are deleted during the
+    export are left out. A file gets its name only when it is complete, so an interrupted export leaves complete files
+    and one ``*.partial``. The columns:
 
         pet_id int64, item_id string, model string
         embedding list<float32>     of unit norm, as the pet's clusters are computed from it
@@ -73,8 +73,8 @@ def write_pets(
         directory: a directory for the files ``pets-<part>-<number>.parquet``; created if it does not exist.
         part, parts: divide the pets into ``parts`` equal parts and write only number ``part``, counted from 1, so that
             several machines can share the work.
-        group_bytes: maximum size of the vectors that are held in memory, in addition to those of one pet.
-        file_bytes: maximum size of the vectors in a file, in addition to those of one pet.
+        group_bytes: maximum size of the vectors that are held in memory, in addition to the vectors of one pet.
+        file_bytes: maximum size of the vectors in a file, in addition to the vectors of one pet.
         after_each: called after each pet with the result so far.
 
     Raises:

@@ -39,7 +39,7 @@ class Removal(Protocol):
     """
 
     def outline(self) -> PetDump:
-        """Return all data of the pet at one revision; a store may leave out the vectors, of the shadow too.
+        """Return all data of the pet at one revision; a store may leave out the vectors, even those of the shadow.
 
         Raises:
             UnknownPet: the pet has no data.
@@ -55,7 +55,7 @@ class Removal(Protocol):
         ...
 
     def replace(self, after: PetDump, *, claimant: str | None = None) -> None:
-        """Atomically replace the newest outline by ``after``, an outline without the items to remove.
+        """Atomically replace the newest outline with ``after``, an outline without the items to remove.
 
         Args:
             claimant: as in ``PetStore.replace``.
@@ -118,7 +118,7 @@ class PetStore(Protocol):
         ...
 
     def commit_many(self, changes: Sequence[tuple[PetState, Change]]) -> Sequence[PetState | ClusterError]:
-        """Write changes of different pets, in one round trip if the store has round trips. Each is atomic by itself.
+        """Write changes of different pets, in one round trip if the store has round trips. Each write is atomic.
 
         Returns:
             for each change, in order, the result of :meth:`commit`, or the error that concerns this pet alone. If this
@@ -173,7 +173,7 @@ class PetStore(Protocol):
         ...
 
     def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
-        """Return history entries, newest first; only those of revisions below ``before``, if given."""
+        """Return history entries, newest first; if ``before`` is given, only entries of earlier revisions."""
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
@@ -206,7 +206,7 @@ class PetStore(Protocol):
         ...
 
     def outline(self, pet: PetId) -> PetDump:
-        """Return all data of the pet at one revision; a store may leave out the vectors, of the shadow too.
+        """Return all data of the pet at one revision; a store may leave out the vectors, even those of the shadow.
 
         Raises:
             UnknownPet: the pet has no data.
@@ -216,7 +216,7 @@ class PetStore(Protocol):
     def vector_pages(self, outline: PetDump) -> Iterator[bytes]:
         """Yield the vectors of an outline as float32 little-endian, row by row, in pages of about a megabyte.
 
-        Changes that do not replace the pet do not matter.
+        The pet may change in the meantime, but must not be replaced.
 
         Raises:
             RevisionConflict: the pet was replaced or deleted since.
@@ -224,7 +224,7 @@ class PetStore(Protocol):
         ...
 
     def shadow_pages(self, outline: PetDump) -> Iterator[tuple[Sequence[MediaId], bytes]]:
-        """Yield the items of an outline that its shadow has, in the order of their ids, and their vectors, in pages.
+        """Yield the items of the outline's shadow in the order of their ids, with their vectors, in pages.
 
         Raises:
             RevisionConflict: the shadow was ended, or switched to, since.
@@ -302,7 +302,7 @@ class PetStore(Protocol):
 
         Returns:
             The next cursor (0 after the last page), and pets in no particular order. A pet that has data throughout is
-            returned at least once, and perhaps twice if the set of pets is resized meanwhile.
+            returned at least once, and perhaps twice if the set of pets is resized while it is read.
         """
         ...
 

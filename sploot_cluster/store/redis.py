@@ -117,10 +117,10 @@ TALLIES_PER_TRIP: Final = 500
 # Number of fields of a hash, and of entries of a stream, that one command reads: less than a millisecond each.
 FIELDS_PER_PAGE: Final = 500
 ENTRIES_PER_PAGE: Final = 500
-# The same for records of overwritten labels, each of which can take 100 kB.
+# Number of records of overwritten labels that one command reads; each can take 100 kB.
 RECORDS_PER_PAGE: Final = 16
 
-# Number of commands that read a page of vectors for an export: a megabyte in all.
+# Number of commands in the round trip that reads a page of vectors for an export, about a megabyte.
 STEPS_PER_TRIP: Final = 8
 
 # Approximate number of pets that one command lists, in less than a millisecond.
@@ -453,7 +453,7 @@ class RedisPetStore:
         raise RevisionConflict(pet=pet, expected=state.revision, current=self.revision(pet))
 
     def _dump_of(self, state: PetState, *, with_vectors: bool) -> PetDump | None:
-        """Return all data of a pet whose newest state is ``state``; None if the pet has changed meanwhile."""
+        """Return all data of a pet whose newest state is ``state``; None if the pet has changed since."""
         keys = PetKeys.of(state.pet)
         with translated(f"read all of pet {state.pet}", state.pet):
             quarantine = dict(self._fields(keys.quarantine))
@@ -543,7 +543,7 @@ class RedisPetStore:
         """Write the keys that the removal does not copy, and replace the pet by its copy."""
         keys, state, born, commit = PetKeys.of(before.state.pet), before.state, token_hex(16), token_hex(16)
         others, media = removal.others, removal.media
-        self._client.unlink(*others.values())  # those of an attempt that lost a race
+        self._client.unlink(*others.values())  # keys of an attempt that lost a race
         commands = commands_of(keys, after, born=born, commit=commit)
         self._write(others, _steps(command for command in commands if command[1] in others))
         answer = self._replace(
@@ -577,7 +577,7 @@ class RedisPetStore:
                 self._client.unlink(*staged)
 
     def _write(self, place: Mapping[str, str], steps: Iterable[list[Command]]) -> None:
-        """Run commands that write a pet, on other keys: ``place`` maps the pet's keys to these. They expire."""
+        """Run commands that write a pet on other keys, which expire; ``place`` maps the pet's keys to these."""
         expiring: set[str] = set()
         for step in steps:
             pipe = self._client.pipeline(transaction=False)
@@ -720,12 +720,12 @@ class RedisPetStore:
                 rows = self._pages(pet, loaded.from_row, meta, with_vectors=with_vectors)
                 if rows is not None:
                     return _state(pet, known, loaded, meta, rows)
-                # the pet was replaced meanwhile, e.g. by one without a deleted item
+                # another process has replaced the pet since, e.g. to delete an item
                 keys, args = _load_call(pet, known, with_vectors=with_vectors)
                 answer = self._load(keys=keys, args=args)
 
     def _pages(self, pet: PetId, from_row: int, meta: Mapping[str, str], *, with_vectors: bool) -> _NewRows | None:
-        """Return the rows from ``from_row`` on, read in pages; None if the pet was replaced or recreated meanwhile."""
+        """Return the rows from ``from_row`` on, read in pages; None if the pet was replaced or recreated since."""
         keys, n, dim = PetKeys.of(pet), int(meta["n_media"]), int(meta["dim"])
         media: list[MediaId] = []
         times = np.empty(n - from_row, dtype=np.int64)

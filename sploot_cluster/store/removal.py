@@ -34,7 +34,7 @@ STEP_ROWS: Final = MOST_ARGUMENTS // 2
 # Lifetime of a copy. If the process dies, the copy expires after this time.
 COPY_MS: Final = 15 * 60 * 1000
 
-# Maximum number of rows between two wanted ones that are read along, because a command of its own costs more.
+# Maximum size of a gap between two wanted rows that is read too, because a second command would cost more.
 GAP_ROWS: Final = 16
 READS_PER_TRIP: Final = 64
 
@@ -71,7 +71,7 @@ class RedisRemoval:
 
     @property
     def others(self) -> dict[str, str]:
-        """The keys of the pet that are neither copied row by row nor stay -> the keys of their copies."""
+        """Key of the pet -> key of its copy, for keys that are neither copied row by row nor kept in place."""
         stay = {self._keys.shadow, self._keys.shadow_vectors, *(getattr(self._keys, name) for name in _BY_ROW)}
         return {key: copy for key, copy in zip(self._keys, self.staged, strict=True) if key not in stay}
 
@@ -81,16 +81,16 @@ class RedisRemoval:
         return self._media
 
     def outline(self) -> PetDump:
-        # rows first, because to copy many takes seconds, in which other changes come
+        # rows first, because copying many takes seconds, and the pet may change during that time
         self._copy_new_rows()
         self._before = before = self._outline()
         return before
 
     def vectors(self, rows: Rows) -> FloatMatrix:
-        """Return the vectors of rows of the newest outline, which are ascending.
+        """Return the vectors of the given rows of the newest outline; the rows are in ascending order.
 
         Raises:
-            RevisionConflict: the pet was replaced or deleted meanwhile.
+            RevisionConflict: the pet was replaced or deleted since.
         """
         before = cast(PetDump, self._before)
         dim = before.state.dim or 0
@@ -123,7 +123,7 @@ class RedisRemoval:
 
     def discard(self) -> None:
         """Delete what is left of the copy."""
-        with suppress(*REDIS_ERRORS):  # it expires
+        with suppress(*REDIS_ERRORS):  # the copy expires
             self._client.unlink(*self.staged)
 
     def _copy_new_rows(self) -> None:

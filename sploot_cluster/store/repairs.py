@@ -187,7 +187,7 @@ class PetRepairs:
                 self._client.sadd(PETS, *added[start : start + _PAGE])
             for pet in found.gone:
                 self._client.srem(PETS, pet)
-                if self._exists(pet):  # the pet was created meanwhile
+                if self._exists(pet):  # another process has created the pet since
                     self._client.sadd(PETS, pet)
             for pet in found.unnamed:
                 self._names.settle(pet)

@@ -144,7 +144,7 @@ def commands_of(keys: PetKeys, dump: PetDump, *, born: str, commit: str) -> Iter
             yield name, key, batch
 
     def column(key: str, values: npt.NDArray[Any], dtype: str) -> Iterator[Command]:
-        # written at once, because a string that grows by APPEND takes more memory than it needs
+        # written in one command, because a string that grows by APPEND takes more memory than it needs
         if state.n_media:
             yield "SET", key, (values.astype(dtype, copy=False).tobytes(),)
 

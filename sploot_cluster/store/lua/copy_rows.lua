@@ -1,4 +1,4 @@
--- Copies a range of rows of a pet behind those that were copied before, without some of them.
+-- Copies a range of rows of a pet, without some of them, and appends them to the rows that were copied before.
 --
 -- KEYS     1 meta  2 media  3 vectors, of the pet; 4 media  5 rows  6 vectors, of the copy
 -- ARGV     born            of the pet that is copied; its rows never change

@@ -13,7 +13,7 @@ local function sizes()
       seen[i] = seen[i] .. (redis.call('HGET', key, 'commit') or '')
     end
   end
-  -- a stored tree or preview may expire or be replaced meanwhile; both are deleted by a repair
+  -- ignore the stored tree and preview: they may expire or be replaced before the repair, which deletes both
   seen[14], seen[17] = '', ''
   return table.concat(seen, ' ')
 end
