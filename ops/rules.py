@@ -26,7 +26,7 @@ class Alert:
     """An alerting rule.
 
     Attributes:
-        hold: how long the condition must hold, in Prometheus's notation; empty if the alert fires at once.
+        hold: how long the condition must hold, in Prometheus's notation; empty if the alert fires immediately.
         signal, comparator, level: the recorded signal, the comparison and the number; empty or 0 for other expressions.
     """
 

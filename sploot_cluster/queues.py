@@ -505,7 +505,7 @@ class QueueOperations(Protocol):
         ...
 
     def canaries(self) -> Sequence[CanaryRun]:
-        """Return the canaries of the last day, of all servers, the newest first."""
+        """Return the canaries of the last day, of all servers, newest first."""
         ...
 
     def stop_canary(self, plan_id: str) -> CanaryRun | None:

@@ -112,7 +112,7 @@ A = TypeVar("A")
 ARRIVAL_CLAIMS_AFTER: Final = 3
 
 # Maximum number of attempts to commit the arrivals of a batch to one pet, if other commits come first. After that, each
-# arrival is assigned by itself.
+# arrival is assigned individually.
 BATCH_ATTEMPTS: Final = 3
 
 # Size of the vectors of a pet from which items are deleted without reading it whole: 8,192 items of 512 dimensions.
@@ -173,11 +173,11 @@ class ClusterService:
         """
         Args:
             store: where pets are stored.
-            settings: the parameters of decisions; default: those of :class:`ClusterSettings`.
+            settings: the parameters of decisions; None: a :class:`ClusterSettings` with its defaults.
             reclusters: receives requests to recluster pets that grew or drifted; None: such requests are not made.
             clock: returns the time to record with corrections, timezone-aware.
             cache_bytes: size limit of the cache of pets; None: derived from the memory of the machine.
-            big_pet_bytes: a pet whose vectors take more than this is never read whole to delete items from it.
+            big_pet_bytes: size of a pet's vectors above which items are deleted without reading the whole pet.
             on_fallback: called for each spanning tree that should have been built on a GPU but was built on the CPU.
         """
         self._store = store
@@ -476,7 +476,7 @@ class ClusterService:
         return preview
 
     def _regroup(self, state: PetState, seen: PetState, density: Density, by: str) -> tuple[Change, Reclustered]:
-        """Plan a recluster of ``state``. ``density`` covers only its first items, which are those of ``seen``."""
+        """Plan a recluster of ``state``. ``density`` covers only its first items: the items of ``seen``."""
         from sploot_cluster.decide.recluster import plan_recluster
 
         if state.born != seen.born or state.media[: seen.n_media] != tuple(seen.media):
@@ -598,7 +598,7 @@ class ClusterService:
 
     @contextmanager
     def _rewrites(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Iterator[Callable[[str], Deleted]]:
-        """Yield a function that tries to delete items by writing the pet again from memory; it takes the claimant."""
+        """Yield a function that deletes items by rewriting the pet from memory, in one attempt by a claimant."""
         from sploot_cluster.decide.deletion import without
 
         def attempt(claimant: str) -> Deleted:
@@ -617,7 +617,7 @@ class ClusterService:
 
     @contextmanager
     def _removals(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Iterator[Callable[[str], Deleted]]:
-        """Yield a function that tries to delete items by copying the others inside the store; it takes the claimant."""
+        """Yield a function that deletes items by copying the others in the store, in one attempt by a claimant."""
         from sploot_cluster.decide.deletion import without
 
         with self._store.removing(pet, media_ids) as removal:
@@ -672,9 +672,9 @@ class ClusterService:
         """Yield the file of :meth:`export` in parts of about a megabyte, which are read as they are needed.
 
         Raises:
-            UnknownPet: the pet has no data; before the first part.
+            UnknownPet: the pet has no data; raised before the first part.
             RevisionConflict: the pet was replaced since the first part, e.g. by a deletion of items or a switch of its
-                model. The parts so far are not a file; start again.
+                model. The parts so far do not make a valid file; start again.
         """
         outline = self._store.outline(pet)
         vectors = dumps.Vectors(self._store.vector_pages(outline), self._store.shadow_pages(outline))
@@ -924,7 +924,7 @@ class ClusterService:
         from sploot_cluster.decide.arrivals import Plan, plan_arrivals
 
         decided: list[tuple[PetState, list[_Waiting], Plan]] = []
-        # the commit of a pet finds damage, so a pet that gets an item unless it has changed need not be checked before
+        # a commit detects damage of its pet, so pets that will certainly get an item need not be checked before
         unchecked = {pet for pet, all_of_pet in waiting.items() if self._has_new(memories[pet].state, all_of_pet)}
         loaded = self._store.load_many([memories[pet].state for pet in waiting], unchecked=unchecked)
         for (pet, all_of_pet), state in zip(waiting.items(), loaded, strict=True):
@@ -1060,7 +1060,7 @@ class _Waiting(NamedTuple):
 
 
 def _present(pet: PetDump, media_ids: Collection[MediaId]) -> list[MediaId]:
-    """Return those of the items that the pet has.
+    """Return only the items that the pet has.
 
     Raises:
         UnknownMedia: it has none of them.

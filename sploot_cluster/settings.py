@@ -143,7 +143,7 @@ class ClusterSettings:
         recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0 to a day, in a pet of up to
             1,000 items; in a larger one in proportion to its size, at most 60 times as long. Ten seconds: an album is
             uploaded in one go, and one recluster after it is enough. Because a recluster costs in proportion to the
-            size or more, those of one pet take at most a few per cent of a core.
+            size or more, the reclusters of one pet take at most a few per cent of a core.
         sharpness: preference for dense regions over large ones: the power of the distance in the stability of a group,
             from 1 (as in HDBSCAN) to 16. Measured: docs/explanation/quality.md.
         small_group: size of the smallest group that a recluster searches for between larger ones, from 2. Measured.

@@ -17,7 +17,7 @@ class Measurement:
     Attributes:
         per_s: to measure latency, the events per second, without a backlog; None: measure the rate, with a backlog.
         is_warm: begin to measure once each process has seen nearly every pet; otherwise a few seconds after its start.
-        batch_size: maximum number of waiting events that one call handles; 1: each event by itself; None: the default.
+        batch_size: maximum number of waiting events that one call handles; 1: one event per call; None: the default.
         bound: the target: events per second, or milliseconds at p95.
         growth: the comparison to which this measurement belongs: cost by number of pets, items or waiting events.
     """

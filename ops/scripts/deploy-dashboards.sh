@@ -70,7 +70,7 @@ grafana GET "/api/folders/$folder_uid"
 if [ "$status" = 404 ]; then
     jq --null-input --arg uid "$folder_uid" --arg title "$folder" '{$uid, $title}' >"$work/folder"
     grafana POST /api/folders "$work/folder"
-    # 412: another client created the folder meanwhile
+    # 412: another client has created the folder since
     [ "$status" = 200 ] || [ "$status" = 412 ] || fail 1 "folder $folder: $(reason)"
     echo "created folder $folder"
 elif [ "$status" != 200 ]; then
