@@ -141,9 +141,7 @@ def test_page_shows_the_age_of_its_data_while_redis_fails(page: Page, redis_clie
     assert not page.browser.find_element(By.ID, "stale").is_displayed()
 
 
-def test_lists_of_dead_letters_and_jobs_are_loaded_again_when_a_push_reports_a_change(
-    page: Page, redis_client: redis.Redis
-) -> None:
+def test_lists_are_loaded_again_when_a_push_reports_a_change(page: Page, redis_client: redis.Redis) -> None:
     desk = Desk(redis_client)
     desk.bury(1)
     page.open("dead/embedding.ingested")

@@ -298,7 +298,7 @@ def test_repeated_request_gets_the_first_response(front: Front) -> None:
     assert len(front.queue.asked) == 1
 
 
-def test_key_reused_with_a_different_body_is_refused_on_the_same_route_only(front: Front) -> None:
+def test_key_reused_with_another_body_is_refused_on_the_same_route_only(front: Front) -> None:
     def send(path: str, body: dict[str, int]) -> int:
         answer = front.http.post(API + path, json=body, headers={"Idempotency-Key": "k"})
         return int(answer.status_code)

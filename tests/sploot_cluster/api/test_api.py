@@ -239,7 +239,7 @@ def test_empty_or_too_long_list_is_refused() -> None:
     assert front.queue.asked == []
 
 
-def test_request_is_answered_503_with_retry_after_if_the_queue_is_unavailable(front: Front) -> None:
+def test_unavailable_queue_is_answered_503_with_retry_after(front: Front) -> None:
     def be_away() -> None:
         raise QueueUnavailable("no answer; nothing was enqueued")
 
@@ -443,7 +443,7 @@ def test_job_is_returned_with_the_reason_why_it_waits(front: Front) -> None:
     assert (missing.status_code, missing.json()["type"]) == (404, "urn:sploot:problem:not-found")
 
 
-def test_unavailable_store_and_damaged_pet_are_reported_as_different_problems(
+def test_unavailable_store_and_damaged_pet_are_different_problems(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for error, status, slug in (
@@ -553,7 +553,7 @@ def test_correction_with_the_current_etag_is_enqueued_with_its_revision(
 
 
 @pytest.mark.parametrize("path", CORRECTIONS)
-def test_correction_with_a_stale_etag_is_answered_412_with_the_changes_since(
+def test_correction_with_a_stale_etag_is_answered_412_with_the_changes(
     front: Front, two_subjects: str, path: str
 ) -> None:
     take(front.service, 0, range(20, 22))
@@ -663,7 +663,7 @@ def test_if_match_is_parsed_as_in_rfc_9110(front: Front, two_subjects: str, if_m
     assert (two_subjects, answer.status_code) == ('"13"', status)
 
 
-def test_repeated_request_gets_the_first_response_although_its_etag_is_stale(front: Front, two_subjects: str) -> None:
+def test_repeated_request_gets_the_first_response_despite_a_stale_etag(front: Front, two_subjects: str) -> None:
     headers = {"If-Match": two_subjects, "Idempotency-Key": "one click"}
     first = front.http.post(API + "/clusters/dismiss", json=GOOD["/clusters/dismiss"], headers=headers)
     take(front.service, 0, range(20, 21))

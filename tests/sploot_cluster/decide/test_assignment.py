@@ -47,7 +47,7 @@ def test_arrival_joins_the_most_similar_cluster_whose_threshold_it_reaches() -> 
     assert decision.similarity == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_arrival_beyond_every_threshold_is_noise_and_reports_its_similarity() -> None:
+def test_arrival_below_every_threshold_is_noise_and_reports_similarity() -> None:
     state = pet_state([1] * 5 + [2] * 5, looks(5, 5), thresholds={1: 0.99, 2: 0.99})
 
     decision = decided(state, axis(0, lean=0.5))

@@ -280,7 +280,7 @@ def test_excluded_item_may_join_another_cluster(service: ClusterService, store: 
     assert elsewhere not in (-1, ONE)
 
 
-def test_excluded_item_stays_out_after_all_members_of_its_cluster_were_replaced(
+def test_excluded_item_stays_out_after_all_members_were_replaced(
     service: ClusterService, store: MemoryPetStore
 ) -> None:
     service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")

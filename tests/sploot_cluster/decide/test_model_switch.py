@@ -293,7 +293,7 @@ def test_shadow_only_items_stay_quarantined_when_the_candidate_model_ends(
     assert (service.tally(PET).tally.ingested, service.tally(PET).tally.quarantined) == (26, 0)
 
 
-def test_shadow_only_item_leaves_quarantine_when_a_vector_of_the_pets_model_arrives(
+def test_vector_of_the_pets_model_ends_quarantine_of_a_shadow_only_item(
     service: ClusterService, store: PetStore
 ) -> None:
     begin(service)
@@ -332,9 +332,7 @@ def test_vector_with_wrong_dimensions_is_quarantined(service: ClusterService) ->
     assert "ingest it with a vector of" in service.why(PET, MediaId("x")).reason
 
 
-def test_switch_back_quarantines_items_without_a_vector_of_the_former_model(
-    service: ClusterService, store: PetStore
-) -> None:
+def test_switch_back_quarantines_items_without_a_vector_of_that_model(service: ClusterService, store: PetStore) -> None:
     """Items and corrections that came between the switches are kept: a further switch forward restores both."""
     at_first = where(store)
     begin(service)

@@ -124,7 +124,7 @@ def test_curated_cluster_takes_in_its_density_group_and_keeps_its_id() -> None:
     assert new.aliases == {2: 1}
 
 
-def test_absorbed_items_of_a_merged_cluster_leave_it_with_their_density_group() -> None:
+def test_absorbed_items_leave_a_merged_cluster_with_their_density_group() -> None:
     ledger = [merge(1, {1: media(*range(5)), 2: media(*range(5, 10))})]
     origins = [Origin.CORRECTED] * 10 + [Origin.ABSORBED] * 10
     state = pet_state([1] * 20, looks(5, 3, 12), origins=origins, aliases={2: 1}, ledger=ledger)

@@ -175,7 +175,7 @@ def test_clusters_divided_by_a_recluster_list_their_former_cluster(store: Memory
     assert all(cluster.split_from in (None, *merged) for cluster in views)
 
 
-def test_error_for_an_unknown_cluster_distinguishes_retired_ids_from_unused_ones(service: ClusterService) -> None:
+def test_error_for_an_unknown_cluster_states_whether_its_id_was_used(service: ClusterService) -> None:
     service.dismiss(PET, sorted(names(0, range(12))), operation_id="1", by="ada")
 
     with pytest.raises(UnknownCluster, match="has no cluster 1 any more") as ended:

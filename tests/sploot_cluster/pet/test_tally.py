@@ -74,7 +74,7 @@ def test_item_with_wrong_model_or_dimension_is_quarantined_until_corrected(servi
     assert (afterwards.tally.ingested, afterwards.tally.quarantined, afterwards.tally.noise) == (18, 1, 1)
 
 
-def test_known_item_is_not_quarantined_if_it_is_sent_again_with_a_wrong_model(service: ClusterService) -> None:
+def test_known_item_sent_again_with_a_wrong_model_is_not_quarantined(service: ClusterService) -> None:
     service.assign(PET, name(0, 0), model="clip@2", vector=picture(0, 0))
 
     assert service.tally(PET).quarantine == {}

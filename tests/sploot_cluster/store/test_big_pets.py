@@ -166,7 +166,7 @@ def test_dump_is_consistent_if_an_item_leaves_the_quarantine_meanwhile(
 
 # -- removals --------------------------------------------------------------------------------------------------------
 
-# Two steps of rows are copied.
+# A number of rows that is copied in two steps.
 FEW = 100
 GONE = [MediaId(name) for name in ("m0", "m7", "m63", "m64", "odd", "never")]
 
@@ -200,7 +200,7 @@ def put_back(client: redis.Redis, original: dict[str, Any]) -> None:
 
 
 def content(client: redis.Redis) -> dict[str, object]:
-    """Return all data of the pet but times, random names and stand-ins."""
+    """Return all data of the pet except times, random names and stand-ins."""
     dump = RedisPetStore(client).dump(PET)
     assert list(export_file.problems(dump)) == []
     assert dump.shadow is not None
@@ -374,7 +374,7 @@ def test_export_ignores_changes_since_its_first_part(
     assert first + b"".join(parts) == before
 
 
-def test_export_may_have_vectors_that_the_candidate_model_got_since_its_first_part(redis_client: redis.Redis) -> None:
+def test_export_may_include_later_vectors_of_the_candidate_model(redis_client: redis.Redis) -> None:
     service = ClusterService(reviewed_pet(redis_client))
 
     parts = service.export_parts(PET)
