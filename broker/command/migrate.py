@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlsplit
 
 import redis
 
@@ -12,10 +15,17 @@ from ..settings import BrokerSettings
 from .options import DONE, FAILED, Commands, UsageError, opened, url_of
 from .screen import shown
 
+OLD_REDIS_URL: Final = "OLD_REDIS_URL"
+
 
 def add_to(commands: Commands) -> None:
     parser = commands.add("migrate", migrate, "move the messages of RedisBroker's queues to this broker")
-    parser.add_argument("old_url", metavar="OLD_URL", nargs="?", help="the old server (default: the new one)")
+    parser.add_argument(
+        "old_url",
+        metavar="OLD_URL",
+        nargs="?",
+        help=f"the old server, without a password (default: {OLD_REDIS_URL}, or the new server)",
+    )
     parser.add_argument(
         "--old-namespace", default="dramatiq", help="prefix of RedisBroker's keys (default: %(default)s)"
     )
@@ -29,9 +39,12 @@ def add_to(commands: Commands) -> None:
 
 def migrate(given: argparse.Namespace) -> int:
     try:
-        old = redis.Redis.from_url(given.old_url or url_of(given))
+        if given.old_url and urlsplit(given.old_url).password:
+            # everybody on the machine can read arguments
+            raise UsageError(f"OLD_URL has a password; set the environment variable {OLD_REDIS_URL} to it instead")
+        old = redis.Redis.from_url(given.old_url or os.environ.get(OLD_REDIS_URL) or url_of(given))
     except ValueError as error:
-        raise UsageError(f"OLD_URL: {error}") from error
+        raise UsageError(f"{'OLD_URL' if given.old_url else OLD_REDIS_URL}: {error}") from error
     with old, opened(given, max_message_bytes=given.max_message_bytes) as desk:
         drained = drain(old, desk.broker, namespace=given.old_namespace)
     _show(drained)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -46,6 +46,9 @@ FORMAT: Final = 1
 
 _FACTS: Final = "pet.json"
 _COLUMNS: Final = ("vectors.f32le", "labels.i32le", "origins.u8", "occurred_at.i64le", "arrived.u32le")
+
+# Number of pieces of JSON that are encoded together: some tens of kilobytes.
+_TEXTS_PER_PART: Final = 2_000
 
 # Maximum inflated size of each part of a record of overwritten labels: room for the ids of 131,072 aliases. For a pet
 # with many items, the limit is nine bytes per item instead.
@@ -152,15 +155,23 @@ def stream(pet: PetDump, vectors: Vectors | None) -> Iterator[bytes]:
             yield member(f"overwritten/{one.revision}", len(record), [record])
         if shadow is not None and vectors is None:
             in_shadow.extend(sorted(shadow.vectors))
-        facts = _facts(pet, in_shadow, digests, redact=vectors is None)
-        yield _FACTS, len(facts), [facts]
+        yield _FACTS, 0, _encoded(_facts(pet, in_shadow, digests, redact=vectors is None))
 
     return archives.packed(members())
 
 
-def _facts(pet: PetDump, in_shadow: Sequence[MediaId], digests: Mapping[str, str], *, redact: bool) -> bytes:
+def _encoded(facts: Mapping[str, object]) -> Iterator[bytes]:
+    """Yield JSON in parts, because an encoder that indents takes 200 bytes of memory per item of a list at once."""
+    texts = json.JSONEncoder(ensure_ascii=False, indent=1).iterencode(facts)
+    while part := "".join(islice(texts, _TEXTS_PER_PART)):
+        yield part.encode()
+
+
+def _facts(
+    pet: PetDump, in_shadow: Sequence[MediaId], digests: Mapping[str, str], *, redact: bool
+) -> dict[str, object]:
     state, shadow = pet.state, pet.shadow
-    facts = {
+    return {
         "format": FORMAT,
         "redacted": redact,
         "pet_id": state.pet,
@@ -183,7 +194,6 @@ def _facts(pet: PetDump, in_shadow: Sequence[MediaId], digests: Mapping[str, str
         "shadow": None if shadow is None else _facts_of_shadow(shadow, in_shadow),
         "sha256": dict(digests),
     }
-    return json.dumps(facts, ensure_ascii=False, indent=1).encode()
 
 
 def _facts_of_shadow(shadow: Shadow, media: Sequence[MediaId]) -> dict[str, object]:

@@ -98,6 +98,26 @@ def test_migration_command_prints_its_results(
     assert redis_client.xlen("streams:default") == 1
 
 
+def test_old_server_is_taken_from_the_environment(
+    old: RedisBroker, redis_url: str, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor_on(old, Counter()).send("one")
+    monkeypatch.setenv("OLD_REDIS_URL", redis_url)
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+
+    assert main(["migrate", "--url", redis_url]) == 0
+
+    assert redis_client.xlen("streams:default") == 1
+
+
+def test_old_server_with_a_password_is_refused_as_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["migrate", "redis://:secret@127.0.0.1:1/0"]) == 2
+
+    shown = capsys.readouterr()
+    assert "OLD_REDIS_URL" in shown.err
+    assert "secret" not in shown.err + shown.out
+
+
 def test_old_pipeline_continues_after_the_migration(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:

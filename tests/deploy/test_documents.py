@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-DOCUMENTS = ("SECURITY.md", "docs/how-to/deployment.md", "docs/how-to/upgrades.md", "docs/capacity.md")
+DOCUMENTS = (
+    "SECURITY.md",
+    "docs/broker-guarantees.md",
+    "docs/capacity.md",
+    "docs/how-to/deployment.md",
+    "docs/how-to/upgrades.md",
+    "docs/product-guarantees.md",
+)
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
