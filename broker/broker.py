@@ -274,10 +274,10 @@ class RedisStreamsBroker(Broker):
         )
 
     def shards(self, queue_name: str) -> tuple[str, ...]:
-        """Return the names of the queue's shards that may hold messages, itself first, as read within five seconds.
+        """Return the names of the queue's shards that may hold messages, shard 0 first, at most five seconds old.
 
-        Each is a queue with dead letters, delayed messages and an inspector of its own. A queue that is not divided has
-        one shard: itself.
+        Each shard is a queue with its own dead letters, delayed messages and inspector. Shard 0 is the queue itself;
+        a queue that is not divided has no other shard.
         """
         shards = self._shards.get(queue_name)
         if shards is None:
@@ -286,7 +286,7 @@ class RedisStreamsBroker(Broker):
         return shards.names
 
     def n_shards(self, queue_name: str) -> int:
-        """Return the number of shards that new messages of the queue are added to, as read within five seconds."""
+        """Return the number of shards to which new messages of the queue are added, at most five seconds old."""
         shards = self._shards.get(queue_name)
         return 1 if shards is None else shards.current().n
 
@@ -294,11 +294,11 @@ class RedisStreamsBroker(Broker):
         """Divide a queue into ``n`` shards, while it is in use. ``n`` is a power of two up to 256.
 
         Every process uses the new number within five seconds. Messages that are already in a shard run from there,
-        except that messages in shard 0 are moved to their own. With a smaller number, the other shards are emptied
-        and then stay in use by no producer; they are never forgotten.
+        except that messages in shard 0 are moved to the shards to which they belong. If the number becomes smaller,
+        producers use the other shards no longer, but workers still run the messages in them.
 
         Raises:
-            InvalidOption: the queue was not named in ``sharded``, or ``n`` is not such a number.
+            InvalidOption: the queue was not named in ``sharded``, or ``n`` is not a power of two up to 256.
             BrokerConnectionError: Redis did not answer; the number may have changed.
         """
         shards = self._shards.get(queue_name)
@@ -308,7 +308,7 @@ class RedisStreamsBroker(Broker):
         shards.change(n)
 
     def _declare_shard(self, queue_name: str) -> None:
-        """Declare a shard as a queue; a Worker that consumes its queue consumes it, too."""
+        """Declare a shard as a queue. A Worker that consumes the divided queue then consumes the shard, too."""
         worker = self._session.places.worker
         if worker is not None and worker.consumer_whitelist:
             worker.consumer_whitelist.add(queue_name)
@@ -328,7 +328,7 @@ class RedisStreamsBroker(Broker):
         return dict(self._session.moved_at)
 
     def stats(self, queue_name: str) -> QueueStats:
-        """Return the statistics of the queue, read atomically in one round trip; of all its shards together."""
+        """Return the statistics of the queue with all its shards; those of each shard are read atomically."""
         return total_of(self.stats_of_shards(queue_name))
 
     def stats_of_shards(self, queue_name: str) -> list[QueueStats]:

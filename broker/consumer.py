@@ -207,11 +207,11 @@ class ConsumedQueue:
 
     @property
     def door(self) -> Shards | None:
-        """The shards to which readers of this queue move messages; None unless it is shard 0 of several."""
+        """The shards to which this process moves messages of this queue; None unless it is shard 0 of several."""
         return self.shards if self.shards is not None and self.shards.is_door(self.keys.queue_name) else None
 
     def be_reader(self, is_reader: bool) -> None:
-        """Begin or stop reading this shard. What this process holds, it keeps."""
+        """Begin or stop reading this shard. The process keeps the messages that it holds."""
         if is_reader != self.is_reader:
             self.is_reader = is_reader
             if is_reader:
@@ -394,7 +394,7 @@ class StreamsConsumer(Consumer):
             self._end_whole(message)
 
     def _owner_of(self, message: Delivery | Batch) -> StreamsConsumer:
-        """Return the consumer that read a message: the Worker gives this consumer the messages of all shards."""
+        """Return the consumer that read a message, because the Worker returns messages of all shards to this one."""
         if message.queue == self._keys.queue_name:
             return self
         return self._process.consumer_of(message.queue)

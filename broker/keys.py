@@ -24,7 +24,7 @@
     {ns:q}:promoter          string  the consumer that promoted due messages last          expires, 1 s
     {ns:q}:swept             string  present until another pass over all entries is due    expires, 25 s
     {ns:q}:paused            string  present while delivery is paused                      at resume
-    {ns:q}:shards            string  of a queue with shards: how many, and the most ever   never
+    {ns:q}:shards            string  number of shards, and the largest number ever         never
     {ns:q}:counters          hash    acked, retried, dead, recovered, …                    never; about 15 fields
 
     {ns:group:<id>}:members  hash    of a group with callbacks: "=size" -> n, and the ids  with its callbacks, or in a
@@ -52,7 +52,7 @@ class QueueKeys:
     """The keys of one queue, or of one shard of a queue.
 
     Attributes:
-        name_of_messages: the queue name of the messages: that of the queue, whatever the shard.
+        name_of_messages: the queue name that messages have, which is the same in all shards of a queue.
     """
 
     namespace: str

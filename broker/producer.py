@@ -427,7 +427,7 @@ class _Outgoing:
     message: Message[Any]
     payload: bytes
     delay: int | None
-    queue_name: str  # of the shard, if the queue has several
+    queue_name: str  # the name of the shard, if the queue has several
 
 
 class _Calls(threading.local):

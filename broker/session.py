@@ -84,8 +84,9 @@ class Session:
         self.progress = ProgressReports(self.connections, keys, self.isolation.running)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
-        self._consumed: dict[str, ConsumedQueue] = {}  # kept at a stop, for the messages that threads still run
-        self._readers: dict[str, Readers] = {}  # by queue with shards
+        # kept after a stop, because threads may still run messages of these queues
+        self._consumed: dict[str, ConsumedQueue] = {}
+        self._readers: dict[str, Readers] = {}  # by the name of the queue that has shards
         self._keys = keys
         self.places = Places(settings.long_job_ms, lambda: list(self._queues.values()))
         self.moved_at: dict[str, float] = {}
@@ -131,7 +132,7 @@ class Session:
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
 
     def _assign(self, queue: ConsumedQueue, shards: Shards) -> None:
-        """Let a new shard be read if this process is to read it."""
+        """Start to read a new shard, if this process is one of its readers."""
         readers = self._readers.get(shards.keys.queue_name)
         if readers is None and queue.keys is shards.keys:
             readers = self._readers[shards.keys.queue_name] = Readers(

@@ -36,7 +36,7 @@ if not facts.err then
     if facts[i] == 'entries-added' then -- since Redis 7.0; on older servers, the broker's own count is used
       added = facts[i + 1]
       gone = added - length - tonumber(redis.call('HGET', counters, 'removed') or 0)
-      added = added - tonumber(redis.call('HGET', counters, 'moved') or 0) -- counted in their shards
+      added = added - tonumber(redis.call('HGET', counters, 'moved') or 0) -- moved entries are counted in their shards
     elseif facts[i] == 'last-generated-id' then
       last_id = facts[i + 1]
     end

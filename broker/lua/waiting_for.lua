@@ -3,12 +3,12 @@
 -- KEYS     1 stream
 -- ARGV     group, name of the consumer that owns handed-back entries
 -- Returns  the age in ms of the oldest undelivered entry, or the idle time of an entry that was handed back, if it is
---          longer; 0 if no entry waits. An id ahead of the clock counts as old, because it says nothing about its age.
+--          longer; 0 if no entry waits. An id ahead of the clock counts as old, because it does not show its age.
 
 local stream, group = KEYS[1], ARGV[1]
 local waited = 0
 local handed_back = redis.pcall('XPENDING', stream, group, '-', '+', 1, ARGV[2])
-if handed_back[1] then -- not if there is no group, because no process has consumed the shard yet
+if handed_back[1] then -- a missing group means that no process has consumed the shard yet
   waited = handed_back[1][3]
 end
 local last = last_delivered_id(stream, group)

@@ -440,8 +440,8 @@ class Owned:
 
 
 class Borrowed:
-    """A context manager that borrows a connection for one command. A generator
-    function would take as long as packing the command.
+    """A context manager that borrows a connection for one command. A generator function
+    would take as long as packing the command.
 
     Attributes:
         was_idle: whether the connection was idle for so long that it may be dead.

@@ -28,7 +28,7 @@ class Isolation:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._holder: Delivery | None = None  # the suspect for which other messages must wait
-        self._alone: Delivery | None = None  # the suspect that runs in isolation; None if there is no holder
+        self._alone: Delivery | None = None  # the suspect that runs in isolation; None without a holder
         self._until = 0.0
         self._n_releases = 0
         self._n_waiting = 0

@@ -1,4 +1,4 @@
-"""Messages that are moved from shard 0 to the shard to which they belong, as they were.
+"""Messages that are moved, unchanged, from shard 0 to the shards to which they belong.
 
 Programs that know no shards add to shard 0, and so does a producer for a few seconds after the number of shards has
 changed. The process that reads such a message adds its entry to the right shard and then removes it here. If it dies in
@@ -34,7 +34,7 @@ def move(connections: Connections, keys: QueueKeys, strays: Sequence[Stray], *, 
     """Move messages to their shards, in one round trip to each node and one to remove them here.
 
     Raises:
-        BrokerConnectionError, redis.RedisError: the messages are still here; some may have been copied.
+        BrokerConnectionError, redis.RedisError: the messages are still in shard 0; some may have been copied.
     """
     by_home: dict[str, list[Argument]] = {}
     for stray in strays:

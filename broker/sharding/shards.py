@@ -96,7 +96,9 @@ class Shards:
             try:
                 self.layout = self._stored(self._connections.run("GET", self.keys.shards, is_repeatable=True))
             except redis.exceptions.NoPermissionError:
-                pass  # a user from before there were shards; it adds to shard 0, whose readers move messages on
+                # a Redis user from before there were shards may not read the key: it adds to shard 0, whose readers move
+                # messages to their shards
+                pass
             except (BrokerConnectionError, redis.RedisError) as error:
                 if self._read_at == float("-inf"):
                     raise ConnectionFailed(f"{error}; nothing was sent") from error
@@ -142,11 +144,11 @@ class Shards:
             return self.keys.queue_name
         try:
             return self.home(delivery._message)
-        except Exception:  # of the function that a user passed: the message will fail with a reason when it runs
+        except Exception:  # the user's function may raise anything; the message will fail with a reason when it runs
             return self.keys.queue_name
 
     def is_door(self, queue_name: str) -> bool:
-        """Return whether readers of this shard move messages on: it is shard 0, and there are others."""
+        """Return whether readers of this shard move messages to others: it is shard 0 of several."""
         return self.layout.n > 1 and queue_name == self.keys.queue_name
 
     @staticmethod

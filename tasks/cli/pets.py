@@ -351,7 +351,7 @@ def export_pet(
             try:
                 n_bytes = _written(target, service.export_parts(PetId(pet)))
             except RevisionConflict:
-                continue  # items were deleted meanwhile, or the model was switched
+                continue  # start again, because items were deleted meanwhile, or the model was switched
             break
     out.print(f"pet {pet} written to {target}: {n_bytes:,} bytes")
 
@@ -363,7 +363,7 @@ def _written(target: Path, parts: Iterator[bytes]) -> int:
         InvalidInput: the file cannot be written.
     """
     first, n_bytes = next(parts), 0
-    # a name of its own until it is whole, unless the target is a device or a pipe
+    # write to another name until the file is whole, unless the target is a device or a pipe
     unfinished = target.with_name(f"{target.name}.unfinished") if target.is_file() or not target.exists() else target
     try:
         with unfinished.open("wb") as opened:

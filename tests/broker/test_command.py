@@ -270,7 +270,7 @@ def test_unreachable_server_exits_with_3(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.count("no answer from Redis") == 2
 
 
-def test_shards_divides_a_queue_of_a_program(
+def test_shards_command_divides_a_queue_of_a_program(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     program = tmp_path / "divided_jobs.py"

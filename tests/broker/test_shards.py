@@ -108,7 +108,7 @@ def test_producer_adds_each_message_to_its_shard(producer: RedisStreamsBroker, r
 
 
 @pytest.mark.parametrize("n", [0, 3, -4, 2 * MOST_SHARDS])
-def test_number_that_is_no_power_of_two_is_refused(producer: RedisStreamsBroker, n: int) -> None:
+def test_number_that_is_not_a_power_of_two_is_refused(producer: RedisStreamsBroker, n: int) -> None:
     with pytest.raises(InvalidOption, match="power of two"):
         producer.set_shards(QUEUE, n)
 
