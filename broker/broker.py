@@ -536,7 +536,7 @@ class RedisStreamsBroker(Broker):
         """Write the waiting acknowledgements and stop every thread. A second call does nothing."""
         self._coroutines.close()
         self._session.stop()
-        # if the broker is used again, for example by the next Worker of a test, it has a new consumer name
+        # a broker that is used again, for example by the next Worker of a test, gets a new consumer name
         self._session = self._new_session()
 
     # The broker must act before all middleware when a message begins, and after all middleware when it ends. No

@@ -195,7 +195,7 @@ class ConsumedQueue:
 
         Args:
             args: the id and the delivery count of each entry, flattened.
-            counts: whether the current delivery stays in the delivery count.
+            counts: whether the delivery count still includes the current delivery.
         """
         fixed = (self.process.settings.group, self.process.consumer_name, HANDED_BACK, int(counts))
         for start in range(0, len(args), 1_000):
@@ -441,7 +441,7 @@ class StreamsConsumer(Consumer):
         self._process.isolation.leave(message)
 
     def _finish(self, message: Delivery) -> None:
-        """Write what must precede the acknowledgement of a message, or replace it: follow-ups, retry or dead letter."""
+        """Write what must precede or replace an acknowledgement: follow-up messages, a retry or a dead letter."""
         self._enqueue_followers(message)
         if not message.was_ended:
             self._end_unhandled(message)

@@ -22,8 +22,8 @@ from .options import expires_at_ms_of, unique_key_of
 
 T = TypeVar("T")
 
-# Time that a read waits for more room, so that it can request more messages at once; shorter than a round trip, which
-# each avoided read saves.
+# Time that a read waits for more room, so that it requests more messages at once. It is shorter than the round trip
+# that each avoided read saves.
 GATHER_S = 0.001
 NOBODY_WAITS = -(1 << 30)
 

@@ -85,7 +85,7 @@ def _check_limits(given: Mapping[str, Any]) -> None:
     """Check that a message has at most one key and that its limits are complete and compatible.
 
     Raises:
-        InvalidOption: they are not.
+        InvalidOption: the options do not meet these conditions.
     """
     keys = [name for name in ("ordering_key", "concurrency_key", "rate_key") if name in given]
     if len(keys) > 1:

@@ -28,7 +28,8 @@ from .running.batches import Batch
 ALL_WERE_LONG: Final = 0xFF
 MAJORITY: Final = 5
 
-# If no job has ended for this long, even blocked reads are ended. Not sooner, because each costs a new connection.
+# If no job has ended for this long, even blocked reads are ended. Not sooner, because each ended read costs a new
+# connection.
 SATURATED_S: Final = 1.0
 
 # Maximum number of messages to read ahead. A larger number saves nothing measurable, and at the end of a backlog, one

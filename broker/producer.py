@@ -438,7 +438,10 @@ class _Calls(threading.local):
         self._n_calls = 0
 
     def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
-        """Return the key under which a call is remembered, and its id. Each step has a key, as it may fail alone."""
+        """Return the key under which a call is remembered, and its id.
+
+        Each step has its own key, because one step may fail while others succeed.
+        """
         self._n_calls += 1
         return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 

@@ -52,7 +52,8 @@ if key ~= '' and not holds then
   leave_work(key, id)
 end
 local where = name
-if delay > 0 or (holds and limits ~= '') then -- janitors then ask whether it may start
+-- with an ordering key and a rate, the janitor that promotes it checks whether it may start
+if delay > 0 or (holds and limits ~= '') then
   put_off(name, now + delay, payload)
 elseif holds or key == '' then
   where = redis.call('XADD', stream, '*', 'message', payload)

@@ -233,7 +233,7 @@ class OwnRead:
     ) -> None:
         """
         Args:
-            head: the command up to ``COUNT``.
+            head: the words of the read command before ``COUNT``.
         """
         self._read = BlockingRead(connections, stream, block_ms=block_ms, bounds=bounds)
         self._stream = stream
@@ -291,7 +291,7 @@ class GroupReads:
         """
         Args:
             key: any key on the server.
-            head: the command up to ``COUNT``.
+            head: the words of the read command before ``COUNT``.
             block_ms: maximum time that one command blocks at the server.
             bounds: the limits for one reply.
         """

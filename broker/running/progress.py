@@ -116,7 +116,7 @@ _all_reports: WeakSet[ProgressReports] = WeakSet()
 
 
 class _Last(threading.local):
-    """A cache of the job that a thread found last, because most reports come from loops."""
+    """A cache of the job that each thread found last, because most reports come from loops."""
 
     found: tuple[ProgressReports, Delivery] | None = None
 

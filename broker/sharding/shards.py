@@ -96,8 +96,8 @@ class Shards:
             try:
                 self.layout = self._stored(self._connections.run("GET", self.keys.shards, is_repeatable=True))
             except redis.exceptions.NoPermissionError:
-                # a Redis user from before there were shards may not read the key: it adds to shard 0, whose readers move
-                # messages to their shards
+                # A Redis user from before there were shards may not read the key. It adds to shard 0, whose readers
+                # move messages to their shards.
                 pass
             except (BrokerConnectionError, redis.RedisError) as error:
                 if self._read_at == float("-inf"):

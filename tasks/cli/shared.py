@@ -75,7 +75,7 @@ def _login() -> str:
 
 
 def become(command: Sequence[str]) -> NoReturn:
-    # exec, so that signals reach the command itself
+    # replace this process, so that signals reach the command itself
     sys.stdout.flush()
     drain_all()
     os.execv(command[0], list(command))  # noqa: S606  no shell involved

@@ -67,7 +67,7 @@ def write_rules(directory: Path, speed: int) -> list[Path]:
 
 
 def write_routes(directory: Path, receivers_url: str, speed: int) -> Path:
-    """Write Alertmanager's committed configuration, sped up, with our receivers in place of Slack and PagerDuty."""
+    """Write Alertmanager's committed configuration, sped up, with the demo's stand-ins for Slack and PagerDuty."""
     secrets = directory / "secrets"
     secrets.mkdir(exist_ok=True)
     (secrets / "SLACK_WEBHOOK_URL").write_text(f"{receivers_url}/slack\n")

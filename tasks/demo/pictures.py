@@ -35,7 +35,7 @@ class Pictures:
     """A context manager that serves pictures while its block runs.
 
     Attributes:
-        url_template: for ``SPLOOT_MEDIA_URL_TEMPLATE``.
+        url_template: the value for ``SPLOOT_MEDIA_URL_TEMPLATE``.
     """
 
     def __init__(self, albums: Iterable[Album]) -> None:

@@ -205,7 +205,7 @@ class Practice:
     def _upload(self) -> None:
         while not self._is_ending.wait(UPLOAD_EVERY_S):
             if self._is_uploading.is_set():
-                with contextlib.suppress(QueueUnavailable):  # a producer would retry
+                with contextlib.suppress(QueueUnavailable):  # a real producer would retry
                     self._send()
 
     def _send(self) -> None:

@@ -31,7 +31,7 @@ from tasks.demo.sample import DIGITS_MODEL, Album
 from tasks.demo.stack import Stack, answers, until
 
 EVENTS_PER_S: Final = 150.0  # about a third of the throughput of two cores, so that the times shown include no queueing
-FREEZE_AT, POISON_AT = 0.35, 0.6  # fractions of the ingested items
+FREEZE_AT, POISON_AT = 0.35, 0.6  # fractions of the items, after which a worker is frozen and a poisoned event is sent
 POISON_ID: Final = "poisoned-picture.png"
 FREEZE_S: Final = 0.3  # after this time, everything that a process sent before it was frozen has reached Redis
 OLDEST_SAMPLE_S: Final = 15.0  # the maximum that the periodic actors guarantee

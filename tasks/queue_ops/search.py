@@ -26,7 +26,7 @@ _ID: Final = re.compile(r"[\w.:-]{8,200}")
 def search(broker: RedisStreamsBroker, client: redis.Redis, text: str, *, limit: int) -> Found:
     """Return at most ``limit`` unfinished jobs, and per queue at most ``limit`` dead letters from the newest 5,000.
 
-    A number is searched as a pet. Any other text is searched as the id of a job, item or actor, and in errors.
+    A number is searched for as the id of a pet, and any other text as the id of a job, item or actor, and in errors.
     """
     jobs: list[QueueJob] = []
     if _PET.fullmatch(text) and int(text) <= MAX_INT64:

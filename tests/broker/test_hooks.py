@@ -106,7 +106,7 @@ def enqueue_doomed(client: redis.Redis, doomed: dramatiq.Message[Any]) -> None:
 
 
 class Errors(logging.Handler):
-    """Records errors as error trackers do: each with the number of scopes that are open."""
+    """A log handler that records errors as error trackers do, each with the number of open scopes."""
 
     def __init__(self, scoped: Scoped) -> None:
         super().__init__(logging.ERROR)

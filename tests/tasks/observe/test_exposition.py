@@ -115,7 +115,7 @@ def test_pod_metrics_cover_all_processes_including_killed_ones(tmp_path: Path) -
     assert list(tmp_path.glob("sploot-cluster-metrics-*")) == []
 
 
-# A correction that fails after the pod received SIGTERM.
+# A module with a correction that fails after the pod received SIGTERM.
 SLOW_MODULE = """
 import time
 import dramatiq

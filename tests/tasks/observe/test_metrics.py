@@ -109,7 +109,7 @@ def test_p95_comparison_is_exact_at_bucket_edges(edge: float) -> None:
         assert (below < 0.95 * len(durations)) == (np.sort(durations)[rank - 1] > edge)
 
 
-def test_no_created_series_are_exposed(registry: CollectorRegistry) -> None:
+def test_no_series_with_creation_times_is_exposed(registry: CollectorRegistry) -> None:
     samples = [
         sample.name
         for family in text_string_to_metric_families(generate_latest(registry).decode())
