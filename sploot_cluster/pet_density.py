@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A stored tree is replaced when it lacks at least this number and at least this share of all rows. To extend it by more
-# rows takes longer than to fetch it; to write it at every arrival would make the append-only file a thousand times
+# A stored tree is replaced when it lacks at least this number and at least this share of all rows. Extending it by more
+# rows takes longer than fetching it; writing it at every arrival would make the append-only file a thousand times
 # larger than the pet.
 _BEHIND: Final = 32
 _BEHIND_RATIO: Final = 1 / 32

@@ -102,7 +102,7 @@ def decide(
 def _tops(
     ids: npt.NDArray[np.int64], similarity: FloatVector, labels: LabelVector, origins: OriginVector
 ) -> dict[int, list[float]]:
-    """Return, for each cluster, its up to three highest similarities; ``ids`` are the neighbours, closest first."""
+    """Return the highest similarities to each cluster, at most three; ``ids`` are the neighbours, closest first."""
     tops: dict[int, list[float]] = {}
     # for 64 neighbours, a loop over lists is faster than numpy
     for label, origin, one in zip(
@@ -120,7 +120,8 @@ def _tops(
 
 
 def _leader(tops: Mapping[int, Sequence[float]], next_similarity: float) -> tuple[float, ClusterId] | None:
-    """Return the similarity and the id of a cluster if further neighbours cannot make another one more similar.
+    """Return the similarity and the id of the most similar cluster; None if further neighbours may change which that
+    is.
 
     Further neighbours can only lower the mean of a cluster that has fewer than three neighbours so far, and the mean of
     a cluster that has none is at most the next similarity.

@@ -83,7 +83,7 @@ def locked_in(state: PetState) -> Set[ClusterId]:
 def covers_in(state: PetState) -> Mapping[ClusterId, MediaId]:
     """Return the chosen covers of living clusters: each is an item that is in its cluster now.
 
-    The newest choice for a cluster's own id comes first, and then the newest for the ids that were merged into it.
+    The newest choice for a cluster's own id takes precedence over choices for ids that were merged into it.
     """
     newest: dict[ClusterId, Covering] = {}
     for statement in in_force(state.ledger):

@@ -69,7 +69,7 @@ def plan_recluster(
 
 
 def _joined(state: PetState, change: Change, again: Change, settled: Reclustered) -> tuple[Change, Reclustered]:
-    """Combine two changes into one; return it with its report. ``settled`` is the report on the second change."""
+    """Return two changes combined into one, with its report. ``settled`` is the report on the second change."""
     assert again.relabelling is not None
     labels = again.relabelling.labels
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}

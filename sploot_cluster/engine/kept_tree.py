@@ -80,5 +80,5 @@ def _columns(body: bytes, n: int, k: int) -> SpanningTree:
 
 
 def _name(born: str, media: Iterable[MediaId]) -> str:
-    # no id contains a zero byte, so joining with zero bytes is unambiguous; the number of ids is in the shape
+    # no id contains a zero byte, so joining with zero bytes is unambiguous; the header has the number of ids
     return blake2b("\0".join((born, *media)).encode(), digest_size=16).hexdigest()

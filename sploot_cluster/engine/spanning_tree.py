@@ -333,7 +333,7 @@ class Boruvka:
 def nearest_exactly(
     vectors: FloatMatrix, rows: Rows, found: Nearest, k: int, *, threads: int
 ) -> tuple[Rows, DoubleMatrix]:
-    """Return the (m, k) nearest of those ``found`` for m rows, and their float64 distances.
+    """Return, for each of m rows, the k nearest of the rows in ``found``, as (m, k), and their float64 distances.
 
     Ties in float32 are resolved exactly.
     """

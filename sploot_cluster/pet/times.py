@@ -34,5 +34,5 @@ def time_of(ms: int) -> datetime | None:
     return None if ms == UNKNOWN else _EPOCH + ms * _MS
 
 
-# The milliseconds since the epoch that a datetime can represent.
+# The range of times, in milliseconds since the epoch, that a datetime can represent.
 TIMES: Final = range(ms_of(datetime.min.replace(tzinfo=UTC)), ms_of(datetime.max.replace(tzinfo=UTC)) + 1)

@@ -56,8 +56,8 @@ No other key expires: they are the data of a pet and are deleted with it.
 An item takes 4 * dim + 17 bytes in columns and, measured on Redis 7.0 with ids of 36 characters, 38 bytes in ``media``
 and 90 in ``rows``: 2.2 kB at 512 dimensions. Redis stores lists in nodes of up to 8 kB, in which vectors of 512
 dimensions take 17 % more than their size, and doubles the memory of a string that grows (docs/capacity.md, ADR 18).
-A recluster that moves half of 50,000 items adds
-13 kB to ``overwritten``. A shadow takes 4 * dim + 130 bytes per item, approximately.
+A recluster that moves half of 50,000 items adds 13 kB to ``overwritten``. A shadow takes 4 * dim + 130 bytes per item,
+approximately.
 
 ``meta`` determines the lengths of all other keys. Every script that reads or writes a pet first checks them (whole.lua,
 O(1)) and refuses a pet with a missing or truncated key: ``UnreadablePet``. ``tree`` and ``preview`` can be computed

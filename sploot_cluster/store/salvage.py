@@ -486,7 +486,7 @@ def _history(raw: RawPet, meta: _Meta, ledger: Sequence[Correction], notes: _Not
     made = [
         HistoryEntry(one.revision, one.kind, one.at, one.by, one.summary())
         for one in ledger
-        # entries older than the oldest one are not missing, because the history has a limited length
+        # older entries than the oldest stored one do not count as missing, because the history has a limited length
         if one.revision not in entries and (one.revision > oldest or missing > 0)
     ]
     if made:

@@ -88,7 +88,7 @@ class ShortCalls:
             commands: list[tuple[Any, ...]] = [("EVALSHA", sha, len(keys), *keys, *args)]
             if then:
                 commands.append(tuple(then))
-            connection.send_packed_command([_packed(connection, commands)])  # as one item: each would be a system call
+            connection.send_packed_command([_packed(connection, commands)])  # joined: each item is a system call
             answer = _reply(connection)
             after = connection.read_response() if then else None
             used.is_answered = not _is_from_replica(answer)

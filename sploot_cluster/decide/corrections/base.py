@@ -47,7 +47,7 @@ UNKNOWN_REQUESTER: Final = "unknown"
 
 
 class Signed(TypedDict, total=False):
-    """The fields that all requests share: requester, revision that the requester saw, and answered suggestion."""
+    """The fields that all requests share: the requester, the revision that was seen, and the suggestion answered."""
 
     requested_by: str
     expected_revision: int | None
@@ -186,7 +186,7 @@ class LedgerEntry(Correction):
         """Return the request that makes this correction again; None if none of its items is left.
 
         Args:
-            left: returns those of the given items that can still be named, in the given order.
+            left: returns the given items without those that can no longer be named, in the same order.
         """
 
 
@@ -276,8 +276,8 @@ class Statement(LedgerEntry):
         """Return what this correction demands of one of its items, in words.
 
         Args:
-            n_mates: number of other items that it still keeps together with this one; None if it does not (or no longer
-                does) keep this item together with others.
+            n_mates: number of other items that it still keeps together with this item; None if it keeps the item
+                together with none, or no longer does.
         """
 
     @abstractmethod

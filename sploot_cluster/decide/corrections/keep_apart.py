@@ -16,8 +16,8 @@ from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, Pet
 
 @checked
 class KeepApart(LedgerRequest):
-    """Keep clusters apart as a precaution: no arrival or recluster puts items of different ones together, until this is
-    undone or a user merges the clusters.
+    """Keep clusters apart as a precaution: no arrival or recluster puts items of different clusters together, until
+    this is undone or a user merges the clusters.
     """
 
     verb: ClassVar[str] = "keep_apart"

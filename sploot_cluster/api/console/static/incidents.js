@@ -38,7 +38,7 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 export const incidents = {
   title: () => "Incidents",
   every: 10_000,
-  /** Show new figures; reload the page if other conditions hold than before. */
+  /** Show new figures; reload the page if a condition has begun or ceased to hold. */
   news({ queues: { queues } }, data) {
     const found = firing({ queues, history: data.history }, data.known);
     if (found.map(keyOf).join() !== data.found.map(keyOf).join()) return null;

@@ -1,4 +1,4 @@
-// The page of one job, and the notice that follows a job until it ends.
+// The page of one job, and the notice that shows the state of a job until it ends.
 
 import { act } from "./actions.js";
 import { ENDED, follow, get, may } from "./api.js";

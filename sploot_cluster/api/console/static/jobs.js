@@ -1,4 +1,4 @@
-// The unfinished jobs of a queue: the list behind each of its numbers.
+// The unfinished jobs of a queue: the lists to which the numbers on the queues page link.
 
 import { get, may } from "./api.js";
 import { act } from "./actions.js";

@@ -1,4 +1,5 @@
-// The past of a pet: a slider through its revisions shows it as it was. Two revisions can be compared, and any restored.
+// The past of a pet: a slider through its revisions shows it as it was. Two revisions can be compared, and any revision
+// restored.
 
 import { get } from "../api.js";
 import { count, fill, h, notice, table, when } from "../dom.js";

@@ -1,4 +1,4 @@
-// The cells of grids: an album with its cover, and an item with its picture. Albums take what is dropped on them.
+// The cells of grids: an album with its cover, and an item with its picture. Items can be dropped on albums.
 
 import { count, h } from "../dom.js";
 import { picture } from "./pictures.js";
@@ -19,7 +19,7 @@ export function cover(pet, media, width) {
 /** The cover of an album: the item that represents it, and some others. */
 export const coverOf = (pet, album, width) => cover(pet, [album.cover, ...album.media_ids.slice(0, COVERS).filter((item) => item !== album.cover)], width);
 
-/** How the members of an album came into it, as a thin bar. */
+/** A thin bar that shows how the members of an album came into it. */
 function origins(album) {
   const parts = Object.keys(WAYS).filter((way) => album.origins?.[way]);
   if (!parts.length) return h("span", { class: "origins" });
