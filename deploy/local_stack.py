@@ -28,7 +28,7 @@ CONFIG: Final = ROOT / "ops" / "config"
 DRAIN_S: Final = 30
 POLL_S: Final = 0.2
 
-# As in docker-compose.local.yml and ops/config/prometheus.yaml.
+# The same ports as in docker-compose.local.yml and ops/config/prometheus.yaml.
 PORTS: Final = {
     "redis": 6379,
     "worker": 9105,

@@ -262,7 +262,7 @@ class Bench:
         return int(info["used_memory"])
 
     def _left_behind(self, n: int) -> Values:
-        """Return the memory of the remaining keys, in total and per finished job, and their number."""
+        """Return the memory of the remaining keys, in total and per finished job, and the number of these keys."""
         keys: Any = self.client.keys()
         sizes: Any = [self.client.memory_usage(key, samples=0) for key in keys]
         # a key that has expired since the listing takes nothing
