@@ -22,8 +22,8 @@ ALERT_MS: Final = 1_500
 def sentinel_of(master_port: int, directory: Path, *, name: str = "mymaster") -> Iterator[int]:
     """Run a sentinel with a quorum of one; yield its port. Its files go into ``directory``, which is created.
 
-    It detects a lost master only within ``alert``: on a busy machine it might otherwise fail over from a healthy master
-    and lose its latest writes.
+    It detects a lost master only inside the block of ``alert``: on a busy machine it might otherwise fail over from a
+    healthy master and lose its latest writes.
     """
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()

@@ -1,6 +1,7 @@
 """Tests for the table of incidents: ``make incidents`` runs each exercise of the demo, and follows the runbook.
 
-They include the incidents of ``test_practice`` and slow ones: a frozen worker, for example, is detected only by time.
+They include the incidents of ``test_practice`` and slow ones: a frozen worker, for example, is only detected after a
+time limit.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ EQUIVALENT = {
 }
 
 
-# Alerts that always fire, so that they have no mutants.
+# Alerts that always fire, and therefore have no mutants.
 ALWAYS = {"MediaClusterWatchdog"}
 
 

@@ -60,7 +60,7 @@ ACTION: Final = re.compile(
     r"sploot-cluster queue (rescue|retire-consumer|pause|resume|cancel|apply|dead (requeue|purge)) "
 )
 
-# Words of the blocks that the default suite runs; `make ops-verify` runs every block.
+# The default suite runs only blocks that contain one of these words; `make ops-verify` runs every block.
 ALWAYS: Final = ("XACK", "DELCONSUMER", "http --ignore-stdin", "queue rescue \"$QUEUE\" \"$ENTRY\"",
                  "retire-consumer", "--canary --rate")  # fmt: skip
 

@@ -21,7 +21,7 @@ from tests.sploot_cluster.albums import MODEL, PET, name, picture
 
 @dataclass(slots=True)
 class Answers:
-    """The results of a worker's calls: its revisions, and the items and operations that must exist afterwards."""
+    """The results of a worker's calls: the revisions, and the items and operations that must exist afterwards."""
 
     revisions: list[int] = field(default_factory=list)
     media: list[MediaId] = field(default_factory=list)
