@@ -127,7 +127,13 @@ from tasks.observe.metrics import share_values
 def count(n):
     share_values()
     from tasks.observe.metrics import job_metrics
-    job_metrics().jobs.labels("success", "faiss").inc(n)
+    count = job_metrics().jobs.labels("success", "faiss")
+    count.inc(n)
+    if os.fork() == 0:
+        count.inc(1000 * n)
+        os._exit(0)
+    os.wait()
+    count.inc(n)  # would overwrite what the child counted, if it had counted in the file of this process
     os.kill(os.getpid(), signal.SIGKILL)  # no cleanup
 
 def tell():
@@ -161,8 +167,8 @@ def counts_of_a_master(tmp_path: Path) -> list[str]:
     return lines_of_a_master(_COUNT, tmp_path)
 
 
-def test_counters_add_up_over_live_and_dead_processes(tmp_path: Path) -> None:
-    assert counts_of_a_master(tmp_path) == ["1.0", "21.0", "321.0"]
+def test_counters_add_up_over_live_dead_and_forked_processes(tmp_path: Path) -> None:
+    assert counts_of_a_master(tmp_path) == ["1002.0", "21042.0", "321642.0"]
 
 
 @pytest.mark.slow
@@ -172,7 +178,7 @@ def test_master_starts_at_zero_and_removes_stale_directories(tmp_path: Path) -> 
 
     again = counts_of_a_master(tmp_path)
 
-    assert again == ["1.0", "21.0", "321.0"]
+    assert again == ["1002.0", "21042.0", "321642.0"]
     assert not left.exists()
 
 
