@@ -649,7 +649,7 @@ class StreamsConsumer(Consumer):
 
     @property
     def n_buffered(self) -> int:
-        """The number of received messages that the Worker has not got yet."""
+        """The number of received messages that the Worker has not received yet."""
         return len(self._buffer)
 
     @property

@@ -442,7 +442,7 @@ class Deliveries:
         would cost a round trip or a thread switch.
 
         Args:
-            n_ahead: the number of held messages that the Worker has not got yet.
+            n_ahead: the number of held messages that the Worker has not received yet.
             most: returns an additional limit. The limit may depend on the messages of other queues; code that changes
                 it calls ``wake``.
         """

@@ -375,7 +375,7 @@ class Inspector:
         try:
             name = self.keys.name_of_messages
             return decode(entry_id, fields_of(flat), queue_name=name, decoder=self._decoder, check=None)
-        except UndecodableEntry:  # it will become a dead letter
+        except UndecodableEntry:  # this entry will become a dead letter
             return None
 
     def entry(self, entry_id: str) -> Mapping[bytes, bytes] | None:

@@ -168,7 +168,7 @@ class Parent:
         return state_of(self.pid) in "Tt"
 
     def kill(self) -> None:
-        """Kill the parent if it is not dead, so that its pid cannot have been reused."""
+        """Kill the parent unless it is dead; as long as it is not, no other process has its pid."""
         if not self.is_dead():
             os.kill(self.pid, signal.SIGKILL)
 

@@ -83,8 +83,8 @@ class ClusterTasks:
         """Enqueue a preview of a recluster. The job's result contains the token that applies it.
 
         Args:
-            backend: ``hdbscan_reference``: start from the groups that the package hdbscan finds, not our engine. The
-                job is refused if the workers lack the extra ``[reference]``, or if the pet is too large.
+            backend: ``hdbscan_reference``: start from the groups that the package hdbscan finds, and not from our own.
+                The job is refused if the workers lack the extra ``[reference]``, or if the pet is too large.
         """
         task = PreviewRecluster(pet_id, requested_by, backend)
         return self._transport.enqueue(task, unique_key=task.unique_key)

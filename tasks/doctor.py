@@ -700,7 +700,7 @@ def _pets(installation: Installation) -> Iterator[Finding]:
 def _unlisted_pets(installation: Installation) -> list[PetId]:
     """Return pets that have data but are not in the set of all pets, from a random sample of the keys.
 
-    Returns none for a Redis user with a name, because none of the users of ``users.acl`` may list keys: Redis would log
+    Returns none unless the Redis user is the default one: no user of ``users.acl`` may list keys, and Redis would log
     the attempt as a denied command.
     """
     found: set[PetId] = set()

@@ -40,7 +40,7 @@ def add_to(commands: Commands) -> None:
 def migrate(given: argparse.Namespace) -> int:
     try:
         if given.old_url and urlsplit(given.old_url).password:
-            # everybody on the machine can read arguments
+            # every user of the machine can read the arguments of a process
             raise UsageError(f"OLD_URL has a password; set the environment variable {OLD_REDIS_URL} to it instead")
         old = redis.Redis.from_url(given.old_url or os.environ.get(OLD_REDIS_URL) or url_of(given))
     except ValueError as error:

@@ -305,7 +305,7 @@ class GroupReads:
         self._changed = threading.Condition()
         self._queues: set[SharedRead] = set()
         self._covered: dict[SharedRead, int] = {}
-        self._is_hurried = False  # whether a queue has got room or must no longer be read
+        self._is_hurried = False  # whether a queue has room again or must no longer be read
         self._is_stale = False
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="broker-reads", daemon=True)

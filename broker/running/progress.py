@@ -26,8 +26,8 @@ from ..keys import KeysByQueue
 from ..net.connections import Connections
 from .batches import Batch
 
-# Minimum interval between stored reports: short enough for people who watch, and long enough to store one of thousands
-# of reports from a tight loop.
+# Minimum interval between stored reports: short enough for people who watch, and long enough that only one of thousands
+# of reports from a tight loop is stored.
 REPORT_EVERY_S: Final = 0.5
 # Minimum interval after a failed report, because each may block the job for the client's socket timeout.
 REPORT_AGAIN_S: Final = 10.0

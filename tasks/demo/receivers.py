@@ -29,7 +29,7 @@ class Notification:
 
 
 class Receivers:
-    """Notifications in the order of arrival.
+    """The received notifications, in the order of arrival.
 
     Args:
         on_seen: called with each notification, in the thread of its request.

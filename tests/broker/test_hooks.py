@@ -84,7 +84,7 @@ class Refusing(Middleware):
 
 @pytest.fixture
 def prometheus(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Prometheus:
-    """Dramatiq's Prometheus middleware, with its files and environment variables out of other tests' way."""
+    """Dramatiq's Prometheus middleware, with files and environment variables that other tests do not see."""
     monkeypatch.setattr("dramatiq.middleware.prometheus.DB_PATH", str(tmp_path))
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         monkeypatch.setenv(name, str(tmp_path))

@@ -238,7 +238,7 @@ def test_middleware_is_not_called_after_the_lease_was_lost(scene: Scene) -> None
     for delivery in (others, ours):
         broker.emit_after("skip_message", delivery)
 
-    # Results would store a failure while the message runs elsewhere
+    # otherwise, the Results middleware would store a failure while the message runs elsewhere
     assert heard == ["ours"]
 
 

@@ -161,12 +161,12 @@ def test_replay_reproduces_the_labels_after_any_changes(album: Album, tmp_path: 
 def test_replay_reports_deleted_items_and_replays_the_rest(album: Album, tmp_path: Path) -> None:
     for number in range(24):
         album.take(number)
-    album.service.recluster(PET, by="ada")  # revision 25
-    album.service.dismiss(PET, [MediaId("m3"), MediaId("m8")], operation_id="1", by="ada")  # revision 26
-    album.service.dismiss(PET, [MediaId("m9")], operation_id="2", by="ada")  # revision 27
-    album.service.delete_media(PET, [MediaId("m3"), MediaId("m4")], by="eve")  # revision 28
-    album.service.undo(PET, 27, operation_id="3", by="ada")  # revision 29
-    album.service.restore(PET, 26, operation_id="4", by="ada")  # revision 30
+    album.service.recluster(PET, by="ada")  # makes revision 25
+    album.service.dismiss(PET, [MediaId("m3"), MediaId("m8")], operation_id="1", by="ada")  # makes revision 26
+    album.service.dismiss(PET, [MediaId("m9")], operation_id="2", by="ada")  # makes revision 27
+    album.service.delete_media(PET, [MediaId("m3"), MediaId("m4")], by="eve")  # makes revision 28
+    album.service.undo(PET, 27, operation_id="3", by="ada")  # makes revision 29
+    album.service.restore(PET, 26, operation_id="4", by="ada")  # makes revision 30
     album.take(30)
 
     capture = album.capture(tmp_path / "pet.zip")
@@ -191,8 +191,8 @@ def test_replay_reports_a_switch_and_replays_the_rest(album: Album, tmp_path: Pa
     album.service.begin_model(PET, "test@2", DIM, by="eve")
     for number in range(27):  # the first model has no vectors of the last three
         album.take(number, model="test@2")
-    album.service.switch_model(PET, album.service.preview_switch(PET).token, by="eve")  # revision 26
-    album.service.dismiss(PET, [MediaId("m9")], operation_id="1", by="ada")  # revision 27
+    album.service.switch_model(PET, album.service.preview_switch(PET).token, by="eve")  # makes revision 26
+    album.service.dismiss(PET, [MediaId("m9")], operation_id="1", by="ada")  # makes revision 27
     album.service.undo(PET, 27, operation_id="2", by="ada")
     album.service.recluster(PET, by="ada")
 
@@ -243,31 +243,31 @@ def test_replay_repeats_every_kind_of_change(album: Album, tmp_path: Path) -> No
     service = album.service
     for number in range(40):
         album.take(number)
-    service.recluster(PET, by="ada")  # revision 41
+    service.recluster(PET, by="ada")  # makes revision 41
     first, second, *_ = sorted(album.store.load(PET).clusters)
-    service.split(PET, second, album.members(second)[:3], operation_id="1", by="ada")  # revision 42
-    service.merge(PET, [first, second], operation_id="2", by="ada")  # revision 43
-    service.exclude(PET, first, album.members(first)[:1], operation_id="3", by="ada")  # revision 44
-    service.dismiss(PET, [MediaId("m9")], operation_id="4", by="ada")  # revision 45
-    service.undo(PET, 45, operation_id="5", by="ada")  # revision 46
-    service.restore(PET, 41, operation_id="6", by="ada")  # revision 47
-    service.place(PET, [MediaId("m5")], operation_id="7", by="ada")  # revision 48
-    service.name(PET, first, "Rex", operation_id="8", by="ada")  # revision 49
-    service.keep_apart(PET, sorted(album.store.load(PET).clusters)[:2], operation_id="9", by="ada")  # revision 50
-    service.hide(PET, [first], operation_id="10", by="ada")  # revision 51
-    service.show(PET, [first], operation_id="11", by="ada")  # revision 52
+    service.split(PET, second, album.members(second)[:3], operation_id="1", by="ada")  # makes revision 42
+    service.merge(PET, [first, second], operation_id="2", by="ada")  # makes revision 43
+    service.exclude(PET, first, album.members(first)[:1], operation_id="3", by="ada")  # makes revision 44
+    service.dismiss(PET, [MediaId("m9")], operation_id="4", by="ada")  # makes revision 45
+    service.undo(PET, 45, operation_id="5", by="ada")  # makes revision 46
+    service.restore(PET, 41, operation_id="6", by="ada")  # makes revision 47
+    service.place(PET, [MediaId("m5")], operation_id="7", by="ada")  # makes revision 48
+    service.name(PET, first, "Rex", operation_id="8", by="ada")  # makes revision 49
+    service.keep_apart(PET, sorted(album.store.load(PET).clusters)[:2], operation_id="9", by="ada")  # makes revision 50
+    service.hide(PET, [first], operation_id="10", by="ada")  # makes revision 51
+    service.show(PET, [first], operation_id="11", by="ada")  # makes revision 52
     item = album.members(first)[0]
-    service.cover(PET, first, item, operation_id="12", by="ada")  # revision 53
-    service.lock(PET, [first], operation_id="13", by="ada")  # revision 54
-    service.unlock(PET, [first], operation_id="14", by="ada")  # revision 55
-    service.name_pet(PET, "Mochi", operation_id="15", by="ada")  # revision 56
-    album.edit(5)  # revision 57
+    service.cover(PET, first, item, operation_id="12", by="ada")  # makes revision 53
+    service.lock(PET, [first], operation_id="13", by="ada")  # makes revision 54
+    service.unlock(PET, [first], operation_id="14", by="ada")  # makes revision 55
+    service.name_pet(PET, "Mochi", operation_id="15", by="ada")  # makes revision 56
+    album.edit(5)  # makes revision 57
     service.begin_model(PET, "test@2", DIM, by="eve")
     for number in range(40):
         album.take(number, model="test@2")
-    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # revision 58
-    service.delete_media(PET, [MediaId("m39")], by="eve")  # revision 59
-    album.repair()  # revision 60
+    service.switch_model(PET, service.preview_switch(PET).token, by="eve")  # makes revision 58
+    service.delete_media(PET, [MediaId("m39")], by="eve")  # makes revision 59
+    album.repair()  # makes revision 60
 
     capture = album.capture(tmp_path / "pet.zip")
     done = replay(capture, settings_of(capture, {}))
@@ -289,7 +289,7 @@ def test_replay_of_a_truncated_history_reports_its_first_revision(
     for number in range(3):
         album.take(number)
     for _ in range(3):
-        album.service.recluster(PET)  # revisions 4 to 6
+        album.service.recluster(PET)  # makes revisions 4 to 6
     pet = album.store.dump(PET)
     album.service.delete_pet(PET)
     album.store.replace(None, replace(pet, history=pet.history[1:]))

@@ -209,7 +209,7 @@ def test_cancel_finds_a_job_without_a_record_in_any_queue(tasks: ClusterTasks, r
     assert not tasks.recluster(42).coalesced
 
 
-def test_job_of_an_unknown_actor_is_dead(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_job_of_an_unknown_actor_has_the_state_dead(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     with working(redis_client, lambda **_: None):
         job_status = reaches(tasks, tasks.merge(42, [3, 7]).job_id, "dead")
 
