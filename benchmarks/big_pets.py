@@ -123,7 +123,7 @@ def measure(url: str, n: int, uses: tuple[str, ...] = tuple(USES)) -> list[Use]:
 
 
 def _forget_peak() -> None:
-    """Begin to measure the peak memory of this process from here on, where the system can (Linux)."""
+    """Reset the peak memory of this process, where the system supports it (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

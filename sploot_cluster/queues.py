@@ -245,7 +245,7 @@ class HeldJob:
 
 @dataclass(frozen=True, slots=True)
 class PeriodicJob:
-    """A job that the scheduler sends again and again, with its last run."""
+    """A job that the scheduler sends periodically, with its last run."""
 
     actor: str
     queue: str

@@ -108,7 +108,7 @@ def executables(name: str, root: Path, directory: Path) -> Path:
 
 
 class Apt:
-    """An isolated apt setup with its own package lists and download cache, and nothing marked as installed."""
+    """An isolated apt setup with its own package lists and download cache, in which no package is installed."""
 
     def __init__(self, directory: Path, suites: tuple[str, ...]) -> None:
         self._directory = directory

@@ -120,7 +120,7 @@ def _placed(pet: PetDump) -> PetState:
 
 
 def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by: str, at: datetime) -> Switch:
-    """Return the switch of a pet to the space of its shadow; ``density`` belongs to :func:`in_shadow`'s result.
+    """Return the switch of a pet to the space of its shadow; ``density`` was computed from :func:`in_shadow`.
 
     Raises:
         InvalidInput: as :func:`in_shadow`.

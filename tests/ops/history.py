@@ -42,8 +42,8 @@ from tests.ops.servers import Prometheus, ServerProblem, prometheus
 STEP_S: Final = 15
 LENGTH_S: Final = 3 * 3_600
 RULES_WITHIN_S: Final = 120.0
-# Time for preparing the history. The last sample has the time at which it can be served, because alerts end two minutes
-# later.
+# Time for preparing the history. The history ends at the time when it can be served, because alerts end two minutes
+# after the last sample.
 PREPARED_WITHIN_S: Final = 30.0
 ALERTS: Final = Path(__file__).parents[2] / "ops" / "alerts"
 

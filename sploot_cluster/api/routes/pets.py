@@ -262,7 +262,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
 
 @contextmanager
 def _of_known_pet() -> Iterator[None]:
-    """Raise the problem 404 if the pet has no items."""
+    """Raise a problem with status 404 if the pet has no items."""
     try:
         yield
     except UnknownPet as unknown:

@@ -29,7 +29,7 @@ DIM, N = 1024, 600
 
 
 class Interrupted(redis.Redis):
-    """A client that calls ``interrupt`` once, before its next pipeline, or the one after ``n_pipelines`` others."""
+    """A client that calls ``interrupt`` once, before a pipeline: the next one after ``n_pipelines`` others."""
 
     interrupt: Callable[[], object] | None = None
     n_pipelines = 0

@@ -54,7 +54,7 @@ function emptyState(desk, wanted) {
   return [h("h2", {}, "No albums yet"), h("p", { class: "quiet" }, `All ${count(desk.view.n_media)} items are loose. Recluster to group them.`)];
 }
 
-/** Drop albums or items on an album. */
+/** Handle albums or items that were dropped on an album. */
 export function drop(desk, target, { kind, keys, from }) {
   if (kind === "album") {
     const cluster_ids = desk.view.clusters.map((album) => album.cluster_id).filter((id) => keys.includes(String(id)) || same(id, target.cluster_id));
