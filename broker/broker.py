@@ -91,7 +91,7 @@ class RedisStreamsBroker(Broker):
     """
 
     queues: set[str]
-    groups: Groups  # for GroupCallbacks
+    groups: Groups  # ``GroupCallbacks`` reads this attribute
 
     def __init__(  # noqa: PLR0913  # users of Dramatiq's brokers expect one keyword per setting
         self,
@@ -695,7 +695,8 @@ class RedisStreamsBroker(Broker):
 
     def _check_failure(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
         """Reject a message whose job failed, unless a middleware rejected or retried it."""
-        if delivery.is_handled or delivery._exception is None:  # a middleware may clear the exception
+        # a middleware that clears the exception has handled the failure
+        if delivery.is_handled or delivery._exception is None:
             return
         if delivery.is_being_retried and any(isinstance(error, Interrupt) for _, error in failures):
             return  # Retries was interrupted after it had counted the failure, so ``Consumer.ack`` writes the retry

@@ -176,7 +176,7 @@ class DeadLetters:
             found = self._heads(
                 "XRANGE", dead_letter_id, dead_letter_id, 1, longest=1 << 62 if is_whole else LONGEST_SHOWN
             )
-        except redis.ResponseError:  # not a valid id
+        except redis.ResponseError:  # the id is not valid, so there is no such dead letter
             return None
         return self._dead_letter(dead_letter_id, fields_of(found[0][1]), found[0][2]) if found else None
 

@@ -243,7 +243,8 @@ def check_text(message: dramatiq.Message[Any]) -> None:
         UndecodableEntry: a text contains an unpaired surrogate, which JSON can represent but Redis commands cannot.
     """
     options = message.options
-    if not options and (message.queue_name + message.actor_name + message.message_id).isascii():  # the common case
+    # most messages have no options and only ASCII texts
+    if not options and (message.queue_name + message.actor_name + message.message_id).isascii():
         return
     limits = key_limits_of(message)
     for name, text in (

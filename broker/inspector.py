@@ -383,7 +383,7 @@ class Inspector:
         try:
             args = ("XRANGE", entry_id, entry_id, 1, LONGEST_SHOWN, 1)
             found = self._connections.run_script(HEADS, (self.keys.stream,), args)
-        except redis.ResponseError:  # not a valid id
+        except redis.ResponseError:  # the id is not valid, so there is no such entry
             return None
         return fields_of(found[0][1]) if found else None
 

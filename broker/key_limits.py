@@ -103,7 +103,7 @@ def rate_from(text: object) -> Rate | None:
 def key_limits_of(message: dramatiq.Message[Any] | MessageProxy) -> KeyLimits | None:
     """Return the key and the limits in a message's options, or None. Invalid options are ignored."""
     options = message.options
-    if not options:  # the common case
+    if not options:  # most messages have no options
         return None
     rate = rate_from(options.get("rate"))
     priority = options.get("priority") if is_priority(options.get("priority")) else None

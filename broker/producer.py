@@ -322,7 +322,8 @@ class Producer:
         max_length = 0 if following is not None else self._settings.max_queue_length or 0
         args: list[Argument] = [enqueue_id, remember_ms, max_length]
         for outgoing in chunk:
-            if following is None and not (outgoing.message.options or outgoing.delay):  # the common case
+            # most messages have no options and no delay
+            if following is None and not (outgoing.message.options or outgoing.delay):
                 args += (outgoing.payload, "", 0, outgoing.message.message_id, 0, 0, "", "", 1)
                 continue
             delay_ms = delay_ms_of(outgoing.delay)

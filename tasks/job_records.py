@@ -239,7 +239,7 @@ class TrackCancelled(dramatiq.Middleware):
             try:
                 job_id, write = self._unwritten.popleft()
             except IndexError:
-                return  # another thread took the last one
+                return  # another thread has taken the last write
             try:
                 write()
             except redis.RedisError:

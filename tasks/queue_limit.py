@@ -16,7 +16,7 @@ from typing import Final, cast
 import redis
 
 MAX_QUEUE_LENGTH: Final = "sploot:max-queue-length"
-READ_EVERY_S: Final = 10.0  # workers write it at the same interval
+READ_EVERY_S: Final = 10.0  # workers write the limit at the same interval
 
 
 def limit_from(stored: bytes | None) -> int:

@@ -113,7 +113,7 @@ def _is_traceparent(value: object) -> bool:
 
 
 def _is_whole(highest: int) -> Callable[[object], bool]:
-    # excludes True, which is an int
+    # not isinstance, because True is an int, too
     return lambda value: type(value) is int and 0 <= value <= highest
 
 

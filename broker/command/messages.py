@@ -44,7 +44,7 @@ def decoded(encoded: bytes) -> dict[str, object]:
     """Return the values that lists show for an encoded message."""
     try:
         return facts_of(dramatiq.Message.decode(encoded))
-    except Exception as error:  # the bytes may be anything
+    except Exception as error:  # the bytes may be anything, so decoding may raise anything
         return {"problem": f"{type(error).__name__}: {error}"}
 
 

@@ -35,7 +35,7 @@ end
 local function most_frequent(mistakes)
   local n, best, most = redis.pcall('ZCARD', mistakes), nil, 0
   if type(n) ~= 'number' then
-    return nil -- another program has written to the key
+    return nil -- another program has written a value of another type
   end
   for place = 0, n > 0 and PLACES or -1 do
     local rank = math.floor((n - 1) * place / PLACES)

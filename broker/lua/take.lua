@@ -28,7 +28,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 -- A server whose memory is full lets a script finish if its first write needs no memory.
 redis.pcall('HDEL', suspects, '')
-if redis.pcall('XPENDING', stream, group, '-', '+', 1).err then -- the group is gone
+if redis.pcall('XPENDING', stream, group, '-', '+', 1).err then -- the group no longer exists
   return {}
 end
 

@@ -44,7 +44,7 @@ def command_group(help: str | None = None) -> typer.Typer:  # noqa: A002  # Type
 def examples(*commands: str) -> str:
     """Return the end of a command's help, with example commands."""
     lines = "\n".join(f"  {command}" for command in commands)
-    # \b tells click not to rewrap the lines
+    # after \b, click does not rewrap the lines
     return f"\b\n{'Example' if len(commands) == 1 else 'Examples'}:\n{lines}"
 
 

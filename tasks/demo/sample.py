@@ -61,7 +61,7 @@ def albums(*, share: float = 1.0, seed: int = 20_261_124) -> tuple[Album, ...]:
         share: part of the sample to use, in (0, 1]; the demo's test uses a small part.
         seed: determines how the images are divided among the pets, the order of arrival and the synthetic pet.
     """
-    from sklearn.datasets import load_digits  # the import takes a second
+    from sklearn.datasets import load_digits  # imported here, because the import takes a second
 
     rng = np.random.default_rng(seed)
     digits = load_digits()

@@ -34,7 +34,7 @@ EVENTS_PER_S: Final = 150.0  # about a third of the throughput of two cores, so 
 FREEZE_AT, POISON_AT = 0.35, 0.6  # fractions of the items, after which a worker is frozen and a poisoned event is sent
 POISON_ID: Final = "poisoned-picture.png"
 FREEZE_S: Final = 0.3  # after this time, everything that a process sent before it was frozen has reached Redis
-OLDEST_SAMPLE_S: Final = 15.0  # the maximum that the periodic actors guarantee
+OLDEST_SAMPLE_S: Final = 15.0  # the maximum age of a sample, which the periodic actors guarantee
 PATIENCE_S: Final = 60.0  # timeout of a single step on a loaded machine; no step should take more than a few seconds
 
 
@@ -83,7 +83,7 @@ class Seen:
     corrected: dict[int, set[str]] = field(default_factory=dict)
     merges: list[Merged] = field(default_factory=list)
     splits: list[SplitOff] = field(default_factory=list)
-    constraints: dict[int, str] = field(default_factory=dict)  # pet id -> "kept of total"
+    constraints: dict[int, str] = field(default_factory=dict)  # pet id -> constraints, as "<kept> of <total>"
     jobs: Counter[str] = field(default_factory=Counter)
     ages_ms: list[float] = field(default_factory=list)
     ingest_s: float = 0.0

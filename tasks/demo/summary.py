@@ -38,7 +38,7 @@ class PetFigures:
 
 def figures_of(album: Album, seen: Seen) -> PetFigures:
     """Return the figures of one pet after the last recluster."""
-    from sklearn.metrics import adjusted_rand_score  # the import takes a second
+    from sklearn.metrics import adjusted_rand_score  # imported here, because the import takes a second
 
     labels = np.array([seen.clusters[album.pet_id].get(item, -1) for item in album.media_ids])
     corrections = [correction for correction in seen.corrections if correction.pet_id == album.pet_id]

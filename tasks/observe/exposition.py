@@ -188,7 +188,7 @@ def find_unready(client: redis.Redis, queues: Iterable[str] = ()) -> Unready | N
 def _has_group(client: redis.Redis, stream: str) -> bool:
     try:
         groups: list[dict[str, Any]] = client.xinfo_groups(stream)
-    except redis.ResponseError:  # no such key
+    except redis.ResponseError:  # the stream does not exist
         return False
     return any(group["name"] in (GROUP, GROUP.encode()) for group in groups)
 

@@ -162,7 +162,7 @@ class LogStream(io.TextIOBase):
 
     def _has_room_for(self, line: bytes) -> bool:
         if self._fd is None:
-            return True  # an in-memory stream, as in tests
+            return True  # a stream in memory, as in tests, always has room
         if self._n_dropped or len(line) > self._most_at_once:
             return False
         try:

@@ -147,7 +147,7 @@ class _Lines(logging.StreamHandler[LogStream]):
             "error": error.__name__ if error is not None else None,
             "timestamp": _time_of(record),
         }
-        with suppress(OSError, ValueError):  # the stream itself may be the problem
+        with suppress(OSError, ValueError):  # this may fail, too, because the stream itself may be the problem
             self.stream.write(json.dumps(line) + self.terminator)
             self.flush()
 

@@ -287,7 +287,7 @@ def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
 def test_follow_up_of_a_message_that_runs_twice_becomes_one_dead_letter(scene: Scene) -> None:
     follower = message("two")
     finished(scene, "a", follower)
-    scene.die("a")  # before the acknowledgement
+    scene.die("a")  # it dies before the acknowledgement
 
     consumer, one = finished(scene, "b", follower)
     consumer.ack(one)

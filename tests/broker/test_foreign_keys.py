@@ -63,7 +63,7 @@ def test_messages_are_taken_over_despite_a_foreign_auxiliary_key(scene: Scene, n
 def test_failing_queue_does_not_delay_the_acknowledgements_of_another(
     stage: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(settler, "FIRST_PAUSE_S", 600.0)  # longer than this test may take
+    monkeypatch.setattr(settler, "FIRST_PAUSE_S", 600.0)  # a pause that is longer than the test
     broker, held = stage.process("a"), {}
     for name in ("bad", "good"):
         broker.declare_queue(name)

@@ -65,7 +65,7 @@ def test_workers_of_a_killed_master_end_and_their_jobs_run_elsewhere(
     producer.enqueue_many([message("work", number, 60) for number in range(4)])
     with command(redis_url, "--threads", "1", "--processes", str(n_workers), *options) as master:
         eventually(lambda: client.llen("began") == n_workers and client.llen("forked"), within_s=60)
-        eventually(lambda: len(workers_of(master, client)) >= 2 * n_workers)  # each has a keeper
+        eventually(lambda: len(workers_of(master, client)) >= 2 * n_workers)  # each worker has a keeper
         workers = workers_of(master, client)
         next(one for one in workers if not is_keeper(one)).send_signal(signal.SIGSTOP)
         master.kill()

@@ -104,10 +104,10 @@ def n_reads(client: redis.Redis) -> int:
 @pytest.mark.parametrize(
     ("n_finished", "within_s", "n_ahead"),
     [
-        (10, 0.010, 15),  # one per millisecond: fifteen last for 15 ms
+        (10, 0.010, 15),  # one job per millisecond: fifteen last for 15 ms
         (4, 0.0004, 8),  # four finished jobs are evidence for no more than eight
         (400, 0.010, MOST_AHEAD),
-        (2, 0.040, 0),  # jobs are not short
+        (2, 0.040, 0),  # these jobs are not short
         (8, 2 * HAND_BACK_AFTER_S, 0),
         (0, 0.001, 0),
     ],

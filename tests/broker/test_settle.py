@@ -171,7 +171,7 @@ def test_follow_up_of_a_message_that_runs_again_is_added_once(scene: Scene) -> N
         broker.emit_after("process_message", one, result=None)
 
     finish("a")
-    scene.die("a")  # before the acknowledgement
+    scene.die("a")  # it dies before the acknowledgement
     finish("b")
 
     assert scene.state() == QueueState(pending={"one": ("b", 2)}, waiting=("two",))

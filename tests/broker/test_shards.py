@@ -248,7 +248,7 @@ def test_few_shards_change_readers_when_a_process_leaves() -> None:
     before, after = assignment(shards, members), assignment(shards, members[1:])
 
     stayed = sum(len(before[member] & after[member]) for member in members[1:])
-    assert stayed >= 40  # of the 56 that the others read
+    assert stayed >= 40  # of the 56 shards that the other processes read
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_job_reads_no_message_field_through_the_slow_proxy(redis_url: str, monke
         return getattr(proxy._message, name)
 
     monkeypatch.setattr(MessageProxy, "__getattr__", read_from_message)
-    with closing(RedisStreamsBroker(redis_url, lease_ms=2_000)) as broker:  # Dramatiq's default middleware
+    with closing(RedisStreamsBroker(redis_url, lease_ms=2_000)) as broker:  # with Dramatiq's default middleware
 
         @dramatiq.actor(broker=broker)
         def work() -> None:

@@ -105,7 +105,7 @@ def test_every_actor_has_its_queue_and_retry_policy(broker: StubBroker) -> None:
 
 
 def test_policies_cover_exactly_the_actors_of_a_worker(service: ClusterService) -> None:
-    client = redis.Redis()  # never used for a call
+    client = redis.Redis()  # this client is never used for a call
     broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit(), PeriodiqMiddleware()])
 
     declare_actors(broker, service)

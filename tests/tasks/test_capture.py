@@ -103,7 +103,7 @@ class Album:
                 case "restore":
                     self.service.restore(PET, rng.randrange(1, state.revision), **operation)
         except (ClusterError, ValueError, IndexError):
-            pass  # there is nothing to correct
+            pass  # this correction is not possible now
 
     def members(self, cluster: ClusterId) -> list[MediaId]:
         state = self.store.load(PET)

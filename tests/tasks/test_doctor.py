@@ -189,7 +189,7 @@ def test_jobs_trimmed_by_a_producer_are_counted(ward: Ward, how: str) -> None:
     ward.client.execute_command("XADD", STREAM, *how.split(), "*", "a", "b")
 
     n_gone = 6 - ward.client.xlen(STREAM)
-    for _ in range(2):  # before and after the next sample
+    for _ in range(2):  # the finding is there before and after the next sample
         (found,) = [finding for finding in ward.wrong() if "unprocessed" in finding.seen]
         assert found.seen.startswith(f"{n_gone} entries left {STREAM}")
         sampler.sample_pending()

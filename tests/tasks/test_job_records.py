@@ -205,7 +205,7 @@ def test_cancel_finds_a_job_without_a_record_in_any_queue(tasks: ClusterTasks, r
 
     assert tasks.cancel(job.job_id) == "cancelled"
     assert tasks.cancel("no-such-job") == "not-found"
-    # its unique key is free
+    # the unique key of the job is free again
     assert not tasks.recluster(42).coalesced
 
 

@@ -375,7 +375,7 @@ def test_erasure_and_operations_translate_the_refusal(
             operations.act(plan, by="me", via="test")
         erase = pytest.raises(QueueUnavailable) if code != "OOM" else nullcontext()
         with erase as erased:
-            erasure.erase(PET)  # frees memory, so a full server allows it
+            erasure.erase(PET)  # a deletion frees memory, so a full server allows it
 
     for raised in filter(None, (acted, erased)):
         assert raised.value.refusal is not None

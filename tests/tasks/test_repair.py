@@ -30,7 +30,7 @@ def service(redis_client: redis.Redis) -> ClusterService:
 def cli(
     redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> CommandLine:
-    monkeypatch.chdir(tmp_path)  # where files of damaged pets are written
+    monkeypatch.chdir(tmp_path)  # the command writes files of damaged pets to the working folder
     return CommandLine(redis_url, monkeypatch, capsys)
 
 

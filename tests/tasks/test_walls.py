@@ -105,7 +105,7 @@ for module in pkgutil.walk_packages(sploot_cluster.__path__, "sploot_cluster."):
     assert packages_of(modules) & {"dramatiq", "broker", "tasks", "periodiq", "hdbscan", "sklearn"} == set()
 
 
-# Contract -> imports that it forbids.
+# Name of a contract -> imports that it forbids.
 FORBIDDEN = {
     "broker imports only dramatiq and redis": [
         ("broker/settings.py", "sploot_cluster.errors"),

@@ -281,7 +281,7 @@ def _from_parquet(file: Path, given: Given) -> Items:
     known = _with_ids(file, {name: name for name in found}, given)
     columns = {name: known[name] for name in FIELDS.keys() & known.keys() - given.fields.keys() - {"embedding"}}
     if "media_id" not in columns and "item_id" in found:
-        columns["media_id"] = "item_id"  # the name that `sploot-cluster parquet` writes
+        columns["media_id"] = "item_id"  # `sploot-cluster parquet` writes this name
     missing = [name for name in ("pet_id", "media_id", "model") if name not in columns and name not in given.fields]
     if missing:
         raise _lacking(file, missing, found)

@@ -207,7 +207,7 @@ def test_gauges_match_redis_after_every_step_of_a_random_walk(
 ) -> None:
     met = check_walk(redis_client, broker, n_states=150, seed=7)
 
-    # make ops-verify walks more steps
+    # ``make ops-verify`` walks more steps
     assert met["lag is nil"] > 7
     assert met["orphans"] > 7
 
@@ -267,7 +267,7 @@ def test_age_of_the_oldest_job_counts_from_when_it_was_added(
     age_s = of_stream(registry, "media_cluster_oldest_job_age_seconds")
     assert age_s is not None
     assert 599 <= age_s < 660
-    assert of_stream(registry, "media_cluster_stream_lag_seconds") == 0  # no worker holds it
+    assert of_stream(registry, "media_cluster_stream_lag_seconds") == 0  # no worker holds the job
 
 
 def test_emptied_queue_is_reported_as_empty(
@@ -426,7 +426,7 @@ def test_noise_streaks_of_deleted_pets_and_of_old_reclusters_end(redis_client: r
     watch.forget(7)
     assert redis_client.hget(NOISE, "high_streak") == b"2"
     (noisy,) = redis_client.keys("sploot:noise:seen:*")
-    redis_client.zadd(noisy, {"8": 1})  # more than a day ago
+    redis_client.zadd(noisy, {"8": 1})  # last noisy more than a day ago
     assert watch.note(0, pet_id=9, n_media=100) == 0
     assert redis_client.keys("sploot:noise:*") == []
 
