@@ -101,6 +101,13 @@ class JobQueue(Protocol):
         """
         ...
 
+    def delete_items(self, pet_id: int, media_ids: Sequence[str], *, requested_by: str = ...) -> JobRef:
+        """Enqueue the permanent deletion of items.
+
+        Its job ends as ``refused`` if other jobs wait that would restore or name the items.
+        """
+        ...
+
     def correct(self, request: Request[Any]) -> JobRef:
         """Enqueue a correction. Its job ends as ``refused`` if the correction does not fit the pet when it runs."""
         ...

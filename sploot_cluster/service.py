@@ -580,8 +580,8 @@ class ClusterService:
             UnknownMedia: the pet has none of them.
             RevisionConflict: the pet changed during every attempt.
         """
-        claimant, is_big = uuid4().hex, self._store.vector_bytes(pet) > self._big_pet_bytes
-        attempts = self._removals(pet, media_ids, by=by) if is_big else self._rewrites(pet, media_ids, by=by)
+        claimant = uuid4().hex
+        attempts = self._removals(pet, media_ids, by=by) if self.is_big(pet) else self._rewrites(pet, media_ids, by=by)
         with ExitStack() as claims, attempts as attempt_with:
             for attempt in count(1):
                 try:
@@ -636,7 +636,11 @@ class ClusterService:
 
     def has_item(self, pet: PetId, media: MediaId) -> bool:
         """Return whether the pet has the item: in a cluster, as noise, or quarantined."""
-        return media in self._store.past(pet).state.rows or media in self._store.tally(pet).quarantine
+        return self._store.has(pet, media)
+
+    def is_big(self, pet: PetId) -> bool:
+        """Return whether the vectors of the pet take more than ``big_pet_bytes``, so that a deletion takes long."""
+        return self._store.vector_bytes(pet) > self._big_pet_bytes
 
     def delete_pet(self, pet: PetId) -> Deleted:
         """Delete a pet with its corrections and history, even an unreadable one, for which the counts are 0.

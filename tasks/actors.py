@@ -16,13 +16,15 @@ from dramatiq.middleware import CurrentMessage
 from broker import BatchedMessage, batch
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import Request
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import InvalidInput, UnknownMedia, UnknownPet
 from sploot_cluster.event import EmbeddingIngested
-from sploot_cluster.pet.models import Assigned, Corrected, MediaId, PetId, Reclustered, Restored
+from sploot_cluster.jobs import JobTraces, Traces
+from sploot_cluster.pet.models import Assigned, Corrected, Deleted, MediaId, PetId, Reclustered, Restored
 from sploot_cluster.service import ClusterService, NewItem
 from tasks.contracts import (
     QUEUE_OF,
     Contract,
+    DeleteItems,
     PreviewRecluster,
     ReclusterPet,
 )
@@ -52,14 +54,31 @@ class PreviewKept:
     kept: str
 
 
-Answer = Assigned | Corrected | Restored | Reclustered | PreviewKept
+@dataclass(frozen=True, slots=True)
+class ItemsDeleted:
+    """The result of a deletion of items: how many, and how many corrections, job records and dead letters named them.
+
+    It names no item, because the record of the job outlives them.
+    """
+
+    n_media: int
+    n_corrections: int
+    n_records: int
+    n_dead_letters: int
+    revision: int
 
 
-def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_size: int = 1) -> None:
+Answer = Assigned | Corrected | Restored | Reclustered | PreviewKept | ItemsDeleted
+
+
+def declare_actors(
+    broker: dramatiq.Broker, service: ClusterService, *, batch_size: int = 1, traces: JobTraces | None = None
+) -> None:
     """Declare an actor for every kind of message about a pet, named as in ``tasks.contracts``.
 
     Args:
         batch_size: the largest number of waiting embedding events that one call handles, 1 to 500.
+        traces: erases the job records and dead letters of deleted items; None: they stay.
 
     Raises:
         ValueError: the broker lacks Dramatiq's ``CurrentMessage``, which supplies a correction's operation id.
@@ -137,6 +156,26 @@ def declare_actors(broker: dramatiq.Broker, service: ClusterService, *, batch_si
             n_new_noise=previewed.diff.n_new_noise,
             n_from_noise=previewed.diff.n_from_noise,
             kept=previewed.result.kept,
+        )
+
+    _declare_deletion(broker, service, traces)
+
+
+def _declare_deletion(broker: dramatiq.Broker, service: ClusterService, traces: JobTraces | None) -> None:
+    @_actor_for(DeleteItems, broker)
+    def delete_items(task: DeleteItems) -> ItemsDeleted | None:
+        pet, found = PetId(task.pet_id), traces.find(task.pet_id, task.media_ids) if traces else Traces(0, 0, 0)
+        if found.n_waiting:
+            refuse(f"{found.n_waiting} jobs that wait would restore or name the items; let them run, and delete again")
+            return None
+        try:
+            deleted = service.delete_media(pet, [MediaId(item) for item in task.media_ids], by=task.requested_by)
+        except (UnknownPet, UnknownMedia):
+            # they were deleted already, perhaps by an attempt that ended before it erased the traces
+            deleted = Deleted(0, 0, service.revision(pet))
+        erased = traces.erase(task.pet_id, task.media_ids) if traces else found
+        return ItemsDeleted(
+            deleted.n_media, deleted.n_corrections, erased.n_records, erased.n_dead_letters, deleted.revision
         )
 
 

@@ -28,7 +28,7 @@ from sploot_cluster.decide.corrections.undo import UndoFeedback
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import CancelOutcome, JobRef, JobStatus, QueueFull, QueueUnavailable
-from tasks.contracts import EMBEDDING_INGESTED, MACHINE, PreviewRecluster, ReclusterPet
+from tasks.contracts import EMBEDDING_INGESTED, MACHINE, DeleteItems, PreviewRecluster, ReclusterPet
 from tasks.rollout import EVERYBODY, is_rolled_out
 
 if TYPE_CHECKING:
@@ -88,6 +88,10 @@ class ClusterTasks:
         """
         task = PreviewRecluster(pet_id, requested_by, backend)
         return self._transport.enqueue(task, unique_key=task.unique_key)
+
+    def delete_items(self, pet_id: int, media_ids: Sequence[str], *, requested_by: str = UNKNOWN_REQUESTER) -> JobRef:
+        """Enqueue the permanent deletion of items. The result of the job has counts, and no ids."""
+        return self._transport.enqueue(DeleteItems(pet_id, media_ids, requested_by))
 
     def correct(self, request: Request[Any]) -> JobRef:
         """Enqueue a correction, which a worker then applies. Each method below does the same for one verb."""

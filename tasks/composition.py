@@ -107,6 +107,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     from periodiq import PeriodiqMiddleware
 
     from tasks.actors import declare_actors
+    from tasks.erasure import Erasure
     from tasks.job_records import JobRecords, TrackJobs
     from tasks.observe.backlog import BacklogSampler
     from tasks.observe.error_reports import ReportDeadJobs
@@ -149,7 +150,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
         ],
     )
     service = build_service(settings, client, on_fallback=count_fallback)
-    declare_actors(broker, service, batch_size=settings.batch_size)
+    declare_actors(broker, service, batch_size=settings.batch_size, traces=Erasure(broker, client))
     declare_periodic_actors(broker, BacklogSampler(broker, client, max_queue_length=settings.max_queue_length), client)
     declare_media_actor(broker, MediaSampler(service, client), client)
     return broker

@@ -9,13 +9,14 @@ not have numpy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol, Self
 
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.decide.corrections.base import UNKNOWN_REQUESTER
 from sploot_cluster.event import EmbeddingIngested
-from sploot_cluster.fields import ID, Checked, OneOf, Text, checked, given
+from sploot_cluster.fields import ID, Checked, ListOf, OneOf, Text, checked, given
+from sploot_cluster.limits import MAX_MEDIA_IDS
 from sploot_cluster.pet.models import REFERENCE, PreviewBackend
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -32,6 +33,7 @@ QUEUES: Final = (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, CLUSTE
 CLUSTER_EMBEDDING: Final = EmbeddingIngested.actor_name
 RECLUSTER_PET: Final = "recluster_pet"
 PREVIEW_RECLUSTER: Final = "preview_recluster"
+DELETE_ITEMS: Final = "delete_items"
 EXPORT_PENDING_JOBS: Final = "export_pending_jobs"
 EXPORT_STREAM_LAG: Final = "export_stream_lag"
 EXPORT_MEDIA_TOTALS: Final = "export_media_totals"
@@ -105,11 +107,26 @@ class PreviewRecluster(Checked):
         return f"preview:{self.pet_id}" if self.backend is None else f"preview:{self.pet_id}:{self.backend}"
 
 
+@checked
+class DeleteItems(Checked):
+    """A message that requests the permanent deletion of items of a big pet.
+
+    Attributes:
+        requested_by: the requester, for the pet's history.
+    """
+
+    actor_name: ClassVar[str] = DELETE_ITEMS
+
+    pet_id: int = given(ID, "Id of the pet.", 42)
+    media_ids: Sequence[str] = given(ListOf(Text(), MAX_MEDIA_IDS), "Ids of the items to delete.", ("m1",))
+    requested_by: str = given(Text(), "The requester, for the history.", "ada", default=UNKNOWN_REQUESTER)
+
+
 # The queue of every actor. A message for an actor of a different queue is refused: permission to write to one queue
 # must not be enough to run the jobs of another.
 QUEUE_OF: Final[Mapping[str, str]] = {
     EmbeddingIngested.actor_name: EMBEDDING_INGESTED,
     **{request.actor_name: CLUSTER_FEEDBACK for request in VERBS.values()},
-    **dict.fromkeys((RECLUSTER_PET, PREVIEW_RECLUSTER), CLUSTER_RECLUSTER),
+    **dict.fromkeys((RECLUSTER_PET, PREVIEW_RECLUSTER, DELETE_ITEMS), CLUSTER_RECLUSTER),
     **dict.fromkeys((EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, EXPORT_MEDIA_TOTALS), CLUSTER_MAINTENANCE),
 }

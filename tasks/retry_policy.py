@@ -23,6 +23,7 @@ from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.errors import InvalidInput, PetTooLarge
 from tasks.contracts import (
     CLUSTER_EMBEDDING,
+    DELETE_ITEMS,
     EXPORT_MEDIA_TOTALS,
     EXPORT_PENDING_JOBS,
     EXPORT_STREAM_LAG,
@@ -75,6 +76,8 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
     # a user waits for the preview and can request it again
     PREVIEW_RECLUSTER: RetryPolicy(2, SECOND_MS, 10 * SECOND_MS, time_limit_ms=30 * MINUTE_MS),
+    # as persistent as a correction; copying a big pet on a busy server takes a minute or two
+    DELETE_ITEMS: RetryPolicy(12, SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,
     EXPORT_STREAM_LAG: _SAMPLE,
     # the next sample is due in a minute

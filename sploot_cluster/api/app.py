@@ -179,7 +179,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         clusters_router(admission, jobs, service, preview_wait_s=preview_wait_s),
         embeddings_router(wide_admission, jobs, max_batch=max_batch),
         pet_list_router(admission, service),
-        pets_router(admission, service, traces),
+        pets_router(admission, service, jobs, traces),
         pet_work_router(admission, jobs, service),
         jobs_router(admission, jobs),
         *([] if operations is None else [queues_router(admission, operations)]),

@@ -299,6 +299,11 @@ class MemoryPetStore:
     def removing(self, pet: PetId, media: Collection[MediaId]) -> Iterator[Removal]:
         yield _Removal(self, pet)
 
+    def has(self, pet: PetId, media: MediaId) -> bool:
+        with self._lock:
+            held = self._pets.get(pet)
+            return held is not None and (media in held.state.rows or media in held.quarantine)
+
     def vector_bytes(self, pet: PetId) -> int:
         return self.load(pet).vectors.nbytes
 

@@ -249,6 +249,10 @@ class PetStore(Protocol):
         """Prepare the removal of these items from a pet of any size. Nothing changes until ``Removal.replace``."""
         ...
 
+    def has(self, pet: PetId, media: MediaId) -> bool:
+        """Return whether the pet has the item, or has it in quarantine. Costs the same in a pet of any size."""
+        ...
+
     def vector_bytes(self, pet: PetId) -> int:
         """Return the size of the vectors of a pet."""
         ...

@@ -363,6 +363,12 @@ class RedisPetStore:
             fullness=fullest[0] / self.max_vector_bytes,
         )
 
+    def has(self, pet: PetId, media: MediaId) -> bool:
+        keys = PetKeys.of(pet)
+        with translated(f"look for an item of pet {pet}", pet):
+            _whole(pet, self._check(keys=keys))
+            return any(self._client.hexists(key, media) for key in (keys.rows, keys.quarantine))
+
     def vector_bytes(self, pet: PetId) -> int:
         with translated(f"read the size of pet {pet}", pet):
             return _n_vector_bytes(_whole(pet, self._check(keys=PetKeys.of(pet))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import dramatiq
@@ -18,6 +18,7 @@ from sploot_cluster import ClusterService
 from sploot_cluster.decide.corrections import VERBS
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
+from sploot_cluster.jobs import Traces
 from sploot_cluster.pet.models import PetView
 from sploot_cluster.store.memory import MemoryPetStore
 from tasks.actors import declare_actors
@@ -26,6 +27,7 @@ from tasks.contracts import (
     CLUSTER_FEEDBACK,
     CLUSTER_MAINTENANCE,
     CLUSTER_RECLUSTER,
+    DELETE_ITEMS,
     EMBEDDING_INGESTED,
     GROUP,
     PREVIEW_RECLUSTER,
@@ -43,6 +45,7 @@ QUEUE_OF = {
     **{request.actor_name: CLUSTER_FEEDBACK for request in VERBS.values()},
     RECLUSTER_PET: CLUSTER_RECLUSTER,
     PREVIEW_RECLUSTER: CLUSTER_RECLUSTER,
+    DELETE_ITEMS: CLUSTER_RECLUSTER,
 }
 
 
@@ -284,6 +287,46 @@ def test_preview_is_stored_so_that_it_can_be_applied(broker: StubBroker, service
 
     previewed = service.previewed(PET)
     assert (previewed.diff.n_from_noise, service.clusters(PET).n_noise) == (12, 12)
+
+
+def test_items_are_deleted_with_their_traces_and_a_repeat_changes_nothing(service: ClusterService) -> None:
+    erased: list[tuple[int, list[str]]] = []
+
+    class Found:
+        def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
+            return Traces(2, 1, 0)
+
+        def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
+            erased.append((pet_id, list(media_ids or [])))
+            return self.find(pet_id)
+
+    take(service, 0, range(4))
+    broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit()])
+    declare_actors(broker, service, traces=Found())
+    delete = broker.get_actor(DELETE_ITEMS)
+
+    for _ in range(2):
+        delete(pet_id=PET, media_ids=[name(0, 1)], requested_by="eve")
+
+    assert service.clusters(PET).n_media == 3
+    assert erased == [(PET, [name(0, 1)])] * 2
+    assert [(entry.kind, entry.by) for entry in service.history(PET)] == [("delete", "eve")]
+
+
+def test_deletion_that_waiting_jobs_would_undo_is_refused(service: ClusterService) -> None:
+    class Waiting:
+        def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
+            return Traces(0, 0, 1)
+
+        erase = find
+
+    take(service, 0, range(4))
+    broker = StubBroker(middleware=[CurrentMessage(), Retries(), TimeLimit()])
+    declare_actors(broker, service, traces=Waiting())
+
+    broker.get_actor(DELETE_ITEMS)(pet_id=PET, media_ids=[name(0, 1)], requested_by="eve")
+
+    assert service.clusters(PET).n_media == 4
 
 
 def test_broker_without_current_message_is_refused(service: ClusterService) -> None:

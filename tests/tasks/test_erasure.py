@@ -17,11 +17,11 @@ from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import UnknownMedia
 from sploot_cluster.jobs import DeadLetterRef, Traces
-from sploot_cluster.pet.models import MediaId
+from sploot_cluster.pet.models import MediaId, PetId
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.actors import declare_actors
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, GROUP, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.erasure import Erasure
 from tasks.job_records import JobOwner, JobRecords, TrackJobs
 from tasks.wire import DECODERS
@@ -64,10 +64,10 @@ def run_all(client: redis.Redis) -> None:
         middleware=[CurrentMessage(), TimeLimit(), Retries(), TrackJobs(JobRecords(client))],
         decoders=DECODERS,
     )
-    declare_actors(broker, ClusterService(RedisPetStore(client)))
+    declare_actors(broker, ClusterService(RedisPetStore(client)), traces=Erasure(broker, client))
     worker = dramatiq.Worker(broker, worker_threads=1, worker_timeout=50)
     worker.start()
-    for queue in (EMBEDDING_INGESTED, CLUSTER_FEEDBACK):
+    for queue in (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER):
         broker.join(queue, timeout=30_000)
     worker.stop()
     broker.close()
@@ -138,6 +138,29 @@ def traffic(redis_client: redis.Redis, tasks: ClusterTasks) -> None:
         flat(redis_client, pet_id, SECRET, dim="3")
         flat(redis_client, pet_id, "bad.jpg", dim="3")
     run_all(redis_client)
+
+
+def test_job_deletes_an_item_with_its_records_and_dead_letters(
+    traffic: None, redis_client: redis.Redis, tasks: ClusterTasks, erasure: Erasure
+) -> None:
+    found = erasure.find(42, [SECRET])
+
+    job = tasks.delete_items(42, [SECRET], requested_by="eve")
+    run_all(redis_client)
+
+    status = tasks.job(job.job_id)
+    assert status is not None
+    assert status.state == "succeeded"
+    assert status.result == {
+        "n_media": 1,
+        "n_corrections": 0,
+        "n_records": found.n_records,
+        "n_dead_letters": found.n_dead_letters,
+        "revision": 3,
+    }
+    assert not RedisPetStore(redis_client).has(PetId(42), MediaId(SECRET))
+    assert RedisPetStore(redis_client).has(PetId(43), MediaId(SECRET))
+    assert counts(erasure.find(42, [SECRET])) == (0, 0, 0)
 
 
 def test_erasure_removes_all_traces_of_a_pet(redis_client: redis.Redis, erasure: Erasure, traffic: None) -> None:

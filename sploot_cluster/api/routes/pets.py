@@ -7,17 +7,18 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Annotated, Final, Protocol
 
-from fastapi import APIRouter, Path, Query
-from starlette.responses import Response, StreamingResponse
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from sploot_cluster.api.admission import BEARER, READS, WRITES, Admission, CallerOf
-from sploot_cluster.api.answers import MAX_MOVES, Erased, PetAt, PetCluster, PetHistory
+from sploot_cluster.api.answers import MAX_MOVES, Erased, JobAccepted, PetAt, PetCluster, PetHistory
 from sploot_cluster.api.bodies import BeginModel
 from sploot_cluster.api.numbers import IdInAddress, RevisionInAddress
 from sploot_cluster.api.preconditions import TAGGED, IfNoneMatch, tagged
 from sploot_cluster.api.problems import (
     EVENTS_WAIT,
     NOT_FOUND,
+    QUEUE_UNAVAILABLE,
     UNREADABLE_PET,
     Refusal,
     documented,
@@ -25,12 +26,12 @@ from sploot_cluster.api.problems import (
     shown,
 )
 from sploot_cluster.api.routes.clusters import Previews
-from sploot_cluster.api.routes.jobs import PREFIX
+from sploot_cluster.api.routes.jobs import PREFIX, accepted, location_header
 from sploot_cluster.decide.suggestions.values import DoubtfulItems, PetSuggestions
 from sploot_cluster.decide.why import Why
 from sploot_cluster.engine.projection import PetMap
 from sploot_cluster.errors import UnknownCluster, UnknownMedia, UnknownPet, UnknownRevision
-from sploot_cluster.jobs import JobTraces, Traces
+from sploot_cluster.jobs import JobQueue, JobTraces, Traces
 from sploot_cluster.limits import MAX_NAME
 from sploot_cluster.pet.diff import PetDiff, Snapshot
 from sploot_cluster.pet.items import CURSOR as ITEM_CURSOR
@@ -76,6 +77,10 @@ class PetService(Previews, Protocol):
 
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted: ...
 
+    def has_item(self, pet: PetId, media: MediaId) -> bool: ...
+
+    def is_big(self, pet: PetId) -> bool: ...
+
     def export_parts(self, pet: PetId) -> Iterator[bytes]: ...
 
     def model(self, pet: PetId) -> PetModel: ...
@@ -96,8 +101,13 @@ class PetService(Previews, Protocol):
 PetInPath = Annotated[IdInAddress, Path(description="Id of the pet.", examples=[42])]
 
 
-def pets_router(admission: Admission, service: PetService, traces: JobTraces | None) -> APIRouter:
-    """Return the routes under ``/pets``; ``traces`` removes the job records and dead letters of deleted data."""
+def pets_router(admission: Admission, service: PetService, jobs: JobQueue, traces: JobTraces | None) -> APIRouter:
+    """Return the routes under ``/pets``.
+
+    Args:
+        jobs: deletes items of big pets.
+        traces: removes the job records and dead letters of deleted data.
+    """
     router = APIRouter(
         prefix=f"{PREFIX}/pets/{{pet_id}}",
         tags=["pets"],
@@ -203,29 +213,6 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         if not service.end_model(PetId(pet_id)):
             raise Refusal(NOT_FOUND, f"pet {pet_id} has no candidate model")
 
-    @router.delete(
-        "",
-        operation_id="delete_pet",
-        summary="Delete a pet permanently",
-        responses=documented(NOT_FOUND, EVENTS_WAIT),
-    )
-    def delete_pet(pet_id: PetInPath) -> Erased:
-        """Delete a pet with its corrections, history, job records and dead letters. Cannot be undone."""
-        return _erased(service, traces, pet_id, None, lambda: service.delete_pet(PetId(pet_id)))
-
-    @router.delete(
-        "/media/{media_id:path}",
-        operation_id="delete_item",
-        summary="Delete an item permanently",
-        responses=documented(NOT_FOUND, EVENTS_WAIT),
-    )
-    def delete_item(pet_id: PetInPath, media_id: str, caller: CallerOf) -> Erased:
-        """Delete an item everywhere. Corrections that name it stay in force for other items. Cannot be undone."""
-        media = [MediaId(media_id)]
-        return _erased(
-            service, traces, pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name)
-        )
-
     @router.get(
         "/export",
         operation_id="export_pet",
@@ -254,6 +241,7 @@ def pets_router(admission: Admission, service: PetService, traces: JobTraces | N
         }
         return StreamingResponse(chain([first], parts), headers=headers, media_type="application/zip")
 
+    _add_deletion_routes(router, service, jobs, traces)
     _add_item_routes(router, service)
     _add_history_routes(router, service)
     _add_review_routes(router, service)
@@ -305,6 +293,45 @@ def pet_list_router(admission: Admission, service: PetService) -> APIRouter:
         return service.page_of_pets(search=search, order=order, limit=limit, cursor=cursor)
 
     return router
+
+
+def _add_deletion_routes(router: APIRouter, service: PetService, jobs: JobQueue, traces: JobTraces | None) -> None:
+    @router.delete(
+        "",
+        operation_id="delete_pet",
+        summary="Delete a pet permanently",
+        responses=documented(NOT_FOUND, EVENTS_WAIT),
+    )
+    def delete_pet(pet_id: PetInPath) -> Erased:
+        """Delete a pet with its corrections, history, job records and dead letters. Cannot be undone."""
+        return _erased(service, traces, pet_id, None, lambda: service.delete_pet(PetId(pet_id)))
+
+    @router.delete(
+        "/media/{media_id:path}",
+        operation_id="delete_item",
+        summary="Delete an item permanently",
+        response_model=Erased,
+        responses={
+            **documented(NOT_FOUND, EVENTS_WAIT, QUEUE_UNAVAILABLE),
+            202: {**location_header(), "model": JobAccepted},
+        },
+    )
+    def delete_item(
+        pet_id: PetInPath, media_id: str, caller: CallerOf, request: Request, response: Response
+    ) -> Erased | Response:
+        """Delete an item everywhere. Corrections that name it stay in force for other items. Cannot be undone.
+
+        From a pet whose vectors take more than 16 MiB, a worker deletes it: the answer is 202 with a job, whose result
+        has the counts.
+        """
+        media = [MediaId(media_id)]
+        if service.is_big(PetId(pet_id)) and service.has_item(PetId(pet_id), media[0]):
+            _check_nothing_waits(traces.find(pet_id, [media_id]) if traces is not None else None)
+            job = accepted(jobs.delete_items(pet_id, media, requested_by=caller.name), request, response)
+            return JSONResponse(job.model_dump(mode="json"), 202, headers={"Location": response.headers["Location"]})
+        return _erased(
+            service, traces, pet_id, media_id, lambda: service.delete_media(PetId(pet_id), media, by=caller.name)
+        )
 
 
 def _add_item_routes(router: APIRouter, service: PetService) -> None:
@@ -431,12 +458,7 @@ def _erased(
     """Delete a pet or an item, and then its job records and dead letters."""
     media = None if media_id is None else [media_id]
     found = traces.find(pet_id, media) if traces is not None else None
-    if found is not None and found.n_waiting:
-        detail = (
-            f"{found.n_waiting} jobs that wait would restore or name it; stop its producer, let them run "
-            "(GET …/queues shows them) or cancel them (POST …/queues/<queue>/cancel), and delete again"
-        )
-        raise Refusal(EVENTS_WAIT, detail)
+    _check_nothing_waits(found)
     try:
         deleted = delete()
     except (UnknownPet, UnknownMedia):
@@ -445,3 +467,13 @@ def _erased(
             raise Refusal(NOT_FOUND, what) from None
         deleted = Deleted(0, 0, service.revision(PetId(pet_id)))
     return Erased.of(PetId(pet_id), deleted, traces.erase(pet_id, media) if traces is not None else Traces(0, 0, 0))
+
+
+def _check_nothing_waits(found: Traces | None) -> None:
+    """Raise the problem 409 if jobs wait that would restore or name what is to be deleted."""
+    if found is not None and found.n_waiting:
+        detail = (
+            f"{found.n_waiting} jobs that wait would restore or name it; stop its producer, let them run "
+            "(GET …/queues shows them) or cancel them (POST …/queues/<queue>/cancel), and delete again"
+        )
+        raise Refusal(EVENTS_WAIT, detail)

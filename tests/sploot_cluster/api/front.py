@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -18,7 +18,7 @@ from sploot_cluster.fields import fields_of
 from sploot_cluster.jobs import ENDED, JobRef, JobState, JobStatus
 from sploot_cluster.pet.models import PreviewBackend
 from sploot_cluster.store.memory import MemoryPetStore
-from tasks.contracts import PreviewRecluster, ReclusterPet
+from tasks.contracts import DeleteItems, PreviewRecluster, ReclusterPet
 
 API = "/api/v1/internal"
 
@@ -39,6 +39,10 @@ class NotingQueue:
     def preview(self, pet_id: int, *, requested_by: str = "?", backend: PreviewBackend | None = None) -> JobRef:
         PreviewRecluster(pet_id, requested_by, backend)
         return self._note("preview", pet_id=pet_id, by=requested_by, **({"backend": backend} if backend else {}))
+
+    def delete_items(self, pet_id: int, media_ids: Sequence[str], *, requested_by: str = "?") -> JobRef:
+        DeleteItems(pet_id, media_ids, requested_by)
+        return self._note("delete_items", pet_id=pet_id, media_ids=list(media_ids), by=requested_by)
 
     def correct(self, request: Request[Any]) -> JobRef:
         facts = {name: value for name in fields_of(type(request)) if (value := getattr(request, name)) is not None}

@@ -21,7 +21,7 @@ from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from sploot_cluster.store.memory import MemoryPetStore
 from tests.corrections import EXAMPLES, as_body
 from tests.sploot_cluster.albums import MODEL, PET, take, two_looks
-from tests.sploot_cluster.api.front import API, Front, client_of, job_status
+from tests.sploot_cluster.api.front import API, Front, TrustingService, client_of, job_status
 
 GOOD: dict[str, dict[str, Any]] = {
     "/clusters/recluster": {"pet_id": 42},
@@ -921,6 +921,36 @@ def test_item_is_deleted_permanently() -> None:
     }
     assert travelled.erased == [(42, ["s0-1"])]
     assert "s0-1" not in front.store.load(PET).rows
+
+
+class ServiceOfBigPets(TrustingService):
+    def is_big(self, pet: PetId) -> bool:
+        return True
+
+
+def test_item_of_a_big_pet_is_deleted_by_a_job() -> None:
+    front = Front(service_type=ServiceOfBigPets, traces=Travelled())
+    take(front.service, 0, range(4))
+
+    answer = front.http.delete(f"{API}/pets/42/media/s0-1")
+    unknown = front.http.delete(f"{API}/pets/43/media/s0-1")
+
+    assert (answer.status_code, answer.json()["job_id"]) == (202, "job 1")
+    assert answer.headers["Location"] == f"{API}/jobs/job%201"
+    assert [what for what, _ in front.queue.asked] == ["delete_items"]
+    assert front.queue.asked[0][1]["media_ids"] == ["s0-1"]
+    assert front.store.view(PET).n_media == 4
+    assert unknown.status_code == 404
+
+
+def test_deletion_from_a_big_pet_is_refused_while_events_are_waiting() -> None:
+    front = Front(service_type=ServiceOfBigPets, traces=Travelled(n_waiting=3))
+    take(front.service, 0, range(4))
+
+    answer = front.http.delete(f"{API}/pets/42/media/s0-1")
+
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:sploot:problem:events-wait")
+    assert front.queue.asked == []
 
 
 def test_pet_is_deleted_permanently(front: Front, two_subjects: str) -> None:
