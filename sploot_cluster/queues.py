@@ -21,7 +21,7 @@ Record = TypeVar("Record")
 # and in Redis.
 LONGEST_S: Final = 100 * 366 * 86_400
 
-Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge", "cancel"]
+Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge", "cancel", "set-shards"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,9 @@ class PlannedEntry:
     entry_id: str = dataclasses.field(
         default="", metadata=described("The entry of a job to cancel; empty for a delayed job.")
     )
+    shard: str = dataclasses.field(
+        default="", metadata=described("The shard that holds it; empty if the queue is not divided.")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,9 @@ class Plan:
     )
     is_forced: bool = dataclasses.field(
         default=False, metadata=described("Whether it may take jobs from live consumers.")
+    )
+    n_shards: int = dataclasses.field(
+        default=0, metadata=described("The number of shards, for `set-shards`; otherwise 0.")
     )
 
     @property

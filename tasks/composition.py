@@ -26,6 +26,7 @@ from tasks.client import ClusterTasks
 from tasks.contracts import GROUP, NAMESPACE
 from tasks.redis_access.urls import connect
 from tasks.settings import Settings
+from tasks.shards import SHARDED
 from tasks.trace_context import TakeTraceparent
 from tasks.wire import CHECKS, DECODERS
 
@@ -77,6 +78,7 @@ def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Mi
         dead_letter_max_bytes=settings.max_dead_letters_mb << 20,
         read_ahead_ms=settings.read_ahead_ms,
         keeper_process=settings.keeper_process,
+        sharded=SHARDED,
         decoders=DECODERS,
         checks=CHECKS,
         middleware=middleware,

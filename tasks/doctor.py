@@ -27,6 +27,7 @@ from redis.cluster import RedisCluster
 
 from broker import QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK
+from broker.stats import total_of
 from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
@@ -41,6 +42,7 @@ from tasks.queue_limit import stored_limit
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.redis_access.probe import probe_writes
 from tasks.settings import FROM_FILE, MODELS, Settings
+from tasks.shards import shards_of_all
 
 Level = Literal["ok", "warning", "wrong", "unknown"]
 
@@ -385,7 +387,7 @@ def _clock(installation: Installation) -> Iterator[Finding]:
 
 
 def _groups(installation: Installation) -> Iterator[Finding]:
-    for queue in QUEUES:
+    for queue in shards_of_all(installation.broker):
         stream, groups = stream_of(queue), installation.broker.inspector(queue).groups()
         strangers = [group for group in groups if group != GROUP]
         if strangers:
@@ -427,22 +429,26 @@ def _queues(installation: Installation) -> Iterator[Finding]:
     limit = stored_limit(installation.client)
     for queue in QUEUES:
         try:
-            stats = installation.broker.stats(queue)
-            unowned = installation.broker.inspector(queue).unowned()
-            stale = installation.broker.inspector(queue).stale_locks()
-            overdue = overdue_jobs(installation.broker, stats)
+            parts = installation.broker.stats_of_shards(queue)
+            stats = total_of(parts)
+            inspectors = [installation.broker.inspector(part.queue_name) for part in parts]
+            unowned = [inspector.unowned() for inspector in inspectors]
+            stale = [lock for inspector in inspectors for lock in inspector.stale_locks()]
+            overdue = [job for part in parts for job in overdue_jobs(installation.broker, part)]
         except BrokerConnectionError as error:
             yield Finding(queue, "unknown", str(error), "sploot-cluster doctor")
             continue
         problems = [
             *_of_overdue(queue, overdue),
-            *_of_ids(installation, stats),
+            *(finding for part in parts for finding in _of_ids(installation, part)),
             *_of_limit(stats, limit),
-            *_of_queue(stats, len(unowned.orphans), len(unowned.ghosts)),
+            *_of_queue(stats, sum(len(one.orphans) for one in unowned), sum(len(one.ghosts) for one in unowned)),
             *_of_stale_locks(queue, len(stale)),
             *_of_dead_letters(installation, stats),
         ]
-        yield from problems or [Finding(queue, "ok", f"{stats.undelivered} wait, {stats.in_flight} in progress")]
+        shards = f" in {len(parts)} shards; {stats.queue_name} itself is only the first" if len(parts) > 1 else ""
+        seen = f"{stats.undelivered} wait, {stats.in_flight} in progress{shards}"
+        yield from problems or [Finding(queue, "ok", seen)]
 
 
 def _of_ids(installation: Installation, stats: QueueStats) -> Iterator[Finding]:

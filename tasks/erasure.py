@@ -21,13 +21,14 @@ import redis
 from broker import RedisStreamsBroker
 from sploot_cluster.errors import UnknownMedia
 from sploot_cluster.jobs import DeadLetterRef, Traces
-from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, QUEUES
+from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK
 from tasks.job_records import PAGE, RECORD_PREFIX, JobRecords
 from tasks.observe.figures.noise import NoiseWatch
 from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import is_unclear, media_of
 from tasks.queue_ops.pet_index import find_jobs
 from tasks.redis_access.errors import reaching_redis
+from tasks.shards import shards_of_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +62,9 @@ class Erasure:
             JobRecords(self.client).forget(pet_id, found.records)
             if media_ids is None:
                 NoiseWatch(self.client).forget(pet_id)
-            for queue in QUEUES:
+            for queue in dict.fromkeys(dead_letter.queue for dead_letter in found.dead_letters):
                 ids = [dead_letter.dead_letter_id for dead_letter in found.dead_letters if dead_letter.queue == queue]
-                if ids:
-                    self.broker.dead_letters(queue).purge(ids)
+                self.broker.dead_letters(queue).purge(ids)
             return found
 
     def _found(self, pet_id: int, media_ids: Collection[str] | None) -> Traces:
@@ -99,7 +99,7 @@ class Erasure:
         """Return the dead letters about the pet or its items, and the unreadable ones that may be about them."""
         found: list[DeadLetterRef] = []
         unreadable: list[DeadLetterRef] = []
-        for queue in QUEUES:
+        for queue in shards_of_all(self.broker):
             before: str | None = None
             while page := self.broker.dead_letters(queue).list(PAGE, before=before):
                 for dead_letter in page:

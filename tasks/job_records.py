@@ -30,6 +30,7 @@ from dramatiq.broker import Broker, MessageProxy
 from broker import DeadLetter, QueueStats
 from sploot_cluster.jobs import ENDED, FailedAttempt, JobState, JobStatus
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, limit_of_actor_ms
+from tasks.shards import queue_of
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -306,7 +307,9 @@ class TrackJobs(TrackCancelled):
             return
         from tasks.queue_ops.entries import facts_of
 
-        owner = JobOwner(dead_letter.queue_name, dead_letter.actor_name or "", facts_of(dead_letter.fields).pet_id)
+        owner = JobOwner(
+            queue_of(dead_letter.queue_name), dead_letter.actor_name or "", facts_of(dead_letter.fields).pet_id
+        )
         facts = {"finished_at": dead_letter.died_at, "error": dead_letter.error}
         self._record(dead_letter.message_id, owner, state="dead", how="known", **facts)
 

@@ -26,11 +26,12 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import CancelOutcome, JobRef, JobStatus, QueueFull, QueueUnavailable
 from sploot_cluster.refusals import refusal_of
-from tasks.contracts import GROUP, NAMESPACE, QUEUE_OF, QUEUES, Contract
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, QUEUE_OF, QUEUES, Contract
 from tasks.job_records import JobOwner, JobRecords, TrackCancelled, status_of
 from tasks.queue_limit import QueueLimit
 from tasks.redis_access.errors import reaching_redis
 from tasks.redis_access.urls import connect
+from tasks.shards import SHARDED, queue_of
 from tasks.trace_context import TRACEPARENT, current_traceparent
 
 CONNECT_TIMEOUT_S: Final = 1.0
@@ -78,7 +79,9 @@ class Transport:
             )
             n_waiting = self._stats(message.queue_name).undelivered
             try:
-                sent = (self._broker if delay_ms else self._for_producers()).enqueue(message, delay=delay_ms or None)
+                sent = (self._broker if delay_ms else self._for_producers(message.queue_name)).enqueue(
+                    message, delay=delay_ms or None
+                )
             except BrokerQueueFull:
                 self._records.forget(task.pet_id, [message.message_id])
                 raise
@@ -95,7 +98,7 @@ class Transport:
             _enqueuing("some may have been enqueued; sending all again is safe"),
         ):
             for start in range(0, len(messages), BATCH):
-                self._for_producers().enqueue_many(messages[start : start + BATCH])
+                self._for_producers(EMBEDDING_INGESTED).enqueue_many(messages[start : start + BATCH])
 
     def status(self, job_id: str) -> JobStatus | None:
         """Return the status of a job; None if it was never tracked or ended more than a day ago."""
@@ -141,11 +144,12 @@ class Transport:
             if self._owns_client and pool is not None and time.monotonic() - start >= ANSWER_TIMEOUT_S:
                 pool.disconnect(inuse_connections=False)
 
-    def _for_producers(self) -> RedisStreamsBroker:
-        """Return a broker that refuses messages beyond the queue limit, if there is a limit."""
+    def _for_producers(self, queue: str) -> RedisStreamsBroker:
+        """Return a broker that refuses messages beyond the queue limit, if any; shards have equal parts of it."""
         limit = self._limit.current()
         if not limit:
             return self._broker
+        limit = max(1, limit // self._broker.n_shards(queue))
         if limit not in self._bounded:
             self._bounded[limit] = self._new_broker(limit)
         return self._bounded[limit]
@@ -158,6 +162,7 @@ class Transport:
             middleware=[TrackCancelled(self._records)],
             enqueue_timeout_ms=ENQUEUE_TIMEOUT_MS,
             max_queue_length=max_queue_length,
+            sharded=SHARDED,
         )
 
     def _stats(self, queue_name: str) -> QueueStats:
@@ -176,7 +181,9 @@ def _enqueuing(outcome: str) -> Iterator[None]:
         except MessageTooLarge as refused:
             raise InvalidInput("message", str(refused), "send fewer ids at a time") from refused
         except BrokerQueueFull as full:
-            raise QueueFull(queue=full.queue_name, length=full.length, limit=full.limit, outcome=outcome) from full
+            raise QueueFull(
+                queue=queue_of(full.queue_name), length=full.length, limit=full.limit, outcome=outcome
+            ) from full
         except EnqueueUncertain as error:
             raise QueueUnavailable(
                 f"{error.problem}; the job may or may not have been enqueued; calling again is safe",

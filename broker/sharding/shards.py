@@ -55,6 +55,12 @@ def base_name(queue_name: str, sharded: Collection[str]) -> str:
     return base if base in sharded and number.isdecimal() else queue_name
 
 
+def layout_from(stored: bytes | None) -> Layout:
+    """Return the layout from its form in Redis: ``<n> <most>``."""
+    n, _, most = (stored or b"1 1").partition(b" ")
+    return Layout(int(n), int(most)) if n.isdigit() and most.isdigit() else Layout()
+
+
 def check_shards(n: int) -> None:
     """Check a number of shards.
 
@@ -94,7 +100,7 @@ class Shards:
         now = time.monotonic()
         if now - self._read_at >= READ_EVERY_S:
             try:
-                self.layout = self._stored(self._connections.run("GET", self.keys.shards, is_repeatable=True))
+                self.layout = layout_from(self._connections.run("GET", self.keys.shards, is_repeatable=True))
             except redis.exceptions.NoPermissionError:
                 # A Redis user from before there were shards may not read the key. It adds to shard 0, whose readers
                 # move messages to their shards.
@@ -111,7 +117,7 @@ class Shards:
         No names are returned for a queue that never had more than one shard.
         """
         stored, *names = self._connections.run_script(SHARDS, (self.keys.shards, self.keys.consumers), (lease_ms,))
-        self.layout, self._read_at = self._stored(stored), time.monotonic()
+        self.layout, self._read_at = layout_from(stored), time.monotonic()
         return frozenset(name.decode() for name in names)
 
     def change(self, n: int) -> Layout:
@@ -122,7 +128,7 @@ class Shards:
         """
         check_shards(n)
         answer = self._connections.run_script(SET_SHARDS, (self.keys.shards,), (n,))
-        self.layout, self._read_at = self._stored(answer), time.monotonic()
+        self.layout, self._read_at = layout_from(answer), time.monotonic()
         return self.layout
 
     @property
@@ -150,9 +156,3 @@ class Shards:
     def is_door(self, queue_name: str) -> bool:
         """Return whether readers of this shard move messages to others: it is shard 0 of several."""
         return self.layout.n > 1 and queue_name == self.keys.queue_name
-
-    @staticmethod
-    def _stored(value: bytes | None) -> Layout:
-        """Return the layout from its form in Redis: ``<n> <most>``."""
-        n, _, most = (value or b"1 1").partition(b" ")
-        return Layout(int(n), int(most)) if n.isdigit() and most.isdigit() else Layout()

@@ -41,6 +41,7 @@ from tasks.observe.logs import without_payload
 from tasks.queue_ops.dead_letters import message_id_of, pet_of
 from tasks.queue_ops.entries import facts_of
 from tasks.queue_ops.pet_index import find_jobs
+from tasks.shards import queue_of, shards_of_all
 
 if TYPE_CHECKING:
     from sploot_cluster.pet.whole import PetDump
@@ -236,7 +237,7 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
         if entry is not None:  # None if the job has ended since it was found
             yield {
                 "state": job.state,
-                "queue": job.queue,
+                "queue": queue_of(job.queue),
                 "entry_id": job.entry_id,
                 "fields": _written(entry, redact=redact),
             }
@@ -244,13 +245,18 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
         for message in broker.inspector(queue).delayed():
             entry = {b"message": message}
             if facts_of(entry).pet_id == pet_id:
-                yield {"state": "delayed", "queue": queue, "entry_id": None, "fields": _written(entry, redact=redact)}
+                yield {
+                    "state": "delayed",
+                    "queue": queue_of(queue),
+                    "entry_id": None,
+                    "fields": _written(entry, redact=redact),
+                }
 
 
 def _dead_letters_of(broker: RedisStreamsBroker, pet_id: int) -> Iterator[DeadLetter]:
     found = (
         dead_letter
-        for queue in QUEUES
+        for queue in shards_of_all(broker)
         for dead_letter in broker.dead_letters(queue).find(where=lambda one: pet_of(one) == pet_id)
     )
     return islice(found, MOST_DEAD_LETTERS)
@@ -269,7 +275,7 @@ def _dead_letter_line(dead_letter: DeadLetter, *, redact: bool) -> Line:
         long_texts = {name: text and without_payload(text) for name, text in long_texts.items()}
     return {
         "dead_letter_id": dead_letter.id,
-        "queue": dead_letter.queue_name,
+        "queue": queue_of(dead_letter.queue_name),
         "died_at": dead_letter.died_at.isoformat(),
         "deliveries": dead_letter.deliveries,
         "n_bytes_cut": dead_letter.n_bytes_cut,

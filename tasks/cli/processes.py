@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -114,7 +114,7 @@ def serve(
     need("fastapi", "uvicorn")
     from sploot_cluster.api import Tokens, check_bind
     from sploot_cluster.api import serve as serve_app
-    from tasks.composition import build_app, build_client
+    from tasks.composition import build_app, build_broker, build_client
     from tasks.observe.error_reports import configure_error_reports
     from tasks.observe.logs import configure_logging
     from tasks.queue_ops.pet_index import KeepPetIndex
@@ -132,10 +132,10 @@ def serve(
         _do_not_start(REFUSED, str(refused))
     configure_logging(settings.log_level)
     configure_error_reports(settings, with_logged_errors=True)
-    with build_client(settings) as client:
+    with build_client(settings) as client, closing(build_broker(settings, client, middleware=[])) as broker:
         # the server updates the index too, because operators search for waiting jobs when no worker runs
         keeper = KeepPetIndex(client)
-        keeper.start()
+        keeper.start(broker)
         try:
             serve_app(build_app(settings), settings.http_host, settings.http_port, tokens=tokens)
         finally:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
@@ -26,10 +26,12 @@ from tasks.cli.shared import (
     examples,
     settings_of_environment,
 )
-from tasks.contracts import QUEUES
+from tasks.contracts import EMBEDDING_INGESTED, QUEUES, stream_of
 
 if TYPE_CHECKING:
     from tasks.queue_ops import Operations
+
+Record = TypeVar("Record")
 
 VIA: Final = "command line"
 MOST_GROUPED: Final = 100_000  # maximum number of dead letters to read per queue
@@ -37,6 +39,8 @@ MOST_GROUPED: Final = 100_000  # maximum number of dead letters to read per queu
 app = command_group("Inspect and repair queues.")
 dead = command_group("Dead letters: jobs that failed permanently.")
 app.add_typer(dead, name="dead")
+shards = command_group("Shards: parts of a queue, each a stream of its own.")
+app.add_typer(shards, name="shards")
 
 Queue = Annotated[
     str, typer.Argument(help="The queue, its stream, or a unique part of its name, e.g. embedding.", metavar="QUEUE")
@@ -149,8 +153,13 @@ def queue_pending(
     from tasks.queue_ops.entries import facts_of
 
     with _operations() as operations:
-        inspector = operations.inspector(queue)
-        found = inspector.pending(limit, consumer=consumer, idle_ms=int(1000 * _seconds("--idle", idle)))
+        idle_ms = int(1000 * _seconds("--idle", idle))
+        inspectors = [operations.inspector(shard) for shard in operations.shards(queue)]
+        found = [
+            (inspector, entry)
+            for inspector in inspectors
+            for entry in inspector.pending(limit, consumer=consumer, idle_ms=idle_ms)
+        ]
         rows = [
             {
                 "entry_id": entry.id,
@@ -159,7 +168,7 @@ def queue_pending(
                 "deliveries": entry.deliveries,
                 **public(facts_of(inspector.entry(entry.id) or {})),
             }
-            for entry in found
+            for inspector, entry in _oldest(found, limit, lambda one: one[1].id)
         ]
     if as_json:
         print_json(rows)
@@ -180,7 +189,8 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
     from tasks.queue_ops.entries import facts_of, without_embedding
 
     with _operations() as operations:
-        waiting = operations.inspector(queue).waiting(limit)
+        found = [one for shard in operations.shards(queue) for one in operations.inspector(shard).waiting(limit)]
+        waiting = _oldest(found, limit, lambda one: one[0])
     if as_json:
         print_json(
             [
@@ -235,6 +245,49 @@ def queue_audit(limit: Limit = 20, as_json: AsJson = False) -> None:
         what = (record.by, record.via, record.action, record.queue, record.state, record.n_planned, record.n_done)
         table.add_row(f"{record.at:%Y-%m-%d %H:%M:%S}", *map(_text, what), _text(record.note), _text(record.result))
     print_table(table)
+
+
+@shards.command(name="show", epilog=examples("sploot-cluster queue shards show"))
+def shards_show(as_json: AsJson = False) -> None:
+    """Show the shards of embedding.ingested, and what each of them holds."""
+    with _operations() as operations:
+        parts = operations.stats_of_shards(EMBEDDING_INGESTED)
+    rows = [
+        {
+            "shard": number,
+            "stream": stream_of(part.queue_name),
+            "undelivered": part.undelivered,
+            "in_flight": part.in_flight,
+            "delayed": part.delayed,
+            "dead": part.dead,
+            "oldest_age_s": None if part.oldest_age_ms is None else part.oldest_age_ms / 1000,
+            "n_readers": sum(one.is_alive for one in part.consumers),
+        }
+        for number, part in enumerate(parts)
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    table = table_of("shard", "stream", "undelivered", "in flight", "delayed", "dead", "oldest", "processes")
+    for row in rows:
+        numbers = [_text(row[name]) for name in ("shard", "stream", "undelivered", "in_flight", "delayed", "dead")]
+        age_s = row["oldest_age_s"]
+        table.add_row(*numbers, _age(float(str(age_s)) if age_s is not None else None), _text(row["n_readers"]))
+    print_table(table)
+
+
+@shards.command(name="set", epilog=examples("sploot-cluster queue shards set 16 --yes"))
+def shards_set(
+    n: Annotated[int, typer.Argument(help="How many shards: a power of two up to 256.", metavar="NUMBER")],
+    by: By,
+    note: Note = "",
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Set the number of shards of embedding.ingested, while it is in use."""
+    with _operations() as operations:
+        plan = operations.plan_shards(EMBEDDING_INGESTED, n)
+        _action(operations, plan, by=by, note=note, yes=yes, as_json=as_json)
 
 
 # -- actions ----------------------------------------------------------------------------------------------------------
@@ -546,6 +599,13 @@ def _show(plan: Plan) -> None:
         out.print(f"  {command}", soft_wrap=True)
     for warning in plan.warnings:
         out.print(f"Warning: {warning}.", soft_wrap=True)
+
+
+def _oldest(found: Sequence[Record], limit: int, id_of: Callable[[Record], str]) -> Sequence[Record]:
+    """Return the records of all shards that were added first."""
+    from tasks.queue_ops.shards import order_of
+
+    return sorted(found, key=lambda one: order_of(id_of(one)))[:limit]
 
 
 def _filter(

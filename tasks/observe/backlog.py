@@ -6,6 +6,7 @@ worker took a sample for half a minute, because all are gone or hang, each scrap
 
     key            type  holds
     sploot:backlog hash  <queue>:<fact>           the last sample of every queue; this file names the facts
+                         <shard>:of_shard         undelivered jobs of each shard of a divided queue
                          pending_at_ms            time when jobs were counted (server's clock)
                          lag_at_ms                time when ages were measured (server's clock)
                          ticked_at_ms             scheduled time of the scheduler's last send (its own clock)
@@ -30,12 +31,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from broker import QueueStats, RedisStreamsBroker
+from broker.sharding.shards import shard_name
+from broker.stats import total_of
 from sploot_cluster.refusals import REDIS_ERRORS
 from tasks.contracts import GROUP, QUEUES, stream_of
 from tasks.observe.figures.noise import HIGH_NOISE, NOISE
 from tasks.observe.history import note_backlog
 from tasks.queue_limit import MAX_QUEUE_LENGTH, limit_from
 from tasks.queue_ops.overdue import overdue_jobs
+from tasks.shards import SHARDED
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -80,16 +84,19 @@ class BacklogSampler:
     def _counts(self) -> dict[str, int]:
         sample = {"pending_at_ms": self._now_ms()}
         for queue in QUEUES:
-            stats = self._broker.stats(queue)
+            parts = self._broker.stats_of_shards(queue)
+            stats = total_of(parts)
             sample |= self._ids_of(queue, stats)
             sample[f"{queue}:pending"] = stats.in_flight
             sample[f"{queue}:undelivered"] = stats.undelivered
             sample[f"{queue}:delayed"] = stats.delayed
             sample[f"{queue}:orphaned"] = stats.orphaned
             sample[f"{queue}:dead"] = stats.dead
-            sample[f"{queue}:overdue"] = len(overdue_jobs(self._broker, stats))
+            sample[f"{queue}:overdue"] = sum(len(overdue_jobs(self._broker, part)) for part in parts)
             sample[f"{queue}:added"] = stats.entries_added
             sample[f"{queue}:paused"] = int(stats.paused)
+            sample[f"{queue}:shards"] = len(parts)
+            sample |= {f"{part.queue_name}:of_shard": part.undelivered for part in parts}
             counters = self._broker.counters(queue)
             sample[f"{queue}:cancelled"] = counters["cancelled"]
             sample[f"{queue}:dead_evicted"] = counters["dead_evicted"]
@@ -98,9 +105,10 @@ class BacklogSampler:
     def _ages(self, *, writes: bool = True) -> dict[str, int]:
         sample = {"lag_at_ms": self._now_ms()}
         for queue in QUEUES:
-            stats = self._broker.stats(queue)
-            sample[f"{queue}:oldest_pending_ms"] = stats.oldest_pending_idle_ms or 0
-            sample[f"{queue}:oldest_age_ms"] = self._oldest_age_ms(queue, stats, writes=writes)
+            parts = self._broker.stats_of_shards(queue)
+            sample[f"{queue}:oldest_pending_ms"] = max(part.oldest_pending_idle_ms or 0 for part in parts)
+            ages_ms = [self._oldest_age_ms(part.queue_name, part, writes=writes) for part in parts]
+            sample[f"{queue}:oldest_age_ms"] = max(ages_ms)
         return sample
 
     def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
@@ -170,7 +178,7 @@ class BacklogCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Return the families without samples, so that registering does not call Redis."""
-        return [*(row.family() for row in _OF_STREAMS), *(row.family() for row in _SINGLE)]
+        return [*(row.family() for row in _OF_STREAMS), _of_shards({}), *(row.family() for row in _SINGLE)]
 
     def collect(self) -> Iterator[Metric]:
         try:
@@ -201,6 +209,7 @@ class BacklogCollector(Collector):
                 value = sample.get(f"{queue}:{row.fact}", 0) / row.per_unit
                 family.add_metric([labels[name] for name in row.labels], value)
             families.append(family)
+        families.append(_of_shards(sample))
         values = {
             "last_count": noise.get("last_count", 0),
             "high_streak": noise.get("high_streak", 0),
@@ -213,6 +222,22 @@ class BacklogCollector(Collector):
             family.add_metric([], values[row.fact] / row.per_unit)
             families.append(family)
         return families
+
+
+def _of_shards(sample: Mapping[str, int]) -> GaugeMetricFamily:
+    """Return the metric of the shards of divided queues. A queue that is not divided has none."""
+    family = GaugeMetricFamily(
+        "media_cluster_shard_undelivered_jobs",
+        "Jobs of one shard that no worker has taken yet, for queues that are divided into shards. One shard with far "
+        "more than the others: a pet with many items, or producers that do not know the shards.",
+        labels=("stream", "shard"),
+    )
+    for queue in SHARDED:
+        n = sample.get(f"{queue}:shards", 1)
+        for number in range(n) if n > 1 else ():
+            value = sample.get(f"{shard_name(queue, number)}:of_shard", 0)
+            family.add_metric([stream_of(queue), str(number)], value)
+    return family
 
 
 def _sampled_at_ms(sample: Mapping[str, int]) -> int:

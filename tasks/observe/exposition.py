@@ -36,6 +36,7 @@ from tasks.observe.pulse import Pulse, pulses, why_not_alive
 from tasks.redis_access.probe import probe_writes
 from tasks.redis_access.urls import connect
 from tasks.settings import Settings
+from tasks.shards import SHARDED
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
@@ -126,7 +127,7 @@ def expose(
     from tasks.observe.media_totals import MediaCollector
 
     pod = Pod(is_stuck, started_at=time.time()) if with_jobs else None
-    queues = RedisStreamsBroker(client=client, middleware=[], group=GROUP)
+    queues = RedisStreamsBroker(client=client, middleware=[], group=GROUP, sharded=SHARDED)
     for queue in QUEUES:
         queues.declare_queue(queue)
     sampler = BacklogSampler(queues, client)

@@ -32,6 +32,7 @@ from dramatiq.broker import Broker
 from broker import DeadLetter
 from sploot_cluster.queues import History, QueueHistory
 from tasks.contracts import QUEUES
+from tasks.shards import queue_of
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -82,7 +83,7 @@ class KeepHistory(dramatiq.Middleware):
 
     def after_dead_letter(self, broker: Broker, dead_letter: DeadLetter) -> None:
         with self._lock:
-            self._counts[self._step(), f"{dead_letter.queue_name}:dead"] += 1
+            self._counts[self._step(), f"{queue_of(dead_letter.queue_name)}:dead"] += 1
 
     def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Final
 from broker import DeadLetter, DeadLetters
 from sploot_cluster.queues import DeadLetterFilter, DeadLetterGroup, DeadLetterView, Page
 from tasks.queue_ops.entries import facts_of, without_embedding
+from tasks.shards import queue_of
 
 # Maximum number of dead letters to read for one page; this takes 150 ms if they have no embeddings.
 LOOKED_AT: Final = 5_000
@@ -50,7 +51,7 @@ def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
     by_kind: dict[tuple[str, str, str | None, str, str | None], list[tuple[str, datetime]]] = {}
     for dead_letter in dead_letters:
         key = (
-            dead_letter.queue_name,
+            queue_of(dead_letter.queue_name),
             dead_letter.reason,
             dead_letter.actor_name,
             kind_of_error(dead_letter),

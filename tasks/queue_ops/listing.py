@@ -14,6 +14,7 @@ from broker.keys import QueueKeys
 from sploot_cluster.queues import JobsState, Page, QueueJob
 from tasks.contracts import CLUSTER_EMBEDDING, NAMESPACE
 from tasks.queue_ops.entries import EntryFacts, added_at, facts_of
+from tasks.queue_ops.shards import page_of_all
 
 # Maximum number of entries to read in full in one round trip.
 READ_PAGE: Final = 100
@@ -22,7 +23,7 @@ READ_PAGE: Final = 100
 def jobs_of(
     broker: RedisStreamsBroker,
     client: redis.Redis,
-    queue: str,
+    shards: Sequence[str],
     state: JobsState,
     *,
     limit: int,
@@ -32,17 +33,25 @@ def jobs_of(
     """Return a page of jobs: waiting ones in the order of delivery, running ones oldest first, others by due time.
 
     Args:
+        shards: the shards of one queue.
         cursor: the id of the last entry of the previous page; for delayed jobs, ``<number of jobs before>-0``.
     """
-    inspector = broker.inspector(queue)
-    match state:
-        case "waiting":
-            return _waiting(inspector, queue, limit, cursor)
-        case "running":
-            alive = {consumer.name for consumer in broker.stats(queue).consumers if consumer.is_alive}
-            return _running(inspector, queue, limit, cursor, alive=alive, now=now)
-        case "delayed":
-            return _delayed(client, queue, limit, cursor)
+
+    def page_of(shard: str) -> Page[QueueJob]:
+        inspector = broker.inspector(shard)
+        if state == "waiting":
+            return _waiting(inspector, shard, limit, cursor)
+        alive = {consumer.name for consumer in broker.stats(shard).consumers if consumer.is_alive}
+        return _running(inspector, shard, limit, cursor, alive=alive, now=now)
+
+    if state != "delayed":
+        return page_of_all([page_of(shard) for shard in shards], limit, id_of=lambda job: job.entry_id)
+    if len(shards) == 1:
+        return _delayed(client, shards[0], limit, cursor)
+    start = _n_before(cursor)
+    jobs = [job for shard in shards for job in _delayed(client, shard, start + limit + 1, None).records]
+    page = sorted(jobs, key=lambda job: job.due_at or now)[start : start + limit]
+    return Page(page, f"{start + limit}-0" if len(jobs) > start + limit else None)
 
 
 def _waiting(inspector: Inspector, queue: str, limit: int, cursor: str | None) -> Page[QueueJob]:
@@ -95,7 +104,7 @@ def _held(
 
 def _delayed(client: redis.Redis, queue: str, limit: int, cursor: str | None) -> Page[QueueJob]:
     keys = QueueKeys(NAMESPACE, queue)
-    start = int((cursor or "0").partition("-")[0])
+    start = _n_before(cursor)
     found = cast("list[tuple[bytes, float]]", client.zrange(keys.delayed, start, start + limit, withscores=True))
     page = found[:limit]
     names = [name for name, _ in page]
@@ -120,6 +129,10 @@ def _delayed(client: redis.Redis, queue: str, limit: int, cursor: str | None) ->
             )
         )
     return Page(jobs, f"{start + limit}-0" if len(found) > limit else None)
+
+
+def _n_before(cursor: str | None) -> int:
+    return int((cursor or "0").partition("-")[0])
 
 
 def _options(text: bytes) -> dict[str, Any]:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
+from heapq import merge
 from itertools import islice
 from typing import Final, assert_never
 
 import redis
 
-from broker import DeadLetter, DeadLetterTooLarge, Inspector, PendingEntry, QueueStats, RedisStreamsBroker, Selection
+from broker import (
+    DeadLetter,
+    DeadLetterTooLarge,
+    Inspector,
+    InvalidOption,
+    PendingEntry,
+    QueueStats,
+    RedisStreamsBroker,
+    Selection,
+)
 from broker.dead_letters import KEY_HELD, is_requeued
 from broker.keys import HANDED_BACK, QueueKeys
+from broker.sharding.shards import check_shards
+from broker.stats import total_of
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.queues import (
     Action,
@@ -48,8 +62,10 @@ from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, o
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.queue_ops.plans import Plans, new_plan_id
 from tasks.queue_ops.search import search
+from tasks.queue_ops.shards import done_of_all, located, page_of_all, parts_of, plan_of_all
 from tasks.queue_ops.workers import workers_of
 from tasks.redis_access.errors import reaching_redis
+from tasks.shards import SHARDED, queue_of
 
 MOST_GROUPED: Final = 10_000
 # Maximum number of entries that one plan touches; their ids and holders take some megabytes.
@@ -60,6 +76,8 @@ CANCEL_LOSES: Final = {
     EMBEDDING_INGESTED: "the items of cancelled uploads are missing from their pets until they are sent again",
     CLUSTER_FEEDBACK: "cancelled corrections are lost: users have to make them again",
 }
+# Number of shards per worker process above which a plan warns: each costs a process two threads.
+SHARDS_PER_PROCESS: Final = 16
 ACTED: Final = "it may have run in part: see the audit, then plan again"
 
 
@@ -89,9 +107,19 @@ class Operations:
         with reaching_redis():
             return [self._status(queue) for queue in QUEUES]
 
-    def inspector(self, queue: str) -> Inspector:
-        """Return the inspector of a queue."""
-        return self._broker.inspector(queue_named(queue))
+    def shards(self, queue: str) -> Sequence[str]:
+        """Return the shards of a queue; a queue that is not divided, or a shard, is its only shard."""
+        with reaching_redis():
+            return self._broker.shards(queue_named(queue))
+
+    def stats_of_shards(self, queue: str) -> Sequence[QueueStats]:
+        """Return the statistics of each shard of a queue."""
+        with reaching_redis():
+            return self._broker.stats_of_shards(queue_named(queue))
+
+    def inspector(self, shard: str) -> Inspector:
+        """Return the inspector of a shard."""
+        return self._broker.inspector(queue_named(shard))
 
     def find(self, pet_id: int) -> tuple[list[FoundJob], int]:
         """Return the pet's unfinished jobs, and the number of entries that were indexed for this search."""
@@ -106,27 +134,35 @@ class Operations:
     def stored_dead_letters(self, queue: str, wanted: DeadLetterFilter, *, limit: int) -> Iterator[DeadLetter]:
         """Yield the dead letters that match, newest first, with embeddings."""
         with reaching_redis():
-            yield from select(self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit)
+            now, shards = self._now(), self._broker.shards(queue_named(queue))
+            found = [select(self._broker.dead_letters(shard), wanted, now=now, limit=limit) for shard in shards]
+            yield from islice(merge(*found, key=lambda one: _order(one.id), reverse=True), limit)
 
     def dead_letters(
         self, queue: str, wanted: DeadLetterFilter, *, limit: int, cursor: str | None = None
     ) -> Page[DeadLetterView]:
         with reaching_redis():
-            return page_of(
-                self._broker.dead_letters(queue_named(queue)), wanted, now=self._now(), limit=limit, before=cursor
-            )
+            now = self._now()
+            pages = [
+                page_of(self._broker.dead_letters(shard), wanted, now=now, limit=limit, before=cursor)
+                for shard in self._broker.shards(queue_named(queue))
+            ]
+            return page_of_all(pages, limit, id_of=lambda view: view.dead_letter_id, newest_first=True)
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None:
         with reaching_redis():
-            dead_letter = self._broker.dead_letters(queue_named(queue)).get(dead_letter_id)
-        return None if dead_letter is None else view_of(dead_letter, is_whole=True)
+            for shard in self._broker.shards(queue_named(queue)):
+                dead_letter = self._broker.dead_letters(shard).get(dead_letter_id)
+                if dead_letter is not None:
+                    return view_of(dead_letter, is_whole=True)
+        return None
 
     def jobs(self, queue: str, state: JobsState, *, limit: int, cursor: str | None = None) -> Page[QueueJob]:
         with reaching_redis():
             return jobs_of(
                 self._broker,
                 self._client,
-                queue_named(queue),
+                self._broker.shards(queue_named(queue)),
                 state,
                 limit=limit,
                 now=self._now(),
@@ -178,7 +214,27 @@ class Operations:
             raise InvalidInput(
                 "entry_ids", "expected exactly one selection of entries", "give ids, a consumer, unowned or idle_s"
             )
-        queue = queue_named(queue)
+        plan_of = partial(
+            self._plan_rescue, consumer=consumer, unowned=unowned, idle_s=idle_s, even_if_alive=even_if_alive
+        )
+        return self._of_shards(
+            queue,
+            plan_of,
+            ids=entry_ids,
+            field="entry_ids",
+            is_in=self._has_entry,
+        )
+
+    def _plan_rescue(
+        self,
+        queue: str,
+        entry_ids: Sequence[str],
+        *,
+        consumer: str | None,
+        unowned: bool,
+        idle_s: float | None,
+        even_if_alive: bool,
+    ) -> Plan:
         warnings: list[str] = []
         ghosts: set[str] = set()
         with reaching_redis():
@@ -241,7 +297,20 @@ class Operations:
 
     def plan_retire(self, queue: str, consumer: str, *, even_if_alive: bool = False) -> Plan:
         """Plan to return the consumer's entries to the queue, then remove the consumer."""
-        queue = queue_named(queue)
+        shards = self._shards_known_to(queue_named(queue), consumer)
+        return plan_of_all(
+            queue_named(queue),
+            {shard: self._plan_retire(shard, consumer, even_if_alive=even_if_alive) for shard in shards},
+        )
+
+    def _shards_known_to(self, queue: str, consumer: str) -> Sequence[str]:
+        """Return the shards that have this consumer; the first shard if none has."""
+        with reaching_redis():
+            parts = self._broker.stats_of_shards(queue)
+        known = [part.queue_name for part in parts if any(one.name == consumer for one in part.consumers)]
+        return known or [parts[0].queue_name]
+
+    def _plan_retire(self, queue: str, consumer: str, *, even_if_alive: bool) -> Plan:
         with reaching_redis():
             names = {one.name for one in self._broker.stats(queue).consumers}
             held = self._broker.inspector(queue).pending(MOST_ENTRIES, consumer=consumer)
@@ -282,7 +351,9 @@ class Operations:
 
     def plan_pause(self, queue: str) -> Plan:
         """Plan to stop delivery until :meth:`plan_resume`."""
-        queue = queue_named(queue)
+        return self._of_shards(queue, lambda shard, _: self._plan_pause(shard))
+
+    def _plan_pause(self, queue: str) -> Plan:
         keys = QueueKeys(NAMESPACE, queue)
         return self._plan(
             "pause",
@@ -293,7 +364,9 @@ class Operations:
 
     def plan_resume(self, queue: str) -> Plan:
         """Plan to end a pause."""
-        queue = queue_named(queue)
+        return self._of_shards(queue, lambda shard, _: self._plan_resume(shard))
+
+    def _plan_resume(self, queue: str) -> Plan:
         keys = QueueKeys(NAMESPACE, queue)
         return self._plan(
             "resume",
@@ -306,7 +379,9 @@ class Operations:
         self, queue: str, *, dead_letter_ids: Sequence[str] = (), matching: DeadLetterFilter | None = None
     ) -> Plan:
         """Plan to requeue dead letters, oldest first: given ids, or all that match."""
-        queue = queue_named(queue)
+        return self._of_dead_letters(queue, dead_letter_ids, matching, self._plan_requeue)
+
+    def _plan_requeue(self, queue: str, dead_letter_ids: Sequence[str], matching: DeadLetterFilter | None) -> Plan:
         ids = self._chosen(queue, dead_letter_ids, matching)
         keys = QueueKeys(NAMESPACE, queue)
         commands = []
@@ -327,7 +402,9 @@ class Operations:
         self, queue: str, *, dead_letter_ids: Sequence[str] = (), matching: DeadLetterFilter | None = None
     ) -> Plan:
         """Plan to delete dead letters permanently: given ids, or all that match."""
-        queue = queue_named(queue)
+        return self._of_dead_letters(queue, dead_letter_ids, matching, self._plan_purge)
+
+    def _plan_purge(self, queue: str, dead_letter_ids: Sequence[str], matching: DeadLetterFilter | None) -> Plan:
         ids = self._chosen(queue, dead_letter_ids, matching)
         keys = QueueKeys(NAMESPACE, queue)
         return self._plan(
@@ -346,7 +423,23 @@ class Operations:
         if bool(job_ids) == (actor is not None or pet_id is not None):
             hint = "give their ids, or an actor, a pet or both"
             raise InvalidInput("job_ids", "expected exactly one selection of jobs", hint)
-        queue = queue_named(queue)
+        return self._of_shards(
+            queue,
+            lambda shard, ids: self._plan_cancel(shard, job_ids=ids, actor=actor, pet_id=pet_id),
+            ids=job_ids,
+            field="job_ids",
+            is_in=self._has_job,
+        )
+
+    def _has_entry(self, shard: str, entry_id: str) -> bool:
+        inspector = self._broker.inspector(shard)
+        return inspector.entry(entry_id) is not None or inspector.find_pending(entry_id) is not None
+
+    def _has_job(self, shard: str, job_id: str) -> bool:
+        wanted = Selection(message_ids=frozenset({job_id}))
+        return any(True for _ in self._broker.inspector(shard).find(wanted))
+
+    def _plan_cancel(self, queue: str, *, job_ids: Sequence[str], actor: str | None, pet_id: int | None) -> Plan:
         with reaching_redis():
             found = self._unfinished(queue, job_ids, actor, pet_id)
             pending = {entry.id: entry for entry in self._broker.inspector(queue).pending(MOST_ENTRIES)}
@@ -358,7 +451,7 @@ class Operations:
             entries.append(PlannedEntry(job_id, holder, deliveries, entry_id))
         keys = QueueKeys(NAMESPACE, queue)
         n_running = sum(entry.holder in alive for entry in entries)
-        warnings = [CANCEL_LOSES[queue]] if entries and queue in CANCEL_LOSES else []
+        warnings = [CANCEL_LOSES[queue_of(queue)]] if entries and queue_of(queue) in CANCEL_LOSES else []
         if n_running:
             warnings.append(
                 f"{n_running} of them are with live workers: what runs is interrupted, and what ends before is done"
@@ -374,6 +467,83 @@ class Operations:
             warnings=warnings,
         )
 
+    def plan_shards(self, queue: str, n: int) -> Plan:
+        """Plan to set the number of shards that new jobs of a queue are added to.
+
+        Raises:
+            InvalidInput: the queue cannot be divided, it is paused, or ``n`` is not a power of two up to 256.
+        """
+        queue = queue_named(queue)
+        if queue not in SHARDED:
+            raise InvalidInput("queue", f"{queue} cannot be divided", f"choose from {', '.join(SHARDED)}")
+        try:
+            check_shards(n)
+        except InvalidOption as refused:
+            raise InvalidInput("shards", refused.problem, refused.hint) from refused
+        with reaching_redis():
+            stats, before = self._broker.stats(queue), self._broker.n_shards(queue)
+        if stats.paused:
+            problem = f"{queue} is paused, and new shards would not be"
+            raise InvalidInput("queue", problem, f"resume it first: sploot-cluster queue resume {queue}")
+        n_alive = sum(one.is_alive for one in stats.consumers)
+        warnings = []
+        if not n_alive:
+            warnings.append("no worker is alive to read the shards")
+        elif n > SHARDS_PER_PROCESS * n_alive:
+            warnings.append(
+                f"{_n(n_alive, 'worker process reads', 'worker processes read')} {n:,} shards; few are enough"
+            )
+        if n < before:
+            warnings.append(f"the other shards stay until workers have emptied them; {queue} counts their jobs, too")
+        waiting = (
+            f"{_n(stats.undelivered, 'waiting job')} of {queue} still {'runs' if stats.undelivered == 1 else 'run'}"
+        )
+        plan = self._plan(
+            "set-shards",
+            queue,
+            f"add new jobs of {queue} to {_n(n, 'shard')} instead of {before:,}, within five seconds; {waiting}",
+            [f"SET {QueueKeys(NAMESPACE, queue).shards} '{n} {max(n, len(self.shards(queue)))}'"],
+            warnings=warnings,
+        )
+        return replace(plan, n_shards=n)
+
+    def _of_shards(
+        self,
+        queue: str,
+        plan_of: Callable[[str, Sequence[str]], Plan],
+        *,
+        ids: Sequence[str] = (),
+        field: str = "",
+        is_in: Callable[[str, str], bool] = lambda shard, one: True,
+    ) -> Plan:
+        """Return one plan for all shards of a queue; with ids, for those that hold them.
+
+        Args:
+            plan_of: returns the plan for one shard and the ids that it holds.
+        """
+        queue = queue_named(queue)
+        shards = self.shards(queue)
+        if not ids or len(shards) == 1:
+            return plan_of_all(queue, {shard: plan_of(shard, ids) for shard in shards})
+        with reaching_redis():
+            holders = located(field, ids, shards, is_in)
+        return plan_of_all(queue, {shard: plan_of(shard, of_shard) for shard, of_shard in holders.items()})
+
+    def _of_dead_letters(
+        self,
+        queue: str,
+        ids: Sequence[str],
+        matching: DeadLetterFilter | None,
+        plan_of: Callable[[str, Sequence[str], DeadLetterFilter | None], Plan],
+    ) -> Plan:
+        return self._of_shards(
+            queue,
+            lambda shard, of_shard: plan_of(shard, of_shard, matching),
+            ids=ids,
+            field="dead_letter_ids",
+            is_in=lambda shard, one: self._broker.dead_letters(shard).get(one) is not None,
+        )
+
     def keep(self, plan: Plan) -> None:
         with reaching_redis():
             self._plans.keep(plan)
@@ -386,8 +556,16 @@ class Operations:
 
     def act(self, plan: Plan, *, by: str, via: str, note: str = "") -> Done:
         with reaching_redis(ACTED), self._audit.writing(plan, by=by, via=via, note=note) as entry:
-            done = entry.done = self._done(plan)
+            done = entry.done = done_of_all(plan, [self._done(part) for part in self._parts(plan)])
             return done
+
+    def _parts(self, plan: Plan) -> Sequence[Plan]:
+        """Return the plan for each shard that it touches."""
+        if plan.action != "retire-consumer" or plan.consumer is None:
+            return parts_of(plan)
+        parts = {part.queue: part for part in parts_of(plan)}
+        shards = self._shards_known_to(plan.queue, plan.consumer)
+        return [parts.get(shard) or replace(plan, queue=shard, entries=()) for shard in shards]
 
     def requeue_carefully(
         self,
@@ -403,7 +581,8 @@ class Operations:
         """Requeue the dead letters of a plan with a canary, and record it in the audit; see :class:`Canary`."""
         canary = Canary(self._broker, how, on_step=on_step, should_stop=should_stop)
         with reaching_redis(ACTED), self._audit.writing(plan, by=by, via=via, note=note) as entry:
-            careful = canary.requeue(plan)
+            (part,) = parts_of(plan)
+            careful = canary.requeue(part)
             reason = careful.reason + (f"; {careful.n_left} were not touched" if careful.n_left else "")
             entry.done = _ended(plan, careful.n_requeued, reason, is_complete=careful.is_good)
             return entry.done
@@ -461,6 +640,9 @@ class Operations:
                 return _ended(plan, n, f"{n} of {len(plan.entries)} deleted" + _gone(plan, n))
             case "cancel":
                 return self._cancel(plan)
+            case "set-shards":
+                self._broker.set_shards(plan.queue, plan.n_shards)
+                return _ended(plan, 0, f"new jobs of {plan.queue} are added to {_n(plan.n_shards, 'shard')}")
             case _:
                 assert_never(plan.action)
 
@@ -514,8 +696,9 @@ class Operations:
     # -- shared --------------------------------------------------------------------------------------------------
 
     def _status(self, queue: str) -> QueueStatus:
-        stats = self._broker.stats(queue)
-        overdue = overdue_jobs(self._broker, stats)
+        parts = self._broker.stats_of_shards(queue)
+        stats = total_of(parts)
+        overdue = [job for part in parts for job in overdue_jobs(self._broker, part)]
         return QueueStatus(
             queue=queue,
             stream=stream_of(queue),
@@ -528,7 +711,7 @@ class Operations:
             orphaned=stats.orphaned,
             dead=stats.dead,
             overdue=len(overdue),
-            stale_locks=len(self._broker.inspector(queue).stale_locks()),
+            stale_locks=sum(len(self._broker.inspector(part.queue_name).stale_locks()) for part in parts),
             oldest_age_s=_seconds(stats.oldest_age_ms),
             oldest_pending_s=_seconds(stats.oldest_pending_idle_ms),
             last_entry_id=stats.last_id,
@@ -575,8 +758,8 @@ class Operations:
             InvalidInput: one of ``job_ids`` is not an unfinished job of the queue.
         """
         if pet_id is not None:
-            jobs, _ = find_jobs(self._broker, self._client, pet_id, limit=MOST_ENTRIES)
-            of_queue = [job for job in jobs if job.queue == queue and actor in (None, job.actor)]
+            jobs, _ = find_jobs(self._broker, self._client, pet_id, limit=MOST_ENTRIES, shards=[queue])
+            of_queue = [job for job in jobs if actor in (None, job.actor)]
             return {job.message_id: job.entry_id or "" for job in of_queue if job.message_id is not None}
         wanted = Selection(actor=actor, message_ids=frozenset(job_ids) or None)
         found = {
@@ -596,9 +779,10 @@ class Operations:
                 "dead_letter_ids", "expected exactly one selection of dead letters", "give their ids or a filter"
             )
         if matching is not None:
-            return [dead_letter.id for dead_letter in self.stored_dead_letters(queue, matching, limit=MOST_ENTRIES)][
-                ::-1
-            ]
+            with reaching_redis():
+                dead_letters = self._broker.dead_letters(queue)
+                found = [one.id for one in select(dead_letters, matching, now=self._now(), limit=MOST_ENTRIES)]
+            return found[::-1]
         found = []
         with reaching_redis():
             dead_letters = self._broker.dead_letters(queue)
@@ -644,13 +828,13 @@ class Operations:
 
 
 def queue_named(text: str) -> str:
-    """Return the queue with this name, or with this stream, or whose name contains this text, e.g. ``embedding``.
+    """Return the queue or shard with this name or stream, or the queue whose name contains this text.
 
     Raises:
         InvalidInput: no queue matches, or several do.
     """
     wanted = text.removeprefix(f"{NAMESPACE}:")
-    if wanted in QUEUES:
+    if queue_of(wanted) in QUEUES:
         return wanted
     found = [queue for queue in QUEUES if wanted and wanted in queue]
     if len(found) == 1:
@@ -662,11 +846,14 @@ def check_canary(plan: Plan) -> None:
     """Check that a canary can apply the plan.
 
     Raises:
-        InvalidInput: the plan is not a plan to requeue.
+        InvalidInput: the plan is not a plan to requeue, or it touches several shards.
     """
     if plan.action != "requeue":
         problem = f"{plan.plan_id} is a plan to {plan.action}, not to requeue"
         raise InvalidInput("canary", problem, "apply it without a canary")
+    if len(shards := [part.queue for part in parts_of(plan)]) > 1:
+        problem = f"the dead letters are in {len(shards)} shards, and a canary requeues those of one"
+        raise InvalidInput("canary", problem, f"plan it for one shard, such as {shards[0]}")
 
 
 def _commands_to_cancel(keys: QueueKeys, entries: Sequence[PlannedEntry], alive: Collection[str]) -> list[str]:

@@ -27,11 +27,13 @@ from typing import Any, Final, cast
 import dramatiq
 import redis
 from dramatiq.broker import Broker
+from dramatiq.errors import BrokerConnectionError
 
 from broker import Inspector, RedisStreamsBroker
 from broker.keys import QueueKeys
 from tasks.contracts import CLUSTER_EMBEDDING, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, NAMESPACE
 from tasks.queue_ops.entries import EntryFacts, added_at, facts_of
+from tasks.shards import shards_of_all
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -104,15 +106,23 @@ class PetIndex:
 
 
 def find_jobs(
-    broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, limit: int = 1_000
+    broker: RedisStreamsBroker,
+    client: redis.Redis,
+    pet_id: int,
+    *,
+    limit: int = 1_000,
+    shards: Sequence[str] | None = None,
 ) -> tuple[list[FoundJob], int]:
     """Return the pet's unfinished jobs, at most ``limit`` per queue, and the number of entries indexed for the search.
+
+    Args:
+        shards: the queues or shards to search; None for all.
 
     Reads the index, the pending entries, and all delayed messages.
     """
     found: list[FoundJob] = []
     n_indexed = 0
-    for queue in INDEXED:
+    for queue in shards_of_all(broker, INDEXED) if shards is None else shards:
         index, inspector = PetIndex(client, queue), broker.inspector(queue)
         n_indexed += index.catch_up()
         pending = {entry.id: entry for entry in inspector.pending(10_000)}
@@ -138,17 +148,22 @@ class KeepPetIndex(dramatiq.Middleware):
     """Middleware that updates the index in a thread of each worker process; servers call ``start`` and ``stop``."""
 
     def __init__(self, client: redis.Redis) -> None:
-        self._indexes = [PetIndex(client, queue) for queue in INDEXED]
+        self._client = client
+        self._indexes = {queue: PetIndex(client, queue) for queue in INDEXED}
+        self._broker: RedisStreamsBroker | None = None
         self._is_stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     def after_worker_boot(self, broker: Broker, worker: dramatiq.Worker) -> None:
-        self.start()
+        assert isinstance(broker, RedisStreamsBroker)
+        self.start(broker)
 
     def before_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
         self.stop()
 
-    def start(self) -> None:
+    def start(self, broker: RedisStreamsBroker | None = None) -> None:
+        """Start the thread. It indexes the shards that ``broker`` knows; without one, undivided queues only."""
+        self._broker = broker
         self._is_stopping.clear()
         self._thread = threading.Thread(target=self._loop, name="pet-index", daemon=True)
         self._thread.start()
@@ -162,7 +177,8 @@ class KeepPetIndex(dramatiq.Middleware):
     def run_once(self) -> int:
         """Index waiting entries page by page, and return the number of entries indexed."""
         total = 0
-        for index in self._indexes:
+        for shard in INDEXED if self._broker is None else shards_of_all(self._broker, INDEXED):
+            index = self._indexes.setdefault(shard, PetIndex(self._client, shard))
             while n := index.note():
                 total += n
                 if n < PAGE or self._is_stopping.wait(PAUSE_S):
@@ -173,7 +189,7 @@ class KeepPetIndex(dramatiq.Middleware):
         while not self._is_stopping.wait(ROUND_S):
             try:
                 self.run_once()
-            except redis.RedisError as error:
+            except (redis.RedisError, BrokerConnectionError) as error:
                 logger.debug("waiting work not indexed", extra={"error": str(error)})
 
 

@@ -43,7 +43,9 @@ class Plans:
     def keep(self, plan: Plan) -> None:
         stored = asdict(plan) | {
             "made_at": plan.made_at.isoformat(),
-            "entries": [[entry.id, entry.holder, entry.deliveries, entry.entry_id] for entry in plan.entries],
+            "entries": [
+                [entry.id, entry.holder, entry.deliveries, entry.entry_id, entry.shard] for entry in plan.entries
+            ],
         }
         self._keep(keys=[_key(plan.plan_id)], args=[json.dumps(stored), KEEP_S])
 

@@ -12,10 +12,10 @@ import redis
 from broker import DeadLetter, RedisStreamsBroker, Selection
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.queues import DeadLetterView, Found, QueueJob
-from tasks.contracts import QUEUES
 from tasks.queue_ops.dead_letters import LOOKED_AT, message_id_of, view_of
 from tasks.queue_ops.entries import added_at, facts_of
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
+from tasks.shards import shards_of_all
 
 _PET: Final = re.compile(r"[1-9][0-9]{0,18}")
 # Ids of jobs and events have at least 8 characters; a search of the waiting entries for a shorter text would find too
@@ -33,10 +33,10 @@ def search(broker: RedisStreamsBroker, client: redis.Redis, text: str, *, limit:
         found, _ = find_jobs(broker, client, int(text), limit=limit)
         jobs = [_of_pet(job, int(text)) for job in found]
     else:
-        jobs = [job for queue in QUEUES for job in islice(_unfinished(broker, queue, text), limit)]
+        jobs = [job for queue in shards_of_all(broker) for job in islice(_unfinished(broker, queue, text), limit)]
     dead_letters: list[DeadLetterView] = []
     is_complete = len(jobs) <= limit
-    for queue in QUEUES:
+    for queue in shards_of_all(broker):
         newest = broker.dead_letters(queue)
         seen = list(islice(newest.find(), LOOKED_AT + 1))
         matching = [one for one in seen[:LOOKED_AT] if _is_about(one, text)]

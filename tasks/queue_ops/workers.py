@@ -12,6 +12,7 @@ from broker.stats import ConsumerStats
 from sploot_cluster.queues import HeldJob, JobProgress, QueueJob, Worker
 from tasks.contracts import QUEUES
 from tasks.queue_ops.listing import held_jobs
+from tasks.shards import queue_of
 
 # Maximum number of jobs to list per worker and queue, oldest first: a worker runs these, and may have more in its
 # buffer.
@@ -30,10 +31,10 @@ def workers_of(broker: RedisStreamsBroker, *, now: datetime) -> Sequence[Worker]
     Reads the oldest jobs of the first 50 workers that hold any, in three round trips per worker and queue.
     """
     of_name: dict[str, dict[str, ConsumerStats]] = {}
-    for queue in QUEUES:
-        for one in broker.stats(queue).consumers:
+    for part in (part for queue in QUEUES for part in broker.stats_of_shards(queue)):
+        for one in part.consumers:
             if one.name != HANDED_BACK and (one.is_alive or one.pending):
-                of_name.setdefault(one.name, {})[queue] = one
+                of_name.setdefault(one.name, {})[part.queue_name] = one
     order = sorted(of_name, key=lambda name: (not any(one.is_alive for one in of_name[name].values()), name))
     listed = [name for name in order if any(one.pending for one in of_name[name].values())][:MOST_LISTED]
     jobs = {name: _jobs_of(broker, name, of_name[name], now) for name in listed}
@@ -43,7 +44,7 @@ def workers_of(broker: RedisStreamsBroker, *, now: datetime) -> Sequence[Worker]
             name=name,
             is_alive=any(one.is_alive for one in of_name[name].values()),
             heartbeat_age_s=_youngest(of_name[name].values()),
-            queues=list(of_name[name]),
+            queues=list(dict.fromkeys(map(queue_of, of_name[name]))),
             n_jobs=sum(one.pending for one in of_name[name].values()),
             jobs=[HeldJob(job, progress.get(job.job_id or "")) for job in jobs.get(name, ())],
         )

@@ -4,7 +4,7 @@ A server that is full, has lost its replicas or its disk, or has become a replic
 proves nothing. Probes, scrapes and the doctor write this key; it is never read.
 
     key                     type    holds                                                  ends
-    sploot:probe:{stream}   string  empty; in the hash slot of a queue, so that it tests   after a minute
+    sploot:probe:{stream}   string  empty; in the hash slot of a shard, so that it tests   after a minute
                                     that queue's node of a Cluster
 """
 
@@ -15,14 +15,16 @@ from typing import Final
 import redis
 
 from tasks.contracts import QUEUES, stream_of
+from tasks.shards import stored_shards
 
 PREFIX: Final = "sploot:probe:"
 KEEP_MS: Final = 60_000
 
 
 def probe_writes(client: redis.Redis) -> None:
-    """Write a key for each queue in one round trip. Errors of redis-py pass through."""
+    """Write a key for each shard of each queue in one round trip. Errors of redis-py pass through."""
+    shards = [shard for queue in QUEUES for shard in stored_shards(client, queue)]
     pipe = client.pipeline(transaction=False)
-    for queue in QUEUES:
-        pipe.set(f"{PREFIX}{{{stream_of(queue)}}}", b"", px=KEEP_MS)
+    for shard in shards:
+        pipe.set(f"{PREFIX}{{{stream_of(shard)}}}", b"", px=KEEP_MS)
     pipe.execute()

@@ -481,6 +481,21 @@ def test_keda_scales_on_undelivered_and_delayed_jobs() -> None:
     assert all(isinstance(value, str) for trigger in triggers for value in trigger.values())
 
 
+def test_keda_adds_up_the_jobs_of_all_shards() -> None:
+    (scaled,) = of_kind(render(loaded(VALUES / "keda-shards-values.yaml")), "ScaledObject")
+
+    triggers = scaled["spec"]["triggers"]
+    streams = {trigger["metadata"]["stream"] for trigger in triggers if "stream" in trigger["metadata"]}
+    assert {stream for stream in streams if "embedding" in stream} == {
+        "streams:embedding.ingested",
+        *(f"streams:embedding.ingested.s{number}" for number in (1, 2, 3)),
+    }
+    assert {"{streams:embedding.ingested.s3}:delayed"} <= {trigger["metadata"].get("listName") for trigger in triggers}
+    modifiers = scaled["spec"]["advanced"]["scalingModifiers"]
+    assert modifiers["formula"].split(" + ") == [trigger["name"] for trigger in triggers]
+    assert modifiers["target"] == "200"
+
+
 def test_hpa_scales_on_sum_of_undelivered_jobs() -> None:
     (hpa,) = of_kind(render(loaded(VALUES / "hpa-values.yaml")), "HorizontalPodAutoscaler")
 

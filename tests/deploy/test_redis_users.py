@@ -8,7 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import dramatiq
 import pytest
 import redis
 from redis.backoff import NoBackoff
@@ -24,7 +26,7 @@ from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.store.repairs import PetRepairs
 from sploot_cluster.store.salvage import salvage
 from tasks.client import ClusterTasks
-from tasks.composition import build_app
+from tasks.composition import build_app, build_broker, build_operations
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.queue_limit import MAX_QUEUE_LENGTH
 from tasks.redis_access.embedded import EmbeddedRedis
@@ -33,6 +35,7 @@ from tests.deploy.servers import PASSWORDS, acl_file, client_of, processes_envir
 from tests.sploot_cluster.albums import PET, take
 from tests.sploot_cluster.api.front import API
 from tests.support import redis_6_2
+from tests.system.events import flat_event
 
 ROOT = Path(__file__).parent.parent.parent
 STREAM = stream_of(EMBEDDING_INGESTED)
@@ -154,6 +157,7 @@ NOBODY = (
 DENIED = {
     "producer": (
         f"XADD {FEEDBACK} * message m",
+        f"XADD {STREAM}s * message m",
         f"XADD {FEEDBACK} MAXLEN 0 * message m",
         f"XADD {DEAD} * reason r",
         f"XADD {{{STREAM}}}:timer * a b",
@@ -464,6 +468,38 @@ def test_permissions_of_a_client_suffice_to_obey_the_queue_limit(
                     tasks.merge(7, [1, 2])
         finally:
             tester.delete(MAX_QUEUE_LENGTH)
+
+
+def test_users_have_the_permissions_that_shards_need(server: EmbeddedRedis, users: dict[str, redis.Redis]) -> None:
+    ran: list[int] = []
+    event = {"media_id": "1.jpg", "model": "m@1", "embedding": [1.0, 0.5]}
+    operations = build_operations(Settings(), users["operator"])
+    broker = build_broker(Settings(), users["worker"], middleware=[])
+
+    @dramatiq.actor(broker=broker, queue_name=EMBEDDING_INGESTED, actor_name="cluster_embedding")
+    def run(pet_id: int, **_: object) -> None:
+        ran.append(pet_id)
+
+    with client_of(server, "tester") as tester:
+        tester.delete(STREAM)
+        assert operations.act(operations.plan_shards("embedding", 4), by="ann", via="test").is_complete
+        with ClusterTasks(client=users["client"]) as tasks:
+            tasks.ingest_many([{"pet_id": pet_id, **event} for pet_id in range(1, 9)])
+        producer: Any = users["producer"]
+        producer.xadd(f"{STREAM}.s3", flat_event(pet_id=9, number=1))
+        producer.xadd(STREAM, flat_event(pet_id=1, number=2))  # belongs to another shard, and is moved
+        worker = dramatiq.Worker(broker, queues={EMBEDDING_INGESTED}, worker_timeout=50, worker_threads=1)
+        worker.start()
+        try:
+            broker.join(EMBEDDING_INGESTED, timeout=30_000)
+            moved = broker.counters(EMBEDDING_INGESTED)["moved"]
+        finally:
+            worker.stop()
+            broker.close()
+            operations.close()
+            tester.delete(f"{{{STREAM}}}:shards")
+
+    assert (sorted(ran), moved) == ([1, *range(1, 10)], 1)
 
 
 def test_redis_6_2_accepts_the_users_that_are_rendered_for_it(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import redis
 import yaml
+from redis.crc import key_slot
 
 from sploot_cluster.encodings import ENCODINGS
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
+from tasks.shards import bucket_of_pet
 
 WIRE = Path(__file__).parent.parent.parent / "docs" / "wire"
 SCHEMA = json.loads((WIRE / "embedding.ingested-1.schema.json").read_text())
@@ -59,6 +61,13 @@ def test_error_for_an_invalid_golden_entry_names_the_recorded_field(case: Case) 
 
     assert refused.value.field == case["field"]
     assert refused.value.hint
+
+
+def test_golden_buckets_are_those_of_the_code() -> None:
+    recorded = {case["pet_id"]: case["bucket"] for case in GOLDEN["buckets"]}
+
+    assert {pet_id: bucket_of_pet(int(pet_id)) for pet_id in recorded} == recorded
+    assert {pet_id: key_slot(pet_id.encode()) % 1024 for pet_id in recorded} == recorded
 
 
 def test_golden_entries_cover_every_encoding() -> None:

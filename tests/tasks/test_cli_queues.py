@@ -46,6 +46,7 @@ ACTIONS = [
     ["dead", "requeue", "embedding", "--all"],
     ["dead", "requeue", "embedding", "--all", "--canary"],
     ["dead", "purge", "embedding", "--reason", "failed"],
+    ["shards", "set", "4"],
 ]
 
 
@@ -277,3 +278,16 @@ def test_entry_id_ahead_of_the_clock_is_shown_without_a_time(desk: Desk, cli: Cl
         assert re.search(rf"{odd_id}\s+-\s", line)
     (queue,) = [queue for queue in status.json if queue["queue"] == "embedding.ingested"]
     assert queue["oldest_age_s"] is None
+
+
+def test_shards_are_set_and_shown(cli: Cli, desk: Desk) -> None:
+    desk.add(1)
+
+    assert cli("shards", "set", "2", "--yes").code == 0
+    shown = cli("shards", "show", "--json").json
+
+    assert [(row["shard"], row["stream"], row["undelivered"]) for row in shown] == [
+        (0, "streams:embedding.ingested", 1),
+        (1, "streams:embedding.ingested.s1", 0),
+    ]
+    assert cli("shards", "set", "3", "--yes").code == 2
