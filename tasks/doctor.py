@@ -155,7 +155,8 @@ def _permitted(check: Callable[[Installation], Iterator[Finding]], installation:
 
 def _nodes(installation: Installation) -> Iterator[tuple[str, Installation]]:
     """Yield a prefix for findings and the installation, for the only server or for each primary of a Cluster."""
-    client: object = installation.client  # a Cluster's client, with the same commands, is typed as a single server's
+    # the client of a Cluster has the same commands, but is typed as the client of a single server
+    client: object = installation.client
     if not isinstance(client, RedisCluster):
         yield "", installation
         return

@@ -22,7 +22,7 @@ from ..deliveries import Delivery
 from ..errors import InvalidOption
 from ..options import check_options, is_known
 
-# Maximum size of a batch, because one call of settle.lua acknowledges at most this number of messages; see settler.py.
+# Maximum size of a batch. One call of settle.lua acknowledges no more messages; see settler.py.
 MOST_PER_BATCH: Final = 500
 OPTION: Final = "batch"
 

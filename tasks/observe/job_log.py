@@ -65,8 +65,8 @@ class _Series(NamedTuple):
 class RecordJobs(dramatiq.Middleware):
     """Middleware that counts and logs every attempt of a job. A failure in it never affects the job.
 
-    Each job of a batch is counted and logged, with the duration of the batch. A job that its batch did not do is
-    counted when it has run by itself.
+    Each job of a batch is counted and logged, with the duration of the batch. A job that its batch did not
+    mark as done is counted when it has run individually.
 
     Args:
         metrics: the counters; by default those of this process.

@@ -1,4 +1,4 @@
-"""Callbacks of groups run once and after all members, also when members run again because their workers died."""
+"""Callbacks of groups run once, after all members, even if members run again because their workers died."""
 
 from __future__ import annotations
 

@@ -365,7 +365,7 @@ def test_retry_counts_as_a_start_of_its_rate(scene: Scene, key: dict[str, str]) 
 
 
 @pytest.mark.parametrize("place", ["undelivered", "delayed"])
-def test_next_message_gets_the_start_of_a_removed_message_with_a_rate(scene: Scene, place: str) -> None:
+def test_next_message_gets_the_place_of_a_removed_message_with_a_rate(scene: Scene, place: str) -> None:
     consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many(at_rate("1/day", "1", "2", "3"))
