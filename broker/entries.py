@@ -191,7 +191,7 @@ def _needs_no_check(message: dramatiq.Message[Any]) -> bool:
         type(message_id) is type(actor_name) is type(queue_name) is str
         and message.options == {}
         and type(message.message_timestamp) is int
-        and isinstance(message.kwargs, dict)
+        and isinstance(message.kwargs, dict)  # type: ignore[redundant-expr]  # decoders may pass anything
         and type(message.options) is dict
         and (queue_name + actor_name + message_id).isascii()
     )

@@ -17,9 +17,11 @@ from sploot_cluster.threads import one_thread_each
 # numpy reads these variables on its first import, so they are set before any other import
 one_thread_each(os.environ)
 
+_LONG_RUNNING = frozenset({"worker", "scheduler", "serve"})
+
 try:
     # A long-running process logs JSON from its first line, including warnings and errors from the imports below.
-    if sys.argv[1:2] and sys.argv[1] in {"worker", "scheduler", "serve"}:
+    if sys.argv[1:2] and sys.argv[1] in _LONG_RUNNING:
         from tasks.observe.logs import configure_logging
 
         configure_logging("INFO")
@@ -70,6 +72,10 @@ def _show_uncaught(kind: type[BaseException], error: BaseException, trace: Trace
 
 def main() -> None:
     """Run the command line."""
+    if not _LONG_RUNNING & {*sys.argv[1:2]}:
+        from tasks.cli.unused import leave_out
+
+        leave_out()
     if sys.excepthook is sys.__excepthook__:  # the long-running processes install their own hook
         sys.excepthook = _show_uncaught
     # an ASCII terminal shows a character that it does not know, such as “…”, as an escape

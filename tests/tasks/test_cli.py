@@ -300,6 +300,19 @@ def test_help_imports_no_command() -> None:
     assert {"rich", "redis", "numpy", "sploot_cluster.decide"}.isdisjoint(loaded.splitlines()[-1].split())
 
 
+def test_short_command_imports_neither_engine_nor_asyncio_clients(redis_url: str) -> None:
+    code = "import sys, tasks.cli; sys.argv = ['sploot-cluster', 'queue', 'status']\n"
+    code += "try: tasks.cli.main()\nexcept SystemExit: print(*(name for name, module in sys.modules.items() if module))"
+    environ = {**os.environ, "REDIS_URL": redis_url}
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ)
+
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"redis.client", "broker.broker"} <= loaded
+    assert {"numpy", "redis.asyncio.client", "opentelemetry", "gevent", "fastapi"}.isdisjoint(loaded)
+    assert len(loaded) < 650
+
+
 @pytest.mark.parametrize(
     ("words", "meant"), [(["clustrs"], "clusters"), (["queue", "ded"], "dead"), (["clusters", "1", "--jsn"], "--json")]
 )
