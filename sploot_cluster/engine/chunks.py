@@ -11,7 +11,7 @@ on. The maxima per chunk are then maxima over whole rows of memory, which is ten
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -114,61 +114,41 @@ def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int =
     return Nearest.of(chunks, places, similarities, most)
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """The results of one product of m new vectors with all vectors, for the new vectors and for the old ones.
-
-    Attributes:
-        nearest: the results for each new vector.
-        chunks: the chunks of the new vectors.
-        most: (n_old, n_chunks) float32 similarity of each old vector to the most similar vector of each new chunk.
-        near: (p, 2) pairs of an old and a new row whose similarity is at least the limit given for the old row.
-    """
-
-    nearest: Nearest
-    chunks: Chunks
-    most: FloatMatrix
-    near: Rows
-
-
-def arrived_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, least: FloatVector, threads: int = 1) -> Arrived:
+def arrived_rows(
+    vectors: FloatMatrix, chunks: Chunks, k: int, *, least: FloatVector, threads: int = 1
+) -> tuple[Nearest, Rows]:
     """Compare the last m of n vectors of unit norm with all. O(m · n · d).
 
     Args:
         chunks: the chunks of all vectors.
         k: number of nearest other rows to find for each new row; k < n.
         least: (n − m,) for each old row, the lowest similarity at which a new row counts as near it.
+
+    Returns:
+        The results for the new rows, and (p, 2) pairs of an old row and a new row near it.
     """
-    n, n_old, (_, n_chunks) = len(vectors), len(least), chunks.rows.shape
-    of_new = Chunks.of(vectors[n_old:])
-    size, n_of_new = of_new.rows.shape
+    n, n_old, (size, n_chunks) = len(vectors), len(least), chunks.rows.shape
     places, similarities = np.empty((n - n_old, k), dtype=np.intp), np.empty((n - n_old, k), dtype=np.float32)
     most = np.empty((n - n_old, n_chunks), dtype=np.float32)
-    most_of_old = np.empty((n_old, n_of_new), dtype=np.float32)
-    columns = chunks.columns.reshape(chunks.rows.size, -1).T
-    old_places, old_rows = chunks.places[:n_old], chunks.rows.ravel()
-    limit = np.full(chunks.rows.size, np.inf, dtype=np.float32)
-    limit[old_places] = least
-    step = max(1, block_rows(n) // size)
+    columns, old_rows = chunks.columns.reshape(size * n_chunks, -1).T, chunks.rows.ravel()
+    limit = np.full(size * n_chunks, np.inf, dtype=np.float32)
+    limit[chunks.places[:n_old]] = least
+    step = block_rows(n)
 
     def fill(start: int) -> Rows:
-        of_block = slice(start, min(start + step, n_of_new))
-        rows = of_new.rows[:, of_block].T.ravel()
-        similarity = vectors[n_old + rows] @ columns
-        similarity[np.arange(len(rows)), chunks.places[n_old + rows]] = NEVER
+        block = slice(start, min(start + step, n - n_old))
+        rows = np.arange(n_old, n)[block]
+        similarity = vectors[rows] @ columns
+        similarity[np.arange(len(rows)), chunks.places[rows]] = NEVER
         similarity[:, chunks.fillings] = NEVER
-        by_chunk = similarity.reshape(len(rows), -1, n_chunks).max(axis=1)
-        largest = _largest(similarity, by_chunk, k)
-        most[rows], places[rows] = by_chunk, largest
-        similarities[rows] = np.take_along_axis(similarity, largest, axis=1)
-        most_of_old[:, of_block] = similarity.reshape(-1, size, similarity.shape[1]).max(axis=1)[:, old_places].T
+        np.max(similarity.reshape(-1, size, n_chunks), axis=1, out=most[block])
+        places[block] = _largest(similarity, most[block], k)
+        similarities[block] = np.take_along_axis(similarity, places[block], axis=1)
         near, near_places = np.divmod(np.flatnonzero(similarity >= limit), len(limit))
-        return np.stack([old_rows[near_places], n_old + rows[near]], axis=1)
+        return np.stack([old_rows[near_places], rows[near]], axis=1)
 
-    found = list(spread(fill, range(0, n_of_new, step), threads=threads))
-    near = np.unique(np.concatenate(found), axis=0)  # the row that pads the last chunk may be found several times
-    of_new = replace(of_new, rows=n_old + of_new.rows)
-    return Arrived(Nearest.of(chunks, places, similarities, most), of_new, most_of_old, near)
+    near = np.concatenate(list(spread(fill, range(0, n - n_old, step), threads=threads)))
+    return Nearest.of(chunks, places, similarities, most), near
 
 
 def block_rows(n: int) -> int:

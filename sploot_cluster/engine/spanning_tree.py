@@ -14,7 +14,7 @@ when items come or go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sploot_cluster.engine.chunks import NEVER, Chunks, Nearest, nearest_rows
+from sploot_cluster.engine.graph import components, forest
 from sploot_cluster.pet.models import Backend
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, Rows
 from sploot_cluster.threads import quiet_blas, spread
@@ -120,8 +121,7 @@ def spanning_tree(
         rows = np.arange(len(vectors))
         nearest_ones, distances = nearest_exactly(vectors, rows, found, min_samples, threads=threads)
         core = found.similarity[:, min_samples - 1].copy()
-        view = View(rows, chunks, found.rows, found.similarity, found.most)
-        edges = Boruvka(vectors, core, [view]).run()
+        edges = _Boruvka(vectors, core, chunks, found).run()
         lengths = distances_between(vectors, edges[:, 0], edges[:, 1])
     return SpanningTree(nearest_ones, distances, edges, lengths, backend)
 
@@ -137,62 +137,22 @@ def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> D
     return distances
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """The known similarities of some rows to others: to the most similar ones, and the maximum for each chunk.
+class _Boruvka:
+    """Borůvka's algorithm on similarities: the best edge is the most similar one."""
 
-    Attributes:
-        rows: (r,) the rows whose similarities to others the view holds.
-        chunks: the chunks of the rows that they were compared with.
-        listed: (r, k) the most similar of the rows in ``chunks``, the most similar first; k may be 0.
-        similarity: (r, k) float32 similarities to ``listed``.
-        most: (r, n_chunks) float32 similarity to the most similar other row of each chunk.
-    """
-
-    rows: Rows
-    chunks: Chunks
-    listed: Rows
-    similarity: FloatMatrix
-    most: FloatMatrix
-
-
-@dataclass(frozen=True, slots=True)
-class Edges:
-    """Edges of a graph: (m, 2) ``rows``, and their float32 ``reachability`` as similarities, in ascending order."""
-
-    rows: Rows
-    reachability: FloatVector
-
-
-class Boruvka:
-    """Borůvka's algorithm on similarities: the best edge is the most similar one.
-
-    The graph has all edges between the rows of a view and the rows in its chunks, and the given ``edges``.
-    """
-
-    def __init__(
-        self, vectors: FloatMatrix, core: FloatVector, views: Sequence[View], edges: Edges | None = None
-    ) -> None:
+    def __init__(self, vectors: FloatMatrix, core: FloatVector, chunks: Chunks, nearest: Nearest) -> None:
         """
         Args:
             vectors: (n, d) float32 of unit norm.
             core: (n,) similarity of each row to the neighbour that determines its core distance.
-            views: the views; no row is in two of them.
-            edges: further edges.
+            chunks, nearest: the results of the product of all vectors with all.
         """
         n = len(vectors)
-        self._vectors, self._core, self._views, self._edges = vectors, core, views, edges
-        self._reachability = [
-            np.minimum(np.minimum(view.similarity, core[view.rows, None]), core[view.listed]) for view in views
-        ]
-        # the highest similarity that a row may have to rows in the chunks of its view that are not in its list and that
-        # it was not compared with
-        self._horizon = np.full(n, NEVER)
-        for view in views:
-            is_listed = view.listed.shape[1] > 0
-            self._horizon[view.rows] = view.similarity[:, -1] if is_listed else view.most.max(axis=1)
+        self._vectors, self._core, self._chunks, self._nearest = vectors, core, chunks, nearest
+        self._reachability = np.minimum(np.minimum(nearest.similarity, core[:, None]), core[nearest.rows])
+        # the highest similarity that a row may have to rows that are not in its list and that it was not compared with;
         # no edge of a row is better than the row's similarity in ``core``
-        np.minimum(self._horizon, core, out=self._horizon)
+        self._horizon = np.minimum(nearest.similarity[:, -1], core)
         # the best edge that a comparison found, and the row it leads to; stale once both ends are in one component
         self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)
         self._component: Rows = np.arange(n)
@@ -203,40 +163,19 @@ class Boruvka:
         edges = []
         while self._n_components > 1:
             best, best_with = self._best_known()
-            for view in self._views:
-                self._look_farther(view, best, best_with)
+            self._look_farther(best, best_with)
             edges.append(self._join(best, best_with))
         return np.concatenate(edges)
 
     def _best_known(self) -> tuple[FloatVector, Rows]:
         """Return, for each vector, the best known edge out of its component and the row it leads to."""
-        component = self._component
-        best, best_with = np.full(len(component), NEVER), np.zeros(len(component), dtype=np.intp)
-        for view, reachability in zip(self._views, self._reachability, strict=True):
-            if view.listed.shape[1]:
-                leaves = component[view.listed] != component[view.rows, None]
-                listed, at = np.where(leaves, reachability, NEVER), np.arange(len(view.rows))
-                nearest = listed.argmax(axis=1)
-                best[view.rows], best_with[view.rows] = listed[at, nearest], view.listed[at, nearest]
-        if self._edges is not None:
-            self._follow_edges(self._edges, best, best_with)
+        component, listed = self._component, self._nearest.rows
+        known, at = np.where(component[listed] != component[:, None], self._reachability, NEVER), np.arange(len(listed))
+        nearest = known.argmax(axis=1)
+        best, best_with = known[at, nearest], listed[at, nearest]
         is_better = self._is_fresh() & (self._found > best)
         best[is_better], best_with[is_better] = self._found[is_better], self._found_with[is_better]
         return best, best_with
-
-    def _follow_edges(self, edges: Edges, best: FloatVector, best_with: Rows) -> None:
-        """Update ``best`` and ``best_with`` in place where a given edge is better."""
-        leaves = np.flatnonzero(self._component[edges.rows[:, 0]] != self._component[edges.rows[:, 1]])
-        ends, reachability = edges.rows[leaves], edges.reachability[leaves]
-        for ones, others in ((ends[:, 0], ends[:, 1]), (ends[:, 1], ends[:, 0])):
-            # if a row has several edges, the last assignment counts: the one for the most similar row
-            last = np.full(len(best), -1, dtype=np.intp)
-            last[ones] = np.arange(len(ones))
-            rows = np.flatnonzero(last >= 0)
-            of = last[rows]
-            is_better = reachability[of] > best[rows]
-            rows, of = rows[is_better], of[is_better]
-            best[rows], best_with[rows] = reachability[of], others[of]
 
     def _is_fresh(self) -> BoolVector:
         is_fresh: BoolVector = (self._found > NEVER) & (self._component[self._found_with] != self._component)
@@ -248,22 +187,21 @@ class Boruvka:
         np.maximum.at(reached, self._component, best)
         return reached
 
-    def _look_farther(self, view: View, best: FloatVector, best_with: Rows) -> None:
+    def _look_farther(self, best: FloatVector, best_with: Rows) -> None:
         """Find better edges that the neighbour lists miss; update ``best`` and ``best_with`` in place.
 
         The similarity to the most similar vector of each chunk is known. If the chunk contains no row of the component,
         the component has an edge at least that good. A chunk whose most similar vector is worse than the best of these
         edges cannot hold a better one.
         """
-        component, chunks = self._component, view.chunks
+        component, chunks, most = self._component, self._chunks, self._nearest.most
         reached = self._reached(best)
         is_exact = self._is_fresh() & (self._found >= self._horizon)
-        is_unsure = (self._horizon > reached[component]) & ~is_exact
-        unsure = np.flatnonzero(is_unsure[view.rows])
+        unsure = np.flatnonzero((self._horizon > reached[component]) & ~is_exact)
         if not len(unsure):
             return
         # sorted by component, because rows of one component are compared with the same chunks
-        unsure = unsure[np.argsort(component[view.rows[unsure]], kind="stable")]
+        unsure = unsure[np.argsort(component[unsure], kind="stable")]
         of_columns, core_of_columns = component[chunks.rows], self._core[chunks.rows]
         is_of_one = (of_columns == of_columns[0]).all(axis=0)
         least_core, holds = core_of_columns.min(axis=0), np.zeros((self._n_components, len(is_of_one)), dtype=np.bool_)
@@ -271,19 +209,17 @@ class Boruvka:
         holds_all = holds & is_of_one
 
         for start in range(0, len(unsure), _ROWS):
-            at = unsure[start : start + _ROWS]
-            rows = view.rows[at]
-            bound = np.minimum(view.most[at], least_core)
+            rows = unsure[start : start + _ROWS]
+            bound = np.minimum(most[rows], least_core)
             np.putmask(bound, holds[component[rows]], NEVER)
             outside = np.minimum(bound.max(axis=1), self._core[rows])
             np.maximum.at(reached, component[rows], outside - ROUNDING)
 
         for start in range(0, len(unsure), _ROWS):
-            at = unsure[start : start + _ROWS]
-            rows = view.rows[at]
+            rows = unsure[start : start + _ROWS]
             of = component[rows]
             limit = reached[of]
-            may_hide = view.most[at] >= limit[:, None] - ROUNDING
+            may_hide = most[rows] >= limit[:, None] - ROUNDING
             may_hide &= ~holds_all[of]
             candidates = np.flatnonzero(may_hide.any(axis=0))
             if not len(candidates):
@@ -312,22 +248,10 @@ class Boruvka:
         order = np.lexsort((edges[:, 1], edges[:, 0], -best[chosen]))
         _, of_each = np.unique(self._component[chosen][order], return_index=True)
         edges = edges[order][np.sort(of_each)]
-        parent = list(range(self._n_components))
-
-        def find(component: int) -> int:
-            while parent[component] != component:
-                parent[component] = component = parent[parent[component]]
-            return component
-
-        accepted = []
-        for at, (one, other) in enumerate(self._component[edges].tolist()):
-            one, other = find(one), find(other)
-            if one != other:
-                parent[max(one, other)] = min(one, other)
-                accepted.append(at)
-        roots, becomes = np.unique([find(component) for component in parent], return_inverse=True)
-        self._n_components, self._component = len(roots), becomes[self._component]
-        return edges[accepted]
+        edges = edges[forest(self._n_components, self._component[edges])]
+        self._n_components, becomes = components(self._n_components, self._component[edges])
+        self._component = becomes[self._component]
+        return edges
 
 
 def nearest_exactly(

@@ -1,4 +1,4 @@
-"""Forests, components and walks, compared with scipy's."""
+"""Forests and components, compared with scipy's, and how a forest was merged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from sploot_cluster.engine.graph import components, forest, walk
+from sploot_cluster.engine.graph import Merges, components, forest
 from sploot_cluster.pet.vectors import Rows
 
 
@@ -55,16 +55,29 @@ def test_long_path_is_one_component_and_a_spanning_forest_of_itself() -> None:
     assert forest(5_000, path).tolist() == list(range(4_999))
 
 
-def test_walk_visits_each_node_after_one_of_its_neighbours() -> None:
-    rng = np.random.default_rng(2)
-    names = rng.permutation(300)
-    names[[0, int(np.flatnonzero(names == 0)[0])]] = 0, names[0]
-    edges = np.stack([names[1:], names[(rng.random(299) * np.arange(1, 300)).astype(int)]], axis=1)
+@pytest.mark.parametrize("seed", range(40))
+def test_merges_name_the_last_edge_of_every_path(seed: int) -> None:
+    n, edges = random_edges(seed)
+    nodes = np.arange(n)
+    # along the edges in ascending order, two nodes are first connected by the last edge of the path between them
+    expected = np.full((n, n), -1)
+    for at in range(len(edges)):
+        _, component = components(n, edges[: at + 1])
+        expected[(component[:, None] == component) & (expected < 0)] = at
 
-    order = walk(300, edges)
+    merges = Merges.of(n, edges)
 
-    place = np.argsort(order)
-    later_ends = place[edges].max(axis=1)
-    assert order[0] == 0
-    assert sorted(order.tolist()) == list(range(300))
-    assert sorted(later_ends.tolist()) == list(range(1, 300))
+    ones, others = np.nonzero(~np.eye(n, dtype=np.bool_))
+    assert merges.kept.tolist() == forest(n, edges).tolist()
+    np.testing.assert_array_equal(merges.last_between(ones, others), expected[ones, others])
+    order = merges.order()
+    assert sorted(order.tolist()) == nodes.tolist()
+    for component, _ in merges.rounds:
+        assert np.count_nonzero(np.diff(component[order])) == len(np.unique(component)) - 1
+
+
+def test_merges_without_edges_leave_every_node_apart() -> None:
+    merges = Merges.of(3, np.empty((0, 2), dtype=np.intp))
+
+    assert merges.order().tolist() == merges.component.tolist() == [0, 1, 2]
+    assert merges.last_between(np.array([0]), np.array([1])).tolist() == [-1]
