@@ -235,6 +235,11 @@ def own_similarity(vectors: FloatMatrix) -> FloatVector:
             evenly spaced; else m = n.
     """
     n = len(vectors)
+    if n <= _BLOCK:
+        # numpy computes half of the product of a matrix with itself, because it is symmetric
+        similarity = vectors @ vectors.T
+        np.fill_diagonal(similarity, -np.inf)
+        return _mean_top(similarity, min(TOP, n - 1))
     probes = np.arange(n) if n <= _MOST_PROBES else np.linspace(0, n - 1, num=_MOST_PROBES).astype(np.intp)
     own = np.empty(len(probes), dtype=np.float32)
     for start in range(0, len(probes), _BLOCK):

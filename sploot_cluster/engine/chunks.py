@@ -53,14 +53,15 @@ class Chunks:
     fillings: Rows
 
     @classmethod
-    def of(cls, vectors: FloatMatrix, order: Rows | None = None) -> Chunks:
+    def of(cls, vectors: FloatMatrix, order: Rows | None = None, *, more: int = 1) -> Chunks:
         """Return the chunks of (n, d) ``vectors`` of unit norm.
 
         Args:
             order: all rows, ordered so that similar ones are adjacent; default: computed, in O(n² · d / size).
+            more: how many times as many chunks there may be, if only a part of the rows is compared with them.
         """
         n = len(vectors)
-        size = max(_SIZE, -(-n // _MOST_CHUNKS))
+        size = max(_SIZE, -(-n // (more * _MOST_CHUNKS)))
         n_chunks = -(-n // size)
         order = alike(vectors) if order is None else order
         filled = np.append(order, np.repeat(order[(n_chunks - 1) * size], n_chunks * size - n))

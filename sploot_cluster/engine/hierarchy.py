@@ -84,18 +84,22 @@ def _join(edges: Rows, bounds: list[int], name: list[int]) -> list[tuple[int, in
         steps.append((component[kept], component[other], size[kept]))
         component[kept] = n + len(steps) - 1
 
-    ends = edges.tolist()
+    heads, tails = edges[:, 0].tolist(), edges[:, 1].tolist()
     for start, end in pairwise(bounds):
         if end - start == 1:
-            one, other = find(ends[start][0]), find(ends[start][1])
-            if size[one] >= size[other]:
-                join(one, other)
-            else:
-                join(other, one)
+            one, other = heads[start], tails[start]
+            # as in find, whose call takes as long as the steps of one edge
+            while parent[one] != one:
+                parent[one] = one = parent[parent[one]]
+            while parent[other] != other:
+                parent[other] = other = parent[parent[other]]
+            if size[one] < size[other]:
+                one, other = other, one
+            join(one, other)
             continue
         group: dict[int, list[int]] = {}
         of: dict[int, int] = {}
-        for one, other in ends[start:end]:
+        for one, other in zip(heads[start:end], tails[start:end], strict=True):
             one, other = find(one), find(other)
             a, b = of.setdefault(one, one), of.setdefault(other, other)
             group.setdefault(a, [one])

@@ -120,7 +120,7 @@ def _with_many_more(tree: SpanningTree, vectors: FloatMatrix, threads: int) -> S
     nearest_first = tree.edges[np.argsort(tree.weights, kind="stable")]
     # similar old rows are near each other in the order in which the tree merges them
     order = np.concatenate([Merges.of(n_old, nearest_first).order(), n_old + alike(vectors[n_old:])])
-    chunks = Chunks.of(vectors, order)
+    chunks = Chunks.of(vectors, order, more=2)  # at most half of the rows are new
     found, near = arrived_rows(
         vectors,
         chunks,

@@ -153,8 +153,7 @@ class MediaView(Sequence[MediaId]):
     def __getitem__(self, at: slice) -> tuple[MediaId, ...]: ...
     def __getitem__(self, at: int | slice) -> MediaId | tuple[MediaId, ...]:
         if isinstance(at, slice):
-            start, stop, step = at.indices(self._n)
-            return tuple(self._media[row] for row in range(start, stop, step))
+            return tuple(self._media[: self._n][at])
         return self._media[range(self._n)[at]]
 
     def __eq__(self, other: object) -> bool:
