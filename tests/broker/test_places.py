@@ -128,12 +128,13 @@ def test_queues_take_turns_at_the_only_thread(redis_url: str) -> None:
         jobs.send("long", "many", *"abcdefghijkl")
         eventually(lambda: jobs.began)
         jobs.send("long", "few", "few")
-        eventually(lambda: jobs.broker.counters("few")["handed_back"])  # it waits in Redis for its turn
+        # it waits for its turn, unread or handed back
+        eventually(lambda: (few := jobs.broker.stats("few")) and (few.waiting, few.in_flight) == (1, 0))
 
-        for n in range(1, 4):
+        for n in range(1, 7):
             eventually(lambda n=n: len(jobs.began) >= n)  # type: ignore[misc]
             jobs.end()
-        eventually(lambda: "few" in jobs.began[:4])
+        eventually(lambda: "few" in jobs.began[:7])
         jobs.end(12)
         for queue in ("many", "few"):
             jobs.broker.join(queue, timeout=30_000)

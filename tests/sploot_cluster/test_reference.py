@@ -16,6 +16,9 @@ from sploot_cluster.store.memory import MemoryPetStore
 from tests.sploot_cluster.albums import PET, grouped, take
 from tests.sploot_cluster.states import looks
 
+# the package takes seconds to import
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def service() -> ClusterService:

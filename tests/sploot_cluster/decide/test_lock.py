@@ -17,6 +17,7 @@ from tests.sploot_cluster.albums import MODEL, PET, grouped, name, names, pictur
 from tests.sploot_cluster.decide.test_recluster import density
 
 ONE, TWO, THREE, FOUR = (ClusterId(number) for number in range(1, 5))
+OF_TWO = np.stack([picture(1, number) for number in range(12)])
 
 
 @pytest.fixture
@@ -60,10 +61,11 @@ def test_lock_raises_the_threshold_until_unlock(service: ClusterService) -> None
 
 
 def test_arrival_between_the_thresholds_joins_only_the_unlocked_cluster(service: ClusterService) -> None:
+    allowed = 1 - threshold(service, TWO)
     far = next(
         vector
         for share in np.linspace(0, 0.5, 5_000)
-        if (vector := picture(1, 0) + share * picture(9, 0)) is not None and 0.96 < reach(service, vector) < 0.99
+        if (vector := picture(1, 0) + share * picture(9, 0)) is not None and 0.96 < distance(vector) / allowed < 0.99
     )
 
     service.lock(PET, [TWO], operation_id="1", by="ada")
@@ -74,11 +76,10 @@ def test_arrival_between_the_thresholds_joins_only_the_unlocked_cluster(service:
     assert (refused.cluster, taken.cluster) == (-1, TWO)
 
 
-def reach(service: ClusterService, vector: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> float:
-    """Return the distance of an item from cluster 2 as a multiple of what its threshold allows."""
+def distance(vector: np.ndarray[tuple[int, ...], np.dtype[np.floating]]) -> float:
+    """Return the distance of an item from cluster 2: one minus its mean similarity to the three nearest members."""
     unit = vector / np.linalg.norm(vector)
-    likeness = np.sort([float(unit @ picture(1, number)) for number in range(12)])[-3:].mean()
-    return float((1 - likeness) / (1 - threshold(service, TWO)))
+    return float(1 - np.sort(OF_TWO @ unit)[-3:].mean())
 
 
 def test_recluster_does_not_divide_or_join_or_dissolve_a_locked_cluster(
