@@ -1,8 +1,8 @@
 """Pages of the list of pets: searched, sorted, and each continued from the last pet of the previous page.
 
-If pets are sorted by id, only the pets of the page are read. To sort by a count, the counts of all matching pets are
-read, so this is refused if more than ``MAX_SORTED`` pets match. A search that is not a number reads only pets whose
-name matches.
+If pets are sorted by id, only the pets of the page are read, however many there are. To sort by a count, the counts of
+all matching pets are read, so this is refused if more than ``MAX_SORTED`` pets match. A search that is not a number
+reads only pets whose name matches.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class ListedPets(Protocol):
 
     def pets(self) -> Sequence[PetId]: ...
 
+    def pets_in_order(self, last: PetId | None, *, rising: bool, limit: int) -> tuple[int, Sequence[PetId]]: ...
+
     def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]: ...
 
     def find_by_name(self, beginning: str, *, limit: int) -> Sequence[PetId]: ...
@@ -76,16 +78,21 @@ def page_of(
     if cursor is not None and not re.fullmatch(CURSOR, cursor):
         raise InvalidInput("cursor", "is not a cursor of this list", "send next_cursor of the previous page unchanged")
     after, last = _position(cursor)
+    by_count = order in (PetOrder.NOISE, PetOrder.ITEMS)
+    if not search:
+        # one more, to know whether another page follows
+        n_pets, ids = listed.pets_in_order(last, rising=order != PetOrder.NEWEST, limit=limit + 1)
+        if not by_count:
+            return PetPage(listed.summaries(ids[:limit]), n_pets, str(ids[limit - 1]) if len(ids) > limit else None)
+        _check_sortable(n_pets, order)
     matching, summaries = _matching(listed, search), listed.summaries
-    if order in (PetOrder.ID, PetOrder.NEWEST):
+    if not by_count:
         rising = order == PetOrder.ID
         inside = matching if last is None else [pet for pet in matching if (pet > last if rising else pet < last)]
         page = (inside if rising else inside[::-1])[:limit]
         next_cursor = str(page[-1]) if len(inside) > len(page) else None
         return PetPage(summaries(page), len(matching), next_cursor)
-    if len(matching) > MAX_SORTED:
-        problem = f"cannot be {order} for {len(matching)} pets; at most {MAX_SORTED} can be sorted"
-        raise InvalidInput("order", problem, "narrow the search, or choose id or newest")
+    _check_sortable(len(matching), order)
 
     def place(pet: PetSummary) -> tuple[int, PetId]:
         return (-pet.n_noise if order == PetOrder.NOISE else -pet.n_media), pet.pet_id
@@ -96,6 +103,12 @@ def page_of(
     shown = found[:limit]
     end = place(shown[-1]) if len(found) > len(shown) else None
     return PetPage(shown, len(matching), None if end is None else f"{-end[0]}:{end[1]}")
+
+
+def _check_sortable(n_pets: int, order: PetOrder) -> None:
+    if n_pets > MAX_SORTED:
+        problem = f"cannot be {order} for {n_pets} pets; at most {MAX_SORTED} can be sorted"
+        raise InvalidInput("order", problem, "narrow the search, or choose id or newest")
 
 
 def _matching(listed: ListedPets, search: str) -> Sequence[PetId]:

@@ -46,6 +46,7 @@ rows are appended and never move. A deletion writes the pet again, under another
     {pet:<id>}:shadow:vectors  hash  media id -> float32 little-endian, unit norm, of that model
     {pet:<id>}:preview      string  a preview of a recluster (previews.py); expires after 15 minutes
     sploot:pets             set     ids of pets that have data, decimal
+    sploot:pets:sorted      zset    the same ids with leading zeros, in their order, score 0: about 130 bytes each
     sploot:pets:names       zset    case-folded name + zero byte + id of each pet with a name, score 0: about 100 bytes
 
     <key>:new:<random>              the value that a key of a large pet gets next, while it is written step by step;
@@ -67,7 +68,8 @@ again, and are not checked.
 crash between the two leaves an id without data, but never an unlisted pet. Every commit adds the pet again in the same
 round trip, so that arrivals rebuild a lost set. On a Cluster, where that takes another round trip, only every 16th
 commit does. A process that creates or deletes a pet, or finds it unlisted, checks afterwards that it is listed
-correctly, because two processes may do so at the same time. ``sploot:pets:names`` is written in the same manner, by
+correctly, because two processes may do so at the same time. ``sploot:pets:sorted`` is written with it; a reader that
+finds another number of pets in it repairs it (pet_list.py). ``sploot:pets:names`` is written in the same manner, by
 commits that change a name and when a pet is found unlisted (name_index.py).
 """
 
@@ -79,6 +81,7 @@ from sploot_cluster.pet.models import PetId
 
 PETS: Final = "sploot:pets"
 NAMES: Final = "sploot:pets:names"
+SORTED_PETS: Final = "sploot:pets:sorted"
 
 FORMAT: Final = 1
 

@@ -375,6 +375,11 @@ class MemoryPetStore:
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
         return 0, self.pets()
 
+    def pets_in_order(self, last: PetId | None, *, rising: bool, limit: int) -> tuple[int, Sequence[PetId]]:
+        pets = self.pets() if rising else self.pets()[::-1]
+        following = [pet for pet in pets if last is None or (pet > last if rising else pet < last)]
+        return len(pets), following[:limit]
+
     def pets(self) -> Sequence[PetId]:
         with self._lock:
             return sorted(self._pets)

@@ -310,6 +310,17 @@ class PetStore(Protocol):
         """
         ...
 
+    def pets_in_order(self, last: PetId | None, *, rising: bool, limit: int) -> tuple[int, Sequence[PetId]]:
+        """Return how many pets have data, and up to ``limit`` of those after ``last``, in the order of their ids.
+
+        Costs the same for any number of pets.
+
+        Args:
+            last: None to begin with the first.
+            rising: whether the order is ascending.
+        """
+        ...
+
     def pets(self) -> Sequence[PetId]:
         """Return all pets that have data, ascending."""
         ...

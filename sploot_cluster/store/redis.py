@@ -64,6 +64,7 @@ from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.store import ledger_json as ledger
 from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.store.name_index import NameIndex
+from sploot_cluster.store.pet_list import PetList
 from sploot_cluster.store.port import CLAIM_MS, MAX_VECTOR_BYTES, Removal
 from sploot_cluster.store.removal import STEP_BYTES, RedisRemoval
 from sploot_cluster.store.short_calls import Call, ShortCalls
@@ -123,9 +124,6 @@ RECORDS_PER_PAGE: Final = 16
 # Number of commands in the round trip that reads a page of vectors for an export, about a megabyte.
 STEPS_PER_TRIP: Final = 8
 
-# Approximate number of pets that one command lists, in less than a millisecond.
-PETS_PER_PAGE: Final = 1_000
-
 # The fields of meta that a list of pets shows.
 _SUMMARY: Final = ("name", "model", "revision", "n_media", "n_clusters", "n_noise")
 
@@ -146,6 +144,7 @@ class RedisPetStore:
             raise ValueError("expected a client that returns bytes; create it with decode_responses=False")
         self._client = client
         self._names = NameIndex(client)
+        self._listed = PetList(client)
         self._max_vector_bytes = MAX_VECTOR_BYTES if max_vector_bytes is None else max_vector_bytes
         scripts = files(__package__)
 
@@ -200,7 +199,7 @@ class RedisPetStore:
                 new_born = token_hex(16)
             (keys, args), new_commit = _commit_call(state, change, new_born=new_born, claimant=claimant)
             if not state.revision:
-                self._client.sadd(PETS, pet)
+                self._listed.add(pet)
             names = _names_of(state, change)
             if names[1] and names[0] != names[1]:
                 self._names.add(pet, names[1])
@@ -518,7 +517,7 @@ class RedisPetStore:
         args: list[Any] = [*_names(state.version), commit, claimant or "", CLAIM_MS, *_side_state(before), ""]
         with translated(f"replace pet {pet}", pet):
             if before is None:
-                self._client.sadd(PETS, pet)
+                self._listed.add(pet)
             with self._staged(keys, commands_of(keys, after, born=born, commit=commit)) as (staged, commands):
                 answer = self._replace(keys=[*keys, *staged], args=[*args, *flat(keys, commands)])
             if self._client.sadd(PETS, pet):
@@ -615,10 +614,10 @@ class RedisPetStore:
         # all keys: a pet without meta is damaged, and must not leave the set before it is repaired or deleted
         while (exists := bool(self._client.exists(*keys))) != existed:
             if exists:
-                self._client.sadd(PETS, pet)
+                self._listed.add(pet)
                 self._names.settle(pet)
             else:
-                self._client.srem(PETS, pet)
+                self._listed.remove(pet)
             existed = exists
 
     def shadow(self, pet: PetId) -> Shadow | None:
@@ -687,19 +686,15 @@ class RedisPetStore:
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
         with translated("list the pets"):
-            following, ids = cast(
-                "tuple[int, list[bytes]]", self._client.sscan(PETS, cursor=cursor, count=PETS_PER_PAGE)
-            )
-        return int(following), [PetId(int(id_)) for id_ in ids]
+            return self._listed.scan(cursor)
+
+    def pets_in_order(self, last: PetId | None, *, rising: bool, limit: int) -> tuple[int, Sequence[PetId]]:
+        with translated("list the pets"):
+            return self._listed.in_order(last, rising=rising, limit=limit)
 
     def pets(self) -> Sequence[PetId]:
-        # in pages, because SMEMBERS of a million pets blocks Redis for half a second
-        cursor, found = self.pets_page(0)
-        pets = {*found}
-        while cursor:
-            cursor, found = self.pets_page(cursor)
-            pets |= {*found}
-        return sorted(pets)
+        with translated("list the pets"):
+            return sorted(self._listed.all())
 
     def _read(self, pet: PetId, known: PetState, *, with_vectors: bool) -> PetState:
         keys, args = _load_call(pet, known, with_vectors=with_vectors)

@@ -22,6 +22,7 @@ from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.store import export_file
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.name_index import NameIndex
+from sploot_cluster.store.pet_list import PetList
 from sploot_cluster.store.redis import RedisPetStore, translated
 from sploot_cluster.store.values import commands_of, flat, pairs_of
 
@@ -191,6 +192,7 @@ class PetRepairs:
                     self._client.sadd(PETS, pet)
             for pet in found.unnamed:
                 self._names.settle(pet)
+            PetList(self._client).forget_order()
 
     def _exists(self, pet: PetId) -> bool:
         with translated(f"look for pet {pet}"):

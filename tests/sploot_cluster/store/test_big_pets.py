@@ -417,6 +417,7 @@ def test_export_starts_again_if_the_pet_is_replaced_meanwhile(client: Interrupte
 
 
 @pytest.mark.scale
+@pytest.mark.timeout(1_800)
 def test_big_pet_blocks_redis_for_at_most_five_milliseconds(capsys: pytest.CaptureFixture[str]) -> None:
     """Repeats each use of a pet of 50,000 items up to five times, because other processes may interrupt a command."""
     found: dict[str, big_pets.Use] = {}

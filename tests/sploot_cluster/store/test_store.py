@@ -40,7 +40,7 @@ from sploot_cluster.pet.models import (
 )
 from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.times import UNKNOWN
-from sploot_cluster.store.keys import PETS, PetKeys
+from sploot_cluster.store.keys import PETS, SORTED_PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import PetStore
 from sploot_cluster.store.redis import PAGE_BYTES, RedisPetStore
@@ -591,6 +591,41 @@ def test_load_many_and_commit_many_take_one_round_trip_each(redis_client: redis.
     assert int(redis_client.info("stats")["total_reads_processed"]) - before == 3
 
 
+@pytest.mark.parametrize("rising", [True, False])
+def test_pets_are_listed_page_by_page_in_the_order_of_their_ids(store: PetStore, rising: bool) -> None:
+    ids = [PetId(number) for number in (1, 2, 9, 10, 11, 100, 2**63 - 1)]
+    for pet in reversed(ids):
+        state = store.load(pet)
+        store.commit(state, arrival(state, "a"))
+    store.delete(PetId(9))
+
+    pages: list[Sequence[PetId]] = []
+    n, page = store.pets_in_order(None, rising=rising, limit=4)
+    while page:
+        pages.append(page)
+        n, page = store.pets_in_order(page[-1], rising=rising, limit=4)
+
+    expected = [pet for pet in ids if pet != 9]
+    expected = expected if rising else expected[::-1]
+    assert (n, pages) == (6, [expected[:4], expected[4:]])
+
+
+@pytest.mark.parametrize("change", ["lost", "too few", "too many"])
+def test_order_of_pets_is_repaired_by_its_next_reader(redis_client: redis.Redis, change: str) -> None:
+    store = RedisPetStore(redis_client)
+    three_pets(store)
+    match change:
+        case "lost":
+            redis_client.delete(SORTED_PETS)
+        case "too few":
+            redis_client.zremrangebyrank(SORTED_PETS, 0, 0)
+        case "too many":
+            redis_client.zadd(SORTED_PETS, {f"{99:019d}": 0})
+
+    assert store.pets_in_order(None, rising=True, limit=10) == (3, store.pets())
+    assert redis_client.zcard(SORTED_PETS) == 3
+
+
 def test_commit_many_lists_pets_that_are_missing_from_the_set(redis_client: redis.Redis) -> None:
     store = RedisPetStore(redis_client)
     states = three_pets(store)
@@ -668,7 +703,7 @@ def test_all_columns_in_redis_have_the_same_number_of_rows(redis_client: redis.R
     assert redis_client.strlen(keys.labels) == 6 * 4
     assert redis_client.strlen(keys.origins) == 6
     assert redis_client.hget(keys.meta, "n_media") == b"6"
-    assert set(redis_client.keys("*")) <= {key.encode() for key in (PETS, *keys)}
+    assert set(redis_client.keys("*")) <= {key.encode() for key in (PETS, SORTED_PETS, *keys)}
 
 
 def test_commit_with_a_lost_reply_is_applied_once(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
