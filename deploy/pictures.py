@@ -13,8 +13,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,11 +24,11 @@ import uvicorn
 from PIL import Image
 
 from sploot_cluster.pet.models import MediaId, PetId
-from sploot_cluster.service import ClusterService
+from sploot_cluster.service import ClusterService, NewItem
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.composition import build_app
 from tasks.demo.pictures import Pictures
-from tasks.demo.sample import Album, albums
+from tasks.demo.sample import DIGITS_MODEL, Album, albums
 from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 
@@ -37,6 +38,7 @@ LARGEST: Final = 200_000  # maximum size of a picture in bytes
 WIDTH: Final = 1_100  # in pixels; GitHub shows this width without scaling
 COLOURS: Final = 192
 SHARE, ALBUM = 0.6, "Ziggy"  # the share of the sample's items to use, and an album with varied items
+BATCH: Final = 32
 SCREEN: Final = (1_280, 1_000)
 FLAGS: Final = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -60,10 +62,10 @@ def photograph_console(target: Path) -> None:
     chromium = shutil.which("chromium")
     if chromium is None:
         raise NoPicture("expected chromium on the PATH, found none; apt-get install chromium")
-    with sample_console() as (address, pet), tempfile.TemporaryDirectory() as profile:
+    with sample_console() as sample, tempfile.TemporaryDirectory() as profile:
         flags = [*FLAGS, f"--user-data-dir={profile}", f"--screenshot={target}"]
         done = subprocess.run(
-            [chromium, *flags, f"{address}/#/pet/{pet}"],
+            [chromium, *flags, f"{sample.address}/#/pet/{sample.pet}"],
             check=False,
             capture_output=True,
             text=True,
@@ -73,17 +75,31 @@ def photograph_console(target: Path) -> None:
         raise NoPicture(f"expected a screenshot, chromium ended with {done.returncode}: {done.stderr[-500:]}")
 
 
+@dataclass(frozen=True, slots=True)
+class SampleConsole:
+    """A console with the pets of the demo; one of them, ``pet``, has corrections."""
+
+    address: str
+    pet: PetId
+    pets: tuple[PetId, ...]
+    redis_url: str
+
+
 @contextmanager
-def sample_console() -> Iterator[tuple[str, PetId]]:
-    """Serve the console with a sample pet that has corrections and pictures. Yields the address and the pet."""
+def sample_console() -> Iterator[SampleConsole]:
+    """Serve the console with named sample pets that have pictures, one of them also corrections."""
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
-        sample = albums(share=SHARE)
-        pet = _fill(ClusterService(RedisPetStore(client)), sample)
-        with (
-            Pictures(sample) as pictures,
-            _served(Settings(redis_url=server.url, media_url_template=pictures.url_template)) as address,
-        ):
-            yield address, pet
+        sample = [album for album in albums(share=SHARE) if album.model == DIGITS_MODEL]
+        service = ClusterService(RedisPetStore(client))
+        for album in sample:
+            _fill(service, album)
+        pet = next(PetId(album.pet_id) for album in sample if album.name == ALBUM)
+        _correct(service, pet)
+        service.recluster(pet)
+        with Pictures(sample) as pictures:
+            settings = Settings(redis_url=server.url, media_url_template=pictures.url_template)
+            with served(settings) as address:
+                yield SampleConsole(address, pet, tuple(PetId(album.pet_id) for album in sample), server.url)
 
 
 def shrink(source: Path, target: Path, *, height: int) -> None:
@@ -101,16 +117,17 @@ def shrink(source: Path, target: Path, *, height: int) -> None:
         raise NoPicture(f"expected {target.name} of at most {LARGEST} bytes, got {size}; crop it, or use fewer colours")
 
 
-def _fill(service: ClusterService, sample: Sequence[Album]) -> PetId:
-    """Ingest one album of the demo, correct it as a labeller would, and return its pet."""
-    album = next(album for album in sample if album.name == ALBUM)
+def _fill(service: ClusterService, album: Album) -> None:
+    """Ingest one album of the demo, and name its pet."""
     pet = PetId(album.pet_id)
-    for media_id, vector in zip(album.media_ids, album.vectors, strict=True):
-        service.assign(pet, MediaId(media_id), model=album.model, vector=vector)
+    items = [
+        NewItem(pet, MediaId(media_id), album.model, vector)
+        for media_id, vector in zip(album.media_ids, album.vectors, strict=True)
+    ]
+    for start in range(0, len(items), BATCH):
+        service.assign_many(items[start : start + BATCH])
     service.recluster(pet)
-    _correct(service, pet)
-    service.recluster(pet)
-    return pet
+    service.name_pet(pet, album.name, operation_id="picture-0", by="ada")
 
 
 def _correct(service: ClusterService, pet: PetId) -> None:
@@ -120,7 +137,8 @@ def _correct(service: ClusterService, pet: PetId) -> None:
 
 
 @contextmanager
-def _served(settings: Settings) -> Iterator[str]:
+def served(settings: Settings) -> Iterator[str]:
+    """Serve the API and the console on a free port of loopback, and yield the address."""
     server = uvicorn.Server(uvicorn.Config(build_app(settings), host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -23,7 +23,7 @@ class ExcludeMedia(LedgerRequest):
     verb: ClassVar[str] = "exclude"
     actor_name: ClassVar[str] = "exclude_media"
     title: ClassVar[str] = "Exclude items from a cluster"
-    button: ClassVar[str] = "Not this cluster"
+    button: ClassVar[str] = "Not this album"
     answers: ClassVar[Mapping[str, str]] = {STRANGER: "yes"}
 
     cluster_id: int = given(ID, "Id of the cluster that the items do not belong to.", 3)

@@ -32,7 +32,7 @@ export async function act(queue, action, body, { title, cli, danger = false, aga
       action: plan.entries.length ? `Yes, ${count(plan.entries.length)} ${plan.entries.length === 1 ? "entry" : "entries"}` : "Yes",
       cli: (values) => commands(plan, cli, [...options(values), ...noteOf(values.get("note").trim())]),
       body: [
-        h("p", {}, plan.effect),
+        h("p", { class: "sentence" }, plan.effect),
         plan.warnings.map((warning) => h("p", { class: "banner is-warning" }, warning)),
         choice(plan),
         h("p", { class: "quiet" }, "Redis commands:"),

@@ -86,7 +86,7 @@ function filters(queues, chosen, filter) {
     go(`#/dead/${queue.value}${[...wanted].length ? `?${wanted}` : ""}`);
   };
   queue.addEventListener("change", apply);
-  return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), apply()) }, queue, inputs, h("button", { class: "main" }, "Filter"));
+  return h("form", { class: "row filters", onsubmit: (event) => (event.preventDefault(), apply()) }, queue, inputs, h("button", { class: "main" }, "Filter"));
 }
 
 function row(deadLetter, queue, again) {

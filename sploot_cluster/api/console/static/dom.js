@@ -157,6 +157,7 @@ function shown(dialog, content, first) {
   dialog.returnValue = "";
   dialog.showModal();
   first.focus({ preventScroll: true });
+  dialog.scrollTop = 0;
   return new Promise((resolve) => {
     dialog.onclose = () => {
       giveBack();

@@ -3,29 +3,28 @@
 import { act } from "./actions.js";
 import { ENDED, follow, get, may } from "./api.js";
 import { write } from "./exact.js";
-import { go, h, notice, table, when } from "./dom.js";
+import { count, go, h, notice, number, table, when } from "./dom.js";
 import { labelOf, petLink } from "./names.js";
 
 export const job = {
-  title: ({ rest }, status) => (status ? `${status.actor}${status.pet_id ? ` of ${labelOf(status.pet_id)}` : ""}: ${status.state}` : rest[0] ? `Job ${rest[0]}` : "Jobs"),
+  title: ({ rest }, status) => (status?.job_id ? `${status.actor}${status.pet_id ? ` of ${labelOf(status.pet_id)}` : ""}: ${status.state}` : rest[0] ? `Job ${rest[0]}` : "Jobs"),
   every: 3000,
-  load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : null),
+  load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : may("get_queues") ? get("queues") : { queues: [] }),
   // shown even above an error: a job that no worker has started may have no record, but can be found in its queue
   form: (visit) => [idForm(visit), visit.rest[0] && h("p", {}, h("a", { href: `#/find?text=${encodeURIComponent(visit.rest[0])}` }, "Search the queues for it"))],
   draw(status, visit, again) {
     const form = idForm(visit);
-    if (!status) return [h("h1", {}, "Jobs"), h("p", { class: "quiet" }, "Corrections, reclusters and uploads run as jobs. Enter the id of a job to see its state."), form];
+    if (!status.job_id) return [h("h1", {}, "Jobs"), h("p", { class: "quiet" }, "Corrections, reclusters and uploads run as jobs. Enter the id of a job to see its state."), form, unfinished(status.queues)];
     return [
-      h("h1", {}, "Job ", h("span", { class: "id" }, status.job_id)),
+      h("h1", {}, status.actor, status.pet_id && [" of ", petLink(status.pet_id)]),
       form,
       h(
         "dl",
         {},
         fact("state", h("span", { class: `state is-${status.state}` }, status.state)),
         fact("reason", status.reason),
-        fact("actor", status.actor),
-        fact("queue", status.queue),
-        status.pet_id && fact("pet", petLink(status.pet_id)),
+        fact("job", h("span", { class: "id" }, status.job_id)),
+        fact("queue", h("a", { href: `#/jobs/${status.queue}/waiting` }, status.queue)),
         fact("attempts", status.attempts),
         fact("enqueued", when(status.enqueued_at)),
         fact("started", when(status.started_at)),
@@ -42,6 +41,19 @@ export const job = {
 function idForm({ rest }) {
   const id = h("input", { name: "id", value: rest[0] ?? "", required: true, size: 40, placeholder: "job id", "aria-label": "Job id" });
   return h("form", { class: "row", onsubmit: (event) => (event.preventDefault(), go(`#/job/${encodeURIComponent(id.value.trim())}`)) }, id, h("button", { class: "main" }, "Show"));
+}
+
+/** Draw how many jobs each queue has, with links to them. */
+function unfinished(queues) {
+  const cell = (n, address) => number(n ? h("a", { href: `#/${address}` }, count(n)) : "0");
+  const rows = queues.map((queue) => [
+    h("strong", {}, queue.queue),
+    cell(queue.undelivered, `jobs/${queue.queue}/waiting`),
+    cell(queue.in_flight, `jobs/${queue.queue}/running`),
+    cell(queue.delayed, `jobs/${queue.queue}/delayed`),
+    cell(queue.dead, `dead/${queue.queue}`),
+  ]);
+  return rows.length > 0 && table(["queue", ...["waiting", "running", "delayed", "dead"].map((text) => ({ text, class: "number" }))], rows);
 }
 
 /** Draw what happened to the job, in chronological order. */

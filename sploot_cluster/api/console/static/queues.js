@@ -21,7 +21,7 @@ export const queues = {
   },
   draw({ queues, workers, periodic, audit }, _, again) {
     const rows = queues.map((queue) => [
-      h("td", {}, h("strong", {}, queue.queue), h("p", { class: "quiet" }, queue.reason)),
+      h("td", { class: "reason" }, h("strong", {}, queue.queue), h("p", { class: "quiet sentence" }, queue.reason)),
       ...figures(queue).map(([text, level]) => number(text, level)),
       h("td", { class: "actions" }, may("apply_plan") && [queue.orphaned > 0 && [rescueButton(queue, again), " "], pauseButton(queue, again), " ", cancelButton(queue, again)]),
     ]);
@@ -57,6 +57,8 @@ const jobsLink = (queue, n, state) => (n ? h("a", { href: `#/jobs/${queue.queue}
 
 const deadLink = (queue) => (queue.dead ? h("a", { href: `#/dead/${queue.queue}` }, count(queue.dead)) : "0");
 
+const phrase = (head, text) => (head === "oldest" ? `the oldest job is ${text} old` : head === "held for" ? `the oldest running job is held for ${text}` : `${text} ${head}`);
+
 /** Summarise the present state of the queues. How earlier jobs ended is not part of it; the alerts cover that. */
 function banner(queues) {
   const isIdle = (queue) => !queue.consumers.some((consumer) => consumer.is_alive);
@@ -66,7 +68,7 @@ function banner(queues) {
       queue.is_paused && ["warning", `${queue.queue} is paused`],
       !areAllIdle && isIdle(queue) && ["critical", `${queue.queue} has no running worker`],
       queue.dead && !levelOf("dead", queue.dead) && ["warning", `${queue.queue}: ${count(queue.dead)} dead; dead letters are not retried until you requeue them`],
-      ...figures(queue).map(([text, level], at) => level && [level, `${queue.queue}: ${HEADS[at]} ${text.textContent ?? text}`]),
+      ...figures(queue).map(([text, level], at) => level && [level, `${queue.queue}: ${phrase(HEADS[at], text.textContent ?? text)}`]),
     ].filter(Boolean);
   });
   if (areAllIdle) worries.unshift(["critical", "No worker is running, so jobs wait until one is started"]);

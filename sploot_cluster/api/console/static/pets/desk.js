@@ -143,8 +143,8 @@ export class Desk extends EventTarget {
     const work = await get(`pets/${this.pet}/jobs`);
     const own = new Set(this.log.map((act) => act.jobId));
     const before = JSON.stringify([this.others.map((job) => [job.job_id, job.state]), this.isStale, this.nArrived]);
-    // a preview changes nothing
-    this.others = work.jobs.filter((job) => !own.has(job.job_id) && job.actor !== "preview_recluster");
+    // a preview changes nothing, and a recluster that is planned for later is not awaited
+    this.others = work.jobs.filter((job) => !own.has(job.job_id) && job.actor !== "preview_recluster" && job.state !== "delayed");
     if (!this.open.length) {
       this.isStale = work.moved_at > this.seen || work.revision < this.base.revision;
       this.nArrived = this.isStale ? 0 : Math.max(0, work.revision - this.seen);

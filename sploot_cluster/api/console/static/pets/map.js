@@ -26,6 +26,7 @@ export function mapView(desk) {
   let only = null;
 
   async function load() {
+    note.textContent = "Computing the places of the items…";
     points = await get(`pets/${desk.pet}/map?limit=10000`);
     update();
   }

@@ -97,11 +97,11 @@ export class PetPage {
     if (this.element.isConnected) retitle(this.title);
     fill(
       this.head,
-      h("div", {}, h("div", { class: "title" }, h("h1", {}, h("a", { href: "#/pet", class: "quiet" }, "Pets"), " / ", view.name ?? `Pet ${this.pet}`), desk.may("name_pet") && h("button", { type: "button", class: "quiet-button", title: "Name the pet", onclick: () => this.#namePet() }, view.name ? "Rename" : "Name")), h("p", { class: "quiet" }, `${view.name ? `Pet ${this.pet} · ` : ""}${items(view.n_media)} in ${albums(desk.albums.length)}, ${count(view.noise.length)} loose${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${desk.seen}${view.model ? ` · ${view.model}` : ""}`)),
+      h("div", {}, h("div", { class: "title" }, h("h1", {}, h("a", { href: "#/pet", class: "quiet" }, "Pets"), " / ", view.name ?? `Pet ${this.pet}`), desk.may("name_pet") && view.n_media > 0 && h("button", { type: "button", class: "quiet-button", title: "Name the pet", onclick: () => this.#namePet() }, view.name ? "Rename" : "Name")), h("p", { class: "quiet" }, `${view.name ? `Pet ${this.pet} · ` : ""}${items(view.n_media)} in ${albums(desk.albums.length)}, ${count(view.noise.length)} loose${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${desk.seen}${view.model ? ` · ${view.model}` : ""}`)),
       h("span", { class: "spring" }),
       this.#progress(),
       desk.canUndo && h("button", { type: "button", onclick: () => desk.undo(), title: "Undo the last correction of this page" }, "Undo ", h("kbd", {}, "Z")),
-      may("recluster") && h("a", { class: "button", href: `#/pet/${this.pet}/recluster` }, "Recluster…"),
+      may("recluster") && view.n_media > 0 && h("a", { class: "button", href: `#/pet/${this.pet}/recluster` }, "Recluster…"),
       h("button", { type: "button", class: "quiet-button", onclick: showKeys, "aria-label": "Keys", title: "Keys" }, h("kbd", {}, "?")),
     );
     fill(

@@ -104,9 +104,12 @@ function historyTable(desk) {
   return table(["revision", "kind", "when", "by", "summary", ""], rows, { empty: "No reclusters or corrections yet." });
 }
 
+// the words of this page for what the history counts
+const WORDS = { n_media: "items", n_clusters: "albums", n_noise: "loose" };
+
 const summary = (entry) =>
   Object.entries(entry.summary ?? {})
     .filter(([, value]) => value !== null && !(Array.isArray(value) && !value.length))
-    .map(([name, value]) => `${name.replace(/^n_/, "").replaceAll("_", " ")} ${Array.isArray(value) ? value.join(", ") : value}`)
+    .map(([name, value]) => `${WORDS[name] ?? name.replace(/^n_/, "").replaceAll("_", " ")} ${Array.isArray(value) ? value.join(", ") : value}`)
     .join(", ");
 

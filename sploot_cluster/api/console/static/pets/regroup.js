@@ -27,7 +27,7 @@ export function regroupView(desk) {
   function show(preview) {
     const { result, diff } = preview;
     const changes = diff.n_moved || diff.n_new_noise || diff.n_from_noise;
-    const apply = h("button", { type: "button", class: "main", onclick: () => accept(preview, apply) }, changes ? "Apply this preview" : "Apply, although nothing changes");
+    const apply = h("button", { type: "button", class: changes ? "main" : null, onclick: () => accept(preview, apply) }, changes ? "Apply this preview" : "Apply, although nothing changes");
     fill(
       element,
       h("h2", {}, "Preview of a recluster"),

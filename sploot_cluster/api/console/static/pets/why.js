@@ -47,7 +47,7 @@ const nameOf = (desk, id) => {
 function facts(desk, found) {
   const own = found.cluster_id;
   return [
-    h("p", { class: "lead" }, found.reason),
+    h("p", { class: "lead sentence" }, found.reason),
     h("p", { class: "quiet" }, own === null ? ORIGINS[found.origin] ?? found.origin : [`In ${nameOf(desk, own)}: `, ORIGINS[found.origin] ?? found.origin, ` (cluster ${own}, ${found.origin})`]),
     scale([found.similarity !== null && [own === null ? "nearest album" : nameOf(desk, own), found.similarity, true], found.second && [nameOf(desk, found.second.cluster_id), found.second.similarity, false, found.second.is_forbidden]].filter(Boolean), found.threshold ?? found.second?.threshold ?? null, found.margin),
   ];

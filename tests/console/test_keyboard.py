@@ -1,0 +1,174 @@
+"""Tests that labellers and on-call engineers can do all of their tasks with the keyboard alone."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+
+from broker import RedisStreamsBroker
+from sploot_cluster import ClusterService
+from tasks.contracts import EMBEDDING_INGESTED
+from tests.console.conftest import Page
+from tests.sploot_cluster.albums import PET, take
+from tests.support import eventually
+from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
+
+pytestmark = pytest.mark.slow
+
+MOST_TABS = 120
+
+# Returns the label or text of the element that has the focus.
+FOCUSED = "const held = document.activeElement; return held.ariaLabel ?? held.innerText?.trim() ?? '';"
+
+
+@pytest.fixture
+def album(service: ClusterService) -> ClusterService:
+    """A service with a pet that has ten items of each of three subjects, in clusters 1 to 3, and two noise items."""
+    for subject in range(3):
+        take(service, subject, range(10))
+    service.recluster(PET, by="test")
+    take(service, 7, range(1))
+    take(service, 8, range(1))
+    return service
+
+
+def press(page: Page, *keys: str) -> None:
+    """Press keys one after the other, wherever the focus is."""
+    for key in keys:
+        ActionChains(page.browser).send_keys(key).perform()
+
+
+def tab_to(page: Page, text: str) -> None:
+    """Press Tab until the focus is on an element whose label or text begins like this."""
+    for _ in range(MOST_TABS):
+        press(page, Keys.TAB)
+        if page.browser.execute_script(FOCUSED).startswith(text):
+            return
+    raise AssertionError(f"{MOST_TABS} tabs did not lead to {text}")
+
+
+def test_labeller_does_every_task_by_keyboard(page: Page, album: ClusterService, worker: None) -> None:
+    page.open("pet")
+    page.sees("32")
+    tab_to(page, "Name or id of a pet")
+    press(page, str(PET), Keys.ENTER)
+    page.sees("32 items in 3 albums, 2 loose")
+
+    press(page, Keys.ARROW_RIGHT, Keys.SPACE, Keys.ARROW_RIGHT, Keys.SPACE)
+    page.sees("2 chosen")
+    press(page, "m")
+    page.sees("32 items in 2 albums")
+    press(page, "z")
+    page.sees("32 items in 3 albums")
+
+    press(page, Keys.HOME, Keys.ENTER)
+    page.sees("cluster 1 · since")
+    press(page, Keys.ARROW_RIGHT, Keys.ENTER)
+    page.sees("Nearest neighbours")
+    press(page, Keys.ESCAPE, Keys.SPACE)
+    page.sees("1 chosen")
+    press(page, "s")
+    page.sees("32 items in 4 albums")
+    press(page, Keys.SPACE, "n")
+    page.sees("3 loose")
+    press(page, Keys.SPACE, "d")
+    page.sees("1 dismissed")
+
+    press(page, "3")
+    page.sees("Loose items 3")
+    press(page, Keys.ARROW_RIGHT, "a", "p")
+    page.sees("New album")
+    press(page, Keys.ARROW_DOWN, Keys.ENTER)
+    page.sees("Loose items 0")
+
+    tab_to(page, "Recluster…")
+    press(page, Keys.ENTER)
+    page.sees("constraints of people's corrections kept")
+    tab_to(page, "Apply")
+    press(page, Keys.ENTER)
+    page.sees("Reclustered exactly as previewed.")
+
+    press(page, "5")
+    page.sees("All changes")
+    tab_to(page, "Revision")
+    press(page, Keys.ARROW_LEFT)
+    page.sees("place by")
+    tab_to(page, "Compare with now")
+    press(page, Keys.ENTER)
+    page.sees("Since revision")
+    tab_to(page, "Restore revision")
+    press(page, Keys.ENTER)
+    page.sees("restored")
+
+    assert [entry.kind for entry in album.history(PET)] == [
+        "restore", "recluster", "place", "dismiss", "exclude", "split", "undo", "merge", "recluster"
+    ]  # fmt: skip
+    assert page.complaints() == []
+
+
+def test_on_call_does_every_task_by_keyboard(page: Page, redis_client: redis.Redis) -> None:
+    desk = Desk(redis_client)
+    orphans = desk.add(1, pet_id=42)
+    desk.deliver("gone")
+    redis_client.xack(KEYS.stream, "cluster-workers", *orphans)
+    desk.add(2, pet_id=42)
+    desk.deliver()
+    desk.bury(3, pet_id=42)
+
+    page.open("queues")
+    page.sees("stuck-worker")
+    tab_to(page, "Pause…")
+    press(page, Keys.ENTER)
+    page.sees("Redis commands:")
+    press(page, "INC-7", Keys.ENTER)
+    page.sees("embedding.ingested is paused")
+    tab_to(page, "Resume…")
+    press(page, Keys.ENTER)
+    page.sees("Redis commands:")
+    press(page, Keys.ENTER)
+    page.sees("embedding.ingested is resumed")
+    tab_to(page, "Rescue orphans…")
+    press(page, Keys.ENTER)
+    page.sees("Redis commands:")
+    press(page, Keys.ENTER)
+    page.sees("1 of 1")
+    tab_to(page, "Rescue…")
+    press(page, Keys.ENTER)
+    page.sees(f"Rescue {STUCK}")
+    press(page, Keys.ENTER)
+    eventually(lambda: desk.holders() and STUCK not in desk.holders().values(), within_s=30)
+
+    press(page, "/", "42", Keys.ENTER)
+    page.sees("Search: 42")
+    tab_to(page, "event-42-2")
+    press(page, Keys.ENTER)
+    page.sees("Search the queues for it")
+
+    tab_to(page, "Dead letters")
+    press(page, Keys.ENTER)
+    page.sees("ValueError: no")
+    tab_to(page, "ValueError: no")
+    press(page, Keys.ENTER)
+    page.sees('"pet_id": "42"')
+    tab_to(page, "Requeue…")
+    press(page, Keys.ENTER)
+    page.sees("Redis commands:")
+    press(page, Keys.ENTER)
+    page.sees("0 in embedding.ingested")
+
+    tab_to(page, "Activity")
+    press(page, Keys.ENTER)
+    page.sees("Jobs done per minute")
+    tab_to(page, "Incidents")
+    press(page, Keys.ENTER)
+    page.sees("MediaClusterNoWorkers")
+    tab_to(page, "Runbook")
+    press(page, Keys.ENTER)
+    page.sees("Resolves when")
+
+    assert [record.action for record in desk.operations.audit().records] == [
+        "requeue", "rescue", "rescue", "resume", "pause"
+    ]  # fmt: skip
+    assert [line for line in page.complaints() if "404" not in line] == []
