@@ -7,9 +7,7 @@ import redis
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from broker import RedisStreamsBroker
 from sploot_cluster import ClusterService
-from tasks.contracts import EMBEDDING_INGESTED
 from tests.console.conftest import Page
 from tests.sploot_cluster.albums import PET, take
 from tests.support import eventually
