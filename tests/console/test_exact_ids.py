@@ -160,7 +160,7 @@ def test_every_page_shows_a_large_id_exactly(
     page.open(f"job/{job}")
     page.sees("succeeded")
     page.sees(str(MINE))
-    assert links(page) == [f"/pet/{MINE}"]
+    assert [link for link in links(page) if "/pet/" in link] == [f"/pet/{MINE}"]
     assert str(NEIGHBOUR) not in " ".join(texts(page, "body"))
 
 

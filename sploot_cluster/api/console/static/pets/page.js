@@ -3,6 +3,7 @@
 import { may } from "../api.js";
 import { ask, count, fill, go, h, retitle } from "../dom.js";
 import { named } from "../names.js";
+import { redraw } from "../redraw.js";
 import { albumsView } from "./albums.js";
 import { Desk, albums, items, same, titleOf } from "./desk.js";
 import { itemsView } from "./items.js";
@@ -95,16 +96,16 @@ export class PetPage {
     const { view } = desk;
     named(this.pet, view.name);
     if (this.element.isConnected) retitle(this.title);
-    fill(
+    draw(
       this.head,
-      h("div", {}, h("div", { class: "title" }, h("h1", {}, h("a", { href: "#/pet", class: "quiet" }, "Pets"), " / ", view.name ?? `Pet ${this.pet}`), desk.may("name_pet") && view.n_media > 0 && h("button", { type: "button", class: "quiet-button", title: "Name the pet", onclick: () => this.#namePet() }, view.name ? "Rename" : "Name")), h("p", { class: "quiet" }, `${view.name ? `Pet ${this.pet} · ` : ""}${items(view.n_media)} in ${albums(desk.albums.length)}, ${count(view.noise.length)} loose${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${desk.seen}${view.model ? ` · ${view.model}` : ""}`)),
+      h("div", {}, h("div", { class: "title" }, h("h1", {}, h("a", { href: "#/pet", class: "quiet" }, "Pets"), " / ", view.name ?? `Pet ${this.pet}`), desk.may("name_pet") && view.n_media > 0 && h("button", { type: "button", class: "quiet-button", data: { key: "name" }, title: "Name the pet", onclick: () => this.#namePet() }, view.name ? "Rename" : "Name")), h("p", { class: "quiet" }, `${view.name ? `Pet ${this.pet} · ` : ""}${items(view.n_media)} in ${albums(desk.albums.length)}, ${count(view.noise.length)} loose${view.dismissed.length ? `, ${count(view.dismissed.length)} dismissed` : ""} · revision ${desk.seen}${view.model ? ` · ${view.model}` : ""}`)),
       h("span", { class: "spring" }),
       this.#progress(),
-      desk.canUndo && h("button", { type: "button", onclick: () => desk.undo(), title: "Undo the last correction of this page" }, "Undo ", h("kbd", {}, "Z")),
-      may("recluster") && view.n_media > 0 && h("a", { class: "button", href: `#/pet/${this.pet}/recluster` }, "Recluster…"),
-      h("button", { type: "button", class: "quiet-button", onclick: showKeys, "aria-label": "Keys", title: "Keys" }, h("kbd", {}, "?")),
+      desk.canUndo && h("button", { type: "button", data: { key: "undo" }, onclick: () => desk.undo(), title: "Undo the last correction of this page" }, "Undo ", h("kbd", {}, "Z")),
+      may("recluster") && view.n_media > 0 && h("a", { class: "button", data: { key: "recluster" }, href: `#/pet/${this.pet}/recluster` }, "Recluster…"),
+      h("button", { type: "button", class: "quiet-button", data: { key: "keys" }, onclick: showKeys, "aria-label": "Keys", title: "Keys" }, h("kbd", {}, "?")),
     );
-    fill(
+    draw(
       this.tabs,
       TABS.map(([name, title], at) => {
         const isHere = this.name === name || (name === "" && this.name === "album") || (name === "loose" && this.name === "dismissed");
@@ -126,7 +127,7 @@ export class PetPage {
   #drawNews() {
     const { desk } = this;
     const refresh = (text) => h("p", { class: "banner" }, text, " ", h("button", { type: "button", class: "main", onclick: () => desk.load() }, "Show it as it is"));
-    fill(
+    draw(
       this.news,
       desk.isStale && !desk.open.length && refresh("Someone has changed this pet since the page was loaded."),
       desk.nArrived > 0 && refresh(`${count(desk.nArrived)} newer ${desk.nArrived === 1 ? "revision" : "revisions"}: items arrived, or an album was named.`),
@@ -174,11 +175,11 @@ export class PetPage {
     const n = selection?.size ?? 0;
     this.bar.hidden = !offered.length;
     this.bar.classList.toggle("is-choosing", n > 0);
-    fill(
+    draw(
       this.bar,
       n > 0 && h("span", { class: "chosen" }, h("strong", {}, count(n)), " chosen"),
-      offered.map(({ verb, given }) => h("button", { type: "button", "data-verb": verb.verb, title: verb.description, onclick: () => this.#correct(verb, given) }, verb.button, VERB_KEYS[verb.verb] && h("kbd", {}, VERB_KEYS[verb.verb].toUpperCase()))),
-      n > 0 && h("button", { type: "button", class: "quiet-button", onclick: () => selection.clear() }, "Clear"),
+      offered.map(({ verb, given }) => h("button", { type: "button", data: { verb: verb.verb, key: verb.verb }, title: verb.description, onclick: () => this.#correct(verb, given) }, verb.button, VERB_KEYS[verb.verb] && h("kbd", {}, VERB_KEYS[verb.verb].toUpperCase()))),
+      n > 0 && h("button", { type: "button", class: "quiet-button", data: { key: "clear" }, onclick: () => selection.clear() }, "Clear"),
     );
   }
 
@@ -238,6 +239,9 @@ export class PetPage {
     return false;
   }
 }
+
+/** Draw a part of the page again; what has the focus keeps it. */
+const draw = (element, ...children) => redraw(element, children.flat(3).filter(Boolean));
 
 /** Ask for the album to place items in. */
 async function placed(desk, given, from) {

@@ -42,9 +42,9 @@ export function regroupView(desk) {
     button.disabled = true;
     try {
       await post("clusters/recluster", { pet_id: desk.pet, apply: preview.token });
-      notice("Reclustered exactly as previewed.", { kind: "good" });
       await desk.load();
       go(`#/pet/${desk.pet}`);
+      notice("Reclustered exactly as previewed.", { kind: "good" });
     } catch (error) {
       failed(error.message);
     }

@@ -28,10 +28,14 @@ export function reviewView(desk) {
   let problem = null;
   let session = [];
   let loading = null;
+  let turn = 0; // the number of answers and undos, by which outdated responses are recognised
 
   function load() {
+    const asked = turn;
     loading ??= get(`pets/${desk.pet}/suggestions?limit=${BATCH + later.size + answered.size}`)
       .then((found) => {
+        // the end of the newer answer or undo loads the questions again
+        if (asked !== turn) return;
         waiting = found.suggestions.filter((one) => !later.has(one.suggestion_id) && !answered.has(one.suggestion_id));
         paused = found.paused;
         problem = null;
@@ -39,6 +43,12 @@ export function reviewView(desk) {
       .catch((error) => (problem = error.message))
       .finally(() => ((loading = null), update()));
     return loading;
+  }
+
+  /** Load the questions once nothing is on its way any more. */
+  async function reload() {
+    await loading;
+    if (!desk.open.length) await load();
   }
 
   function answer(kind) {
@@ -54,6 +64,7 @@ export function reviewView(desk) {
     const [verb, body] = correctionOf(question, kind) ?? [];
     if (!verb) return;
     waiting.shift();
+    turn += 1;
     answered.add(question.suggestion_id);
     const act = { question, kind };
     session.push(act);
@@ -61,7 +72,7 @@ export function reviewView(desk) {
     desk.act(verb, rest, { what: `${LABELS[kind]}: ${question.question}` }).then((ended) => {
       act.ended = ended;
       if (ended.state !== "done") answered.delete(question.suggestion_id);
-      if (!desk.open.length) load();
+      reload();
     });
     update();
   }
@@ -72,7 +83,8 @@ export function reviewView(desk) {
     last.isUndone = true;
     answered.delete(last.question.suggestion_id);
     waiting = [last.question, ...(waiting ?? [])];
-    desk.undo();
+    turn += 1;
+    Promise.resolve(desk.undo()).then(reload);
     update();
   }
 
