@@ -1,0 +1,102 @@
+"""Tests that the real API answers as its OpenAPI document says, with requests that schemathesis derives from it.
+
+Every request is either valid for its schema, and then accepted or refused for a reason that no schema can state, or
+invalid, and then refused. No answer has a status, header or body that the document does not have.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import pytest
+import redis
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+
+from sploot_cluster import ClusterService
+from sploot_cluster.store.redis import RedisPetStore
+from tasks.composition import build_app
+from tasks.settings import Settings
+from tests.console.conftest import running
+from tests.sploot_cluster.albums import PET, take
+
+pytestmark = [pytest.mark.deploy, pytest.mark.slow]
+
+SECRET: Final = "a-secret-of-an-operator"
+EXAMPLES: Final = 4
+SEED: Final = 20_261_130
+
+# Why a request that its schema allows may be refused: rules about several fields or about characters, what a format
+# means, and ids that name nothing.
+RULES: Final = (
+    "is a fraction, not a whole number",  # for a schema, 1.0 is a whole number
+    "contains the unprintable character",
+    "is not a valid date-time",
+    "is sent without preview",
+    "has too few different entries",
+    "expected exactly one selection",
+    "has no cluster",
+    "is not a correction",
+    "does not exist: the newest is",
+    "is not a dead letter of",
+    "items of the pet were deleted or replaced since",
+)
+# the embedding of an event: its form depends on the fields dim and encoding
+EMBEDDING: Final = re.compile(r"(\[\d+\]\.)?embedding")
+STATES: Final = {412}  # the pet is at another revision, or the preview is gone
+REUSED_KEY: Final = "this Idempotency-Key was used before with another body"
+
+
+def is_legitimate(failure: Exception, answer: Any) -> bool:
+    """Return whether a failure that schemathesis reports is a refusal for a reason that no schema can state."""
+    kind = type(failure).__name__
+    if kind == "JsonSchemaError" and answer.headers["content-type"][0].startswith("text/event-stream"):
+        return True  # the document describes the text of the stream, and schemathesis expects a schema of its events
+    if kind != "RejectedPositiveData":
+        return False
+    problem = answer.json()
+    if answer.status_code in STATES or problem["detail"].startswith(REUSED_KEY):
+        return True
+    errors = problem.get("errors", [])
+    return bool(errors) and all(
+        EMBEDDING.fullmatch(error["field"]) or any(rule in error["problem"] for rule in RULES) for error in errors
+    )
+
+
+def test_api_answers_as_its_openapi_document_says(redis_url: str, redis_client: redis.Redis) -> None:
+    schemathesis: Any = pytest.importorskip("schemathesis", reason="make test-redis installs it")
+    from schemathesis.core.failures import FailureGroup
+
+    service = ClusterService(RedisPetStore(redis_client))
+    take(service, 0, range(6))  # the pet of the document's examples
+    service.recluster(PET)
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    broken: list[str] = []
+    with running(build_app(Settings(redis_url=redis_url, api_tokens=f"ada:operator:{SECRET}"))) as address:
+        document = schemathesis.openapi.from_url(f"{address}/openapi.json", headers=headers)
+        operations = [operation.ok() for operation in document.get_all_operations()]
+
+        for operation in operations:
+
+            @seed(SEED)
+            @settings(
+                max_examples=EXAMPLES,
+                deadline=None,
+                database=None,
+                phases=[Phase.explicit, Phase.generate],
+                suppress_health_check=list(HealthCheck),
+                verbosity=Verbosity.quiet,
+            )
+            @given(case=operation.as_strategy())
+            def ask(case: Any) -> None:
+                answer = case.call(headers=headers)
+                try:
+                    case.validate_response(answer)
+                except FailureGroup as failures:
+                    found = [one for one in failures.exceptions if not is_legitimate(one, answer)]
+                    broken.extend(f"{case.as_curl_command()}\n{answer.text[:500]}\n{failure}" for failure in found)
+
+            ask()
+
+    assert len(operations) > 50
+    assert not broken, "\n\n".join(broken)
