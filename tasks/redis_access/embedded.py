@@ -148,6 +148,8 @@ class EmbeddedRedis:
                         return
                 except redis.AuthenticationError:
                     return  # it asks for a password, so it is ready
+                except redis.BusyLoadingError:
+                    deadline = time.monotonic() + START_TIMEOUT_S  # it has started, and much data takes time to load
                 except (redis.ConnectionError, redis.TimeoutError):
                     pass
                 time.sleep(0.01)
