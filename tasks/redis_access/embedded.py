@@ -27,6 +27,7 @@ import redis
 
 LOWEST_VERSION: Final = (6, 2)
 START_TIMEOUT_S: Final = 20.0  # a loaded two-core machine needs about one second
+LOAD_TIMEOUT_S: Final = 300.0  # if it accepts connections, but still loads its data
 
 
 class NoRedisServer(Exception):
@@ -140,7 +141,8 @@ class EmbeddedRedis:
 
     def _wait_until_ready(self, log: Path) -> None:
         assert self._process is not None
-        deadline = time.monotonic() + START_TIMEOUT_S
+        began = time.monotonic()
+        deadline = began + START_TIMEOUT_S
         with redis.Redis.from_url(self.url, socket_timeout=1) as client:
             while time.monotonic() < deadline and self._process.poll() is None:
                 try:
@@ -148,9 +150,9 @@ class EmbeddedRedis:
                         return
                 except redis.AuthenticationError:
                     return  # it asks for a password, so it is ready
-                except redis.BusyLoadingError:
-                    deadline = time.monotonic() + START_TIMEOUT_S  # it has started, and much data takes time to load
-                except (redis.ConnectionError, redis.TimeoutError):
+                except (redis.BusyLoadingError, redis.TimeoutError):
+                    deadline = began + LOAD_TIMEOUT_S  # while it loads, it answers rarely
+                except redis.ConnectionError:
                     pass
                 time.sleep(0.01)
         self.kill()
