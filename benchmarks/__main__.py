@@ -24,6 +24,7 @@ PARTS: Final = (
     "big_pets",
     "find",
     "capacity",
+    "shards",
     "footprint",
 )
 
