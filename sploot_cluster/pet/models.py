@@ -184,7 +184,7 @@ class PetState:
 
     @property
     def n_media(self) -> int:
-        return len(self.media)
+        return len(self.labels)  # faster than the length of ``media``; an arrival needs it a dozen times
 
     @property
     def born(self) -> str:

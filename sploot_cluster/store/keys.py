@@ -75,7 +75,8 @@ commits that change a name and when a pet is found unlisted (name_index.py).
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple, Self
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from sploot_cluster.pet.models import PetId
 
@@ -108,10 +109,16 @@ class PetKeys(NamedTuple):
     tree: str
     occurred_at: str
 
-    @classmethod
-    def of(cls, pet: PetId) -> Self:
-        tag = f"{{pet:{pet}}}:"
-        return cls._make([tag + name for name in _NAMES])
+    @staticmethod
+    def of(pet: PetId) -> PetKeys:
+        return _keys_of(pet)
+
+
+# An arrival needs the keys of its pet twice. 1,024 pets take 1.5 MB.
+@lru_cache(maxsize=1_024)
+def _keys_of(pet: PetId) -> PetKeys:
+    tag = f"{{pet:{pet}}}:"
+    return PetKeys._make([tag + name for name in _NAMES])
 
 
 _NAMES: Final = tuple("shadow:vectors" if name == "shadow_vectors" else name for name in PetKeys._fields)

@@ -816,39 +816,45 @@ def _names(version: str) -> tuple[str, str]:
     return born, commit
 
 
-def _written(state: PetState, change: Change) -> Iterator[Any]:
-    """Yield the part of the ARGV of commit.lua that contains the change."""
+def _written(state: PetState, change: Change) -> list[Any]:
+    """Return the part of the ARGV of commit.lua that contains the change."""
     arrivals, relabelling = change.arrivals, change.relabelling
     was = overwritten_by(state, change)
-    labels = b"".join(int(arrival.label).to_bytes(4, "little", signed=True) for arrival in arrivals)
-    origins = bytes(arrival.origin for arrival in arrivals)
+    labels = b"".join([int(arrival.label).to_bytes(4, "little", signed=True) for arrival in arrivals])
+    origins = bytes([arrival.origin for arrival in arrivals])
     moves = was is not None and len(was.rows) > 0
     if relabelling is not None and moves:
         labels = relabelling.labels.astype("<i4").tobytes() + labels
         origins = relabelling.origins.astype(np.uint8).tobytes() + origins
-    yield from (FORMAT, change.model or "", change.dim or "")
-    yield from (change.next_cluster, change.n_at_recluster, change.noise_arrivals)
-    yield from (int(moves), labels, origins)
     arrived = (state.revision + 1).to_bytes(4, "little") * len(arrivals)
-    occurred_at = b"".join(arrival.occurred_at_ms.to_bytes(8, "little", signed=True) for arrival in arrivals)
-    yield from (arrived, occurred_at, b"" if was is None else dump_overwritten(was), KEPT)
-    yield from counts_after(state, change)
-    if change.correction is None:
-        yield from ("", "")
-    else:
-        yield from (ledger.dumps(change.correction), _names_of(state, change)[1] or "")
+    occurred_at = b"".join([arrival.occurred_at_ms.to_bytes(8, "little", signed=True) for arrival in arrivals])
+    correction = "" if change.correction is None else ledger.dumps(change.correction)
     # only a change with a kind has an entry in the history
-    yield from ("", "", "") if change.kind == "arrival" else (change.kind, change.by, as_json(change.summary))
-    for items in (
-        [arrival.media for arrival in arrivals],
-        [arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals],
-        [item for id_, card in change.clusters.items() if card is not None for item in (id_, dump_card(card))],
-        [id_ for id_, card in change.clusters.items() if card is None],
-        [item for id_, into in change.aliases.items() if into is not None for item in (id_, into)],
-        [id_ for id_, into in change.aliases.items() if into is None],
-    ):
-        yield len(items)
-        yield from items
+    entry = ("", "", "") if change.kind == "arrival" else (change.kind, change.by, as_json(change.summary))
+    media = [arrival.media for arrival in arrivals]
+    vectors = [arrival.vector.astype("<f4", copy=False).tobytes() for arrival in arrivals]
+    return [
+        *(FORMAT, change.model or "", change.dim or ""),
+        *(change.next_cluster, change.n_at_recluster, change.noise_arrivals),
+        *(int(moves), labels, origins),
+        *(arrived, occurred_at, b"" if was is None else dump_overwritten(was), KEPT),
+        *counts_after(state, change),
+        *(correction, _names_of(state, change)[1] or ""),
+        *entry,
+        *(len(media), *media, len(vectors), *vectors),
+        *_written_cards(change),
+    ]
+
+
+def _written_cards(change: Change) -> list[Any]:
+    """Return the lists of cards and aliases, each after its length."""
+    if not (change.clusters or change.aliases):
+        return [0, 0, 0, 0]
+    cards = [item for id_, card in change.clusters.items() if card is not None for item in (id_, dump_card(card))]
+    no_cards = [id_ for id_, card in change.clusters.items() if card is None]
+    aliases = [item for id_, into in change.aliases.items() if into is not None for item in (id_, into)]
+    no_aliases = [id_ for id_, into in change.aliases.items() if into is None]
+    return [part for items in (cards, no_cards, aliases, no_aliases) for part in (len(items), *items)]
 
 
 def _names_of(state: PetState, change: Change) -> tuple[str | None, str | None]:

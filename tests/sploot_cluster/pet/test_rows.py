@@ -28,6 +28,7 @@ def test_appended_rows_appear_only_in_longer_views() -> None:
 
     assert same is rows
     assert (list(before), list(rows.media(4))) == (["a", "b"], ["a", "b", "c", "d"])
+    assert [item in index for item in ("b", "c", "x", 1)] == [True, False, False, False]
     assert (dict(index), dict(rows.index(4))) == ({"a": 0, "b": 1}, {"a": 0, "b": 1, "c": 2, "d": 3})
     assert MediaId("c") not in index
     np.testing.assert_array_equal(rows.vectors(4), rows_of(4))
