@@ -47,7 +47,8 @@ def suggestions(
         for answer, reply in (("yes", one.yes), ("no", one.no)):
             out.print(f"  {answer}: {command_of(reply)}", markup=False, soft_wrap=True)
     if found.paused:
-        out.print(f"not asked before the next recluster, after three no in a row: {', '.join(found.paused)}")
+        kinds = ", ".join(found.paused)
+        out.print(f"kinds of question paused until the next recluster, because three answers in a row were no: {kinds}")
 
 
 @app.command(epilog=examples("sploot-cluster doubtful 42 --cluster 3"))

@@ -145,7 +145,7 @@ class JobMetrics:
         )
         self.refused = Counter(
             "cluster_requests_refused_total",
-            "Corrections that did not fit the pet any more when they ran; they changed nothing and are no failures.",
+            "Corrections that did not fit the pet any more when they ran; they changed nothing and are not failures.",
             ["operation", "reason"],
             registry=registry,
         )
