@@ -118,7 +118,7 @@ chart: $(VENV)/deploy-installed ## validate the chart with Helm 3 and 4 for Kube
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/charts $(ARGS)
 
 .PHONY: test-redis
-test-redis: $(VENV)/deploy-installed ## test Redis users, TLS, sentinels, a cluster, lock files, the compose file, extras and distributions
+test-redis: $(VENV)/deploy-installed ## test Redis users, TLS, sentinels, a cluster, lock files, the compose file, extras, distributions and the OpenAPI document
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/deploy $(ARGS)
 
 .PHONY: test-oldest

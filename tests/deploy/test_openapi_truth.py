@@ -19,6 +19,7 @@ from tasks.composition import build_app
 from tasks.settings import Settings
 from tests.console.conftest import running
 from tests.sploot_cluster.albums import PET, take
+from tests.support import lacking
 
 pytestmark = [pytest.mark.deploy, pytest.mark.slow]
 
@@ -64,8 +65,13 @@ def is_legitimate(failure: Exception, answer: Any) -> bool:
 
 
 def test_api_answers_as_its_openapi_document_says(redis_url: str, redis_client: redis.Redis) -> None:
-    schemathesis: Any = pytest.importorskip("schemathesis", reason="make test-redis installs it")
-    from schemathesis.core.failures import FailureGroup
+    try:
+        # imported here, because the import takes a second and other targets collect this module too
+        import schemathesis
+        from schemathesis.core.failures import FailureGroup
+        from schemathesis.core.result import Ok
+    except ImportError:
+        lacking("schemathesis", "pip install -e '.[deploy]'")
 
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(6))  # the pet of the document's examples
@@ -74,7 +80,7 @@ def test_api_answers_as_its_openapi_document_says(redis_url: str, redis_client: 
     broken: list[str] = []
     with running(build_app(Settings(redis_url=redis_url, api_tokens=f"ada:operator:{SECRET}"))) as address:
         document = schemathesis.openapi.from_url(f"{address}/openapi.json", headers=headers)
-        operations = [operation.ok() for operation in document.get_all_operations()]
+        operations = [found.ok() for found in document.get_all_operations() if isinstance(found, Ok)]
 
         for operation in operations:
 
