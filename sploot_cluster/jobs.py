@@ -57,6 +57,15 @@ class FailedAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class JobStage:
+    """The stage that a long job has reached. Jobs that take under a second or so report none."""
+
+    number: int = field(metadata=described("Its number, from 1."))
+    total: int = field(metadata=described("Number of stages of the job."))
+    activity: str = field(metadata=described("What the job does in this stage, with the number of items."))
+
+
+@dataclass(frozen=True, slots=True)
 class JobStatus:
     """The status of a job."""
 
@@ -74,6 +83,9 @@ class JobStatus:
     result: Mapping[str, object] | None = field(metadata=described("The result of a job that succeeded."))
     failures: Sequence[FailedAttempt] = field(
         default=(), metadata=described("The attempts that failed and were retried, oldest first.")
+    )
+    stage: JobStage | None = field(
+        default=None, metadata=described("The stage of a running recluster or preview; null for other and short jobs.")
     )
 
 

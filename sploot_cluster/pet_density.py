@@ -47,15 +47,23 @@ class PetDensity:
         self._threads = settings.recluster_threads or n_cores()
         self._build = TreeBuilder(settings.recluster_backend, threads=self._threads, on_fallback=on_fallback)
 
-    def of_newest(self, pet: PetId, cache: PetCache, *, by_reference: bool = False) -> tuple[PetState, Density]:
+    def of_newest(
+        self,
+        pet: PetId,
+        cache: PetCache,
+        *,
+        by_reference: bool = False,
+        on_loaded: Callable[[PetState], None] = lambda _: None,
+    ) -> tuple[PetState, Density]:
         """Load the newest state of a pet and return it with its density (computed by hdbscan if ``by_reference``).
 
-        Other threads may use the pet while the density is computed. O(n · d) for each row that the best known tree
-        lacks, O(n² · d) if none is known or it lacks more than half of the rows.
+        ``on_loaded`` is called between the two. Other threads may use the pet while the density is computed. O(n · d)
+        for each row that the best known tree lacks, O(n² · d) if none is known or it lacks more than half of the rows.
         """
         with cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)
             remembered = self._recall(memory, state.n_media)
+        on_loaded(state)
         if by_reference:
             from sploot_cluster.engine.reference import reference_density_of
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NotRequired, TypedDict, TypeVar, Unpack
@@ -150,6 +150,18 @@ class NewItem(NamedTuple):
     vector: npt.ArrayLike
     occurred_at: datetime | None = None
     is_replacement: bool = False
+
+
+# Called when a long computation enters a stage: with the number of the stage, from 1, how many there are, and what is
+# done in it.
+OnStage = Callable[[int, int, str], None]
+
+# Minimum number of items of a pet whose reclusters and previews report stages; those of smaller pets take no second.
+STAGES_FROM: Final = 1_000
+
+
+def _no_stages(number: int, total: int, activity: str) -> None:
+    """Ignore a stage."""
 
 
 class ClusterService:
@@ -387,31 +399,41 @@ class ClusterService:
         """
         check_fit(request, self._store.past(PetId(request.pet_id)))
 
-    def recluster(self, pet: PetId, *, by: str = "machine") -> Reclustered:
+    def recluster(self, pet: PetId, *, by: str = "machine", on_stage: OnStage = _no_stages) -> Reclustered:
         """Recompute the clusters from the density of all vectors. Corrections and cluster ids are kept.
 
         Density is computed once, from the items present at the start. The decisions are made on the newest state, so
         items and corrections may arrive during that computation. A pet without items is left unchanged.
+
+        Args:
+            on_stage: called for a pet of ``STAGES_FROM`` items or more when each of the stages begins.
         """
-        seen, density = self._densities.of_newest(pet, self._cache)
+        seen, density = self._densities.of_newest(pet, self._cache, on_loaded=partial(_report, on_stage, 1))
         if not seen.n_media:
             return _nothing_to_recluster(seen)
+        _report(on_stage, 2, seen)
         with self._cache.open(pet) as memory:
             return self._settle(memory, lambda state: self._regroup(state, seen, density, by))
 
-    def preview(self, pet: PetId, *, backend: PreviewBackend | None = None) -> Previewed:
+    def preview(
+        self, pet: PetId, *, backend: PreviewBackend | None = None, on_stage: OnStage = _no_stages
+    ) -> Previewed:
         """Compute what a recluster would change, and store the result for :meth:`apply`. The pet is not changed.
 
         Args:
             backend: ``hdbscan_reference``: start from the groups that the package hdbscan finds, instead of ours.
+            on_stage: called as by :meth:`recluster`.
 
         Raises:
             UnknownPet: the pet has no items.
             InvalidInput: the package is not installed, or the pet is too large for it.
         """
-        seen, density = self._densities.of_newest(pet, self._cache, by_reference=backend is not None)
+        seen, density = self._densities.of_newest(
+            pet, self._cache, by_reference=backend is not None, on_loaded=partial(_report, on_stage, 1)
+        )
         if not seen.n_media:
             raise UnknownPet(pet=pet)
+        _report(on_stage, 2, seen)
         for _ in range(self._settings.commit_attempts):
             with self._cache.open(pet) as memory:
                 state = memory.state = self._store.load(pet, known=memory.state)
@@ -1139,3 +1161,12 @@ def _nothing_to_recluster(state: PetState) -> Reclustered:
         kept="constraints kept 0 of 0",
         overridden=(),
     )
+
+
+_STAGES: Final = ("computes the density of {n} items", "finds the clusters of {n} items and enforces corrections")
+
+
+def _report(on_stage: OnStage, number: int, state: PetState) -> None:
+    """Report a stage of a recluster, unless the pet is so small that it ends at once."""
+    if state.n_media >= STAGES_FROM:
+        on_stage(number, len(_STAGES), _STAGES[number - 1].format(n=f"{state.n_media:,}"))

@@ -28,7 +28,7 @@ from tasks.contracts import (
     PreviewRecluster,
     ReclusterPet,
 )
-from tasks.job_records import answer, refuse
+from tasks.job_records import answer, refuse, stage
 from tasks.observe.job_facts import current_job
 from tasks.retry_policy import POLICIES
 from tasks.wire import CheckedArguments
@@ -135,7 +135,7 @@ def declare_actors(
 
     @_actor_for(ReclusterPet, broker)
     def recluster_pet(task: ReclusterPet) -> Reclustered:
-        reclustered = service.recluster(PetId(task.pet_id), by=task.requested_by)
+        reclustered = service.recluster(PetId(task.pet_id), by=task.requested_by, on_stage=stage)
         current_job().backend = reclustered.backend
         current_job().noise_count, current_job().n_media = reclustered.n_noise, reclustered.n_media
         return reclustered
@@ -143,7 +143,7 @@ def declare_actors(
     @_actor_for(PreviewRecluster, broker)
     def preview_recluster(task: PreviewRecluster) -> PreviewKept | None:
         try:
-            previewed = service.preview(PetId(task.pet_id), backend=task.backend)
+            previewed = service.preview(PetId(task.pet_id), backend=task.backend, on_stage=stage)
         except InvalidInput as refused:  # the backend is not available; a retry would not help
             refuse(f"{refused.problem}; {refused.hint}")
             return None

@@ -28,7 +28,7 @@ import redis
 from dramatiq.broker import Broker, MessageProxy
 
 from broker import DeadLetter, QueueStats
-from sploot_cluster.jobs import ENDED, FailedAttempt, JobState, JobStatus
+from sploot_cluster.jobs import ENDED, FailedAttempt, JobStage, JobState, JobStatus
 from tasks.retry_policy import LIMIT_GRACE_S, LONGEST_LIMIT_MS, limit_of_actor_ms
 from tasks.shards import queue_of
 
@@ -92,6 +92,16 @@ _answer: ContextVar[Callable[[], Mapping[str, object]] | None] = ContextVar("ans
 _refusal: ContextVar[str | None] = ContextVar("refusal", default=None)
 
 
+_on_stage: ContextVar[Callable[[int, int, str], None] | None] = ContextVar("on_stage", default=None)
+
+
+def stage(number: int, total: int, activity: str) -> None:
+    """Record the stage that the running job enters, if the job is tracked; see :class:`JobStage`."""
+    record = _on_stage.get()
+    if record is not None:
+        record(number, total, activity)
+
+
 def refuse(reason: str) -> None:
     """Record that the running job was refused, and why. A refused job ends without having changed anything."""
     _refusal.set(reason)
@@ -126,6 +136,7 @@ class JobRecord:
     error: str | None = None
     result: Mapping[str, object] | None = None
     failures: Sequence[FailedAttempt] = ()
+    stage: JobStage | None = None
 
 
 class JobRecords:
@@ -201,6 +212,7 @@ def _record(job_id: str, stored: Mapping[bytes, bytes]) -> JobRecord | None:
         error=facts.get("error"),
         result=json.loads(facts["result"]) if "result" in facts else None,
         failures=_failures(facts),
+        stage=_stage(facts),
     )
 
 
@@ -280,6 +292,7 @@ class TrackJobs(TrackCancelled):
             _refusal.set(None)
             worker = getattr(message, "consumer_name", None)
             self._write(message, state="running", how="start", started_at=self._clock(), worker=worker)
+            _on_stage.set(partial(self._write_stage, message))
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
@@ -295,8 +308,13 @@ class TrackJobs(TrackCancelled):
             )
         _answer.set(None)
         _refusal.set(None)
+        _on_stage.set(None)
         if self._unwritten:
             self._write_the_rest()
+
+    def _write_stage(self, message: MessageProxy, number: int, total: int, activity: str) -> None:
+        stage = [self._clock().isoformat(), number, total, activity]
+        self._write(message, state="running", how="known", stage=stage)
 
     def before_worker_shutdown(self, broker: Broker, worker: dramatiq.Worker) -> None:
         self._write_the_rest()
@@ -337,6 +355,7 @@ def status_of(record: JobRecord, stats: Stats, *, now: datetime) -> JobStatus:
         due_at=record.due_at if state in ("delayed", "retrying") else None,
         result=record.result,
         failures=record.failures,
+        stage=record.stage if state == "running" else None,
     )
 
 
@@ -373,7 +392,8 @@ def _how_it_runs(record: JobRecord, now: datetime) -> str:
     limit_s = limit_of_actor_ms(record.actor) / 1000
     runs_s = (now - record.started_at).total_seconds() if record.started_at is not None else 0.0
     if runs_s <= limit_s + LIMIT_GRACE_S:
-        return f"is running in {record.worker}"
+        now_in = f": it {record.stage.activity}" if record.stage is not None else ""
+        return f"is running in {record.worker}{now_in}"
     return (
         f"has run for {runs_s:.0f} s in {record.worker}; its time limit is {limit_s:.0f} s, so it hangs: end that "
         f"process, or run sploot-cluster queue rescue {record.queue} --consumer {record.worker} --even-if-alive"
@@ -394,6 +414,16 @@ def _why_it_waits(queue: QueueStats) -> str:
             f"status shows it"
         )
     return waits
+
+
+def _stage(facts: Mapping[str, str]) -> JobStage | None:
+    """Return the stage of the current attempt; that of an earlier attempt is outdated."""
+    if "stage" not in facts:
+        return None
+    entered_at, number, total, activity = json.loads(facts["stage"])
+    started_at = _time(facts.get("started_at"))
+    is_outdated = started_at is not None and datetime.fromisoformat(entered_at) < started_at
+    return None if is_outdated else JobStage(number, total, activity)
 
 
 def _failures(facts: Mapping[str, str]) -> Sequence[FailedAttempt]:

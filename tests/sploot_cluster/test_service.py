@@ -24,6 +24,7 @@ from sploot_cluster.errors import (
     UnknownRevision,
 )
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, MediaId, PetId, PetState, PetView
+from sploot_cluster.service import STAGES_FROM, NewItem
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.redis import RedisPetStore
@@ -451,3 +452,22 @@ print(sorted({"faiss", "scipy", "sklearn", "sploot_cluster.engine.selection"} & 
     )
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_recluster_and_preview_report_stages_only_for_a_large_pet() -> None:
+    service = ClusterService(MemoryPetStore())
+    small, stages = PetId(8), list[tuple[int, int, str]]()
+    for pet, n in ((PET, STAGES_FROM), (small, STAGES_FROM - 1)):
+        items = [NewItem(pet, name(number % 3, number), MODEL, picture(number % 3, number)) for number in range(n)]
+        for start in range(0, n, 100):
+            service.assign_many(items[start : start + 100])
+
+    for pet in (PET, small):
+        service.recluster(pet, on_stage=lambda *stage: stages.append(stage))
+        service.preview(pet, on_stage=lambda *stage: stages.append(stage))
+
+    assert stages == 2 * [
+        (1, 2, "computes the density of 1,000 items"),
+        (2, 2, "finds the clusters of 1,000 items and enforces corrections"),
+    ]

@@ -16,10 +16,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker import Cancelled, RedisStreamsBroker
-from sploot_cluster.jobs import JobState, JobStatus
+from sploot_cluster.jobs import JobStage, JobState, JobStatus
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, GROUP
-from tasks.job_records import RECORD_TTL_S, How, JobOwner, JobRecords, TrackJobs, answer, refuse
+from tasks.job_records import RECORD_TTL_S, How, JobOwner, JobRecords, TrackJobs, answer, refuse, stage
 from tests.support import eventually
 
 UNDO: Final = JobOwner(CLUSTER_FEEDBACK, "undo_feedback", 42)
@@ -133,6 +133,32 @@ def test_status_reports_a_run_and_its_result(tasks: ClusterTasks, redis_client: 
     assert done.started_at is not None
     assert done.finished_at is not None
     assert done.started_at <= done.finished_at
+
+
+def test_status_reports_the_stage_of_the_running_attempt_only(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+    runs, goes_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def undo(**_: Any) -> None:
+        if not runs.acquire(blocking=False):  # the second attempt reports no stage
+            stage(1, 2, "computes the density of 26,000 items")
+        goes_on.acquire()
+        if status(tasks, job.job_id).attempts == 1:
+            raise RuntimeError("no luck")
+
+    job = tasks.undo(42, 17)
+    with working(redis_client, undo, max_retries=1):
+        eventually(lambda: status(tasks, job.job_id).stage)
+        first = status(tasks, job.job_id)
+        runs.release()
+        goes_on.release()
+        eventually(lambda: status(tasks, job.job_id).attempts == 2 or None)
+        second = status(tasks, job.job_id)
+        goes_on.release()
+        ended = reaches(tasks, job.job_id, "succeeded")
+
+    assert first.stage == JobStage(1, 2, "computes the density of 26,000 items")
+    assert first.reason.endswith(": it computes the density of 26,000 items")
+    assert (second.state, second.stage, ended.stage) == ("running", None, None)
 
 
 def test_status_reports_a_failed_attempt_and_the_time_of_the_next(

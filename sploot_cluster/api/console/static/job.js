@@ -5,6 +5,7 @@ import { ENDED, follow, get, may } from "./api.js";
 import { write } from "./exact.js";
 import { count, go, h, notice, number, table, when } from "./dom.js";
 import { labelOf, petLink } from "./names.js";
+import { stageBar } from "./stage.js";
 
 export const job = {
   title: ({ rest }, status) => (status?.job_id ? `${status.actor}${status.pet_id ? ` of ${labelOf(status.pet_id)}` : ""}: ${status.state}` : rest[0] ? `Job ${rest[0]}` : "Jobs"),
@@ -23,6 +24,7 @@ export const job = {
         {},
         fact("state", h("span", { class: `state is-${status.state}` }, status.state)),
         fact("reason", status.reason),
+        status.stage && fact("progress", stageBar(status.stage)),
         fact("job", h("span", { class: "id" }, status.job_id)),
         fact("queue", h("a", { href: `#/jobs/${status.queue}/waiting` }, status.queue)),
         fact("attempts", status.attempts),

@@ -3,6 +3,7 @@
 import { follow, get, post } from "../api.js";
 import { count, fill, go, h, notice, shell, command } from "../dom.js";
 import { movesView } from "./moves.js";
+import { stageBar } from "../stage.js";
 
 export function regroupView(desk) {
   const element = h("div", { class: "regroup" });
@@ -13,7 +14,7 @@ export function regroupView(desk) {
     const status = element.querySelector(".working");
     try {
       const job = await post("clusters/recluster", { pet_id: desk.pet, preview: true }, { Prefer: "respond-async" });
-      const ended = await follow(job, ({ reason }) => (status.textContent = `Computing: ${reason}`), { isWanted: () => !isGone });
+      const ended = await follow(job, ({ reason, stage }) => fill(status, stage ? stageBar(stage) : `Computing: ${reason}`), { isWanted: () => !isGone });
       if (isGone) return;
       if (ended.state !== "succeeded") return failed(`No preview: ${ended.reason}`);
       show(await get(`pets/${desk.pet}/previews/${encodeURIComponent(ended.result.token)}`));
