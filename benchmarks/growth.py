@@ -2,7 +2,8 @@
 
 A first recluster builds the pet's spanning tree from scratch. Later reclusters extend the stored tree by new rows. The
 first table shows the CPU seconds for only the tree, the second those for whole reclusters by a newly started service,
-with its store in memory. In brackets: the share of what the same items take from nothing, measured in turns.
+with its store in memory. In brackets: the share of the time that the same items take from scratch, measured
+alternately.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def measure_tree(vectors: FloatMatrix, n: int, share: float) -> tuple[float, flo
 
 
 def measure(vectors: FloatMatrix, n: int, share: float) -> tuple[float, float]:
-    """Return the CPU seconds of a recluster of n items and ``share`` more: from nothing, and from the tree of n."""
+    """Return the CPU seconds of a recluster of n items and ``share`` more: from scratch, and from the tree of n."""
     spent = []
     for _ in range(ROUNDS):
         fresh, grows = MemoryPetStore(), MemoryPetStore()

@@ -71,7 +71,7 @@ Condition = Callable[[Message[Any]], bool]
 
 
 class Canceller:
-    """Cancels messages of one queue."""
+    """An operator's cancellation of messages of one queue."""
 
     def __init__(
         self, connections: Connections, settings: BrokerSettings, keys: QueueKeys, inspector: Inspector, emit: Emit
@@ -176,7 +176,7 @@ class Canceller:
 
 
 class Interrupts:
-    """Interrupts running jobs of this process whose messages were cancelled. Thread-safe.
+    """The interruption of running jobs of this process whose messages were cancelled. Thread-safe.
 
     The exception must reach the thread while it runs the actor, because anywhere else it would end the worker thread.
     So it is raised only if the actor is on the thread's stack, and ``end`` waits for an exception that is being raised.

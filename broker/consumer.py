@@ -271,7 +271,7 @@ class ConsumedQueue:
         (self._resumed if self.is_paused else unchosen).wait(timeout_s)
 
     def wake(self) -> None:
-        """Wake the consumer so that it checks for news."""
+        """Wake the consumer so that it checks its state again."""
         consumer = self._consumer
         if consumer is not None:
             consumer.wake()

@@ -22,8 +22,8 @@ from .options import expires_at_ms_of, unique_key_of
 
 T = TypeVar("T")
 
-# Time that a read waits for more room, so that it requests more messages at once. It is shorter than the round trip
-# that each avoided read saves.
+# How long a read waits until there is room for more messages, so that fewer reads are needed. This is shorter than the
+# round trip of a read.
 GATHER_S = 0.001
 NOBODY_WAITS = -(1 << 30)
 
@@ -372,7 +372,7 @@ class Deliveries:
         self._sharing: dict[int, int] = {}
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
-        """Hold these deliveries, and return the added ones. Entries that are held or settling already are skipped.
+        """Hold these deliveries, and return the added ones. Entries that are already held or settling are skipped.
 
         Entries are delivered a second time if the consumer group was created again. Entries that are being handed back
         count as new, because this consumer may take them again before the call that hands them back has returned.

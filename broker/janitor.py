@@ -39,9 +39,9 @@ PROMOTE_ALONE_MS = 1_000
 # check for half a second is 2 %, for a second 0.03 %.
 LOOKS_PER_S = 8.0
 
-# Kinds of news after which there are entries to take over.
+# Kinds of notifications after which there are entries to take over.
 TAKEABLE_NEWS = frozenset({b"handed_back", b"rescued", b"orphans", b"died"})
-# Kinds of news after which there may be no promoter.
+# Kinds of notifications after which there may be no promoter.
 PROMOTER_NEWS = frozenset({b"died", b"left"})
 
 # Minimum pause between rounds, so that under load, when messages fall due in close succession, a round promotes
@@ -311,7 +311,7 @@ class Janitor:
                 self._logger.debug("could not resign as the promoter; another process follows: %s", error)
 
     def _wait_for_news(self) -> None:
-        """Wait until the next round is due, or until there is news that needs one."""
+        """Wait until the next round is due, or until a notification requires one."""
         earliest = time.monotonic() + SHORTEST_WAIT_S
         self._timer.expect(self._last_timer)
         while not self._is_stopping.is_set():
@@ -326,7 +326,7 @@ class Janitor:
                 return
 
     def _needs_round(self) -> bool:
-        """Handle the timer's news; return whether a round is needed, for example because the queue was paused."""
+        """Handle the timer's notifications; return whether one requires a round, for example because of a pause."""
         entries = self._timer.entries()
         if entries is None:
             return True

@@ -49,7 +49,7 @@ RESTART_PAUSES_S: Final = (0.0, 1.0, 10.0, 60.0)
 
 
 class Keeper:
-    """Writes the heartbeats for all queues of a process. ``stop`` may be called twice.
+    """The writer of the heartbeats for all queues of a process. ``stop`` may be called twice.
 
     Args:
         judge: returns whether the process makes progress; while it does not, no heartbeat is written. If it is None,

@@ -20,7 +20,7 @@
     {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
                                      <producer> is <entry>/<id> for a follow-up message    with the entry, or 15 min
     {ns:q}:progress:<id>     string  [done, total, note] of a running job, JSON            when it ends, or in an hour
-    {ns:q}:timer             stream  news for janitors; the last 16 entries                never
+    {ns:q}:timer             stream  the last 16 notifications for janitors                never
     {ns:q}:promoter          string  the consumer that promoted due messages last          expires, 1 s
     {ns:q}:swept             string  present until another pass over all entries is due    expires, 25 s
     {ns:q}:paused            string  present while delivery is paused                      at resume

@@ -52,7 +52,7 @@ class Listeners:
         self._known: tuple[list[Middleware], dict[str, Sequence[Method]]] = ([], {})
 
     def of(self, middleware: list[Middleware], name: str) -> Sequence[Method]:
-        """Return the methods called ``name`` that are not empty, in the order of ``middleware``."""
+        """Return the method ``name`` of every middleware that implements it, in the order of ``middleware``."""
         seen, methods = self._known
         if seen != middleware:
             seen, methods = self._known = list(middleware), {}
@@ -66,7 +66,7 @@ class Listeners:
         return found
 
     def of_pair(self, middleware: list[Middleware], before: str, after: str) -> Sequence[Method]:
-        """Return the non-empty methods ``before`` of the middleware whose method ``after`` is not empty either."""
+        """Return the methods ``before`` of every middleware that implements both ``before`` and ``after``."""
         methods = self.of(middleware, before)
         with_after = {id(getattr(method, "__self__", None)) for method in self.of(middleware, after)}
         return [method for method in methods if id(getattr(method, "__self__", None)) in with_after]

@@ -43,7 +43,7 @@ class Emit(Protocol):
 
 
 class Outcomes:
-    """Writes the outcomes of the messages of one process."""
+    """A writer of the outcomes of the messages of one process."""
 
     def __init__(
         self,

@@ -36,12 +36,12 @@ SATURATED_S: Final = 1.0
 # process could keep that number of messages from idle ones.
 MOST_AHEAD: Final = 128
 
-# Maximum time that messages read ahead wait for a place: about three times the default read-ahead. So jobs that take
-# slightly longer than expected cause no hand-back, and a message that an idle worker could have run does not wait long.
+# Maximum time that messages read ahead wait for a place: about three times the default read-ahead. This is long enough
+# for jobs that take slightly longer than expected, and short enough that an idle worker soon gets the messages.
 HAND_BACK_AFTER_S: Final = 0.05
 
-# How long nothing is read ahead after messages were handed back, because where long and short jobs are mixed, an
-# unexpectedly long job is usually followed by more long jobs.
+# How long reading ahead is suspended after messages were handed back: in a mix of long and short jobs, more long jobs
+# usually follow an unexpectedly long one.
 NOTHING_AHEAD_FOR_S: Final = 1.0
 
 
@@ -69,7 +69,10 @@ class Sharing(Protocol):
 
 
 class Durations:
-    """Records whether the last jobs of a queue were long. Thread-safe; two jobs that end at once may count as one."""
+    """A record of whether the last jobs of a queue were long.
+
+    Thread-safe; two jobs that end at once may count as one.
+    """
 
     def __init__(self, long_s: float) -> None:
         self._long_s = long_s
@@ -85,7 +88,7 @@ class Durations:
 
 
 class Places:
-    """Assigns the Worker's free threads to the queues of one process. Thread-safe.
+    """The assignment of the Worker's free threads to the queues of one process. Thread-safe.
 
     Attributes:
         worker: the Worker; None if the consumers are used without one. Then each consumer returns as many messages as
@@ -104,7 +107,7 @@ class Places:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether no job has ended for longer than a short job takes, so that one may not end soon."""
+        """Whether no job has ended for longer than a short job takes, so that the running jobs are probably long."""
         return self._long_s is not None and time.monotonic() - self.ended_at > self._long_s
 
     def are_few(self, queue: Sharing) -> bool:
@@ -160,7 +163,9 @@ class Places:
 
 
 class ReadAhead:
-    """Decides how far one consumer reads ahead, from how fast its Worker finished the last read. Not thread-safe.
+    """An estimate of how far one consumer may read ahead, from how fast its Worker finished the last read.
+
+    Not thread-safe.
 
     Args:
         ahead_ms: how long the messages read ahead should last; 0 disables read-ahead.

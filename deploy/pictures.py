@@ -87,7 +87,7 @@ class SampleConsole:
 
 @contextmanager
 def sample_console() -> Iterator[SampleConsole]:
-    """Serve the console with named sample pets that have pictures, one of them also corrections."""
+    """Serve the console with named sample pets that have pictures; one of the pets also has corrections."""
     with EmbeddedRedis(options={"appendonly": "no"}) as server, redis.Redis.from_url(server.url) as client:
         sample = [album for album in albums(share=SHARE) if album.model == DIGITS_MODEL]
         service = ClusterService(RedisPetStore(client))

@@ -9,7 +9,7 @@
     │   ├── UnknownCluster      the pet has no such cluster or alias
     │   ├── UnknownMedia        the pet or cluster has no such item
     │   ├── UnknownRevision     not a correction, or no longer stored
-    │   │   └── AlreadyUndone   a correction that is undone already
+    │   │   └── AlreadyUndone   a correction that is already undone
     │   ├── AlreadyMade         a correction that would change nothing
     │   └── StaleRevision       items were moved since the revision that the caller saw
     ├── PetExists               an import would overwrite an existing pet
@@ -140,7 +140,7 @@ class UnknownRevision(InvalidInput):
 
 
 class AlreadyUndone(UnknownRevision):
-    """Raised when a correction that should be undone is undone already."""
+    """Raised when a correction that should be undone is already undone."""
 
     def __init__(self, *, pet: int, revision: int) -> None:
         super().__init__(

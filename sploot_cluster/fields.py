@@ -71,7 +71,7 @@ class Whole:
         return {"type": "integer", "minimum": self.lowest, "maximum": self.highest}
 
 
-# The kind of pet ids, cluster ids and revisions.
+# The kind of field for pet ids, cluster ids and revisions.
 ID: Final = Whole(1)
 
 

@@ -35,7 +35,7 @@ class JobRef:
     Attributes:
         job_id: its id, for ``GET /api/v1/internal/jobs/{job_id}``.
         queue: the queue in which it waits.
-        coalesced: an identical job was waiting already, so this call enqueued nothing.
+        coalesced: an identical job was already waiting, so this call enqueued nothing.
         position: number of jobs in its queue when it was enqueued, itself included; None if not counted.
         withheld: nothing was enqueued and the job does not exist, because the rollout has not reached the pet.
     """

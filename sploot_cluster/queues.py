@@ -498,7 +498,7 @@ class QueueOperations(Protocol):
         """Remove a stored plan and return it, so that only one caller can apply it.
 
         Raises:
-            PlanUnknown: the plan does not exist, or was taken already.
+            PlanUnknown: the plan does not exist, or was already taken.
         """
         ...
 

@@ -171,7 +171,7 @@ def _declare_deletion(broker: dramatiq.Broker, service: ClusterService, traces: 
         try:
             deleted = service.delete_media(pet, [MediaId(item) for item in task.media_ids], by=task.requested_by)
         except (UnknownPet, UnknownMedia):
-            # they were deleted already, perhaps by an attempt that ended before it erased the traces
+            # they were already deleted, perhaps by an attempt that ended before it erased the traces
             deleted = Deleted(0, 0, service.revision(pet))
         erased = traces.erase(task.pet_id, task.media_ids) if traces else found
         return ItemsDeleted(

@@ -40,7 +40,9 @@ __all__ = ["ClusterTasks", "InvalidInput", "JobRef", "JobStatus", "QueueFull", "
 
 
 class ClusterTasks:
-    """Enqueues jobs and reports their status; implements ``sploot_cluster.jobs.JobQueue`` and ``ReclusterRequests``.
+    """A client that enqueues jobs and reports their status.
+
+    It implements the protocols ``JobQueue`` and ``ReclusterRequests`` of ``sploot_cluster.jobs``.
 
     Every method raises ``InvalidInput`` for an invalid field, before anything is sent. It raises ``QueueUnavailable``
     when Redis does not answer or refuses the call; the error's ``refusal`` names the cause, such as a full server or a

@@ -33,7 +33,7 @@ from tasks.shards import shards_of_all
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """Finds and erases the traces of pets in queues and job records. Implements ``sploot_cluster.jobs.JobTraces``."""
+    """An eraser of the traces of pets in queues and job records. Implements ``sploot_cluster.jobs.JobTraces``."""
 
     broker: RedisStreamsBroker
     client: redis.Redis

@@ -1,7 +1,7 @@
 """The Redis side of :class:`tasks.client.ClusterTasks`: enqueues messages, keeps job records, translates errors.
 
-It is a separate module because loading Dramatiq and redis-py, with the asyncio packages that both load, takes some 200
-ms of CPU time. A service that imports the client spends that time only when it creates a client.
+It is a separate module because loading Dramatiq and redis-py, with the asyncio packages that both load, takes about
+200 ms of CPU time. A service that imports the client spends that time only when it creates a client.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BATCH: Final = 500  # events per round trip: 1.5 MB at 512 dimensions
 
 
 class Transport:
-    """Enqueues jobs and reads their status, from any thread.
+    """A transport that enqueues jobs and reads their status, from any thread.
 
     Every method raises ``QueueUnavailable`` when Redis does not answer or refuses. Enqueueing without a delay raises
     ``QueueFull`` when the queue has reached the limit that the workers set. Delayed jobs are never refused, because

@@ -93,7 +93,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
     """The server of this test process, on a unix socket, without persistence. To stop a server, start another one."""
-    # a short path, because a unix socket's path is limited to some 100 bytes
+    # a short path, because a unix socket's path is limited to about 100 bytes
     directory = Path(tmp_path_factory.mktemp("redis", numbered=True))
     with EmbeddedRedis(directory=directory, unix_socket=True, options={"appendonly": "no"}) as server:
         yield server

@@ -64,7 +64,7 @@ class Tally:
 
 
 class Tallies:
-    """Reads the tallies of all worker processes, for the harness."""
+    """A reader of the tallies of all worker processes, for the harness."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -42,7 +42,7 @@ Entry = tuple[bytes, list[bytes]]
 
 
 class Timers:
-    """Waits for the timers of all queues of one process. ``stop`` may be called twice."""
+    """The threads that wait for the timers of all queues of one process. ``stop`` may be called twice."""
 
     def __init__(self, connections: Connections, *, block_ms: int) -> None:
         """
@@ -95,7 +95,7 @@ class Timers:
 
 
 class Timer:
-    """The timer stream of one queue, in which scripts announce news to the queue's janitors.
+    """The timer stream of one queue, in which scripts notify the queue's janitors.
 
     Attributes:
         key: the key of the stream.
@@ -118,7 +118,7 @@ class Timer:
         self._timers.add(self, again=is_behind)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until there is news or ``wake`` is called; return whether that happened within ``timeout_s``."""
+        """Wait for a new entry or a call of ``wake``; return whether either came within ``timeout_s``."""
         has_news = self._has_news.wait(timeout_s)
         self._has_news.clear()
         return has_news
@@ -136,7 +136,7 @@ class Timer:
         self._has_news.set()
 
     def announce(self, entries: Sequence[Entry]) -> None:
-        """Record entries that were added."""
+        """Record entries that were added to the stream, and end ``wait``."""
         if entries[-1][0] != self.last_id:
             self.last_id = entries[-1][0]
             self._entries += entries
@@ -203,7 +203,7 @@ class _Watch:
         self._read.close()
 
     def _round(self) -> None:
-        """Wait until a timer has news or the set of timers changes."""
+        """Wait until a timer has a new entry or the set of timers changes."""
         if not self._read.is_waiting:
             if self._must_ask_again:
                 self._is_stopping.wait(GATHER_S)
@@ -226,7 +226,7 @@ class _Watch:
 
 
 class OwnRead:
-    """Reads one queue on its own connection."""
+    """A reader of one queue on its own connection."""
 
     def __init__(
         self, connections: Connections, stream: str, *, head: Sequence[Argument], block_ms: int, bounds: Bounds | None
@@ -462,7 +462,7 @@ class GroupReads:
 
 
 class SharedRead:
-    """Reads one queue through ``GroupReads``. Buffers the queue's entries until they are taken.
+    """A reader of one queue through ``GroupReads``, which buffers the queue's entries until they are taken.
 
     Args:
         wanted: returns the number of entries that the queue has room for.

@@ -214,7 +214,9 @@ class Batch(MessageProxy):
 
 
 class Batcher:
-    """Forms batches from the messages that a consumer has read. Stateless; a buffer belongs to one consumer's thread.
+    """A builder of batches from the messages that a consumer has read.
+
+    Stateless: every consumer passes its own buffer, which only its own thread uses.
 
     Args:
         actors: the actors of the broker, by name.

@@ -59,7 +59,7 @@ class Progress:
 
 
 class ProgressReports:
-    """Stores and reads the progress reports of a broker's jobs in Redis. Thread-safe.
+    """A store of the progress reports of a broker's jobs in Redis. Thread-safe.
 
     Args:
         running: returns the messages that run in this process.

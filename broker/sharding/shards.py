@@ -24,7 +24,7 @@ from ..scripts import SET_SHARDS, SHARDS
 
 # Maximum number of shards. Each process reads a few of them, and every statistic is a sum over all.
 MOST_SHARDS: Final = 256
-# For how long a process uses the number of shards that it has read.
+# How long a process uses the number of shards that it has read.
 READ_EVERY_S: Final = 5.0
 
 # A function that returns a whole number of at least 0 for a message: messages with the same number share a shard.

@@ -30,7 +30,7 @@ LONGEST_S: Final = 600.0
 # seconds.
 LATE_S: Final = 3.0
 
-# Maximum number of streams in a process. Each takes a connection and some 50 kB.
+# Maximum number of streams in a process. Each takes a connection and about 50 kB.
 MAX_VIEWERS: Final = 200
 RETRY_AFTER_S: Final = 60
 

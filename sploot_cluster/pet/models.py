@@ -369,7 +369,7 @@ class Assigned:
 
     @classmethod
     def before(cls, state: PetState, media: MediaId) -> Self:
-        """Return the result for an item that the pet has already."""
+        """Return the result for an item that the pet already has."""
         cluster = ClusterId(int(state.labels[state.rows[media]]))
         return cls(media, cluster, None, backend="faiss", is_duplicate=True, revision=state.revision)
 

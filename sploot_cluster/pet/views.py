@@ -89,9 +89,10 @@ def view_of(state: PetState, presentation: Presentation) -> PetView:
 
 
 def named(view: PetView, name: str) -> PetView:
-    """Return the view with only the clusters that have a name, or other name, beginning with ``name``.
+    """Return the view with only the clusters that have a name beginning with ``name``.
 
-    Case is ignored. In the result, the lists of noise and dismissed items are empty.
+    The names of clusters that were merged into a cluster count too. Case is ignored. In the result, the lists of noise
+    and dismissed items are empty.
     """
     if not name:
         return view

@@ -25,7 +25,7 @@ MOST_BYTES: Final = 4 * 1024**3
 # The date of every member, so that archives of the same members are identical: the earliest that a zip can store.
 _OLDEST: Final = (1980, 1, 1, 0, 0, 0)
 
-# Suffixes of the members to store uncompressed. Archives are compressed already; compressing vectors saves only 7 % and
+# Suffixes of the members to store uncompressed. Archives are already compressed; compressing vectors saves only 7 % and
 # makes writing far slower.
 _STORED: Final = (".zip", ".f32le")
 

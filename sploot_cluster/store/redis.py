@@ -207,7 +207,7 @@ class RedisPetStore:
                 "SADD", PETS, pet, if_short=state.revision % LISTED_EVERY > 0, keys=keys, args=args
             )
             if n_listed:
-                self._list(pet)  # if SADD added nothing, the pet was listed already
+                self._list(pet)  # if SADD added nothing, the pet was already listed
             if names[0] != names[1]:
                 self._names.settle(pet, former=names)
         return _committed(state, change, new_commit, answer)

@@ -29,7 +29,7 @@ def redacted_fields(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def redacted_text(text: str) -> str:
-    """Return a text from a producer, such as an id, or its length if it may be an embedding."""
+    """Return a producer's text, such as an id, without embeddings; only its length if it may be one."""
     if len(text) > MAX_TEXT or UNPRINTABLE.search(text):
         return f"<{len(text)} characters>"
     return without_payload(text)

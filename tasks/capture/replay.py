@@ -122,7 +122,7 @@ class _Clock:
 
 
 class _IgnoredRequests(ReclusterRequests):
-    """Ignores requests for reclusters, because the history contains the reclusters that ran."""
+    """A port that ignores requests for reclusters, because the history contains the reclusters that ran."""
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
         pass
@@ -207,7 +207,7 @@ def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterato
 
 
 def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> Iterator[str]:
-    """Repeat a correction for those of its items that still exist; yield a text for each part that cannot be."""
+    """Repeat a correction for its items that still exist; yield a text for each part that cannot be repeated."""
     named: list[MediaId] = []
 
     def left(media: Sequence[MediaId]) -> Sequence[MediaId]:

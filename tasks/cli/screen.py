@@ -67,7 +67,7 @@ def print_table(table: Table) -> None:
 
 
 def print_block(text: str, screen: Screen = out) -> None:
-    """Print text of several lines, such as a traceback, each line marked as text from elsewhere."""
+    """Print text of several lines, such as a traceback, with a bar before each line."""
     for line in text.rstrip("\n").split("\n"):
         screen.print(f"  | {line}", soft_wrap=True)
 

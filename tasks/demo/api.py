@@ -11,7 +11,7 @@ PREFIX = "/api/v1/internal"
 
 
 class Api:
-    """Calls the internal API at ``address``. HTTP errors raise ``urllib.error.HTTPError``."""
+    """A client of the internal API at ``address``. HTTP errors raise ``urllib.error.HTTPError``."""
 
     def __init__(self, address: str) -> None:
         self._address = address

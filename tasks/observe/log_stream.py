@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any, Final
 
-# Maximum number of bytes to keep in memory: some 10,000 lines, about a minute of output from a busy process.
+# Maximum number of bytes to keep in memory: about 10,000 lines, or a minute of output from a busy process.
 MOST_WAITING: Final = 4 * 1024 * 1024
 # Number of bytes that a writable pipe accepts without blocking: PIPE_BUF on Linux, less the length that multiprocessing
 # adds.

@@ -8,7 +8,7 @@
                          at_ms                time of the last sample (server's clock)
                          round                the unfinished count: JSON of the next page of pets, and its sums so far
 
-A count of all pets may take several samples: each counts pets for at most ``BUDGET_S``, some 500,000, and the next one
+A count of all pets may take several samples: each counts pets for at most ``BUDGET_S``, about 500,000, and the next one
 continues. The figures are those of the last finished count, but pets whose counts do not add up are shown immediately.
 Pets that are added meanwhile may be counted or not. ``sploot_cluster.pet.tally`` defines each count.
 """
@@ -58,7 +58,7 @@ class Counts(Protocol):
 
 
 class MediaSampler:
-    """Writes the totals of all pets' items to Redis."""
+    """A sampler that writes the totals of all pets' items to Redis."""
 
     def __init__(self, counts: Counts, client: redis.Redis, *, budget_s: float = BUDGET_S) -> None:
         """Args: ``budget_s`` limits the time for which one sample counts pets; the next sample continues."""

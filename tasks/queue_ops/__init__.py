@@ -2,7 +2,7 @@
 
     plan_*()  reads, and freezes the ids it will touch           -> Plan, which also lists the Redis commands
     act(plan) touches only these ids, each only if unchanged     -> Done
-    audit()   lists who did what, when, and how it ended; some 10,000 entries are kept
+    audit()   lists who did what, when, and how it ended; about 10,000 entries are kept
 
 No listing ever shows an embedding. ``operations`` is the entry point; ``entries`` extracts facts from entries,
 ``dead_letters`` selects dead letters, ``canary`` requeues carefully and ``canary_runs`` does so in the background,

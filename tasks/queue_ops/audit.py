@@ -1,8 +1,8 @@
 """The audit of actions on queues: one entry before and one after each action, so that an interrupted one is visible.
 
 key           type    holds                                                            ends
-sploot:audit  stream  plan, state (begun, done, failed), by, via, action, queue, note,  oldest first, beyond some 10,000
-                      planned, done, ids (the first 100), digest (of all), result       entries
+sploot:audit  stream  plan, state (begun, done, failed), by, via, action, queue, note,  when trimmed, oldest first, to
+                      planned, done, ids (the first 100), digest (of all), result       about 10,000 entries
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ logger = logging.getLogger("sploot-cluster.queue")
 
 AUDIT: Final = "sploot:audit"
 KEPT: Final = 10_000
-# Number of entries newer than a page in which to search for the end of an action that the page would show as begun.
+# Number of entries newer than the page that are searched for the second entry of an action, so that the page does not
+# list an action again that an earlier page showed as ended.
 OVERLAP: Final = 200
 SHOWN_IDS: Final = 100
 POSSIBLE_WHEN_FULL: Final[frozenset[Action]] = frozenset({"purge", "pause", "resume", "cancel"})

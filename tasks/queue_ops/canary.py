@@ -44,7 +44,7 @@ class Requeued:
 
 
 class Canary:
-    """Requeues the dead letters of a plan, oldest first.
+    """A careful requeue of the dead letters of a plan, oldest first.
 
     Args:
         how: the rate and the limits; its ``wait_s`` also limits the wait for the last jobs to end.
@@ -155,7 +155,7 @@ class Canary:
 
 
 class _Watch:
-    """Finds requeued messages that become dead letters again, by their message ids."""
+    """A watch for requeued messages that become dead letters again, by their message ids."""
 
     def __init__(self, broker: RedisStreamsBroker, queue: str) -> None:
         self._broker, self._queue = broker, queue

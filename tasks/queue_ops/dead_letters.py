@@ -19,7 +19,7 @@ PAGE: Final = 500
 
 
 def select(dead_letters: DeadLetters, wanted: DeadLetterFilter, *, now: datetime, limit: int) -> Iterator[DeadLetter]:
-    """Yield the dead letters that match, newest first. Reads some megabytes at a time until enough match."""
+    """Yield the dead letters that match, newest first. Reads a few megabytes at a time until enough match."""
     return islice(_matching(dead_letters, wanted, now), limit)
 
 

@@ -68,7 +68,7 @@ from tasks.redis_access.errors import reaching_redis
 from tasks.shards import SHARDED, queue_of
 
 MOST_GROUPED: Final = 10_000
-# Maximum number of entries that one plan touches; their ids and holders take some megabytes.
+# Maximum number of entries that one plan touches; their ids and holders take a few megabytes.
 MOST_ENTRIES: Final = 100_000
 SHOWN_IDS: Final = 3
 # Queue -> what users or producers lose if its jobs are cancelled.
@@ -82,7 +82,7 @@ ACTED: Final = "it may have run in part: see the audit, then plan again"
 
 
 class Operations:
-    """Implements ``sploot_cluster.queues.QueueOperations``. Thread-safe.
+    """An implementation of ``sploot_cluster.queues.QueueOperations``. Thread-safe.
 
     Args:
         broker: defines the queues and the lease; consumes nothing here.

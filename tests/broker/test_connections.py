@@ -241,7 +241,7 @@ def send(broker: RedisStreamsBroker, queue: str, *, delay: int | None = None) ->
     broker.enqueue(dramatiq.Message(queue, queue, (queue,), {}, {}), delay=delay)
 
 
-def test_one_connection_waits_for_news_of_all_queues(redis_url: str, redis_client: Any) -> None:
+def test_one_connection_waits_for_notifications_of_all_queues(redis_url: str, redis_client: Any) -> None:
     with broker_on(redis_url) as broker, consuming(broker) as ran:
         eventually(lambda: len(blocked(redis_client, "xread")) == 1)
 
@@ -252,7 +252,7 @@ def test_one_connection_waits_for_news_of_all_queues(redis_url: str, redis_clien
             eventually(lambda: sorted(ran) == sorted(round_of * QUEUES))  # noqa: B023
 
 
-def test_news_arrives_after_its_connection_was_lost(redis_url: str, redis_client: Any) -> None:
+def test_notification_arrives_after_its_connection_was_lost(redis_url: str, redis_client: Any) -> None:
     with broker_on(redis_url) as broker, consuming(broker) as ran:
         (lost,) = eventually(lambda: blocked(redis_client, "xread"))
         redis_client.client_kill_filter(_id=lost)
@@ -263,7 +263,7 @@ def test_news_arrives_after_its_connection_was_lost(redis_url: str, redis_client
         eventually(lambda: ran == ["q3"])
 
 
-def test_news_arrives_after_all_keys_were_deleted(redis_url: str, redis_client: Any) -> None:
+def test_notification_arrives_after_all_keys_were_deleted(redis_url: str, redis_client: Any) -> None:
     with broker_on(redis_url) as broker, consuming(broker) as ran:
         broker.pause("q3")
         broker.resume("q3")

@@ -1,4 +1,4 @@
-"""Dramatiq's own commands in real processes: reload, stop, watch, gevent, and a start before Redis."""
+"""Dramatiq's own commands in real processes: reload, stop, watch, gevent, and a start before Redis is up."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_number_of_rounds_does_not_grow_with_the_number_of_processes(
     assert n_scripts(scene.client) - before <= 2 * n_messages + n_messages * n_processes / 4
 
 
-def test_news_of_delayed_and_handed_back_messages_needs_no_round(
+def test_notification_of_delayed_or_handed_back_messages_needs_no_round(
     scene_with_producer: Scene, janitor: NewJanitor
 ) -> None:
     scene, heard = scene_with_producer, threading.Event()

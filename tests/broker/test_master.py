@@ -77,7 +77,7 @@ def test_workers_of_a_killed_master_end_and_their_jobs_run_elsewhere(
     assert sorted(delivery.args[0] for delivery in taken(producer, 4)) == [0, 1, 2, 3]
 
 
-def test_job_ends_within_the_grace_but_cannot_write_to_the_masters_log(
+def test_job_ends_in_the_grace_period_but_cannot_write_to_the_masters_log(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "60000")
@@ -116,7 +116,7 @@ def test_worker_that_boots_while_its_master_ends_does_not_outlive_it(
         eventually(lambda: not client.zcard("{streams:default}:consumers"))
 
 
-def test_workers_outlive_their_master_if_the_grace_is_none(
+def test_workers_outlive_their_master_without_a_grace_period(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(GRACE, "")

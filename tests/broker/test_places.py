@@ -1,4 +1,4 @@
-"""Where jobs are long, a process holds no more messages than it has threads."""
+"""When jobs are long, a process holds no more messages than it has threads."""
 
 from __future__ import annotations
 

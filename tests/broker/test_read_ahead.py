@@ -1,4 +1,4 @@
-"""Where jobs are short, a consumer reads ahead without delaying other consumers' messages."""
+"""When jobs are short, a consumer reads ahead without delaying other consumers' messages."""
 
 from __future__ import annotations
 

@@ -523,7 +523,7 @@ def test_waiting_consumer_takes_orphans_at_once(scene: Scene) -> None:
     assert labels(got) == ["one"]
 
 
-def test_late_isolation_record_of_ended_suspect_does_not_count_as_fenced(scene: Scene) -> None:
+def test_late_isolation_record_of_an_ended_suspect_is_not_fenced(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))

@@ -164,7 +164,7 @@ def test_cost_per_queue_and_process_stays_bounded_with_fifty_queues(tmp_path: Pa
     print(f"\n{n_processes} processes of {n_queues} queues boot in {booted_s:.1f} s, one after the other")
     print(f"{n_each:.1f} connections a process, {per_second:.2f} commands a second, process and queue")
     assert per_second <= 2
-    # one connection reads all queues, one waits for news, one is the keeper's, and all threads share the others
+    # one connection reads all queues, one waits for notifications, one is the keeper's; all threads share the others
     assert n_each <= 40
 
 

@@ -85,7 +85,7 @@ def lengths(client: redis.Redis, n: int) -> list[int]:
     return [client.xlen(f"streams:{shard_name(QUEUE, number)}") for number in range(n)]
 
 
-def test_undivided_queue_uses_no_key_of_shards(producer: RedisStreamsBroker, redis_client: redis.Redis) -> None:
+def test_undivided_queue_uses_no_keys_of_shards(producer: RedisStreamsBroker, redis_client: redis.Redis) -> None:
     producer.enqueue(message(7))
 
     assert producer.shards(QUEUE) == (QUEUE,)
@@ -108,12 +108,12 @@ def test_producer_adds_each_message_to_its_shard(producer: RedisStreamsBroker, r
 
 
 @pytest.mark.parametrize("n", [0, 3, -4, 2 * MOST_SHARDS])
-def test_number_that_is_not_a_power_of_two_is_refused(producer: RedisStreamsBroker, n: int) -> None:
+def test_number_of_shards_that_is_not_a_power_of_two_is_refused(producer: RedisStreamsBroker, n: int) -> None:
     with pytest.raises(InvalidOption, match="power of two"):
         producer.set_shards(QUEUE, n)
 
 
-def test_queue_without_function_is_not_divided(producer: RedisStreamsBroker) -> None:
+def test_queue_without_a_bucket_function_is_not_divided(producer: RedisStreamsBroker) -> None:
     with pytest.raises(InvalidOption, match="sharded"):
         producer.set_shards("another", 2)
 

@@ -496,7 +496,7 @@ def test_keda_adds_up_the_jobs_of_all_shards() -> None:
     assert modifiers["target"] == "200"
 
 
-def test_hpa_scales_on_sum_of_undelivered_jobs() -> None:
+def test_hpa_scales_on_the_sum_of_undelivered_jobs() -> None:
     (hpa,) = of_kind(render(loaded(VALUES / "hpa-values.yaml")), "HorizontalPodAutoscaler")
 
     (metric,) = hpa["spec"]["metrics"]

@@ -106,7 +106,7 @@ def test_labeller_does_every_task_by_keyboard(page: Page, album: ClusterService,
     assert page.complaints() == []
 
 
-def test_on_call_does_every_task_by_keyboard(page: Page, redis_client: redis.Redis) -> None:
+def test_on_call_engineer_does_every_task_by_keyboard(page: Page, redis_client: redis.Redis) -> None:
     desk = Desk(redis_client)
     orphans = desk.add(1, pet_id=42)
     desk.deliver("gone")

@@ -311,7 +311,7 @@ def test_redis_user_may_run_no_other_commands(users: dict[str, redis.Redis], use
     assert is_denied or "The user executing the script can't" in str(refused.value)
 
 
-def test_nobody_can_log_in_without_a_user_name_or_with_a_wrong_password(server: EmbeddedRedis) -> None:
+def test_login_without_a_user_name_or_with_a_wrong_password_is_refused(server: EmbeddedRedis) -> None:
     for user, password in ((None, None), ("worker", "wrong"), ("nobody", "x"), ("default", "")):
         client = redis.Redis(port=server.port, username=user, password=password, retry=Retry(NoBackoff(), 0))
         with client, pytest.raises((redis.AuthenticationError, redis.ResponseError)):

@@ -48,7 +48,7 @@ def problem_with(command: str) -> str | None:
 
 
 @pytest.mark.parametrize("name", documents())
-def test_commands_in_document_exist(name: str) -> None:
+def test_commands_in_a_document_exist(name: str) -> None:
     problems = [problem_with(command) for command in commands_in((ROOT / name).read_text(encoding="utf-8"))]
 
     assert [problem for problem in problems if problem] == []

@@ -54,7 +54,7 @@ def test_import_of_errors_needs_no_third_party_package() -> None:
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
-def test_example_of_page_runs(example: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_example_on_the_page_runs(example: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(example, {})
 
     assert capsys.readouterr().out.strip().isdecimal()

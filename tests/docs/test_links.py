@@ -65,7 +65,7 @@ def test_links_lead_to_files_and_sections_that_exist(name: str) -> None:
     assert [problem for problem in problems if problem] == []
 
 
-def test_link_to_missing_section_is_reported(tmp_path: Path) -> None:
+def test_link_to_a_missing_section_is_reported(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# One\n\n## `two` and three\n\n[a](#two-and-three) [b](#four) [c](other.md)\n")
 

@@ -24,7 +24,7 @@ def generated() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", sorted(HEADINGS))
-def test_reference_page_equals_generated_page(generated: dict[str, str], name: str) -> None:
+def test_reference_page_equals_the_generated_page(generated: dict[str, str], name: str) -> None:
     committed = (DOCS / name).read_text(encoding="utf-8")
 
     assert committed == generated[name], f"docs/{name} differs from the code; run `make reference`"

@@ -107,7 +107,7 @@ def test_asyncapi_references_resolve() -> None:
             assert (WIRE / reference).is_file(), reference
 
 
-def test_readme_python_example_writes_valid_event(redis_url: str, redis_client: redis.Redis) -> None:
+def test_python_example_of_the_readme_writes_a_valid_event(redis_url: str, redis_client: redis.Redis) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (WIRE / "README.md").read_text(), flags=re.DOTALL)
     assert "redis://127.0.0.1:6379/0" in example
 

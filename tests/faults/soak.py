@@ -123,7 +123,7 @@ def soak(stage: Stage, *, minutes: float, rate: int, seed: int) -> bool:
         number += 1
     verdict = _settle(stage)
     after = size_of(stage)
-    # the third pod may still be starting, and a consumer whose deregistration was cut is removed after five minutes
+    # the third pod may still be starting, and a consumer whose deregistration failed is removed after five minutes
     give_up_at = time.monotonic() + FORGOTTEN_AFTER_S
     while grown(before, after) and time.monotonic() < give_up_at:
         time.sleep(2)

@@ -16,7 +16,7 @@ from sploot_cluster.pet.models import ClusterId, MediaId
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A public count, and an internal field."""
+    """A record with a public count and an internal field."""
 
     n: int = field(metadata=described("How many."))
     found_by: str = field(metadata=INTERNAL)
@@ -37,5 +37,5 @@ def test_api_and_command_line_use_the_same_field_names(answer: Any, expected: di
 def test_json_schema_contains_the_description_of_a_field() -> None:
     schema = TypeAdapter(Counted).json_schema(mode="serialization")
 
-    assert schema["description"] == "A public count, and an internal field."
+    assert schema["description"] == "A record with a public count and an internal field."
     assert {name: one["description"] for name, one in schema["properties"].items()} == {"n": "How many."}

@@ -39,7 +39,7 @@ def with_row(row: int, value: float) -> np.ndarray[Any, np.dtype[np.float32]]:
         (with_row(5, 0), "x: row 5 is a zero vector"),
     ],
 )
-def test_input_that_is_not_a_matrix_of_vectors_is_rejected(x: Any, message: str) -> None:
+def test_input_that_is_not_a_matrix_of_vectors_is_refused(x: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{message}"):
         cluster_densely(x)
 
@@ -83,7 +83,7 @@ def test_two_copies_are_noise_and_three_form_a_group() -> None:
 
 @pytest.mark.parametrize("parameters", [{}, {"min_cluster_size": 5, "min_samples": 3}])
 @pytest.mark.parametrize("n", [20, 700, 3_000])
-def test_identical_vectors_are_one_group(n: int, parameters: dict[str, Any]) -> None:
+def test_identical_vectors_form_one_group(n: int, parameters: dict[str, Any]) -> None:
     found = cluster_densely(np.ones((n, 16)), **parameters)
 
     assert set(found.labels.tolist()) == {0}

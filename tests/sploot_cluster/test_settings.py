@@ -68,7 +68,7 @@ def test_error_for_an_invalid_value_names_the_variable(name: str, text: str) -> 
     assert refused.value.hint.startswith("set ")
 
 
-def test_misspelt_variable_is_rejected() -> None:
+def test_misspelt_variable_is_refused() -> None:
     with pytest.raises(InvalidInput, match=f"{PREFIX}NOISE_FLOR: is not a setting"):
         ClusterSettings.from_env({PREFIX + "NOISE_FLOR": "3"})
 

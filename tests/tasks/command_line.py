@@ -29,7 +29,7 @@ class Ran:
 
 
 class CommandLine:
-    """Runs ``sploot-cluster`` in this process. Not for ``worker``, ``scheduler`` and ``serve``, which never return."""
+    """A runner of ``sploot-cluster`` commands in this process; not of those that run until they are stopped."""
 
     def __init__(self, redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self._monkeypatch, self._capsys = monkeypatch, capsys

@@ -189,7 +189,7 @@ def test_jobs_trimmed_by_a_producer_are_counted(ward: Ward, how: str) -> None:
     ward.client.execute_command("XADD", STREAM, *how.split(), "*", "a", "b")
 
     n_gone = 6 - ward.client.xlen(STREAM)
-    for _ in range(2):  # the finding is there before and after the next sample
+    for _ in range(2):  # the doctor reports it both before and after the next sample
         (found,) = [finding for finding in ward.wrong() if "unprocessed" in finding.seen]
         assert found.seen.startswith(f"{n_gone} entries left {STREAM}")
         sampler.sample_pending()
@@ -199,7 +199,7 @@ def test_jobs_trimmed_by_a_producer_are_counted(ward: Ward, how: str) -> None:
 # -- problems that an operator must fix --------------------------------------------------------------------------------
 
 
-def test_jobs_without_a_worker_are_wrong_and_a_pause_is_a_warning(ward: Ward) -> None:
+def test_missing_worker_pause_and_dead_letters_are_reported_with_hints(ward: Ward) -> None:
     ward.client.xgroup_create(STREAM, GROUP, mkstream=True)
     ward.desk.add(1)
     ward.client.set(KEYS.paused, "1")
@@ -242,7 +242,9 @@ def test_queue_limit_that_differs_from_the_stored_one_is_a_warning(ward: Ward) -
         ("max_dead_letters_mb", 1, "SPLOOT_MAX_DEAD_LETTERS_MB"),
     ],
 )
-def test_dead_letters_near_their_maximum_number_are_wrong(ward: Ward, setting: str, bound: int, variable: str) -> None:
+def test_dead_letters_near_their_maximum_number_have_level_wrong(
+    ward: Ward, setting: str, bound: int, variable: str
+) -> None:
     ward.settings[setting] = bound
     ward.desk.bury(1, 2, 3, 4)
     if setting == "max_dead_letters_mb":
@@ -300,7 +302,7 @@ def test_clock_skew_is_reported(ward: Ward, off_s: float, level: str) -> None:
 
 
 @pytest.mark.slow
-def test_metrics_port_in_use_by_another_program_is_wrong(ward: Ward) -> None:
+def test_metrics_port_in_use_by_another_program_has_level_wrong(ward: Ward) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ward.settings["metrics_port"] = taken.getsockname()[1]
         taken.close()

@@ -1,4 +1,4 @@
-"""Retries: each actor is retried as its policy says, and never after an error that a retry cannot fix."""
+"""Retries: each actor is retried as its policy states, and never after an error that a retry cannot fix."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def packages_of(modules: set[str]) -> set[str]:
     return {module.partition(".")[0] for module in modules}
 
 
-def test_import_of_thin_client_loads_neither_dramatiq_nor_redis() -> None:
+def test_import_of_the_thin_client_loads_neither_dramatiq_nor_redis() -> None:
     modules = modules_after("import tasks.client, tasks.contracts")
 
     assert packages_of(modules) & {"asyncio", "broker", "dramatiq", "redis"} == set()

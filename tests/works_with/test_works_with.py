@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::P
 
 @contextmanager
 def working(redis_url: str, *middleware: Middleware) -> Iterator[RedisStreamsBroker]:
-    """Yield a broker; a Worker starts at the first declared queue, and stops at the end."""
+    """Yield a broker whose Worker runs until the end of the block and consumes every declared queue."""
     broker = RedisStreamsBroker(redis_url, middleware=[Retries(max_retries=0), *middleware], keeper_process=False)
     worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
     worker.start()

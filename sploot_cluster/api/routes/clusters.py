@@ -82,7 +82,7 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
     ) -> JobAccepted | Previewed | Applied:
         """Enqueue a recluster, or preview one, or apply a preview.
 
-        At most one recluster waits per pet: if one is waiting already, its job is returned with `coalesced`. A preview
+        At most one recluster waits per pet: if one is already waiting, its job is returned with `coalesced`. A preview
         is computed by a worker and returned when it is ready; if that takes too long, or with `Prefer: respond-async`,
         its job is returned instead. Repeat the request, or follow the job: its result has the token of
         `GET …/pets/{pet_id}/previews/{token}`. Applying a preview takes effect immediately: it makes exactly the

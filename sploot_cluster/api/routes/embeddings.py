@@ -2,7 +2,7 @@
 
 A single object gets the same response as any other request that enqueues a job. The entries of a list are accepted or
 refused one by one: the status is 202 if all are accepted, 207 if only some are, and 422 if none is. If Redis fails
-midway, the status for the whole list is 503; sending the list again is safe, because an item that was ingested already
+midway, the status for the whole list is 503; sending the list again is safe, because an item that was already ingested
 is recognised by its id.
 """
 

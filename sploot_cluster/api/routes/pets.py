@@ -470,7 +470,7 @@ def _erased(
 
 
 def _check_nothing_waits(found: Traces | None) -> None:
-    """Raise the problem 409 if jobs wait that would restore or name what is to be deleted."""
+    """Raise a problem with status 409 if waiting jobs would restore or name the data to be deleted."""
     if found is not None and found.n_waiting:
         detail = (
             f"{found.n_waiting} jobs that wait would restore or name it; stop its producer, let them run "

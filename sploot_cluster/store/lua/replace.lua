@@ -1,6 +1,6 @@
 -- Replaces a whole pet, atomically: for an import, a deletion of items, or a switch of the model.
 --
--- KEYS     all keys of the pet; then, if the new values are written already, the keys that hold them, in the same order:
+-- KEYS     all keys of the pet; then, if the new values are written, the keys that hold them, in the same order:
 --          they are renamed. Some of them may be missing
 -- ARGV     born, commit   of the state to replace; "", "" for a pet without data
 --          new_commit     the name of the new state, which is also among the values to write

@@ -66,7 +66,7 @@ return streak
 
 
 class NoiseWatch:
-    """Counts consecutive reclusters that left too many items as noise, for each pet and across all pets.
+    """A counter of consecutive reclusters that left too many items as noise, for each pet and across all pets.
 
     A large pet may leave more than ``HIGH_NOISE`` items within its noise budget. So in the streak of that pet, only
     counts above the budget are high.

@@ -170,7 +170,7 @@ def test_uploader_may_only_ingest_items() -> None:
 @pytest.mark.parametrize(
     "headers", [{}, bearer("wrong-0123456789abcdef"), {"Authorization": f"Basic {SECRETS['operator']}"}, bearer("")]
 )
-def test_request_without_a_valid_token_is_answered_401_with_the_scheme(headers: dict[str, str]) -> None:
+def test_request_without_a_valid_token_returns_401_with_the_scheme(headers: dict[str, str]) -> None:
     http = client_of(Front(tokens=TOKENS).app)
 
     for answer in (
@@ -198,7 +198,7 @@ def statuses(http: TestClient, headers: dict[str, str] | None = None) -> list[in
         ("console", [401, 401, 401, 401, 200, 200]),
     ],
 )
-def test_other_machines_get_only_public_addresses_without_a_token(public: str, expected: list[int]) -> None:
+def test_remote_callers_without_a_token_reach_only_public_routes(public: str, expected: list[int]) -> None:
     front = Front(tokens=TOKENS, public=groups_of(public), metrics=lambda: (b"up 1", "text/plain"))
     elsewhere = client_of(front.app, peer="10.0.0.7", host="cluster.internal")
 
@@ -208,7 +208,7 @@ def test_other_machines_get_only_public_addresses_without_a_token(public: str, e
     assert statuses(client_of(front.app), {"X-Forwarded-For": "10.0.0.7"}) == expected
 
 
-def test_unknown_group_of_public_addresses_is_refused() -> None:
+def test_unknown_group_of_public_routes_is_refused() -> None:
     with pytest.raises(InvalidInput, match="dashboards is not a group"):
         groups_of("health,dashboards")
 
@@ -245,7 +245,7 @@ def test_caller_above_its_rate_waits_until_its_next_request_is_allowed() -> None
     assert rates.wait_s("a") == pytest.approx(0.5)
 
 
-def test_request_above_the_rate_of_its_caller_is_answered_429() -> None:
+def test_request_above_the_rate_of_its_caller_returns_429() -> None:
     http = client_of(Front(tokens=TOKENS, max_rate_per_s=0.001).app)
 
     answers = [http.get(f"{API}/jobs/a", headers=bearer(SECRETS["viewer"])) for _ in range(2)]
@@ -327,7 +327,7 @@ def test_failed_request_can_be_retried_with_the_same_key(front: Front) -> None:
     assert answers == [500, 202]
 
 
-def test_repeat_of_a_request_in_progress_is_answered_409(front: Front) -> None:
+def test_repeat_of_a_request_in_progress_returns_409(front: Front) -> None:
     started, release = threading.Event(), threading.Event()
 
     def wait() -> None:

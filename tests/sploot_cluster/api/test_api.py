@@ -61,7 +61,7 @@ def fields_of(problem: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", GOOD)
-def test_request_is_enqueued_and_answered_with_its_position_in_the_queue(front: Front, path: str) -> None:
+def test_request_is_enqueued_and_returns_its_position_in_the_queue(front: Front, path: str) -> None:
     answer = front.http.post(API + path, json=GOOD[path])
 
     assert answer.status_code == 202
@@ -239,7 +239,7 @@ def test_empty_or_too_long_list_is_refused() -> None:
     assert front.queue.asked == []
 
 
-def test_unavailable_queue_is_answered_503_with_retry_after(front: Front) -> None:
+def test_unavailable_queue_returns_503_with_retry_after(front: Front) -> None:
     def be_away() -> None:
         raise QueueUnavailable("no answer; nothing was enqueued")
 
@@ -553,9 +553,7 @@ def test_correction_with_the_current_etag_is_enqueued_with_its_revision(
 
 
 @pytest.mark.parametrize("path", CORRECTIONS)
-def test_correction_with_a_stale_etag_is_answered_412_with_the_changes(
-    front: Front, two_subjects: str, path: str
-) -> None:
+def test_correction_with_a_stale_etag_returns_412_with_the_changes(front: Front, two_subjects: str, path: str) -> None:
     take(front.service, 0, range(20, 22))
     front.service.merge(PET, [ClusterId(1), ClusterId(2)], operation_id="1", by="bob")
 
@@ -738,7 +736,7 @@ def test_item_id_may_contain_slashes(front: Front) -> None:
     assert (answer.status_code, answer.json()["media_id"]) == (200, "2026/why/why")
 
 
-def test_unknown_item_is_answered_404(front: Front, two_subjects: str) -> None:
+def test_unknown_item_returns_404(front: Front, two_subjects: str) -> None:
     answer = front.http.get(f"{API}/pets/42/media/nobody/why")
 
     assert (answer.status_code, answer.json()["detail"]) == (404, "pet 42 has no item nobody")
@@ -803,7 +801,7 @@ def test_applying_a_preview_returns_its_result(front: Front, two_subjects: str) 
     assert front.service.history(PET)[0].by == "loopback"
 
 
-def test_stale_preview_is_answered_412(front: Front, two_subjects: str) -> None:
+def test_stale_preview_returns_412(front: Front, two_subjects: str) -> None:
     computed(front)
     preview = front.http.post(f"{API}/clusters/recluster", json={"pet_id": 42, "preview": True}).json()
     take(front.service, 0, range(20, 21))

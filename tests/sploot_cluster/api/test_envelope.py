@@ -26,7 +26,7 @@ def front() -> Front:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/", "/openapi.json", f"{API}/pets/42/clusters", "/nowhere"])
-def test_head_is_answered_like_get_without_the_body(front: Front, path: str) -> None:
+def test_head_request_returns_the_get_response_without_its_body(front: Front, path: str) -> None:
     got, head = front.http.get(path), front.http.head(path)
 
     assert head.status_code == got.status_code
@@ -45,7 +45,7 @@ def test_head_is_answered_like_get_without_the_body(front: Front, path: str) -> 
         ("/jobs/a", "GET, HEAD"),
     ],
 )
-def test_response_405_lists_all_methods_of_the_address(front: Front, path: str, allowed: str) -> None:
+def test_response_405_lists_all_methods_of_the_path(front: Front, path: str, allowed: str) -> None:
     answer = front.http.put(API + path)
 
     assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
@@ -78,7 +78,7 @@ def test_large_response_is_compressed_for_clients_that_accept_it(front: Front) -
     [(f"/{'a' * 9_000}", {}, 414), (f"/healthz?{'a' * 9_000}", {}, 414), ("/healthz", {"X-Note": "a" * 20_000}, 431)],
     ids=["path", "query", "header"],
 )
-def test_oversized_address_or_header_is_refused(front: Front, path: str, headers: dict[str, str], status: int) -> None:
+def test_oversized_url_or_header_is_refused(front: Front, path: str, headers: dict[str, str], status: int) -> None:
     answer = front.http.get(path, headers=headers)
 
     assert answer.status_code == status
@@ -151,7 +151,7 @@ def test_connection_without_complete_headers_is_closed(port: int, sent: bytes) -
         assert everything_from(connection) == b""
 
 
-def test_body_that_does_not_arrive_is_answered_408(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_whose_body_does_not_arrive_returns_408(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "BODY_WAIT_S", 0.2)
     head = f"POST {API}/clusters/recluster HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 

@@ -131,7 +131,7 @@ def test_preview_can_run_asynchronously_and_be_read_by_its_token() -> None:
     assert (stale.status_code, stale.json()["type"]) == (412, "urn:sploot:problem:stale-preview")
 
 
-def test_health_is_answered_while_all_threads_wait_for_the_queue() -> None:
+def test_health_check_responds_while_all_threads_wait_for_the_queue() -> None:
     front = Front(metrics=lambda: (b"up 1\n", "text/plain"))
     may_end, n_waiting = threading.Event(), threading.Semaphore(0)
 

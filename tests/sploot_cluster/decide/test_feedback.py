@@ -69,7 +69,7 @@ def test_merge_accepts_aliases(service: ClusterService, store: MemoryPetStore) -
 
 
 @pytest.mark.parametrize(("cluster_ids", "into", "field"), [([1], None, "cluster_ids"), ([1, 1], None, "cluster_ids")])
-def test_merge_of_fewer_than_two_clusters_is_rejected(
+def test_merge_of_fewer_than_two_clusters_is_refused(
     service: ClusterService, cluster_ids: list[int], into: int | None, field: str
 ) -> None:
     with pytest.raises(InvalidInput) as refused:
@@ -78,7 +78,7 @@ def test_merge_of_fewer_than_two_clusters_is_rejected(
     assert refused.value.field == field
 
 
-def test_merge_target_that_is_not_among_the_merged_clusters_is_rejected(service: ClusterService) -> None:
+def test_merge_target_that_is_not_among_the_merged_clusters_is_refused(service: ClusterService) -> None:
     with pytest.raises(InvalidInput) as refused:
         service.merge(PET, [ONE, TWO], into=THREE, operation_id="1", by="ada")
 
@@ -97,7 +97,7 @@ def test_error_for_an_unknown_cluster_names_the_field(service: ClusterService) -
     [([], InvalidInput), (sorted(names(0, range(12))), InvalidInput), ([name(1, 0)], UnknownMedia)],
     ids=["nothing", "everything", "of another cluster"],
 )
-def test_split_that_would_not_make_two_clusters_is_rejected(
+def test_split_that_would_not_make_two_clusters_is_refused(
     service: ClusterService, store: MemoryPetStore, moved: list[MediaId], error: type[InvalidInput]
 ) -> None:
     before = store.view(PET)
@@ -324,7 +324,7 @@ def test_exclusion_removes_its_items_again_when_its_undo_is_undone(
     [([], InvalidInput), (sorted(names(0, range(12))), InvalidInput), ([name(1, 0)], UnknownMedia)],
     ids=["nothing", "everything", "of another cluster"],
 )
-def test_exclusion_of_nothing_or_of_all_items_is_rejected(
+def test_exclusion_of_nothing_or_of_all_items_is_refused(
     service: ClusterService, store: MemoryPetStore, media: list[MediaId], error: type[InvalidInput]
 ) -> None:
     before = store.view(PET)
@@ -339,7 +339,7 @@ def test_exclusion_of_nothing_or_of_all_items_is_rejected(
 # -- dismissals -----------------------------------------------------------------------------------------------------
 
 
-def test_dismissed_items_stay_noise_through_reclusters(service: ClusterService, store: MemoryPetStore) -> None:
+def test_dismissed_items_stay_in_no_cluster_through_reclusters(service: ClusterService, store: MemoryPetStore) -> None:
     dismissed = [name(0, 0), name(1, 0)]
     service.dismiss(PET, dismissed, operation_id="1", by="ada")
 
@@ -386,7 +386,7 @@ def test_undo_of_a_dismissal_respects_corrections_in_force(service: ClusterServi
 
 
 @pytest.mark.parametrize("media", [[], [MediaId("nobody's")]])
-def test_dismissal_without_known_items_is_rejected(service: ClusterService, media: list[MediaId]) -> None:
+def test_dismissal_without_known_items_is_refused(service: ClusterService, media: list[MediaId]) -> None:
     with pytest.raises(InvalidInput) as refused:
         service.dismiss(PET, media, operation_id="1", by="ada")
 
@@ -409,7 +409,7 @@ def test_dismissal_ignores_dismissed_items_and_needs_at_least_one_other(
 # -- stale revisions -------------------------------------------------------------------------------------------------
 
 
-def test_correction_based_on_a_stale_revision_is_rejected(service: ClusterService, store: MemoryPetStore) -> None:
+def test_correction_based_on_a_stale_revision_is_refused(service: ClusterService, store: MemoryPetStore) -> None:
     seen = store.view(PET).revision
     merged = service.merge(PET, [ONE, TWO], operation_id="1", by="ada", expected_revision=seen)
 

@@ -161,7 +161,7 @@ def entry(revision: int, kind: str, **summary: object) -> HistoryEntry:
     return HistoryEntry(revision, kind, AT, "ada", summary)
 
 
-def test_kind_of_question_pauses_after_three_no_until_a_recluster() -> None:
+def test_three_no_answers_pause_a_kind_of_question_until_a_recluster() -> None:
     state = two_looks()
     no = [entry(revision, "keep_apart", suggestion="same_subject", answer="no") for revision in (9, 8, 7)]
     other = entry(10, "place", suggestion="stranger", answer="no")

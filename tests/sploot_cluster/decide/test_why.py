@@ -31,7 +31,7 @@ def service(store: MemoryPetStore) -> ClusterService:
 # -- why -------------------------------------------------------------------------------------------------------------
 
 
-def test_why_lists_nearest_items_and_the_margin_over_the_second_cluster(service: ClusterService) -> None:
+def test_explanation_lists_neighbours_and_the_margin_to_the_next_cluster(service: ClusterService) -> None:
     why = service.why(PET, name(0, 3))
 
     similarity = {number: float(picture(0, 3) @ picture(0, number)) for number in range(12) if number != 3}
@@ -70,7 +70,7 @@ def test_absorbed_items_are_never_listed_as_nearest() -> None:
     assert "low confidence" in why.reason
 
 
-def test_why_names_the_person_and_shows_a_negative_margin_after_a_merge(
+def test_explanation_names_the_person_and_a_negative_margin_after_a_merge(
     service: ClusterService,
 ) -> None:
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
@@ -90,7 +90,7 @@ def test_why_names_the_person_and_shows_a_negative_margin_after_a_merge(
     assert split_demand == "apart from the items that remained (11), together with the others that moved (0)"
 
 
-def test_why_of_a_noise_item_states_the_threshold_of_the_nearest_cluster(service: ClusterService) -> None:
+def test_explanation_of_noise_states_the_threshold_of_the_nearest_cluster(service: ClusterService) -> None:
     odd = picture(0, 1) + picture(1, 1) + picture(5, 1)
     service.assign(PET, MediaId("odd"), model=MODEL, vector=odd)
 
@@ -102,7 +102,7 @@ def test_why_of_a_noise_item_states_the_threshold_of_the_nearest_cluster(service
     assert why.reason.endswith(f"below its threshold of {why.second.threshold:.3f}")
 
 
-def test_why_of_an_excluded_item_states_the_exclusion(service: ClusterService) -> None:
+def test_explanation_of_an_excluded_item_states_the_exclusion(service: ClusterService) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
 
     why = service.why(PET, name(0, 0))
@@ -117,7 +117,7 @@ def test_why_of_an_excluded_item_states_the_exclusion(service: ClusterService) -
     assert [one.demand for one in other.corrections] == ["apart from the excluded items (1)"]
 
 
-def test_why_of_a_dismissed_item_names_the_person(service: ClusterService) -> None:
+def test_explanation_of_a_dismissed_item_names_the_person(service: ClusterService) -> None:
     dismissed = service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
 
     why = service.why(PET, name(0, 0))
@@ -126,14 +126,14 @@ def test_why_of_a_dismissed_item_names_the_person(service: ClusterService) -> No
     assert [one.demand for one in why.corrections] == ["in no cluster"]
 
 
-def test_why_does_not_list_undone_corrections(service: ClusterService) -> None:
+def test_explanation_does_not_list_undone_corrections(service: ClusterService) -> None:
     excluded = service.exclude(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
     service.undo(PET, excluded.revision, operation_id="2", by="ada")
 
     assert service.why(PET, name(0, 0)).corrections == ()
 
 
-def test_why_of_the_only_item_of_a_pet_lists_nothing_nearby(store: MemoryPetStore) -> None:
+def test_explanation_of_the_only_item_of_a_pet_lists_no_neighbours(store: MemoryPetStore) -> None:
     service = ClusterService(store)
     take(service, 0, range(1))
 
@@ -143,7 +143,7 @@ def test_why_of_the_only_item_of_a_pet_lists_nothing_nearby(store: MemoryPetStor
     assert why.reason == "the pet has no cluster that the item could join"
 
 
-def test_why_of_an_unknown_item_is_rejected(service: ClusterService) -> None:
+def test_explanation_of_an_unknown_item_is_refused(service: ClusterService) -> None:
     with pytest.raises(UnknownMedia):
         service.why(PET, MediaId("nobody's"))
 

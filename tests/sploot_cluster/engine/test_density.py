@@ -114,7 +114,7 @@ def test_too_few_vectors_are_noise(n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 50, 200])
-def test_identical_vectors_are_one_group(n: int) -> None:
+def test_identical_vectors_form_one_group(n: int) -> None:
     assert cluster_densely(np.ones((n, 4))).labels.tolist() == [0] * n
 
 

@@ -39,7 +39,7 @@ def test_linkage_distances_ascend() -> None:
     assert steps.tolist() == [[1, 2, 1, 2], [4, 3, 2, 3], [5, 0, 3, 4]]
 
 
-def test_parts_at_equal_distance_join_the_largest_part_smallest_first() -> None:
+def test_equally_distant_parts_join_the_largest_one_in_ascending_size() -> None:
     tree = tree_of(6, (0, 1, 1.0), (1, 2, 1.5), (3, 4, 1.2), (2, 5, 2.0), (5, 3, 2.0))
 
     assert components_after(tree)[-2:] == [([0, 1, 2], [5]), ([0, 1, 2, 5], [3, 4])]

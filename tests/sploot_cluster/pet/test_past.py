@@ -147,7 +147,7 @@ def test_damaged_record_of_overwritten_labels_is_refused(stored: bytes) -> None:
 
 
 def snapshot(labels: str, *, revision: int | None = None, absorbed: str = "") -> Snapshot:
-    """Return items a, b, c, … in these clusters, e.g. ``"1 1 2 -"``."""
+    """Return a snapshot of the items a, b, c, … in these clusters, e.g. ``"1 1 2 -"``; ``-`` is noise."""
     values = [NOISE if label == "-" else int(label) for label in labels.split()]
     media = [MediaId(chr(ord("a") + row)) for row in range(len(values))]
     origins = [Origin.ABSORBED if item in absorbed else Origin.CORE for item in media]

@@ -55,7 +55,7 @@ def test_scale_does_not_affect_the_direction(scale: float) -> None:
         ([[1.0, 2.0], [0.0, 0.0]], "row 1 is a zero vector"),
     ],
 )
-def test_invalid_matrix_is_rejected_with_problem_and_hint(x: npt.ArrayLike, problem: str) -> None:
+def test_invalid_matrix_is_refused_with_problem_and_hint(x: npt.ArrayLike, problem: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         as_vectors(x, field="queries")
 
@@ -64,6 +64,6 @@ def test_invalid_matrix_is_rejected_with_problem_and_hint(x: npt.ArrayLike, prob
     assert refused.value.hint
 
 
-def test_as_vector_rejects_a_matrix() -> None:
+def test_as_vector_refuses_a_matrix() -> None:
     with pytest.raises(InvalidInput, match="expected shape \\(d,\\)"):
         as_vector([[1.0, 2.0]])

@@ -59,7 +59,7 @@ def judge(service: ClusterService, client: Any, file: bytes, mutated: dict[str, 
     if facts["model"] and facts["dim"] == DIM:
         service.assign(IMPORTED, MediaId("next"), model=facts["model"], vector=picture(0, 77))
     for number, correction in enumerate(facts["ledger"]):
-        with suppress(InvalidInput):  # for example, the correction is undone already
+        with suppress(InvalidInput):  # for example, the correction is already undone
             service.undo(IMPORTED, correction["revision"], operation_id=f"undo-{number}", by="ada")
     service.recluster(IMPORTED)
     service.tally(IMPORTED).view(IMPORTED)

@@ -216,7 +216,7 @@ def content(client: redis.Redis) -> dict[str, object]:
     }
 
 
-def test_removal_inside_redis_equals_a_replacement_from_memory(redis_client: redis.Redis) -> None:
+def test_removal_inside_redis_leaves_the_same_data_as_one_in_memory(redis_client: redis.Redis) -> None:
     reviewed_pet(redis_client)
     original = saved(redis_client)
 

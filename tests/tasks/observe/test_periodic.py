@@ -126,7 +126,7 @@ def of_both(*seconds: float) -> Counter[tuple[str, datetime]]:
     return Counter((actor, at(second)) for actor in ACTORS for second in seconds)
 
 
-def test_rest_of_minute_has_a_sample_every_ten_seconds() -> None:
+def test_rest_of_the_minute_has_a_sample_every_ten_seconds() -> None:
     assert rest_of_minute(at(0), at(0.3)) == [at(10), at(20), at(30), at(40), at(50)]
     assert rest_of_minute(at(37), at(37.1)) == [at(40), at(50)]  # the scheduler started within the minute
     assert rest_of_minute(at(0), at(24)) == [at(30), at(40), at(50)]  # the run waited for a worker

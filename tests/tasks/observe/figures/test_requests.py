@@ -10,7 +10,7 @@ from tasks.settings import Settings
 from tests.sploot_cluster.api.front import API, client_of
 
 
-def test_server_counts_its_requests_from_zero_by_operation_and_status(redis_url: str) -> None:
+def test_requests_are_counted_by_operation_and_status_starting_at_zero(redis_url: str) -> None:
     with client_of(build_app(Settings(redis_url=redis_url))) as http:
 
         def scraped() -> dict[tuple[str, ...], float]:

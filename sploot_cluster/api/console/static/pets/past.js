@@ -104,7 +104,7 @@ function historyTable(desk) {
   return table(["revision", "kind", "when", "by", "summary", ""], rows, { empty: "No reclusters or corrections yet." });
 }
 
-// the words of this page for what the history counts
+// the labels on this page of the counts in the history
 const WORDS = { n_media: "items", n_clusters: "albums", n_noise: "loose" };
 
 const summary = (entry) =>

@@ -34,7 +34,7 @@ export function reviewView(desk) {
     const asked = turn;
     loading ??= get(`pets/${desk.pet}/suggestions?limit=${BATCH + later.size + answered.size}`)
       .then((found) => {
-        // the end of the newer answer or undo loads the questions again
+        // outdated: a newer answer or undo is in progress, and loads the questions again when it ends
         if (asked !== turn) return;
         waiting = found.suggestions.filter((one) => !later.has(one.suggestion_id) && !answered.has(one.suggestion_id));
         paused = found.paused;
@@ -45,7 +45,7 @@ export function reviewView(desk) {
     return loading;
   }
 
-  /** Load the questions once nothing is on its way any more. */
+  /** Load the questions once no request and no correction is in progress. */
   async function reload() {
     await loading;
     if (!desk.open.length) await load();
