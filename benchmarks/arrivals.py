@@ -197,11 +197,11 @@ def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> st
     if reclusters:
         facts = (
             "media of the pet",
-            "recluster from nothing, s",
+            "recluster from scratch, s",
             "from the tree in Redis, s",
             "from memory, s",
             "CPU s",
-            "peak MB from nothing, from Redis",
+            "peak MB from scratch, from Redis",
         )
         parts.append(
             table(

@@ -98,7 +98,7 @@ def report(what: str, measure: Callable[[FloatMatrix, int, float], tuple[float, 
         measured = [measure(vectors, n, share) for share in SHARES]
         cells = [f"{number(extended)} ({extended / built:.0%})" for built, extended in measured]
         rows.append([f"{n:,}", number(measured[0][0]), *cells])
-    return table([f"{what}: items", "from nothing", *(f"+{share:.1%}" for share in SHARES)], rows)
+    return table([f"{what}: items", "from scratch", *(f"+{share:.1%}" for share in SHARES)], rows)
 
 
 if __name__ == "__main__":
