@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,14 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from tasks.demo.stack import Pod, Pods, Ports, answers
+from tasks.observe.periodic import BEAT
 from tasks.redis_access.embedded import NoRedisServer, find_redis_server
 
 ROOT: Final = Path(__file__).parent.parent
 CONFIG: Final = ROOT / "ops" / "config"
 DRAIN_S: Final = 30
 POLL_S: Final = 0.2
+FRESH_FOR_S: Final = 180  # the scheduler ticks once a minute; docker-compose.local.yml has the same limit
 
 # The same ports as in docker-compose.local.yml and ops/config/prometheus.yaml.
 PORTS: Final = {
@@ -55,13 +58,22 @@ class Service:
     Attributes:
         command: the command line; None if the binary is missing.
         health: URL that answers 200 once the process is up; empty if it has none.
+        beat: file that the process touches while it is well; None if it has none.
         missing: message to print instead of starting the process.
     """
 
     name: str
     command: Sequence[str] | None
     health: str = ""
+    beat: Path | None = None
     missing: str = ""
+
+    @property
+    def is_well(self) -> bool:
+        """Whether the health URL answers and the beat is fresh."""
+        if self.health:
+            return answers(self.health)
+        return self.beat is None or _is_fresh(self.beat)
 
 
 class LocalStack:
@@ -83,6 +95,7 @@ class LocalStack:
             "WORKER_METRICS_PORT": str(ports["worker"]),
             "SPLOOT_HTTP_PORT": str(ports["server"]),
             "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(self._folder("tmp")),  # the beat of another scheduler of this machine is not ours
         }
         redis, *others = [
             Pod(service.name, list(service.command), environ=environ, log=directory / f"{service.name}.log")
@@ -96,8 +109,8 @@ class LocalStack:
         return f"http://127.0.0.1:{self.ports[name]}{path}"
 
     def silent(self) -> list[str]:
-        """Return the names of the services whose health URL does not answer yet."""
-        return [service.name for service in self.services if service.health and not answers(service.health)]
+        """Return the names of the services that are not well yet: no answer at the URL, or no fresh beat."""
+        return [service.name for service in self.services if not service.is_well]
 
     def __enter__(self) -> Self:
         self._pods.__enter__()
@@ -116,7 +129,7 @@ class LocalStack:
         return [
             Service("redis", redis),
             Service("worker", worker, self.address("worker", "/readyz")),
-            Service("scheduler", [*cli, "scheduler"]),
+            Service("scheduler", [*cli, "scheduler"], beat=self._folder("tmp") / BEAT.name),
             Service("server", [*cli, "serve", "--host", "127.0.0.1"], self.address("server", "/readyz")),
             self._prometheus(),
             self._alertmanager(),
@@ -166,6 +179,13 @@ class LocalStack:
 def _secrets() -> Path:
     """Return the folder with Alertmanager's secrets."""
     return Path(os.environ.get("SPLOOT_ALERT_SECRETS") or CONFIG / "local-secrets").absolute()
+
+
+def _is_fresh(beat: Path) -> bool:
+    try:
+        return time.time() - beat.stat().st_mtime < FRESH_FOR_S
+    except OSError:
+        return False
 
 
 def _is_filled(file: Path) -> bool:

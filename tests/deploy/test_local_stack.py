@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ import yaml
 
 from deploy.local_stack import PORTS, SECRETS, LocalStack
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tasks.observe.periodic import BEAT
 from tests.support import eventually, lacking
 from tests.system.events import flat_event
 
@@ -99,6 +101,23 @@ def test_compose_processes_are_read_only_and_drain_before_kill() -> None:
     assert int(worker["stop_grace_period"].rstrip("s")) * 1000 > int(option.partition("=")[2])
 
 
+@pytest.mark.parametrize(("age_s", "code"), [(None, 1), (60, 0), (600, 1)], ids=["no tick", "fresh", "old"])
+def test_compose_scheduler_is_healthy_while_it_ticks(age_s: float | None, code: int, tmp_path: Path) -> None:
+    if age_s is not None:
+        _touch(tmp_path / BEAT.name, age_s)
+    kind, *command = compose()["services"]["scheduler"]["healthcheck"]["test"]
+
+    checked = subprocess.run([word.replace("/tmp", str(tmp_path)) for word in command], check=False)
+
+    assert (kind, checked.returncode) == ("CMD", code)
+
+
+def test_compose_checks_the_health_of_every_process_of_ours() -> None:
+    services = compose()["services"]
+
+    assert [name for name in ("redis", "worker", "scheduler", "server") if "healthcheck" not in services[name]] == []
+
+
 def test_compose_publishes_the_ports_of_the_local_stack() -> None:
     published = {int(port.rpartition(":")[2]) for port in compose()["services"]["pod"]["ports"]}
 
@@ -151,6 +170,22 @@ def test_local_stack_names_a_missing_secret_of_alertmanager(tmp_path: Path, monk
     (service,) = [service for service in stack.services if service.name == "alertmanager"]
     assert service.command is None
     assert service.missing.startswith("PAGERDUTY_ROUTING_KEY missing, empty or unreadable")
+
+
+def test_local_stack_reports_a_scheduler_that_does_not_tick(tmp_path: Path) -> None:
+    stack = LocalStack(tmp_path, dict.fromkeys(PORTS, 1))
+    (beat,) = [service.beat for service in stack.services if service.beat is not None]
+
+    assert "scheduler" in stack.silent()
+    _touch(beat, 60)
+    assert "scheduler" not in stack.silent()
+    _touch(beat, 600)
+    assert "scheduler" in stack.silent()
+
+
+def _touch(file: Path, age_s: float) -> None:
+    file.touch()
+    os.utime(file, (time.time() - age_s,) * 2)
 
 
 # -- make up-local ---------------------------------------------------------------------------------------------------
