@@ -187,6 +187,7 @@ ops-verify: $(VENV)/installed ## test alerts and panels on a real Prometheus, Al
 .PHONY: incidents
 incidents: $(VENV)/installed ## cause each incident in a demo, follow the runbook to its end and print pages, messages and times
 	@mkdir -p build
+	@printf '%s\n' '| exercise | pages | Slack messages | first after | resolved after | speed |' '|---|---|---|---|---|---|' > build/incidents.md
 	@INCIDENTS_TABLE=build/incidents.md $(BIN)/python -m pytest -n 0 -q --ops tests/ops/incidents.py $(ARGS)
 	@cat build/incidents.md
 

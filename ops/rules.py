@@ -1,7 +1,8 @@
 """A reader of the alerts in ``ops/alerts``, from the same files that Prometheus reads.
 
 The usual alert compares a recorded signal with one number, ``media_cluster:<signal>[:<window>] > 5``, which is its
-level; the dashboard draws this number as a line.
+level; the dashboard draws this number as a line. ``media_cluster:<signal>_unpaged`` is the same signal, without values
+that another page reports.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def _alert(rule: dict[str, Any]) -> Alert:
         hold=rule.get("for", ""),
         labels=rule["labels"],
         annotations=rule["annotations"],
-        signal=found["signal"] if found else "",
+        signal=found["signal"].removesuffix("_unpaged") if found else "",
         comparator=found["comparator"] if found else "",
         level=float(found["level"]) if found else 0.0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import tempfile
@@ -22,9 +23,10 @@ from tasks.demo.sample import albums
 from tasks.demo.stack import Stack
 from tasks.demo.story import Story
 from tasks.demo.summary import render, write_summary
-from tasks.redis_access.embedded import redis_for_this_run
+from tasks.redis_access.embedded import EmbeddedRedis
 
 LEASE_MS = 3_000  # short, so that the killed worker's events are recovered quickly; the default is 30 s
+HUNG_AFTER_S = 15  # short, so that a worker that hangs pages before its jobs do; the default is 60 s
 
 
 def run(
@@ -52,13 +54,23 @@ def run(
     sample = albums(share=share)
     models = {album.model: album.dim for album in sample}
     with contextlib.ExitStack() as open_until_the_end:
-        redis_url = open_until_the_end.enter_context(redis_for_this_run())
+        redis_url = os.environ.get("REDIS_URL", "")
+        own_redis = None if redis_url else open_until_the_end.enter_context(EmbeddedRedis())
+        if own_redis is not None:
+            redis_url = own_redis.url
         if in_use := _in_use(redis_url):
             console.print(f"The Redis at REDIS_URL already contains {in_use}; the demo needs an empty database.")
             return 1
         pictures = open_until_the_end.enter_context(Pictures(sample))
         stack = open_until_the_end.enter_context(
-            Stack(redis_url, logs, models=models, lease_ms=LEASE_MS, media_url_template=pictures.url_template)
+            Stack(
+                redis_url,
+                logs,
+                models=models,
+                lease_ms=LEASE_MS,
+                hung_after_s=HUNG_AFTER_S,
+                media_url_template=pictures.url_template,
+            )
         )
         n_media = sum(len(album.media_ids) for album in sample)
         console.print(f"[bold]sploot-cluster[/]: {n_media:,} items of {len(sample)} pets; logs in {logs}")
@@ -82,7 +94,7 @@ def run(
                 "REDIS_URL": redis_url,
                 "AUTH_URL": stack.http,
                 "PET": str(sample[0].pet_id),
-                **stack.worker_environ,
+                **stack.own_environ,
             }
             console.print("Still running; Ctrl-C ends it. To try ops/runbook.md on it, run in another terminal:")
             for name, value in environ.items():
@@ -93,6 +105,7 @@ def run(
                         stack,
                         albums=sample,
                         redis_url=redis_url,
+                        own_redis=own_redis,
                         lease_ms=LEASE_MS,
                         directory=logs.resolve() / "monitoring",
                         console=console,
@@ -137,7 +150,7 @@ def _offer(console: Console, practice: Practice, speed: int) -> None:
         soft_wrap=True,
     )
     for name, (what, _) in practice.exercises.items():
-        console.print(f"  {name:<9} {what}", highlight=False)
+        console.print(f"  {name:<11} {what}", highlight=False)
 
 
 def _do(console: Console, practice: Practice, word: str) -> None:

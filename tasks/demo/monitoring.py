@@ -21,6 +21,8 @@ from tasks.demo.stack import Pod, Pods, Ports, answers, until
 # Folder next to the packages in the repository; the wheel does not contain it.
 OPS: Final = Path(__file__).parents[2] / "ops"
 PACKAGES: Final = ("prometheus", "prometheus-alertmanager")
+# It measures the memory of Redis. Where it is missing, a full Redis is noticed when it refuses writes.
+EXPORTER: Final = "prometheus-redis-exporter"
 READY_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 20.0
 # Number of scrapes of each target before the rules are loaded. Without this wait, the sped-up rules would report,
@@ -28,9 +30,9 @@ STOP_WITHIN_S: Final = 20.0
 SCRAPES_BEFORE_RULES: Final = 5
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_TIMERS: Final = r"(?m)^(\s+(?:for|group_wait|group_interval|resolve_timeout): )(\d+[smhd])$"
+_TIMERS: Final = r"(?m)^(\s+(?:for|keep_firing_for|group_wait|group_interval|resolve_timeout): )(\d+[smhd])$"
 # Minimum group wait: two evaluations, so that a critical alert fires before a warning that it inhibits is sent.
-_LEAST_GROUP_WAIT_MS: Final = 1_000
+_LEAST_GROUP_WAIT_MS: Final = 2_500
 
 
 class NoMonitoring(Exception):
@@ -90,7 +92,10 @@ class Monitoring:
         NoMonitoring: one of the programs or ``ops/`` is missing, or a server did not become ready.
     """
 
-    def __init__(self, directory: Path, *, receivers_url: str, speed: int) -> None:
+    def __init__(
+        self, directory: Path, *, receivers_url: str, speed: int, server: str = "", redis_url: str = ""
+    ) -> None:
+        """Args: ``server`` is the base address of the HTTP server to scrape, and ``redis_url`` the Redis to measure."""
         if not OPS.is_dir():
             raise NoMonitoring(
                 "the alert rules are only in the repository, not in the package; run the demo from a checkout"
@@ -100,11 +105,12 @@ class Monitoring:
             names = " ".join(missing)
             raise NoMonitoring(f"{' and '.join(missing)} not installed, so no alert can fire; apt-get install {names}")
         directory.mkdir(parents=True, exist_ok=True)
-        self._ports = Ports(9090, 9093)
-        prometheus, alertmanager = (f"127.0.0.1:{port}" for port in self._ports.numbers)
+        self._ports = Ports(9090, 9093, 9121)
+        prometheus, alertmanager, exporter = (f"127.0.0.1:{port}" for port in self._ports.numbers)
         self.prometheus, self.alertmanager = f"http://{prometheus}", f"http://{alertmanager}"
         self._targets = directory / "targets.json"
         self._n_targets = 0
+        self._others = [("sploot-cluster-server", server.removeprefix("http://"))] if server else []
         self._rules, self._speed = directory / "rules", speed
         self._rules.mkdir(exist_ok=True)
         interval = f"{max(1, 20 // speed)}s"
@@ -144,15 +150,21 @@ class Monitoring:
             )
             for name, program in zip(PACKAGES, programs, strict=True)
         ]
+        if redis_url and (program := shutil.which(EXPORTER)):
+            command = [program, f"--redis.addr={redis_url}", f"--web.listen-address={exporter}"]
+            command.append("--include-system-metrics")
+            pods.append(Pod(EXPORTER, command, environ={}, log=directory / f"{EXPORTER}.log"))
+            self._others.append(("redis", exporter))
         self._logs = [str(pod.log) for pod in pods]
         self._pods = Pods(pods, stop_within_s=STOP_WITHIN_S)
 
     def watch(self, metrics: Sequence[str]) -> None:
-        """Scrape exactly these /metrics addresses from now on; pods that are gone are no longer targets."""
-        targets = [address.removeprefix("http://").removesuffix("/metrics") for address in metrics]
+        """Scrape these /metrics addresses of workers from now on; pods that are gone are no longer targets."""
+        targets = [("sploot-cluster", address.removeprefix("http://").removesuffix("/metrics")) for address in metrics]
+        targets += self._others
         # written atomically, so that Prometheus never reads half a file
         partial = self._targets.with_suffix(".partial")
-        partial.write_text(json.dumps([{"targets": targets}]))
+        partial.write_text(json.dumps([{"targets": [target], "labels": {"job": job}} for job, target in targets]))
         partial.replace(self._targets)
         self._n_targets = len(targets)
 

@@ -18,26 +18,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+import dramatiq
 import numpy as np
 import redis
 from dramatiq.errors import BrokerError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from rich.console import Console
 
 from broker import RedisStreamsBroker
 from sploot_cluster.jobs import QueueUnavailable
 from tasks.client import ClusterTasks
-from tasks.contracts import EMBEDDING_INGESTED, GROUP, NAMESPACE, stream_of
+from tasks.contracts import CLUSTER_FEEDBACK, EMBEDDING_INGESTED, GROUP, NAMESPACE, stream_of
 from tasks.demo.monitoring import Monitoring, NoMonitoring
 from tasks.demo.receivers import Notification, receivers
 from tasks.demo.sample import DIGITS_MODEL, Album
-from tasks.demo.stack import Stack
+from tasks.demo.stack import STOP_WITHIN_S, Pod, Stack, answers, stop
 from tasks.demo.story import flat_event
+from tasks.observe.backlog import BacklogSampler
 from tasks.queue_ops import Operations
+from tasks.redis_access.embedded import EmbeddedRedis
 
 SPEED: Final = 10  # ten minutes in the rules take one minute: long enough to read, short enough to wait for
 UPLOAD_EVERY_S: Final = 1.0
 N_POISONED: Final = 20
+N_BROKEN_MERGES: Final = 2
 TAKE_WITHIN_MS: Final = 15_000
+# A slow Redis does not answer for PAUSE_MS, answers for a moment, and so on.
+PAUSE_MS: Final = 5_000
+ANSWER_FOR_S: Final = 0.3
+# How long a worker of the exercise "loop" answers before it is killed: three eighths of two minutes, sped up.
+LIVES_FOR_S: Final = 45.0
 
 _CHANNELS: Final = {"slack": "Slack #sploot-media-alerts", "slack-oncall": "Slack @oncall", "pagerduty": "PagerDuty"}
 
@@ -67,15 +78,22 @@ class Practice:
         lease_ms: int,
         directory: Path,
         console: Console,
+        own_redis: EmbeddedRedis | None = None,
         speed: int = SPEED,
     ) -> None:
+        """Args: ``own_redis`` is the server at ``redis_url``, if it is the demo's own."""
         self._stack, self._console, self._lease_ms = stack, console, lease_ms
+        self._redis_url, self._own_redis, self._speed = redis_url, own_redis, speed
         self._album = next(album for album in albums if album.model == DIGITS_MODEL)
         with contextlib.ExitStack() as opening:
             self.seen = opening.enter_context(receivers(self._tell))
-            self.monitoring = Monitoring(directory, receivers_url=self.seen.url, speed=speed)
+            self.monitoring = Monitoring(
+                directory, receivers_url=self.seen.url, speed=speed, server=stack.http, redis_url=redis_url
+            )
             self._client: Any = opening.enter_context(redis.Redis.from_url(redis_url))
             self._tasks = opening.enter_context(ClusterTasks(client=self._client))
+            broker = opening.enter_context(closing(self._broker()))
+            self._sampler = BacklogSampler(broker, self._client)
             self._open = opening.pop_all()
         self._broken = contextlib.ExitStack()
         self._is_uploading, self._is_ending = threading.Event(), threading.Event()
@@ -87,6 +105,7 @@ class Practice:
     def exercises(self) -> Mapping[str, tuple[str, Callable[[], None]]]:
         """The commands that the user can type: name -> description, and the function that runs it."""
         return {
+            "upload": ("uploads begin, and nothing is broken", lambda: None),
             "pause": ("a colleague pauses the queue of uploads and goes home", self._pause),
             "crash": ("all workers end, and none comes back", self._crash),
             "poison": ("a producer's new release sends invalid events", self._poison),
@@ -94,6 +113,13 @@ class Practice:
             "freeze": ("all worker processes hang, and their pods answer scrapes", self._freeze),
             "surprise": ("one of these at random, without its name", self._surprise),
             "refuse": ("Redis asks for a replica that it does not have, and refuses writes", self._refuse),
+            "full": ("the memory of Redis is full", self._fill),
+            "slow": ("a colleague's script makes Redis slow", self._slow_down),
+            "dead": ("Redis ends and does not come back; fix starts it", self._kill_redis),
+            "loop": ("workers are killed again and again, as without memory; fix ends it", self._kill_in_a_loop),
+            "scheduler": ("the scheduler ends and does not come back", self._stop_scheduler),
+            "server": ("the HTTP server ends and does not come back", self._stop_server),
+            "corrections": ("a client's new release sends merges that can never work", self._send_broken_merges),
             "fix": ("give up: repair everything and stop the uploads", self.fix),
         }
 
@@ -152,10 +178,11 @@ class Practice:
         self._broken.callback(self._start_workers)
         # as in Kubernetes, one target remains, and it does not answer
         self.monitoring.watch(self._stack.metrics[:1])
-        self._stack.stop_workers()
+        stop(self._stack.workers, STOP_WITHIN_S)
 
     def _start_workers(self) -> None:
-        self._stack.start_workers()
+        for pod in self._stack.workers:
+            pod.start()
         self.monitoring.watch(self._stack.metrics)
 
     def _poison(self) -> None:
@@ -182,8 +209,7 @@ class Practice:
 
     def _freeze(self) -> None:
         """Stop every worker process by SIGSTOP; the processes that serve their metrics run on."""
-        broker = RedisStreamsBroker(client=self._client, namespace=NAMESPACE, group=GROUP, middleware=[])
-        with closing(broker):
+        with closing(self._broker()) as broker:
             consumers = broker.stats(EMBEDDING_INGESTED).consumers
         # consumer names are host:pid:…; leave out the consumer that "hold" made in this process
         pids = {int(one.name.split(":")[1]) for one in consumers if one.is_alive} - {os.getpid()}
@@ -197,6 +223,79 @@ class Practice:
         self._client.config_set("min-replicas-to-write", 1)
         self._broken.callback(self._client.config_set, "min-replicas-to-write", 0)
 
+    def _fill(self) -> None:
+        """Give Redis less memory than it uses, as after months of growth."""
+        limit = self._client.config_get("maxmemory")["maxmemory"]
+        used = self._client.info("memory")["used_memory"]
+        self._broken.callback(self._client.config_set, "maxmemory", limit)
+        self._client.config_set("maxmemory", used)
+
+    def _slow_down(self) -> None:
+        """Pause all clients again and again, from one connection, until it is closed."""
+        client: Any = redis.Redis.from_url(
+            self._redis_url, single_connection_client=True, client_name="nightly-report", retry=Retry(NoBackoff(), 0)
+        )
+        is_over = threading.Event()
+
+        def pause() -> None:
+            with contextlib.suppress(redis.RedisError):  # the user has killed the connection
+                while not is_over.is_set():
+                    client.client_pause(PAUSE_MS)
+                    is_over.wait(PAUSE_MS / 1_000 + ANSWER_FOR_S)
+            client.close()
+
+        self._run_until_fixed(pause, is_over)
+
+    def _kill_redis(self) -> None:
+        if self._own_redis is None:
+            raise NotBegun("the Redis at REDIS_URL is not the demo's own")
+        self._broken.callback(self._own_redis.start)
+        self._own_redis.kill()
+
+    def _kill_in_a_loop(self) -> None:
+        """Kill each worker shortly after it answers. The stack starts it again, as Kubernetes would."""
+        is_over = threading.Event()
+        lives_for_s = LIVES_FOR_S / self._speed
+
+        def kill() -> None:
+            while not is_over.is_set():
+                for pod, metrics in zip(self._stack.workers, self._stack.metrics, strict=True):
+                    if not is_over.is_set() and answers(metrics):
+                        is_over.wait(lives_for_s / len(self._stack.workers))
+                        pod.kill()
+                is_over.wait(ANSWER_FOR_S)
+
+        self._run_until_fixed(kill, is_over)
+
+    def _stop_scheduler(self) -> None:
+        self._stop(self._stack.scheduler)
+
+    def _stop_server(self) -> None:
+        self._stop(self._stack.server)
+
+    def _stop(self, pod: Pod) -> None:
+        self._broken.callback(pod.start)
+        stop([pod], STOP_WITHIN_S)
+
+    def _send_broken_merges(self) -> None:
+        with closing(self._broker()) as broker:
+            broker.declare_queue(CLUSTER_FEEDBACK)
+            for _ in range(N_BROKEN_MERGES):
+                merge: dramatiq.Message[Any] = dramatiq.Message(
+                    queue_name=CLUSTER_FEEDBACK,
+                    actor_name="merge_clusters",
+                    args=(),
+                    kwargs={"pet_id": "the first one", "cluster_ids": [1, 2]},
+                    options={},
+                )
+                broker.enqueue(merge)
+
+    def _run_until_fixed(self, loop: Callable[[], None], is_over: threading.Event) -> None:
+        thread = threading.Thread(target=loop, name="exercise", daemon=True)
+        self._broken.callback(thread.join)
+        self._broken.callback(is_over.set)
+        thread.start()
+
     def _surprise(self) -> None:
         random.choice([self._pause, self._crash, self._poison, self._hold, self._freeze])()  # noqa: S311  no secret
 
@@ -207,6 +306,10 @@ class Practice:
             if self._is_uploading.is_set():
                 with contextlib.suppress(QueueUnavailable):  # a real producer would retry
                     self._send()
+                # Rules that are faster need samples that are: a worker takes one every ten seconds only.
+                with contextlib.suppress(BrokerError, redis.RedisError):
+                    self._sampler.sample_pending()
+                    self._sampler.sample_lag()
 
     def _send(self) -> None:
         row = self.n_sent % len(self._album.media_ids)
@@ -219,8 +322,10 @@ class Practice:
         return f"practice-{self._run}-{self.n_sent}.png"
 
     def _operations(self) -> Operations:
-        broker = RedisStreamsBroker(client=self._client, namespace=NAMESPACE, group=GROUP, middleware=[])
-        return Operations(broker, self._client)
+        return Operations(self._broker(), self._client)
+
+    def _broker(self) -> RedisStreamsBroker:
+        return RedisStreamsBroker(client=self._client, namespace=NAMESPACE, group=GROUP, middleware=[])
 
     # -- notifications -------------------------------------------------------------------------------------------
 

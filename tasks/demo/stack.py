@@ -61,6 +61,12 @@ class Pod:
             if self._process is not None and self._process.poll() is None:
                 self._process.terminate()
 
+    def kill(self) -> None:
+        """Send SIGKILL to the command and its children, like a machine without memory."""
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if self._process is not None and self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def wait(self, timeout_s: float) -> int | None:
         """Return the exit code after :meth:`ask_to_stop`; kill the command if it takes too long."""
         if self._process is None:
@@ -136,8 +142,8 @@ class Stack:
     Attributes:
         http: base address of the HTTP API.
         metrics: addresses of the workers' /metrics.
-        worker_environ: the variables, besides ``REDIS_URL``, for a worker that is started by hand in place of the first
-            pod.
+        own_environ: the variables, besides ``REDIS_URL``, for a worker that is started by hand in place of the first
+            pod, or for a scheduler or a server.
     """
 
     def __init__(
@@ -147,6 +153,7 @@ class Stack:
         *,
         models: Mapping[str, int],
         lease_ms: int,
+        hung_after_s: int = 60,
         media_url_template: str = "",
     ) -> None:
         self._directory = directory
@@ -156,9 +163,10 @@ class Stack:
         self.http = f"http://127.0.0.1:{ports[2]}"
         settings = {
             "SPLOOT_LEASE_MS": str(lease_ms),
+            "SPLOOT_HUNG_AFTER_S": str(hung_after_s),
             "SPLOOT_MODELS": ",".join(f"{model}={dim}" for model, dim in models.items()),
         }
-        self.worker_environ = {"WORKER_METRICS_PORT": str(ports[0]), **settings}
+        self.own_environ = {"WORKER_METRICS_PORT": str(ports[0]), "SPLOOT_HTTP_PORT": str(ports[2]), **settings}
         environ = {**os.environ, "REDIS_URL": redis_url, **settings, "PYTHONUNBUFFERED": "1"}
         python = [sys.executable, "-m"]
         worker = [*python, "dramatiq", "tasks.worker", "--processes", "1", "--threads", "4"]
@@ -181,15 +189,6 @@ class Stack:
     @property
     def worker_logs(self) -> tuple[Path, ...]:
         return tuple(pod.log for pod in self.workers)
-
-    def stop_workers(self) -> None:
-        """Let both worker pods drain and end; they stay down until :meth:`start_workers`."""
-        stop(self.workers, STOP_WITHIN_S)
-
-    def start_workers(self) -> None:
-        """Start both worker pods again."""
-        for pod in self.workers:
-            pod.start()
 
     def __enter__(self) -> Self:
         self._pods.__enter__()

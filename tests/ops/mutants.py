@@ -132,7 +132,13 @@ def _concerned(rule: Rule, changed: Rule, group: list[Rule]) -> Iterator[Rule]:
 
 
 def _seen_by(rule: Rule, group: list[Rule]) -> list[Rule]:
-    return [other for other in group if other.get("record") in _RECORD.findall(rule["expr"])]
+    """Return the rules that a rule reads, directly or not: recorded values, and whether alerts fire."""
+    seen: list[Rule] = []
+    names = {*_RECORD.findall(rule["expr"]), *_ALERT.findall(rule["expr"])}
+    for other in group:
+        if other is not rule and names & {other.get("record"), other.get("alert")}:
+            seen += [other, *_seen_by(other, [one for one in group if one is not rule])]
+    return seen
 
 
 def _is_silent(test: dict[str, Any]) -> bool:

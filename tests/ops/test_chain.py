@@ -181,8 +181,6 @@ INCIDENTS: dict[str, tuple[Callable[[Pipeline, Receivers], None], set[tuple[str,
         {
             ("slack", "MediaClusterFailuresSpiking"),
             ("pagerduty", "MediaClusterFailuresSpiking"),
-            ("slack", "MediaClusterFailuresSustained"),
-            ("pagerduty", "MediaClusterFailuresSustained"),
         },
     ),
     "latency": (
@@ -197,8 +195,6 @@ INCIDENTS: dict[str, tuple[Callable[[Pipeline, Receivers], None], set[tuple[str,
     "feedback": (
         fail_two_corrections,
         {
-            ("slack", "MediaClusterFeedbackFailed"),
-            ("pagerduty", "MediaClusterFeedbackFailed"),
             ("slack", "MediaClusterFeedbackFailingRepeatedly"),
             ("pagerduty", "MediaClusterFeedbackFailingRepeatedly"),
         },
@@ -211,7 +207,7 @@ INCIDENTS: dict[str, tuple[Callable[[Pipeline, Receivers], None], set[tuple[str,
             ("pagerduty", "MediaClusterStalled"),
         },
     ),
-    "lag": (hang, {("slack", "MediaClusterStreamLagHigh"), ("slack", "MediaClusterStreamLagCritical")}),
+    "lag": (hang, {("slack", "MediaClusterStreamLagCritical")}),
 }
 
 

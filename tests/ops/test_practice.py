@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,18 +29,15 @@ from tests.support import eventually
 pytestmark = [pytest.mark.ops, pytest.mark.timeout(280)]
 
 # In this demo, ten minutes take 30 seconds, and Prometheus scrapes and evaluates once per second.
+SPEED = 20
 DEMO = """
 import pathlib, sys
 from tasks.demo import run
-run(directory=pathlib.Path(sys.argv[1]), share=0.2, keep=True, speed=20)
+run(directory=pathlib.Path(sys.argv[1]), share=0.2, keep=True, speed=int(sys.argv[2]))
 """
 
 
 OBJECTIVES = ("MediaClusterErrorBudget", "MediaClusterFreshness")
-HEAD = (
-    "| exercise | pages | Slack messages | first after | resolved after |",
-    "|---|---|---|---|---|",
-)
 NOTIFICATION = re.compile(r"(?m)^\S+ (PagerDuty: PAGE|Slack (?:#\S+|@\w+): (?!Resolved).*?) \(?(MediaCluster\w+)\)?$")
 
 
@@ -49,11 +46,15 @@ class Incident:
     """One row of the table of incidents, with times in seconds of this run.
 
     Attributes:
+        speed: the factor by which the run is faster than production.
+        log_from: the length of the demo's log at the beginning.
         notified: pairs of channel and alert, in the order of arrival.
     """
 
     exercise: str
+    speed: int
     began: float
+    log_from: int
     first_after_s: float | None = None
     ended_after_s: float | None = None
     notified: list[tuple[str, str]] = field(default_factory=list)
@@ -63,26 +64,32 @@ class Incident:
         others = [alert for channel, alert in self.notified if channel == "Slack"]
         return (
             f"| `{self.exercise}` | {len(pages)}: {', '.join(pages)} | {len(others)}: {', '.join(others)} "
-            f"| {self.first_after_s or 0:.0f} s | {self.ended_after_s or 0:.0f} s |"
+            f"| {self.first_after_s or 0:.0f} s | {self.ended_after_s or 0:.0f} s | {self.speed} |"
         )
 
 
 class OnCall:
     """An engineer with two terminals: the demo in one, a shell in the other."""
 
-    def __init__(self, demo: subprocess.Popen[str], log: Path, home: Path) -> None:
-        self._demo, self._log, self._home = demo, log, home
+    def __init__(self, demo: subprocess.Popen[str], log: Path, home: Path, speed: int) -> None:
+        self._demo, self._log, self._home, self._speed = demo, log, home, speed
         self._read_up_to = 0
         self.incidents: list[Incident] = []
 
     def begin(self, word: str) -> None:
-        """Repair the effects of the last incident, and type the command of an exercise, which begins a new one."""
+        """Repair the effects of the last incident, and type the command of an exercise, which begins a new one.
+
+        Uploads succeed before it begins, as in production.
+        """
         self.type("fix")
         prometheus = Prometheus(self.address("Alerts"))
         eventually(lambda: prometheus.query("min(min_over_time(up[6s])) == 1"), within_s=120, every_s=0.5)
         eventually(lambda: has_ended(self), within_s=90, every_s=0.5)
+        self.type("upload")
+        seen = "sum(increase(cluster_jobs_total{outcome='success'}[1m])) > 2"
+        eventually(lambda: prometheus.query(seen), within_s=120, every_s=0.5)
         self.type(word)
-        self.incidents.append(Incident(word, time.monotonic()))
+        self.incidents.append(Incident(word, self._speed, time.monotonic(), self._read_up_to))
 
     def type(self, word: str) -> None:
         """Type a line into the demo's terminal, and discard its earlier output."""
@@ -95,6 +102,11 @@ class OnCall:
     def terminal(self) -> str:
         """The output of the demo since the last input."""
         return self._log.read_text()[self._read_up_to :]
+
+    @property
+    def since_begin(self) -> str:
+        """The output of the demo since the last exercise began."""
+        return self._log.read_text()[self.incidents[-1].log_from :]
 
     @property
     def exports(self) -> list[str]:
@@ -110,8 +122,12 @@ class OnCall:
         held = get_json(f"{self.address('Alertmanager')}/api/v2/alerts?active=true&inhibited=true")
         return {alert["labels"]["alertname"]: alert["annotations"]["runbook_url"] for alert in held}
 
-    def follow(self, block: Block) -> str:
-        """Run a block of the runbook unchanged in a shell, and return its output."""
+    def follow(self, block: Block, *, codes: Collection[int] = ()) -> str:
+        """Run a block of the runbook unchanged in a shell, and return its output.
+
+        Args:
+            codes: exit codes that this incident causes, besides those that a command may have.
+        """
         printed = ""
         state = self._home / "shell"  # variables are kept between blocks, as in a terminal
         state.touch()
@@ -120,7 +136,8 @@ class OnCall:
                 continue
             script = "\n".join([*self.exports, "export QUEUE=embedding.ingested", f". {state}", line, "code=$?"])
             done = self._shell(f"{script}\ndeclare -p DEAD_LETTER > {state} 2>/dev/null\nexit $code")
-            assert done.returncode in expected_codes(line), f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"
+            expected = expected_codes(line) | {*codes}
+            assert done.returncode in expected, f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"
             printed += done.stdout
         return printed
 
@@ -145,14 +162,20 @@ class OnCall:
 
 @pytest.fixture(scope="module")
 def on_call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnCall]:
+    with demo(tmp_path_factory.mktemp("practice"), SPEED) as person:
+        yield person
+
+
+@contextmanager
+def demo(home: Path, speed: int) -> Iterator[OnCall]:
+    """Keep a demo running until the block ends; then write the rows of its incidents where ``make incidents`` wants."""
     for program in ("prometheus", "prometheus-alertmanager", "jq"):
         tool(program)
-    home = tmp_path_factory.mktemp("practice")
     log = home / "terminal"
     environ = {name: value for name, value in os.environ.items() if name != "REDIS_URL"} | {"COLUMNS": "80"}
     with log.open("wb") as output:
-        demo = subprocess.Popen(
-            [sys.executable, "-c", DEMO, str(home / "out")],
+        process = subprocess.Popen(
+            [sys.executable, "-c", DEMO, str(home / "out"), str(speed)],
             cwd=ROOT,
             env=environ,
             stdin=subprocess.PIPE,
@@ -161,15 +184,16 @@ def on_call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnCall]:
             text=True,
         )
     try:
-        person = OnCall(demo, log, home)
-        eventually(lambda: "Practise an incident" in log.read_text() or demo.poll() is not None, within_s=600)
-        assert demo.poll() is None, log.read_text()
+        person = OnCall(process, log, home, speed)
+        eventually(lambda: "Practise an incident" in log.read_text() or process.poll() is not None, within_s=600)
+        assert process.poll() is None, log.read_text()
         yield person
     finally:
-        demo.send_signal(signal.SIGTERM)
-        demo.communicate(timeout=90)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=90)
         if table := os.environ.get("INCIDENTS_TABLE"):
-            Path(table).write_text("\n".join([*HEAD, *(one.row() for one in person.incidents), ""]))
+            with Path(table).open("a") as rows:
+                rows.writelines(f"{one.row()}\n" for one in person.incidents)
     assert "Stopping: workers drain." in log.read_text()
 
 
@@ -193,10 +217,10 @@ def leads_to(text: str, heading: str) -> str:
     return heading
 
 
-def opened(on_call: OnCall, alert: str) -> str:
-    """Wait until the alert fires, and return the heading to which its link leads."""
-    eventually(lambda: alert in on_call.alerts(), within_s=120, every_s=0.5)
-    eventually(lambda: f"({alert})" in on_call.terminal, within_s=30)
+def opened(on_call: OnCall, alert: str, *, within_s: float = 120) -> str:
+    """Wait until the alert notifies, and return the heading to which its link leads."""
+    eventually(lambda: alert in on_call.alerts(), within_s=within_s, every_s=0.5)
+    eventually(lambda: f"({alert})" in on_call.terminal, within_s=60)
     incident = on_call.incidents[-1]
     incident.first_after_s = incident.first_after_s or time.monotonic() - incident.began
     return heading_of(on_call.alerts()[alert])
@@ -207,14 +231,14 @@ def has_ended(on_call: OnCall) -> bool:
     return [alert for alert in on_call.alerts() if not alert.startswith(OBJECTIVES)] == []
 
 
-def ends(on_call: OnCall, last_word: str) -> None:
+def ends(on_call: OnCall, last_word: str, *, within_s: float = 90) -> None:
     """Wait until no alert fires, apart from alerts on an objective, and the terminal shows ``last_word``."""
-    eventually(lambda: has_ended(on_call), within_s=90, every_s=0.5)
+    eventually(lambda: has_ended(on_call), within_s=within_s, every_s=0.5)
     eventually(lambda: last_word in on_call.terminal, within_s=90)
     incident = on_call.incidents[-1]
     incident.ended_after_s = time.monotonic() - incident.began
     incident.notified = [(words.partition(" ")[0].rstrip(":"), alert)
-                         for words, alert in NOTIFICATION.findall(on_call.terminal)]  # fmt: skip
+                         for words, alert in NOTIFICATION.findall(on_call.since_begin)]  # fmt: skip
 
 
 def test_healthy_demo_sends_no_notification(on_call: OnCall) -> None:
