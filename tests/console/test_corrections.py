@@ -163,6 +163,26 @@ def test_stale_correction_is_refused_and_later_ones_are_not_sent(page: Page, alb
     assert kinds(album) == ["merge", "recluster"]
 
 
+def test_split_that_moves_unnamed_items_says_how_many(page: Page, album: ClusterService, worker: None) -> None:
+    one, two, three = ClusterId(1), ClusterId(2), ClusterId(3)
+    album.merge(PET, [two, three], into=two, operation_id="a", by="bob")
+    album.merge(PET, [one, two], into=one, operation_id="b", by="bob")
+    kept = {name(0, 0), name(1, 0)}
+    others = [
+        name(subject, number) for subject in range(3) for number in range(10) if name(subject, number) not in kept
+    ]
+    split = album.split(PET, one, others, operation_id="c", by="bob")
+    album.exclude(PET, one, [name(1, 0)], operation_id="d", by="bob")
+    # the excluded item must not be with the other one, but the first merge keeps it with the rest of its subject
+    album.undo(PET, split.revision, operation_id="e", by="bob")
+    page.open(f"pet/{PET}/album/1")
+    page.choose("s0-0")
+
+    page.correct("split")
+
+    page.sees("1 item that it does not name moved too")
+
+
 @contextmanager
 def uploads(service: ClusterService) -> Iterator[None]:
     """Upload items of the pet from another thread, one every 20 ms."""

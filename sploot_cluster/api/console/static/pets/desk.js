@@ -195,6 +195,8 @@ export class Desk extends EventTarget {
       if (ended.state !== "succeeded") throw new Refused(409, { detail: ended.reason });
       act.state = "done";
       Object.assign(act, { revision: ended.result.revision, nMoved: ended.result.n_moved ?? 0, overridden: ended.result.overridden ?? [] });
+      const nAlso = ended.result.n_also_moved ?? 0;
+      if (nAlso) notice(`${act.what}: ${items(nAlso)} that it does not name moved too, because older corrections apply differently now.`, { stay: true });
       if (ended.result.cluster && act.newId) this.newIds.set(act.newId, ended.result.cluster);
       if (ended.result.revision > this.seen) this.seen = ended.result.revision;
     } catch (error) {
