@@ -77,10 +77,11 @@ ID: Final = Whole(1)
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text of printable characters."""
+    """Text of printable characters; if it is trimmed, without spaces at its ends."""
 
     shortest: int = 1
     longest: int = MAX_TEXT
+    is_trimmed: bool = False
 
     def check(self, name: str, value: object) -> str:
         if not isinstance(value, str):
@@ -91,6 +92,8 @@ class Text:
         # try ASCII first: most texts are printable ASCII, which is ten times faster to check
         if not (value.isascii() and value.isprintable()) and (found := UNPRINTABLE.search(value)):
             raise InvalidInput(name, f"contains the unprintable character U+{ord(found[0]):04X}", "send printable text")
+        if self.is_trimmed and value != value.strip():
+            raise InvalidInput(name, "begins or ends with a space", "send it without")
         return value
 
     def schema(self) -> dict[str, Any]:

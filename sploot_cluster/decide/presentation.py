@@ -9,8 +9,9 @@ the correction applies to the cluster that has most of the items that were typic
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 
+from sploot_cluster.decide.corrections.base import ClusterMark
 from sploot_cluster.decide.corrections.cover import Covering
 from sploot_cluster.decide.corrections.hide import Hiding
 from sploot_cluster.decide.corrections.lock import Locking
@@ -53,31 +54,13 @@ def names_of(state: PetState) -> Mapping[ClusterId, tuple[str, ...]]:
 
 
 def hidden_in(state: PetState) -> Set[ClusterId]:
-    """Return the hidden clusters: those for whose id the newest ``hide`` or ``show`` is a ``hide``.
-
-    A hidden cluster that was merged into another one is hidden only if that one is.
-    """
-    wishes = (
-        (cluster, one.is_hidden, items)
-        for one in in_force(state.ledger)
-        if isinstance(one, Hiding)
-        for cluster, items in one.anchors.items()
-    )
-    return _wished(state, wishes)
+    """Return the hidden clusters."""
+    return marked(state, Hiding.mark)
 
 
 def locked_in(state: PetState) -> Set[ClusterId]:
-    """Return the locked clusters: those for whose id the newest ``lock`` or ``unlock`` is a ``lock``.
-
-    A locked cluster that was merged into another one is locked only if that one is.
-    """
-    wishes = (
-        (cluster, one.is_locked, items)
-        for one in in_force(state.ledger)
-        if isinstance(one, Locking)
-        for cluster, items in one.anchors.items()
-    )
-    return _wished(state, wishes)
+    """Return the locked clusters."""
+    return marked(state, Locking.mark)
 
 
 def covers_in(state: PetState) -> Mapping[ClusterId, MediaId]:
@@ -98,21 +81,22 @@ def covers_in(state: PetState) -> Mapping[ClusterId, MediaId]:
     return covers
 
 
-def _wished(state: PetState, wishes: Iterable[tuple[ClusterId, bool, Sequence[MediaId]]]) -> Set[ClusterId]:
-    """Return the living clusters whose newest wish is true.
+def marked(state: PetState, mark: str) -> Set[ClusterId]:
+    """Return the living clusters for whose id the newest correction with this mark sets it.
 
-    Args:
-        wishes: for each correction, newest first: a cluster id, whether the user wants the property, and the anchors.
+    A marked cluster that was merged into another one has the mark only if that one has it.
     """
-    newest: dict[ClusterId, tuple[bool, Sequence[MediaId]]] = {}
-    for cluster, is_wished, items in wishes:
-        newest.setdefault(cluster, (is_wished, items))
-    wished: set[ClusterId] = set()
-    for cluster, (is_wished, anchors) in newest.items():
-        now = None if cluster in state.aliases else _cluster_of(state, cluster, anchors)
-        if is_wished and now is not None and (now == cluster or now not in newest):
-            wished.add(now)
-    return wished
+    newest = dict[ClusterId, tuple[bool, Sequence[MediaId]]]()
+    for statement in in_force(state.ledger):
+        if isinstance(statement, ClusterMark) and statement.mark == mark:
+            for cluster, anchors in statement.anchors.items():
+                newest.setdefault(cluster, (statement.is_removed, anchors))
+    found: set[ClusterId] = set()
+    for cluster, (is_removed, items) in newest.items():
+        now = None if cluster in state.aliases else _cluster_of(state, cluster, items)
+        if not is_removed and now is not None and (now == cluster or now not in newest):
+            found.add(now)
+    return found
 
 
 def _cluster_of(state: PetState, cluster: ClusterId, anchors: Sequence[MediaId]) -> ClusterId | None:

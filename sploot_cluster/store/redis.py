@@ -197,10 +197,12 @@ class RedisPetStore:
         with translated(f"commit a change of pet {pet}", pet):
             if not state.revision:
                 new_born = token_hex(16)
-            (keys, args), new_commit = _commit_call(state, change, new_born=new_born, claimant=claimant)
+            names = _names_of(state, change)
+            (keys, args), new_commit = _commit_call(
+                state, change, new_born=new_born, claimant=claimant, name=names[1] or ""
+            )
             if not state.revision:
                 self._listed.add(pet)
-            names = _names_of(state, change)
             if names[1] and names[0] != names[1]:
                 self._names.add(pet, names[1])
             answer, n_listed = self._commit.and_then(
@@ -765,12 +767,16 @@ def _load_call(pet: PetId, known: PetState, *, with_vectors: bool, is_checked: b
 
 
 def _commit_call(
-    state: PetState, change: Change, *, new_born: str = "", claimant: str | None = None
+    state: PetState, change: Change, *, new_born: str = "", claimant: str | None = None, name: str = ""
 ) -> tuple[Call, str]:
-    """Return the keys and arguments of commit.lua, and the name of the new commit."""
+    """Return the keys and arguments of commit.lua, and the name of the new commit.
+
+    Args:
+        name: the pet's name after the change, empty if it has none or the change has no correction.
+    """
     new_commit = token_hex(16)
     args = [*_names(state.version), state.revision, new_born, new_commit, claimant or "", CLAIM_MS]
-    return (PetKeys.of(state.pet), [*args, *_written(state, change)]), new_commit
+    return (PetKeys.of(state.pet), [*args, *_written(state, change, name)]), new_commit
 
 
 def _committed(state: PetState, change: Change, new_commit: str, answer: Any) -> PetState:
@@ -816,7 +822,7 @@ def _names(version: str) -> tuple[str, str]:
     return born, commit
 
 
-def _written(state: PetState, change: Change) -> list[Any]:
+def _written(state: PetState, change: Change, name: str) -> list[Any]:
     """Return the part of the ARGV of commit.lua that contains the change."""
     arrivals, relabelling = change.arrivals, change.relabelling
     was = overwritten_by(state, change)
@@ -839,7 +845,7 @@ def _written(state: PetState, change: Change) -> list[Any]:
         *(int(moves), labels, origins),
         *(arrived, occurred_at, b"" if was is None else dump_overwritten(was), KEPT),
         *counts_after(state, change),
-        *(correction, _names_of(state, change)[1] or ""),
+        *(correction, name),
         *entry,
         *(len(media), *media, len(vectors), *vectors),
         *_written_cards(change),

@@ -94,7 +94,7 @@ def locked_in_force(ledger: Sequence[Correction]) -> set[ClusterId]:
     for correction in _in_force(ledger):
         if isinstance(correction, Locking):
             for cluster in correction.anchors:
-                newest.setdefault(cluster, correction.is_locked)
+                newest.setdefault(cluster, not correction.is_removed)
     return {cluster for cluster, is_locked in newest.items() if is_locked}
 
 

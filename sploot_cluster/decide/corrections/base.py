@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Protocol, Self, TypedDict, TypeVar
 
 from sploot_cluster.decide.corrections.facts import groups_of, items_in, named, renamed_in
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import AlreadyMade, InvalidInput
 from sploot_cluster.fields import ID, Checked, Field, OneOf, Text, Whole, checked, fields_of, given
 from sploot_cluster.pet.models import (
     Change,
@@ -313,17 +313,65 @@ class Mark(Statement):
         return Plan(state.labels, state.next_cluster)
 
 
+class MarkClusters(LedgerRequest):
+    """A request that marks clusters or removes a mark from them; ``cluster_ids`` is a field of its subclasses."""
+
+    __slots__ = ()
+
+    cluster_ids: Sequence[int]
+
+    @abstractmethod
+    def marking(self) -> type[ClusterMark]:
+        """Return the class of the correction."""
+
+    def check_news(self, state: PetState) -> None:
+        self._changed(state)
+
+    def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
+        from sploot_cluster.decide.corrections import planning
+
+        anchors = {cluster: planning.anchors(state, cluster) for cluster in self._changed(state)}
+        return planning.record(state, self.marking()(*planning.signature(self, state, operation), anchors=anchors))
+
+    def _changed(self, state: PetState) -> list[ClusterId]:
+        """Return the clusters that the correction changes.
+
+        Raises:
+            AlreadyMade: it would change none.
+        """
+        from sploot_cluster.decide.corrections import lookup
+        from sploot_cluster.decide.presentation import marked
+
+        marking = self.marking()
+        clusters = {lookup.living(state, cluster, "cluster_ids") for cluster in self.cluster_ids}
+        before = marked(state, marking.mark)
+        changed = sorted(clusters - before if marking.outcome == marking.mark else clusters & before)
+        if not changed:
+            problem = f"all of them are {marking.outcome} already"
+            raise AlreadyMade("cluster_ids", problem, "send other clusters, or leave it as it is")
+        return changed
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterMark(Mark):
     """A mark on clusters, with typical items of each, by which the cluster is found once its id has ended.
 
     Attributes:
+        mark: the mark, such as ``hidden``.
+        outcome: what the correction makes the clusters: the mark, or a word such as ``shown`` if it removes the mark.
         anchors: cluster -> its typical items; if its id has ended, the mark is on the cluster with most of these items.
     """
 
+    mark: ClassVar[str]
+    outcome: ClassVar[str]
     _request: ClassVar[Callable[..., LedgerRequest]]
 
     anchors: Mapping[ClusterId, tuple[MediaId, ...]]
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether the correction removes the mark."""
+        return self.outcome != self.mark
 
     def media(self) -> Sequence[MediaId]:
         return items_in(self.anchors)

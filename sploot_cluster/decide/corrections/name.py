@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
 from sploot_cluster.decide.corrections.facts import media_of
-from sploot_cluster.errors import AlreadyMade, InvalidInput
+from sploot_cluster.errors import AlreadyMade
 from sploot_cluster.fields import ID, Text, checked, given
 from sploot_cluster.limits import MAX_NAME
 from sploot_cluster.pet.models import Change, ClusterId, Corrected, MediaId, PetState, Signature
@@ -27,11 +27,7 @@ class NameCluster(LedgerRequest):
     button: ClassVar[str] = "Name"
 
     cluster_id: int = given(ID, "Id of the cluster.", 3)
-    name: str = given(Text(longest=MAX_NAME), "The name of the cluster.", "Rex on the beach")
-
-    def check(self) -> None:
-        if self.name != self.name.strip():
-            raise InvalidInput("name", "begins or ends with a space", "send it without")
+    name: str = given(Text(longest=MAX_NAME, is_trimmed=True), "The name of the cluster.", "Rex on the beach")
 
     def check_news(self, state: PetState) -> None:
         from sploot_cluster.decide.corrections import lookup

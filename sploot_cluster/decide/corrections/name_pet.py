@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sploot_cluster.decide.corrections.base import LedgerRequest, Mark, Operation
-from sploot_cluster.errors import AlreadyMade, InvalidInput, UnknownPet
+from sploot_cluster.errors import AlreadyMade, UnknownPet
 from sploot_cluster.fields import Text, checked, given
 from sploot_cluster.limits import MAX_NAME
 from sploot_cluster.pet.models import Change, Corrected, MediaId, PetState, Signature
@@ -24,11 +24,9 @@ class NamePet(LedgerRequest):
     title: ClassVar[str] = "Name a pet"
     button: ClassVar[str] = "Name the pet"
 
-    name: str = given(Text(shortest=0, longest=MAX_NAME), "The name of the pet; empty removes it.", "Mochi")
-
-    def check(self) -> None:
-        if self.name != self.name.strip():
-            raise InvalidInput("name", "begins or ends with a space", "send it without")
+    name: str = given(
+        Text(shortest=0, longest=MAX_NAME, is_trimmed=True), "The name of the pet; empty removes it.", "Mochi"
+    )
 
     def check_news(self, state: PetState) -> None:
         from sploot_cluster.decide.presentation import pet_name_of
