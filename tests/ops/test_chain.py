@@ -195,6 +195,8 @@ INCIDENTS: dict[str, tuple[Callable[[Pipeline, Receivers], None], set[tuple[str,
     "feedback": (
         fail_two_corrections,
         {
+            ("slack", "MediaClusterFeedbackFailed"),
+            ("pagerduty", "MediaClusterFeedbackFailed"),
             ("slack", "MediaClusterFeedbackFailingRepeatedly"),
             ("pagerduty", "MediaClusterFeedbackFailingRepeatedly"),
         },
