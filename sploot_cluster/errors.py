@@ -135,7 +135,7 @@ class UnknownRevision(InvalidInput):
         problem: str = "is not a correction",
         hint: str = "choose the revision of a correction from the pet's history",
     ) -> None:
-        super().__init__("revision", f"revision {revision} of pet {pet} {problem}", hint)
+        super().__init__("revision", f"{revision} of pet {pet} {problem}", hint)
         self.pet, self.revision = pet, revision
 
 
