@@ -14,6 +14,8 @@ import pytest
 import redis
 from dramatiq import Worker
 
+from sploot_cluster.pet.models import MediaId, PetId
+from sploot_cluster.service import ClusterService
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.client import ClusterTasks
 from tasks.composition import build_client, build_worker
@@ -181,6 +183,26 @@ def test_jobs_run_on_a_cluster_and_pets_spread_over_nodes(cluster: list[int]) ->
         client.delete("{pet:3}:vectors")
         assert [error.key for error in store.totals().unreadable] == ["{pet:3}:vectors"]
         client.close()
+
+
+def test_items_are_removed_and_pets_listed_on_a_cluster(cluster: list[int]) -> None:
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in cluster)
+    client = connect(url, connect_timeout_s=5, answer_timeout_s=5)
+    service = ClusterService(RedisPetStore(client), big_pet_bytes=0)
+    for pet in map(PetId, range(1, 7)):
+        for number in range(6):
+            service.assign(pet, MediaId(f"m{number}"), model="clip@1", vector=[1.0, float(number)])
+
+        service.delete_media(pet, [MediaId("m2")], by="eve")
+
+        assert service.clusters(pet).n_media == 5
+        assert service.export(pet).startswith(b"PK")
+    service.delete_pet(PetId(2))
+
+    pages = [service.page_of_pets(limit=3, cursor=cursor) for cursor in (None, "4")]
+    assert [[pet.pet_id for pet in page.pets] for page in pages] == [[1, 3, 4], [5, 6]]
+    assert pages[0].n_matching == 5
+    client.close()
 
 
 def _pets_on(port: int) -> int:
