@@ -112,7 +112,7 @@ def test_compose_scheduler_is_healthy_while_it_ticks(age_s: float | None, code: 
     assert (kind, checked.returncode) == ("CMD", code)
 
 
-def test_compose_checks_the_health_of_every_process_of_ours() -> None:
+def test_compose_checks_the_health_of_redis_and_every_process() -> None:
     services = compose()["services"]
 
     assert [name for name in ("redis", "worker", "scheduler", "server") if "healthcheck" not in services[name]] == []

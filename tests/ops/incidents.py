@@ -29,7 +29,7 @@ test_runbook_finds_and_resumes_a_paused_queue = practice.test_runbook_finds_and_
 test_runbook_replaces_crashed_workers = practice.test_runbook_replaces_crashed_workers_with_a_manual_one
 
 
-def told_once(on_call: OnCall, alert: str, *, pages: bool = True) -> None:
+def reported_once(on_call: OnCall, alert: str, *, pages: bool = True) -> None:
     """Check that the incident sent one message to Slack, and one page if the alert pages, all of this alert."""
     expected = [("Slack", alert)] + ([("PagerDuty", alert)] if pages else [])
     assert sorted(on_call.incidents[-1].notified) == sorted(expected)
@@ -52,7 +52,7 @@ def test_runbook_lets_redis_write_again(on_call: OnCall) -> None:
     redis_cli(on_call, heading, "CONFIG SET min-replicas-to-write")
 
     ends(on_call, "PagerDuty: resolved MediaClusterRedisRefusesWrites")
-    told_once(on_call, "MediaClusterRedisRefusesWrites")
+    reported_once(on_call, "MediaClusterRedisRefusesWrites")
 
 
 def test_runbook_gives_a_full_redis_memory(on_call: OnCall) -> None:
@@ -65,7 +65,7 @@ def test_runbook_gives_a_full_redis_memory(on_call: OnCall) -> None:
     redis_cli(on_call, heading, "CONFIG SET maxmemory")
 
     ends(on_call, f"PagerDuty: resolved {alert}")
-    told_once(on_call, alert)
+    reported_once(on_call, alert)
 
 
 def test_page_on_a_dead_redis_ends_when_it_is_back(on_call: OnCall) -> None:
@@ -77,7 +77,7 @@ def test_page_on_a_dead_redis_ends_when_it_is_back(on_call: OnCall) -> None:
     on_call.type("fix")  # Platform
 
     ends(on_call, "PagerDuty: resolved MediaClusterRedisUnreachable")
-    told_once(on_call, "MediaClusterRedisUnreachable")
+    reported_once(on_call, "MediaClusterRedisUnreachable")
 
 
 def test_runbook_starts_a_scheduler(on_call: OnCall) -> None:
@@ -91,7 +91,7 @@ def test_runbook_starts_a_scheduler(on_call: OnCall) -> None:
         ends(
             on_call, "Resolved [no environment]: The scheduler has stopped (MediaClusterSchedulerStopped)", within_s=150
         )
-    told_once(on_call, "MediaClusterSchedulerStopped", pages=False)
+    reported_once(on_call, "MediaClusterSchedulerStopped", pages=False)
 
 
 def test_runbook_starts_a_server(on_call: OnCall) -> None:
@@ -103,7 +103,7 @@ def test_runbook_starts_a_server(on_call: OnCall) -> None:
     assert "`sploot-cluster serve`" in sections()[heading]
     with on_call.running("sploot-cluster serve"):
         ends(on_call, "PagerDuty: resolved MediaClusterServerDown")
-    told_once(on_call, "MediaClusterServerDown")
+    reported_once(on_call, "MediaClusterServerDown")
 
 
 def test_workers_that_crash_again_and_again_page_once(on_call: OnCall) -> None:
@@ -116,7 +116,7 @@ def test_workers_that_crash_again_and_again_page_once(on_call: OnCall) -> None:
     on_call.type("fix")  # the release before
 
     ends(on_call, "PagerDuty: resolved MediaClusterNoWorkers")
-    told_once(on_call, "MediaClusterNoWorkers")
+    reported_once(on_call, "MediaClusterNoWorkers")
 
 
 def test_runbook_replaces_frozen_workers(on_call: OnCall) -> None:
@@ -132,7 +132,7 @@ def test_runbook_replaces_frozen_workers(on_call: OnCall) -> None:
         os.kill(int(pid), signal.SIGKILL)
 
     ends(on_call, "PagerDuty: resolved MediaClusterWorkerStuck")
-    told_once(on_call, "MediaClusterWorkerStuck")
+    reported_once(on_call, "MediaClusterWorkerStuck")
 
 
 # last in this demo, as in test_practice
@@ -158,7 +158,7 @@ def test_runbook_takes_a_hung_job_from_a_live_worker(patient: OnCall) -> None:
         "Resolved [no environment]: A worker has held a job for very long (MediaClusterStreamLagCritical)",
         within_s=400,
     )
-    told_once(patient, "MediaClusterStreamLagCritical", pages=False)
+    reported_once(patient, "MediaClusterStreamLagCritical", pages=False)
 
 
 # the scrapes of a faster Prometheus are too short for a slow Redis
@@ -171,7 +171,7 @@ def test_runbook_finds_the_connection_that_makes_redis_slow(patient: OnCall) -> 
     redis_cli(patient, heading, "CLIENT KILL ID", connection)
 
     ends(patient, "PagerDuty: resolved MediaClusterRedisUnreachable", within_s=400)
-    told_once(patient, "MediaClusterRedisUnreachable")
+    reported_once(patient, "MediaClusterRedisUnreachable")
 
 
 # two failures in fifteen seconds, as in a faster demo, would be many per minute
@@ -186,4 +186,4 @@ def test_runbook_explains_corrections_that_fail(patient: OnCall) -> None:
         patient.follow(block)
 
     ends(patient, "PagerDuty: resolved MediaClusterFeedbackFailingRepeatedly", within_s=600)
-    told_once(patient, "MediaClusterFeedbackFailingRepeatedly")
+    reported_once(patient, "MediaClusterFeedbackFailingRepeatedly")
