@@ -114,8 +114,8 @@ class PetKeys(NamedTuple):
         return _keys_of(pet)
 
 
-# An arrival needs the keys of its pet twice. 1,024 pets take 1.5 MB.
-@lru_cache(maxsize=1_024)
+# An arrival needs the keys of its pet twice, once to load it and once to commit. 64 pets take 100 kB.
+@lru_cache(maxsize=64)
 def _keys_of(pet: PetId) -> PetKeys:
     tag = f"{{pet:{pet}}}:"
     return PetKeys._make([tag + name for name in _NAMES])

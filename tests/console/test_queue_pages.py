@@ -282,7 +282,7 @@ def test_link_in_an_alert_opens_the_page_with_its_incident_on_top(page: Page, de
     page.open("incidents/MediaClusterNoSuchAlert")
     page.sees("There is no alert of this name.")
     page.open("incidents/MediaClusterNoWorkers")
-    page.sees("Start the workers")
+    page.sees("Otherwise start the workers")
     assert page.shown("section.incident")[0].startswith("MediaClusterNoWorkers")
     assert page.complaints() == []
 

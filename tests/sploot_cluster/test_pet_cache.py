@@ -34,7 +34,14 @@ def remember(memory: PetMemory, n: int) -> None:
     """Put n items with 8-dimensional vectors into the memory of a cached pet."""
     rows = PetRows([MediaId(f"m{i}") for i in range(n)], np.ones((n, 8), dtype=np.float32))
     memory.state = replace(
-        memory.state, media=rows.media(n), rows=rows.index(n), vectors=rows.vectors(n), revision=1, dim=8, model="m@1"
+        memory.state,
+        media=rows.media(n),
+        rows=rows.index(n),
+        vectors=rows.vectors(n),
+        labels=np.zeros(n, dtype=np.int32),
+        revision=1,
+        dim=8,
+        model="m@1",
     )
 
 
