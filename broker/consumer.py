@@ -206,9 +206,9 @@ class ConsumedQueue:
             )
 
     @property
-    def door(self) -> Shards | None:
+    def homes(self) -> Shards | None:
         """The shards to which this process moves messages of this queue; None unless it is shard 0 of several."""
-        return self.shards if self.shards is not None and self.shards.is_door(self.keys.queue_name) else None
+        return self.shards if self.shards is not None and self.shards.moves_strays(self.keys.queue_name) else None
 
     def be_reader(self, is_reader: bool) -> None:
         """Begin or stop reading this shard. The process keeps the messages that it holds."""
@@ -860,7 +860,7 @@ class StreamsConsumer(Consumer):
         uncounted: list[Any] = []
         process, queue_name, longest = self._process, self._keys.queue_name, self._settings.max_message_bytes
         decoder, check, name = self._queue.decoder, self._queue.check, self._keys.name_of_messages
-        door = None if are_reread else self._queue.door
+        homes = None if are_reread else self._queue.homes
         read: list[Sequence[bytes]] = []
         try:
             for raw_id, deliveries, flat, charges, is_doomed in entries:
@@ -901,8 +901,8 @@ class StreamsConsumer(Consumer):
                     delivery.payload = fields.get(MESSAGE_FIELD)
                 accepted.append(delivery)
                 read.append(flat)
-            if door is not None:
-                accepted = self._without_strays(door, accepted, read)
+            if homes is not None:
+                accepted = self._without_strays(homes, accepted, read)
         finally:
             # even if a dead letter could not be written, the entries before it were accepted
             self._buffer.extend(self._queue.deliveries.add(accepted))
@@ -923,12 +923,12 @@ class StreamsConsumer(Consumer):
                 self._read_ahead.filled(self._n_finished)
 
     def _without_strays(
-        self, door: Shards, accepted: list[Delivery], read: Sequence[Sequence[bytes]]
+        self, homes: Shards, accepted: list[Delivery], read: Sequence[Sequence[bytes]]
     ) -> list[Delivery]:
         """Move the messages that belong to other shards; return the rest, or all if they could not be moved."""
         own, strays = [], []
         for delivery, flat in zip(accepted, read, strict=True):
-            home = door.home_of_stray(delivery)
+            home = homes.home_of_stray(delivery)
             if home == self._keys.queue_name:
                 own.append(delivery)
             else:

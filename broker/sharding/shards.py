@@ -153,6 +153,6 @@ class Shards:
         except Exception:  # the user's function may raise anything; the message will fail with a reason when it runs
             return self.keys.queue_name
 
-    def is_door(self, queue_name: str) -> bool:
+    def moves_strays(self, queue_name: str) -> bool:
         """Return whether readers of this shard move messages to others: it is shard 0 of several."""
         return self.layout.n > 1 and queue_name == self.keys.queue_name
