@@ -33,6 +33,7 @@ EQUIVALENT = {
     "media_cluster:workers_up: 4 -> 4.8 at 90": "counts are whole numbers",
     "MediaClusterRedisRefusesWrites: > -> >= at 27": "count() is never 0: without input it returns no sample",
     "media_cluster:redis_memory: 0 -> 1 at 95": "no Redis has a limit of one byte",
+    "MediaClusterWorkerRestarts: 2 -> 2.4 at 36": "restarts are whole numbers",
     "MediaClusterWorkerDown: > -> >= at 25": "count() is never 0: without input it returns no sample",
     "MediaClusterStalled: > -> >= at 23": "a value that is above 0 in the whole window is above 0 now",
     "media_cluster:stall:10m: max -> min at 0": "only the existence of a sample matters",
