@@ -57,7 +57,7 @@ REFERS_TO_A_NEIGHBOUR: Final = re.compile(
 LONGEST_LINE: Final = 200
 
 ACTION: Final = re.compile(
-    r"sploot-cluster queue (rescue|retire-consumer|pause|resume|cancel|apply|dead (requeue|purge)) "
+    r"sploot-cluster queue (rescue|retire-consumer|pause|resume|cancel|apply|dead (requeue|purge)|shards set) "
 )
 
 # The default suite runs only blocks that contain one of these words; `make ops-verify` runs every block.
