@@ -35,7 +35,7 @@ def producer(network: Outage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis
     """A producer whose connections count as idle at once. Its enqueue timeout is less than its read timeout."""
     monkeypatch.setattr("broker.net.pool.PROBE_AFTER_IDLE_S", 0.0)
     monkeypatch.setattr("broker.net.connections.IDLE_ANSWER_S", 0.05)
-    client = redis.Redis.from_url(network.url, socket_timeout=1, health_check_interval=1)
+    client = redis.Redis.from_url(network.url, socket_timeout=10, health_check_interval=1)
     broker = RedisStreamsBroker(client=client, middleware=[], enqueue_timeout_ms=0)
     yield broker
     broker.close()

@@ -111,8 +111,9 @@ def test_keeper_ignores_signals_and_ends_with_its_process(stage: Scene) -> None:
         child = keeper_of(process.pid)
         (name,) = stage.client.zrange(KEYS.consumers, 0, -1)
         # a thread writes the first heartbeats, until the child has started
-        eventually(lambda: ignores(child, signal.SIGQUIT))
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        eventually(lambda: all(ignores(child, number) for number in signals))
+        for number in signals:
             child.send_signal(number)
 
         await_beat(stage.client, name)
