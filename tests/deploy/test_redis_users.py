@@ -481,7 +481,7 @@ def test_users_have_the_permissions_that_shards_need(server: EmbeddedRedis, user
         ran.append(pet_id)
 
     with client_of(server, "tester") as tester:
-        tester.delete(STREAM)
+        tester.delete(STREAM, f"{{{STREAM}}}:paused")
         assert operations.act(operations.plan_shards("embedding", 4), by="ann", via="test").is_complete
         with ClusterTasks(client=users["client"]) as tasks:
             tasks.ingest_many([{"pet_id": pet_id, **event} for pet_id in range(1, 9)])
