@@ -477,7 +477,8 @@ class RedisPetStore:
         names = (b"n_quarantined", b"n_history", b"n_overwritten", b"n_shadow")
         expected = tuple(int(meta.get(name, 0)) for name in names)
         if _version(meta) != state.version or counts != expected:
-            _whole(state.pet, self._check(keys=keys))
+            with translated(f"check pet {state.pet}", state.pet):
+                _whole(state.pet, self._check(keys=keys))
             return None
         return PetDump(
             state,
