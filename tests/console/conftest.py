@@ -42,6 +42,7 @@ from tasks.job_records import JobRecords, TrackJobs
 from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
 from tasks.wire import DECODERS
+from tests.sploot_cluster.albums import PET, take
 from tests.support import eventually
 
 FLAGS = (
@@ -259,6 +260,17 @@ def phone(page: Page) -> Iterator[Page]:
 @pytest.fixture
 def service(redis_client: redis.Redis) -> ClusterService:
     return ClusterService(RedisPetStore(redis_client))
+
+
+@pytest.fixture
+def album(service: ClusterService) -> ClusterService:
+    """A service with a pet that has ten items of each of three subjects, in clusters 1 to 3, and two noise items."""
+    for subject in range(3):
+        take(service, subject, range(10))
+    service.recluster(PET, by="test")
+    take(service, 7, range(1))
+    take(service, 8, range(1))
+    return service
 
 
 @pytest.fixture

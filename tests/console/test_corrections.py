@@ -22,17 +22,6 @@ from tests.support import eventually
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def album(service: ClusterService) -> ClusterService:
-    """A service with a pet that has ten items of each of three subjects, in clusters 1 to 3, and two noise items."""
-    for subject in range(3):
-        take(service, subject, range(10))
-    service.recluster(PET, by="test")
-    take(service, 7, range(1))
-    take(service, 8, range(1))
-    return service
-
-
 def kinds(service: ClusterService) -> list[str]:
     return [entry.kind for entry in service.history(PET)]
 

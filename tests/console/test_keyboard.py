@@ -9,7 +9,7 @@ from selenium.webdriver.common.keys import Keys
 
 from sploot_cluster import ClusterService
 from tests.console.conftest import Page
-from tests.sploot_cluster.albums import PET, take
+from tests.sploot_cluster.albums import PET
 from tests.support import eventually
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
@@ -19,17 +19,6 @@ MOST_TABS = 120
 
 # Returns the label or text of the element that has the focus.
 FOCUSED = "const held = document.activeElement; return held.ariaLabel ?? held.innerText?.trim() ?? '';"
-
-
-@pytest.fixture
-def album(service: ClusterService) -> ClusterService:
-    """A service with a pet that has ten items of each of three subjects, in clusters 1 to 3, and two noise items."""
-    for subject in range(3):
-        take(service, subject, range(10))
-    service.recluster(PET, by="test")
-    take(service, 7, range(1))
-    take(service, 8, range(1))
-    return service
 
 
 def press(page: Page, *keys: str) -> None:
@@ -45,6 +34,13 @@ def tab_to(page: Page, text: str) -> None:
         if page.browser.execute_script(FOCUSED).startswith(text):
             return
     raise AssertionError(f"{MOST_TABS} tabs did not lead to {text}")
+
+
+def activate(page: Page, text: str, *, shows: str) -> None:
+    """Go to an element by Tab, press Enter on it, and wait until the page shows a text."""
+    tab_to(page, text)
+    press(page, Keys.ENTER)
+    page.sees(shows)
 
 
 def test_labeller_does_every_task_by_keyboard(page: Page, album: ClusterService, worker: None) -> None:
@@ -81,24 +77,16 @@ def test_labeller_does_every_task_by_keyboard(page: Page, album: ClusterService,
     press(page, Keys.ARROW_DOWN, Keys.ENTER)
     page.sees("Loose items 0")
 
-    tab_to(page, "Recluster…")
-    press(page, Keys.ENTER)
-    page.sees("constraints of people's corrections kept")
-    tab_to(page, "Apply")
-    press(page, Keys.ENTER)
-    page.sees("Reclustered exactly as previewed.")
+    activate(page, "Recluster…", shows="constraints of people's corrections kept")
+    activate(page, "Apply", shows="Reclustered exactly as previewed.")
 
     press(page, "5")
     page.sees("All changes")
     tab_to(page, "Revision")
     press(page, Keys.ARROW_LEFT)
     page.sees("place by")
-    tab_to(page, "Compare with now")
-    press(page, Keys.ENTER)
-    page.sees("Since revision")
-    tab_to(page, "Restore revision")
-    press(page, Keys.ENTER)
-    page.sees("restored")
+    activate(page, "Compare with now", shows="Since revision")
+    activate(page, "Restore revision", shows="restored")
 
     assert [entry.kind for entry in album.history(PET)] == [
         "restore", "recluster", "place", "dismiss", "exclude", "split", "undo", "merge", "recluster"
@@ -117,54 +105,32 @@ def test_on_call_engineer_does_every_task_by_keyboard(page: Page, redis_client: 
 
     page.open("queues")
     page.sees("stuck-worker")
-    tab_to(page, "Pause…")
-    press(page, Keys.ENTER)
-    page.sees("Redis commands:")
+    activate(page, "Pause…", shows="Redis commands:")
     press(page, "INC-7", Keys.ENTER)
     page.sees("embedding.ingested is paused")
-    tab_to(page, "Resume…")
-    press(page, Keys.ENTER)
-    page.sees("Redis commands:")
+    activate(page, "Resume…", shows="Redis commands:")
     press(page, Keys.ENTER)
     page.sees("embedding.ingested is resumed")
-    tab_to(page, "Rescue orphans…")
-    press(page, Keys.ENTER)
-    page.sees("Redis commands:")
+    activate(page, "Rescue orphans…", shows="Redis commands:")
     press(page, Keys.ENTER)
     page.sees("1 of 1")
-    tab_to(page, "Rescue…")
-    press(page, Keys.ENTER)
-    page.sees(f"Rescue {STUCK}")
+    activate(page, "Rescue…", shows=f"Rescue {STUCK}")
     press(page, Keys.ENTER)
     eventually(lambda: desk.holders() and STUCK not in desk.holders().values(), within_s=30)
 
     press(page, "/", "42", Keys.ENTER)
     page.sees("Search: 42")
-    tab_to(page, "event-42-2")
-    press(page, Keys.ENTER)
-    page.sees("Search the queues for it")
+    activate(page, "event-42-2", shows="Search the queues for it")
 
-    tab_to(page, "Dead letters")
-    press(page, Keys.ENTER)
-    page.sees("ValueError: no")
-    tab_to(page, "ValueError: no")
-    press(page, Keys.ENTER)
-    page.sees('"pet_id": "42"')
-    tab_to(page, "Requeue…")
-    press(page, Keys.ENTER)
-    page.sees("Redis commands:")
+    activate(page, "Dead letters", shows="ValueError: no")
+    activate(page, "ValueError: no", shows='"pet_id": "42"')
+    activate(page, "Requeue…", shows="Redis commands:")
     press(page, Keys.ENTER)
     page.sees("0 in embedding.ingested")
 
-    tab_to(page, "Activity")
-    press(page, Keys.ENTER)
-    page.sees("Jobs done per minute")
-    tab_to(page, "Incidents")
-    press(page, Keys.ENTER)
-    page.sees("MediaClusterNoWorkers")
-    tab_to(page, "Runbook")
-    press(page, Keys.ENTER)
-    page.sees("Resolves when")
+    activate(page, "Activity", shows="Jobs done per minute")
+    activate(page, "Incidents", shows="MediaClusterNoWorkers")
+    activate(page, "Runbook", shows="Resolves when")
 
     assert [record.action for record in desk.operations.audit().records] == [
         "requeue", "rescue", "rescue", "resume", "pause"
