@@ -26,7 +26,7 @@ from tasks.job_records import PAGE, RECORD_PREFIX, JobRecords
 from tasks.observe.figures.noise import NoiseWatch
 from tasks.queue_ops.dead_letters import pet_of
 from tasks.queue_ops.entries import is_unclear, media_of
-from tasks.queue_ops.pet_index import find_jobs
+from tasks.queue_ops.pet_index import each_job
 from tasks.redis_access.errors import reaching_redis
 from tasks.shards import shards_of_all
 
@@ -112,13 +112,15 @@ class Erasure:
         return found, unreadable
 
     def _n_waiting(self, pet_id: int, media_ids: Collection[str] | None) -> int:
-        jobs, _ = find_jobs(self.broker, self.client, pet_id)
         return sum(
             # a correction counts whichever items it names, because it becomes a dead letter if an item is gone
             job.queue == CLUSTER_FEEDBACK
-            # a flat event has no actor until delivery
-            or (job.actor in (None, CLUSTER_EMBEDDING) and (media_ids is None or job.media_id in media_ids))
-            for job in jobs
+            # An entry that cannot be read has no actor. If it is too large to be read whole, its item may be unknown.
+            or (
+                job.actor in (None, CLUSTER_EMBEDDING)
+                and (media_ids is None or job.media_id is None or job.media_id in media_ids)
+            )
+            for job in each_job(self.broker, self.client, pet_id)
         )
 
 

@@ -1,7 +1,9 @@
 -- Indexes a page of waiting entries by pet, and removes a page of index rows whose entries wait no longer.
 --
--- KEYS     1 stream  2 index: zset entry id, scored by pet  3 hash: up_to (last entry indexed), rank (position of the
---          cleanup), seen (last entry of the stream at seen_at), ripe (last entry that has waited long enough)
+-- KEYS     1 stream
+--          2 index: zset entry id, scored by pet; and since the first page the row '-', scored -1
+--          3 hash: up_to (last entry indexed), rank (position of the cleanup), seen (last entry of the stream at seen_at),
+--          ripe (last entry that has waited long enough)
 -- ARGV     maximum number of entries, minimum wait in ms
 -- Returns  {indexed, removed}; if fewer than the maximum number are indexed, no other entry has waited long enough
 --
@@ -33,6 +35,9 @@ local last = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)[1][1]
 local up_to, seen, seen_at, ripe = unpack(redis.call('HMGET', progress, 'up_to', 'seen', 'seen_at', 'ripe'))
 if up_to and is_less(last, up_to) then -- the stream was created again, and its ids start lower
   up_to, seen, ripe = nil, nil, nil
+end
+if up_to and not redis.call('ZSCORE', index, '-') then -- the index was deleted, so index everything again
+  up_to = nil
 end
 
 -- After a first write that needs no memory, a full server accepts the following writes, so that operators can delete
@@ -78,6 +83,7 @@ if #notes > 0 then
   redis.call('ZADD', index, unpack(notes))
 end
 if #entries > 0 then
+  redis.call('ZADD', index, -1, '-')
   redis.call('HSET', progress, 'up_to', entries[#entries][1])
 end
 
@@ -88,7 +94,7 @@ local n_looks = 2 * math.max(#entries, 100)
 local looked = redis.call('ZRANGE', index, rank, rank + n_looks - 1)
 local ended = {}
 for _, id in ipairs(looked) do
-  if is_less(id, first[1]) then
+  if id ~= '-' and is_less(id, first[1]) then
     ended[#ended + 1] = id
   end
 end

@@ -6,9 +6,11 @@ waited for two seconds or more (:class:`KeepPetIndex`). A search first indexes t
 immediately are never read.
 
     key                     type  holds                                                  ends
-    {ns:q}:pets             zset  entry id, scored by pet                                entry by entry, as jobs end
+    {ns:q}:pets             zset  entry id, scored by pet; the row -, scored -1          entry by entry, as jobs end
     {ns:q}:pets:progress    hash  up_to: last entry indexed; rank: position of cleanup   when the stream is empty
                                   seen, seen_at, ripe: see pet_index.lua
+
+If the index is deleted, its row ``-`` is missing, and everything is indexed again.
 
 Pet ids above 2^53 share a score with their neighbours, so every result is checked against the entry itself. This check
 also drops jobs that have ended since they were indexed. ``benchmarks/find.py`` measures the index.
@@ -17,11 +19,13 @@ also drops jobs that have ended since they were indexed. ``benchmarks/find.py`` 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
+from itertools import islice
 from typing import Any, Final, cast
 
 import dramatiq
@@ -120,28 +124,52 @@ def find_jobs(
 
     Reads the index, the pending entries, and all delayed messages.
     """
-    found: list[FoundJob] = []
-    n_indexed = 0
-    for queue in shards_of_all(broker, INDEXED) if shards is None else shards:
-        index, inspector = PetIndex(client, queue), broker.inspector(queue)
-        n_indexed += index.catch_up()
-        pending = {entry.id: entry for entry in inspector.pending(10_000)}
-        candidates = index.entries_of(pet_id)
-        known = _facts_of(inspector, candidates[:limit])
-        index.forget([entry_id for entry_id, facts in zip(candidates, known, strict=False) if facts is None])
-        for entry_id, facts in zip(candidates, known, strict=False):
-            if facts is not None and facts.pet_id == pet_id:
-                found.append(_job(queue, inspector, entry_id, facts, pending))
-        # entries that were delivered immediately were never indexed
-        unknown = [entry_id for entry_id in pending if entry_id not in set(candidates)]
-        for entry_id, facts in zip(unknown, _facts_of(inspector, unknown), strict=True):
-            if facts is not None and facts.pet_id == pet_id:
-                found.append(_job(queue, inspector, entry_id, facts, pending))
-        for message in inspector.delayed():
-            facts = facts_of({b"message": message})
-            if facts.pet_id == pet_id:
-                found.append(FoundJob(queue, "delayed", None, facts.message_id, facts.actor, facts.media_id, None))
+    queues = shards_of_all(broker, INDEXED) if shards is None else shards
+    n_indexed = sum(PetIndex(client, queue).catch_up() for queue in queues)
+    found = [job for queue in queues for job in islice(_jobs_of(queue, broker, client, pet_id), limit)]
     return found, n_indexed
+
+
+def each_job(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int) -> Iterator[FoundJob]:
+    """Yield all unfinished jobs of the pet, page by page, however many there are.
+
+    A job that is retried or becomes due during the search is found too.
+    """
+    for queue in shards_of_all(broker, INDEXED):
+        yield from _jobs_of(queue, broker, client, pet_id)
+
+
+def _jobs_of(queue: str, broker: RedisStreamsBroker, client: redis.Redis, pet_id: int) -> Iterator[FoundJob]:
+    index, inspector = PetIndex(client, queue), broker.inspector(queue)
+    # Delayed messages are read before and after the entries, because meanwhile a message may become an entry, and an
+    # entry that is retried becomes a delayed message.
+    delayed = list(_delayed(queue, inspector, pet_id))
+    index.catch_up()
+    candidates = index.entries_of(pet_id)
+    pending = {entry.id: entry for entry in inspector.pending(sys.maxsize)}
+    # entries that were delivered immediately were never indexed
+    unknown = sorted(pending.keys() - set(candidates), key=_order)
+    found = set[str | None]()
+    for entry_ids in (candidates, unknown):
+        for start in range(0, len(entry_ids), READ_PAGE):
+            page = entry_ids[start : start + READ_PAGE]
+            known = list(zip(page, _facts_of(inspector, page), strict=True))
+            index.forget([entry_id for entry_id, facts in known if facts is None])
+            for entry_id, facts in known:
+                if facts is not None and facts.pet_id == pet_id:
+                    found.add(facts.message_id)
+                    yield _job(queue, inspector, entry_id, facts, pending)
+    for job in [*delayed, *_delayed(queue, inspector, pet_id)]:
+        if job.message_id not in found:
+            found.add(job.message_id)
+            yield job
+
+
+def _delayed(queue: str, inspector: Inspector, pet_id: int) -> Iterator[FoundJob]:
+    for message in inspector.delayed():
+        facts = facts_of({b"message": message})
+        if facts.pet_id == pet_id:
+            yield FoundJob(queue, "delayed", None, facts.message_id, facts.actor, facts.media_id, None)
 
 
 class KeepPetIndex(dramatiq.Middleware):
@@ -195,11 +223,7 @@ class KeepPetIndex(dramatiq.Middleware):
 
 def _facts_of(inspector: Inspector, entry_ids: Sequence[str]) -> list[EntryFacts | None]:
     """Return the facts of each entry; None for an entry that has ended."""
-    found: list[EntryFacts | None] = []
-    for start in range(0, len(entry_ids), READ_PAGE):
-        page = inspector.entries(entry_ids[start : start + READ_PAGE])
-        found += [None if fields is None else facts_of(fields) for fields in page]
-    return found
+    return [None if fields is None else facts_of(fields) for fields in inspector.entries(entry_ids)]
 
 
 def _job(queue: str, inspector: Inspector, entry_id: str, facts: EntryFacts, pending: dict[str, Any]) -> FoundJob:

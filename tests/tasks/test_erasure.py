@@ -298,6 +298,26 @@ def test_record_whose_job_id_another_pet_reused_is_kept(redis_client: redis.Redi
     assert erasure.erase(43).records == ("a",)
 
 
+def test_event_of_an_item_is_counted_behind_thousands_of_other_events(
+    redis_client: redis.Redis, erasure: Erasure
+) -> None:
+    pipe = redis_client.pipeline(transaction=False)
+    for number in range(2_500):
+        pipe.xadd(stream_of(EMBEDDING_INGESTED), event(f"{number}.jpg"))
+    pipe.execute()
+
+    assert erasure.find(7, ["2499.jpg"]).n_waiting == 1
+    assert erasure.find(7).n_waiting == 2_500
+
+
+def test_message_too_large_to_be_read_counts_for_every_item(redis_client: redis.Redis, erasure: Erasure) -> None:
+    large = message("cluster_embedding", EMBEDDING_INGESTED, model="t@1", embedding="A" * 300_000, media_id="m1")
+    redis_client.xadd(stream_of(EMBEDDING_INGESTED), large)
+
+    assert erasure.find(7, ["any"]).n_waiting == 1
+    assert erasure.find(8, ["any"]).n_waiting == 0
+
+
 def test_erasure_counts_a_waiting_event_with_the_longest_id(redis_client: redis.Redis, erasure: Erasure) -> None:
     flat(redis_client, 7, "f" * 256)
 

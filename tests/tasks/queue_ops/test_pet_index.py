@@ -5,20 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import pytest
 import redis
 
+from broker import Inspector
 from broker.stats import LAST_ID
 from tasks.client import ClusterTasks
-from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED
+from tasks.contracts import CLUSTER_FEEDBACK, CLUSTER_RECLUSTER, EMBEDDING_INGESTED, stream_of
 from tasks.queue_ops.pet_index import KeepPetIndex, PetIndex
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
 from tests.tasks.queue_ops.desk import KEYS, STUCK, Desk
 
 PETS = "{streams:embedding.ingested}:pets"
+
+
+def n_rows(client: redis.Redis) -> int:
+    """Return the number of entries in the index."""
+    return cast(int, client.zcount(PETS, 0, "+inf"))
 
 
 @pytest.fixture
@@ -67,7 +74,37 @@ def test_ended_jobs_are_not_found_and_leave_the_index(desk: Desk) -> None:
 
     assert [job.entry_id for job in found] == [first, third]
     assert n_indexed == 0
-    assert desk.client.zcard(PETS) == 2
+    assert n_rows(desk.client) == 2
+
+
+def test_deleted_index_is_made_again(desk: Desk) -> None:
+    desk.add(1, 2, pet_id=42)
+    desk.operations.find(42)
+    desk.client.delete(PETS)
+
+    found, n_indexed = desk.operations.find(42)
+
+    assert [job.media_id for job in found] == ["media-1", "media-2"]
+    assert n_indexed == 2
+    assert desk.operations.find(42)[1] == 0
+
+
+def test_job_that_is_retried_during_the_search_is_found(
+    desk: Desk, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = ClusterTasks(client=redis_client)
+    tasks.request_recluster(42, reason="it grew", delay_ms=0)
+    read_entries = Inspector.entries
+
+    def retry_first(self: Inspector, entry_ids: Sequence[str]) -> list[Mapping[bytes, bytes] | None]:
+        if redis_client.xdel(stream_of(CLUSTER_RECLUSTER), *entry_ids):
+            tasks.request_recluster(42, reason="again", delay_ms=60_000)
+        return read_entries(self, entry_ids)
+
+    monkeypatch.setattr(Inspector, "entries", retry_first)
+    found, _ = desk.operations.find(42)
+
+    assert [(job.queue, job.state) for job in found] == [(CLUSTER_RECLUSTER, "delayed")]
 
 
 def test_pet_ids_with_the_same_score_are_distinguished(desk: Desk) -> None:
@@ -112,7 +149,7 @@ def test_server_indexes_waiting_entries_without_a_worker(desk: Desk, redis_clien
     environ = {**os.environ, "REDIS_URL": redis_url, "SPLOOT_HTTP_PORT": str(free_port())}
     server = subprocess.Popen([sys.executable, "-m", "tasks.cli", "serve"], env=environ, stderr=subprocess.DEVNULL)
     try:
-        eventually(lambda: redis_client.zcard(PETS) == 500, within_s=60)
+        eventually(lambda: n_rows(redis_client) == 500, within_s=60)
     finally:
         server.terminate()
         server.wait(timeout=30)
@@ -129,7 +166,7 @@ def test_index_does_not_grow_with_throughput(desk: Desk, redis_client: redis.Red
         desk.client.xtrim(KEYS.stream, maxlen=100)
 
     assert redis_client.xlen(KEYS.stream) == 100
-    assert redis_client.zcard(PETS) <= 400
+    assert n_rows(redis_client) <= 400
 
 
 @pytest.mark.parametrize(
@@ -156,12 +193,12 @@ def test_entries_with_ids_ahead_of_the_clock_are_indexed_after_a_wait(desk: Desk
 
     index.note(waited_ms=60_000)  # records the last entry of the stream
     desk.add(3, pet_id=42)
-    assert redis_client.zcard(PETS) == 0
+    assert n_rows(redis_client) == 0
     seen_at = int(redis_client.hget(f"{PETS}:progress", "seen_at"))
     redis_client.hset(f"{PETS}:progress", "seen_at", seen_at - 60_000)
     index.note(waited_ms=60_000)
 
-    assert redis_client.zcard(PETS) == 2
+    assert n_rows(redis_client) == 2
 
 
 def test_recreated_stream_is_indexed_from_its_start(desk: Desk, redis_client: Any) -> None:
