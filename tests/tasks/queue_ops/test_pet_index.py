@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import redis
@@ -25,7 +25,7 @@ PETS = "{streams:embedding.ingested}:pets"
 
 def n_rows(client: redis.Redis) -> int:
     """Return the number of entries in the index."""
-    return cast(int, client.zcount(PETS, 0, "+inf"))
+    return client.zcount(PETS, 0, "+inf")
 
 
 @pytest.fixture
