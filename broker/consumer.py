@@ -35,7 +35,7 @@ from .net.shared_reads import GroupReads, OwnRead, SharedRead, Timers
 from .options import EXPIRES_AT
 from .outcomes import Emit, Outcomes
 from .places import Durations, Places, ReadAhead
-from .running.batches import Batch, Batcher
+from .running.batches import Batch, Batcher, BatchSize
 from .running.isolation import Isolation
 from .scripts import HAND_BACK, RESYNC, TAKE
 from .settings import BrokerSettings
@@ -114,6 +114,7 @@ class ConsumedQueue:
         self.logger: logging.Logger = get_logger(__name__, f"Consumer({keys.queue_name})")
         self.deliveries = Deliveries()
         self.durations = Durations((process.settings.long_job_ms or 0) / 1000)
+        self.batch_size = BatchSize()
         self.served_at = float("-inf")
         self.is_paused = False
         self.is_takeable = True  # take handed-back entries first, because they are older than undelivered ones
@@ -373,7 +374,7 @@ class StreamsConsumer(Consumer):
         self._n_given += 1
         if not self._has_batches:
             return self._buffer.popleft()
-        given = self._process.batcher.take(self._buffer)
+        given = self._process.batcher.take(self._buffer, self._queue.batch_size)
         if isinstance(given, Batch):
             self._n_given += len(given.deliveries) - 1
             self._queue.deliveries.share_place(given, len(given.deliveries))
@@ -409,6 +410,8 @@ class StreamsConsumer(Consumer):
         if begun_at is not None and not message.is_ended:
             now = places.ended_at = time.monotonic()
             self._queue.durations.record(now - begun_at)
+            if isinstance(message, Batch):
+                self._queue.batch_size.record(len(message.deliveries), len(message.ended), now - begun_at)
         message.is_ended = True
         try:
             try:
@@ -702,7 +705,7 @@ class StreamsConsumer(Consumer):
         must_yield = self._queue.must_yield()
         if room and self._queue.is_takeable and not must_yield:
             try:
-                self._take(room + self._n_expected())
+                self._take(max(room + self._n_expected(), self._n_per_batch))
             finally:
                 self._end_turn()
         elif self._read.is_waiting and not room and self._has_no_thread():
@@ -822,6 +825,7 @@ class StreamsConsumer(Consumer):
         recovered = [entry_id.decode() for entry_id, *_, is_recovered, _ in found if is_recovered]
         if recovered:
             self._queue.logger.info("took over entries of dead consumers", extra={"n": len(recovered)})
+            self._queue.batch_size.start_small()
             self._process.emit("after_recover", self._keys.queue_name, recovered)
 
     def _resync(self, *, min_idle_ms: int) -> None:
@@ -914,8 +918,11 @@ class StreamsConsumer(Consumer):
                 self._queue.is_takeable = True
             if accepted:
                 self._has_batches = self._process.batcher.serves(name)
-                if self._has_batches:
-                    self._n_per_batch, most = self._process.batcher.size_for(accepted)
+                estimate = (
+                    self._process.batcher.size_for(accepted, self._queue.batch_size) if self._has_batches else None
+                )
+                if estimate is not None:
+                    self._n_per_batch, most = estimate
                     self._most_at_worker = self._prefetch if most is None else min(most, self._prefetch)
                 self._n_places = max(0, self._n_room)
                 if self._n_places:

@@ -103,7 +103,7 @@ class Settings:
         "SPLOOT_BATCH_SIZE",
         "how many waiting embedding events one call handles and commits together; 1: each event by itself",
         unit="events",
-        default=16,
+        default=256,
         accepts=_whole(1, 500),
     )
     keeper_process: bool = _setting(

@@ -26,6 +26,12 @@ from ..options import check_options, is_known
 MOST_PER_BATCH: Final = 500
 OPTION: Final = "batch"
 
+# Size of the first batches of a process, and of those after a crash: if one of their messages kills its process, only
+# this many others are in its batch.
+FIRST_SIZE: Final = 16
+# A batch that takes longer than this is followed by smaller ones, because its last message waits for its first.
+LONG_BATCH_S: Final = 2.0
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -148,6 +154,31 @@ def batch(
     return declare
 
 
+class BatchSize:
+    """The current maximum size of the batches of one queue in one process.
+
+    It starts small and doubles with each batch that was full, done and quick. After a batch that took long, it is
+    chosen so that the next one does not, but never below its start. After a batch that raised, or a crash of a process
+    that consumed the queue, it starts small again. Any thread may call it: two batches that end at once may count as
+    one.
+    """
+
+    def __init__(self) -> None:
+        self.most = FIRST_SIZE
+
+    def start_small(self) -> None:
+        self.most = FIRST_SIZE
+
+    def record(self, n: int, n_done: int, duration_s: float) -> None:
+        """Record that a batch of ``n`` messages ended, ``n_done`` of them done."""
+        if duration_s > LONG_BATCH_S:
+            self.most = max(FIRST_SIZE, min(self.most, int(n * LONG_BATCH_S / duration_s)))
+        elif not n_done:
+            self.start_small()
+        elif n >= self.most:
+            self.most = min(2 * self.most, MOST_PER_BATCH)
+
+
 class _Messages(tuple[BatchedMessage, ...]):
     """The argument with which the Worker calls the actor for a batch."""
 
@@ -231,7 +262,7 @@ class Batcher:
         """Return whether any actor of the queue has a batch function."""
         return any(OPTION in actor.options and actor.queue_name == queue_name for actor in list(self._actors.values()))
 
-    def take(self, buffer: deque[Delivery]) -> Delivery | Batch:
+    def take(self, buffer: deque[Delivery], size: BatchSize) -> Delivery | Batch:
         """Take the next message from the buffer, in a batch with other messages of the buffer if possible."""
         first = buffer.popleft()
         if not buffer:
@@ -240,7 +271,8 @@ class Batcher:
         if batching is None:
             return first
         taken, left, n_bytes = [first], deque[Delivery](), first.n_bytes
-        while buffer and len(taken) < batching.max_size:
+        most = min(size.most, batching.max_size)
+        while buffer and len(taken) < most:
             one = buffer.popleft()
             if self._batching_of(one) is batching and n_bytes + one.n_bytes <= batching.max_bytes:
                 taken.append(one)
@@ -250,15 +282,19 @@ class Batcher:
         buffer.extendleft(reversed(left))
         return first if len(taken) == 1 else Batch(taken, batching)
 
-    def size_for(self, read: Sequence[Delivery]) -> tuple[int, int | None]:
+    def size_for(self, read: Sequence[Delivery], size: BatchSize) -> tuple[int, int | None] | None:
         """Return the size of a batch of messages like these, and the maximum number of batches that a Worker may hold.
 
-        The size is 0 if such messages cannot share a batch. The maximum number is None if there is no limit.
+        The size is 0 if such messages cannot share a batch. The maximum number is None if there is no limit. Messages
+        that were delivered before are ignored, because they say nothing about new ones; None if there are no others.
         """
+        read = [one for one in read if one.deliveries == 1]
+        if not read:
+            return None
         batching = self._batching_of(read[0])
         if batching is None or any(self._batching_of(one) is not batching for one in read[1:]):
             return 0, None
-        n = min(batching.max_size, batching.max_bytes // max(1, *(one.n_bytes for one in read)))
+        n = min(size.most, batching.max_size, batching.max_bytes // max(1, *(one.n_bytes for one in read)))
         return (n, batching.max_held) if n > 1 else (0, None)
 
     def _batching_of(self, delivery: Delivery) -> Batching | None:

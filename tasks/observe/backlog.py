@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -34,7 +34,7 @@ from broker import QueueStats, RedisStreamsBroker
 from broker.sharding.shards import shard_name
 from broker.stats import total_of
 from sploot_cluster.refusals import REDIS_ERRORS
-from tasks.contracts import GROUP, QUEUES, stream_of
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, QUEUES, stream_of
 from tasks.observe.figures.noise import HIGH_NOISE, NOISE
 from tasks.observe.history import note_backlog
 from tasks.queue_limit import MAX_QUEUE_LENGTH, limit_from
@@ -49,6 +49,13 @@ TICKED_AT: Final = "ticked_at_ms"
 
 SAMPLE_EVERY_MS: Final = 10_000
 OLD_AFTER_MS: Final = 30_000  # if the last sample is older than this, no worker takes samples
+
+# The queues whose jobs run in batches. A process holds hundreds of their jobs for less than a second, which are not
+# stuck. Jobs that are held for as long as the alert on lag allows no longer count as batched.
+BATCHED: Final = frozenset({EMBEDDING_INGESTED})
+BATCHED_FOR_MS: Final = 10_000
+# maximum number of old pending jobs of a shard that are counted, far above the alert on them
+MOST_OLD: Final = 1_000
 # maximum number of samples to keep per queue, which lasts for over an hour; beyond it, every second one is dropped
 MOST_SEEN_IDS: Final = 500
 
@@ -88,6 +95,7 @@ class BacklogSampler:
             stats = total_of(parts)
             sample |= self._ids_of(queue, stats)
             sample[f"{queue}:pending"] = stats.in_flight
+            sample[f"{queue}:batched"] = self._n_batched(parts) if queue in BATCHED else 0
             sample[f"{queue}:undelivered"] = stats.undelivered
             sample[f"{queue}:delayed"] = stats.delayed
             sample[f"{queue}:orphaned"] = stats.orphaned
@@ -101,6 +109,15 @@ class BacklogSampler:
             sample[f"{queue}:cancelled"] = counters["cancelled"]
             sample[f"{queue}:dead_evicted"] = counters["dead_evicted"]
         return sample
+
+    def _n_batched(self, parts: Sequence[QueueStats]) -> int:
+        """Return the number of pending jobs that were delivered less than ``BATCHED_FOR_MS`` ago."""
+        n = 0
+        for part in parts:
+            if part.in_flight:
+                old = self._broker.inspector(part.queue_name).pending(MOST_OLD, idle_ms=BATCHED_FOR_MS)
+                n += max(0, part.in_flight - len(old))
+        return n
 
     def _ages(self, *, writes: bool = True) -> dict[str, int]:
         sample = {"lag_at_ms": self._now_ms()}
@@ -268,6 +285,13 @@ _OF_STREAMS: Final = (
         "Jobs that workers hold: entries pending in the consumer group, as XPENDING counts them. Bounded by the "
         "workers' prefetch; jobs that still wait are in media_cluster_undelivered_jobs.",
         "pending",
+        ("stream", "group"),
+    ),
+    _Row(
+        "media_cluster_batched_jobs",
+        "Pending jobs of a stream whose jobs run in batches that workers took less than ten seconds ago. Alerts on "
+        "media_cluster_pending_jobs subtract them: they are not stuck; 0 for streams without batches.",
+        "batched",
         ("stream", "group"),
     ),
     _Row(

@@ -29,7 +29,7 @@ from dramatiq.results.backends import RedisBackend as ResultBackend
 from broker import BatchedMessage, Delivery, InvalidOption, NotDoneInBatch, RedisStreamsBroker, batch
 from broker.consumer import StreamsConsumer
 from broker.net.connections import Connections
-from broker.running.batches import Batch
+from broker.running.batches import FIRST_SIZE, LONG_BATCH_S, Batch, BatchSize
 from broker.scripts import HAND_BACK, SETTLE
 from tests.broker.scene import QUEUE, QueueState, Scene, labels, message, received
 from tests.broker.test_dramatiq_options import broker_on, quick_retries, working
@@ -294,6 +294,63 @@ def test_messages_of_a_batch_whose_process_died_run_individually(stage: Scene) -
     again = received(other, 3)
     assert labels(again) == ["0", "1", "2"]
     assert [one.deliveries for one in again] == [2, 2, 2]
+
+
+def test_batches_grow_from_small_ones(redis_url: str) -> None:
+    with broker_on(redis_url) as broker:
+        calls = Calls(broker, max_size=3 * FIRST_SIZE, max_held=1)
+        send(broker, calls, range(20 * FIRST_SIZE))
+        drained(broker)
+
+    sizes = [len(one) for one in calls.together]
+    assert all(size <= FIRST_SIZE for size in sizes[:2])
+    assert max(sizes) == 3 * FIRST_SIZE
+
+
+@pytest.mark.parametrize(
+    ("n", "n_done", "duration_s", "most"),
+    [
+        (64, 64, 0.1, 128),
+        (64, 1, 0.1, 128),
+        (63, 63, 0.1, 64),  # fewer were waiting
+        (64, 0, 0.1, FIRST_SIZE),
+        (64, 64, 2 * LONG_BATCH_S, 32),
+        (64, 64, 100 * LONG_BATCH_S, FIRST_SIZE),
+    ],
+)
+def test_next_batch_is_larger_only_if_the_last_was_full_and_quick(
+    n: int, n_done: int, duration_s: float, most: int
+) -> None:
+    size = BatchSize()
+    for full in (16, 32):
+        size.record(full, full, 0.1)
+    assert size.most == 64
+
+    size.record(n, n_done, duration_s)
+
+    assert size.most == most
+
+
+def test_batches_are_small_after_a_process_died(stage: Scene) -> None:
+    with batching(stage, prefetch=2 * FIRST_SIZE, max_size=2 * FIRST_SIZE) as (consumer, _):
+        broker = stage.brokers["a"]
+        broker.enqueue(message("killer"))
+        received(stage.consumer("b", prefetch=1), 1)
+        broker.enqueue_many([message(str(n)) for n in range(FIRST_SIZE)])
+        first = eventually(lambda: next(consumer))
+        assert isinstance(first, Batch)
+        broker.emit_before("process_message", first)
+        broker.actors["work"](*first.args)
+        broker.emit_after("process_message", first)
+        consumer.ack(first)
+        broker.enqueue_many([message(str(n)) for n in range(2 * FIRST_SIZE)])
+        assert len(given(consumer)[0]) == 2 * FIRST_SIZE
+
+        stage.die("b")
+        assert given(consumer) == [["killer"]]
+        broker.enqueue_many([message(str(n)) for n in range(2 * FIRST_SIZE)])
+
+        assert len(given(consumer)[0]) == FIRST_SIZE
 
 
 def test_whole_batch_is_acknowledged_in_one_call(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from tests.tasks.observe.backlog_walk import Walk
 FEEDBACK = stream_of(CLUSTER_FEEDBACK)
 SAMPLED_AT = "media_cluster_backlog_sample_timestamp_seconds"
 
-OF_GROUPS = ("media_cluster_pending_jobs", "media_cluster_stream_lag_seconds")
+OF_GROUPS = ("media_cluster_pending_jobs", "media_cluster_batched_jobs", "media_cluster_stream_lag_seconds")
 OF_SHARDS = "media_cluster_shard_undelivered_jobs"  # has series only for queues that are divided
 OF_STREAMS = (
     "media_cluster_undelivered_jobs",
@@ -201,6 +201,27 @@ def test_jobs_are_counted_by_state(
     assert of_stream(registry, "media_cluster_entries_added_total") == 5
     consumer.ack(second)
     consumer.close()
+
+
+def test_pending_jobs_count_as_batched_until_they_are_ten_seconds_old(
+    broker: RedisStreamsBroker, sampler: BacklogSampler, registry: CollectorRegistry, redis_client: redis.Redis
+) -> None:
+    for queue in (CLUSTER_FEEDBACK, EMBEDDING_INGESTED):
+        send(broker, 3, queue=queue)
+    read: dict[str, Any] = {}
+    for queue in (CLUSTER_FEEDBACK, EMBEDDING_INGESTED):
+        redis_client.xgroup_create(stream_of(queue), GROUP, "0")
+        answer: Any = redis_client.xreadgroup(GROUP, "other", {stream_of(queue): ">"})
+        read[queue] = [entry_id for entry_id, _ in answer[0][1]]
+    redis_client.xclaim(
+        stream_of(EMBEDDING_INGESTED), GROUP, "other", 0, read[EMBEDDING_INGESTED][:1], idle=10_000, justid=True
+    )
+
+    sampler.sample_pending()
+
+    assert of_stream(registry, "media_cluster_pending_jobs", EMBEDDING_INGESTED) == 3
+    assert of_stream(registry, "media_cluster_batched_jobs", EMBEDDING_INGESTED) == 2
+    assert of_stream(registry, "media_cluster_batched_jobs", CLUSTER_FEEDBACK) == 0
 
 
 def test_gauges_match_redis_after_every_step_of_a_random_walk(
