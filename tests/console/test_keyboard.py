@@ -20,6 +20,13 @@ MOST_TABS = 120
 # Returns the label or text of the element that has the focus.
 FOCUSED = "const held = document.activeElement; return held.ariaLabel ?? held.innerText?.trim() ?? '';"
 
+# Returns the label of the option that a screen reader announces in the list box that has the focus.
+ANNOUNCED = """
+const id = document.activeElement.getAttribute("aria-activedescendant");
+const option = id && document.getElementById(id);
+return option?.role === "option" ? option.ariaLabel : null;
+"""
+
 
 def press(page: Page, *keys: str) -> None:
     """Press keys one after the other, wherever the focus is."""
@@ -136,3 +143,37 @@ def test_on_call_engineer_does_every_task_by_keyboard(page: Page, redis_client: 
         "requeue", "rescue", "rescue", "resume", "pause"
     ]  # fmt: skip
     assert [line for line in page.complaints() if "404" not in line] == []
+
+
+def test_keyboard_walks_the_points_of_the_map(page: Page, album: ClusterService) -> None:
+    points = album.map(PET, limit=100)
+    places = {item: (x, -y) for item, x, y in zip(points.media_ids, points.x, points.y, strict=True)}
+    page.open(f"pet/{PET}/map")
+    page.sees("Axes:")
+    tab_to(page, "Map of the items")
+    assert page.role_of("canvas") == "listbox"
+    seen = [reached(page)]
+
+    for key, axis, sign in (
+        (Keys.ARROW_RIGHT, 0, 1), (Keys.ARROW_DOWN, 1, 1), (Keys.ARROW_LEFT, 0, -1), (Keys.ARROW_UP, 1, -1)
+    ):  # fmt: skip
+        for _ in range(3):
+            press(page, key)
+            now = reached(page)
+            # the last point in a direction stays the active one
+            assert now == seen[-1] or sign * (places[now][axis] - places[seen[-1]][axis]) >= 0
+            seen.append(now)
+    assert len({*seen}) >= 6
+
+    press(page, Keys.ENTER)
+    page.sees("Nearest neighbours")
+    page.sees(seen[-1])
+    press(page, Keys.ESCAPE, Keys.ARROW_LEFT)
+    reached(page)
+    assert page.complaints() == []
+
+
+def reached(page: Page) -> str:
+    """Return the item of the map that is announced."""
+    label = eventually(lambda: page.browser.execute_script(ANNOUNCED))
+    return str(label).rpartition(", ")[0]

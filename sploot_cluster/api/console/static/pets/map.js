@@ -1,4 +1,7 @@
 // A map of a pet: every item is a point near similar items. Colours show albums; corrections do not move points.
+//
+// The map is one list box for keyboards and screen readers: arrow keys go from point to point. Its one option, inside the
+// canvas, is the item that has been reached.
 
 import { get } from "../api.js";
 import { count, h } from "../dom.js";
@@ -8,13 +11,18 @@ import { why } from "./why.js";
 
 const MARGIN = 18;
 const REACH_PX = 14;
+const ASIDE = 2; // a point to the side of an arrow's direction counts as this many times farther
+
+const DIRECTIONS = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+
+let options = 0;
 
 /** Colours of albums by rank: distinct hues, then they repeat. */
 const hue = (rank) => (rank * 137.5) % 360;
 
 export function mapView(desk) {
-  const canvas = h("canvas", { class: "map", role: "img", "aria-label": "Map of the items" });
-  const tip = h("div", { class: "map-tip", hidden: true });
+  const canvas = h("canvas", { class: "map", role: "listbox", tabindex: "0", "aria-label": "Map of the items. Arrow keys go to the nearest item, Enter shows why it is there." });
+  const tip = h("div", { class: "map-tip", hidden: true, "aria-hidden": "true" });
   const legend = h("div", { class: "legend" });
   const note = h("p", { class: "quiet" });
   const stage = h("div", { class: "stage" }, canvas, tip);
@@ -24,11 +32,13 @@ export function mapView(desk) {
   let ranks = [];
   let seen = null;
   let only = null;
+  let active = null; // the point that was reached with the keyboard
 
   async function load() {
     note.textContent = "Computing the places of the items…";
     points = await get(`pets/${desk.pet}/map?limit=10000`);
     update();
+    if (document.activeElement === canvas) enter();
   }
 
   /** Compute the positions of the points, and their albums if the pet has changed. Only this visits all items. */
@@ -69,6 +79,13 @@ export function mapView(desk) {
       const alpha = isFaint ? 0.08 : rank === undefined ? 0.45 : 0.75;
       draw(at, rank === undefined ? `rgb(128 128 128 / ${alpha})` : `hsl(${hue(rank)} 65% ${isDark ? 62 : 46}% / ${alpha})`);
     }
+    if (reached() !== null) {
+      ink.strokeStyle = getComputedStyle(canvas).color;
+      ink.lineWidth = 2;
+      ink.beginPath();
+      ink.arc(...places[active], radius + 4, 0, 2 * Math.PI);
+      ink.stroke();
+    }
     drawLegend();
     note.textContent = points.media_ids.length < points.n_media ? `${count(points.media_ids.length)} of ${count(points.n_media)} items, evenly chosen. Axes: the two directions in which the items differ most.` : `${items(points.n_media)}. Axes: the two directions in which the items differ most; corrections move no point.`;
   }
@@ -91,29 +108,93 @@ export function mapView(desk) {
     for (let at = 0; at < places.length; at++) {
       const [px, py] = places[at];
       const distance = Math.hypot(px - x, py - y);
-      if (distance < (best?.distance ?? REACH_PX)) best = { at, distance, px, py };
+      if (distance < (best?.distance ?? REACH_PX)) best = { at, distance };
     }
     return best;
   }
 
+  /** Show the picture and the album of a point next to it, or of none. */
+  function point(at) {
+    tip.hidden = at === null;
+    if (at === null) return;
+    const [x, y] = places[at];
+    tip.style.left = `${Math.min(x + 14, canvas.clientWidth - 150)}px`;
+    tip.style.top = `${Math.max(0, y - 90)}px`;
+    if (tip.item === points.media_ids[at]) return;
+    tip.item = points.media_ids[at];
+    tip.replaceChildren(picture(desk.pet, tip.item, 96), h("strong", {}, albumOf(at)), h("small", {}, tip.item));
+  }
+
+  const albumOf = (at) => (seen.clusters[ranks[at]] ? titleOf(seen.clusters[ranks[at]]) : "loose");
+
+  /** The active point while the map has the focus, otherwise null. */
+  const reached = () => (document.activeElement === canvas ? active : null);
+
+  /** Make a point the active one. The option is a new element each time, so that screen readers announce it. */
+  function go(at) {
+    active = at;
+    const option = h("div", { id: `map-item-${++options}`, role: "option", "aria-selected": "true", "aria-posinset": at + 1, "aria-setsize": points.media_ids.length, "aria-label": `${points.media_ids[at]}, ${albumOf(at)}` });
+    canvas.replaceChildren(option);
+    canvas.setAttribute("aria-activedescendant", option.id);
+    update();
+    point(at);
+  }
+
+  /** Show the active point again, or begin in the middle of the map. */
+  function enter() {
+    if (!places.length) return;
+    const [x, y] = [canvas.clientWidth / 2, canvas.clientHeight / 2];
+    go(active ?? closest(([px, py]) => Math.hypot(px - x, py - y)));
+  }
+
+  /** Return the point with the smallest distance, of those that are not faint; null if there is none. */
+  function closest(distanceOf) {
+    let best = null;
+    for (let at = 0; at < places.length; at++) {
+      if (only !== null && ranks[at] !== only) continue;
+      const distance = distanceOf(places[at], at);
+      if (distance < (best?.distance ?? Infinity)) best = { at, distance };
+    }
+    return best?.at ?? null;
+  }
+
+  /** Return the nearest point in a direction. Points at the same place follow each other, rightwards and downwards. */
+  function next([dx, dy]) {
+    const [x, y] = places[active];
+    return closest(([px, py], at) => {
+      const along = (px - x) * dx + (py - y) * dy;
+      const aside = Math.abs((px - x) * dy + (py - y) * dx);
+      if (along === 0 && aside === 0) return (at - active) * (dx + dy) > 0 ? Math.abs(at - active) * Number.EPSILON : Infinity;
+      return along > 0 ? along + ASIDE * aside : Infinity;
+    });
+  }
+
+  canvas.addEventListener("focus", () => points && enter());
+  canvas.addEventListener("blur", () => points && (point(null), update()));
+  canvas.addEventListener("keydown", (event) => {
+    if (active === null || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key in DIRECTIONS) {
+      event.preventDefault();
+      go(next(DIRECTIONS[event.key]) ?? active);
+    } else if (event.key === "Enter") {
+      event.preventDefault();
+      why(desk, points.media_ids[active]);
+    }
+  });
   canvas.addEventListener("pointermove", (event) => {
     const found = nearest(event);
     canvas.style.cursor = found ? "pointer" : "default";
-    tip.hidden = !found;
-    if (!found || tip.item === points.media_ids[found.at]) return;
-    tip.item = points.media_ids[found.at];
-    const album = seen.clusters[ranks[found.at]];
-    tip.replaceChildren(picture(desk.pet, tip.item, 96), h("strong", {}, album ? titleOf(album) : "loose"), h("small", {}, tip.item));
-    tip.style.left = `${Math.min(found.px + 14, canvas.clientWidth - 150)}px`;
-    tip.style.top = `${Math.max(0, found.py - 90)}px`;
+    point(found?.at ?? reached());
   });
-  canvas.addEventListener("pointerleave", () => (tip.hidden = true));
+  canvas.addEventListener("pointerleave", () => point(reached()));
   canvas.addEventListener("click", (event) => {
     const found = nearest(event);
-    if (found) why(desk, points.media_ids[found.at]);
+    if (!found) return;
+    go(found.at);
+    why(desk, points.media_ids[found.at]);
   });
   const observer = new ResizeObserver(() => update());
   observer.observe(canvas);
 
-  return { element, update, load, destroy: () => observer.disconnect() };
+  return { element, focus: canvas, update, load, destroy: () => observer.disconnect() };
 }

@@ -227,7 +227,7 @@ export class PetPage {
     }
     if (/^[1-5]$/.test(key)) return go(`#/pet/${this.pet}${TABS[key - 1][0] ? `/${TABS[key - 1][0]}` : ""}`), true;
     if (key === "a" && this.view.grid) return this.view.grid.choose(), true;
-    if (key.startsWith("Arrow") && this.view.grid && document.activeElement !== this.view.focus) return this.view.focus.focus({ preventScroll: true }), true;
+    if (key.startsWith("Arrow") && (this.view.grid || this.name === "map") && document.activeElement !== this.view.focus) return this.view.focus.focus({ preventScroll: true }), true;
     const offered = this.#verbs().find(({ verb }) => VERB_KEYS[verb.verb] === key);
     if (offered) return this.#correct(offered.verb, offered.given), true;
     return key === VERB_KEYS.name && this.desk.may("name_pet") && (this.#namePet(), true);
