@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
@@ -205,6 +206,99 @@ def queue_peek(queue: Queue, limit: Limit = 10, as_json: AsJson = False) -> None
         about = (facts.pet_id, facts.media_id, facts.actor, facts.form, facts.n_bytes)
         table.add_row(entry_id, _when_of(entry_id), *map(_text, about))
     print_table(table)
+
+
+class JobsIn(StrEnum):
+    """The states of the jobs that ``queue jobs`` lists; see ``sploot_cluster.queues.JobsState``."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DELAYED = "delayed"
+
+
+@app.command(
+    name="jobs",
+    epilog=examples("sploot-cluster queue jobs --state delayed", "sploot-cluster queue jobs recluster --limit 200"),
+)
+def queue_jobs(
+    queue: Annotated[str | None, typer.Argument(help="The queue; default: all queues.", metavar="QUEUE")] = None,
+    state: Annotated[JobsIn, typer.Option(help="Jobs that wait, that run, or that are delayed.")] = JobsIn.WAITING,
+    limit: Limit = 50,
+    cursor: Annotated[
+        str | None, typer.Option(help="With QUEUE: the cursor that the previous page ended with.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show unfinished jobs: those that wait, that run, or that are delayed, such as retries with their last error."""
+    if cursor is not None and queue is None:
+        raise InvalidInput("--cursor", "a cursor belongs to one queue", "name the queue")
+    with _operations() as operations:
+        names = [queue] if queue else QUEUES
+        pages = [operations.jobs(name, state.value, limit=limit, cursor=cursor) for name in names]
+        now = datetime.now(UTC)
+    jobs = [job for page in pages for job in page.records]
+    if queue is None:
+        jobs = sorted(jobs, key=lambda job: job.due_at or job.started_at or job.added_at or now)[:limit]
+    more = pages[0].cursor if queue else None
+    if as_json:
+        print_json({"jobs": jobs, "next_cursor": more})
+        return
+    table = table_of(
+        "queue", "state", "job", "actor", "pet", "item", "since (UTC)", "due (UTC)", "by", "failed", "error"
+    )
+    for job in jobs:
+        about = (job.actor, job.pet_id, job.media_id)
+        times = (_moment(job.started_at or job.added_at), _moment(job.due_at))
+        rest = (job.worker, job.attempts or None, job.error)
+        table.add_row(
+            job.queue, job.state, job.job_id or _text(job.entry_id), *map(_text, about), *times, *map(_text, rest)
+        )
+    print_table(table)
+    if more is not None:
+        out.print(f"more: --cursor {more}")
+
+
+@app.command(
+    name="history", epilog=examples("sploot-cluster queue history", "sploot-cluster queue history embedding --every 5m")
+)
+def queue_history(
+    queue: Annotated[str | None, typer.Argument(help="The queue; default: all queues.", metavar="QUEUE")] = None,
+    every: Annotated[str, typer.Option(help="Length of a row: 5m, 15m, 1h or another multiple of 5m.")] = "1h",
+    as_json: AsJson = False,
+) -> None:
+    """Show throughput, failures, latency and backlog of the last 24 hours, without rows in which nothing happened."""
+    from tasks.cli.activity import rows_of, starts_of
+    from tasks.queue_ops.operations import queue_named
+    from tasks.shards import queue_of
+
+    names = [queue_of(queue_named(queue))] if queue else QUEUES
+    with _operations() as operations:
+        history = operations.history()
+    if as_json:
+        print_json(history)
+        return
+    n_steps = _seconds("--every", every) / history.step_s
+    if n_steps < 1 or n_steps % 1:
+        raise InvalidInput("--every", f"{every!r} is not a multiple of 5m", "write 5m, 15m or 1h")
+    table = table_of(
+        "from (UTC)", "queue", "done", "per minute", "failed", "dead", "median", "95 %", "waiting", "oldest"
+    )
+    for row in rows_of(history, names, int(n_steps)):
+        table.add_row(
+            f"{row.at:%Y-%m-%d %H:%M}",
+            row.queue,
+            *map(str, (row.done, row.per_minute, row.failed, row.dead)),
+            *map(_age, (row.p50_s, row.p95_s)),
+            _text(row.waiting),
+            _age(row.oldest_s),
+        )
+    print_table(table)
+    out.print(
+        "median, 95 %, waiting and oldest are the largest values of the five-minute steps of a row", soft_wrap=True
+    )
+    if starts := starts_of(history):
+        shown_starts = ", ".join(f"{at:%Y-%m-%d %H:%M} ({n})" for at, n in starts)
+        out.print(f"worker processes started (UTC): {shown_starts}", soft_wrap=True)
 
 
 @app.command(name="find", epilog=examples("sploot-cluster queue find --pet 42"))
@@ -658,6 +752,10 @@ def _when_of(entry_id: str) -> str:
     from tasks.queue_ops.entries import added_at
 
     at = added_at(entry_id)
+    return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def _moment(at: datetime | None) -> str:
     return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
 import redis
 
+from sploot_cluster.answer_fields import public
 from tasks.cli.screen import err, out
-from tasks.contracts import EXPORT_PENDING_JOBS
+from tasks.contracts import EMBEDDING_INGESTED, EXPORT_PENDING_JOBS
+from tasks.observe.history import KeepHistory
 from tasks.observe.periodic_runs import recording_run
 from tests.support import eventually
 from tests.system.events import flat_event, free_port
@@ -146,6 +150,50 @@ def test_pending_and_peek_list_jobs_without_embeddings(cli: Cli, desk: Desk) -> 
     assert peeked[0]["fields"]["embedding"] == "<64 bytes>"
     assert "media-1" in cli("pending", "streams:embedding.ingested").out
     assert "media-2" in cli("peek", "embedding.ingested").out
+
+
+def test_unfinished_jobs_of_each_kind_are_listed_as_by_http(cli: Cli, desk: Desk) -> None:
+    desk.add(1, 2, pet_id=42)
+    desk.deliver()
+    desk.add(3, pet_id=43)
+    retried = desk.message(4, retries=2, traceback="Traceback\nOSError: no answer")
+    desk.broker.enqueue(retried, delay=60_000)
+
+    waiting, running = (cli("jobs", "embedding", "--state", state, "--json").json for state in ("waiting", "running"))
+    delayed, of_all = cli("jobs", "--state", "delayed"), cli("jobs", "--state", "delayed", "--json").json
+    first = cli("jobs", "embedding", "--state", "running", "--limit", "1", "--json").json
+    second = cli("jobs", "embedding", "--state", "running", "--cursor", first["next_cursor"], "--json").json
+
+    by_http = desk.operations.jobs(EMBEDDING_INGESTED, "delayed", limit=50)
+    assert [job["pet_id"] for job in waiting["jobs"]] == [43]
+    assert [(job["media_id"], job["worker"]) for job in running["jobs"]] == [("media-1", STUCK), ("media-2", STUCK)]
+    assert of_all == {
+        "jobs": json.loads(json.dumps([public(job) for job in by_http.records], default=datetime.isoformat)),
+        "next_cursor": None,
+    }
+    assert of_all["jobs"][0]["job_id"] == retried.message_id
+    assert retried.message_id in delayed.out
+    assert [job["media_id"] for page in (first, second) for job in page["jobs"]] == ["media-1", "media-2"]
+    assert cli("jobs", "--cursor", "1-0").code == 2
+
+
+def test_history_lists_hours_in_which_a_queue_was_active(cli: Cli, redis_client: redis.Redis) -> None:
+    now = 3_600 * (int(time.time()) // 3_600) - 60
+    history = KeepHistory(redis_client, clock=lambda: now)
+    for _ in range(3):
+        history.count(EMBEDDING_INGESTED, is_success=True, duration_s=0.02)
+    history.count(EMBEDDING_INGESTED, is_success=False, duration_s=4.0)
+    history.flush()
+
+    shown, of_other = cli("history", "embedding"), cli("history", "feedback")
+    as_json = cli("history", "--json").json
+
+    hour = datetime.fromtimestamp(now, UTC)
+    assert re.search(rf"{hour:%Y-%m-%d %H}:00 +embedding.ingested +3 +0\.1 +1 +0 ", shown.out)
+    assert "embedding.ingested" not in of_other.out
+    assert as_json["step_s"] == 300
+    assert sum(next(one for one in as_json["queues"] if one["queue"] == EMBEDDING_INGESTED)["done"]) == 3
+    assert cli("history", "--every", "7m").code == 2
 
 
 def test_jobs_of_a_pet_are_found(cli: Cli, desk: Desk) -> None:
