@@ -9,7 +9,6 @@ from sploot_cluster.encodings import MAX_BYTES
 from sploot_cluster.event import FIELDS, REQUIRED, SCHEMA
 from sploot_cluster.fields import Field, Flag, Text, Whole
 from sploot_cluster.limits import MAX_INT64
-from sploot_cluster.printable import PRINTABLE_PATTERN
 
 _ABOUT: Final = (
     "One flat entry of the stream streams:embedding.ingested. Every value of a Redis stream is bytes; this schema "
@@ -37,7 +36,7 @@ def schema_of_flat_event() -> str:
         "if": {"properties": {"encoding": {"const": "json"}}, "required": ["encoding"]},
         "then": {"properties": {"embedding": _TEXT_OF_JSON}},
         "else": {"properties": {"embedding": _TEXT_OF_BYTES}},
-        "$defs": {"name": Text().schema() | {"pattern": PRINTABLE_PATTERN}},
+        "$defs": {"name": Text().schema()},
     }
     return json.dumps(schema, indent=2) + "\n"
 

@@ -104,7 +104,7 @@ class UnknownCluster(InvalidInput):
         super().__init__(
             field,
             f"pet {pet} has no cluster {cluster}{ended}",
-            f"choose a cluster listed by GET /api/v1/internal/pets/{pet}/clusters",
+            "choose a cluster that the pet has now",
         )
         self.pet, self.cluster = pet, cluster
 

@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, Protocol, Self, TypeVar, dataclass_trans
 
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.limits import MAX_INT64, MAX_TEXT
-from sploot_cluster.printable import UNPRINTABLE
+from sploot_cluster.printable import PRINTABLE_PATTERN, UNPRINTABLE
 
 Item = TypeVar("Item", int, str)
 Value = TypeVar("Value", covariant=True)
@@ -97,7 +97,8 @@ class Text:
         return value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "string", "minLength": self.shortest, "maxLength": self.longest}
+        lengths = {"minLength": self.shortest, "maxLength": self.longest}
+        return {"type": "string", **lengths, "pattern": PRINTABLE_PATTERN}
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from sploot_cluster.event import FIELDS, EmbeddingIngested
 from sploot_cluster.fields import required_of, type_of
 from sploot_cluster.limits import MAX_DIM, MAX_TEXT, MIN_DIM
 from sploot_cluster.pet.models import PreviewBackend
+from sploot_cluster.printable import PRINTABLE_PATTERN
 from sploot_cluster.queues import DeadLetterFilter
 
 PetNumber = Annotated[IdInBody, Field(description="Id of the pet.", examples=[42, "9007199254740993"])]
@@ -98,9 +99,15 @@ class Recluster(_Body):
     """Recompute the pet's clusters. Corrections stay in force, and clusters keep their ids."""
 
     pet_id: PetNumber
-    reason: Annotated[str, Field(max_length=MAX_TEXT, description="The reason, for the job's status and the logs.")] = (
-        ""
-    )
+    reason: Annotated[
+        str,
+        Field(
+            max_length=MAX_TEXT,
+            description="The reason, for the job's status and the logs.",
+            # documented here but not enforced, because the message's own check returns a better error
+            json_schema_extra={"pattern": PRINTABLE_PATTERN},
+        ),
+    ] = ""
     preview: Annotated[bool, Field(description="Only compute what the recluster would change.")] = False
     backend: Annotated[
         PreviewBackend | None,
@@ -229,6 +236,27 @@ class Nothing(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{}]})
 
 
+# How the document describes a field of a selection that is given, and one that is not.
+_Way = tuple[dict[str, Any], dict[str, Any]]
+_IDS: Final[_Way] = ({"type": "array", "minItems": 1}, {"type": "array", "maxItems": 0})
+_NAMED: Final[_Way] = ({"type": "string"}, {"type": "null"})
+_NUMBER: Final[_Way] = ({"type": "number"}, {"type": "null"})
+_SET: Final[_Way] = ({"const": True}, {"const": False})
+_FILTER: Final[_Way] = ({"type": "object"}, {"type": "null"})
+_PET: Final[_Way] = ({"type": ["integer", "string"]}, {"type": "null"})
+
+
+def _exactly_one(**ways: _Way) -> list[dict[str, Any]]:
+    """Return the JSON Schemas, of which one holds, of a body that gives exactly one of these fields."""
+    return [
+        {
+            "required": [name],
+            "properties": {other: given if other == name else left_out for other, (given, left_out) in ways.items()},
+        }
+        for name in ways
+    ]
+
+
 class Rescue(_Body):
     """The jobs to return to the queue, selected in exactly one way."""
 
@@ -242,7 +270,12 @@ class Rescue(_Body):
     ] = None
     even_if_alive: Annotated[bool, Field(description=_EVEN_IF_ALIVE)] = False
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"unowned": True}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"unowned": True}],
+            "oneOf": [*_exactly_one(entry_ids=_IDS, consumer=_NAMED, unowned=_SET, idle_s=_NUMBER)],
+        }
+    )
 
 
 class RetireConsumer(_Body):
@@ -272,7 +305,12 @@ class ChosenDeadLetters(_Body):
     dead_letter_ids: Annotated[list[EntryId], Field(max_length=MAX_IDS)] = []
     matching: Matching | None = None
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"matching": {"pet_id": 42}}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"matching": {"pet_id": 42}}],
+            "oneOf": [*_exactly_one(dead_letter_ids=_IDS, matching=_FILTER)],
+        }
+    )
 
     def filter(self) -> DeadLetterFilter | None:
         """Return ``matching`` as the filter that queue operations expect."""
@@ -286,7 +324,21 @@ class CancelJobs(_Body):
     actor: str | None = None
     pet_id: PetNumber | None = None
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"pet_id": 42}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"pet_id": 42}],
+            "oneOf": [
+                {"required": ["job_ids"], "properties": {"job_ids": _IDS[0], "actor": _NAMED[1], "pet_id": _PET[1]}},
+                {
+                    "properties": {"job_ids": _IDS[1]},
+                    "anyOf": [
+                        {"required": ["actor"], "properties": {"actor": _NAMED[0]}},
+                        {"required": ["pet_id"], "properties": {"pet_id": _PET[0]}},
+                    ],
+                },
+            ],
+        }
+    )
 
 
 class Apply(_Body):

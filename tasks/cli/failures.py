@@ -10,7 +10,17 @@ from typing import Final
 import redis
 from dramatiq.errors import BrokerConnectionError
 
-from sploot_cluster.errors import ClusterError, InvalidInput, PetExists, StalePreview, StoreUnavailable
+from sploot_cluster.errors import (
+    AlreadyUndone,
+    ClusterError,
+    InvalidInput,
+    PetExists,
+    StalePreview,
+    StoreUnavailable,
+    UnknownCluster,
+    UnknownPet,
+    UnknownRevision,
+)
 from sploot_cluster.jobs import QueueFull, QueueUnavailable
 from sploot_cluster.queues import PlanUnknown
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
@@ -34,6 +44,12 @@ EXTRAS: Final = {
 def failure_of(error: Exception) -> tuple[int, str] | None:
     """Return the exit code and one line of text for an error; None if the error is a bug in this program."""
     match error:
+        case UnknownPet():
+            return USAGE, f"{error}; sploot-cluster pets lists them"
+        case UnknownCluster(pet=pet):
+            return USAGE, f"{error}; sploot-cluster clusters {pet} lists them"
+        case UnknownRevision(pet=pet) if not isinstance(error, AlreadyUndone):
+            return USAGE, f"{error}; sploot-cluster history {pet} lists them"
         case InvalidInput():
             return USAGE, str(error)
         case StalePreview() | PetExists() | QueueFull():

@@ -147,7 +147,7 @@ def test_on_call_engineer_does_every_task_by_keyboard(page: Page, redis_client: 
 
 def test_keyboard_walks_the_points_of_the_map(page: Page, album: ClusterService) -> None:
     points = album.map(PET, limit=100)
-    places = {item: (x, -y) for item, x, y in zip(points.media_ids, points.x, points.y, strict=True)}
+    places = {str(item): (x, -y) for item, x, y in zip(points.media_ids, points.x, points.y, strict=True)}
     page.open(f"pet/{PET}/map")
     page.sees("Axes:")
     tab_to(page, "Map of the items")

@@ -35,7 +35,6 @@ RULES: Final = (
     "is not a valid date-time",
     "is sent without preview",
     "has too few different entries",
-    "expected exactly one selection",
     "has no cluster",
     "is not a correction",
     "does not exist: the newest is",
@@ -81,7 +80,8 @@ def test_api_responses_match_the_openapi_document(redis_url: str, redis_client: 
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(6))  # the pet of the document's examples
     service.recluster(PET)
-    headers = {"Authorization": f"Bearer {SECRET}"}
+    # without a worker, the response to a preview would arrive only after the longest wait
+    headers = {"Authorization": f"Bearer {SECRET}", "Prefer": "respond-async"}
     broken: list[str] = []
     with running(build_app(Settings(redis_url=redis_url, api_tokens=f"ada:operator:{SECRET}"))) as address:
         document = schemathesis.openapi.from_url(f"{address}/openapi.json", headers=headers)
@@ -100,7 +100,7 @@ def test_api_responses_match_the_openapi_document(redis_url: str, redis_client: 
             )
             @given(case=operation.as_strategy())
             def ask(case: Any) -> None:
-                answer = case.call(headers=headers)
+                answer = case.call(headers=headers, timeout=60)
                 try:
                     case.validate_response(answer)
                 except FailureGroup as failures:

@@ -456,6 +456,8 @@ def test_correction_with_wait_prints_its_result(
     assert "6 items unchanged, 6 in another cluster" in diff.out
     assert "cluster 1 merged into 2" in diff.out
     assert (refused.code, "pet 42 has no cluster 99" in refused.err) == (2, True)
+    assert "sploot-cluster clusters 42 lists them" in refused.err
+    assert "GET" not in refused.err
     assert [entry.by for entry in service.history(PET)][-2] == "ada"
     assert service.history(PET)[0].by == "ada"
 
