@@ -267,7 +267,7 @@ def queue_history(
     as_json: AsJson = False,
 ) -> None:
     """Show throughput, failures, latency and backlog of the last 24 hours, without rows in which nothing happened."""
-    from tasks.cli.activity import rows_of, starts_of
+    from tasks.queue_ops.activity import rows_of, starts_of
     from tasks.queue_ops.operations import queue_named
     from tasks.shards import queue_of
 

@@ -1,4 +1,4 @@
-"""The rows in which ``queue history`` shows the last 24 hours: sums and largest values of consecutive steps."""
+"""Rows of the last 24 hours of the queues, for `queue history`: sums and largest values of consecutive steps."""
 
 from __future__ import annotations
 
