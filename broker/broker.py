@@ -274,7 +274,8 @@ class RedisStreamsBroker(Broker):
         )
 
     def shards(self, queue_name: str) -> tuple[str, ...]:
-        """Return the names of the queue's shards that may hold messages, shard 0 first, at most five seconds old.
+        """Return the names of the queue's shards that may hold messages, shard 0 first, as read at most five seconds
+        ago.
 
         Each shard is a queue with its own dead letters, delayed messages and inspector. Shard 0 is the queue itself;
         a queue that is not divided has no other shard.
@@ -286,7 +287,7 @@ class RedisStreamsBroker(Broker):
         return shards.names
 
     def n_shards(self, queue_name: str) -> int:
-        """Return the number of shards to which new messages of the queue are added, at most five seconds old."""
+        """Return the number of shards that new messages of the queue go to, as read at most five seconds ago."""
         shards = self._shards.get(queue_name)
         return 1 if shards is None else shards.current().n
 
@@ -295,7 +296,7 @@ class RedisStreamsBroker(Broker):
 
         Every process uses the new number within five seconds. Messages that are already in a shard run from there,
         except that messages in shard 0 are moved to the shards to which they belong. If the number becomes smaller,
-        producers use the other shards no longer, but workers still run the messages in them.
+        producers stop using the other shards, but workers still run the messages in them.
 
         Raises:
             InvalidOption: the queue was not named in ``sharded``, or ``n`` is not a power of two up to 256.
@@ -323,12 +324,12 @@ class RedisStreamsBroker(Broker):
         """Return, by queue name, when the Worker last polled the queue for a message or created its consumer.
 
         Times are on the clock of ``time.monotonic``. A Worker polls at least once per ``worker_timeout``, or once per
-        connection timeout if Redis does not answer. A Worker that has not polled for a minute hangs.
+        connection timeout if Redis does not answer. A Worker that has not polled for a minute is stuck.
         """
         return dict(self._session.moved_at)
 
     def stats(self, queue_name: str) -> QueueStats:
-        """Return the statistics of the queue with all its shards; those of each shard are read atomically."""
+        """Return the statistics of the queue, totalled over its shards. Each shard is read atomically."""
         return total_of(self.stats_of_shards(queue_name))
 
     def stats_of_shards(self, queue_name: str) -> list[QueueStats]:
@@ -373,7 +374,7 @@ class RedisStreamsBroker(Broker):
         """Return what the running job of this message last reported with ``report_progress``.
 
         Returns:
-            None if the job has not begun, has reported nothing for an hour, or has ended, however it ended.
+            None if the job has not begun, has reported nothing for an hour, or has ended in any way.
 
         Raises:
             BrokerConnectionError: Redis did not answer.
@@ -549,7 +550,7 @@ class RedisStreamsBroker(Broker):
         first: Any = args[0] if args else None
         if isinstance(first, Delivery):
             if signal == "process_message":
-                # a fork of this process runs on with the Worker's messages
+                # this is a fork that still runs the Worker's loop with the parent's messages
                 if self._was_forked and first.pid != self._session.pid:
                     _end_child_of_job(None)
                 self._before_run(first)
@@ -586,10 +587,11 @@ class RedisStreamsBroker(Broker):
             ours.is_draining = True
 
     def _before_settling(self, signal: str, delivery: Delivery) -> None:
-        """Call the middleware before an acknowledgement or rejection, only once even if the Worker repeats it.
+        """Call the middleware before an acknowledgement or rejection. If the Worker tries again, it is not called
+        again.
 
-        Exceptions of the middleware are only logged. The outcome is already decided, so if they propagated, the message
-        would be neither acknowledged nor rejected.
+        Exceptions from the middleware are only logged. The outcome is already decided, so if they propagated, the
+        message would be neither acknowledged nor rejected.
         """
         if self._was_forked and delivery.pid != self._session.pid:
             _end_child_of_job(None)
@@ -601,8 +603,8 @@ class RedisStreamsBroker(Broker):
     def _complete_pairs(self, message: Any, rest: Sequence[Method], error: BaseException) -> None:
         """Call ``before_process_message`` on the middleware that follows the one that refused to run a message.
 
-        Dramatiq calls all middleware after the message, so without this call a gauge would be decreased that was never
-        increased. Middleware that is not called after such a message is left out.
+        Dramatiq calls all middleware after the message. Without this call, for example, a gauge would be decremented
+        that was never incremented. Middleware that is not called after such a message is left out.
         """
         after = "after_skip_message" if isinstance(error, SkipMessage) else "after_process_message"
         for method in self._listeners.of_pair(self.middleware, "before_process_message", after):
@@ -750,7 +752,9 @@ class RedisStreamsBroker(Broker):
             self._refuse(delivery, MessageCancelled(message_id=delivery.message_id))
 
     def _refuse(self, delivery: Delivery, error: SkipMessage) -> NoReturn:
-        """Refuse to run a message, after calling the middleware that will be called after it."""
+        """Refuse to run a message. First call ``before_process_message`` on all middleware that will be called after
+        it.
+        """
         self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
         raise error
 
@@ -890,7 +894,8 @@ class RedisStreamsBroker(Broker):
         return session
 
     def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
-        """Call the method ``signal`` of every middleware that has it, in Dramatiq's order: reversed after an event.
+        """Call the method ``signal`` of every middleware that has it, in Dramatiq's order: reversed for ``after_``
+        signals.
 
         Returns:
             The methods that raised, each with its exception.
@@ -948,7 +953,7 @@ class _Counters(dict[str, int]):
 
 
 def _end_child_of_job(error: BaseException | None) -> NoReturn:
-    """End this process, which a job forked and which has left the job's code, for example by ``sys.exit``.
+    """End this process, which was forked by a job and has left the job's code, for example through ``sys.exit``.
 
     It must end because its copy of the worker loop would acknowledge and run its parent's messages.
     """

@@ -60,7 +60,7 @@ class Cancellation:
 
 
 def together(parts: Sequence[Cancellation]) -> Cancellation:
-    """Return the result of cancelling messages in several shards."""
+    """Return the combined result of cancelling messages in several shards."""
     return Cancellation(
         tuple(message_id for part in parts for message_id in part.cancelled),
         tuple(message_id for part in parts for message_id in part.requested),
@@ -71,7 +71,7 @@ Condition = Callable[[Message[Any]], bool]
 
 
 class Canceller:
-    """An operator's cancellation of messages of one queue."""
+    """The operations that cancel messages of one queue, for operators."""
 
     def __init__(
         self, connections: Connections, settings: BrokerSettings, keys: QueueKeys, inspector: Inspector, emit: Emit
@@ -176,7 +176,7 @@ class Canceller:
 
 
 class Interrupts:
-    """The interruption of running jobs of this process whose messages were cancelled. Thread-safe.
+    """An interrupter of this process's running jobs whose messages were cancelled. Thread-safe.
 
     The exception must reach the thread while it runs the actor, because anywhere else it would end the worker thread.
     So it is raised only if the actor is on the thread's stack, and ``end`` waits for an exception that is being raised.

@@ -257,14 +257,14 @@ class ConsumedQueue:
     def must_rest(self) -> bool:
         """Whether nothing may be read.
 
-        The reason is that the queue is paused, that the process is stuck, that its master has ended, or that other
-        processes read this shard.
+        This is so while the queue is paused, the process is stuck, its master has ended, or other processes read this
+        shard.
         """
         is_stopped = self.is_paused or not self.is_reader or self.process.is_orphaned
         return is_stopped or not self.process.moves.is_set()
 
     def rest(self, timeout_s: float) -> None:
-        """Wait until the reason to rest has ended, at most ``timeout_s``."""
+        """Wait at most ``timeout_s`` until reading is allowed again."""
         if self.process.is_orphaned:
             time.sleep(timeout_s)
             return
@@ -325,9 +325,9 @@ class StreamsConsumer(Consumer):
         self._process = queue.process
         self._settings = queue.process.settings
         self._keys = queue.keys
-        # received messages that the Worker does not have yet
+        # messages that were read but that the Worker does not have yet
         self._buffer: deque[Delivery] = deque()
-        # number of buffered messages that the Worker may get before its room is counted again
+        # number of buffered messages that may be given to the Worker before its room is counted again
         self._n_places = 0
         self._n_given = 0
         self._read_ahead = ReadAhead(self._settings.read_ahead_ms)
@@ -504,7 +504,7 @@ class StreamsConsumer(Consumer):
             self._process.emit(f"before_{outcome}", delivery)
 
     def _let_run_alone(self, batch: Batch) -> None:
-        """Hand back the messages that are not done. This delivery counts, which keeps them out of later batches."""
+        """Hand back the messages that are not done. This delivery counts, so that they join no further batch."""
         undone = batch.undone
         if not undone or batch.is_handed_back:
             return
@@ -652,7 +652,7 @@ class StreamsConsumer(Consumer):
 
     @property
     def n_buffered(self) -> int:
-        """The number of received messages that the Worker has not received yet."""
+        """The number of messages that were read but that the Worker has not received yet."""
         return len(self._buffer)
 
     @property
@@ -795,7 +795,7 @@ class StreamsConsumer(Consumer):
         if entries:
             n_ahead = self._read_ahead.n_still_expected() if self._is_ahead_allowed else 0
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in entries)
-            # hand back the surplus, if the read waited for long or other entries were taken over while it waited
+            # hand back the surplus, which exists if the read waited for long or other entries were taken over meanwhile
             self._give_back(len(self._buffer) - self._n_places - max(n_ahead, self._n_per_batch))
 
     def _take(self, room: int) -> None:

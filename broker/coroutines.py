@@ -41,7 +41,7 @@ class Coroutines:
         return await asyncio.wrap_future(running)
 
     def close(self) -> None:
-        """End each thread when its calls have ended, without waiting for that."""
+        """Let each thread end after its last call; return without waiting for that."""
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:

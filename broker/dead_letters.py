@@ -88,7 +88,7 @@ class DeadLetter:
 
 
 class Wanted(TypedDict, total=False):
-    """A filter of dead letters; all given conditions must hold.
+    """A filter for dead letters; all given conditions must hold.
 
     Attributes:
         reason, actor_name, message_id: the value that the dead letter must have.
@@ -309,7 +309,7 @@ def _is_wanted(dead_letter: DeadLetter, wanted: Wanted) -> bool:
 def _moment(ms: int) -> datetime:
     try:
         return datetime.fromtimestamp(ms / 1000, tz=UTC)
-    except (ValueError, OverflowError, OSError):  # the id has a time that no clock shows, because a client chose it
+    except (ValueError, OverflowError, OSError):  # the time in the id is out of range, because a client chose the id
         return datetime.max.replace(tzinfo=UTC)
 
 

@@ -96,7 +96,7 @@ class Groups:
             self._follow(delivery, message, None)
             remembered.append(self._keys[message.queue_name].recent(shared.name))
         if delivery.pending_followers:
-            return  # ``Consumer.ack`` enqueues the callbacks; the keys expire by themselves
+            return  # ``Consumer.ack`` enqueues the callbacks; the keys expire without help
         try:
             self._connections.delete([members])
             for key in remembered:
@@ -116,7 +116,7 @@ class GroupCallbacks(DramatiqsGroupCallbacks):
     the group never completes.
 
     Args:
-        barrier_ttl: how long a group is kept after the last end of a member, in ms.
+        barrier_ttl: how long in ms a group is kept after one of its members last ended.
     """
 
     def __init__(self, *, barrier_ttl: int = DAY_MS) -> None:

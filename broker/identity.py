@@ -1,8 +1,8 @@
-"""The consumer name of a process, and a check whether another process of the same machine is still alive.
+"""The consumer name of a process, and a check whether another process on the same machine is still alive.
 
 A name has the form ``host:pid:birth:random``. ``birth`` encodes the boot of the machine, the process namespace and the
-start time of the process. So a process can find out reliably that another process of its machine is dead: the pid does
-not exist, belongs to a newer process, or is a zombie. This requires Linux's ``/proc``; on other systems, only missing
+start time of the process. So a process can tell reliably that another process on its machine is dead: the pid does not
+exist, belongs to a newer process, or is a zombie. This requires Linux's ``/proc``; on other systems, only missing
 heartbeats show that a process is dead.
 """
 
@@ -26,7 +26,7 @@ def consumer_name() -> str:
 
 
 def is_dead_sibling(name: str) -> bool:
-    """Return whether ``name`` belongs to a process of this machine that has ended; False if that is unknown."""
+    """Return whether ``name`` belongs to a process on this machine that has ended; False if that is unknown."""
     parts = name.split(":")
     if len(parts) != 4 or not parts[1].isdecimal():
         return False
@@ -37,7 +37,7 @@ def is_dead_sibling(name: str) -> bool:
 
 
 class OtherProcess:
-    """A process of this machine, identified by its pid and its start time, because pids are reused."""
+    """A process on this machine, identified by its pid and its start time, because pids are reused."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid

@@ -284,7 +284,7 @@ class Inspector:
         if not members:
             return []
         stored = self._connections.run("HMGET", self.keys.messages_in_line, *members)
-        # the first part is the time at which it is due; None stands for a message whose turn came in the meantime
+        # the first part is the time at which it is due; a message whose turn came in the meantime is None
         return [one.partition(b" ")[2] for one in stored if one is not None]
 
     def pass_over(self, seen: MessageAtWork, *, even_if_received: bool = False) -> PassedOver:
@@ -363,10 +363,10 @@ class Inspector:
                 yield from ((entry_id, flat) for entry_id, flat, n_bytes_cut in found if not n_bytes_cut)
 
     def _texts(self, wanted: Selection) -> list[str]:
-        """Return texts of which every selected message contains at least one; none if all messages must be read."""
+        """Return texts to search for: each selected message contains one of them. None: read all messages."""
         texts = wanted.message_ids
         if texts is None and self._decoder is None and wanted.actor is not None:
-            texts = [wanted.actor]  # entries of other programs name no actor
+            texts = [wanted.actor]  # entries that other programs added do not name their actor
         if texts is None or len(texts) > MOST_TEXTS or type(dramatiq.get_encoder()) is not JSONEncoder:
             return []
         return sorted({form for text in texts for form in (text, json.dumps(text)[1:-1])})

@@ -35,8 +35,8 @@ LOST_AFTER_MS = 5_000
 # How long after a promotion no other process promotes. If the promoter was lost, the first process that checks after
 # this time replaces it.
 PROMOTE_ALONE_MS = 1_000
-# Number of checks for overdue messages per second by all other processes together. The probability that there is no
-# check for half a second is 2 %, for a second 0.03 %.
+# Total rate at which all other processes check for overdue messages. With 2 % probability, there is no check for half a
+# second; with 0.03 %, for a second.
 LOOKS_PER_S = 8.0
 
 # Kinds of notifications after which there are entries to take over.
@@ -48,7 +48,7 @@ PROMOTER_NEWS = frozenset({b"died", b"left"})
 # several.
 SHORTEST_WAIT_S = 0.005
 SWEEP_PAGE = 500
-# Interval between checks whether other processes of this machine are alive; a check needs no Redis command.
+# Interval between checks whether other processes on this machine are alive; a check needs no Redis command.
 LOOK_AT_SIBLINGS_S = 0.5
 # A consumer without entries is forgotten when its heartbeat is older than this plus a lease.
 FORGET_CONSUMER_MS = 5 * 60 * 1000
@@ -212,7 +212,7 @@ class Janitor:
             self._timer.close()
 
     def _declare_dead(self, name: str) -> None:
-        """Declare a process of this machine dead, because its keeper has not reported its death."""
+        """Declare a process on this machine dead, because its keeper has not reported its death."""
         keys = self._keys
         self._connections.run_script(LEAVE, (keys.stream, keys.consumers, keys.timer), (self._settings.group, name, 1))
 

@@ -51,7 +51,7 @@ class Refused(Exception):
 
 
 class Link:
-    """A connection to one server, opened at first use."""
+    """A connection to one server, opened on first use."""
 
     def __init__(self, address: dict[str, Any], timeout_s: float) -> None:
         self.address = address
@@ -168,7 +168,7 @@ class Parent:
         return state_of(self.pid) in "Tt"
 
     def kill(self) -> None:
-        """Kill the parent unless it is dead; as long as it is not, no other process has its pid."""
+        """Kill the parent unless it is dead. As long as it is alive, no other process can have its pid."""
         if not self.is_dead():
             os.kill(self.pid, signal.SIGKILL)
 
@@ -289,7 +289,7 @@ class KeeperProcess:
             return self._control.recv(MOST_BYTES)
 
     def _is_dying(self) -> bool:
-        """Return whether the parent closed its socket because it is dying, and not to let this process end."""
+        """Return whether the parent closed its socket because it is dying, rather than to let this process end."""
         deadline = time.monotonic() + DYING_S
         while not self._parent.is_dead():
             if time.monotonic() > deadline:

@@ -152,7 +152,9 @@ def limits_from(name: str, stored: str) -> KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class MessageAtWork:
-    """A message at work: it has not ended or, if its key has only a rate or a priority, it has not started.
+    """A message at work: it has its turn among the messages of its key.
+
+    Its turn lasts until it ends or, if its key has only a rate or a priority, until it starts.
 
     Attributes:
         limits: its key, and the limits of the key.
@@ -161,8 +163,8 @@ class MessageAtWork:
             megabyte.
         due_ms: time until it is due, 0 if it is overdue; None if it is in the stream.
         consumer: the consumer that received it; "" if none did, or if it is delayed.
-        deliveries: the number of its deliveries.
-        age_ms: time since it came to the stream; 0 if it is delayed.
+        deliveries: its delivery count.
+        age_ms: time since it was added to the stream; 0 if it is delayed.
     """
 
     limits: KeyLimits

@@ -173,7 +173,7 @@ class QueueKeys:
 
 
 class KeysByQueue(dict[str, QueueKeys]):
-    """The keys of the queues of one namespace, by queue name; created at first use.
+    """The keys of the queues of one namespace, by queue name; created on first use.
 
     Args:
         base_of: returns the name of the queue that a shard belongs to; for other queues, their own names.

@@ -46,7 +46,7 @@ def delay_ms_of(delay: float | None) -> int:
 
 
 def expires_in_ms_of(options: Mapping[str, Any]) -> int | None:
-    """Return how many ms after its enqueueing or delay a message expires, or None."""
+    """Return how many ms after it was enqueued, or after its delay, a message expires; None if it does not."""
     expires_in_ms = options.get("expires_in_ms")
     return None if expires_in_ms is None else int(expires_in_ms)
 
@@ -57,7 +57,7 @@ def expires_at_ms_of(options: Mapping[str, Any]) -> int:
 
 
 def is_part_of_composition(options: Mapping[str, Any]) -> bool:
-    """Return whether a pipeline's next stage or a group's callbacks depend on this very message."""
+    """Return whether a pipeline's next stage or a group's callbacks depend on this particular message."""
     return bool(options.get("pipe_target") or options.get("group_completion_uuid"))
 
 

@@ -163,7 +163,7 @@ class Places:
 
 
 class ReadAhead:
-    """An estimate of how far one consumer may read ahead, from how fast its Worker finished the last read.
+    """An estimate of how far one consumer may read ahead, based on how fast its Worker finished the last read.
 
     Not thread-safe.
 

@@ -1,6 +1,6 @@
 """The Lua scripts of this package. Each script performs steps that must be atomic.
 
-Every file in ``lua/`` documents its KEYS, ARGV and reply at the top. Shared code, such as ``work.lua``, is put before
+Every file in ``lua/`` documents its KEYS, ARGV and reply at the top. Shared code, such as ``work.lua``, is prepended to
 the scripts that use it. All keys are passed in KEYS and share one slot. Redis 6.2 suffices for all scripts.
 """
 

@@ -38,7 +38,7 @@ from .settler import Settler
 from .sharding.readers import Readers
 from .sharding.shards import Shards
 
-# Maximum time for a stop. The shorter one applies if Redis does not answer: then only threads are waited for.
+# Maximum time for a stop. The shorter one applies if Redis does not answer: a stop then waits only for threads.
 STOP_S: Final = 5.0
 SILENT_STOP_S: Final = 1.0
 # Maximum number of queues that are each read on a separate connection, which saves a thread switch for each read.
@@ -86,13 +86,13 @@ class Session:
         self._queues: dict[str, ConsumedQueue] = {}
         # kept after a stop, because threads may still run messages of these queues
         self._consumed: dict[str, ConsumedQueue] = {}
-        self._readers: dict[str, Readers] = {}  # by the name of the queue that has shards
+        self._readers: dict[str, Readers] = {}  # keyed by the name of the queue that has shards
         self._keys = keys
         self.places = Places(settings.long_job_ms, lambda: list(self._queues.values()))
         self.moved_at: dict[str, float] = {}
         self.is_draining = False  # the Worker is shutting down and starts no more jobs
         self.is_orphaned = False  # the master has ended, and the Worker cannot shut down
-        # shared readers, by ``is_bounded``; none while there are few queues
+        # shared readers, keyed by ``is_bounded``; none while there are few queues
         self._group_reads: dict[bool, GroupReads] = {}
         self.moves = threading.Event()  # set unless this process is stuck
         self.moves.set()
@@ -247,7 +247,7 @@ class Session:
         if n_unwritten:
             self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})
         self.keeper.stop(timeout_s=_left_s(deadline))
-        # it is still holding entries if worker threads outlived the shutdown; they are released when this process ends
+        # this process still holds entries if worker threads outlived the shutdown; they are released when it ends
         is_holding = self._leave(queues)
         self.keeper.close(is_holding=is_holding, timeout_s=_left_s(deadline))
         self.connections.close()

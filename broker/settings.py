@@ -9,7 +9,7 @@ from typing import Any
 from .errors import SettingsError
 
 DAY_MS = 24 * 60 * 60 * 1000
-# Maximum lifetime of a lock: a century. Redis refuses expiry times beyond the range of its clock, which would end the
+# Maximum lifetime of a lock: a century. Redis refuses expiry times beyond the range of its clock, which would abort the
 # enqueueing script halfway.
 LONGEST_LOCK_MS = 100 * 365 * DAY_MS
 

@@ -56,7 +56,7 @@ class QueueStats:
         clock_ms: the server's clock at that moment.
         first_id: the id of the oldest entry; None for an empty stream.
         last_id: the last id that the stream generated, whether or not its entry still exists.
-        removed_by_others: entries that were removed from the stream other than by this broker, for example by XTRIM,
+        removed_by_others: entries that something other than this broker removed from the stream, for example XTRIM,
             XDEL or XADD with MAXLEN; negative if the stream was created again but the counters were kept. Redis 6.2
             does not count added entries; with it, this includes only in-flight entries whose removal a janitor has
             detected.

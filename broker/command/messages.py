@@ -1,4 +1,4 @@
-"""The form of messages in lists: values for JSON, and calls of actors for people."""
+"""How lists show a message: as values in JSON, and as the call of its actor for people."""
 
 from __future__ import annotations
 

@@ -84,7 +84,9 @@ class Desk:
         self._client: Any = client
 
     def queues(self) -> list[str]:
-        """Return the queues that the program declares; without a program, scan Redis for streams of queues."""
+        """Return the queues that the program declares; without a program, find them by scanning Redis for queue
+        streams.
+        """
         if self._client is None:
             return sorted(self.broker.get_declared_queues())
         namespace, found = self.broker.settings.namespace, set()

@@ -1,7 +1,7 @@
 """The output of the command: tables and JSON, with control characters escaped.
 
 Names, arguments and errors come from producers. On a terminal, control sequences in them could set the title or forge a
-row, and bidirectional controls could reverse an id. So control characters are escaped; in JSON, as JSON escapes.
+row, and bidirectional controls could reverse an id. So control characters are escaped; in JSON output, as JSON escapes.
 """
 
 from __future__ import annotations

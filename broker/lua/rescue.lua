@@ -1,4 +1,5 @@
--- Requeues entries that an operator chose. Consumers can take them at once; they keep their place, and the delivery counts.
+-- Requeues entries that an operator chose. Consumers can take them at once. They keep their place, and the delivery
+-- that is ended here counts.
 --
 -- KEYS     1 stream  2 timer  3 counters  4 suspects
 -- ARGV     group, consumer of handed-back entries, then per entry: id, its holder ("" = none: an orphan),

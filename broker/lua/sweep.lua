@@ -4,8 +4,8 @@
 -- KEYS     1 stream  2 consumers  3 dead  4 timer  5 suspects  6 counters  7 swept
 -- ARGV     group, consumer of handed-back entries, cursor ("-" at first), size of a page, ms to keep dead letters,
 --          ms after which an idle consumer without entries is forgotten, ms between two passes of all processes
--- Returns  {next cursor ("" = the pass is complete), orphans found, ms until the next pass is due if this one is not,
---           otherwise 0}; a full page of orphans ends a call, too
+-- Returns  {next cursor ("" = the pass is complete), orphans found, ms until the next pass is due, or 0 if this pass
+--           goes on}; a full page of orphans ends a call, too
 --
 -- Only one process makes a pass. If it dies, another process makes the next pass.
 -- Settled entries are removed from the stream. So every entry up to the last delivered one is either pending or an orphan,

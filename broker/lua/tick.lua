@@ -43,7 +43,7 @@ for _, name in ipairs(names) do
       where = come_due(key, name, limits, payload)
     else
       where = redis.pcall('XADD', stream, '*', 'message', payload)
-      -- the stream has no more ids; the message stays delayed and is tried again in a second
+      -- the stream has no more ids, so the message stays delayed and is tried again in a second
       if type(where) == 'table' then
         redis.call('ZADD', delayed, now + 1000, name)
         break

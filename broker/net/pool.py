@@ -199,7 +199,7 @@ class Pool:
                         if self._idle:
                             try:
                                 return self._idle.pop()
-                            except IndexError:  # another thread took the last idle connection, which needs no lock
+                            except IndexError:  # another thread took the last idle connection; taking one needs no lock
                                 continue
                         n_borrowed = self._n_open - len(self._owned)
                         now = time.monotonic()

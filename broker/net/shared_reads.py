@@ -113,7 +113,7 @@ class Timer:
         """Start waiting for entries newer than ``last_id``, the newest entry that the janitor has read."""
         if self._has_news.is_set():  # there is an entry that the janitor has not read yet
             return
-        is_behind = _place(last_id) < _place(self.last_id)  # the ids went back, because the stream was deleted
+        is_behind = _place(last_id) < _place(self.last_id)  # the ids start again, because the stream was deleted
         self.last_id = last_id
         self._timers.add(self, again=is_behind)
 

@@ -1,8 +1,8 @@
 """Messages that are moved, unchanged, from shard 0 to the shards to which they belong.
 
-Programs that know no shards add to shard 0, and so does a producer for a few seconds after the number of shards has
-changed. The process that reads such a message adds its entry to the right shard and then removes it here. If it dies in
-between, the message runs twice.
+Programs that do not know about shards add to shard 0, and so does a producer for a few seconds after the number of
+shards has changed. The process that reads such a message adds its entry to the right shard and then removes it here. If
+it dies in between, the message runs twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The readers of the shards of a queue: every process decides by itself which shards it reads.
+"""The readers of a queue's shards: every process decides for itself which shards it reads.
 
 All processes compute the same assignment from the names of the live consumers, by rendezvous hashing with a bounded
 load. So there is no leader, a process that joins or leaves moves few shards, and two processes that see different

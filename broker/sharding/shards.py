@@ -102,7 +102,7 @@ class Shards:
             try:
                 self.layout = layout_from(self._connections.run("GET", self.keys.shards, is_repeatable=True))
             except redis.exceptions.NoPermissionError:
-                # A Redis user from before there were shards may not read the key. It adds to shard 0, whose readers
+                # A Redis user whose access rules predate shards may not read the key. It adds to shard 0, whose readers
                 # move messages to their shards.
                 pass
             except (BrokerConnectionError, redis.RedisError) as error:
