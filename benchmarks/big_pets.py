@@ -49,8 +49,8 @@ class Use:
 
     Attributes:
         command: the name of the longest command that the server executed.
-        usual_ms: the longest median of the calls of one command or script; other programs that interrupt the server do
-            not change it much.
+        usual_ms: the longest median of the calls of one command or script; it is hardly affected by other programs that
+            interrupt the server.
     """
 
     n_media: int
@@ -133,7 +133,7 @@ def measure(url: str, n: int, uses: tuple[str, ...] = tuple(USES)) -> list[Use]:
 
 
 def _usual_ms(entries: Sequence[Mapping[str, Any]]) -> float:
-    """Return ``usual_ms`` of the entries of the slow log."""
+    """Return ``Use.usual_ms``, computed from the entries of the slow log."""
     took: dict[bytes, list[float]] = defaultdict(list)
     for entry in entries:
         # a script is named by its hash, the second word

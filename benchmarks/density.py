@@ -92,7 +92,7 @@ def measure(name: str, n: int) -> dict[str, float]:
 
 
 def agreement(n: int) -> dict[str, float]:
-    """Compare our engine with hdbscan: by the relative difference of total tree weight, and by the ARI of labels."""
+    """Compare our engine with hdbscan: the relative difference in total tree weight, and the ARI of the labels."""
     import hdbscan
     from sklearn.metrics import adjusted_rand_score
 

@@ -1,7 +1,7 @@
 """The memory and start time of a worker: ``python -m benchmarks footprint``.
 
 The wheel is installed with the extra ``[worker]`` in a new environment, as pip installs it, with bytecode. The start
-time is measured from the start of a worker to its first commit, of an event that waits in Redis. Exits with 1 if a
+time is the time from the start of a worker to its first commit; an event for it waits in Redis. Exits with 1 if a
 figure is above its limit. A start time above its limit counts only if the CPU time is above the same limit, because
 other work on the machine delays a start.
 """
@@ -42,7 +42,7 @@ class Started:
     """The measurements of one start of a worker.
 
     Attributes:
-        first_event_s: seconds from the start to the commit of the first event.
+        first_event_s: seconds from the start of the worker to the commit of the first event.
         cpu_s: CPU time of all its processes until then.
         own_bytes: unique memory (USS) of the largest process that runs jobs: the memory that ending it would free.
         resident_bytes: its resident memory (RSS), which counts pages that it shares with other processes.

@@ -1,9 +1,9 @@
 """The effect and cost of locks: ``python -m benchmarks locking``.
 
 The first half of each pet with known groups arrives and is reclustered. A simulated person locks the correct clusters,
-which have at least six items, all of one group. Then the second half arrives, with a recluster halfway and one at the
-end. The table shows, without locks and with locks of different strictness, how many of these clusters got strangers or
-lost items, and how many of the later items of their groups joined them.
+which have at least six items, all of one group. Then the second half arrives; the pet is reclustered halfway through
+and at the end. The table shows, without locks and with locks of different strictness, how many of these clusters got
+strangers or lost items, and how many of the later items of their groups joined them.
 """
 
 from __future__ import annotations

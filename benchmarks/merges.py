@@ -33,7 +33,7 @@ REPEATS: Final = 3
 
 
 def pet(n_items: int) -> MemoryPetStore:
-    """Return a pet with a cluster of ``n_items`` items, and a small one for each merge."""
+    """Return a store with one pet, which has a cluster of ``n_items`` items and a small cluster for each merge."""
     n_small = max(MERGES)
     cluster_of = [LARGE] * n_items + [ClusterId(2 + row // SMALL_SIZE) for row in range(n_small * SMALL_SIZE)]
     random = np.random.default_rng(1)

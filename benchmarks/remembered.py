@@ -1,8 +1,8 @@
 """Cost of an arrival with its pet in the worker's cache, and without: ``make bench ARGS=remembered``.
 
 One thread calls the service, without a queue, on a separate redis-server. The benchmark measures the CPU time of the
-process and of the server, and the bytes read from Redis. Every pet gets an arrival in turn; without a cache, each pet
-is dropped from memory after its arrival. No reclusters are requested.
+process and of the server, and the bytes read from Redis. Each pet in turn receives an arrival; without a cache, the pet
+is dropped from memory afterwards. No reclusters are requested.
 """
 
 from __future__ import annotations

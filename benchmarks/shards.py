@@ -1,8 +1,8 @@
 """Load of each node of a Redis Cluster, by the number of shards: ``make bench ARGS=shards``.
 
-A cluster of three nodes, and one worker process with the real service in this process. The events of albums are sent by
-the client and then handled. The benchmark measures the CPU time of each node and of this process, which sends and
-handles the events. It starts and stops the nodes.
+The benchmark runs a cluster of three nodes, and a worker with the real service in this process. The client sends the
+events of albums, and then the worker handles them. The benchmark measures the CPU time of each node and of this
+process. It starts and stops the nodes.
 """
 
 from __future__ import annotations

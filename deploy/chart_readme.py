@@ -45,7 +45,7 @@ def readme(values: Path) -> str:
 def rows(values: Path) -> Iterator[tuple[str, str, str]]:
     """Yield path, default and description of every value, and of each section that has a comment.
 
-    The description is the comment above. If several values follow a comment, it describes the first.
+    The description is the comment above a value. If several values follow a comment, it describes only the first.
     """
     sections: list[tuple[int, str]] = []
     comment: list[str] = []

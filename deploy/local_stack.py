@@ -2,8 +2,8 @@
 
 It runs the same processes as docker-compose.local.yml from Debian's binaries and this environment: Redis, worker,
 scheduler, server, Prometheus, Alertmanager. A process that ends is restarted; Ctrl-C or SIGTERM drains all of them. A
-missing binary is reported with its Debian package, and the rest starts. Grafana is always missing, because Debian has
-no package of it.
+missing binary is reported with its Debian package, and the rest starts. Grafana is always missing, because Debian does
+not package it.
 """
 
 from __future__ import annotations

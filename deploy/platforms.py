@@ -1,7 +1,8 @@
 """Check that the demo and the tests can be installed everywhere: ``python -m deploy.platforms``.
 
-For every platform and version of Python, uv resolves the wheel of this checkout with the extras of ``make demo`` and of
-``make test``, using only wheels. docs/reference/platforms.md shows the result, and the combinations that CI also runs.
+For every platform and version of Python, uv resolves this checkout's wheel with the extras that ``make demo`` and
+``make test`` install, using only wheels. docs/reference/platforms.md shows the results, and which combinations CI also
+runs.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def problem(requirement: str, target: str, python: str) -> str:
 
 
 def main() -> int:
-    """Resolve every combination; return 1 if one fails, or if a wheel that the page calls missing now exists."""
+    """Resolve every combination; return 1 if one fails, or if a wheel that the page lists as missing now exists."""
     with tempfile.TemporaryDirectory(prefix="platforms-") as temporary, ThreadPoolExecutor(2) as threads:
         wheel = build_wheel(ROOT, Path(temporary), package="sploot_cluster")
         wanted = [f"sploot-cluster[{extra}] @ {wheel.as_uri()}" for extra in EXTRAS]

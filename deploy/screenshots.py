@@ -1,8 +1,8 @@
 """Take screenshots of every page of the console for visual inspection: ``make screenshots`` writes build/screenshots/.
 
 Each page is shown at widths of 1,440 and 390 pixels, in the light and in the dark scheme, with the sample pets of
-``deploy.pictures``. The queues have a past of 24 hours and problems to look at: dead letters, a dead worker, orphans. A
-worker of this process runs corrections and previews, but takes no uploads.
+``deploy.pictures``. The queues have a history of 24 hours and problems to look at: dead letters, a dead worker,
+orphans. A worker in this process runs corrections and previews, but no uploads.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Scene:
         place: the address of the page after the #, with a placeholder for the id of the sample pet.
         before: what to do on the page first.
         shows: a selector of what the page shows when it is loaded.
-        signs_in: whether it is the page of a server that requires a token.
+        signs_in: whether the server requires a token, so that the page asks for one.
     """
 
     place: str
@@ -163,7 +163,7 @@ def photograph(browser: webdriver.Chrome, address: str, scene: Scene, target: Pa
 
 
 def _make_trouble(client: redis.Redis, pets: Sequence[int]) -> str:
-    """Fill the queues with jobs in every state, and write a past of 24 hours. Returns the id of a job that failed."""
+    """Fill the queues with jobs in every state, and write a history of 24 hours. Return the id of a job that failed."""
     now_s = int(time.time())
     desk = Desk(client)
     live, dead = "worker-7c9f:17:c0ffee.1:0a1b2c3d", "worker-5d2e:9:c0ffee.2:4e5f6a7b"
@@ -198,7 +198,7 @@ def _make_trouble(client: redis.Redis, pets: Sequence[int]) -> str:
 
 
 def _write_past(client: redis.Redis, now_s: int) -> None:
-    """Write 24 hours of activity: a day's rhythm, with a slow hour that ended in dead letters."""
+    """Write 24 hours of activity: the rhythm of a day, with a slow hour that ended in dead letters."""
     pipe = client.pipeline(transaction=False)
     for back in range(SHOWN_STEPS):
         step = now_s // STEP_S - back

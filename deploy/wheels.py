@@ -48,7 +48,9 @@ def build_sdist(source: Path, directory: Path) -> Path:
 
 @contextmanager
 def _alone_in(source: Path) -> Iterator[None]:
-    """Let only one process at a time build in a folder: setuptools writes ``build/`` and ``*.egg-info`` there."""
+    """Allow only one process at a time to build in a folder, because setuptools writes ``build/`` and ``*.egg-info``
+    there.
+    """
     with (source / "setup.cfg" if (source / "setup.cfg").exists() else source / "pyproject.toml").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

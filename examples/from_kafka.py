@@ -65,7 +65,7 @@ def event_of(record: Message, topic: str, producer: Producer) -> EmbeddingIngest
 
 
 def send(tasks: ClusterTasks, events: list[EmbeddingIngested], consumer: Consumer, is_ending: list[int]) -> bool:
-    """Send the events; while the queue is full or Redis is away, wait and stay a member of the consumer group.
+    """Send the events. While the queue is full or Redis is down, wait without leaving the consumer group.
 
     Returns:
         False if the program has to end before the events could be sent.

@@ -74,7 +74,7 @@ def values_of(f32le: bytes) -> array[float]:
 
 
 def check_values(f32le: bytes) -> None:
-    """Check that the values are a usable vector: finite, not all zero, and of an allowed number.
+    """Check that the values are a usable vector: finite, not all zero, and neither too few nor too many.
 
     Raises:
         InvalidInput: they are not. The error gives the position of a value that is not finite, never the value.

@@ -77,7 +77,7 @@ ID: Final = Whole(1)
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text of printable characters; if it is trimmed, without spaces at its ends."""
+    """Text of printable characters. If ``is_trimmed``, it must not begin or end with a space."""
 
     shortest: int = 1
     longest: int = MAX_TEXT

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sploot_cluster.refusals import RedisRefusal
 
 JobState = Literal["queued", "delayed", "running", "retrying", "succeeded", "dead", "cancelled", "refused"]
-# Final states: a job in such a state does not change by itself.
+# Final states: a job in such a state changes only if its dead letter is requeued.
 ENDED: Final[frozenset[JobState]] = frozenset({"succeeded", "dead", "cancelled", "refused"})
 
 # The outcomes of cancelling a job, in order: the job was waiting and was removed; its worker was asked to end it; the
@@ -125,7 +125,7 @@ class JobQueue(Protocol):
         ...
 
     def ingest_event(self, event: EmbeddingIngested) -> JobRef:
-        """Enqueue the event of an item that was embedded."""
+        """Enqueue an “item was embedded” event."""
         ...
 
     def unfinished(self, pet_id: int) -> Sequence[JobStatus]:

@@ -381,7 +381,7 @@ class PlanUnknown(LookupError):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
-    """A filter of dead letters. Attributes that are None match all.
+    """A filter for dead letters. Attributes that are None match all.
 
     Attributes:
         error: text that the error contains.
@@ -450,7 +450,7 @@ class QueueOperations(Protocol):
         ...
 
     def search(self, text: str, *, limit: int) -> Found:
-        """Return the jobs and dead letters with a pet, item, actor or id, or with an error that contains the text."""
+        """Return the jobs and dead letters that match a text: a pet, item, actor or id, or a part of the error."""
         ...
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None: ...
@@ -511,7 +511,7 @@ class QueueOperations(Protocol):
         ...
 
     def canaries(self) -> Sequence[CanaryRun]:
-        """Return the canaries of the last day, of all servers, newest first."""
+        """Return the canaries that any server started in the last day, newest first."""
         ...
 
     def stop_canary(self, plan_id: str) -> CanaryRun | None:

@@ -156,7 +156,8 @@ class NewItem(NamedTuple):
 # done in it.
 OnStage = Callable[[int, int, str], None]
 
-# Minimum number of items of a pet whose reclusters and previews report stages; those of smaller pets take no second.
+# Minimum number of items of a pet whose reclusters and previews report stages; those of smaller pets take less than a
+# second.
 STAGES_FROM: Final = 1_000
 
 
@@ -916,7 +917,7 @@ class ClusterService:
             return None, Assigned.before(state, media)
         _check_space(state, model, dim=len(vector))
         if not self._room(state, len(vector)):
-            raise PetTooLarge(pet=state.pet, n_media=state.n_media)  # raised before anything is computed
+            raise PetTooLarge(pet=state.pet, n_media=state.n_media)  # check this before computing anything
         if state.n_media < self._settings.exact_until:
             return self._arrive_exactly(state, memory, arriving, model)
         # faiss is imported here, because callers that only read do not need it

@@ -7,7 +7,7 @@ thread each, and only our own threads are configured.
 
 An arrival is too small for a second thread. A recluster takes as many threads as there are cores, and two reclusters on
 the same cores share them without waiting for each other. OpenBLAS's core type is not set: numpy computes all products,
-its OpenBLAS detects the CPU by itself, and faiss searches one query at a time, without BLAS. The measurements are in
+its OpenBLAS detects the CPU, and faiss searches one query at a time, without BLAS. The measurements are in
 docs/explanation/threads.md.
 """
 

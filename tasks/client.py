@@ -92,7 +92,7 @@ class ClusterTasks:
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
     def delete_items(self, pet_id: int, media_ids: Sequence[str], *, requested_by: str = UNKNOWN_REQUESTER) -> JobRef:
-        """Enqueue the permanent deletion of items. The result of the job has counts, and no ids."""
+        """Enqueue the permanent deletion of items. The result of the job has only counts, no ids."""
         return self._transport.enqueue(DeleteItems(pet_id, media_ids, requested_by))
 
     def correct(self, request: Request[Any]) -> JobRef:

@@ -1,6 +1,6 @@
 """Diagnosis of an installation; each problem comes with the command that fixes it.
 
-Checks only read, except that one writes a key that expires by itself. They yield findings: ``ok``, ``warning`` (an
+Checks only read, except for one that writes a key with an expiry. They yield findings: ``ok``, ``warning`` (an
 operator should know), ``wrong`` (work is lost, stuck or refused) or ``unknown`` (Redis did not allow the check). Checks
 of Redis use only INFO and commands that actions use as well, so the Redis user ``operator`` may run all of them.
 """

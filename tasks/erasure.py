@@ -43,7 +43,7 @@ class Erasure:
         self.broker.close()
 
     def find(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """Return the traces of a pet, or of some of its items.
+        """Return the data about a pet, or about some of its items, that queues and job records hold.
 
         Raises:
             QueueUnavailable: Redis did not answer or refused.
@@ -52,7 +52,7 @@ class Erasure:
             return self._found(pet_id, media_ids)
 
     def erase(self, pet_id: int, media_ids: Collection[str] | None = None) -> Traces:
-        """Erase the traces and return what was erased. Waiting jobs are counted, but stay.
+        """Erase this data and return what was erased. Waiting jobs are counted but not erased.
 
         Raises:
             QueueUnavailable: Redis did not answer or refused; a second call erases the rest.
@@ -138,7 +138,7 @@ def _media_of_result(result: bytes | None) -> frozenset[str]:
 
 
 def media_of_error(error: str) -> frozenset[str]:
-    """Return the ids of the items that the text of an :class:`UnknownMedia` error lists as JSON strings.
+    """Return the item ids that the text of an :class:`UnknownMedia` error lists as JSON strings.
 
     Other errors are not searched, because they may quote models and fields that look like ids. A truncated id is left
     out.

@@ -5,8 +5,8 @@ each wait is shortened at random by up to half. After ``max_retries`` the messag
 
 Two kinds of error are never retried: ``InvalidInput`` and its subclasses, because the caller must change something, and
 ``PetTooLarge``, because waiting makes no pet smaller. All others are retried: ``RevisionConflict`` and
-``StoreUnavailable`` resolve by themselves, ``UnreadablePet`` may be due to data from a newer release in a rollout,
-and ``NotConserved`` and unforeseen errors get further attempts before an operator has to act. ``StalePreview`` and
+``StoreUnavailable`` pass with time, ``UnreadablePet`` may be due to data from a newer release in a rollout, and
+``NotConserved`` and unforeseen errors get further attempts before an operator has to act. ``StalePreview`` and
 ``PetExists`` are never raised in a job, only when a caller applies a preview or imports a pet.
 """
 

@@ -145,7 +145,9 @@ class Transport:
                 pool.disconnect(inuse_connections=False)
 
     def _for_producers(self, queue: str) -> RedisStreamsBroker:
-        """Return a broker that refuses messages beyond the queue limit, if any; shards have equal parts of it."""
+        """Return a broker that refuses messages beyond the queue limit, if any; the shards of a queue share the limit
+        equally.
+        """
         limit = self._limit.current()
         if not limit:
             return self._broker
@@ -192,7 +194,7 @@ def _enqueuing(outcome: str) -> Iterator[None]:
 
 
 def _message(task: Contract, *, job_id: str | None = None, **options: Any) -> dramatiq.Message[Any]:
-    # the context of the caller, if it has one; an event may carry a context of its own as well
+    # the caller's trace context, if any; an event may also carry its own
     if (traceparent := current_traceparent()) is not None:
         options[TRACEPARENT] = traceparent
     return dramatiq.Message(

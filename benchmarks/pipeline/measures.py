@@ -68,7 +68,7 @@ class Bench:
         is_warm: bool,
         batch_size: int | None = None,
     ) -> Values:
-        """Measure the rate and the cost per event with a permanent backlog, which has ``backlog`` events at the start.
+        """Measure the rate and the cost per event while a backlog, of ``backlog`` events at the start, never runs out.
 
         Args:
             batch_size: the setting ``SPLOOT_BATCH_SIZE``; None: the default.
@@ -144,7 +144,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _feeder(self, album: Album, traffic: str, *, keep_waiting: int) -> Iterator[None]:
-        """Keep ``keep_waiting`` events waiting: whenever there are fewer, add events."""
+        """Keep at least ``keep_waiting`` events waiting by adding events whenever there are fewer."""
         ended = threading.Event()
         client = redis.Redis.from_url(self.url)
 

@@ -15,7 +15,7 @@ from benchmarks.records import CACHE
 
 
 def python_of(environment: str) -> Path:
-    """Return the interpreter of an environment. Creates the environment if it is missing or its pins changed."""
+    """Return the interpreter of an environment. Create the environment if it is missing or its pins have changed."""
     pins = ENVIRONMENTS[environment]
     directory = CACHE / "environments" / f"{environment}-py{sys.version_info.major}.{sys.version_info.minor}"
     python, stamp = directory / "bin" / "python", directory / "pins"

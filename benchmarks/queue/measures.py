@@ -161,7 +161,7 @@ class Bench:
         }
 
     def _redelivery(self, contestant: Contestant, tallies: Tallies, *, stop_host: bool) -> Values:
-        """Measure the seconds from the end of a worker until its jobs run again in another worker."""
+        """Measure the seconds from the death of a worker until its jobs run again in another worker."""
         tallies.open_gate()
         with self._workers(contestant, tallies, 1, {tally.IS_VICTIM: "1"}) as (victim,):
             self._produce(contestant, "hold", THREADS)

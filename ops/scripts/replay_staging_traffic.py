@@ -82,7 +82,7 @@ class Job:
 
     Attributes:
         name: the name by which the target recognises the job.
-        dead_letter_id: the id of the dead letter if it is in the target, where it is moved and not copied.
+        dead_letter_id: the id of the dead letter if it is in the target itself: it is then moved instead of copied.
         entry_id: the id of an orphan; orphans are read only from the target.
         at: the time of the job, if it is known.
     """

@@ -290,7 +290,7 @@ class RetireConsumer(_Body):
 
 
 class Matching(_Body):
-    """A filter of dead letters. Fields that are left out match all; an empty object matches every dead letter."""
+    """A filter for dead letters. Fields that are left out match all; an empty object matches every dead letter."""
 
     reason: Annotated[str | None, Field(max_length=MAX_TEXT, description="The reason, such as failed.")] = None
     actor: Annotated[str | None, Field(max_length=MAX_TEXT)] = None

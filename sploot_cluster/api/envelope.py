@@ -1,4 +1,4 @@
-"""What all requests and responses of the application have in common, as ASGI middleware.
+"""The rules for all requests and responses of the application, as ASGI middleware.
 
 ``HEAD`` is answered like ``GET`` without the body. The sizes of addresses and headers are limited. Responses are
 compressed. Caches may store a response only if its headers allow it, and browsers never interpret them as another media

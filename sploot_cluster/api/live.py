@@ -34,7 +34,7 @@ LATE_S: Final = 3.0
 MAX_VIEWERS: Final = 200
 RETRY_AFTER_S: Final = 60
 
-# Event names -> the data of the event, as JSON.
+# Event name -> the data of the event, as JSON.
 Events = Mapping[str, bytes]
 
 

@@ -120,8 +120,7 @@ def _tops(
 
 
 def _leader(tops: Mapping[int, Sequence[float]], next_similarity: float) -> tuple[float, ClusterId] | None:
-    """Return the similarity and the id of the most similar cluster; None if further neighbours may change which that
-    is.
+    """Return the similarity and the id of the most similar cluster; None if further neighbours may still change it.
 
     Further neighbours can only lower the mean of a cluster that has fewer than three neighbours so far, and the mean of
     a cluster that has none is at most the next similarity.

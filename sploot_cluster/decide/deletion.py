@@ -50,7 +50,7 @@ VectorsOf = Callable[[Rows], FloatMatrix]
 def without(
     pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime, vectors_of: VectorsOf | None = None
 ) -> PetDump:
-    """Return the pet without these items, one revision later; ids that the pet does not have are ignored.
+    """Return the pet without these items, at the next revision; ids that the pet does not have are ignored.
 
     Args:
         vectors_of: returns the vectors of the given rows, if the pet's state has no vectors; the result then has none

@@ -30,7 +30,7 @@ KIND = "replace"
 def with_vector(
     pet: PetDump, media: MediaId, vector: FloatVector, *, settings: ClusterSettings, at: datetime
 ) -> tuple[PetDump, Assigned]:
-    """Return the pet with a new vector for one of its items, one revision later, and the item's assignment.
+    """Return the pet with a new vector for one of its items, at the next revision, and the item's assignment.
 
     Rewrites the whole pet, like a deletion. O(n · d).
     """

@@ -89,7 +89,7 @@ class _Resolver:
         self._n_exits = 0  # number of exclusions so far
         self._node_of: dict[MediaId, int] = {}
         self._sides_of: dict[MediaId, Sides] = {}  # the sides that splits set on the item itself, not on its atom
-        self._leaving: dict[MediaId, int] = {}  # bits of the exclusions that removed the item
+        self._leaving: dict[MediaId, int] = {}  # excluded item -> the bits of the exclusions that removed it
         self._placed: set[MediaId] = set()
         self._dismissed: set[MediaId] = set()
         self._forest = Forest()

@@ -1,6 +1,6 @@
 """Choice of the backend that finds neighbours for a spanning tree: the CPU, or a GPU where configured and available.
 
-Only the product of all vectors with all and the selection of each row's nearest neighbours run on a GPU. Every other
+Only the all-pairs product of the vectors and the selection of each row's nearest neighbours run on a GPU. Every other
 step is the same for both backends, and so is the result, within float32 precision. A GPU failure never makes a
 recluster fail: the CPU takes over, and ``on_fallback`` is called. On machines without a GPU, the tests cover only this
 fallback (docs/how-to/gpu.md).

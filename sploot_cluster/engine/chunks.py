@@ -1,4 +1,4 @@
-"""Small chunks of similar vectors, and a search for nearest neighbours in one product of all vectors with all.
+"""Small chunks of similar vectors, and a search for nearest neighbours in one all-pairs product.
 
 Building a spanning tree asks two questions about a vector: which vectors are near it, and later, whether any vector
 outside its component is nearer than the nearest known one. For the second question it is enough to store the vector's
@@ -74,7 +74,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """The results of one product of all vectors with all.
+    """The results of one all-pairs product of the vectors.
 
     Attributes:
         rows: (n, k) the k most similar other rows of each row, the most similar first.
@@ -153,7 +153,7 @@ def arrived_rows(
 
 
 def block_rows(n: int) -> int:
-    """Return the number of rows per block in the product of n vectors with all.
+    """Return the number of rows per block in the all-pairs product of n vectors.
 
     The number of blocks is even, so that two threads finish at the same time.
     """

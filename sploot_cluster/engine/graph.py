@@ -75,11 +75,11 @@ def forest(n: int, edges: Rows) -> Rows:
 
 
 def _rounds(n: int, edges: Rows) -> Iterator[tuple[Rows, Rows, Rows]]:
-    """Run Borůvka's algorithm on the positions of edges, which are distinct, so that no round can close a cycle.
+    """Run Borůvka's algorithm. Edges are compared by position, so none are equal and no round can close a cycle.
 
     Yields:
-        The positions of the edges of a round, that of each component, -1 if it has none, and the component of the next
-        round that each one becomes a part of.
+        For each round: the positions of the chosen edges; the position of each component's edge, -1 if it has none; and
+        the number of the component that each component becomes a part of.
     """
     n_left = n
     left: Rows = np.arange(len(edges))

@@ -111,8 +111,8 @@ def spanning_tree(
         nearest: function that finds neighbours, such as one that uses a GPU; default: the CPU, with these threads.
         backend: name of the backend that ``nearest`` uses.
 
-    O(n² · d) time: one product of all vectors with all, and rarely more than 10 % of another. O(n · d) memory: three
-    times the size of the vectors, plus 5 kB per vector and 40 MB per thread.
+    O(n² · d) time: one all-pairs product, and rarely more than 10 % of another. O(n · d) memory: three times the size
+    of the vectors, plus 5 kB per vector and 40 MB per thread.
     """
     with quiet_blas():
         k = min(max(NEIGHBOURS, min_samples + 1), len(vectors) - 1)
@@ -145,7 +145,7 @@ class _Boruvka:
         Args:
             vectors: (n, d) float32 of unit norm.
             core: (n,) similarity of each row to the neighbour that determines its core distance.
-            chunks, nearest: the results of the product of all vectors with all.
+            chunks, nearest: the results of the all-pairs product.
         """
         n = len(vectors)
         self._vectors, self._core, self._chunks, self._nearest = vectors, core, chunks, nearest

@@ -171,10 +171,10 @@ class _Edges:
 class _Growth:
     """The choice of the edges of a tree that many new rows have joined.
 
-    An edge that is missing from a tree belongs into it if it is better than the worst edge on the path between its
-    ends. The tree of the old rows is known, and the nearest neighbours of the new ones. Of all other edges of new rows,
-    few can belong into the tree that these make up: of a row and a chunk, none is better than the similarity of the row
-    to the most similar one of the chunk, and a path is at least as good as the paths from both ends to a third row.
+    An edge that is missing from a tree belongs in it if it is better than the worst edge on the path between its ends.
+    The tree of the old rows is known, and the nearest neighbours of the new ones. Of all other edges of new rows, few
+    can belong in the tree that these make up: no edge between a row and a chunk is better than the similarity of the
+    row to the most similar row of the chunk, and a path is at least as good as the paths from both ends to a third row.
     """
 
     def __init__(self, vectors: FloatMatrix, core: FloatVector, chunks: Chunks, nearest: Nearest) -> None:
@@ -192,7 +192,7 @@ class _Growth:
         """Return the (n − 1, 2) edges of the tree, the smaller row first.
 
         Args:
-            known: edges that connect the old rows, and contain all those between old rows that may be in the tree.
+            known: edges that connect the old rows; they include every edge between old rows that may be in the tree.
         """
         edges, merges = _Edges.joined([known, self._listed()]).merged(self._n)
         apart = np.flatnonzero(merges.component != merges.component[0])

@@ -223,7 +223,7 @@ def _shown(value: object) -> str:
         case list():
             return "a list"
         case int() if value.bit_length() > 64:
-            return "a number that is too large"  # str() refuses the longest ones
+            return "a number that is too large"  # str() refuses very long integers
         case _:
             text = repr(value)
             return text if len(text) <= 40 else f"{text[:40]}…"

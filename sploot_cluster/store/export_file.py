@@ -94,7 +94,7 @@ def dump(pet: PetDump, *, redact: bool = False) -> bytes:
 
 
 class Vectors(NamedTuple):
-    """The vectors of a pet as a file has them, in pages of any size.
+    """The vectors of a pet in the order in which a file stores them, in pages of any size.
 
     Attributes:
         own: the vectors of the rows, in order.

@@ -1,9 +1,9 @@
 """The index of pets by name, for searches by the beginning of a name. ``keys.py`` documents its key.
 
-The index is in another slot than the pets, so no script can write both. A name is added before the commit that gives
-the pet this name, and former names are removed afterwards. If a process dies between the two, an outdated name stays in
-the index; a search compares each entry that it finds with the pet's own name, and removes outdated ones. After a write,
-the pet is read again, because two processes may change names at the same time.
+The index is in a different slot from the pets, so no script can write both. A name is added before the commit that
+gives the pet this name, and former names are removed afterwards. If a process dies between the two, an outdated name
+stays in the index; a search compares each entry that it finds with the pet's own name, and removes outdated ones. After
+a write, the pet is read again, because two processes may change names at the same time.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class NameIndex:
                 yield pet
 
     def names_of(self, pets: Sequence[PetId]) -> Sequence[str | None]:
-        """Return the names of pets as the pets store them, without using the index."""
+        """Return the names that the pets themselves store, without using the index."""
         names: list[str | None] = []
         for start in range(0, len(pets), _PER_TRIP):
             pipe = self._client.pipeline(transaction=False)

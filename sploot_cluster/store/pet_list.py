@@ -1,6 +1,6 @@
 """The list of all pets, and the same list in the order of their ids. ``keys.py`` documents the two keys.
 
-Both are in other slots than the pets, so no script can write them together with a pet: ``RedisPetStore`` adds a pet
+Both are in different slots from the pets, so no script can write them together with a pet: ``RedisPetStore`` adds a pet
 before its first commit and checks afterwards. The sorted list is an index: if it does not have as many pets as the
 other, a reader repairs it.
 """
@@ -42,7 +42,7 @@ class PetList:
         pipe.execute()
 
     def scan(self, cursor: int) -> tuple[int, Sequence[PetId]]:
-        """Return about a thousand pets in no particular order, and the next cursor; 0 begins and ends."""
+        """Return about a thousand pets in no particular order, and the next cursor: 0 to start; 0 again at the end."""
         following, ids = cast("tuple[int, list[bytes]]", self._client.sscan(PETS, cursor=cursor, count=PETS_PER_PAGE))
         return int(following), [PetId(int(id_)) for id_ in ids]
 
@@ -87,5 +87,5 @@ class PetList:
 
 
 def _entry(pet: PetId) -> str:
-    """Return the id with leading zeros, so that the order of texts is that of numbers."""
+    """Return the id with leading zeros, so that ids sort as text in numeric order."""
     return f"{pet:019d}"

@@ -585,7 +585,9 @@ class RedisPetStore:
                 self._client.unlink(*staged)
 
     def _write(self, place: Mapping[str, str], steps: Iterable[list[Command]]) -> None:
-        """Run commands that write a pet on other keys, which expire; ``place`` maps the pet's keys to these."""
+        """Run the commands that write a pet, but on temporary keys, which expire; ``place`` maps the pet's keys to
+        these.
+        """
         expiring: set[str] = set()
         for step in steps:
             pipe = self._client.pipeline(transaction=False)
@@ -600,7 +602,7 @@ class RedisPetStore:
         keys = PetKeys.of(pet)
         with translated(f"delete pet {pet}", pet):
             (name,) = self._names.names_of([pet])
-            n_deleted = self._client.unlink(*keys)  # another thread of Redis frees large values
+            n_deleted = self._client.unlink(*keys)  # UNLINK, because Redis then frees large values in another thread
             self._list(pet)
             if name:
                 self._names.settle(pet, former=[name])

@@ -66,7 +66,7 @@ class Salvaged:
     """The result of salvaging a pet: the pet that a repair would write, and how it dealt with the damage.
 
     Attributes:
-        pet: the pet after the repair, one revision later or, if corrections had to be made again, several.
+        pet: the pet after the repair, one revision later, or several if corrections had to be made again.
         derived: one sentence for each part of the pet that the repair computes from other keys.
         lost: one sentence for each part of the pet that the repair cannot restore.
     """

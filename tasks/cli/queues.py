@@ -109,7 +109,7 @@ def queue_status(as_json: AsJson = False) -> None:
 
 @app.command(name="workers", epilog=examples("sploot-cluster queue workers"))
 def queue_workers(as_json: AsJson = False) -> None:
-    """Show all workers, idle ones too, with the jobs that each has held longest."""
+    """Show all workers, including idle ones, with the jobs that each has held longest."""
     with _operations() as operations:
         workers = operations.workers()
         now = datetime.now(UTC)

@@ -75,7 +75,7 @@ def print_block(text: str, screen: Screen = out) -> None:
 def print_json(value: object) -> None:
     """Print JSON; a dataclass becomes an object with its public fields, as in the responses of the HTTP API.
 
-    Terminal control characters, and those that the encoding of the output lacks, become JSON escapes, so programs read
+    Terminal control characters, and characters that the output's encoding lacks, become JSON escapes, so programs read
     the original text.
     """
     text = json.dumps(value, default=_simple, indent=2, ensure_ascii=_is_narrow(sys.stdout.encoding))

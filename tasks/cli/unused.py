@@ -19,7 +19,9 @@ _ASYNCIO: Final = "redis.asyncio"
 
 
 def leave_out() -> None:
-    """Make the imports of these modules do nothing, in a process that runs one short command and has imported none."""
+    """Make importing these modules do nothing, in a process that runs one short command and has not imported any of
+    them.
+    """
     redis = find_spec("redis")
     if "redis" in sys.modules or redis is None or redis.origin is None:
         return

@@ -208,7 +208,7 @@ class Practice:
             self._broken.push(holding.pop_all())
 
     def _freeze(self) -> None:
-        """Stop every worker process by SIGSTOP; the processes that serve their metrics run on."""
+        """Stop every worker process with SIGSTOP; the processes that serve their metrics keep running."""
         with closing(self._broker()) as broker:
             consumers = broker.stats(EMBEDDING_INGESTED).consumers
         # consumer names are host:pid:…; leave out the consumer that "hold" made in this process

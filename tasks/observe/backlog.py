@@ -2,7 +2,7 @@
 
 A gauge that an actor sets would exist only in its own process. Instead, the worker that takes a sample writes it to
 Redis with its time, and every pod exposes the same numbers. ``periodic.py`` schedules a sample every ten seconds. If no
-worker took a sample for half a minute, because all are gone or hang, each scrape reads the queues itself.
+worker has taken a sample for half a minute, because all are gone or stuck, each scrape reads the queues itself.
 
     key            type  holds
     sploot:backlog hash  <queue>:<fact>           the last sample of every queue; this file names the facts
@@ -129,7 +129,7 @@ class BacklogSampler:
         return sample
 
     def _ids_of(self, queue: str, stats: QueueStats) -> dict[str, int]:
-        """Return facts about a stream's ids and counts that reveal programs that do more than ``XADD key *``."""
+        """Return facts about a stream's ids and counts that show whether programs do more than ``XADD key *`` to it."""
         stored = self._client.hmget(BACKLOG, [f"{queue}:removed_by_others", f"{queue}:vanished"])
         before, vanished = (int(value or 0) for value in cast("list[bytes | None]", stored))
         # a lower count means that the stream was created again
@@ -242,7 +242,7 @@ class BacklogCollector(Collector):
 
 
 def _of_shards(sample: Mapping[str, int]) -> GaugeMetricFamily:
-    """Return the metric of the shards of divided queues. A queue that is not divided has none."""
+    """Return the metric for the shards of divided queues. A queue that is not divided has no samples."""
     family = GaugeMetricFamily(
         "media_cluster_shard_undelivered_jobs",
         "Jobs of one shard that no worker has taken yet, for queues that are divided into shards. One shard with far "

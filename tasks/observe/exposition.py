@@ -150,7 +150,7 @@ def expose(
 
 @dataclass(frozen=True, slots=True)
 class Unready:
-    """The reason why jobs cannot run now.
+    """A reason why jobs cannot run now.
 
     Attributes:
         hint: how to fix it.

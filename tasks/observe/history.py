@@ -1,8 +1,8 @@
 """The activity of the queues in the last 24 hours, kept in Redis so that the console needs no Prometheus.
 
-Each worker process counts its jobs and adds the counts to Redis every ten seconds. The sampler of the backlog adds how
-many jobs waited. A killed process loses the counts of its last ten seconds, which is acceptable
-because alerts use the metrics instead.
+Each worker process counts its jobs and adds the counts to Redis every ten seconds. The backlog sampler adds the number
+of waiting jobs. A killed process loses the counts of its last ten seconds, which is acceptable because alerts use the
+metrics instead.
 
     key                        type  holds                                                        ends
     sploot:{history}:<step>    hash  of the five minutes that begin at 300 * <step> seconds:      after 25 hours

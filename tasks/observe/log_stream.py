@@ -93,7 +93,7 @@ class LogStream(io.TextIOBase):
                 self._count(n_dropped)
 
     def release(self) -> None:
-        """Write the lines that are held."""
+        """Write the lines that :meth:`hold` keeps back."""
         if self._held:
             self.write("")
 
@@ -116,7 +116,8 @@ class LogStream(io.TextIOBase):
         return True
 
     def _put_held(self, *, before: int) -> int:
-        """Send the held lines if they and ``before`` more characters are too long for one write.
+        """Send the lines that :meth:`hold` keeps back if they and ``before`` more characters are too long for one
+        write.
 
         The caller holds the lock.
 
@@ -258,7 +259,7 @@ def _begin_anew_in_child() -> None:
 
 
 def release_all() -> None:
-    """Write every line that is held."""
+    """Write the lines that every stream holds back; see ``LogStream.hold``."""
     for stream in list(_streams):
         stream.release()
 

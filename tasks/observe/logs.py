@@ -120,7 +120,8 @@ def without_payload(text: str) -> str:
 
 
 class _Lines(logging.StreamHandler[LogStream]):
-    """The handler that writes log lines. In place of a line that cannot be written, it logs the line's origin as JSON.
+    """The handler that writes log lines. If a line cannot be written, it logs where the line came from instead, as
+    JSON.
 
     A line with the field :data:`FOLLOWED` is written together with the next lines.
     """
@@ -211,7 +212,7 @@ def _formatter() -> logging.Formatter:
     encode = json.JSONEncoder(default=datetime.isoformat).encode
 
     class Line(JsonFormatter):
-        """A formatter of one line. Lines with only plain fields bypass the library, which halves the time."""
+        """A formatter for one line. Lines with only plain fields bypass the library, which halves the time."""
 
         def format(self, record: logging.LogRecord) -> str:
             if record.exc_info or record.exc_text or record.stack_info or not isinstance(record.msg, str):

@@ -95,7 +95,7 @@ class MediaSampler:
 
 
 def _round(stored: bytes | None) -> tuple[int, dict[str, int]]:
-    """Return the page at which an unfinished count continues, and its sums so far."""
+    """Return the page where an unfinished count continues, and its sums so far."""
     nothing = dict.fromkeys(COUNTED, 0)
     if not stored:
         return 0, nothing

@@ -12,7 +12,7 @@ messages takes a sample.
     key                        type    holds                               ends
     sploot:slot:<actor>:<slot> string  id of the message that runs in it   after SLOT_TTL
 
-A scheduler that cannot reach Redis logs this and tries again in the next minute; periodiq alone would end. A missed
+A scheduler that cannot reach Redis logs this and tries again in the next minute; periodiq itself would exit. A missed
 tick is not repeated, because periodiq ticks when it starts, and a sample describes the present.
 
 A late sample is worthless. periodiq's middleware drops messages that are 30 seconds late, including our delayed ones,
@@ -85,7 +85,7 @@ def declare_periodic_actors(
 class PeriodicActor(dramatiq.Actor[[], Any]):
     """An actor whose messages a scheduler sends.
 
-    Sending also records the tick and touches the beat file, and it survives an outage of Redis.
+    Sending also records the tick and touches the beat file. An outage of Redis is only logged.
     """
 
     def __init__(self, fn: Callable[[], Any], *, client: redis.Redis, **facts: Any) -> None:

@@ -50,7 +50,7 @@ class Canary:
         how: the rate and the limits; its ``wait_s`` also limits the wait for the last jobs to end.
         on_step: called after each step with the number of jobs requeued and the number that failed again.
         should_stop: called before each step; returns the reason to stop, or an empty string to continue.
-        clock, sleep: work in seconds; tests replace them.
+        clock, sleep: return and take seconds; tests replace them.
     """
 
     def __init__(

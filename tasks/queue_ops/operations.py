@@ -205,7 +205,8 @@ class Operations:
         idle_s: float | None = None,
         even_if_alive: bool = False,
     ) -> Plan:
-        """Plan to return entries to the queue: by id, all of a consumer, unowned ones, or those held for ``idle_s``.
+        """Make a plan to return entries to the queue: given ids, all of a consumer, unowned ones, or those held for
+        ``idle_s``.
 
         Entries of a live worker are left out unless ``even_if_alive``, because that worker would run them as well.
         """
@@ -296,7 +297,7 @@ class Operations:
         )
 
     def plan_retire(self, queue: str, consumer: str, *, even_if_alive: bool = False) -> Plan:
-        """Plan to return the consumer's entries to the queue, then remove the consumer."""
+        """Make a plan to return the consumer's entries to the queue and then remove the consumer."""
         shards = self._shards_known_to(queue_named(queue), consumer)
         return plan_of_all(
             queue_named(queue),
@@ -350,7 +351,7 @@ class Operations:
         )
 
     def plan_pause(self, queue: str) -> Plan:
-        """Plan to stop delivery until :meth:`plan_resume`."""
+        """Make a plan to stop delivery until :meth:`plan_resume`."""
         return self._of_shards(queue, lambda shard, _: self._plan_pause(shard))
 
     def _plan_pause(self, queue: str) -> Plan:
@@ -363,7 +364,7 @@ class Operations:
         )
 
     def plan_resume(self, queue: str) -> Plan:
-        """Plan to end a pause."""
+        """Make a plan to end a pause."""
         return self._of_shards(queue, lambda shard, _: self._plan_resume(shard))
 
     def _plan_resume(self, queue: str) -> Plan:
@@ -378,7 +379,7 @@ class Operations:
     def plan_requeue(
         self, queue: str, *, dead_letter_ids: Sequence[str] = (), matching: DeadLetterFilter | None = None
     ) -> Plan:
-        """Plan to requeue dead letters, oldest first: given ids, or all that match."""
+        """Make a plan to requeue dead letters, oldest first: given ids, or all that match."""
         return self._of_dead_letters(queue, dead_letter_ids, matching, self._plan_requeue)
 
     def _plan_requeue(self, queue: str, dead_letter_ids: Sequence[str], matching: DeadLetterFilter | None) -> Plan:
@@ -401,7 +402,7 @@ class Operations:
     def plan_purge(
         self, queue: str, *, dead_letter_ids: Sequence[str] = (), matching: DeadLetterFilter | None = None
     ) -> Plan:
-        """Plan to delete dead letters permanently: given ids, or all that match."""
+        """Make a plan to delete dead letters permanently: given ids, or all that match."""
         return self._of_dead_letters(queue, dead_letter_ids, matching, self._plan_purge)
 
     def _plan_purge(self, queue: str, dead_letter_ids: Sequence[str], matching: DeadLetterFilter | None) -> Plan:
@@ -419,7 +420,7 @@ class Operations:
     def plan_cancel(
         self, queue: str, *, job_ids: Sequence[str] = (), actor: str | None = None, pet_id: int | None = None
     ) -> Plan:
-        """Plan to cancel unfinished jobs: given ids, or all of an actor, of a pet, or of both."""
+        """Make a plan to cancel unfinished jobs: given ids, or all of an actor, of a pet, or of both."""
         if bool(job_ids) == (actor is not None or pet_id is not None):
             hint = "give their ids, or an actor, a pet or both"
             raise InvalidInput("job_ids", "expected exactly one selection of jobs", hint)
@@ -468,7 +469,7 @@ class Operations:
         )
 
     def plan_shards(self, queue: str, n: int) -> Plan:
-        """Plan to set the number of shards that new jobs of a queue are added to.
+        """Make a plan to set the number of shards that new jobs of a queue are added to.
 
         Raises:
             InvalidInput: the queue cannot be divided, it is paused, or ``n`` is not a power of two up to 256.

@@ -23,7 +23,7 @@ def located(
         is_in: called with a shard and an id; returns whether the shard holds it.
 
     Raises:
-        InvalidInput: two shards hold the same id, because each numbers its entries by itself.
+        InvalidInput: two shards hold the same id, which is possible because each numbers its own entries.
     """
     found: dict[str, list[str]] = {}
     for one in dict.fromkeys(ids):

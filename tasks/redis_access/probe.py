@@ -1,4 +1,5 @@
-"""A probe of whether Redis accepts writes. It writes a small key, which Redis refuses whenever it would refuse a job.
+"""A probe that finds out whether Redis accepts writes. It writes a small key, which Redis refuses whenever it would
+refuse a job.
 
 A server that is full, has lost its replicas or its disk, or has become a replica still answers every read, so reading
 proves nothing. Probes, scrapes and the doctor write this key; it is never read.

@@ -70,7 +70,7 @@ def health_router(
         responses=documented(UNAUTHENTICATED, NOT_LOOPBACK, INTERNAL),
     )
     async def get_health() -> Alive:
-        """Answer 200 while the process runs. Checks nothing else, so that an outage of Redis restarts no server."""
+        """Answer 200 while the process runs. Checks nothing else, so that a Redis outage does not restart servers."""
         return Alive()
 
     @router.get(

@@ -171,7 +171,8 @@ def pets_router(admission: Admission, service: PetService, jobs: JobQueue, trace
         responses=documented(NOT_FOUND),
     )
     def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
-        """Return the nearest accepted items, and the similarity to the item's own and the next most similar cluster.
+        """Explain why an item is where it is: its nearest items, and its similarity to its own and the next best
+        cluster.
 
         The response also lists the corrections in force that affect the item.
         """
@@ -321,8 +322,8 @@ def _add_deletion_routes(router: APIRouter, service: PetService, jobs: JobQueue,
     ) -> Erased | Response:
         """Delete an item everywhere. Corrections that name it stay in force for other items. Cannot be undone.
 
-        From a pet whose vectors take more than 16 MiB, a worker deletes it: the answer is 202 with a job, whose result
-        has the counts.
+        If the pet's vectors take more than 16 MiB, a worker deletes the item: the response is 202 with a job, whose
+        result has the counts.
         """
         media = [MediaId(media_id)]
         if service.is_big(PetId(pet_id)) and service.has_item(PetId(pet_id), media[0]):
@@ -344,8 +345,8 @@ def _add_item_routes(router: APIRouter, service: PetService) -> None:
     ) -> Response:
         """Return items with their clusters, in order of arrival. A page costs the same in a pet of any size.
 
-        If the pet changes between two requests, their pages show different revisions. A deletion ends the cursors of
-        its pet.
+        If the pet changes between two requests, their pages show different revisions. Deleting items invalidates the
+        pet's cursors.
         """
         page = service.items(PetId(pet_id), limit=limit, cursor=cursor)
         return tagged(page.revision, if_none_match, lambda: page)

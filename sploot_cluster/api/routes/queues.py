@@ -169,7 +169,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
 
     @router.get("/workers", operation_id="list_workers", summary="List the workers", responses=reads)
     def list_workers() -> Workers:
-        """Return the worker processes, idle ones too, with what each does now, and dead ones that hold jobs."""
+        """Return the worker processes, including idle ones and dead ones that hold jobs, with what each is doing."""
         return Workers(workers=list(operations.workers()))
 
     @router.get("/periodic", operation_id="list_periodic_jobs", summary="List the periodic jobs", responses=reads)
@@ -268,7 +268,7 @@ def _add_canaries(router: APIRouter, operations: QueueOperations) -> None:
         responses=documented(*READS, QUEUE_UNAVAILABLE),
     )
     def list_canaries() -> Canaries:
-        """Return the canaries of the last day, of all servers, newest first."""
+        """Return the canaries that any server started in the last day, newest first."""
         return Canaries(canaries=list(operations.canaries()))
 
     @router.post(
@@ -329,9 +329,10 @@ def _add_events(router: APIRouter, operations: QueueOperations) -> None:
         """Push the state of the queues as server-sent events, every two seconds.
 
         Each event has the JSON of another address as its data: `queues` of `GET /queues`, `workers` and `periodic` of
-        `GET /queues/workers` and `/queues/periodic`, and, for operators, `audit` of `GET /queues/audit`. `read` ends a
-        round, with its time as `at`. While Redis does not answer, there is only `problem`, with a `detail`. The stream
-        ends after ten minutes: request it again. Without `Accept: text/event-stream`, it ends after the first round.
+        `GET /queues/workers` and `/queues/periodic`, and, for operators, `audit` of `GET /queues/audit`. `read` marks
+        the end of a round and states its time as `at`. While Redis does not answer, there is only `problem`, with a
+        `detail`. The stream ends after ten minutes: request it again. Without `Accept: text/event-stream`, it ends
+        after the first round.
         """
         names = {name for name, operation in EVENTS.items() if operation in caller.may_call}
         if MEDIA_TYPE in request.headers.get("accept", ""):
@@ -352,7 +353,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/rescue", operation_id="plan_rescue", summary="Plan to return jobs to the queue", **planning)
     @of_queue
     def plan_rescue(queue: str, body: Rescue) -> Plan:
-        """Plan to return jobs that a dead or stuck worker holds, or that no worker holds.
+        """Make a plan to return jobs to the queue that a dead or stuck worker holds, or that no worker holds.
 
         Nothing is changed until the plan is applied.
         """
@@ -376,7 +377,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     )
     @of_queue
     def plan_retire_consumer(queue: str, body: RetireConsumer) -> Plan:
-        """Plan to return the jobs of a consumer and to remove it. Nothing is changed until the plan is applied."""
+        """Make a plan to return a consumer's jobs and to remove it. Nothing is changed until the plan is applied."""
         try:
             return kept(operations.plan_retire(queue, body.consumer, even_if_alive=body.even_if_alive))
         except UnknownConsumer as unknown:
@@ -385,19 +386,19 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/pause", operation_id="plan_pause", summary="Plan to pause a queue", **planning)
     @of_queue
     def plan_pause(queue: str, body: Nothing) -> Plan:
-        """Plan to stop deliveries until the queue is resumed. Nothing is changed until the plan is applied."""
+        """Make a plan to stop deliveries until the queue is resumed. Nothing is changed until the plan is applied."""
         return kept(operations.plan_pause(queue))
 
     @router.post("/{queue}/resume", operation_id="plan_resume", summary="Plan to resume a queue", **planning)
     @of_queue
     def plan_resume(queue: str, body: Nothing) -> Plan:
-        """Plan to end a pause. Nothing is changed until the plan is applied."""
+        """Make a plan to end a pause. Nothing is changed until the plan is applied."""
         return kept(operations.plan_resume(queue))
 
     @router.post("/{queue}/requeue", operation_id="plan_requeue", summary="Plan to requeue dead letters", **planning)
     @of_queue
     def plan_requeue(queue: str, body: ChosenDeadLetters) -> Plan:
-        """Plan to requeue dead letters by id, or all that match a filter.
+        """Make a plan to requeue dead letters: given ids, or all that match a filter.
 
         Nothing is changed until the plan is applied.
         """
@@ -406,7 +407,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/purge", operation_id="plan_purge", summary="Plan to purge dead letters", **planning)
     @of_queue
     def plan_purge(queue: str, body: ChosenDeadLetters) -> Plan:
-        """Plan to delete dead letters by id, or all that match a filter.
+        """Make a plan to delete dead letters: given ids, or all that match a filter.
 
         Nothing is changed until the plan is applied.
         """
@@ -415,7 +416,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/cancel", operation_id="plan_cancel", summary="Plan to cancel jobs", **planning)
     @of_queue
     def plan_cancel(queue: str, body: CancelJobs) -> Plan:
-        """Plan to cancel unfinished jobs by id, or all of an actor or a pet.
+        """Make a plan to cancel unfinished jobs: given ids, or all of an actor or a pet.
 
         Applying the plan removes waiting jobs and interrupts running ones. Until then, nothing is changed.
         """

@@ -31,7 +31,7 @@ def named(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[str, list[Media
 
 
 def aliased(aliases: Mapping[ClusterId, ClusterId]) -> dict[str, object]:
-    """Return a JSON object with the aliases under their key; an empty object if there are none."""
+    """Return a JSON object that holds the aliases as ``aliases``; an empty object if there are none."""
     return {"aliases": {str(old): now for old, now in aliases.items()}} if aliases else {}
 
 

@@ -36,7 +36,7 @@ from sploot_cluster.pet.models import (
 from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
-# Maximum number of anchors per cluster: enough that a few of them may be deleted, few enough that the ledger stays
+# Maximum number of anchors per cluster: enough to survive the deletion of a few, and few enough to keep the ledger
 # small.
 MOST_ANCHORS: Final = 8
 

@@ -40,11 +40,11 @@ class UndoFeedback(LedgerRequest):
 
 
 def check_undoable(state: PetState, revision: int) -> None:
-    """Check that a correction made a revision, and that it is not undone.
+    """Check that a revision was made by a correction, and that this correction has not been undone.
 
     Raises:
         UnknownRevision: no correction made the revision.
-        AlreadyUndone: the correction is undone.
+        AlreadyUndone: the correction has been undone.
     """
     from sploot_cluster.decide.resolving import taken_back
 

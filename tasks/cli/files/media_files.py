@@ -250,7 +250,9 @@ def _check_constants(values: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of an array in the form that an event takes, with bytes decoded, because texts can be bytes."""
+    """Return an array value in the form that an event takes; bytes are decoded, because an array may store text as
+    bytes.
+    """
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     item = getattr(value, "item", None)

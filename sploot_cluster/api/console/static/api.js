@@ -30,7 +30,7 @@ const TIMEOUT_MS = 30_000;
 async function call(method, path, body, headers = {}) {
   if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  // by the key, the server recognises this request if it is sent again, e.g. after a lost response
+  // the key lets the server recognise this request if it is sent again, e.g. after a lost response
   if (method === "POST") headers["Idempotency-Key"] = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
   const response = await fetch(path.startsWith("/") ? `${ROOT}${path}` : `${API}/${path}`, {
     method,

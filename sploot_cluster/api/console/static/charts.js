@@ -22,7 +22,7 @@ export function charts() {
 export function chart({ title, times, series, unit = "", limits = [], marks = [], group = "charts" }) {
   const place = h("div", { class: "plot" });
   const latest = series.map(([label, values]) => `${label} ${shown(last(values), unit)}`).join(", ");
-  // by this key, a redraw recognises a chart whose values have not changed, and keeps it
+  // this key lets a redraw recognise a chart whose values have not changed, and keep it
   const keep = JSON.stringify([title, times.at(-1), series.map(([label, values]) => [label, last(values), values.reduce((sum, value) => sum + (value ?? 0), 0)]), marks.length]);
   const figure = h("figure", { class: "chart", role: "img", "aria-label": `${title}: ${latest}`, data: { keep } }, h("figcaption", {}, title), place);
   // the width is known only after the figure is in the page

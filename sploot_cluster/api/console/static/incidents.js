@@ -145,7 +145,7 @@ function actions({ alert, queue, jobs, failing = [] }, again) {
   return h("div", { class: "row" }, may("apply_plan") && (queue ? ofQueue(alert, queue, jobs ?? [], again) : failing.map((one) => labelled(one, again))), links);
 }
 
-/** A pause button that names its queue. */
+/** Return a pause button that names its queue. */
 function labelled(queue, again) {
   const button = pauseButton(queue, again);
   button.textContent = `${queue.is_paused ? "Resume" : "Pause"} ${queue.queue}…`;

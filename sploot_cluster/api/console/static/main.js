@@ -144,7 +144,7 @@ function draw(drawn, { again, visit }) {
 
 function askForToken() {
   const form = document.getElementById("sign-in");
-  const isKnown = me() !== null; // the server recognised this caller before
+  const isKnown = me() !== null; // whether the server has recognised this caller before
   const trouble = isKnown
     ? "Your session has ended: this server does not accept your secret any more, or now requires one. Sign in to return to this page; nothing was changed."
     : token.get() && "This server does not know that secret. Check for missing characters, or ask an operator whether the token was replaced.";

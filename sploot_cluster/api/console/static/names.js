@@ -20,7 +20,7 @@ export function petLink(id) {
   return link;
 }
 
-/** The name and id of a pet, as far as they are known. */
+/** Return the name and id of a pet; only the id if the name is not known. */
 export function labelOf(id) {
   const name = known.get(String(id))?.name;
   return name ? `${name} (${id})` : String(id);

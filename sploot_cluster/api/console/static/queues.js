@@ -110,7 +110,7 @@ function choice(values) {
   };
 }
 
-/** Draw the worker processes and what each does. */
+/** Draw the worker processes and what each is doing. */
 function workerTable(workers, again) {
   const rows = workers.map((worker) => [
     h("td", {}, h("strong", { class: "id", title: worker.name }, shortName(worker.name)), h("p", { class: "quiet" }, worker.queues.join(", "))),
