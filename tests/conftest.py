@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,12 @@ import pytest
 import redis
 from xdist.scheduler import LoadGroupScheduling
 
+from sploot_cluster.threads import one_thread_each
 from tasks.redis_access.embedded import EmbeddedRedis, NoRedisServer, find_redis_server
 from tests.support import redis_6_2
+
+# Before any test imports numpy: as in workers, threads of BLAS would only spin while they wait for each other.
+one_thread_each(os.environ)
 
 # The same examples every time, so that every failure is reproducible. No deadline, because a slow machine must not fail
 # a test.
