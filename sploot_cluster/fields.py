@@ -262,7 +262,7 @@ class Checked:
         self.check()
 
     def check(self) -> None:
-        """Check the rules that concern several fields together. Each field is already valid by itself.
+        """Check the rules that concern several fields together. Each individual field is already valid.
 
         Raises:
             InvalidInput: names the field to change.

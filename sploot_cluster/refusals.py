@@ -1,8 +1,8 @@
 """The table of errors with which Redis refuses commands, each with a hint for operators.
 
-An outage ends by itself or when Redis is repaired; a configuration fault ends when the configuration is corrected.
-Neither is the fault of the caller, who may send the same call again. ``refusal_of`` finds the row for an error of
-redis-py, and ``explained`` turns it into a sentence.
+An outage ends without intervention or when Redis is repaired; a configuration fault ends when the configuration is
+corrected. Neither is the fault of the caller, who may send the same call again. ``refusal_of`` finds the row for an
+error of redis-py, and ``explained`` turns it into a sentence.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The thread counts of native code, for every process that computes.
 
-Work is spread over our own threads, each of which multiplies blocks of rows by itself. BLAS's threads are not used,
+Work is spread over our own threads, each of which multiplies its own blocks of rows. BLAS's threads are not used,
 because they spin while they wait for each other at every product: on two cores shared with other processes, two BLAS
 threads took six times as long as one, and two of our threads took half as long as one. So BLAS and OpenMP run one
 thread each, and only our own threads are configured.

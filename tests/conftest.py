@@ -45,7 +45,7 @@ WHOLE_FILE: Final = re.compile(r"^pytestmark = \[?pytest\.mark\.(\w+)", re.MULTI
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not even import a file whose tests are all left out, because imports of its tools take seconds per process."""
+    """Skip the import of a file whose tests are all deselected, because its imports take seconds per process."""
     if collection_path.suffix != ".py" or (marked := WHOLE_FILE.search(collection_path.read_text())) is None:
         return None
     return True if marked[1] in ON_REQUEST and not config.getoption(f"--{marked[1]}") else None

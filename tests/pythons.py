@@ -1,8 +1,8 @@
 """Run the quick tests on every other supported Python: ``python -m tests.pythons [VERSION …] [-- pytest's options]``.
 
-The interpreter is ``pythonX.Y`` from PATH or pyenv, or else Debian's, in a root directory that is created once. uv
+The interpreter is ``pythonX.Y`` from PATH or pyenv, or else Debian's Python in a chroot that is created once. uv
 installs the packages into a separate folder, only from wheels. A missing interpreter is a failure if
-``REQUIRE_ALL_TOOLS`` is set. Needs the extra ``[deploy]``, and for Debian's Python root and debootstrap.
+``REQUIRE_ALL_TOOLS`` is set. Needs the extra ``[deploy]`` and, for Debian's Python, the root user and debootstrap.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """python -m tests.servers DIRECTORY [PYTEST ARGUMENT …]: run the tests on server releases that are not installed here.
 
-Debian's archive has other releases of Redis and Valkey than the installed one. apt fetches them with their libraries
+Debian's archive has releases of Redis and Valkey other than the installed one. apt fetches them with their libraries
 into DIRECTORY, from this machine's own Debian mirror and verified with its keys; nothing is installed. Each release
 gets a folder with ``redis-server``, ``redis-sentinel`` and ``redis-cli``, which run with the loader and libraries they
 were built with; ``PATH=DIRECTORY/redis-8.0.6:$PATH`` makes any command use them.

@@ -209,7 +209,7 @@ class Admission:
         try:
             await run_in_threadpool(self.idempotency.release, ticket)
         except StoreUnavailable as away:
-            # do not fail the request for this; the key expires by itself
+            # do not fail the request for this; the key expires anyway
             logger.warning("could not release idempotency key", extra={"problem": away.problem})
 
     async def _finish(self, ticket: Ticket, response: Response) -> None:

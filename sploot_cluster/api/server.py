@@ -65,7 +65,7 @@ class PatientProtocol(H11Protocol):
             self._reading = None
 
     def shutdown(self) -> None:
-        """End a stream of events immediately, because it would never end by itself; let other responses finish."""
+        """End streams of events immediately, because they would never end otherwise; let other responses finish."""
         super().shutdown()
         if self._is_answering and any(name == b"accept" and value == _EVENT_STREAM for name, value in self.headers):
             self.cycle.disconnected = True

@@ -42,7 +42,7 @@ class Origin(IntEnum):
     NOISE = 0
     CORE = 1  # grouped by density in a recluster
     ARRIVED = 2  # assigned when it arrived, or left in its cluster by a correction
-    ABSORBED = 3  # noise absorbed to keep the noise budget: low confidence, ignored by similarities, thresholds, ids
+    ABSORBED = 3  # absorbed to keep noise within its budget: low confidence; similarities, thresholds and ids ignore it
     CORRECTED = 4  # put into its cluster by a user
     DISMISSED = 5  # dismissed by a user: in no cluster, whatever is computed later
 

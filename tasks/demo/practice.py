@@ -306,7 +306,7 @@ class Practice:
             if self._is_uploading.is_set():
                 with contextlib.suppress(QueueUnavailable):  # a real producer would retry
                     self._send()
-                # Rules that are faster need samples that are: a worker takes one every ten seconds only.
+                # The sped-up rules need more frequent samples than a worker takes, which is one every ten seconds.
                 with contextlib.suppress(BrokerError, redis.RedisError):
                     self._sampler.sample_pending()
                     self._sampler.sample_lag()

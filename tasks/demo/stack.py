@@ -1,7 +1,7 @@
 """The demo's processes: worker pods, scheduler and HTTP server, each with its own log.
 
-They are the stock commands that an operator would run. Like Kubernetes, the stack restarts a pod that ends without
-being told to: Dramatiq's master stops when one of its worker processes dies.
+They are the stock commands that an operator would run. Like Kubernetes, the stack restarts a pod that ends
+unexpectedly: Dramatiq's master stops when one of its worker processes dies.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Pod:
                 self._spawn()
 
     def keep_up(self) -> None:
-        """Restart the command if it ended without being told to; called by the stack's supervisor."""
+        """Restart the command if it ended unexpectedly; called by the stack's supervisor."""
         with self._lock:
             if self._is_wanted and self._process is not None and self._process.poll() is not None:
                 self.restarts += 1

@@ -97,7 +97,7 @@ class RecordJobs(dramatiq.Middleware):
         facts = self._close()
         if facts is None:
             return
-        if not isinstance(exception, NotDoneInBatch):  # not an attempt, because the job now runs by itself
+        if not isinstance(exception, NotDoneInBatch):  # not an attempt, because the job now runs individually
             self._record(message, facts, result, exception)
         if facts.outer is None:
             release_all()

@@ -77,7 +77,7 @@ class KeepPulse(dramatiq.Middleware):
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        # the message is neither acknowledged nor rejected, because it now runs by itself
+        # the message is neither acknowledged nor rejected, because it now runs individually
         if isinstance(exception, NotDoneInBatch) and self._running.get(threading.get_ident(), (None,))[0] is message:
             del self._running[threading.get_ident()]
 

@@ -1,4 +1,4 @@
--- Indexes a page of waiting entries by pet, and removes a page of index rows whose entries wait no longer.
+-- Indexes a page of waiting entries by pet, and removes a page of index rows whose entries no longer wait.
 --
 -- KEYS     1 stream
 --          2 index: zset entry id, scored by pet; and since the first page the row '-', scored -1

@@ -27,7 +27,7 @@ import redis
 
 LOWEST_VERSION: Final = (6, 2)
 START_TIMEOUT_S: Final = 20.0  # a loaded two-core machine needs about one second
-LOAD_TIMEOUT_S: Final = 300.0  # if it accepts connections, but still loads its data
+LOAD_TIMEOUT_S: Final = 300.0  # for a server that accepts connections while it still loads its data
 
 
 class NoRedisServer(Exception):

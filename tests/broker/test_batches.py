@@ -296,7 +296,7 @@ def test_messages_of_a_batch_whose_process_died_run_individually(stage: Scene) -
     assert [one.deliveries for one in again] == [2, 2, 2]
 
 
-def test_batches_grow_from_small_ones(redis_url: str) -> None:
+def test_first_batch_is_small_and_later_ones_grow(redis_url: str) -> None:
     with broker_on(redis_url) as broker:
         calls = Calls(broker, max_size=3 * FIRST_SIZE, max_held=1)
         send(broker, calls, range(20 * FIRST_SIZE))
@@ -465,9 +465,7 @@ def test_cancelled_message_is_not_part_of_its_batch(stage: Scene) -> None:
         assert stage.state() == QueueState()
 
 
-def test_message_that_is_taken_again_while_it_is_handed_back_is_not_lost(
-    stage: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_message_taken_again_during_its_hand_back_is_not_lost(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[Delivery] = []
     run_script = Connections.run_script
     with batching(stage) as (consumer, calls):

@@ -100,7 +100,7 @@ def test_long_string_is_cut_and_the_other_strings_stay_whole(reader: Reader) -> 
     assert cut.n_bytes == 300_005
 
 
-def test_all_strings_together_stay_within_the_budget(reader: Reader) -> None:
+def test_total_size_of_strings_stays_within_the_budget(reader: Reader) -> None:
     parts = [b"m", b"z" * 10_000]
     answer = reader(Bounds(20_000, 100_000), encoded(entries(*[parts] * 50))).read()
 

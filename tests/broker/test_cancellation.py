@@ -393,7 +393,7 @@ def test_cancel_where_finds_more_ids_than_one_search_compares(scene: Scene) -> N
 
 
 class Job:
-    """A job that runs until it is let go or interrupted."""
+    """A job that runs until it is released or interrupted."""
 
     def __init__(self) -> None:
         self.began, self.go = threading.Event(), threading.Event()
@@ -492,7 +492,7 @@ def test_coroutine_is_cancelled(redis_url: str) -> None:
         assert broker.counters("default")["cancelled"] == 1
 
 
-def test_job_may_poll_is_cancelled_and_return_normally(redis_url: str) -> None:
+def test_job_may_poll_for_cancellation_and_return_normally(redis_url: str) -> None:
     ended: list[str] = []
     began = threading.Event()
     with broker_on(redis_url, CurrentMessage(), quick_retries()) as broker:
@@ -627,7 +627,7 @@ def test_message_whose_worker_dies_after_the_cancellation_does_not_run(scene: Sc
     assert scene.brokers["b"].counters(QUEUE)["cancelled"] == 1
 
 
-def test_process_that_lost_a_cancelled_message_leaves_it_to_the_other(scene: Scene) -> None:
+def test_process_leaves_a_lost_cancelled_message_to_its_new_holder(scene: Scene) -> None:
     consumer = scene.consumer("a", lease_ms=60_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))

@@ -118,7 +118,7 @@ def test_lists_show_messages_as_calls_and_why_entries_are_unreadable(
     assert "flat" not in shown
 
 
-def test_dead_letters_are_listed_shown_and_requeued_or_purged_with_yes(
+def test_dead_letter_commands_list_show_requeue_and_purge(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bury(broker, "a", "b", "c")
@@ -145,7 +145,7 @@ def waiting(broker: RedisStreamsBroker) -> list[dramatiq.Message[Any]]:
     return [inspector.decode(entry_id, fields) for entry_id, fields in inspector.waiting()]
 
 
-def test_rescue_leaves_messages_of_live_workers_unless_asked(
+def test_rescue_skips_messages_of_live_workers_unless_forced(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: Any
 ) -> None:
     # no process of the broker consumes here, because its janitor would requeue the orphan
@@ -309,7 +309,7 @@ def test_app_names_the_broker_of_a_program(
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["orders", "1"]
 
 
-def test_exposition_has_zeros_and_no_value_for_unknown_ages(broker: RedisStreamsBroker) -> None:
+def test_metrics_show_zero_counts_but_no_sample_for_unknown_ages(broker: RedisStreamsBroker) -> None:
     broker.enqueue(message("a"))
     broker.enqueue(message("later"), delay=90_000)
 

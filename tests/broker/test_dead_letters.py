@@ -166,5 +166,5 @@ def test_newest_dead_letter_is_kept_whatever_its_size(scene: Scene) -> None:
     assert dead_letters.n_bytes() > 30_000
 
 
-def test_queue_without_dead_letters_has_zero_bytes_of_them(scene: Scene) -> None:
+def test_dead_letters_of_an_empty_queue_use_zero_bytes(scene: Scene) -> None:
     assert scene.process("a").dead_letters(QUEUE).n_bytes() == 0

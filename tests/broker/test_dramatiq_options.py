@@ -1,4 +1,4 @@
-"""Dramatiq's promises about actors and messages, which every broker must keep."""
+"""What Dramatiq guarantees about actors and messages, which every broker must provide."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_delayed_message_stays_outside_the_stream_until_due(scene: Scene) -> Non
 
 @pytest.mark.parametrize("by", ["enqueue", "retry"])
 def test_janitor_is_woken_by_a_message_that_is_due_earlier(scene: Scene, by: str) -> None:
-    # the lease is so long that no janitor runs by itself during the test
+    # the lease is so long that no janitor starts a round during the test
     consumer = scene.consumer("a", lease_ms=600_000, timeout=20_000)
     broker = scene.brokers["a"]
     broker.enqueue(message("later"), delay=3_600_000)

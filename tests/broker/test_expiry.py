@@ -112,7 +112,7 @@ def test_message_that_was_only_fetched_before_a_crash_can_expire(scene: Scene) -
         begin(scene, "b", again)
 
 
-def test_expired_message_frees_its_keys_and_takes_no_place_in_a_rate(scene: Scene) -> None:
+def test_expired_message_frees_its_keys_and_does_not_count_as_a_start(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     limits = {"rate": "1/day", "concurrency_key": "k", "max_concurrent": 1}

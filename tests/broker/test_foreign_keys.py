@@ -18,7 +18,7 @@ DEFAULT = QueueKeys("streams", "default")
 
 
 @pytest.mark.parametrize("name", ["counters", "timer", "suspects", "holders", "promoter", "swept", "dead_mistakes"])
-def test_no_message_fails_because_of_a_foreign_auxiliary_key(redis_url: str, redis_client: Any, name: str) -> None:
+def test_messages_run_despite_an_auxiliary_key_of_the_wrong_type(redis_url: str, redis_client: Any, name: str) -> None:
     ran: list[str] = []
     key = getattr(DEFAULT, name)
     redis_client.rpush(key, "a list of another program")
@@ -45,7 +45,7 @@ def test_no_message_fails_because_of_a_foreign_auxiliary_key(redis_url: str, red
 
 
 @pytest.mark.parametrize("name", ["counters", "timer", "suspects"])
-def test_messages_are_taken_over_despite_a_foreign_auxiliary_key(scene: Scene, name: str) -> None:
+def test_dead_process_is_recovered_despite_a_key_of_the_wrong_type(scene: Scene, name: str) -> None:
     consumer = scene.consumer("a")
     scene.brokers["a"].enqueue_many([message(label) for label in "abc"])
     a, b, _ = received(consumer, 3)

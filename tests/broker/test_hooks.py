@@ -1,4 +1,6 @@
-"""The hooks of every middleware come in pairs, so that gauges and spans of other packages' middleware are right."""
+"""Every middleware hook before a step is paired with the one after it, so that gauges and spans of other packages are
+correct.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +133,7 @@ def errors(scoped: Scoped) -> Iterator[Errors]:
     logging.getLogger().removeHandler(errors)
 
 
-def test_hooks_of_a_message_that_killed_its_workers_come_in_pairs(
+def test_hooks_are_paired_for_a_message_that_killed_its_workers(
     redis_url: str, redis_client: redis.Redis, prometheus: Prometheus, scoped: Scoped, errors: Errors
 ) -> None:
     pairs = Pairs()
@@ -152,7 +154,7 @@ def test_hooks_of_a_message_that_killed_its_workers_come_in_pairs(
 
 @pytest.mark.parametrize("error", [SkipMessage("cancelled"), MiddlewareError("refused")])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_hooks_of_a_refused_message_come_in_pairs_around_the_refusal(
+def test_hooks_are_paired_for_a_refused_message(
     redis_url: str, scoped: Scoped, is_first: bool, error: Exception
 ) -> None:
     pairs, refusing = Pairs(), Refusing(error)
@@ -205,7 +207,7 @@ def test_middleware_is_not_called_for_a_message_that_another_process_holds(stage
 
 
 @pytest.mark.parametrize("signal", ["ack", "nack"])
-def test_hooks_of_a_settlement_that_is_repeated_come_in_one_pair(stage: Scene, signal: str) -> None:
+def test_hooks_are_called_once_for_a_repeated_settlement(stage: Scene, signal: str) -> None:
     pairs = Pairs()
     consumer = stage.consumer("a", middleware=[pairs])
     broker = stage.brokers["a"]
@@ -220,7 +222,7 @@ def test_hooks_of_a_settlement_that_is_repeated_come_in_one_pair(stage: Scene, s
     assert pairs.heard == [f"before {signal}", f"after {signal}"]
 
 
-def test_hooks_of_an_unhandled_failure_come_in_a_pair_within_its_ack(stage: Scene) -> None:
+def test_hooks_are_paired_for_an_unhandled_failure_during_its_ack(stage: Scene) -> None:
     pairs = Pairs()
     consumer = stage.consumer("a", middleware=[pairs])
     broker = stage.brokers["a"]
@@ -237,7 +239,7 @@ def test_hooks_of_an_unhandled_failure_come_in_a_pair_within_its_ack(stage: Scen
     assert stage.state().dead == (("unhandled", "one"),)
 
 
-def test_undecodable_follow_up_is_reported_as_a_rejection_in_a_pair(redis_url: str) -> None:
+def test_hooks_are_paired_for_the_rejection_of_a_bad_follow_up(redis_url: str) -> None:
     pairs = Pairs()
     with broker_on(redis_url, Pipelines(), pairs) as broker:
         work = dramatiq.actor(broker=broker, actor_name="work")(lambda *_: None)
@@ -268,7 +270,7 @@ def lose_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     return lose
 
 
-def test_hooks_of_a_retry_that_waits_for_redis_come_in_one_pair(stage: Scene, lose_once: Callable[[Any], None]) -> None:
+def test_hooks_are_called_once_for_a_retry_that_waits_for_redis(stage: Scene, lose_once: Callable[[Any], None]) -> None:
     pairs = Pairs()
     consumer = stage.consumer("a", middleware=[pairs])
     broker = stage.brokers["a"]
@@ -285,7 +287,7 @@ def test_hooks_of_a_retry_that_waits_for_redis_come_in_one_pair(stage: Scene, lo
     assert pairs.heard == ["before enqueue", "after enqueue"]
 
 
-def test_hooks_of_a_follow_up_that_waits_for_redis_come_in_one_pair(
+def test_hooks_are_called_once_for_a_follow_up_that_waits_for_redis(
     stage: Scene, lose_once: Callable[[Any], None]
 ) -> None:
     pairs = Pairs()

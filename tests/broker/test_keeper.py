@@ -201,7 +201,7 @@ def test_siblings_report_a_process_that_died_with_its_keeper(stage: Scene) -> No
     stage.client.xreadgroup(GROUP, name, {KEYS.stream: ">"})
     seconds, _ = stage.client.time()
     stage.client.zadd(KEYS.consumers, {name: seconds * 1_000})
-    # the lease is so long that no janitor runs by itself during the test
+    # the lease is so long that no janitor starts a round during the test
     sibling = stage.consumer("b", lease_ms=10 * LONG_MS, timeout=20_000)
     eventually(lambda: stage.n_blocked("xread"))
 

@@ -477,7 +477,7 @@ def test_urgent_message_overtakes_the_backlog_except_unstarted_messages(scene: S
 
     ran = [run_next(scene, "a", consumer) for _ in range(34)]
 
-    # the urgent message comes to the stream when the first message starts, which frees a place
+    # the urgent message is added to the stream when the first message starts and frees a place
     expected = [f"bulk {n}" for n in range(30)]
     expected[MOST_UNSTARTED:MOST_UNSTARTED] = ["plain", "urgent", "soon", "soon too"]
     assert ran == expected

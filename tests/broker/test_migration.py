@@ -32,7 +32,7 @@ def actor_on(broker: dramatiq.Broker, ran: Counter[str]) -> Any:
     return work
 
 
-def test_waiting_delayed_and_abandoned_messages_move_in_order_and_run(
+def test_migration_moves_waiting_delayed_and_abandoned_messages(
     old: RedisBroker, redis_url: str, redis_client: redis.Redis
 ) -> None:
     ran: Counter[str] = Counter()

@@ -48,7 +48,7 @@ def test_jobs_that_run_when_a_queue_is_paused_end_normally(scene: Scene) -> None
 
 
 def test_waiting_consumer_notices_pause_and_resume_at_once(scene: Scene) -> None:
-    # the lease is so long that no janitor runs by itself during the test
+    # the lease is so long that no janitor starts a round during the test
     consumer = scene.consumer("a", lease_ms=600_000, timeout=100)
     broker = scene.brokers["a"]
     eventually(lambda: reads(scene, consumer))

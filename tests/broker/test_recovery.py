@@ -334,7 +334,7 @@ def kept(redis_client: redis.Redis, clock: Clock) -> Iterator[Keeper]:
     connections = Connections(redis_client)
     kept = Keeper(connections, BrokerSettings(lease_ms=60_000, keeper_process=False), consumer_name="me")
     kept.add(KEYS)
-    kept.stop()  # no heartbeats other than those that a test asks for
+    kept.stop()  # write no heartbeats except those that a test requests
     yield kept
     connections.close()
 
@@ -506,7 +506,7 @@ def test_undelivered_entry_is_not_swept_as_an_orphan(scene: Scene) -> None:
 
 
 def test_waiting_consumer_takes_orphans_at_once(scene: Scene) -> None:
-    # the lease is so long that no janitor runs by itself during the test
+    # the lease is so long that no janitor starts a round during the test
     holder = scene.consumer("a", lease_ms=600_000)
     scene.brokers["a"].enqueue(message("one"))
     (one,) = received(holder, 1)
@@ -633,7 +633,7 @@ def test_records_of_suspects_are_removed_with_the_suspects(scene: Scene) -> None
 
 
 def test_reply_lost_on_a_live_connection_is_recovered(scene: Scene) -> None:
-    # the lease is so long that no janitor runs by itself during the test
+    # the lease is so long that no janitor starts a round during the test
     consumer = scene.consumer("a", lease_ms=600_000, timeout=100)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))

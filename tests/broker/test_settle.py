@@ -139,7 +139,7 @@ def test_earlier_delivery_to_the_same_process_is_fenced(
 
 
 def test_waiting_consumer_takes_handed_back_entries_at_once(scene: Scene) -> None:
-    # the lease is so long that no janitor runs by itself during the test
+    # the lease is so long that no janitor starts a round during the test
     mine = scene.consumer("a", lease_ms=600_000)
     other = scene.consumer("b", lease_ms=600_000, timeout=20_000)
     scene.brokers["a"].enqueue(message("one"))

@@ -85,7 +85,7 @@ def lengths(client: redis.Redis, n: int) -> list[int]:
     return [client.xlen(f"streams:{shard_name(QUEUE, number)}") for number in range(n)]
 
 
-def test_undivided_queue_uses_no_keys_of_shards(producer: RedisStreamsBroker, redis_client: redis.Redis) -> None:
+def test_queue_without_shards_uses_no_shard_keys(producer: RedisStreamsBroker, redis_client: redis.Redis) -> None:
     producer.enqueue(message(7))
 
     assert producer.shards(QUEUE) == (QUEUE,)
@@ -132,7 +132,7 @@ def test_workers_run_messages_of_all_shards(producer: RedisStreamsBroker, redis_
 
 
 def test_reader_of_shard_0_moves_messages_to_their_shards(producer: RedisStreamsBroker, redis_url: str) -> None:
-    # added before the queue was divided, as a program that knows no shards does at any time
+    # added before the queue was divided; a program that does not know about shards adds messages like this at any time
     producer.enqueue_many([message(number) for number in range(20)])
     producer.set_shards(QUEUE, 4)
     process = Process(broker_on(redis_url))

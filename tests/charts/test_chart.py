@@ -276,7 +276,7 @@ def test_scheduler_probe_fails_when_ticks_stop(tmp_path: Path) -> None:
     assert (answers("startupProbe"), answers("livenessProbe")) == (True, False)
 
 
-def test_scheduler_is_single_and_does_not_block_node_drains() -> None:
+def test_chart_runs_one_scheduler_that_does_not_block_node_drains() -> None:
     resources = everything()
 
     scheduler = of_component(resources, "Deployment", "scheduler")

@@ -46,7 +46,7 @@ def test_keys_answer_undo_and_postpone_questions(page: Page, looks: ClusterServi
     assert page.complaints() == []
 
 
-def test_postponed_question_returns_and_not_this_pet_hides_the_album(
+def test_postponed_question_returns_and_a_foreign_album_is_hidden(
     page: Page, looks: ClusterService, worker: None
 ) -> None:
     page.open(f"pet/{PET}/review")

@@ -115,7 +115,7 @@ def kill_a_master(stage: Stage, rng: random.Random) -> str:
 
 
 def block_the_log(stage: Stage, rng: random.Random) -> str:
-    """Do not read a pod's log for longer than the lease."""
+    """Stop reading a pod's log for longer than the lease."""
     with rng.choice(stage.pods).blocking_its_log():
         time.sleep(LEASE_MS / 1000 * rng.uniform(1.0, 2.5))
     return "blocked a log"

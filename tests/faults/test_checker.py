@@ -46,13 +46,13 @@ def test_message_in_two_places_counts_as_doubled() -> None:
     assert {one.partition(":")[0] for one in verdict.doubled} == {"a", "b", "c"}
 
 
-def test_refused_message_that_ran_counts_as_conjured() -> None:
+def test_message_that_ran_although_it_was_refused_is_reported() -> None:
     verdict = judge(ledger({"a": "quick"}, runs={"a": 1}, fates={"a": "refused"}), holding())
 
     assert verdict.conjured == ("a",)
 
 
-def test_message_that_was_never_sent_counts_as_conjured() -> None:
+def test_message_that_was_never_sent_is_reported() -> None:
     assert judge(ledger({}, runs={"x": 1}), holding()).conjured == ("x",)
 
 

@@ -74,7 +74,7 @@ def test_page_on_a_dead_redis_ends_when_it_is_back(on_call: OnCall) -> None:
     heading = opened(on_call, "MediaClusterRedisUnreachable")
     first, *_ = under(heading)
     on_call.follow(first, codes={1, 3})
-    on_call.type("fix")  # Platform
+    on_call.type("fix")  # done by the Platform team, who run Redis
 
     ends(on_call, "PagerDuty: resolved MediaClusterRedisUnreachable")
     reported_once(on_call, "MediaClusterRedisUnreachable")
@@ -113,7 +113,7 @@ def test_workers_that_crash_again_and_again_page_once(on_call: OnCall) -> None:
     (first,) = under(heading)
     on_call.follow(first)
     leads_to(sections()[heading], "Roll back a release")
-    on_call.type("fix")  # the release before
+    on_call.type("fix")  # stands for a rollback to the previous release
 
     ends(on_call, "PagerDuty: resolved MediaClusterNoWorkers")
     reported_once(on_call, "MediaClusterNoWorkers")

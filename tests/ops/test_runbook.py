@@ -240,7 +240,7 @@ def test_only_undecodable_messages_are_purged_without_inspection() -> None:
 # -- quick links -------------------------------------------------------------------------------------------------------
 
 
-QUICK_LINKS: Final = dict(re.findall(r"^- \[(.+)\]\((https://\S+)\)$", TEXT, re.MULTILINE))
+QUICK_LINKS: Final = dict(re.findall(r"^\| \[(.+)\]\((https://\S+)\) \|", TEXT, re.MULTILINE))
 JOB_LOGS: Final = '{service="sploot-cluster"} | json | logger="sploot-cluster.queue" | '
 
 

@@ -47,7 +47,7 @@ def traffic(seed: int, n: int) -> list[NewItem]:
 
 
 def assign(service: ClusterService, one: NewItem) -> Assigned | None:
-    """Assign an item by itself, as a job does."""
+    """Assign a single item, as a job does."""
     try:
         return service.assign(one.pet, one.media, model=one.model, vector=one.vector, occurred_at=one.occurred_at)
     except ModelMismatch:

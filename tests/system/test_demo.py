@@ -1,4 +1,4 @@
-"""The demo: it succeeds when all promises hold, and fails when one is broken."""
+"""The demo: it succeeds if every guarantee holds, and fails if one is broken."""
 
 from __future__ import annotations
 

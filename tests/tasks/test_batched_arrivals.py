@@ -138,7 +138,7 @@ def test_unusual_events_have_the_same_outcome_in_a_batch_as_individually(
     pool: Pool, redis_client: redis.Redis, logged: pytest.LogCaptureFixture
 ) -> None:
     send(redis_client, *range(N))
-    send(redis_client, 5)  # a producer repeats an event
+    send(redis_client, 5)  # the producer sends one event twice
     send(redis_client, 50, model="other@1")
 
     pool.run()
@@ -168,7 +168,7 @@ def test_messages_of_a_failed_batch_run_one_by_one(
     assert pool.broker.counters(EMBEDDING_INGESTED)["retried"] == 0
 
 
-def test_thread_is_not_stuck_after_a_batch_that_was_not_done(pool: Pool, tmp_path: Path, clock: Later) -> None:
+def test_thread_is_not_reported_as_stuck_after_an_unfinished_batch(pool: Pool, tmp_path: Path, clock: Later) -> None:
     pulse = KeepPulse(tmp_path, hung_after_s=1e9, clock=clock)
     messages = [MessageProxy(dramatiq.Message(EMBEDDING_INGESTED, CLUSTER_EMBEDDING, (), {}, {})) for _ in range(2)]
     for message in messages:

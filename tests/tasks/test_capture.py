@@ -454,7 +454,7 @@ def forms_of(vector: Any) -> dict[str, dict[bytes, bytes]]:
 
 
 def traces_of(vector: Any) -> list[bytes]:
-    """Return byte strings of which at least one is in any file that holds part of the vector, in any form."""
+    """Return byte strings such that any file that holds part of the vector, in any form, contains at least one."""
     raw = vector.astype("<f4").tobytes()
     words = [raw[at : at + 9] for at in range(len(raw) - 9)]
     encoded = [base64.b64encode(raw)[at : at + 12] for at in range(0, len(raw) - 12, 4)]

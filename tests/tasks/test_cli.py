@@ -1,4 +1,6 @@
-"""The command line on a real Redis: output and exit codes, in this process where the process is not the subject."""
+"""The command line on a real Redis: output and exit codes. Commands run in this process unless a test is about the
+process.
+"""
 
 from __future__ import annotations
 

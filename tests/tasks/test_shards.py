@@ -222,7 +222,7 @@ def test_ids_are_found_in_their_shards(divided: Divided) -> None:
     assert refused.field == "dead_letter_ids"
 
 
-def test_id_of_two_shards_is_refused(divided: Divided) -> None:
+def test_id_that_exists_in_two_shards_is_refused(divided: Divided) -> None:
     one, other = PETS[0], next(pet_id for pet_id in PETS if shard_of(pet_id) != shard_of(PETS[0]))
     divided.bury(one)
     divided.bury(other)

@@ -27,7 +27,7 @@ from tests.faults.stage import Stage
 
 
 def delete_a_key(stage: Stage, rng: random.Random) -> str:
-    """Delete a key that the product rebuilds by itself."""
+    """Delete a key that the product rebuilds automatically."""
     stream = stream_of(rng.choice(QUEUES))
     keys = [f"{{{stream}}}:{what}" for what in ("consumers", "timer", "swept", "suspects", "promoter")]
     keys += ["sploot:pets", f"{{pet:{rng.randrange(1, 15)}}}:tree", "sploot:backlog", "sploot:media"]

@@ -1,4 +1,4 @@
-"""Chunks, compared with a naive product of all vectors with all vectors."""
+"""Chunks, compared with a naive all-pairs product of the vectors."""
 
 from __future__ import annotations
 

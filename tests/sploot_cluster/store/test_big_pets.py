@@ -252,7 +252,7 @@ def test_removal_of_unknown_items_copies_nothing(client: Interrupted) -> None:
     assert client.info("commandstats")["cmdstat_rpush"]["calls"] == before
 
 
-def test_items_of_a_pet_that_has_only_others_in_quarantine_can_be_removed(redis_client: redis.Redis) -> None:
+def test_last_items_with_rows_and_in_quarantine_can_be_removed(redis_client: redis.Redis) -> None:
     reviewed_pet(redis_client)
 
     remover(redis_client).delete_media(PET, [MediaId("odd")], by="eve")
@@ -286,7 +286,7 @@ def delete(other: ClusterService) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [arrive, quarantine, embed, correct, delete])
-def test_change_at_any_moment_of_a_removal_is_kept(
+def test_change_made_at_any_moment_during_a_removal_is_kept(
     client: Interrupted, redis_client: redis.Redis, change: Callable[[ClusterService], None]
 ) -> None:
     reviewed_pet(redis_client)

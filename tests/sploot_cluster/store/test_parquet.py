@@ -90,7 +90,7 @@ def test_each_pet_is_in_exactly_one_part(tmp_path: Path) -> None:
     assert found == [{CATS}, {DOGS}]
 
 
-def test_export_without_pets_is_a_file_with_the_columns(tmp_path: Path) -> None:
+def test_export_without_pets_writes_a_file_with_columns_but_no_rows(tmp_path: Path) -> None:
     written = write_pets(MemoryPetStore(), tmp_path)
 
     table = pq.read_table(written.files[0])

@@ -611,7 +611,7 @@ def test_pets_are_listed_page_by_page_in_the_order_of_their_ids(store: PetStore,
 
 
 @pytest.mark.parametrize("change", ["lost", "too few", "too many"])
-def test_order_of_pets_is_repaired_by_its_next_reader(redis_client: redis.Redis, change: str) -> None:
+def test_next_reader_repairs_the_sorted_list_of_pets(redis_client: redis.Redis, change: str) -> None:
     store = RedisPetStore(redis_client)
     three_pets(store)
     match change:

@@ -439,7 +439,7 @@ def test_noise_within_the_budget_of_a_large_pet_does_not_count_as_high(redis_cli
     assert watch.note(0, pet_id=7, n_media=2_000) == 0
 
 
-def test_noise_streaks_of_deleted_pets_and_of_old_reclusters_end(redis_client: redis.Redis) -> None:
+def test_noise_streak_ends_with_its_pet_or_after_a_day(redis_client: redis.Redis) -> None:
     watch = NoiseWatch(redis_client)
     for pet_id in (7, 7, 7, 8, 8):
         watch.note(40, pet_id=pet_id, n_media=100)
