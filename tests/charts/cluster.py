@@ -29,6 +29,7 @@ APIS: Final = {
     "v1": {"pods": "Pod", "secrets": "Secret", "events": "Event"},
     "apps/v1": {"deployments": "Deployment"},
     "metrics.k8s.io/v1beta1": {"pods": "PodMetrics"},
+    "autoscaling/v2": {"horizontalpodautoscalers": "HorizontalPodAutoscaler"},
     "keda.sh/v1alpha1": {"scaledobjects": "ScaledObject"},
 }
 _VERBS: Final = ["get", "list", "watch", "create", "patch", "update"]

@@ -6,6 +6,8 @@ Alertmanager, whose objects come first in every list.
 
 from __future__ import annotations
 
+import copy
+import getpass
 import os
 import re
 import subprocess
@@ -47,18 +49,21 @@ class Block:
 
 
 def blocks_of(document: Path) -> Iterator[Block]:
-    heading = ""
+    heading, pod = "", ""
     for part in re.split(r"(^#+ [^\n]*$|^ *```\w*\n.*?^ *```$)", document.read_text(), flags=re.MULTILINE | re.DOTALL):
         if part.startswith("#"):
             heading = part.lstrip("# ")
         elif part.lstrip().startswith("```"):
             body = textwrap.dedent(part.partition("\n")[2].rpartition("```")[0]).replace("\\\n", " ")
-            lines = [line for line in body.splitlines() if "kubectl" in line or "replicas.sh" in line]
+            words = ["kubectl", "replicas.sh", *(["sploot-cluster "] if "sploot-cluster() {" in body else [])]
+            lines = [line for line in body.splitlines() if any(word in line for word in words)]
+            pod = next((line for line in lines if line.startswith("POD=")), pod)
             if lines:
                 yield Block(f"{document.name}, {heading}", tuple(lines))
         else:
             for command in re.findall(r"`(kubectl [^`]* -n media[^`]*)`", part):
-                yield Block(f"{document.name}, {heading}", (" ".join(command.split()),))
+                before = (pod,) if "$POD" in command else ()
+                yield Block(f"{document.name}, {heading}", (*before, " ".join(command.split())))
 
 
 BLOCKS: Final = list({block.lines: block for document in DOCUMENTS for block in blocks_of(document)}.values())
@@ -101,7 +106,8 @@ def operator(home: Path) -> Iterator[Shell]:
         lacking("kubectl", "pip install -e '.[deploy]'")
     secret = {"apiVersion": "v1", "kind": "Secret", "data": {"url": "cmVkaXM="}}
     own = {**secret, "metadata": {"name": "sploot-cluster-redis", "namespace": "media"}}
-    cluster = Cluster([*render(VALUES, release="sploot-cluster"), own])
+    scaled = of_kind(render({"autoscaling": {"mode": "hpa"}}, release="sploot-cluster"), "HorizontalPodAutoscaler")
+    cluster = Cluster([*render(VALUES, release="sploot-cluster"), *scaled, own])
     for deployment in cluster.of("Deployment"):
         deployment["spec"].setdefault("replicas", 2)  # the number of pods that KEDA has started
     with serving(cluster, home) as kubeconfig:
@@ -138,7 +144,26 @@ def test_commands_in_pods_run_in_the_worker_container(asked: Cluster) -> None:
     assert asked.ran
     for pod, container, command in asked.ran:
         assert pod.startswith("sploot-cluster-worker-")
-        assert (container, command[0]) == ("worker", "sploot-cluster")
+        assert container == "worker"
+        assert command[0] == "cat" or (command[0], command[2]) == ("env", "sploot-cluster")
+    assert ["sploot-cluster", "doctor"] in [command[2:] for _, _, command in asked.ran]
+
+
+def test_operator_is_named_in_the_audit_of_a_pod(asked: Cluster) -> None:
+    names = {command[1] for _, _, command in asked.ran if command[0] == "env"}
+
+    assert names == {f"USER={getpass.getuser()}"}
+
+
+def test_commands_raise_the_limit_of_either_autoscaler(shell: Shell) -> None:
+    before = {kind: copy.deepcopy(shell.cluster.of(kind)) for kind in ("HorizontalPodAutoscaler", "ScaledObject")}
+
+    shell.run(*{line for block in BLOCKS for line in block.lines if line.startswith("kubectl patch ")})
+
+    for kind, limit in (("HorizontalPodAutoscaler", "maxReplicas"), ("ScaledObject", "maxReplicaCount")):
+        (old,), (new,) = before[kind], shell.cluster.of(kind)
+        assert new["spec"].pop(limit) > old["spec"].pop(limit)
+        assert new == old
 
 
 def test_commands_for_worker_logs_cover_every_pool(asked: Cluster) -> None:
