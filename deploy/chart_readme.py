@@ -26,6 +26,10 @@ helm test sploot-cluster -n media
 
 [Deployment](../../docs/how-to/deployment.md) explains scaling, worker pools, Redis and limits.
 
+Scanners such as checkov report some defaults that are on purpose: no CPU limits, which would throttle jobs while other
+cores are idle; the pull policy `IfNotPresent`, because a version's tag is never reused (set `image.digest` to be sure);
+no readiness probe of the scheduler, which serves no requests; no probes of the pod of `helm test`, which runs once.
+
 ## Values
 
 Every other value is refused. This table is generated from `values.yaml` by `make chart-files`.

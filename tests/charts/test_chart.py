@@ -290,15 +290,24 @@ def test_network_policy_allows_scrapers_callers_redis_and_dns() -> None:
     found = of_kind(render({}), "NetworkPolicy")
     policies = {policy["metadata"]["name"].rpartition("-")[2]: policy["spec"] for policy in found}
 
-    assert set(policies) == set(COMPONENTS)
+    assert set(policies) == {*COMPONENTS, "test"}
     assert all(policy["policyTypes"] == ["Ingress", "Egress"] for policy in policies.values())
-    assert policies["scheduler"]["ingress"] == []
+    assert policies["scheduler"]["ingress"] == policies["test"]["ingress"] == []
     (worker,) = policies["worker"]["ingress"]
     assert worker["ports"] == [{"port": "metrics", "protocol": "TCP"}]
     assert worker["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
-    for policy in policies.values():
+    for component, policy in policies.items():
         ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-        assert ports == {53, 5353, 6379}
+        assert ports - ({"http"} if component == "test" else set()) == {53, 5353, 6379}
+
+
+def test_every_pod_has_a_network_policy() -> None:
+    resources = everything()
+    pods = [r["spec"]["template"] for r in of_kind(resources, "Deployment")] + of_kind(resources, "Pod")
+    selectors = [r["spec"]["podSelector"]["matchLabels"].items() for r in of_kind(resources, "NetworkPolicy")]
+
+    for pod in pods:
+        assert any(selector <= pod["metadata"]["labels"].items() for selector in selectors)
 
 
 # -- needs of installations ------------------------------------------------------------------------------------------
@@ -614,6 +623,12 @@ def test_chart_dashboard_equals_ops_dashboard() -> None:
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
+def test_alertmanager_image_is_pinned_by_its_digest() -> None:
+    container = container_of(of_component(everything(), "Deployment", "alertmanager"))
+
+    assert re.fullmatch(r"quay[.]io/prometheus/alertmanager:v[0-9.]+@sha256:[0-9a-f]{64}", container["image"])
+
+
 def test_alertmanager_gets_routes_and_the_files_they_name() -> None:
     resources = everything()
     config = (ROOT / "ops" / "config" / "alertmanager.yaml").read_text()
@@ -650,10 +665,12 @@ def test_installation_notes_list_what_is_missing() -> None:
     text = notes({"ingest": {"rolloutPercent": 10}})
 
     assert "items of 10 % of the pets" in text
+    assert "set image.digest" in text
     assert "No alerts are installed" in text
     assert "sploot-cluster-redis, key url" in text
     assert "kubectl get pod -l app=sploot-cluster -n media" in text
     assert "No alerts are installed" not in notes({"prometheusRule": {"enabled": True}})
+    assert "set image.digest" not in notes({"image": {"digest": f"sha256:{'0' * 64}"}})
 
 
 def test_installation_notes_warn_about_alerts_when_scaled_to_zero() -> None:
