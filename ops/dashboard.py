@@ -263,7 +263,7 @@ def _variables() -> list[Any]:
     def of_label(name: str, query: str, *, all_value: str = ".+") -> builders.QueryVariable:
         return (
             builders.QueryVariable(name)
-            .label(name)
+            .label(name.title())
             .datasource(METRICS)
             .query(query)
             .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
