@@ -105,7 +105,7 @@ SCENES: Final = {
     "recluster": Scene("pet/{pet}/recluster", shows=".moves, .banner"),
     "no-pet": Scene("pet/999999"),
     "queues": Scene("queues"),
-    "pause": Scene("queues", _click("main td.actions button")),
+    "rescue": Scene("queues", _click("main td.actions button")),
     "incidents": Scene("incidents"),
     "incident": Scene("incidents/MediaClusterPendingHigh"),
     "activity": Scene("activity", shows=".chart canvas"),
@@ -187,7 +187,7 @@ def _make_trouble(client: redis.Redis, pets: Sequence[int]) -> str:
     )
     with ClusterTasks(client=client) as tasks:
         for pet in pets:
-            tasks.request_recluster(pet, reason="growth", delay_ms=240_000 + 1_000 * pet)
+            tasks.request_recluster(pet, reason="growth", delay_ms=3_600_000 + 1_000 * pet)
         job_id = tasks.merge(pets[0], [1, 999]).job_id
     for actor in EVERY:
         with recording_run(client, actor):

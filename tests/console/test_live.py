@@ -13,6 +13,9 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from tasks.client import ClusterTasks
+from tasks.composition import build_operations
+from tasks.settings import Settings
 from tests.console.conftest import Page
 from tests.support import eventually
 from tests.tasks.queue_ops.desk import Desk
@@ -161,6 +164,23 @@ def test_lists_are_loaded_again_when_a_push_reports_a_change(page: Page, redis_c
     page.sees("43")
     # the page reads the counts before the jobs, so that the next push may correct them
     eventually(lambda: page.shown(".tabs a")[0].split() == ["Waiting", "1"], within_s=30)
+    assert page.complaints() == []
+
+
+def test_job_and_activity_are_loaded_again_when_a_push_reports_a_change(page: Page, redis_client: redis.Redis) -> None:
+    job_id = ClusterTasks(client=redis_client).merge(7, [1, 2]).job_id
+    page.open(f"job/{job_id}")
+    becomes_live(page)
+    assert page.shown("main .state") == ["queued"]
+    operations = build_operations(Settings(), redis_client)
+
+    operations.act(operations.plan_cancel("cluster.feedback", job_ids=[job_id]), by="ada", via="http", note="")
+
+    eventually(lambda: page.shown("main .state") == ["cancelled"], within_s=30)
+
+    page.open("activity")
+    becomes_live(page)
+    page.sees("Jobs done per minute")
     assert page.complaints() == []
 
 

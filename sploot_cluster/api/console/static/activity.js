@@ -3,11 +3,16 @@
 import { get } from "./api.js";
 import { chart, charts } from "./charts.js";
 import { h } from "./dom.js";
+import { changes, figuresOfJobs } from "./pushed.js";
 import { limitsOf, thresholds } from "./thresholds.js";
+
+// Workers add what they did every ten seconds. The response is too large to load it more often than that.
+const hasChanged = changes(10_000);
 
 export const activity = {
   title: () => "Activity",
   every: 60_000,
+  news: ({ queues: { queues } }, history) => (hasChanged(queues.map(figuresOfJobs)) ? null : history),
   async load() {
     const [history] = await Promise.all([get("queues/history"), thresholds(), charts()]);
     return history;

@@ -46,7 +46,7 @@ function options({ series, unit, limits, marks, group }, place) {
     tzDate: (seconds) => window.uPlot.tzDate(new Date(seconds * 1e3), "Etc/UTC"),
     cursor: { sync: { key: group }, drag: { x: false, y: false } },
     scales: { y: { range: (_, low, high) => [0, Math.max(high ?? 0, ...limits.filter(([value]) => value < 3 * (high ?? 0)).map(([value]) => value), 1) * 1.05] } },
-    axes: [{ ...axis, values: (_, times) => times.map((time) => new Date(time * 1e3).toISOString().slice(11, 16)) }, { ...axis, size: 60, values: (_, values) => values.map((value) => shown(value, unit)) }],
+    axes: [{ ...axis, size: 36, values: (_, times) => times.map((time) => new Date(time * 1e3).toISOString().slice(11, 16)) }, { ...axis, size: 60, values: (_, values) => values.map((value) => shown(value, unit)) }],
     series: [
       { value: (plot, seconds) => `${new Date((seconds ?? last(plot.data[0])) * 1e3).toISOString().slice(11, 16)} UTC` },
       ...series.map(([label], at) => ({ label, stroke: colour(COLOURS[at % COLOURS.length]), width: 1.5, spanGaps: false, points: { show: false }, value: (plot, value, series, index) => shown(index === null ? last(plot.data[series]) : value, unit) })),
@@ -74,6 +74,7 @@ const last = (values) => values.findLast((value) => value !== null && value !== 
 
 function shown(value, unit) {
   if (value === null || value === undefined) return "–";
+  if (unit === "s" && value > 0 && value < 1) return `${Number((1000 * value).toPrecision(2))} ms`;
   const text = value >= 1000 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3)));
   return unit ? `${text} ${unit}` : text;
 }

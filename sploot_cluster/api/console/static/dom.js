@@ -30,12 +30,12 @@ export function fill(element, ...children) {
 /** Create a table whose rows are lists of cells. On a phone each row becomes a card that names the column of each cell, unless
  *  the table is `narrow`. The ARIA roles keep it a table for screen readers. */
 export function table(heads, rows, { empty, caption, narrow = false } = {}) {
-  if (!rows.length && empty) return h("p", { class: "quiet" }, empty);
+  if (!rows.length && empty) return h("p", { class: "none" }, empty);
   const names = heads.map((head) => head.text ?? head);
   const cellOf = (content, at) => {
     const cell = content instanceof HTMLTableCellElement ? content : h("td", {}, content);
     cell.setAttribute("role", "cell");
-    if (names[at]) cell.dataset.head = names[at];
+    if (names[at] && cell.colSpan === 1) cell.dataset.head = names[at];
     return cell;
   };
   return h(
@@ -51,7 +51,7 @@ export function table(heads, rows, { empty, caption, narrow = false } = {}) {
   );
 }
 
-export const number = (text, level) => h("td", { class: `number ${level ? `is-${level}` : ""}` }, text);
+export const number = (text, level) => h("td", { class: `number ${level ? `is-${level}` : ""}` }, level ? h("span", { class: "level" }, text) : text);
 
 export function duration(ms) {
   if (ms === null || ms === undefined) return "–";
@@ -97,6 +97,12 @@ async function copy(code, button) {
   }
   button.textContent = isCopied ? "copied" : "press Ctrl+C";
   setTimeout(() => (button.textContent = "copy"), 1500);
+}
+
+/** Show a sentence. The sploot-cluster command with which it ends, if any, can be copied. */
+export function advice(text) {
+  const at = text?.search(/(?<=[;:] )sploot-cluster /) ?? -1;
+  return at < 0 ? text : [text.slice(0, at - 2), command(text.slice(at))];
 }
 
 /** Build a sploot-cluster command from its words, quoted for a shell. */

@@ -1,7 +1,7 @@
 // The page of search results: a job, pets, an item, unfinished jobs, and dead letters.
 
 import { get, may, Refused } from "./api.js";
-import { count, h, table, when } from "./dom.js";
+import { count, h, number, table, when } from "./dom.js";
 import { jobTable } from "./jobs.js";
 import { petLink } from "./names.js";
 
@@ -32,7 +32,7 @@ export const find = {
       nothing && h("p", { class: "banner" }, "Nothing has this id, number or error. Jobs that ended more than a day ago are forgotten."),
       job && section("Job", h("p", {}, h("a", { class: "id", href: `#/job/${encodeURIComponent(job.job_id)}` }, job.job_id), ` ${job.state}: ${job.reason}`)),
       why && section("Item", h("p", {}, h("a", { href: `#/pet/${itemPet}` }, `Item ${item} of pet ${itemPet}`), ` is ${why.cluster_id === null ? "in no cluster" : `in cluster ${why.cluster_id}`}: ${why.reason}`)),
-      pets.length > 0 && section("Pets", table(["pet", "items", "clusters", "noise"], pets.map((one) => [h("a", { href: `#/pet/${one.pet_id}` }, one.name ? `${one.name} (${one.pet_id})` : one.pet_id), count(one.n_media), count(one.n_clusters), count(one.n_noise)]))),
+      pets.length > 0 && section("Pets", table(["pet", ...["items", "albums", "loose"].map((text) => ({ text, class: "number" }))], pets.map((one) => [h("a", { href: `#/pet/${one.pet_id}` }, one.name ? `${one.name} (${one.pet_id})` : one.pet_id), number(count(one.n_media)), number(count(one.n_clusters)), number(count(one.n_noise))]))),
       found?.jobs.length > 0 && section("Unfinished jobs", jobTable(found.jobs, { withQueue: true })),
       found?.dead_letters.length > 0 && section("Dead letters", deadTable(found.dead_letters)),
       found && !found.is_complete && h("p", { class: "quiet" }, "More match than are shown, or more dead letters exist than were searched: search for something narrower."),

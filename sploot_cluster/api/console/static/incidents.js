@@ -8,7 +8,7 @@
 import { asset, get, may } from "./api.js";
 import { act, pauseButton } from "./actions.js";
 import { chart, charts } from "./charts.js";
-import { command, count, duration, h, shortName } from "./dom.js";
+import { advice, command, count, duration, h, shortName } from "./dom.js";
 import { jobTable, rescue } from "./jobs.js";
 
 const BEYOND = { ">": (value, limit) => value > limit, ">=": (value, limit) => value >= limit, "<": (value, limit) => value < limit };
@@ -111,7 +111,8 @@ function section(incident, history, runbook, again, { open = false } = {}) {
     "section",
     { class: `incident is-${alert.level}`, "aria-label": `${alert.alert} ${queue?.queue ?? ""}`.trim() },
     h("h2", {}, h("a", { href: `#/incidents/${alert.alert}` }, alert.alert), queue && h("span", { class: "quiet" }, ` ${queue.queue}`)),
-    h("p", {}, h("strong", {}, text), ` ${alert.what} (${alert.level} at ${alert.comparator.replace(">=", "≥")} ${alert.value}${alert.unit ? ` ${alert.unit}` : ""})`, queue && h("span", { class: "quiet" }, `: ${queue.reason}`)),
+    h("p", {}, h("strong", {}, text), ` ${alert.what} (${alert.level} at ${alert.comparator.replace(">=", "≥")} ${alert.value}${alert.unit ? ` ${alert.unit}` : ""}).`),
+    queue && h("div", { class: "quiet sentence" }, advice(queue.reason)),
     actions(incident, again),
     alert.plot && plot(incident, history),
     incident.jobs && jobTable(incident.jobs, { empty: "No such job at this moment." }),

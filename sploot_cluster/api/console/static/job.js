@@ -3,13 +3,23 @@
 import { act } from "./actions.js";
 import { ENDED, follow, get, may } from "./api.js";
 import { write } from "./exact.js";
-import { count, go, h, notice, number, table, when } from "./dom.js";
+import { advice, count, go, h, notice, number, table, when } from "./dom.js";
 import { labelOf, petLink } from "./names.js";
+import { changes, figuresOfJobs } from "./pushed.js";
 import { stageBar } from "./stage.js";
+
+const hasChanged = changes();
 
 export const job = {
   title: ({ rest }, status) => (status?.job_id ? `${status.actor}${status.pet_id ? ` of ${labelOf(status.pet_id)}` : ""}: ${status.state}` : rest[0] ? `Job ${rest[0]}` : "Jobs"),
   every: 3000,
+  news({ queues: { queues } }, status) {
+    if (!status.job_id) return { queues };
+    // a dead job may be requeued; other jobs that have ended stay as they are
+    if (ENDED.has(status.state) && status.state !== "dead") return status;
+    const queue = figuresOfJobs(queues.find((one) => one.queue === status.queue));
+    return status.stage || hasChanged([status.job_id, queue]) ? null : status;
+  },
   load: async ({ rest }) => (rest[0] ? get(`jobs/${encodeURIComponent(rest[0])}`) : may("get_queues") ? get("queues") : { queues: [] }),
   // shown even above an error: a job that no worker has started may have no record, but can be found in its queue
   form: (visit) => [idForm(visit), visit.rest[0] && h("p", {}, h("a", { href: `#/find?text=${encodeURIComponent(visit.rest[0])}` }, "Search the queues for it"))],
@@ -23,7 +33,7 @@ export const job = {
         "dl",
         {},
         fact("state", h("span", { class: `state is-${status.state}` }, status.state)),
-        fact("reason", status.reason),
+        fact("reason", advice(status.reason)),
         status.stage && fact("progress", stageBar(status.stage)),
         fact("job", h("span", { class: "id" }, status.job_id)),
         fact("queue", h("a", { href: `#/jobs/${status.queue}/waiting` }, status.queue)),
@@ -68,7 +78,7 @@ function timeline({ enqueued_at: enqueued, started_at: started, finished_at: end
     ended && [ended, state, reason],
   ].filter((event) => event && event[0]);
   events.sort(([one], [other]) => new Date(one) - new Date(other));
-  return events.length > 1 && [h("h2", {}, "Timeline"), table(["when", "what", "error or result"], events.map(([at, what, text]) => [when(at), what, text]))];
+  return events.length > 1 && [h("h2", {}, "Timeline"), table(["when", "what", "error or result"], events.map(([at, what, text]) => [when(at), h("td", { class: "whole" }, what), advice(text)]))];
 }
 
 function cancelButton({ job_id: id, queue }, again) {

@@ -97,7 +97,7 @@ const reload = () => show({ again: true });
 function keepFresh() {
   clearTimeout(timer);
   showFreshness();
-  if (document.hidden || !here.place.news) ignore();
+  if (document.hidden || !here.place.news || !may("watch_queues")) ignore();
   else listen({ onNews, onProblem, onRefused: reload });
   if (here.place.every && !document.hidden) timer = setTimeout(() => (isLive() && loadedAt !== null ? keepFresh() : reload()), here.place.every);
 }

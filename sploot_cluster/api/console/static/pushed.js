@@ -1,5 +1,5 @@
-// Lists that the server's events keep up to date. The events contain the figures of all queues, but no lists. So a list
-// is loaded again when the figures that it depends on have changed, and at least once a minute.
+// Pages that the server's events keep up to date. The events contain the figures of all queues, but no lists, jobs or
+// history. So these are loaded again when the figures that they depend on have changed, and at least once a minute.
 
 const LATEST_MS = 60_000;
 
@@ -9,6 +9,18 @@ const LATEST_MS = 60_000;
 export function kept(data, figures) {
   const isSame = JSON.stringify(data.figures) === JSON.stringify(figures) && performance.now() - data.loadedAt < LATEST_MS;
   return isSame ? data : null;
+}
+
+/** Return a function that reports, for the figures of an event, whether a page must load its data again: because other
+ *  figures were in the last event for which it did, or because that was a minute ago; but not more often than `restMs`. */
+export function changes(restMs = 0) {
+  let [known, askedAt] = [null, -Infinity];
+  return (figures) => {
+    const [now, age] = [JSON.stringify(figures), performance.now() - askedAt];
+    if (age < restMs || (now === known && age < LATEST_MS)) return false;
+    [known, askedAt] = [now, performance.now()];
+    return true;
+  };
 }
 
 /** Return the figures to compare for a list of unfinished jobs: all that change when a job is added, taken or ended. */

@@ -1,7 +1,7 @@
 // The page of the queues: their figures, their workers, the reasons for waiting work, and the audit log.
 
 import { get, may } from "./api.js";
-import { ask, count, duration, h, number, shell, shortName, table, when } from "./dom.js";
+import { advice, ask, count, duration, h, number, shell, shortName, table, when } from "./dom.js";
 import { act, inverseOf, pauseButton, switchButton } from "./actions.js";
 import { rescue } from "./jobs.js";
 import { petLink } from "./names.js";
@@ -20,10 +20,14 @@ export const queues = {
     return { queues, workers, periodic, audit };
   },
   draw({ queues, workers, periodic, audit }, _, again) {
-    const rows = queues.map((queue) => [
-      h("td", { class: "reason" }, h("strong", {}, queue.queue), h("p", { class: "quiet sentence" }, queue.reason)),
-      ...figures(queue).map(([text, level]) => number(text, level)),
-      h("td", { class: "actions" }, may("apply_plan") && [queue.orphaned > 0 && [rescueButton(queue, again), " "], pauseButton(queue, again), " ", cancelButton(queue, again)]),
+    // each queue has two rows: its figures, and why its jobs wait
+    const rows = queues.flatMap((queue) => [
+      [
+        h("strong", {}, queue.queue),
+        ...figures(queue).map(([text, level]) => number(text, level)),
+        h("td", { class: "actions", rowspan: 2 }, may("apply_plan") && [queue.orphaned > 0 && [rescueButton(queue, again), " "], pauseButton(queue, again), " ", cancelButton(queue, again)]),
+      ],
+      [h("td", { class: "reason", colspan: HEADS.length + 1 }, h("div", { class: "quiet sentence" }, advice(queue.reason)))],
     ]);
     return [
       h("h1", {}, "Queues"),

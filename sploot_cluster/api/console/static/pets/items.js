@@ -67,7 +67,7 @@ function head(desk, id, album, dismissed, all) {
     const [title, text] = dismissed
       ? ["Dismissed", "A person put these items in no album. They stay there until that is undone."]
       : ["Loose items", "Items that resemble no album closely enough. Drag them onto an album, or choose some and place them."];
-    const other = dismissed ? h("a", { href: `#/pet/${desk.pet}/loose` }, "Loose items") : desk.view.dismissed.length > 0 && h("a", { href: `#/pet/${desk.pet}/dismissed` }, `${count(desk.view.dismissed.length)} dismissed`);
+    const other = dismissed ? h("a", { href: `#/pet/${desk.pet}/loose` }, "Loose items") : desk.view.dismissed.length > 0 && h("a", { class: "whole", href: `#/pet/${desk.pet}/dismissed` }, `${count(desk.view.dismissed.length)} dismissed`);
     return [back, h("div", {}, h("h2", {}, title, " ", h("span", { class: "count" }, count(all.length))), h("p", { class: "quiet" }, text, other && [" ", other]))];
   }
   if (!album) return [back, h("h2", {}, `Album ${id}`)];

@@ -94,7 +94,7 @@ function historyTable(desk) {
     const canUndo = desk.may("undo") && desk.verbs.undoable.includes(entry.kind);
     return [
       entry.revision,
-      h("td", {}, kindOf(entry), isUndone && [" ", h("span", { class: "badge" }, "undone")]),
+      h("td", { class: "whole" }, kindOf(entry), isUndone && [" ", h("span", { class: "badge" }, "undone")]),
       when(entry.at),
       entry.by,
       summary(entry),

@@ -35,6 +35,7 @@ export function regroupView(desk) {
       h("p", {}, `${count(result.n_clusters)} albums and ${count(result.n_noise)} loose items. `, h("strong", { class: "kept" }, `${count(result.constraints_kept)} of ${count(result.constraints)} constraints of people's corrections kept.`)),
       h("div", { class: "row" }, apply, h("a", { class: "button", href: `#/pet/${desk.pet}` }, "Discard")),
       movesView(desk, diff),
+      h("p", { class: "quiet" }, "On the command line, to apply exactly this preview:"),
       command(shell("recluster", desk.pet, "--apply", preview.token)),
     );
   }
