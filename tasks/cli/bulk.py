@@ -54,12 +54,14 @@ def parquet(
     as_json: AsJson = False,
 ) -> None:
     """Write all items with vectors, clusters, names and origins as Parquet files, for DuckDB, Spark, Ray or pandas."""
+    from rich.console import Console
+
     from sploot_cluster.store.parquet import write_pets
     from sploot_cluster.store.redis import RedisPetStore
     from tasks.composition import build_client
 
     number, parts = part_of(part)
-    with build_client(settings_of_environment()) as client, err.status("reading pets") as status:
+    with build_client(settings_of_environment()) as client, Console(stderr=True).status("reading pets") as status:
 
         def show(written: Written) -> None:
             status.update(f"{written.n_pets:,} pets, {written.n_items:,} items")
@@ -77,23 +79,23 @@ def parquet(
     else:
         out.print(
             f"{written.n_items:,} items of {written.n_pets:,} pets written: {len(written.files)} files in {directory}",
-            soft_wrap=True,
         )
     if written.unreadable:
         first = written.unreadable[0]
         err.print(
             f"{len(written.unreadable)} pets are unreadable and left out; the first is {first}: sploot-cluster doctor",
-            soft_wrap=True,
         )
         raise typer.Exit(FAILED)
 
 
 def recluster_all(by: str, *, after: int, part: str, as_json: bool) -> None:
     """Recluster all pets through the queue, and wait for the last job."""
+    from rich.console import Console
+
     number, parts = part_of(part)
     with open_service() as service:
         pets = [pet for pet in list(service.pets())[number - 1 :: parts] if pet > after]
-    with open_tasks() as tasks, err.status("sending reclusters") as status:
+    with open_tasks() as tasks, Console(stderr=True).status("sending reclusters") as status:
         waiting: deque[str] = deque()
         failed: list[str] = []
         sent = after
@@ -131,5 +133,5 @@ def _report(n_pets: int, failed: Sequence[str], *, as_json: bool) -> None:
         out.print(f"{n_pets - len(failed):,} of {n_pets:,} pets reclustered")
     if failed:
         first = ", ".join(failed[:FAILURES_SHOWN])
-        err.print(f"{len(failed)} reclusters failed; the first jobs: {first}", soft_wrap=True)
+        err.print(f"{len(failed)} reclusters failed; the first jobs: {first}")
         raise typer.Exit(FAILED)

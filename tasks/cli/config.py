@@ -16,7 +16,6 @@ def config_show(as_json: AsJson = False) -> None:
         print_json(rows)
         return
     table = table_of("variable", "value", "meaning")
-    table.columns[0].no_wrap = True
     for row in rows:
         changed = "" if row["value"] == row["default"] else f" (default {row['default'] or 'empty'})"
         table.add_row(row["variable"], f"{row['value']} {row['unit']}", row["meaning"] + changed)

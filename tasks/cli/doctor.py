@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from tasks.cli.screen import out, print_json, shown, table_of
+from tasks.cli.screen import Styled, out, print_json, shown, table_of
 from tasks.cli.shared import FAILED, UNREACHABLE, AsJson, command_group, examples, settings_of_environment
 
 app = command_group()
 
 _MARKS = {
-    "ok": Text("ok", "green"),
-    "warning": Text("warning", "yellow"),
-    "wrong": Text("WRONG", "red"),
-    "unknown": Text("?"),
+    "ok": Styled("ok", 32),
+    "warning": Styled("warning", 33),
+    "wrong": Styled("WRONG", 31),
+    "unknown": Styled("?"),
 }
 
 
@@ -40,7 +39,7 @@ def doctor(
         table = table_of("", "check", "found")
         for finding in found:
             hint = f"\n→ {shown(finding.hint)}" if finding.hint and finding.level != "ok" else ""
-            table.add_row(_MARKS[finding.level], finding.check, Text(shown(finding.seen) + hint))
+            table.add_row(_MARKS[finding.level], finding.check, Styled(shown(finding.seen) + hint))
         out.print(table)
     if is_unreachable(found):
         raise typer.Exit(UNREACHABLE)

@@ -40,9 +40,9 @@ def job(
     if as_json:
         print_json(status)
     else:
-        out.print(f"job {job_id} {status.state}: {status.reason}", soft_wrap=True)
+        out.print(f"job {job_id} {status.state}: {status.reason}")
         about = f"  {status.actor} in queue {status.queue}"
-        out.print(about if status.pet_id is None else f"{about}, pet {status.pet_id}", soft_wrap=True)
+        out.print(about if status.pet_id is None else f"{about}, pet {status.pet_id}")
         for name, at in (
             ("enqueued", status.enqueued_at),
             ("started", status.started_at),
@@ -52,11 +52,11 @@ def job(
             if at is not None:
                 out.print(f"  {name} {_utc(at)}")
         for failure in status.failures:
-            out.print(f"  attempt {failure.attempt} failed {_utc(failure.failed_at)}: {failure.error}", soft_wrap=True)
+            out.print(f"  attempt {failure.attempt} failed {_utc(failure.failed_at)}: {failure.error}")
         for name, value in (status.result or {}).items():
-            out.print(f"  {name}: {value}", soft_wrap=True)
+            out.print(f"  {name}: {value}")
         if status.state == "dead":
-            out.print(f"  its dead letter: sploot-cluster queue dead list {status.queue}", soft_wrap=True)
+            out.print(f"  its dead letter: sploot-cluster queue dead list {status.queue}")
     if status.state in ("dead", "cancelled"):
         raise typer.Exit(FAILED)
 

@@ -80,17 +80,14 @@ def preview(pet: Pet, as_json: AsJson = False) -> None:
         out.print(
             f"{len(switch.joining)} items join the pet; switching back would quarantine them again, "
             "because the current model has no vectors of them",
-            soft_wrap=True,
         )
     if switch.left_out:
         out.print(
             f"{len(switch.left_out)} items would be quarantined: {switch.dump.state.model} has no vectors of them; "
             "ingest them in that model to keep them",
-            soft_wrap=True,
         )
     out.print(
         f"to apply it, if the pet does not change: sploot-cluster model switch {pet} --apply {switch.token}",
-        soft_wrap=True,
     )
 
 
@@ -127,7 +124,7 @@ def end(
         if candidate.n_only_here:
             summary += f"; {candidate.n_only_here} items have no other vector and stay quarantined until ingested again"
         if not yes:
-            out.print(f"would delete {summary}", soft_wrap=True)
+            out.print(f"would delete {summary}")
             fail(REFUSED, "nothing was deleted; add --yes to delete. This cannot be undone")
         service.end_model(PetId(pet))
-    out.print(f"deleted: {summary}", soft_wrap=True)
+    out.print(f"deleted: {summary}")

@@ -130,7 +130,6 @@ def show_preview(tasks: ClusterTasks, pet: int, job: JobRef, wait_s: float, *, a
     out.print(
         f"to apply it before {previewed.expires_at:%H:%M:%S} UTC, if the pet does not change: "
         f"sploot-cluster recluster {pet} --apply {previewed.token}",
-        soft_wrap=True,
     )
 
 
@@ -174,7 +173,7 @@ def pets(
         table.add_row(str(pet.pet_id), *name, *map(str, numbers), pet.model or "-")
     out.print(table)
     if page.next_cursor is not None:
-        out.print(f"{page.n_matching} pets match; the next page: --cursor {page.next_cursor}", soft_wrap=True)
+        out.print(f"{page.n_matching} pets match; the next page: --cursor {page.next_cursor}")
 
 
 @app.command(epilog=examples("sploot-cluster clusters 42", "sploot-cluster clusters 42 --order occurred_at --json"))
@@ -241,7 +240,7 @@ def tally(
                 damaged = {error.pet: error for error in totals.unreadable}
                 for broken in totals.unconserved:
                     what = f"cannot be read: {damaged[broken].problem}" if broken in damaged else "does not add up"
-                    out.print(f"pet {broken} {what}", markup=False, soft_wrap=True)
+                    out.print(f"pet {broken} {what}")
             is_conserved = not totals.unconserved
         else:
             counted = service.tally(PetId(pet))
@@ -289,7 +288,7 @@ def delete(
         if not has_something and not (found.n_records or found.n_dead_letters):
             fail(FAILED, f"found nothing to delete: {plan}")
         if not yes:
-            out.print(f"would delete permanently: {plan}", soft_wrap=True)
+            out.print(f"would delete permanently: {plan}")
             _print_traces(found)
             fail(
                 REFUSED,
@@ -325,7 +324,7 @@ def _print_traces(traces: Traces) -> None:
     lines = [f"job record {job_id}" for job_id in traces.records]
     lines += [f"dead letter {dead_letter.dead_letter_id} of {dead_letter.queue}" for dead_letter in traces.dead_letters]
     for line in lines[:TRACES_SHOWN]:
-        out.print(f"  {line}", markup=False, soft_wrap=True)
+        out.print(f"  {line}")
     if len(lines) > TRACES_SHOWN:
         out.print(f"  and {len(lines) - TRACES_SHOWN} more; --json lists all of them after a deletion")
     if traces.unreadable:
@@ -333,8 +332,6 @@ def _print_traces(traces: Traces) -> None:
         out.print(
             f"{len(traces.unreadable)} dead letters are unreadable and stay; they may belong to this pet; "
             f"sploot-cluster queue dead show {first.queue} {first.dead_letter_id} shows the first",
-            markup=False,
-            soft_wrap=True,
         )
 
 
@@ -433,10 +430,10 @@ def why(
         print_json(reasons)
         return
     if reasons.origin == QUARANTINED:
-        out.print(f"{media} is in no cluster: {reasons.reason}", markup=False, soft_wrap=True)
+        out.print(f"{media} is in no cluster: {reasons.reason}")
         return
     place = "in no cluster" if reasons.cluster_id is None else f"in cluster {reasons.cluster_id}"
-    out.print(f"{media} is {place}, {reasons.origin}: {reasons.reason}", soft_wrap=True)
+    out.print(f"{media} is {place}, {reasons.origin}: {reasons.reason}")
     if reasons.occurred_at is not None:
         out.print(f"occurred at {reasons.occurred_at:%Y-%m-%d %H:%M:%S} UTC")
     if reasons.similarity is not None:

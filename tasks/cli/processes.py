@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
 import typer
-from rich.console import Console
 
 from sploot_cluster.errors import InvalidInput
 from tasks.cli.shared import REFUSED, USAGE, become, command_group, examples, need, settings_of_environment
@@ -149,6 +148,8 @@ def demo(
 ) -> None:
     """Run the main scenario with real images and real processes. Fails unless every promised effect was seen."""
     need("sklearn", "matplotlib", "faiss", "fastapi")
+    from rich.console import Console
+
     from tasks.demo import run
 
     raise typer.Exit(run(keep=keep, directory=directory, console=Console(highlight=False)))

@@ -92,11 +92,11 @@ def queue_status(as_json: AsJson = False) -> None:
     print_table(table)
     for queue in queues:
         if any((queue.undelivered, queue.in_flight, queue.delayed, queue.orphaned)):
-            out.print(f"{queue.queue}: {queue.reason}", soft_wrap=True)
+            out.print(f"{queue.queue}: {queue.reason}")
         if queue.stale_locks:
             many = f"{queue.stale_locks} unique keys are held by jobs that were"
             held = "1 unique key is held by a job that was" if queue.stale_locks == 1 else many
-            out.print(f"{queue.queue}: {held} removed by hand; the next job with such a key takes it", soft_wrap=True)
+            out.print(f"{queue.queue}: {held} removed by hand; the next job with such a key takes it")
     consumers = [(queue.queue, one) for queue in queues for one in queue.consumers]
     if consumers:
         table = table_of("consumer", "queue", "holds", "heartbeat", "alive")
@@ -293,12 +293,10 @@ def queue_history(
             _age(row.oldest_s),
         )
     print_table(table)
-    out.print(
-        "median, 95 %, waiting and oldest are the largest values of the five-minute steps of a row", soft_wrap=True
-    )
+    out.print("median, 95 %, waiting and oldest are the largest values of the five-minute steps of a row")
     if starts := starts_of(history):
         shown_starts = ", ".join(f"{at:%Y-%m-%d %H:%M} ({n})" for at, n in starts)
-        out.print(f"worker processes started (UTC): {shown_starts}", soft_wrap=True)
+        out.print(f"worker processes started (UTC): {shown_starts}")
 
 
 @app.command(name="find", epilog=examples("sploot-cluster queue find --pet 42"))
@@ -567,9 +565,9 @@ def dead_show(
         return
     for name, value in _listed(view).items():
         if value not in (None, ""):
-            out.print(f"{name:<12} {value}", soft_wrap=True)
+            out.print(f"{name:<12} {value}")
     for name, value in view.fields.items():
-        out.print(f"  {name:<12} {value}", soft_wrap=True)
+        out.print(f"  {name:<12} {value}")
     if view.traceback:
         print_block(view.traceback)
 
@@ -671,14 +669,13 @@ def _action(
         err.print(
             "Nothing was done. To apply exactly this plan within an hour: "
             f"sploot-cluster queue apply {plan.plan_id} --yes" + (" --canary" if act is not None else ""),
-            soft_wrap=True,
         )
         raise typer.Exit(REFUSED)
     done = act(plan) if act is not None else operations.act(plan, by=by, via=VIA, note=note)
     if as_json:
         print_json(done)
     else:
-        out.print(f"Done: {done.reason}." if done.is_complete else f"NOT DONE: {done.reason}.", soft_wrap=True)
+        out.print(f"Done: {done.reason}." if done.is_complete else f"NOT DONE: {done.reason}.")
     if not done.is_complete:
         raise typer.Exit(FAILED)
 
@@ -688,11 +685,11 @@ def _with_canary(operations: Operations, how: CarefulRequeue, *, by: str, note: 
 
 
 def _show(plan: Plan) -> None:
-    out.print(f"Plan {plan.plan_id}: {plan.effect}.", soft_wrap=True)
+    out.print(f"Plan {plan.plan_id}: {plan.effect}.")
     for command in plan.commands:
-        out.print(f"  {command}", soft_wrap=True)
+        out.print(f"  {command}")
     for warning in plan.warnings:
-        out.print(f"Warning: {warning}.", soft_wrap=True)
+        out.print(f"Warning: {warning}.")
 
 
 def _oldest(found: Sequence[Record], limit: int, id_of: Callable[[Record], str]) -> Sequence[Record]:

@@ -121,16 +121,15 @@ def _facts(pet: PetId, damage: str, found: Salvaged) -> dict[str, object]:
 
 def _show(pet: PetId, damage: str, found: Salvaged) -> None:
     state = found.pet.state
-    out.print(f"pet {pet} is damaged: {damage}", soft_wrap=True)
+    out.print(f"pet {pet} is damaged: {damage}")
     out.print(
         f"after the repair, it has {state.n_media} items in {len(state.clusters)} clusters and the noise, "
         f"{len(found.pet.quarantine)} quarantined items and {len(state.ledger)} corrections",
-        soft_wrap=True,
     )
     for title, lines in (("computed from other keys", found.derived), ("lost", found.lost)):
         out.print(f"{title}:" if lines else f"{title}: nothing")
         for line in lines:
-            out.print(f"  {line}", soft_wrap=True)
+            out.print(f"  {line}")
 
 
 def _repair_list(repairs: PetRepairs, *, yes: bool, as_json: bool) -> None:
@@ -142,9 +141,9 @@ def _repair_list(repairs: PetRepairs, *, yes: bool, as_json: bool) -> None:
     else:
         done = "" if yes else "would be "
         added, gone, unnamed = map(_examples, found)
-        out.print(f"{len(found.unlisted)} pets {done}added to the list of all pets{added}", soft_wrap=True)
-        out.print(f"{len(found.gone)} ids without data {done}removed from it{gone}", soft_wrap=True)
-        out.print(f"{len(found.unnamed)} names of pets {done}added to the index of names{unnamed}", soft_wrap=True)
+        out.print(f"{len(found.unlisted)} pets {done}added to the list of all pets{added}")
+        out.print(f"{len(found.gone)} ids without data {done}removed from it{gone}")
+        out.print(f"{len(found.unnamed)} names of pets {done}added to the index of names{unnamed}")
     if not yes and any(found):
         fail(REFUSED, "nothing was written; add --yes to write the list")
 

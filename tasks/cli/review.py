@@ -41,11 +41,11 @@ def suggestions(
     if not found.suggestions:
         out.print(f"pet {pet} at revision {found.revision}: no questions")
     for one in found.suggestions:
-        out.print(f"{one.question} (probability of yes {one.probability:.0%})", markup=False, soft_wrap=True)
+        out.print(f"{one.question} (probability of yes {one.probability:.0%})")
         for side in one.sides:
-            out.print(f"  {', '.join(side)}", markup=False, soft_wrap=True)
+            out.print(f"  {', '.join(side)}")
         for answer, reply in (("yes", one.yes), ("no", one.no)):
-            out.print(f"  {answer}: {command_of(reply)}", markup=False, soft_wrap=True)
+            out.print(f"  {answer}: {command_of(reply)}")
     if found.paused:
         kinds = ", ".join(found.paused)
         out.print(f"kinds of question paused until the next recluster, because three answers in a row were no: {kinds}")

@@ -82,7 +82,7 @@ def become(command: Sequence[str]) -> NoReturn:
 
 
 def fail(code: int, message: str) -> NoReturn:
-    err.print(f"sploot-cluster: {message}", soft_wrap=True)
+    err.print(f"sploot-cluster: {message}")
     raise SystemExit(code)
 
 
@@ -122,7 +122,7 @@ def report(tasks: ClusterTasks, job: JobRef, wait_s: float | None, *, as_json: b
         waiting = "is already waiting" if job.coalesced else "enqueued"
         out.print(f"job {job.job_id} {waiting} in queue {job.queue}, position {job.position}")
     else:
-        out.print(f"job {job.job_id} {status.state}: {status.reason}", soft_wrap=True)
+        out.print(f"job {job.job_id} {status.state}: {status.reason}")
         for name, value in (status.result or {}).items():
             out.print(f"  {name}: {value}")
     if status is not None and status.state != "succeeded":

@@ -1,11 +1,14 @@
-"""Modules that libraries import and no short command uses.
+"""What a process does at its start that no short command needs. A process that serves or runs jobs does all of it.
 
-redis-py imports its asyncio half, and OpenTelemetry where it is installed; Dramatiq does the same with gevent.
-Importing them takes about a tenth of the time of a command. A process that serves or runs jobs imports all of them.
+redis-py imports its asyncio half, and OpenTelemetry where it is installed; Dramatiq does the same with gevent. Each of
+some 150 frozen dataclasses compiles two methods that refuse assignments. The garbage collector runs dozens of times
+during the imports, and visits every object again when the process ends.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +19,40 @@ from typing import Any, Final, cast
 _OPTIONAL: Final = ("gevent", "opentelemetry")
 # A package whose modules others import, so that only the package's own imports are left out.
 _ASYNCIO: Final = "redis.asyncio"
+# Collections start after this many new objects, more than the imports of any command create.
+_NEW_OBJECTS: Final = 200_000
 
 
-def leave_out() -> None:
-    """Make importing these modules do nothing, in a process that runs one short command and has not imported any of
-    them.
-    """
+def leave_out() -> bool:
+    """Leave all of it out, and return True; do nothing in a process that has imported redis-py, which does more."""
+    if "redis" in sys.modules:
+        return False
+    gc.set_threshold(_NEW_OBJECTS)
+    _leave_out_guards()
+    _leave_out_modules()
+    return True
+
+
+def end_quickly() -> None:
+    """Keep the garbage collector from visiting every object when the process ends."""
+    gc.freeze()
+
+
+def _leave_out_guards() -> None:
+    """Declare frozen dataclasses without the methods that refuse assignments, which mypy refuses too."""
+    real = dataclasses.dataclass
+
+    def dataclass(cls: type | None = None, /, **options: Any) -> Any:
+        if options.pop("frozen", False) and options.get("eq", True):
+            options["unsafe_hash"] = True  # the hash that frozen classes have
+        return real(cls, **options)
+
+    dataclasses.dataclass = dataclass
+
+
+def _leave_out_modules() -> None:
     redis = find_spec("redis")
-    if "redis" in sys.modules or redis is None or redis.origin is None:
+    if redis is None or redis.origin is None:
         return
     for name in _OPTIONAL:
         # with None in place of a module, an import of it raises ModuleNotFoundError

@@ -40,8 +40,8 @@ def test_shown_escapes_control_characters() -> None:
 
 
 def test_every_print_function_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
-    out.print(HOSTILE, soft_wrap=True)
-    err.print(HOSTILE, soft_wrap=True)
+    out.print(HOSTILE)
+    err.print(HOSTILE)
     print_block(f"first\n{HOSTILE}")
     table = table_of("column", HOSTILE)
     table.add_row(HOSTILE, HOSTILE)

@@ -87,7 +87,7 @@ def capture(
                 redact=redact,
             )
     write_capture(content, output)
-    out.print(f"{output}: {len(content):,} bytes", soft_wrap=True)
+    out.print(f"{output}: {len(content):,} bytes")
 
 
 @app.command(
@@ -128,8 +128,8 @@ def _show(done: Replayed) -> None:
         out.print(f"{done.n_media} items, {done.n_clusters} clusters, {done.n_noise} noise")
         out.print(f"labels {done.labels}, {same}")
     for item, then, now in done.moved[:MOVED_SHOWN]:
-        out.print(f"  {item}: was {then}, is {now}", soft_wrap=True)
+        out.print(f"  {item}: was {then}, is {now}")
     if len(done.moved) > MOVED_SHOWN:
         out.print(f"  and {len(done.moved) - MOVED_SHOWN} more")
     for text in (*done.differences, *done.verdicts):
-        out.print(text, soft_wrap=True)
+        out.print(text)

@@ -105,11 +105,11 @@ def _report(sent: _Sent, errors: list[str], notes: list[str]) -> None:
     summary = f"{sent.n} items sent to {stream_of(EMBEDDING_INGESTED)}"
     if sent.n_withheld:
         summary += f", {sent.n_withheld} withheld: the rollout has not reached their pets"
-    out.print(summary + (f", {sent.n_refused} refused" if sent.n_refused else ""), soft_wrap=True)
+    out.print(summary + (f", {sent.n_refused} refused" if sent.n_refused else ""))
     for note in notes:
-        out.print(note, soft_wrap=True)
+        out.print(note)
     for error in errors:
-        err.print(error, soft_wrap=True)
+        err.print(error)
     if sent.n_refused > len(errors):
         err.print(f"and {sent.n_refused - len(errors)} more entries were refused")
     if len(sent.dims) > 1:
@@ -117,16 +117,15 @@ def _report(sent: _Sent, errors: list[str], notes: list[str]) -> None:
         err.print(
             f"the vectors differ: {kinds}; a pet takes one model and dimension, and items with others go to its "
             "quarantine (sploot-cluster tally PET lists them)",
-            soft_wrap=True,
         )
     if not sent.n:
         return
     if _has_no_worker():
-        err.print("no worker runs, so the items wait; start one: sploot-cluster worker", soft_wrap=True)
+        err.print("no worker runs, so the items wait; start one: sploot-cluster worker")
     pets = list(sent.pets)
     more = ", …" if len(pets) > PETS_SHOWN else ""
     next_steps = ", ".join(f"sploot-cluster clusters {pet}" for pet in pets[:PETS_SHOWN])
-    err.print(f"next, to see the clusters: {next_steps}{more}", soft_wrap=True)
+    err.print(f"next, to see the clusters: {next_steps}{more}")
 
 
 def _has_no_worker() -> bool:

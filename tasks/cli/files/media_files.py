@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 from zipfile import BadZipFile
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import FIELDS, EmbeddingIngested
 from tasks.cli.screen import err
@@ -93,8 +91,14 @@ def event_of(record: Mapping[str, Any]) -> EmbeddingIngested:
 
 def progress_of(items: Items) -> Iterator[Mapping[str, Any]]:
     """Yield the records, and show a progress bar if standard error is a terminal."""
+    if not err.is_terminal:
+        yield from items.records
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("items"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal) as progress:
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("items", total=items.n)
         for number, record in enumerate(items.records, start=1):
             progress.update(task, completed=number)
