@@ -221,8 +221,11 @@ def _formatter() -> logging.Formatter:
             line["message"] = _loggable(record.getMessage())
             line["service"] = SERVICE
             for name, value in islice(record.__dict__.items(), n_own, None):
-                if name not in own and not name.startswith("_"):
-                    line[name] = _loggable(value)
+                if name not in own and name[:1] != "_":
+                    kind = type(value)
+                    # most values need no conversion, and the call would take longer than this test
+                    is_plain = value is None or kind is int or (kind is str and len(value) < _SHORTEST_PAYLOAD)
+                    line[name] = value if is_plain else _loggable(value)
             line["timestamp"] = _time_of(record)
             return encode(line)
 

@@ -12,6 +12,9 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from bisect import bisect_left
+from collections import Counter as Multiset
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -24,7 +27,7 @@ from tasks.observe.job_facts import NO_BACKEND
 from tasks.retry_policy import POLICIES
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Histogram
 
     from sploot_cluster.engine.backends import Fallback
 
@@ -190,6 +193,19 @@ class JobMetrics:
                 for outcome in OUTCOMES:
                     self.by_actor.labels(actor, outcome)
         self.fallbacks.labels("hdbscan_gpu", "hdbscan_cpu")
+
+
+def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
+    """Observe many values, in about the time of one: each part of a histogram is written once.
+
+    prometheus_client has no such method, so this adds to the parts that ``Histogram.observe`` adds to.
+    """
+    bounds, counts = histogram._upper_bounds, Multiset[int]()
+    for value in values:
+        counts[bisect_left(bounds, value)] += 1
+    histogram._sum.inc(sum(values))
+    for at, n in counts.items():
+        histogram._buckets[at].inc(n)
 
 
 @cache

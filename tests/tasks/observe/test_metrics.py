@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sploot_cluster.decide.corrections import VERBS
 from tasks.contracts import CLUSTER_MAINTENANCE, QUEUE_OF
-from tasks.observe.metrics import BACKENDS, OUTCOMES, REFUSALS, JobMetrics, share_values
+from tasks.observe.metrics import BACKENDS, OUTCOMES, REFUSALS, JobMetrics, observe_all, share_values
 from tasks.retry_policy import POLICIES
 
 
@@ -265,3 +265,15 @@ def test_dropped_log_lines_of_a_master_are_counted(tmp_path: Path) -> None:
     )
 
     assert done.stdout == "7.0\n"
+
+
+def test_many_values_count_as_if_they_were_observed_one_by_one() -> None:
+    together, one_by_one = CollectorRegistry(), CollectorRegistry()
+    values = [0.0, 0.005, 0.0078125, 3.0, 3.5, 300.0, 301.0, 0.005]
+
+    observe_all(JobMetrics(together).durations.labels("faiss"), values)
+
+    histogram = JobMetrics(one_by_one).durations.labels("faiss")
+    for value in values:
+        histogram.observe(value)
+    assert generate_latest(together) == generate_latest(one_by_one)
