@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
+from sploot_cluster.pet.vectors import FloatMatrix, Rows
 from sploot_cluster.threads import spread
 
 # A value that is lower than every similarity.
@@ -96,18 +96,14 @@ class Nearest:
 
 def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int = 1) -> Nearest:
     """Return the k nearest other rows of each of (n, d) vectors of unit norm; k < n. O(n² · d)."""
-    n, (size, n_chunks) = len(vectors), chunks.rows.shape
+    n, n_chunks, step = len(vectors), chunks.rows.shape[1], block_rows(len(vectors))
     places, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
     most = np.empty((n, n_chunks), dtype=np.float32)
-    columns, step = chunks.columns.reshape(size * n_chunks, -1).T, block_rows(n)
 
     def fill(start: int) -> None:
         block = slice(start, min(start + step, n))
-        similarity = vectors[block] @ columns
-        similarity[np.arange(len(similarity)), chunks.places[block]] = NEVER
-        similarity[:, chunks.fillings] = NEVER
-        np.max(similarity.reshape(-1, size, n_chunks), axis=1, out=most[block])
-        places[block] = _largest(similarity, most[block], k)
+        similarity, most[block] = products(vectors[block], chunks, own=chunks.places[block])
+        places[block] = largest_places(similarity, most[block], k)
         similarities[block] = np.take_along_axis(similarity, places[block], axis=1)
 
     for _ in spread(fill, range(0, n, step), threads=threads):
@@ -115,41 +111,21 @@ def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int =
     return Nearest.of(chunks, places, similarities, most)
 
 
-def arrived_rows(
-    vectors: FloatMatrix, chunks: Chunks, k: int, *, least: FloatVector, threads: int = 1
-) -> tuple[Nearest, Rows]:
-    """Compare the last m of n vectors of unit norm with all. O(m · n · d).
+def products(vectors: FloatMatrix, chunks: Chunks, *, own: Rows | None = None) -> tuple[FloatMatrix, FloatMatrix]:
+    """Return the similarities of m vectors to all rows of the chunks, and to the most similar row of each chunk.
 
     Args:
-        chunks: the chunks of all vectors.
-        k: number of nearest other rows to find for each new row; k < n.
-        least: (n − m,) for each old row, the lowest similarity at which a new row counts as near it.
+        own: position of each vector in the flattened ``chunks.rows``, if it is one of them; it is left out.
 
     Returns:
-        The results for the new rows, and (p, 2) pairs of an old row and a new row near it.
+        (m, size · n_chunks), in the order of the flattened ``chunks.rows``; and (m, n_chunks).
     """
-    n, n_old, (size, n_chunks) = len(vectors), len(least), chunks.rows.shape
-    places, similarities = np.empty((n - n_old, k), dtype=np.intp), np.empty((n - n_old, k), dtype=np.float32)
-    most = np.empty((n - n_old, n_chunks), dtype=np.float32)
-    columns, old_rows = chunks.columns.reshape(size * n_chunks, -1).T, chunks.rows.ravel()
-    limit = np.full(size * n_chunks, np.inf, dtype=np.float32)
-    limit[chunks.places[:n_old]] = least
-    step = block_rows(n)
-
-    def fill(start: int) -> Rows:
-        block = slice(start, min(start + step, n - n_old))
-        rows = np.arange(n_old, n)[block]
-        similarity = vectors[rows] @ columns
-        similarity[np.arange(len(rows)), chunks.places[rows]] = NEVER
-        similarity[:, chunks.fillings] = NEVER
-        np.max(similarity.reshape(-1, size, n_chunks), axis=1, out=most[block])
-        places[block] = _largest(similarity, most[block], k)
-        similarities[block] = np.take_along_axis(similarity, places[block], axis=1)
-        near, near_places = np.divmod(np.flatnonzero(similarity >= limit), len(limit))
-        return np.stack([old_rows[near_places], rows[near]], axis=1)
-
-    near = np.concatenate(list(spread(fill, range(0, n - n_old, step), threads=threads)))
-    return Nearest.of(chunks, places, similarities, most), near
+    size, n_chunks = chunks.rows.shape
+    similarity = vectors @ chunks.columns.reshape(size * n_chunks, -1).T
+    if own is not None:
+        similarity[np.arange(len(similarity)), own] = NEVER
+    similarity[:, chunks.fillings] = NEVER
+    return similarity, similarity.reshape(-1, size, n_chunks).max(axis=1)
 
 
 def block_rows(n: int) -> int:
@@ -180,7 +156,7 @@ def alike(vectors: FloatMatrix) -> Rows:
     return np.lexsort((-near, nearest))
 
 
-def _largest(values: FloatMatrix, most: FloatMatrix, k: int) -> Rows:
+def largest_places(values: FloatMatrix, most: FloatMatrix, k: int) -> Rows:
     """Return the (m, k) columns of the k largest values of each row, in any order.
 
     These values lie in the k chunks with the largest maxima, so most values are read only once.

@@ -43,41 +43,35 @@ class CondensedTree:
 
     @classmethod
     def of(cls, hierarchy: Linkage, size: int) -> CondensedTree:
-        """Return the tree in which every group except the root has at least ``size`` rows. O(n)."""
+        """Return the tree in which every group except the root has at least ``size`` rows. O(n · log n)."""
         n = len(hierarchy) + 1
-        ones, others = hierarchy[:, 0].astype(np.intp).tolist(), hierarchy[:, 1].astype(np.intp).tolist()
-        n_rows = [1] * n + hierarchy[:, 3].astype(np.intp).tolist()
+        halves = hierarchy[:, :2].astype(np.intp)
+        n_rows = np.append(np.ones(n, dtype=np.intp), hierarchy[:, 3].astype(np.intp))
         with np.errstate(divide="ignore"):
-            density_of_step = (1 / hierarchy[:, 2]).tolist()
-        parents, births, sizes = [-1], [0.0], [n]
-        # for each component: its group, and the density at which it left that group; 0 if it is the group itself
-        group, left_at = [_ROOT] * (2 * n - 1), [0.0] * (2 * n - 1)
-        for component in range(2 * n - 2, n - 1, -1):
-            step, its_group = component - n, group[component]
-            one, other, density = ones[step], others[step], left_at[component]
-            if not density:
-                density = density_of_step[step]
-                if n_rows[one] >= size and n_rows[other] >= size:
-                    for part in (one, other):
-                        group[part] = len(parents)
-                        parents.append(its_group)
-                        births.append(density)
-                        sizes.append(n_rows[part])
-                    continue
-                if n_rows[one] >= size:
-                    group[one], group[other], left_at[other] = its_group, its_group, density
-                    continue
-                if n_rows[other] >= size:
-                    group[one], group[other], left_at[one] = its_group, its_group, density
-                    continue
-            group[one] = group[other] = its_group
-            left_at[one] = left_at[other] = density
+            density = 1 / hierarchy[:, 2]
+        above = np.empty(2 * n - 1, dtype=np.intp)
+        above[halves.ravel()] = np.repeat(np.arange(n, 2 * n - 1), 2)
+        above[-1] = 2 * n - 2
+        is_large = n_rows >= size
+        is_large[-1] = True  # the root is a group, however small it is
+        # the steps at which a group ends, in descending order of distance: both halves are large
+        ends = np.flatnonzero(is_large[n:] & is_large[halves].all(axis=1))[::-1]
+        begins = halves[ends].ravel()
+        numbers = np.arange(2 * n - 1)
+        # the large component that each row is in until it leaves its group
+        left = _ends_of(np.where(is_large, numbers, above))[:n]
+        # the large component where the group of each begins
+        above[begins] = begins
+        begun = _ends_of(np.where(is_large, above, numbers))
+        number = np.full(2 * n - 1, _ROOT)
+        number[begins] = np.arange(1, len(begins) + 1)
+        group = number[begun]
         return cls(
-            parents,
-            np.array(births),
-            np.array(sizes, dtype=np.float64),
-            np.array(group[:n], dtype=np.intp),
-            np.array(left_at[:n]),
+            [-1, *np.repeat(group[n + ends], 2).tolist()],
+            np.append(0.0, np.repeat(density[ends], 2)),
+            np.append(n, n_rows[begins]).astype(np.float64),
+            group[left],
+            density[left - n],
         )
 
     def chosen(self) -> list[int]:
@@ -105,11 +99,23 @@ class CondensedTree:
         return chosen
 
 
+def _ends_of(leads: Rows) -> Rows:
+    """Return where each node of a forest ends up, if each leads to another, and the last ones to themselves.
+
+    O(n · log n), because the steps double.
+    """
+    while True:
+        farther = leads[leads]
+        if np.array_equal(farther, leads):
+            return leads
+        leads = farther
+
+
 def select(hierarchy: Linkage, size: int) -> tuple[Rows, DoubleVector]:
     """Return (n,) labels of the most stable groups of ``size`` rows or more, -1 = noise, and (n,) probabilities.
 
     A probability states how deep in its group a row lies: the density at which it leaves the group, as a share of the
-    highest density at which any row or part of the group leaves. O(n).
+    highest density at which any row or part of the group leaves. O(n · log n).
     """
     n = len(hierarchy) + 1
     if n < size:

@@ -69,7 +69,7 @@ def forest(n: int, edges: Rows) -> Rows:
     O(m · log n).
 
     Args:
-        edges: pairs of distinct nodes, by ascending weight.
+        edges: pairs of nodes, by ascending weight; pairs may repeat, and pairs of a node with itself are left out.
     """
     return np.sort(np.concatenate([np.empty(0, dtype=np.intp), *(picked for picked, _, _ in _rounds(n, edges))]))
 

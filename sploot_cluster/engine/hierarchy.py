@@ -43,9 +43,7 @@ def linkage(tree: SpanningTree, names: Rows | None = None, *, parts: Rows | None
     edges, weights = edges[order], weights[order]
     if parts is not None and (n_parts := int(parts.max()) + 1) < n:
         edges = np.sort(parts[edges], axis=1)
-        _, first = np.unique(edges[:, 0] * n_parts + edges[:, 1], return_index=True)
-        kept = np.sort(first[edges[first, 0] != edges[first, 1]])
-        kept = kept[forest(n_parts, edges[kept])]
+        kept = forest(n_parts, edges)
         n, edges, weights = n_parts, edges[kept], weights[kept]
         least = np.full(n, len(names), dtype=np.intp)
         np.minimum.at(least, parts, names)

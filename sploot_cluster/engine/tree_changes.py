@@ -1,12 +1,9 @@
 """Updates of a spanning tree when vectors are added or removed. The result equals that of a fresh build.
 
-**Adding vectors.** Weights only fall, and only for edges of vectors whose core distance shrinks: edges to the
-neighbours within their old core distance. So every edge of the new tree is in the old tree, in the neighbour lists of
-these vectors, or among the edges of the new vectors, their *stars* (Spira and Pan, 1975, for one more node). A few
-vectors are added one by one. An edge of a star is then dropped early if a better edge of the star, followed by a better
-tree edge, leads to the same vector. For many, one product of the new vectors with all finds the neighbours. The old
-tree and the edges to these make up a tree that is nearly right, and bounds prove that nearly all other edges of the new
-vectors are not needed.
+**Adding vectors.** A few vectors are added one by one, many at once (``growth``). The edges of one new vector are its
+*star*: every edge of the new tree is in the old tree, in the star, or in the neighbour lists of vectors whose core
+distance shrinks (Spira and Pan, 1975, for one more node). An edge of the star is dropped early if a better edge of the
+star, followed by a better tree edge, leads to the same vector.
 
 **Removing vectors.** Weights only grow, and only for edges of vectors that had a removed vector in their neighbour
 list. The rest of the tree, without these edges, is contained in some minimum tree of the remaining vectors. Its parts
@@ -16,22 +13,19 @@ have to be compared, a fresh build is cheaper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
-from sploot_cluster.engine.chunks import Chunks, Nearest, alike, arrived_rows, block_rows
-from sploot_cluster.engine.graph import Merges, components, forest
+from sploot_cluster.engine.chunks import block_rows
+from sploot_cluster.engine.graph import components, forest
+from sploot_cluster.engine.growth import similarity_at, with_many_more
 from sploot_cluster.engine.spanning_tree import (
-    NEIGHBOURS,
     ROUNDING,
-    DoubleMatrix,
     DoubleVector,
     SpanningTree,
     distances_between,
-    nearest_exactly,
     spanning_tree,
 )
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, Rows
@@ -49,10 +43,6 @@ Build = Callable[[FloatMatrix, int], SpanningTree]
 
 _FAR: Final = np.float32(-3)
 
-# New rows per product with the chunks that may have better edges. With more, fewer products are needed, but each has
-# more rows that are compared in vain. Measured: 16, 32 and 64 differ by less than a tenth.
-_ROWS: Final = 32
-
 
 def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_tree, threads: int = 1) -> SpanningTree:
     """Return the tree of all ``vectors``, given the tree of the first ``tree.n``. O(n · d) per added vector.
@@ -67,7 +57,7 @@ def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_t
         return build(vectors, tree.min_samples)
     if n_new > _FEW:
         with quiet_blas():
-            return _with_many_more(tree, vectors, threads)
+            return with_many_more(tree, vectors, threads=threads)
     for n in range(tree.n, len(vectors)):
         tree = _with_one_more(tree, vectors[: n + 1])
     return tree
@@ -115,182 +105,13 @@ def without(
     )
 
 
-def _with_many_more(tree: SpanningTree, vectors: FloatMatrix, threads: int) -> SpanningTree:
-    n, n_old, k = len(vectors), tree.n, tree.min_samples
-    nearest_first = tree.edges[np.argsort(tree.weights, kind="stable")]
-    # similar old rows are near each other in the order in which the tree merges them
-    order = np.concatenate([Merges.of(n_old, nearest_first).order(), n_old + alike(vectors[n_old:])])
-    chunks = Chunks.of(vectors, order, more=2)  # at most half of the rows are new
-    found, near = arrived_rows(
-        vectors,
-        chunks,
-        min(max(NEIGHBOURS, k + 1), n - 1),
-        least=_similarity(tree.core) - ROUNDING,
-        threads=threads,
-    )
-    of_new, distances_of_new = nearest_exactly(vectors, np.arange(n_old, n), found, k, threads=threads)
-    neighbours, distances, shrunk = _with_near(tree, vectors, near)
-    neighbours, distances = np.concatenate([neighbours, of_new]), np.concatenate([distances, distances_of_new])
-
-    core = distances[:, -1]
-    # the weights of edges from a row to its former neighbours fell with its core distance
-    fallen = np.stack([np.repeat(shrunk, k), tree.neighbours[shrunk].ravel()], axis=1)
-    edges = np.sort(np.concatenate([tree.edges, fallen]), axis=1)
-    lengths = np.concatenate([tree.lengths, tree.distances[shrunk].ravel()])
-    known = _Edges(edges, _similarity(np.maximum(lengths, core[edges].max(axis=1))))
-    chosen = _Growth(vectors, _similarity(core), chunks, found).tree(known)
-    return SpanningTree(neighbours, distances, chosen, _lengths(vectors, chosen, edges, lengths))
-
-
-@dataclass(frozen=True, slots=True)
-class _Edges:
-    """Edges of a graph: (m, 2) ``rows``, the smaller row first, and their float32 ``reachability`` as similarities."""
-
-    rows: Rows
-    reachability: FloatVector
-
-    @classmethod
-    def of(cls, ones: Rows, others: Rows, reachability: FloatVector) -> _Edges:
-        return cls(np.sort(np.stack([ones, others], axis=1), axis=1), reachability)
-
-    @classmethod
-    def joined(cls, parts: Iterable[_Edges]) -> _Edges:
-        some = list(parts)
-        return cls(np.concatenate([each.rows for each in some]), np.concatenate([each.reachability for each in some]))
-
-    def merged(self, n: int) -> tuple[_Edges, Merges]:
-        """Return the edges, the best first, and the merges of n rows along them."""
-        order = np.argsort(-self.reachability, kind="stable")
-        edges = _Edges(self.rows[order], self.reachability[order])
-        return edges, Merges.of(n, edges.rows)
-
-    def kept(self, merges: Merges) -> _Edges:
-        return _Edges(self.rows[merges.kept], self.reachability[merges.kept])
-
-
-class _Growth:
-    """The choice of the edges of a tree that many new rows have joined.
-
-    An edge that is missing from a tree belongs in it if it is better than the worst edge on the path between its ends.
-    The tree of the old rows is known, and the nearest neighbours of the new ones. Of all other edges of new rows, few
-    can belong in the tree that these make up: no edge between a row and a chunk is better than the similarity of the
-    row to the most similar row of the chunk, and a path is at least as good as the paths from both ends to a third row.
-    """
-
-    def __init__(self, vectors: FloatMatrix, core: FloatVector, chunks: Chunks, nearest: Nearest) -> None:
-        """
-        Args:
-            vectors: (n, d) float32 of unit norm, the old rows first.
-            core: (n,) similarity of each row to the neighbour that determines its core distance.
-            chunks: the chunks of all rows.
-            nearest: the results for the new rows.
-        """
-        self._vectors, self._core, self._chunks, self._nearest = vectors, core, chunks, nearest
-        self._n, self._n_old = len(core), len(core) - len(nearest.rows)
-
-    def tree(self, known: _Edges) -> Rows:
-        """Return the (n − 1, 2) edges of the tree, the smaller row first.
-
-        Args:
-            known: edges that connect the old rows; they include every edge between old rows that may be in the tree.
-        """
-        edges, merges = _Edges.joined([known, self._listed()]).merged(self._n)
-        apart = np.flatnonzero(merges.component != merges.component[0])
-        if len(apart):
-            edges, merges = _Edges.joined([edges.kept(merges), self._links(apart)]).merged(self._n)
-        better = self._better(merges, edges.reachability)
-        edges, merges = _Edges.joined([edges.kept(merges), *better]).merged(self._n)
-        return edges.kept(merges).rows
-
-    def _listed(self) -> _Edges:
-        """Return the edges to the nearest neighbours of the new rows."""
-        rows, neighbours = np.arange(self._n_old, self._n), self._nearest.rows
-        similarity = np.minimum(self._nearest.similarity, self._core[neighbours])
-        np.minimum(similarity, self._core[rows, None], out=similarity)
-        return _Edges.of(np.repeat(rows, neighbours.shape[1]), neighbours.ravel(), similarity.ravel())
-
-    def _links(self, rows: Rows) -> _Edges:
-        """Return a good edge to an old row for each of these new rows: to the best one of their best chunk."""
-        old_chunks = np.flatnonzero(self._chunks.rows[0] < self._n_old)
-        ends = np.empty(len(rows), dtype=np.intp)
-        for at, row in enumerate(rows.tolist()):
-            among = self._chunks.rows[:, old_chunks[self._nearest.most[row - self._n_old, old_chunks].argmax()]]
-            among = among[among < self._n_old]
-            ends[at] = among[(self._vectors[among] @ self._vectors[row]).argmax()]
-        similarity = np.einsum("ij,ij->i", self._vectors[rows], self._vectors[ends])
-        return _Edges.of(rows, ends, np.minimum(similarity, self._core[np.stack([rows, ends])].min(axis=0)))
-
-    def _better(self, merges: Merges, reachability: FloatVector) -> Iterator[_Edges]:
-        """Yield the edges of new rows that are better than an edge on the path between their ends."""
-        chunks, order = self._chunks, merges.order()
-        hub = np.full(self._n, order[self._n // 2])
-        to_hub = reachability[merges.last_between(hub, np.arange(self._n))]
-        to_hub[hub[0]] = 1
-        to_chunk, core_of_chunk = to_hub[chunks.rows].min(axis=0), self._core[chunks.rows].max(axis=0)
-        new = order[order >= self._n_old]  # in this order, because similar rows are compared with the same chunks
-        for start in range(0, self._n - self._n_old, _ROWS):
-            rows = new[start : start + _ROWS]
-            core, path = self._core[rows, None], to_hub[rows, None]
-            best = np.minimum(np.minimum(self._nearest.most[rows - self._n_old], core), core_of_chunk)
-            candidates = np.flatnonzero((best > np.minimum(path, to_chunk)).any(axis=0))
-            if not len(candidates):
-                continue
-            columns = chunks.columns.take(candidates, axis=1)
-            others = chunks.rows.take(candidates, axis=1).ravel()
-            found = self._vectors[rows] @ columns.reshape(len(others), -1).T
-            np.minimum(np.minimum(found, self._core[others], out=found), core, out=found)
-            at = np.nonzero(found > np.minimum(path, to_hub[others]))
-            one, other, found = rows[at[0]], others[at[1]], found[at]
-            is_better = (one != other) & (found > reachability[merges.last_between(one, other)])
-            yield _Edges.of(one[is_better], other[is_better], found[is_better])
-
-
-def _lengths(vectors: FloatMatrix, chosen: Rows, edges: Rows, lengths: DoubleVector) -> DoubleVector:
-    """Return the lengths of ``chosen`` edges, given the lengths of ``edges``; all edges have the smaller row first."""
-    n = len(vectors)
-    known = edges[:, 0] * n + edges[:, 1]
-    order = np.argsort(known)
-    wanted = chosen[:, 0] * n + chosen[:, 1]
-    at = order[np.minimum(np.searchsorted(known[order], wanted), len(known) - 1)]
-    found, is_new = lengths[at], known[at] != wanted
-    found[is_new] = distances_between(vectors, chosen[is_new, 0], chosen[is_new, 1])
-    return found
-
-
-def _with_near(tree: SpanningTree, vectors: FloatMatrix, near: Rows) -> tuple[Rows, DoubleMatrix, Rows]:
-    """Update the neighbours of old rows and their distances, given pairs of an old row and a new row near it.
-
-    Returns:
-        neighbours, distances: (n, k) as in :class:`~sploot_cluster.engine.spanning_tree.SpanningTree`.
-        shrunk: the rows whose neighbours changed.
-    """
-    k = tree.min_samples
-    apart = distances_between(vectors, near[:, 0], near[:, 1])
-    is_nearer = apart < tree.core[near[:, 0]]
-    near, apart = near[is_nearer], apart[is_nearer]
-    shrunk = np.unique(near[:, 0])
-    neighbours, distances = tree.neighbours.copy(), tree.distances.copy()
-    of = np.concatenate([np.repeat(shrunk, k), near[:, 0]])
-    listed = np.concatenate([neighbours[shrunk].ravel(), near[:, 1]])
-    far = np.concatenate([distances[shrunk].ravel(), apart])
-    order = np.lexsort((listed, far, of))
-    first = np.searchsorted(of[order], shrunk)
-    kept = order[first[:, None] + np.arange(k)]
-    neighbours[shrunk], distances[shrunk] = listed[kept], far[kept]
-    return neighbours, distances, shrunk
-
-
-def _nothing(n: int) -> Rows:
-    return np.empty((n, 0), dtype=np.intp)
-
-
 def _with_one_more(tree: SpanningTree, vectors: FloatMatrix) -> SpanningTree:
     new, k = tree.n, tree.min_samples
     similarity = vectors[:new] @ vectors[new]
     nearest, near = _nearest_to(vectors, similarity, new, k)
 
     # rows whose core distance may shrink: a float32 filter first, then exact distances
-    close = np.flatnonzero(similarity >= _similarity(tree.core) - ROUNDING)
+    close = np.flatnonzero(similarity >= similarity_at(tree.core) - ROUNDING)
     apart = distances_between(vectors, close, new)
     shrinks = apart < tree.core[close]
     shrunk, apart = close[shrinks], apart[shrinks]
@@ -319,11 +140,11 @@ def _with_one_more(tree: SpanningTree, vectors: FloatMatrix) -> SpanningTree:
 
 def _star(similarity: FloatVector, core: DoubleVector, edges: Rows, weights: DoubleVector) -> Rows:
     """Return the rows whose edge to the new row, the last of ``core``, may be in a minimum tree."""
-    core_similarity = _similarity(core)
+    core_similarity = similarity_at(core)
     reachability = np.minimum(np.minimum(similarity, core_similarity[:-1]), core_similarity[-1])
     one, other = reachability[edges[:, 0]], reachability[edges[:, 1]]
     # leave out a row if the detour through one of its tree neighbours is better than the direct edge
-    limit = _similarity(weights) - ROUNDING
+    limit = similarity_at(weights) - ROUNDING
     is_left_out = np.zeros(len(similarity), dtype=np.bool_)
     is_left_out[edges[(one > other + ROUNDING) & (limit > other), 1]] = True
     is_left_out[edges[(other > one + ROUNDING) & (limit > one), 0]] = True
@@ -338,7 +159,7 @@ def _bridges(vectors: FloatMatrix, core: DoubleVector, n_parts: int, part: Rows)
     if n_parts == 1:
         return np.empty((0, 2), dtype=np.intp)
     order = np.argsort(part, kind="stable")
-    columns, core_similarity = np.ascontiguousarray(vectors[order]).T, _similarity(core)
+    columns, core_similarity = np.ascontiguousarray(vectors[order]).T, similarity_at(core)
     first = np.searchsorted(part[order], np.arange(n_parts))
     is_compared = part != np.bincount(part).argmax()
     rows = np.flatnonzero(is_compared)
@@ -399,8 +220,3 @@ def _nearest_of(vectors: FloatMatrix, rows: Rows, k: int) -> tuple[Rows, DoubleV
         similarity[row] = _FAR
         nearest[at], near[at] = _nearest_to(vectors, similarity, row, k)
     return nearest, near
-
-
-def _similarity(distances: DoubleVector) -> FloatVector:
-    """Return the cosine similarities of unit vectors at these Euclidean distances."""
-    return (1 - distances**2 / 2).astype(np.float32)

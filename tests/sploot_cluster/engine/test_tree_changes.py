@@ -48,6 +48,7 @@ def assert_as_built_anew(tree: SpanningTree, vectors: FloatMatrix, seed: int) ->
     for settings in (ClusterSettings(), ClusterSettings(sharpness=1, small_group=2)):
         ours, theirs = (density_of(each, vectors, settings=settings) for each in (tree, anew))
         np.testing.assert_array_equal(ours.labels, theirs.labels, err_msg=str(seed))
+        np.testing.assert_array_equal(ours.probabilities, theirs.probabilities, err_msg=str(seed))
 
 
 @pytest.mark.parametrize("min_samples", [1, 2, 4])
