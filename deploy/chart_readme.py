@@ -24,7 +24,8 @@ helm install sploot-cluster charts/sploot-cluster -n media \\
 helm test sploot-cluster -n media
 ```
 
-[Deployment](../../docs/how-to/deployment.md) explains scaling, worker pools, Redis and limits.
+[Deployment](../../docs/how-to/deployment.md) explains scaling, worker pools, Redis and limits;
+[Values of other charts](../../docs/how-to/chart-values.md) shows what the values that you know are called here.
 
 Scanners such as checkov report some defaults that are on purpose: no CPU limits, which would throttle jobs while other
 cores are idle; the pull policy `IfNotPresent`, because a version's tag is never reused (set `image.digest` to be sure);

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from deploy.chart_files import stale
+from deploy.chart_readme import rows as value_rows
 from tasks.contracts import QUEUES
 from tasks.observe.periodic import BEAT
 from tasks.rollout import EVERYBODY
@@ -397,6 +398,17 @@ def test_pools_in_the_documents_render(document: str) -> None:
         ]
         assert set(queues) <= {"streams:cluster.recluster", None}
         assert len(of_kind(resources, "Deployment")) == 4
+
+
+def test_values_in_the_comparison_with_other_charts_exist() -> None:
+    text = (ROOT / "docs" / "how-to" / "chart-values.md").read_text()
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    named = {name for _, ours in rows for name in re.findall(r"`(\w+(?:[.]\w+)*)`", ours.partition(":")[0])}
+    known = {path for path, _, _ in value_rows(CHART / "values.yaml")}
+    known |= {path.rpartition(".")[0] for path in known}
+
+    assert len(named) > 80
+    assert named - known <= {"hpa", "keda"}
 
 
 def test_selectors_of_pools_do_not_overlap() -> None:
