@@ -235,10 +235,10 @@ class _Locked:
     def apart(self, groups: LabelVector, rows: RowConstraints, settings: ClusterSettings) -> LabelVector:
         """Return the groups with each locked cluster as a group of its own.
 
-        An item of the noise that arrived since the last recluster joins a locked cluster if it is within the threshold
-        and in no other density group, unless a correction names it. Older noise does not join, so that repeating a
-        recluster changes nothing. The rest of a density group that contained a locked cluster becomes noise if it is
-        too small for a group.
+        A noise item that arrived since the last recluster joins a locked cluster if it is within the threshold and in
+        no other density group, unless a correction names it. Older noise does not join, so that repeating a recluster
+        changes nothing. The rest of a density group that contained a locked cluster becomes noise if it is too small
+        for a group.
         """
         if not self.clusters:
             return groups

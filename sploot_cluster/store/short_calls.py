@@ -22,7 +22,7 @@ import redis
 from redis.exceptions import NoScriptError
 from redis.sentinel import SentinelConnectionPool
 
-# Without redis-py's search for arguments to convert, a commit is packed in a third of the time.
+# Calling hiredis directly packs a commit in a third of the time, because redis-py first checks each argument's type.
 _pack: Callable[[tuple[Any, ...]], bytes] | None = (
     getattr(import_module("hiredis"), "pack_command", None) if find_spec("hiredis") else None
 )

@@ -59,8 +59,9 @@ class Queue(RuleBasedStateMachine):
         self.key_of: dict[str, str] = {}
         self.id_of: dict[str, str] = {}
         self.unique: set[str] = set()
-        # the newest message coalesced onto each message; messages that were cancelled while a process held them
+        # message -> the newest message coalesced onto it
         self.coalesced: dict[str, str] = {}
+        # messages that were cancelled while a process held them
         self.marked: set[str] = set()
         self.consumers: dict[str, StreamsConsumer] = {}
         self.held: dict[str, list[Delivery]] = {}

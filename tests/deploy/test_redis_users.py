@@ -370,7 +370,7 @@ def test_client_may_run_every_command_for_enqueueing_and_job_status() -> None:
     assert called - granted_to("client") == set()
 
 
-def test_permissions_of_a_client_suffice_for_enqueueing_and_job_status(users: dict[str, redis.Redis]) -> None:
+def test_client_user_may_enqueue_jobs_and_read_their_status(users: dict[str, redis.Redis]) -> None:
     """Call every method of the client. The selectors (in brackets) of its user's ACL line must allow all commands."""
     with ClusterTasks(client=users["client"]) as tasks:
         tasks.request_recluster(8, reason="it grew", delay_ms=60_000)
@@ -455,9 +455,7 @@ def test_operator_may_plan_a_repair_and_the_server_may_apply_it(
         tester.delete(*PetKeys.of(PET))
 
 
-def test_permissions_of_a_client_suffice_to_obey_the_queue_limit(
-    server: EmbeddedRedis, users: dict[str, redis.Redis]
-) -> None:
+def test_client_user_may_check_the_queue_limit(server: EmbeddedRedis, users: dict[str, redis.Redis]) -> None:
     with client_of(server, "tester") as tester:
         n_held = tester.xlen(FEEDBACK)
         tester.set(MAX_QUEUE_LENGTH, n_held + 1)

@@ -167,7 +167,7 @@ class Merge(Statement):
 
 
 def contents_of(ledger: Iterable[Correction]) -> dict[int, dict[ClusterId, Parts]]:
-    """Return a mapping: revision of a merge -> merged cluster -> its items. Merges share parts with their bases."""
+    """Return the items of each merged cluster, by revision of the merge. Merges share parts with their bases."""
     contents: dict[int, dict[ClusterId, Parts]] = {}
     for one in ledger:
         if isinstance(one, Merge):

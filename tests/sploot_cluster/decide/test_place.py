@@ -184,7 +184,7 @@ def test_placement_with_an_unknown_item_or_cluster_or_no_items_is_refused(
     assert store.view(PET) == before
 
 
-def test_placing_items_again_is_refused_with_the_reason(service: ClusterService) -> None:
+def test_placing_items_again_is_refused_with_a_reason(service: ClusterService) -> None:
     service.place(PET, [name(1, 0)], into=ONE, operation_id="1", by="ada")
 
     with pytest.raises(InvalidInput, match="already placed"):

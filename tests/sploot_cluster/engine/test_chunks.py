@@ -71,7 +71,7 @@ def test_similar_vectors_share_chunks() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 200, 512, 513, 1_000, 5_000, 20_000, 100_000, 20_000_000])
-def test_row_blocks_are_bounded_in_size_and_even_in_number(n: int) -> None:
+def test_size_of_row_blocks_is_limited_and_their_number_is_even(n: int) -> None:
     size = block_rows(n)
 
     assert 1 <= size <= min(n, 1_024)
