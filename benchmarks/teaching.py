@@ -5,6 +5,9 @@ arrive, with strangers (items of other subjects), and the pet is reclustered. Th
 items that are in the cluster of their own subject, in the cluster of the other subject, and elsewhere; and the share of
 strangers that are in one of the two clusters. For comparison, it shows the share of the 150 items that a linear
 discriminant classifies correctly, which is trained on the items that the person named and never gets strangers.
+
+The look-alikes are synthetic, pairs of digits, and, where its file is present, sentences of banking77: the 38 pairs of
+intents whose centres are most similar.
 """
 
 from __future__ import annotations
@@ -13,12 +16,14 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.quality.sets import BANKING77
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
@@ -57,23 +62,51 @@ class Shares:
     strangers: float
 
 
-def pairs(first_seed: int, n_seeds: int) -> Iterator[Pair]:
-    """Yield synthetic look-alikes, and pairs of digits that are often mistaken for each other."""
+def pairs(first_seed: int, n_seeds: int, *, banking77: Path = BANKING77) -> Iterator[Pair]:
+    """Yield synthetic look-alikes, real sentences of similar intents if there are any, and pairs of digits."""
     from sklearn.datasets import load_digits
 
     for seed in range(first_seed, first_seed + n_seeds):
         yield _made_up(seed, n_named=30)
+    if banking77.exists():
+        stored = np.load(banking77)
+        sentences, intent_of = as_vectors(stored["X"]), stored["y"].astype(np.int64)
+        alike = _most_alike(sentences, intent_of)
+        for seed in range(first_seed, first_seed + n_seeds):
+            random = np.random.default_rng(seed)
+            yield _pair("banking77", sentences, intent_of, alike[int(random.integers(len(alike)))], random, n_named=10)
     digits = load_digits()
     pictures, digit_of = as_vectors(digits.data), digits.target
     for n_named in (10, 30, 60):
         for seed in range(first_seed, first_seed + n_seeds):
             random = np.random.default_rng(seed)
-            one, other = list(combinations(range(10), 2))[int(random.integers(45))]
-            chosen = random.permutation(np.flatnonzero((digit_of == one) | (digit_of == other)))
-            strangers = random.permutation(np.flatnonzero((digit_of != one) & (digit_of != other)))[:N_STRANGERS]
-            truth = np.concatenate([(digit_of[chosen] == other).astype(np.int64), np.full(N_STRANGERS, -1)])
-            rows = np.concatenate([chosen, strangers])
-            yield Pair(f"digits, {n_named} of each named", pictures[rows], truth, n_named)
+            two = list(combinations(range(10), 2))[int(random.integers(45))]
+            yield _pair("digits", pictures, digit_of, two, random, n_named=n_named)
+
+
+def _pair(
+    family: str,
+    vectors: FloatMatrix,
+    subject_of: Numbers,
+    two: tuple[int, int],
+    random: np.random.Generator,
+    *,
+    n_named: int,
+) -> Pair:
+    is_one = np.isin(subject_of, two)
+    chosen = random.permutation(np.flatnonzero(is_one))
+    strangers = random.permutation(np.flatnonzero(~is_one))[:N_STRANGERS]
+    truth = np.concatenate([(subject_of[chosen] == two[1]).astype(np.int64), np.full(N_STRANGERS, -1)])
+    return Pair(f"{family}, {n_named} of each named", vectors[np.concatenate([chosen, strangers])], truth, n_named)
+
+
+def _most_alike(vectors: FloatMatrix, subject_of: Numbers) -> list[tuple[int, int]]:
+    """Return the pairs of subjects with the most similar centres, one pair for each two subjects."""
+    subjects = np.unique(subject_of)
+    centres = as_vectors(np.array([vectors[subject_of == subject].mean(axis=0) for subject in subjects]))
+    ones, others = np.triu_indices(len(subjects), 1)
+    order = np.argsort(-(centres @ centres.T)[ones, others])[: len(subjects) // 2]
+    return [(int(subjects[ones[at]]), int(subjects[others[at]])) for at in order]
 
 
 def _made_up(seed: int, *, n_named: int, n: int = 200, dim: int = 512) -> Pair:
@@ -146,9 +179,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=9_000, help="the first seed")
     parser.add_argument("--draws", type=int, default=20, help="draws per row")
+    parser.add_argument("--banking77", type=Path, default=BANKING77, help="npz of real sentences; skipped if absent")
     given = parser.parse_args()
     rows: dict[str, list[tuple[Shares, Shares, float]]] = {}
-    for pair in pairs(given.seed, given.draws):
+    for pair in pairs(given.seed, given.draws, banking77=given.banking77):
         rows.setdefault(pair.family, []).append(taught(pair))
     print("| | right on arrival | after a recluster | wrong side | strangers on arrival | after | a discriminant |")
     print("|---|---:|---:|---:|---:|---:|---:|")
