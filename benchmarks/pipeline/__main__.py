@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.pipeline.measures import Bench, Effort, Failed
+from benchmarks.pipeline.measures import Bench, Effort, Failed, Setup
 from benchmarks.pipeline.pets import Album
 from benchmarks.pipeline.plan import PLAN, Measurement
 from benchmarks.pipeline.report import as_json, as_markdown
@@ -66,16 +66,19 @@ def _run(asked: argparse.Namespace, records: Records) -> None:
 
 
 def _measure(bench: Bench, one: Measurement) -> Values:
+    setup = Setup(one.batch_size, one.n_shards, one.has_reclusters)
     try:
         if one.per_s is not None:
-            return bench.latency(one.album, n_processes=one.n_processes, per_s=one.per_s, traffic=one.traffic)
+            return bench.latency(
+                one.album, n_processes=one.n_processes, per_s=one.per_s, traffic=one.traffic, setup=setup
+            )
         return bench.throughput(
             one.album,
             n_processes=one.n_processes,
             backlog=one.backlog,
             traffic=one.traffic,
             is_warm=one.is_warm,
-            batch_size=one.batch_size,
+            setup=setup,
         )
     except Failed as error:
         return {"failed": str(error)}

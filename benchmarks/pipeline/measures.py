@@ -19,10 +19,14 @@ import numpy as np
 import redis
 
 from benchmarks.pipeline import stamps
-from benchmarks.pipeline.pets import STREAM, Album, World, send
+from benchmarks.pipeline.pets import Album, World, send
 from benchmarks.records import ROOT, Values
+from broker import RedisStreamsBroker
+from broker.sharding.shards import shard_name
 from sploot_cluster.store.redis import RedisPetStore
+from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.redis_access.embedded import ends_with_parent
+from tasks.shards import SHARDED
 
 START_TIMEOUT_S: Final = 60.0
 
@@ -32,7 +36,7 @@ MOST_GROWTH: Final = 0.1
 # Number of random events per pet and process for warming up: after six, a process has seen all pets except one in 400.
 VISITS_TO_BE_WARM: Final = 6
 # Settings that suppress reclusters: a thousand arrivals a second on a hundred pets would request far more of them than
-# real uploads do. benchmarks.density measures the cost of reclusters.
+# real uploads do. Some measurements leave them on; benchmarks.density measures a recluster by itself.
 NO_RECLUSTERS: Final = {"SPLOOT_CLUSTERING_GROWTH_RATIO": "1000", "SPLOOT_CLUSTERING_DRIFT_MIN": "1000000"}
 
 
@@ -42,6 +46,24 @@ class Effort:
 
     seconds: float = 10.0
     threads: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The configuration of the workers and their queue.
+
+    Attributes:
+        batch_size: the setting ``SPLOOT_BATCH_SIZE``; None: the default.
+        n_shards: number of shards of the queue.
+        has_reclusters: whether pets request reclusters.
+    """
+
+    batch_size: int | None = None
+    n_shards: int = 1
+    has_reclusters: bool = False
+
+
+USUAL: Final = Setup()
 
 
 class Failed(Exception):
@@ -56,6 +78,7 @@ class Bench:
         self.client = redis.Redis.from_url(url)
         self._world = World()
         self._album: Album | None = None
+        self._streams: tuple[str, ...] = ()
         self._n_sent = 0
 
     def throughput(
@@ -66,18 +89,17 @@ class Bench:
         backlog: int,
         traffic: str,
         is_warm: bool,
-        batch_size: int | None = None,
+        setup: Setup = USUAL,
     ) -> Values:
         """Measure the rate and the cost per event while a backlog, of ``backlog`` events at the start, never runs out.
 
-        Args:
-            batch_size: the setting ``SPLOOT_BATCH_SIZE``; None: the default.
+        The cost includes the reclusters that the setup allows.
         """
-        self._populate(album)
+        self._populate(album, setup.n_shards)
         self._send(self.client, album, backlog, traffic)
         with (
             _directory() as directory,
-            self._workers(directory, n_processes, batch_size=batch_size),
+            self._workers(directory, n_processes, setup),
             self._feeder(album, traffic, keep_waiting=min(backlog, 2_000)),
         ):
             # wait until every process has loaded its engine and seen its first pets
@@ -90,10 +112,10 @@ class Bench:
             time.sleep(self.effort.seconds / 5)
             return self._observe(directory)
 
-    def latency(self, album: Album, *, n_processes: int, per_s: float, traffic: str) -> Values:
+    def latency(self, album: Album, *, n_processes: int, per_s: float, traffic: str, setup: Setup = USUAL) -> Values:
         """Measure the milliseconds from XADD to the reply to the commit, at ``per_s`` events/s without a backlog."""
-        self._populate(album)
-        with _directory() as directory, self._workers(directory, n_processes):
+        self._populate(album, setup.n_shards)
+        with _directory() as directory, self._workers(directory, n_processes, setup):
             warm_up = max(1, int(2 * per_s))
             self._send(self.client, album, warm_up, traffic, per_s=per_s)
             _wait_for(lambda: stamps.n_noted(directory) >= warm_up, "did not process the events to warm up")
@@ -116,7 +138,7 @@ class Bench:
         _wait_for(lambda: stamps.n_noted(directory) > n_before, "did not commit another event")
         seconds, n = time.monotonic() - began, stamps.n_noted(directory) - n_before
         cpu, after = _workers_cpu_s() - cpu_before, self._server_facts()
-        waiting = int(self.client.xlen(STREAM))
+        waiting = self._n_waiting(self.client)
         # `commands` excludes the feeder's commands, on average one XADD per committed event
         return {
             "n": n,
@@ -130,17 +152,28 @@ class Bench:
             "still_waiting": waiting,
         }
 
-    def _populate(self, album: Album) -> None:
-        if self._album == album and self._n_sent < MOST_GROWTH * sum(album.sizes()):
+    def _populate(self, album: Album, n_shards: int) -> None:
+        """Prepare the pets, and an empty queue with this number of shards."""
+        is_fit = (self._album, len(self._streams)) == (album, n_shards)
+        if is_fit and self._n_sent < MOST_GROWTH * sum(album.sizes()):
             # remove the events that an earlier measurement left in the queue
-            self.client.unlink(STREAM)
+            self.client.unlink(*self._streams)
             return
         self.client.flushall()
         self._world.populate(RedisPetStore(self.client), album)
         self._album, self._n_sent = album, 0
+        self._streams = tuple(stream_of(shard_name(EMBEDDING_INGESTED, number)) for number in range(n_shards))
+        if n_shards > 1:
+            broker = RedisStreamsBroker(client=self.client, middleware=[], group=GROUP, sharded=SHARDED)
+            broker.set_shards(EMBEDDING_INGESTED, n_shards)
+            broker.close()
+
+    def _n_waiting(self, client: redis.Redis) -> int:
+        return sum(int(client.xlen(stream)) for stream in self._streams)
 
     def _send(self, client: redis.Redis, album: Album, n: int, traffic: str, *, per_s: float | None = None) -> None:
-        self._n_sent += send(client, self._world.events(album, n, traffic=traffic), per_s=per_s)
+        events = self._world.events(album, n, traffic=traffic)
+        self._n_sent += send(client, events, streams=self._streams, per_s=per_s)
 
     @contextlib.contextmanager
     def _feeder(self, album: Album, traffic: str, *, keep_waiting: int) -> Iterator[None]:
@@ -150,7 +183,7 @@ class Bench:
 
         def feed() -> None:
             while not ended.wait(0.02):
-                missing = keep_waiting - int(client.xlen(STREAM))
+                missing = keep_waiting - self._n_waiting(client)
                 if missing > 0:
                     self._send(client, album, missing, traffic)
 
@@ -163,18 +196,18 @@ class Bench:
             thread.join()
 
     @contextlib.contextmanager
-    def _workers(self, directory: Path, n_processes: int, *, batch_size: int | None = None) -> Iterator[None]:
+    def _workers(self, directory: Path, n_processes: int, setup: Setup) -> Iterator[None]:
         command = [sys.executable, "-m", "dramatiq", "benchmarks.pipeline.worker"]
         command += ["--processes", str(n_processes), "--threads", str(self.effort.threads)]
         environ = dict(os.environ) | {
             "REDIS_URL": self.url,
             "WORKER_METRICS_PORT": "0",
-            **NO_RECLUSTERS,
+            **({} if setup.has_reclusters else NO_RECLUSTERS),
             stamps.DIRECTORY: str(directory),
             "PYTHONPATH": str(ROOT),
         }
-        if batch_size is not None:
-            environ["SPLOOT_BATCH_SIZE"] = str(batch_size)
+        if setup.batch_size is not None:
+            environ["SPLOOT_BATCH_SIZE"] = str(setup.batch_size)
         log = directory / "workers.log"
         with log.open("wb") as output:
             master = subprocess.Popen(

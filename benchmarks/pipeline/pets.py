@@ -21,6 +21,7 @@ from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.contracts import EMBEDDING_INGESTED, stream_of
+from tasks.shards import bucket_of_pet
 
 DIM: Final = 512
 MODEL: Final = "bench@1"
@@ -140,8 +141,18 @@ class World:
         return pool
 
 
-def send(client: redis.Redis, events: Iterator[Event], *, per_s: float | None = None) -> int:
-    """Send the events with XADD, as fast as possible or ``per_s`` a second; return the number of events."""
+def send(
+    client: redis.Redis, events: Iterator[Event], *, streams: Sequence[str] = (STREAM,), per_s: float | None = None
+) -> int:
+    """Send the events with XADD, as fast as possible or ``per_s`` a second; return the number of events.
+
+    Args:
+        streams: the streams of the shards of the queue, in order.
+    """
+
+    def stream_for(event: Event) -> str:
+        return streams[bucket_of_pet(int(event["pet_id"])) % len(streams)]
+
     n, start = 0, time.monotonic()
     if per_s is not None:
         for event in events:
@@ -149,12 +160,12 @@ def send(client: redis.Redis, events: Iterator[Event], *, per_s: float | None = 
             if ahead_s > 0:
                 time.sleep(ahead_s)
                 event["media_id"] = media_id(time.monotonic_ns(), n)
-            client.xadd(STREAM, event)
+            client.xadd(stream_for(event), event)
             n += 1
         return n
     pipeline = client.pipeline(transaction=False)
     for event in events:
-        pipeline.xadd(STREAM, event)
+        pipeline.xadd(stream_for(event), event)
         n += 1
         if n % 500 == 0:
             pipeline.execute()

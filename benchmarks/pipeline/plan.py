@@ -18,6 +18,8 @@ class Measurement:
         per_s: to measure latency, the events per second, without a backlog; None: measure the rate, with a backlog.
         is_warm: begin to measure once each process has seen nearly every pet; otherwise a few seconds after its start.
         batch_size: maximum number of waiting events that one call handles; 1: one event per call; None: the default.
+        n_shards: number of shards of the queue.
+        has_reclusters: whether pets that grew or drifted are reclustered by the same workers, as in production.
         bound: the target: events per second, or milliseconds at p95.
         growth: the comparison to which this measurement belongs: cost by number of pets, items or waiting events.
     """
@@ -29,6 +31,8 @@ class Measurement:
     per_s: float | None = None
     is_warm: bool = False
     batch_size: int | None = None
+    n_shards: int = 1
+    has_reclusters: bool = False
     bound: float | None = None
     growth: Literal["pets", "media", "backlog"] | None = None
 
@@ -38,7 +42,10 @@ class Measurement:
         processes = f"{self.n_processes} process{'es' if self.n_processes > 1 else ''}"
         sizes = {None: "", 1: ", one by one"}
         batches = sizes.get(self.batch_size, f", batches of {self.batch_size}")
-        return f"{self.album.name}, {self.traffic}, {processes}, {load}{', warm' * self.is_warm}{batches}"
+        shards = f", {self.n_shards} shards" if self.n_shards > 1 else ""
+        reclusters = ", with reclusters" * self.has_reclusters
+        of_workers = f"{', warm' * self.is_warm}{batches}{shards}{reclusters}"
+        return f"{self.album.name}, {self.traffic}, {processes}, {load}{of_workers}"
 
 
 _MIXED: Final = Album(n_pets=1_000, n_media=None)
@@ -62,6 +69,13 @@ PLAN: Final[tuple[Measurement, ...]] = (
     Measurement(album=Album(100, 500), traffic="albums", batch_size=1),
     Measurement(album=Album(100, 500), traffic="albums"),
     Measurement(album=Album(100, 500), traffic="albums", batch_size=64),
+    # shards: a batch has the events of fewer pets, and each process has its own pets
+    Measurement(album=Album(100, 500), n_shards=8),
+    Measurement(album=Album(100, 500), traffic="albums", n_shards=8),
+    Measurement(album=Album(100, 500), traffic="albums", per_s=500, n_shards=8, bound=50),
+    # with the reclusters that the arrivals request
+    Measurement(album=Album(300, 500), has_reclusters=True),
+    Measurement(album=Album(300, 500), n_shards=8, has_reclusters=True),
     Measurement(album=Album(300, 500), growth="pets"),
     Measurement(album=Album(1_000, 500), bound=1_000),
     Measurement(album=Album(1_000, 500), is_warm=True, bound=1_000, growth="pets"),
