@@ -1021,7 +1021,7 @@ class ClusterService:
         """Request a recluster, unless this process requested one that still waits."""
         state, now = memory.state, self._clock()
         delay_ms = self._settings.recluster_wait_ms(state.n_media)
-        # if a request of this process waits already, requesting again at every arrival would only cost round trips
+        # while a request of this process is waiting, another one at every arrival would only cost round trips
         is_asked = memory.asked is not None and (
             memory.asked[1] == state.n_at_recluster and now - memory.asked[0] < timedelta(milliseconds=delay_ms)
         )

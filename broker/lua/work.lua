@@ -2,15 +2,16 @@
 -- Included at the top of scripts whose first nine KEYS are ``work`` in keys.py.
 --
 -- A message with a key is *at work* when it has its turn; the other messages of its key wait in line:
---   an ordering key       one is at work at a time, until it is done; it stays so while it is delayed (as a retry, too)
---   a concurrency key     at most ``max`` are at work: in the stream or in flight; it begins with the byte 1
---   a rate                at most ``n`` start per period. A message takes a place when it comes to work; when it starts,
---                         the place is free again after a period. Rates without another key begin with the byte 2
---   a priority            the most urgent messages come first, as places are free. A message gives its place back when it
---                         starts (a period of 0). Messages with a priority and no other key share the key of the byte 4
--- If the place of an earlier start becomes free at a known time, a message takes that place in advance and is delayed until
--- then. So at any time, the messages that have not started and the starts of the last period together are at most ``n``,
--- however long a message waits for a worker.
+--   an ordering key       one is at work at a time, until it is done, even while it is delayed or waits for its retry
+--   a concurrency key     at most ``max`` are at work: in the stream or in flight. The key begins with the byte 1
+--   a rate                at most ``n`` start per period. A message takes a place when it comes to work; the place
+--                         becomes free one period after the message starts. A rate without another key has a key of its
+--                         own, which begins with the byte 2
+--   a priority            when a place becomes free, the most urgent message takes it. A message frees its place as it
+--                         starts (a period of 0). All messages with a priority and no other key share the key "\4"
+-- If all places of a rate are taken, and it is known when one becomes free, the next message takes that place in
+-- advance and is delayed until then. So the number of messages at work that have not started, plus the number of starts
+-- in the last period, is never more than ``n``, however long a message waits for a worker.
 --
 -- The set of messages at work has a member for each: the key, a zero byte and its place (entry id, or name in delayed).
 -- If the key has a rate, a message that has not started has a second member, which begins with the byte 3.

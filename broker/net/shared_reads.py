@@ -243,7 +243,7 @@ class OwnRead:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether entries may arrive at any time."""
+        """Whether a read has been sent whose reply has not been taken yet."""
         return self._read.is_waiting
 
     def start(self, n: int) -> None:

@@ -27,7 +27,7 @@ COMPRESSION: Final = 4
 
 
 class Envelope:
-    """ASGI middleware that applies these rules to every request of an application."""
+    """ASGI middleware that applies the rules of this module to every request."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = GZipMiddleware(app, minimum_size=COMPRESSED_FROM_BYTES, compresslevel=COMPRESSION)

@@ -86,11 +86,11 @@ class IdempotencyStore(Protocol):
         ...
 
     def finish(self, ticket: Ticket, answer: Answer) -> None:
-        """Store the response for a day, unless another request has begun the key since."""
+        """Store the response for a day, unless another request has taken the key in the meantime."""
         ...
 
     def release(self, ticket: Ticket) -> None:
-        """Free the key, unless another request has begun it since."""
+        """Free the key, unless another request has taken it in the meantime."""
         ...
 
 

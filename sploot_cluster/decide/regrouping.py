@@ -33,7 +33,7 @@ from sploot_cluster.settings import ClusterSettings
 
 @dataclass(frozen=True, slots=True)
 class Regrouped:
-    """The clusters that groups became, ready to commit.
+    """The clusters formed from the groups, ready to commit.
 
     Attributes:
         labels, origins: (n,) the pet's new labels and origins.

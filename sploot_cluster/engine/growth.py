@@ -1,12 +1,13 @@
 """Growth of a spanning tree by many vectors at once. The result equals that of a fresh build.
 
-Weights only fall, and only for edges of vectors whose core distance shrinks: edges to the neighbours within their old
-core distance. So every edge of the new tree is in the old tree, in the neighbour lists of these vectors, or among the
-edges of the new vectors. One product of the new vectors with all finds their neighbours. An edge of a new vector can
-only belong in the new tree if it is better than the worst edge on the path between its ends that is already known.
-The paths in the old tree prove for nearly all edges to old vectors, as soon as their product is computed, that they are
-not needed. The few others, the old tree and the edges to the neighbours make up a tree that is nearly right. Edges
-between new vectors are then compared with the paths in this tree.
+New vectors can shrink the core distances of old ones. That lowers the weights of some edges between old vectors: those
+to neighbours within the old core distance. All other weights stay the same. So every edge of the new tree is in the old
+tree, in the neighbour lists of these old vectors, or has a new vector at one end.
+
+The neighbours of the new vectors are found by one matrix product with all vectors. An edge is needed only if it is
+better than the worst edge on a known path between its ends. So the paths in the old tree rule out nearly all edges from
+new to old vectors, as soon as their similarities are computed. The remaining ones, the old tree and the edges to
+neighbours make up a nearly correct tree. Edges between new vectors are then compared with the paths in that tree.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from sploot_cluster.engine.spanning_tree import (
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 from sploot_cluster.threads import spread
 
-# How many times as many chunks of old rows there may be as when a tree is built: their maxima are not kept.
+# There may be this many times more chunks of old rows than when a tree is built, because their maxima are not kept.
 _FINER: Final = 4
 # Rows whose paths to the chunks are compared at once. Few, so that what is compared stays in the processor's cache.
 _ROWS: Final = 32

@@ -102,7 +102,7 @@ class Correction(ABC):
 
     @property
     def cluster(self) -> ClusterId | None:
-        """The cluster to report to the caller, by its id at that time; None if it neither created nor chose one."""
+        """The cluster that the correction created or chose, by its id at that time; None if it did neither."""
         return None
 
     def undoes(self) -> int | None:

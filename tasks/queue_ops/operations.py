@@ -517,7 +517,7 @@ class Operations:
         field: str = "",
         is_in: Callable[[str, str], bool] = lambda shard, one: True,
     ) -> Plan:
-        """Return one plan for all shards of a queue; with ids, for those that hold them.
+        """Return one plan for all shards of a queue or, if ids are given, for the shards that hold them.
 
         Args:
             plan_of: returns the plan for one shard and the ids that it holds.

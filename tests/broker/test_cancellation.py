@@ -671,7 +671,7 @@ def test_flush_removes_the_marks_of_cancelled_messages(scene: Scene) -> None:
     assert scene.client.exists(KEYS.cancelled) == 0
 
 
-def test_every_message_has_one_outcome_while_it_is_delivered_and_cancelled(redis_url: str) -> None:
+def test_message_cancelled_during_its_delivery_has_exactly_one_outcome(redis_url: str) -> None:
     ran: set[str] = set()
     with broker_on(redis_url, quick_retries()) as broker:
 

@@ -233,7 +233,7 @@ def test_dead_letter_keeps_only_as_many_fields_as_lua_can_unpack(scene: Scene) -
     assert scene.brokers["a"].dead_letters(QUEUE).requeue([dead_letter.id]) == 1
 
 
-def test_too_large_message_frees_its_unique_key_and_its_place_in_line(stage: Scene) -> None:
+def test_oversize_message_frees_its_unique_key_and_its_place_in_line(stage: Scene) -> None:
     producer = stage.process("producer")
     large = message("x" * 2_000, unique_key="u", ordering_key="k")
     producer.enqueue(large)

@@ -358,7 +358,7 @@ class ClusterMark(Mark):
 
     Attributes:
         mark: the mark, such as ``hidden``.
-        outcome: what the correction makes the clusters: the mark, or a word such as ``shown`` if it removes the mark.
+        outcome: what the clusters become: the mark, or a word such as ``shown`` if the correction removes the mark.
         anchors: cluster -> its typical items; if its id has ended, the mark is on the cluster with most of these items.
     """
 

@@ -1,4 +1,4 @@
-"""Thread counts, and that the thread count of BLAS is restored."""
+"""Thread counts: how many threads are used, and that BLAS gets its own number back afterwards."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def contents_of(members: dict[str, bytes]) -> dict[str, Any]:
 
 
 def _column_of(name: str, content: bytes) -> bytes:
-    """Return the bytes of a column. Recompress records of overwritten labels, so that only their contents count."""
+    """Return the bytes of a column; records of overwritten labels are recompressed, so that equal ones stay equal."""
     head, _, revision = name.partition("/")
     return past.dump(past.load(int(revision), content)) if head == "overwritten" else content
 

@@ -76,7 +76,7 @@ def test_items_are_counted_as_clustered_noise_quarantined_or_dismissed(
     assert redis_client.time()[0] - 60 < at
 
 
-def test_pet_with_inconsistent_counts_is_counted(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
+def test_metric_counts_pets_with_inconsistent_counts(redis_client: redis.Redis, registry: CollectorRegistry) -> None:
     service = ClusterService(RedisPetStore(redis_client))
     take(service, 0, range(3))
     redis_client.hincrby(PetKeys.of(PET).meta, "ingested", 1)

@@ -109,7 +109,7 @@ def test_canary_of_a_lost_server_is_interrupted(desk: Desk) -> None:
     assert "still a dead letter" in run.reason
 
 
-def test_canary_is_refused_beyond_the_limit_and_for_other_actions(desk: Desk) -> None:
+def test_canary_is_refused_for_a_pause_and_if_too_many_are_running(desk: Desk) -> None:
     pause = desk.operations.plan_pause("embedding")
     plans = [desk.operations.plan_requeue("embedding", dead_letter_ids=[one]) for one in desk.bury(*range(5))]
     assert len(plans) == MOST_AT_ONCE + 1
