@@ -352,7 +352,7 @@ def _membership(raw: RawPet, rows: _Rows, notes: _Notes) -> _Membership:
     is_in = (labels == NOISE) & ~np.isin(origins, (Origin.NOISE, Origin.DISMISSED))
     origins = let_count(labels, np.where(is_in, Origin.NOISE, origins).astype(np.uint8))
     if is_strange.any():
-        notes.lost.append(f"the clusters of {_items(int(np.count_nonzero(is_strange)))}, which were no ids")
+        notes.lost.append(f"the clusters of {_items(int(np.count_nonzero(is_strange)))}, which were not ids")
         notes.is_past_broken = True
     if not has_label.all():
         n_unknown = int(np.count_nonzero(~has_label))
