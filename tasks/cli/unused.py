@@ -1,13 +1,11 @@
 """What a process does at its start that no short command needs. A process that serves or runs jobs does all of it.
 
-redis-py imports its asyncio half, and OpenTelemetry where it is installed; Dramatiq does the same with gevent. Each of
-some 150 frozen dataclasses compiles two methods that refuse assignments. The garbage collector runs dozens of times
-during the imports, and visits every object again when the process ends.
+redis-py imports its asyncio half, and OpenTelemetry where it is installed; Dramatiq does the same with gevent. The
+garbage collector runs dozens of times during the imports, and visits every object again when the process ends.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import sys
 from importlib.util import find_spec
@@ -28,7 +26,6 @@ def leave_out() -> bool:
     if "redis" in sys.modules:
         return False
     gc.set_threshold(_NEW_OBJECTS)
-    _leave_out_guards()
     _leave_out_modules()
     return True
 
@@ -36,18 +33,6 @@ def leave_out() -> bool:
 def end_quickly() -> None:
     """Keep the garbage collector from visiting every object when the process ends."""
     gc.freeze()
-
-
-def _leave_out_guards() -> None:
-    """Declare frozen dataclasses without the methods that refuse assignments, which mypy refuses too."""
-    real = dataclasses.dataclass
-
-    def dataclass(cls: type | None = None, /, **options: Any) -> Any:
-        if options.pop("frozen", False) and options.get("eq", True):
-            options["unsafe_hash"] = True  # the hash that frozen classes have
-        return real(cls, **options)
-
-    dataclasses.dataclass = dataclass
 
 
 def _leave_out_modules() -> None:
