@@ -27,7 +27,11 @@ hypothesis.settings.load_profile("reproducible")
 
 
 # Files whose tests share something that is slow to start: a demo that keeps running, three hours of history, a browser.
-TOGETHER: Final = ("tests/ops/test_practice.py", "tests/ops/test_dashboard.py", "tests/console/test_console.py")
+TOGETHER: Final = ("tests/ops/test_practice.py", "tests/ops/test_dashboard.py")
+# Tests in a browser run in two processes, each with one browser: these files, which are half of them, and all others.
+CONSOLE: Final = tuple(
+    f"tests/console/test_{part}.py" for part in ("console", "dialogs", "corrections", "pages", "review")
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,10 +81,12 @@ def pytest_report_header() -> str:
 
 
 class TogetherScheduling(LoadGroupScheduling):  # type: ignore[misc]  # pytest-xdist is untyped
-    """A scheduler that sends all tests of a file in ``TOGETHER`` to one process, and other tests one by one."""
+    """A scheduler that sends all tests that share something to one process, and other tests one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
+        if path.startswith("tests/console/"):
+            return "first browser" if path in CONSOLE else "second browser"
         return path if path in TOGETHER else nodeid
 
 
@@ -90,8 +96,8 @@ class TogetherScheduling(LoadGroupScheduling):  # type: ignore[misc]  # pytest-x
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     if config.getoption("dist") != "loadgroup":
         return None
-    if missing := [path for path in TOGETHER if not (config.rootpath / path).exists()]:
-        raise pytest.UsageError(f"tests/conftest.py: TOGETHER names missing files: {', '.join(missing)}")
+    if missing := [path for path in (*TOGETHER, *CONSOLE) if not (config.rootpath / path).exists()]:
+        raise pytest.UsageError(f"tests/conftest.py: TOGETHER and CONSOLE name missing files: {', '.join(missing)}")
     return TogetherScheduling(config, log)
 
 
@@ -107,7 +113,8 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedR
 @pytest.fixture
 def redis_client(redis_server: EmbeddedRedis) -> Iterator[redis.Redis]:
     """A client of the server, which is emptied before each test. Replies are bytes."""
-    with redis.Redis.from_url(redis_server.url) as client:
+    # redis-py's timeout of 5 s is too short to add or free hundreds of megabytes on a loaded machine
+    with redis.Redis.from_url(redis_server.url, socket_timeout=60) as client:
         client.flushall()
         yield client
 

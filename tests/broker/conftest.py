@@ -44,7 +44,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     """An empty queue; the test runs once on each server. The report's header names the servers."""
     fixtures = {"newest": "redis_server", "6.2": "old_server", "given": "given_server"}
     server: EmbeddedRedis = request.getfixturevalue(fixtures[request.param])
-    with redis.Redis.from_url(server.url) as client:
+    with redis.Redis.from_url(server.url, socket_timeout=60) as client:
         client.flushall()
         with scene_on(client, server.url) as scene:
             yield scene

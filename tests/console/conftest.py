@@ -45,7 +45,11 @@ from tasks.wire import DECODERS
 from tests.sploot_cluster.albums import PET, take
 from tests.support import eventually
 
+# All pages share one renderer process: by default, each page that a test opens would start one, which costs as much CPU
+# as the page itself.
 FLAGS = (
+    "--renderer-process-limit=1", "--disable-back-forward-cache", "--disable-site-isolation-trials",
+    "--disable-features=SpareRendererForSitePerProcess,ProactivelySwapBrowsingInstance,IsolateOrigins,site-per-process",
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
     "--window-size=1280,1000",
