@@ -115,6 +115,10 @@ ARRIVAL_CLAIMS_AFTER: Final = 3
 # arrival is assigned individually.
 BATCH_ATTEMPTS: Final = 3
 
+# Number of these attempts that commit to all pets together. If another process works on the same pets, many of
+# them lose a race, and a retry of each by itself takes two more round trips.
+ATTEMPTS_TOGETHER: Final = 2
+
 # Size of the vectors of a pet from which items are deleted without reading it whole: 8,192 items of 512 dimensions.
 BIG_PET_BYTES: Final = 16 * 1024 * 1024
 
@@ -272,9 +276,10 @@ class ClusterService:
         waiting = self._checked(items)
         with self._cache.open_many(list(waiting)) as opened:
             memories = {memory.pet: memory for memory in opened}
-            if waiting:
-                waiting = self._assign_once(memories, waiting, done)
-            for _ in range(BATCH_ATTEMPTS - 1):
+            for _ in range(ATTEMPTS_TOGETHER):
+                if waiting:
+                    waiting = self._assign_once(memories, waiting, done)
+            for _ in range(BATCH_ATTEMPTS - ATTEMPTS_TOGETHER):
                 # retry pet by pet, because the less time passes between load and commit, the fewer races are lost
                 lost = [self._assign_once(memories, {pet: ours}, done) for pet, ours in waiting.items()]
                 waiting = {pet: ours for one in lost for pet, ours in one.items()}
