@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tasks.client import ClusterTasks
 from tasks.composition import build_app
 from tasks.contracts import QUEUES as TASK_QUEUES
 from tasks.settings import Settings
-from tests.sploot_cluster.api.front import API, client_of
+from tests.sploot_cluster.api.front import API, Part, client_of
 from tests.sploot_cluster.api.test_envelope import served
 from tests.support import eventually
 from tests.tasks.queue_ops.desk import STUCK, Desk
@@ -27,14 +28,13 @@ QUEUES = f"{API}/queues"
 
 
 class Caller:
-    """The API on a real Redis, called with the token of one role."""
+    """The API on a real Redis, called with the token of one role. Its tests share the application."""
 
-    def __init__(self, desk: Desk, client: redis.Redis) -> None:
+    def __init__(self) -> None:
+        self.jobs, self.operations = Part(), Part()
+        self.operations.now = SimpleNamespace(names=TASK_QUEUES)  # read when the application is built
         app = create_app(
-            service=ClusterService(MemoryPetStore()),
-            jobs=ClusterTasks(client=client),
-            operations=desk.operations,
-            tokens=TOKENS,
+            service=ClusterService(MemoryPetStore()), jobs=self.jobs, operations=self.operations, tokens=TOKENS
         )
         self.http = client_of(app)
 
@@ -53,9 +53,15 @@ def desk(redis_client: redis.Redis) -> Desk:
     return Desk(redis_client)
 
 
+@pytest.fixture(scope="module")
+def caller() -> Caller:
+    return Caller()
+
+
 @pytest.fixture
-def api(desk: Desk, redis_client: redis.Redis) -> Caller:
-    return Caller(desk, redis_client)
+def api(caller: Caller, desk: Desk, redis_client: redis.Redis) -> Caller:
+    caller.jobs.now, caller.operations.now = ClusterTasks(client=redis_client), desk.operations
+    return caller
 
 
 PLANNING: list[tuple[str, dict[str, Any]]] = [
