@@ -511,14 +511,12 @@ class StreamsConsumer(Consumer):
         for delivery in undone:
             delivery.is_returned = True
         try:
-            self._refuse_silence()
-            self._hand_back(undone, counts=True)
+            self._hand_back_unless_silent(undone, counts=True)
         except (BrokerConnectionError, redis.RedisError) as error:
             self._queue.logger.warning(
                 "could not hand back messages of a batch; they run later",
                 extra={"n": len(undone), "error": str(error)},
             )
-            self._queue.deliveries.forget(undone)
         batch.is_handed_back = True
         self._queue.is_takeable = True
         self._queue.wake()
@@ -597,13 +595,7 @@ class StreamsConsumer(Consumer):
             owner._requeue(of_owner)
 
     def _requeue(self, messages: Iterable[MessageProxy]) -> None:
-        returned = self._each_of(messages)
-        try:
-            self._refuse_silence()
-        except ConnectionClosed:
-            self._queue.deliveries.forget(returned)
-            raise
-        self._hand_back(returned)
+        self._hand_back_unless_silent(self._each_of(messages))
 
     def _each_of(self, messages: Iterable[MessageProxy]) -> list[Delivery]:
         """Return the messages, with each batch dissolved into its messages."""
@@ -627,23 +619,10 @@ class StreamsConsumer(Consumer):
         unstarted = list(self._buffer)
         self._buffer.clear()
         try:
-            self._refuse_silence()
-            self._hand_back(unstarted)
+            self._hand_back_unless_silent(unstarted)
             self._give_back_unread(unread, are_lost=are_lost)
         except (BrokerConnectionError, redis.RedisError) as error:
             self._queue.logger.warning("could not hand back entries; they run later", extra={"error": str(error)})
-
-    def _refuse_silence(self) -> None:
-        """Raise if the server did not answer the last command, so that a shutdown does not wait for it once per queue.
-
-        Entries that are not handed back stay in this consumer's pending list, and run again when its lease lapses or
-        its process ends.
-
-        Raises:
-            ConnectionClosed: the server did not answer the last command.
-        """
-        if self._process.connections.is_silent(self._keys.stream):
-            raise ConnectionClosed("Redis does not answer")
 
     def wake(self) -> None:
         """Wake ``__next__`` so that it checks for entries to take over and for a pause."""
@@ -985,6 +964,20 @@ class StreamsConsumer(Consumer):
         if are_lost:
             lost = self._lost_entries(0)
             self._queue.hand_back([part for entry_id, deliveries, *_ in lost for part in (entry_id, deliveries)])
+
+    def _hand_back_unless_silent(self, deliveries: list[Delivery], *, counts: bool = False) -> None:
+        """Hand back messages if the server answered the last command, so that a shutdown waits for it only once.
+
+        Otherwise their entries stay in this consumer's pending list. They run again when a consumer of this process
+        reads them, when the lease lapses, or when the process ends.
+
+        Raises:
+            ConnectionClosed: the server did not answer the last command.
+        """
+        if self._process.connections.is_silent(self._keys.stream):
+            self._queue.deliveries.forget(deliveries)
+            raise ConnectionClosed("Redis does not answer")
+        self._hand_back(deliveries, counts=counts)
 
     def _hand_back(self, deliveries: list[Delivery], *, counts: bool = False) -> None:
         ours = [one for one in deliveries if not (one.is_settled or one.is_lost)]

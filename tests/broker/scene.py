@@ -116,6 +116,16 @@ class Scene:
         self._consumers.setdefault(name, []).append(consumer)
         return consumer
 
+    @contextmanager
+    def silence(self, name: str) -> Iterator[None]:
+        """Let the server not answer a process until the block ends."""
+        line = self._lines[name]
+        line.is_cut_by = redis.TimeoutError
+        try:
+            yield
+        finally:
+            line.is_cut_by = None
+
     def die(self, name: str) -> None:
         """End a process as if SIGKILL had hit it a lease ago: its threads stop; its entries and heartbeat stay."""
         broker, line = self.brokers.pop(name), self._lines.pop(name)

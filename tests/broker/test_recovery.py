@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import redis
+from dramatiq.errors import BrokerConnectionError
 
 from broker import BrokerSettings, Delivery, DeliveryLimitReached, RedisStreamsBroker, janitor, keeper
 from broker.consumer import StreamsConsumer
@@ -648,6 +649,22 @@ def test_reply_lost_on_a_live_connection_is_recovered(scene: Scene) -> None:
     assert found is not None
     assert found.args == ("two",)
     assert broker.counters(QUEUE)["redelivered"] == 1
+
+
+def test_messages_read_ahead_of_a_silent_server_run_on_the_next_connection(scene: Scene) -> None:
+    broken = scene.consumer("a", lease_ms=600_000)
+    broker = scene.brokers["a"]
+    broker.enqueue_many([message("one"), message("two"), message("three")])
+    received(broken, 1)
+    assert broken.n_buffered == 2
+
+    with scene.silence("a"):
+        with pytest.raises((redis.RedisError, BrokerConnectionError)):
+            broker.counters(QUEUE)
+        broken.close()
+
+    with closing(broker.consume(QUEUE, prefetch=10, timeout=2_000)) as consumer:
+        assert labels(received(consumer, 2)) == ["two", "three"]
 
 
 def test_resync_script_returns_no_more_entries_than_its_limit(scene: Scene) -> None:
