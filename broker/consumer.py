@@ -484,9 +484,10 @@ class StreamsConsumer(Consumer):
         if done:
             for delivery in done:
                 self._announce("ack", delivery)
-                delivery.is_ended = delivery.is_settled = True
+            # marked as settled afterwards, so that an interrupt in between settles them twice rather than never
             self._process.settler.settle_all(self._keys, self._queue.deliveries, done)
             for delivery in done:
+                delivery.is_ended = delivery.is_settled = True
                 self._process.emit("after_ack", delivery)
         self._let_run_alone(batch)
         for delivery in batch.ended:
