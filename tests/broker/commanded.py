@@ -19,8 +19,8 @@ client = redis.Redis.from_url(URL)
 
 # Simulate a worker that is still booting when its master ends.
 if os.environ.get("BOOT_WITHOUT_MASTER") and multiprocessing.parent_process() is not None:
-    client.rpush("booting", os.getpid())
     master = os.getppid()
+    client.rpush("booting", os.getpid())
     while os.getppid() == master:
         time.sleep(0.01)
 
