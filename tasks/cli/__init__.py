@@ -72,26 +72,15 @@ def _show_uncaught(kind: type[BaseException], error: BaseException, trace: Trace
 
 def main() -> None:
     """Run the command line."""
-    is_lean = False
     if not _LONG_RUNNING & {*sys.argv[1:2]}:
         from tasks.cli.unused import leave_out
 
-        is_lean = leave_out()
+        leave_out()
     if sys.excepthook is sys.__excepthook__:  # the long-running processes install their own hook
         sys.excepthook = _show_uncaught
     # an ASCII terminal shows a character that it does not know, such as “…”, as an escape
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        _run()
-    finally:
-        if is_lean:
-            from tasks.cli.unused import end_quickly
-
-            end_quickly()
-
-
-def _run() -> None:
     try:
         app()
     except KeyboardInterrupt:

@@ -748,8 +748,7 @@ def _seconds(option: str, text: str) -> float:
 def _when_of(entry_id: str) -> str:
     from tasks.queue_ops.entries import added_at
 
-    at = added_at(entry_id)
-    return "-" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+    return _moment(added_at(entry_id))
 
 
 def _moment(at: datetime | None) -> str:

@@ -6,6 +6,7 @@ garbage collector runs dozens of times during the imports, and visits every obje
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from importlib.util import find_spec
@@ -21,18 +22,14 @@ _ASYNCIO: Final = "redis.asyncio"
 _NEW_OBJECTS: Final = 200_000
 
 
-def leave_out() -> bool:
-    """Leave all of it out, and return True; do nothing in a process that has imported redis-py, which does more."""
+def leave_out() -> None:
+    """Leave all of it out; do nothing in a process that has imported redis-py, which does more."""
     if "redis" in sys.modules:
-        return False
+        return
     gc.set_threshold(_NEW_OBJECTS)
+    # keeps the collection at the end from visiting every object
+    atexit.register(gc.freeze)
     _leave_out_modules()
-    return True
-
-
-def end_quickly() -> None:
-    """Keep the garbage collector from visiting every object when the process ends."""
-    gc.freeze()
 
 
 def _leave_out_modules() -> None:

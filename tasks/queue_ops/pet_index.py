@@ -124,9 +124,12 @@ def find_jobs(
 
     Reads the index, the pending entries, and all delayed messages.
     """
-    queues = shards_of_all(broker, INDEXED) if shards is None else shards
-    n_indexed = sum(PetIndex(client, queue).catch_up() for queue in queues)
-    found = [job for queue in queues for job in islice(_jobs_of(queue, broker, client, pet_id), limit)]
+    found: list[FoundJob] = []
+    n_indexed = 0
+    for queue in shards_of_all(broker, INDEXED) if shards is None else shards:
+        n, jobs = _search(queue, broker, client, pet_id)
+        n_indexed += n
+        found += islice(jobs, limit)
     return found, n_indexed
 
 
@@ -136,15 +139,21 @@ def each_job(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int) -> It
     A job that is retried or becomes due during the search is found too.
     """
     for queue in shards_of_all(broker, INDEXED):
-        yield from _jobs_of(queue, broker, client, pet_id)
+        yield from _search(queue, broker, client, pet_id)[1]
 
 
-def _jobs_of(queue: str, broker: RedisStreamsBroker, client: redis.Redis, pet_id: int) -> Iterator[FoundJob]:
+def _search(queue: str, broker: RedisStreamsBroker, client: redis.Redis, pet_id: int) -> tuple[int, Iterator[FoundJob]]:
+    """Index what waits in a queue; return the number of entries indexed, and the pet's unfinished jobs."""
     index, inspector = PetIndex(client, queue), broker.inspector(queue)
     # Delayed messages are read before and after the entries, because meanwhile a message may become an entry, and an
     # entry that is retried becomes a delayed message.
     delayed = list(_delayed(queue, inspector, pet_id))
-    index.catch_up()
+    return index.catch_up(), _jobs_of(queue, index, inspector, pet_id, delayed)
+
+
+def _jobs_of(
+    queue: str, index: PetIndex, inspector: Inspector, pet_id: int, delayed: Sequence[FoundJob]
+) -> Iterator[FoundJob]:
     candidates = index.entries_of(pet_id)
     pending = {entry.id: entry for entry in inspector.pending(sys.maxsize)}
     # entries that were delivered immediately were never indexed
