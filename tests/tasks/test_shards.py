@@ -87,6 +87,8 @@ class Divided:
         def run(pet_id: int, **_: Any) -> None:
             pets.append(pet_id)
 
+        # a process that has not read the shards yet runs all messages where they are
+        assert broker.n_shards(EMBEDDING_INGESTED) == N
         worker = dramatiq.Worker(broker, worker_timeout=50, worker_threads=2)
         worker.start()
         try:
