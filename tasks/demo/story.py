@@ -67,11 +67,17 @@ class SplitOff:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A suspended worker process, to be killed once it holds jobs. ``since_s`` is on the monotonic clock."""
+    """A suspended worker process, to be killed once it holds jobs.
+
+    Attributes:
+        since_s: when it was suspended, on the monotonic clock.
+        recovered: how many events had been recovered from all processes until then.
+    """
 
     name: str
     pid: int
     since_s: float
+    recovered: int
 
 
 @dataclass(slots=True)
@@ -159,13 +165,14 @@ class Story:
                 self._send(album, row)
                 if step := steps.get(number):
                     progress.console.print(step())
-                if self._frozen is not None and (held := self._held_by_frozen()):
-                    progress.console.print(self._kill_frozen(held))
+                self._kill_frozen_if_it_holds_events(progress.console)
                 progress.update(sent_bar, completed=number)
                 if number % 25 == 0:
                     progress.update(done_bar, completed=number - self._unfinished(EMBEDDING_INGESTED))
                     time.sleep(max(0.0, start + number / EVENTS_PER_S - time.monotonic()))
             for _ in until(PATIENCE_S):
+                # a slow machine may have sent the rest within less than FREEZE_S
+                self._kill_frozen_if_it_holds_events(progress.console)
                 left = self._unfinished(EMBEDDING_INGESTED)
                 progress.update(done_bar, completed=total - min(left, total))
                 if not left:
@@ -245,39 +252,46 @@ class Story:
         consumers = self.broker.stats(EMBEDDING_INGESTED).consumers
         name = max((one for one in consumers if one.is_alive), key=lambda one: one.pending).name
         pid = int(name.split(":")[1])
+        recovered = self._recovered()
         os.kill(pid, signal.SIGSTOP)
-        self._frozen = Frozen(name, pid, time.monotonic())
+        self._frozen = Frozen(name, pid, time.monotonic(), recovered)
         return f"  worker process {pid} is stopped until it holds events"
 
-    def _held_by_frozen(self) -> int:
-        """Return the number of events that the frozen process holds; 0 until everything it sent has reached Redis."""
-        assert self._frozen is not None
-        if time.monotonic() - self._frozen.since_s < FREEZE_S:
-            return 0
-        return self._pending_of(self._frozen.name)
+    def _kill_frozen_if_it_holds_events(self, console: Console) -> None:
+        """Kill the frozen process with SIGKILL, and wait until other processes have taken over its events.
 
-    def _kill_frozen(self, held: int) -> str:
-        """Kill the frozen process with SIGKILL, and wait until other processes have taken over its events."""
-        assert self._frozen is not None
-        frozen, self._frozen = self._frozen, None
+        Do nothing if no process is frozen, if everything that it sent may not have reached Redis yet, or if it holds no
+        events.
+        """
+        frozen = self._frozen
+        if frozen is None or time.monotonic() - frozen.since_s < FREEZE_S:
+            return
+        # On a slow machine, its lease may already have expired. Read this count first, so that an event that is taken
+        # over between the two reads is not counted twice.
+        held = self._recovered() - frozen.recovered + self._pending_of(frozen.name)
+        if not held:
+            return
+        self._frozen = None
         os.kill(frozen.pid, signal.SIGKILL)
-        recovered_before = self.broker.counters(EMBEDDING_INGESTED).get("recovered", 0)
         for _ in until(PATIENCE_S):
             if not self._pending_of(frozen.name):
                 break
-        recovered = self.broker.counters(EMBEDDING_INGESTED).get("recovered", 0) - recovered_before
+        recovered = self._recovered() - frozen.recovered
         self.seen.promise(
             "a killed worker loses nothing",
-            recovered >= held > 0,
+            recovered >= held,
             f"held {held} events, {recovered} ran elsewhere",
         )
-        return f"  [red]kill -9[/]: it held {held} events; {recovered} of them now run elsewhere"
+        console.print(f"  [red]kill -9[/]: it held {held} events; {recovered} of them now run elsewhere")
 
     def _thaw(self) -> None:
         """Resume the frozen process, because it never held an event, and record the guarantee as broken."""
         assert self._frozen is not None
         os.kill(self._frozen.pid, signal.SIGCONT)
         self.seen.promise("a killed worker loses nothing", False, "the process to be killed never held an event")
+
+    def _recovered(self) -> int:
+        return self.broker.counters(EMBEDDING_INGESTED).get("recovered", 0)
 
     def _pending_of(self, name: str) -> int:
         consumers = self.broker.stats(EMBEDDING_INGESTED).consumers

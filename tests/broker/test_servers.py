@@ -20,7 +20,7 @@ from broker.net.connections import Connections
 from tasks.redis_access.embedded import EmbeddedRedis, NoRedisServer
 from tests.broker.processes import keepers_of
 from tests.broker.scene import KEYS, QUEUE, message
-from tests.sentinel import alert, sentinel_of
+from tests.sentinel import FAILOVER_WITHIN_S, alert, sentinel_of
 from tests.support import eventually, lacking
 from tests.system.events import free_port
 
@@ -122,6 +122,7 @@ def test_connection_to_a_demoted_master_is_dropped(redis_client: redis.Redis, re
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(280)
 def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
     with ExitStack() as stack:
         quick = {"repl-diskless-sync-delay": "0"}
@@ -134,7 +135,9 @@ def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
         with redis.Redis(port=port) as asked:
             eventually(lambda: len(asked.execute_command("SENTINEL", "REPLICAS", "mymaster")) == 1, within_s=30)
         client = Sentinel([("127.0.0.1", port)]).master_for("mymaster")
-        broker = RedisStreamsBroker(client=client, middleware=[], lease_ms=2_000, enqueue_timeout_ms=30_000)
+        broker = RedisStreamsBroker(
+            client=client, middleware=[], lease_ms=2_000, enqueue_timeout_ms=round(FAILOVER_WITHIN_S * 1_000)
+        )
         ran: set[int] = set()
 
         @dramatiq.actor(broker=broker, queue_name=QUEUE)
@@ -153,7 +156,7 @@ def test_work_and_heartbeats_follow_a_failover(tmp_path: Path) -> None:
                 for number in range(50, 100):
                     work.send(number)
 
-                eventually(lambda: ran == set(range(100)), within_s=60)
+                eventually(lambda: ran == set(range(100)), within_s=FAILOVER_WITHIN_S)
             eventually(lambda: keeper_is_connected(replica.port), within_s=30)
             assert on_replica.info("replication")["role"] == "master"
             assert on_replica.zcard(KEYS.consumers) >= 1

@@ -21,7 +21,7 @@ from tasks.redis_access.embedded import EmbeddedRedis
 from tests.faults.address import MASTER
 from tests.faults.ledger import Ledger
 from tests.faults.outage import Outage
-from tests.sentinel import alert, sentinel_of
+from tests.sentinel import FAILOVER_WITHIN_S, alert, sentinel_of
 from tests.support import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -280,7 +280,7 @@ class WatchedStage(Stage):
             master.kill()
         other = self._replica if master is self.server else self.server
         with alert(self._sentinel_port, name=MASTER):
-            eventually(lambda: self._master() is other, within_s=60)
+            eventually(lambda: self._master() is other, within_s=FAILOVER_WITHIN_S)
 
     def bring_back(self) -> None:
         """Start the lost server as a replica of the other one."""

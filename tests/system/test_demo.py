@@ -56,7 +56,7 @@ def test_demo_keeps_every_guarantee(tmp_path: Path, quiet: Console, monkeypatch:
     code = run(directory=tmp_path, share=0.25, console=quiet)
 
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert [p["text"] for p in summary["promises"] if not p["is_kept"]] == []
+    assert [promise for promise in summary["promises"] if not promise["is_kept"]] == []
     assert code == 0
     assert len(summary["promises"]) >= 9
     assert {pet["pet_id"] for pet in summary["pets"]} == {41, 42, 43, 44, 45, 46}
