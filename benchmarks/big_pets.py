@@ -48,9 +48,10 @@ class Use:
     """The cost of one operation on a pet.
 
     Attributes:
-        command: the name of the longest command that the server executed.
-        usual_ms: the longest median of the calls of one command or script; it is hardly affected by other programs that
-            interrupt the server.
+        longest_ms: the time that the server took for its slowest command.
+        command: the name of that command.
+        usual_ms: the median time of the slowest kind of command or script. Interruptions by other programs hardly
+            affect it.
     """
 
     n_media: int

@@ -79,7 +79,7 @@ def engine(name: str) -> Callable[[FloatMatrix], Labels]:
 
 
 def measure(name: str, n: int) -> dict[str, float]:
-    """Return the seconds, MB beyond imports and number of clusters of one call of an engine, after a warm-up call."""
+    """Call an engine after a short warm-up call; return its times, its MB above the imports, and the clusters found."""
     warnings.simplefilter("ignore")
     run, x = engine(name), pictures(n)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -132,7 +132,8 @@ def _made_up(seed: int, *, n_named: int, n: int = 200, dim: int = 512) -> Pair:
 
 
 def taught(pair: Pair) -> tuple[Shares, Shares, float]:
-    """Return the shares on arrival and after a recluster, and the share that a discriminant classifies correctly."""
+    """Split a pet once; return its shares on arrival and after a recluster, and the accuracy of a linear discriminant.
+    """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     named = np.concatenate([np.flatnonzero(pair.truth == subject)[: pair.n_named] for subject in (0, 1)])

@@ -51,7 +51,7 @@ LOST_RETRY_DELAY_MS = 15_000
 # Polling interval while the consumer yields to a higher-priority queue, or has no room for entries that it could take.
 LOOK_AGAIN_S = 0.02
 
-# Maximum time to wait until a shared read no longer reads this queue.
+# Maximum time to wait for a shared read to stop reading this queue.
 STOP_READING_S = 0.5
 # Maximum number of unwritten acknowledgements. Beyond it nothing is read, because the server accepts no writes.
 MOST_SETTLING = 1_000
@@ -740,7 +740,7 @@ class StreamsConsumer(Consumer):
             places.let_others_look(self._queue)
 
     def _n_expected(self) -> int:
-        """Return the number of messages to read ahead, beyond the Worker's room."""
+        """Return how many messages to read ahead, in addition to those for which the Worker has room."""
         self._is_ahead_allowed = not self._process.places.are_few(self._queue)
         return self._read_ahead.expect(self._n_finished) if self._is_ahead_allowed else 0
 

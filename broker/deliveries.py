@@ -492,7 +492,7 @@ class Deliveries:
 
     @property
     def n_places(self) -> int:
-        """The number of places that the held messages need. All messages of a batch share one place."""
+        """The number of places that the held messages occupy, see places.py. The messages of a batch share one."""
         return len(self._held) - self._n_sharing
 
     def __len__(self) -> int:

@@ -46,7 +46,7 @@ def delay_ms_of(delay: float | None) -> int:
 
 
 def expires_in_ms_of(options: Mapping[str, Any]) -> int | None:
-    """Return how many ms after it was enqueued, or after its delay, a message expires; None if it does not."""
+    """Return how many ms after its enqueue, or after its delay, a message expires; None if it never does."""
     expires_in_ms = options.get("expires_in_ms")
     return None if expires_in_ms is None else int(expires_in_ms)
 

@@ -223,7 +223,7 @@ class Outcomes:
     def bury_entry(
         self, keys: QueueKeys, entry_id: str, deliveries: int, fields: Mapping[bytes, bytes], error: UndecodableEntry
     ) -> None:
-        """Make an entry that is not a message a dead letter."""
+        """Turn an entry that cannot be decoded as a message into a dead letter."""
         reason = "oversize" if isinstance(error, Oversize) else reason_of(error)
         facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
         message_id = key = ""

@@ -46,7 +46,7 @@ MOST_OWN_READS: Final = 6
 
 
 class Session:
-    """The per-process state of a broker, until its stop or a fork."""
+    """The state of a broker in one process. It ends when the broker stops or the process forks."""
 
     def __init__(
         self,

@@ -596,7 +596,7 @@ class ClusterService:
         return self._store.moved_at(pet)
 
     def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
-        """Return reclusters and corrections, newest first; only those before the revision ``before``, if given."""
+        """Return reclusters and corrections, newest first; with ``before``, only those of earlier revisions."""
         return self._store.history(pet, limit=limit, before=before)
 
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted:

@@ -91,7 +91,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The setting of known embedding models: ``name@version`` -> dimension of their vectors."""
+    """The type of a setting that lists embedding models: ``name@version`` -> dimension of their vectors."""
 
     hint: str = f"set name@version=dimension, comma-separated, with {MIN_DIM} to {MAX_DIM} dimensions"
 
@@ -229,7 +229,7 @@ class ClusterSettings:
         return round(self.recluster_delay_ms * min(max(n / _DELAYED_PER_ITEM_FROM, 1), _LONGEST_DELAY))
 
     def noise_budget(self, n: int) -> int:
-        """Return the noise budget: the number of n items that may be noise before some are absorbed."""
+        """Return the noise budget of ``n`` items: how many of them may be noise before some are absorbed."""
         return max(self.noise_floor, int(self.noise_ratio * n))
 
 

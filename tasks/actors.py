@@ -56,9 +56,9 @@ class PreviewKept:
 
 @dataclass(frozen=True, slots=True)
 class ItemsDeleted:
-    """The result of a deletion of items: how many, and how many corrections, job records and dead letters named them.
+    """The result of deleting items: how many items, corrections, job records and dead letters were deleted.
 
-    It names no item, because the record of the job outlives them.
+    It contains no item ids, because the job's record outlives the items.
     """
 
     n_media: int
@@ -180,9 +180,9 @@ def _declare_deletion(broker: dramatiq.Broker, service: ClusterService, traces: 
 
 
 def _actor_for(contract: type[C], broker: dramatiq.Broker) -> Callable[[Callable[[C], Answer | None]], None]:
-    """Return a decorator that declares a function as the contract's actor, with the options from ``POLICIES``.
+    """Return a decorator that declares the actor of a message type, with the options from ``POLICIES``.
 
-    The function is called with the checked message. It returns None if the job was refused.
+    The actor calls the decorated function with the checked message. The function returns None if it refused the job.
     """
 
     def declare(run: Callable[[C], Answer | None]) -> None:

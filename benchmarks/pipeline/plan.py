@@ -81,7 +81,7 @@ PLAN: Final[tuple[Measurement, ...]] = (
     Measurement(album=Album(1_000, 500), is_warm=True, bound=1_000, growth="pets"),
     Measurement(album=Album(1_000, 500), traffic="albums", bound=1_000),
     Measurement(album=Album(1_000, 500), traffic="albums", per_s=500, bound=50),
-    # growth of the cost with the number of items per pet
+    # how the cost grows with the number of items per pet
     Measurement(album=Album(100, 50), growth="media"),
     Measurement(album=Album(100, 2_000), growth="media"),
 )

@@ -22,11 +22,11 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The result of a method on a set.
+    """The labels that one method gave one data set.
 
     Attributes:
         labels: (n,), -1 = noise.
-        absorbed: (n,) whether an item was put in a group with low confidence; only this engine reports that.
+        absorbed: (n,) whether an item was put in a group with low confidence; only our engine reports it.
     """
 
     labels: Labels

@@ -493,7 +493,7 @@ class SharedRead:
         self._has_news = threading.Event()
 
     def open(self) -> None:
-        """Accept entries from now on. Entries that were lost earlier are still pending for this consumer."""
+        """Start to accept entries. Those of earlier, lost replies remain pending for this consumer."""
         with self._lock:
             self._entries = []
             self._is_open = self._must_look = True

@@ -128,8 +128,8 @@ def report_progress(done: float, total: float | None = None, note: str | None = 
     """Report the progress of the current job, for ``RedisStreamsBroker.progress``.
 
     Call it as often as you like: a report within half a second of the previous one is dropped, unless it is the first
-    one in which ``done`` reaches ``total``. Errors of Redis are ignored. The function does nothing outside a job of
-    this broker, for example in a batch function or in a test that calls the actor's function. Coroutines need the
+    one in which ``done`` reaches ``total``. Redis errors are ignored. The function does nothing outside a job of this
+    broker, for example in a batch function or in a test that calls the actor's function. Coroutines need the
     CurrentMessage middleware, because they run in another thread.
 
     Args:

@@ -39,8 +39,8 @@ def _schema(lowest: int) -> dict[str, Any]:
 
 _NUMBER_OR_TEXT: Final[dict[str, Any]] = {
     "anyOf": [
-        # FastAPI converts the bounds of body fields to doubles; 2**63 is one, but the highest id, which is 1 less, is
-        # not
+        # FastAPI converts the bounds of body fields to doubles, which can represent 2**63, but not the highest id,
+        # which is 1 less
         {"type": "integer", "format": "int64", "minimum": 1, "exclusiveMaximum": 2**63},
         {"type": "string", "format": "int64", "pattern": "^[1-9][0-9]{0,18}$"},
     ]

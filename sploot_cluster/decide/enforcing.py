@@ -142,9 +142,10 @@ def _quarrelling(labels: LabelVector, rows: RowConstraints) -> set[int]:
 
 
 def _release(labels: LabelVector, rows: RowConstraints) -> None:
-    """Remove excluded items from groups that contain items they must not be with, in place.
+    """Turn excluded items into noise, in place, if their group still contains items from which they were excluded.
 
-    Other members stay, because they were not excluded.
+    The other members stay, because they were not excluded. A single item that is left over becomes noise too, unless a
+    user placed it.
     """
     left: set[int] = set()
     remaining_in: dict[int, int] = {}

@@ -114,10 +114,10 @@ def _bring_later(
     n_then: int,
     counts: BoolVector,
 ) -> None:
-    """Assign items that arrived later, in place, to the restored cluster of the items they share a cluster with now.
+    """Move each item that arrived later to the restored cluster of the items that now share its cluster, in place.
 
-    If several restored clusters overlap sufficiently with an item's current cluster, the item joins the one it is most
-    similar to. If none does, or the item is noise now, it becomes noise.
+    If several restored clusters overlap sufficiently with the item's current cluster, it joins the one that it is most
+    similar to. If none does, or if it is noise now, it becomes noise.
     """
     for now, counting in _members(state.labels, counts=state.origins != Origin.ABSORBED).items():
         later = np.flatnonzero(state.labels[n_then:] == now) + n_then

@@ -47,7 +47,7 @@ FORMAT: Final = 1
 _FACTS: Final = "pet.json"
 _COLUMNS: Final = ("vectors.f32le", "labels.i32le", "origins.u8", "occurred_at.i64le", "arrived.u32le")
 
-# Number of pieces of JSON that are encoded together: tens of kilobytes.
+# Number of JSON tokens that are encoded together, tens of kilobytes in total.
 _TEXTS_PER_PART: Final = 2_000
 
 # Maximum inflated size of each part of a record of overwritten labels: room for the ids of 131,072 aliases. For a pet

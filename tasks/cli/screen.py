@@ -45,7 +45,7 @@ class Styled(str):
     code: int
 
     def __new__(cls, text: str, code: int = 0) -> Self:
-        """Return the text, which has no control characters but line feeds."""
+        """Return the text with its style. The text must contain no control characters except line feeds."""
         styled = super().__new__(cls, text)
         styled.code = code
         return styled

@@ -1,6 +1,6 @@
-"""What a process does at its start that no short command needs. A process that serves or runs jobs does all of it.
+"""Parts of the start that short commands skip. Processes that serve requests or run jobs skip nothing.
 
-redis-py imports its asyncio half, and OpenTelemetry where it is installed; Dramatiq does the same with gevent. The
+redis-py imports its asyncio half, and OpenTelemetry if it is installed; Dramatiq imports gevent in the same way. The
 garbage collector runs dozens of times during the imports, and visits every object again when the process ends.
 """
 
@@ -23,7 +23,7 @@ _NEW_OBJECTS: Final = 200_000
 
 
 def leave_out() -> None:
-    """Leave all of it out; do nothing in a process that has imported redis-py, which does more."""
+    """Skip these imports and collections, unless the process has imported redis-py and so is not a short command."""
     if "redis" in sys.modules:
         return
     gc.set_threshold(_NEW_OBJECTS)

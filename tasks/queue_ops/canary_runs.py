@@ -34,9 +34,8 @@ BEAT_S: Final = 0.5
 LOST: Final = timedelta(seconds=30)
 CLOSING_S: Final = 5.0
 
-# A function that requeues the plan's dead letters and returns the result. It calls its first argument after each step,
-# with the numbers of jobs requeued and failed again; its second argument returns the reason to stop, or an empty
-# string.
+# A function that requeues a plan's dead letters and returns the result. After each step it calls its first argument
+# with two numbers: jobs requeued, and jobs that failed again. Its second argument returns the reason to stop, or "".
 Requeue = Callable[[Callable[[int, int], None], Callable[[], str]], Done]
 
 

@@ -381,7 +381,7 @@ def test_find_shows_where_messages_are(scene: Scene) -> None:
     assert [one.state for one in broker.inspector(QUEUE).find(Selection(message_ids=["no-such-id"]))] == []
 
 
-def test_cancel_where_finds_more_ids_than_one_search_compares(scene: Scene) -> None:
+def test_cancel_where_accepts_more_ids_than_one_search_compares(scene: Scene) -> None:
     broker = scene.process("a")
     ids = [one.message_id for one in broker.enqueue_many([message(str(n)) for n in range(120)])]
 

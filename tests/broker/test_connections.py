@@ -402,7 +402,7 @@ def test_closed_consumer_hands_back_entries_read_for_it(redis_url: str, redis_cl
 
         def is_read() -> bool:
             if not broker.stats("q0").in_flight:
-                # on a loaded machine, the read of this consumer may not have begun when it was polled above
+                # on a loaded machine, this consumer may not have started its read when it was polled above
                 consumers["q0"].requeue([given] if (given := next(consumers["q0"])) is not None else [])
             return broker.stats("q0").in_flight > 0
 

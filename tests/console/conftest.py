@@ -107,7 +107,7 @@ class Page:
     root: str
 
     def open(self, place: str) -> None:
-        # load a new document, even if only the fragment of the address changes
+        # load a new document even if only the fragment of the URL changes
         self.browser.get("about:blank")
         self.browser.get(f"{self.root}/#/{place}")
 

@@ -131,7 +131,7 @@ def test_cancelled_action_reports_that_nothing_was_changed(page: Page, redis_cli
     assert redis_client.exists(PAUSED) == 0
 
 
-def test_action_shows_equivalent_commands_with_the_note(page: Page, desk: Desk) -> None:
+def test_commands_shown_for_an_action_include_its_note(page: Page, desk: Desk) -> None:
     desk.bury(1, 2)
     page.open("dead/embedding.ingested")
     page.click("Requeue all…")

@@ -84,8 +84,8 @@ def mutants_of(file: str, rules: Mapping[str, Any]) -> Iterator[Mutant]:
     """Yield all mutants of the rules.
 
     A mutant multiplies a threshold by 1.2 (0 becomes 1), changes a comparator, doubles or drops a hold time, doubles a
-    window, or changes an aggregation. Two things are not mutated: how long the last figure of a scrape counts, which is
-    two minutes everywhere; and the aggregations of the objectives, whose tests cover days and are slow.
+    window, or changes an aggregation. Two things are not mutated: the windows of ``last_over_time``, which are two
+    minutes everywhere; and the aggregations of the objectives, because their tests cover days and are slow.
     """
     for group in rules["groups"]:
         for rule in group["rules"]:

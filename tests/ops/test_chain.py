@@ -122,7 +122,7 @@ def chain(directory: Path) -> Iterator[tuple[Pipeline, Prometheus, Receivers]]:
         eventually(
             lambda: monitoring.query('sum(increase(cluster_jobs_total{outcome="success"}[10s])) > 50'), within_s=60
         )
-        # on a machine under load, the first scrape may come later than the shortened holds
+        # on a loaded machine, the shortened hold times may end before the first scrape
         eventually(lambda: notes.over() == notes.fired() and not descriptions(monitoring), within_s=60)
         notes.seen.clear()
         yield pipeline, monitoring, notes

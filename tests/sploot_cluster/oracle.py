@@ -65,7 +65,7 @@ class Demands:
 
 
 def names_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, str]:
-    """Return the newest name in force of each cluster id that a person named."""
+    """Return, for each cluster id that a user named, the newest name in force."""
     result: dict[ClusterId, str] = {}
     for correction in _in_force(ledger):
         if isinstance(correction, Naming):
@@ -80,7 +80,7 @@ def pet_name_in_force(ledger: Sequence[Correction]) -> str | None:
 
 
 def covers_in_force(ledger: Sequence[Correction]) -> dict[ClusterId, MediaId]:
-    """Return the newest cover in force of each cluster id for which a person chose one."""
+    """Return, for each cluster id whose cover a user chose, the newest choice in force."""
     result: dict[ClusterId, MediaId] = {}
     for correction in _in_force(ledger):
         if isinstance(correction, Covering):
@@ -210,7 +210,7 @@ def _keep_apart(
 
 
 def _part(result: Demands, revision: int, moved: Sequence[MediaId], remaining: Sequence[MediaId]) -> set[MediaId]:
-    """Separate moved items from remaining ones; return the moved items that newer corrections keep with the others."""
+    """Keep moved items apart from remaining ones; return the moved items that newer corrections join to these."""
     for item in (*moved, *remaining):
         result.components.setdefault(item, {item})
     stuck = set()

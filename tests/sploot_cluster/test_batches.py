@@ -224,7 +224,7 @@ def test_batch_leaves_out_known_items_of_a_damaged_pet(redis_client: redis.Redis
     assert service.assign_many([item(0, 0), item(1, 9)]) == [None, None]
 
 
-def test_full_pet_refuses_arrivals_before_deciding_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_pet_refuses_arrivals_without_computing_their_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryPetStore(max_vector_bytes=5 * 4 * DIM)
     service = ClusterService(store)
     items = [NewItem(PET, name(0, number), MODEL, picture(0, number)) for number in range(7)]

@@ -43,6 +43,6 @@ def test_error_message_ends_with_a_hint(refusal: ClusterError) -> None:
     assert hint
 
 
-def test_pet_claimed_is_retried_like_a_revision_conflict() -> None:
+def test_claimed_pet_is_retried_like_a_revision_conflict() -> None:
     assert issubclass(PetClaimed, RevisionConflict)
     assert "claimed by another change for at most 1500 ms" in str(PetClaimed(pet=42, revision=4, for_ms=1_500))

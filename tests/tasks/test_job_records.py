@@ -179,7 +179,7 @@ def test_status_reports_a_failed_attempt_and_the_time_of_the_next(
     assert job_status.due_at > datetime.now(UTC)
 
 
-def test_failed_job_is_dead_with_its_error(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
+def test_failed_job_becomes_dead_and_shows_its_error(tasks: ClusterTasks, redis_client: redis.Redis) -> None:
     def undo(**_: Any) -> None:
         raise RuntimeError("no such revision")
 

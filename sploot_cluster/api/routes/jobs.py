@@ -14,7 +14,7 @@ from sploot_cluster.jobs import JobQueue, JobRef, JobStatus
 
 PREFIX: Final = "/api/v1/internal"
 
-# Maximum length of a job id in an address; every real id is shorter.
+# Maximum length of a job id in a path; every real id is shorter.
 MAX_JOB_ID: Final = 200
 
 

@@ -55,8 +55,7 @@ EVENTS: Final[Mapping[str, str]] = {
 }
 AUDIT_SHOWN: Final = 10
 
-# The pattern of a stream entry id. Its first part, in milliseconds, has up to 18 digits: a thousand times the present
-# time, and still a valid id in Redis.
+# The pattern of a stream entry id. Each part has at most 18 digits, which always fit in an unsigned 64-bit integer.
 CURSOR: Final = "^[1-9][0-9]{0,17}-(0|[1-9][0-9]{0,17})$"
 
 Cursor = Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=CURSOR)]

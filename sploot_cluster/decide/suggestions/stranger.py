@@ -55,14 +55,14 @@ def ask(scene: Scene) -> Iterator[Suggestion]:
 
 
 def doubtful_items(scene: Scene, cluster: ClusterId | None = None) -> list[DoubtfulItem]:
-    """Return the items that are least certain to belong to their cluster, the least certain first; at most 500.
+    """Return up to 500 items that are least likely to belong to their cluster, the least likely first.
 
     Items that a person placed are certain. An item is doubtful if its distance from its cluster is large compared with
     the distances of other members and with its distance from other clusters, or if it was absorbed. O(n · d) for n
     items, and O(c · d) for c clusters and each of the 500 items that are farthest from the centre of their cluster.
 
     Args:
-        cluster: return only items of this cluster; default: of all clusters.
+        cluster: return only items of this cluster. Default: of all clusters.
     """
     state = scene.state
     rows, at = _farthest(scene, cluster)

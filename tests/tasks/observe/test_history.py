@@ -58,7 +58,7 @@ def test_counts_survive_an_outage_of_redis(redis_client: redis.Redis) -> None:
     assert of(redis_client, EMBEDDING_INGESTED).done == [0, 1]
 
 
-def test_steps_expire_and_are_small(redis_client: redis.Redis) -> None:
+def test_history_of_a_time_step_expires_and_takes_little_memory(redis_client: redis.Redis) -> None:
     keeper = KeepHistory(redis_client, clock=lambda: NOW)
     for queue in QUEUES:
         for edge in EDGES_MS:

@@ -68,7 +68,7 @@ class Desk:
         return ids
 
     def message(self, number: int, **options: Any) -> dramatiq.Message[Any]:
-        """Return a message for the actor of embeddings."""
+        """Return a message for the embedding actor."""
         return dramatiq.Message(
             queue_name=EMBEDDING_INGESTED,
             actor_name=CLUSTER_EMBEDDING,

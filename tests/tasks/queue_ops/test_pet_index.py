@@ -77,7 +77,7 @@ def test_ended_jobs_are_not_found_and_leave_the_index(desk: Desk) -> None:
     assert n_rows(desk.client) == 2
 
 
-def test_deleted_index_is_made_again(desk: Desk) -> None:
+def test_deleted_index_is_rebuilt(desk: Desk) -> None:
     desk.add(1, 2, pet_id=42)
     desk.operations.find(42)
     desk.client.delete(PETS)
