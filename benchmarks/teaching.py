@@ -132,8 +132,7 @@ def _made_up(seed: int, *, n_named: int, n: int = 200, dim: int = 512) -> Pair:
 
 
 def taught(pair: Pair) -> tuple[Shares, Shares, float]:
-    """Split a pet once; return its shares on arrival and after a recluster, and the accuracy of a linear discriminant.
-    """
+    """Split a cluster; return the shares on arrival and after a recluster, and a linear discriminant's accuracy."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     named = np.concatenate([np.flatnonzero(pair.truth == subject)[: pair.n_named] for subject in (0, 1)])

@@ -208,7 +208,7 @@ class RedisStreamsBroker(Broker):
                 connection if the first one had been idle.
             QueueFull: the queue has held ``max_queue_length`` messages for ``wait_when_full_ms``.
             MessageTooLarge: the message is larger than ``max_message_bytes``.
-            InvalidMessage: a field or an option has the wrong type, so that the message could not run.
+            InvalidMessage: a field or an option has the wrong type, so the message could not run.
         """
         return self._producer.enqueue(message, delay)
 
@@ -274,8 +274,7 @@ class RedisStreamsBroker(Broker):
         )
 
     def shards(self, queue_name: str) -> tuple[str, ...]:
-        """Return the names of the queue's shards that may hold messages, shard 0 first, as read at most five seconds
-        ago.
+        """Return the names of the shards that may hold messages, shard 0 first. The result may be five seconds old.
 
         Each shard is a queue with its own dead letters, delayed messages and inspector. Shard 0 is the queue itself;
         a queue that is not divided has no other shard.
@@ -287,7 +286,7 @@ class RedisStreamsBroker(Broker):
         return shards.names
 
     def n_shards(self, queue_name: str) -> int:
-        """Return the number of shards that new messages of the queue go to, as read at most five seconds ago."""
+        """Return the number of shards that take new messages of the queue. The result may be five seconds old."""
         shards = self._shards.get(queue_name)
         return 1 if shards is None else shards.current().n
 
@@ -323,7 +322,7 @@ class RedisStreamsBroker(Broker):
     def consumers_moved_at(self) -> Mapping[str, float]:
         """Return, by queue name, when the Worker last polled the queue for a message or created its consumer.
 
-        Times are on the clock of ``time.monotonic``. A Worker polls at least once per ``worker_timeout``, or once per
+        Times are those of ``time.monotonic``. A Worker polls at least once per ``worker_timeout``, or once per
         connection timeout if Redis does not answer. A Worker that has not polled for a minute is stuck.
         """
         return dict(self._session.moved_at)
@@ -932,7 +931,7 @@ def _owner(method: Method) -> int:
 
 
 def _of(kinds: tuple[type, ...], methods: Sequence[Method]) -> Sequence[Method]:
-    """Return the methods of those middleware objects that are instances of one of these classes."""
+    """Return the methods whose middleware is an instance of one of these classes."""
     return [method for method in methods if isinstance(getattr(method, "__self__", None), kinds)]
 
 
@@ -941,7 +940,7 @@ def _not_of(kinds: tuple[type, ...], methods: Sequence[Method]) -> Sequence[Meth
 
 
 def _named(method: Method, error: BaseException) -> str:
-    """Return a text for logs that names the middleware and the exception that it raised."""
+    """Return the name of the middleware with the exception that it raised, for a log line."""
     return f"{type(getattr(method, '__self__', method)).__name__} raised {type(error).__name__}: {error}"
 
 
@@ -967,7 +966,7 @@ def _end_child_of_job(error: BaseException | None) -> NoReturn:
 
 
 def _literally(text: str) -> str:
-    """Return a pattern for SCAN that matches exactly this text."""
+    """Return a pattern for SCAN that matches only this string."""
     return "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in text)
 
 

@@ -176,7 +176,7 @@ class Canceller:
 
 
 class Interrupts:
-    """An interrupter of this process's running jobs whose messages were cancelled. Thread-safe.
+    """The interrupts of running jobs whose messages were cancelled. Thread-safe.
 
     The exception must reach the thread while it runs the actor, because anywhere else it would end the worker thread.
     So it is raised only if the actor is on the thread's stack, and ``end`` waits for an exception that is being raised.

@@ -212,7 +212,7 @@ class ConsumedQueue:
         return self.shards if self.shards is not None and self.shards.moves_strays(self.keys.queue_name) else None
 
     def be_reader(self, is_reader: bool) -> None:
-        """Begin or stop reading this shard. The process keeps the messages that it holds."""
+        """Start or stop reading this shard. The process keeps the messages that it holds."""
         if is_reader != self.is_reader:
             self.is_reader = is_reader
             if is_reader:
@@ -257,8 +257,7 @@ class ConsumedQueue:
     def must_rest(self) -> bool:
         """Whether nothing may be read.
 
-        This is so while the queue is paused, the process is stuck, its master has ended, or other processes read this
-        shard.
+        True while the queue is paused, the process is stuck, its master has ended, or other processes read this shard.
         """
         is_stopped = self.is_paused or not self.is_reader or self.process.is_orphaned
         return is_stopped or not self.process.moves.is_set()
@@ -505,7 +504,7 @@ class StreamsConsumer(Consumer):
             self._process.emit(f"before_{outcome}", delivery)
 
     def _let_run_alone(self, batch: Batch) -> None:
-        """Hand back the messages that are not done. This delivery counts, so that they join no further batch."""
+        """Hand back the messages that are not done. This delivery counts, so they will not join another batch."""
         undone = batch.undone
         if not undone or batch.is_handed_back:
             return
@@ -551,7 +550,7 @@ class StreamsConsumer(Consumer):
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def nack(self, message: MessageProxy) -> None:
-        """Make the message a dead letter, or remove it if it expired or was cancelled.
+        """Turn the message into a dead letter, or remove it if it expired or was cancelled.
 
         Raises:
             BrokerConnectionError: the outcome could not be written. The Worker tries again.
@@ -599,7 +598,7 @@ class StreamsConsumer(Consumer):
         self._hand_back_unless_silent(self._each_of(messages))
 
     def _each_of(self, messages: Iterable[MessageProxy]) -> list[Delivery]:
-        """Return the messages, with each batch dissolved into its messages."""
+        """Return the messages, with each batch replaced by the messages in it."""
         found: list[Delivery] = []
         for message in messages:
             if isinstance(message, Batch):

@@ -122,7 +122,7 @@ class DeadLetters:
     def list(
         self, limit: int = 100, *, before: str | None = None, **wanted: Unpack[Wanted]
     ) -> builtins.list[DeadLetter]:
-        """Return at most ``limit`` dead letters, the newest first.
+        """Return at most ``limit`` dead letters, newest first.
 
         Args:
             before: the id of the last dead letter of the previous page.
@@ -132,7 +132,7 @@ class DeadLetters:
         return [*islice(self.find(before=before, page=page, **wanted), limit)]
 
     def find(self, *, before: str | None = None, page: int = PAGE, **wanted: Unpack[Wanted]) -> Iterator[DeadLetter]:
-        """Yield every matching dead letter, the newest first, reading ``page`` of them or a few megabytes at a time.
+        """Yield every matching dead letter, newest first, reading ``page`` of them or a few megabytes at a time.
 
         If a dead letter is larger than a megabyte, only its head is read. Dead letters that are added during the
         iteration are not returned. Without a date condition, all dead letters are read and then filtered.

@@ -468,7 +468,7 @@ class Deliveries:
             return max(0, room())
 
     def wait_until_written(self, delivery: Delivery, timeout_s: float) -> None:
-        """Wait until Redis has confirmed the delivery's outcome, at most ``timeout_s``."""
+        """Wait up to ``timeout_s`` for Redis to confirm the delivery's outcome."""
         with self._lock:
             self._n_await_writing += 1
             try:

@@ -27,7 +27,7 @@ MessageCheck = Callable[[dramatiq.Message[Any]], None]
 
 MESSAGE_FIELD = b"message"
 
-# Maximum size in bytes of an entry that operators see whole; of larger ones they see the head.
+# Maximum size in bytes of an entry that operators see in full. They see only the head of a larger one.
 LONGEST_SHOWN = 1 << 20
 PAGE_BYTES = 4 << 20
 
@@ -185,7 +185,7 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
 
 
 def _needs_no_check(message: dramatiq.Message[Any]) -> bool:
-    """Return whether a message is like most messages: with Dramatiq's types, only ASCII texts, and no options."""
+    """Return whether a message needs no further check: it has Dramatiq's types, only ASCII strings, and no options."""
     queue_name, actor_name, message_id = message.queue_name, message.actor_name, message.message_id
     return (
         type(message_id) is type(actor_name) is type(queue_name) is str
@@ -237,13 +237,13 @@ def _milliseconds(timestamp: object) -> int | None:
 
 
 def check_text(message: dramatiq.Message[Any]) -> None:
-    """Check that the texts of a message can be sent to Redis.
+    """Check that the strings in a message can be sent to Redis.
 
     Raises:
-        UndecodableEntry: a text contains an unpaired surrogate, which JSON can represent but Redis commands cannot.
+        UndecodableEntry: a string contains an unpaired surrogate, which JSON can represent but Redis commands cannot.
     """
     options = message.options
-    # most messages have no options and only ASCII texts
+    # most messages have no options and only ASCII strings
     if not options and (message.queue_name + message.actor_name + message.message_id).isascii():
         return
     limits = key_limits_of(message)

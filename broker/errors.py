@@ -132,7 +132,7 @@ class DeadLetterTooLarge(MessageTooLarge):
 class InvalidOption(InvalidField):
     """Raised when an option has a value that would make Retries or other middleware fail.
 
-    The option is one of an actor or of a message.
+    It may be an option of an actor or of a message.
     """
 
 

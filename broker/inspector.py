@@ -41,7 +41,7 @@ State = Literal["in-line", "delayed", "in-stream"]
 PAGE = 500
 # The places of messages, in the order in which messages move, with the state that ``find`` shows for each.
 PLACES: Final[Mapping[str, State]] = {"line": "in-line", "delayed": "delayed", "stream": "in-stream"}
-# Maximum number of texts that scripts search for. With more, all messages are read and compared in this process.
+# Maximum number of strings that scripts search for. With more, all messages are read and compared in this process.
 MOST_TEXTS: Final = 50
 # Maximum number of messages at work to list per key.
 MOST_AT_WORK = 10
@@ -218,7 +218,7 @@ class Inspector:
     def entries(self, entry_ids: Sequence[str]) -> list[Mapping[bytes, bytes] | None]:
         """Return the fields of entries in one round trip; only the head of a large entry, None for a missing one.
 
-        Each result may have a quarter of a megabyte, so request at most about a hundred at a time.
+        Each result may be a quarter of a megabyte, so request no more than about a hundred at a time.
         """
         calls = [((self.keys.stream,), ("XRANGE", one, one, 1, LONGEST_SHOWN // 4, 1)) for one in entry_ids]
         answers = self._connections.run_scripts(HEADS, calls) if calls else []
@@ -288,7 +288,7 @@ class Inspector:
         return [one.partition(b" ")[2] for one in stored if one is not None]
 
     def pass_over(self, seen: MessageAtWork, *, even_if_received: bool = False) -> PassedOver:
-        """Make a message at work a dead letter with the reason ``passed-over``, so that the next one of its key runs.
+        """Turn a message at work into a dead letter (reason ``passed-over``), so that the next message of its key runs.
 
         The dead letter can be requeued; it then runs after the messages of its key that are waiting at that time. No
         result is stored for it, and callbacks are not called.
@@ -345,7 +345,7 @@ class Inspector:
                     yield FoundMessage(place, state, message)
 
     def _searched(self, place_of: str, texts: Sequence[str]) -> Iterator[tuple[bytes, Sequence[bytes]]]:
-        """Yield the place and fields of each message that contains one of the texts; without texts, of all messages."""
+        """Yield the place and fields of each message that contains one of the strings, or of all if there are none."""
         cursor: bytes | str = ""
         while True:
             args: list[Argument] = [place_of, cursor, PAGE, 2 * self._settings.max_message_bytes, PAGE_BYTES]
@@ -363,7 +363,7 @@ class Inspector:
                 yield from ((entry_id, flat) for entry_id, flat, n_bytes_cut in found if not n_bytes_cut)
 
     def _texts(self, wanted: Selection) -> list[str]:
-        """Return texts to search for: each selected message contains one of them. None: read all messages."""
+        """Return the strings to search for: each selected message contains one of them. None: read all messages."""
         texts = wanted.message_ids
         if texts is None and self._decoder is None and wanted.actor is not None:
             texts = [wanted.actor]  # entries that other programs added do not name their actor

@@ -48,7 +48,7 @@ PROMOTER_NEWS = frozenset({b"died", b"left"})
 # several.
 SHORTEST_WAIT_S = 0.005
 SWEEP_PAGE = 500
-# Interval between checks whether other processes on this machine are alive; a check needs no Redis command.
+# How often to check whether other processes on this machine are alive. A check needs no Redis command.
 LOOK_AT_SIBLINGS_S = 0.5
 # A consumer without entries is forgotten when its heartbeat is older than this plus a lease.
 FORGET_CONSUMER_MS = 5 * 60 * 1000
@@ -82,7 +82,7 @@ class Round:
 
 
 class Janitor:
-    """A thread that maintains one queue. ``start`` and ``stop`` may be called twice.
+    """A thread that maintains one queue. ``start`` and ``stop`` are idempotent.
 
     Args:
         on_round: called with the findings of every round; returns whether another round should follow soon.

@@ -42,14 +42,14 @@ MOST_BYTES: Final = 1 << 16
 CAN_HAVE_CHILD: Final = sys.platform.startswith("linux") and Path("/proc/self/stat").exists() and PROGRAM.exists()
 # Maximum time to wait until the child ends. It does not read the request to end while it waits for Redis.
 CHILD_ENDS_S: Final = 2.0
-# Interval between checks whether a stuck process makes progress again.
+# How often to check whether a stuck process makes progress again.
 LOOK_AGAIN_S: Final = 0.5
 # Pauses before restarting a child that has ended; the last one is used repeatedly.
 RESTART_PAUSES_S: Final = (0.0, 1.0, 10.0, 60.0)
 
 
 class Keeper:
-    """The writer of the heartbeats for all queues of a process. ``stop`` may be called twice.
+    """The writer of the heartbeats for all queues of a process. ``stop`` is idempotent.
 
     Args:
         judge: returns whether the process makes progress; while it does not, no heartbeat is written. If it is None,

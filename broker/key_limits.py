@@ -95,7 +95,7 @@ class KeyLimits:
 
 
 def rate_from(text: object) -> Rate | None:
-    """Return the rate that a text such as ``100/min`` states; None if it is not valid."""
+    """Parse a rate such as ``100/min``; return None if it is not valid."""
     found = _RATE.fullmatch(text) if isinstance(text, str) else None
     return None if found is None else Rate(int(found[1]), _PERIODS_MS[found[2]])
 
@@ -134,7 +134,7 @@ def _key(options: Mapping[str, Any], name: str) -> str | None:
 
 
 def kind_and_key(name: str) -> tuple[Kind, str]:
-    """Return the kind and the key that a key in the scripts' form stands for."""
+    """Split a key, in the form that the scripts use, into its kind and the key itself."""
     for kind, prefix in _PREFIXES.items():
         if prefix and name.startswith(prefix):
             return kind, name.removeprefix(prefix)
@@ -142,7 +142,7 @@ def kind_and_key(name: str) -> tuple[Kind, str]:
 
 
 def limits_from(name: str, stored: str) -> KeyLimits:
-    """Return the limits that a key and limits in the scripts' form stand for."""
+    """Parse a key and its limits from the form that the scripts use."""
     kind, key = kind_and_key(name)
     if not stored:
         return KeyLimits(kind, key, 1 if kind in ("ordering", "concurrency") else None, None)

@@ -24,8 +24,8 @@ import dramatiq
 from .errors import InvalidOption
 from .key_limits import LEAST_URGENT, MOST_URGENT, is_number_of_messages, is_priority, rate_from
 
-# Maximum number in an option: in milliseconds, 285,000 years. Beyond it, arithmetic (for example of a back-off) exceeds
-# the precision of a float.
+# Largest number that an option may have. In milliseconds, it is 285,000 years. Beyond it, arithmetic (for example of a
+# back-off) exceeds the precision of a float.
 LARGEST: Final = 2**53
 
 # Name of the option that holds the expiry time of an enqueued message, in ms on the server's clock.

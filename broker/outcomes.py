@@ -180,7 +180,7 @@ class Outcomes:
         delivery.is_lost = answer == b"FENCED"
 
     def bury_delivery(self, delivery: Delivery) -> None:
-        """Make a failed message a dead letter, unless another process holds it."""
+        """Turn a failed message into a dead letter, unless another process holds it."""
         keys = self._keys[delivery.queue]
         facts = facts_of_delivery(delivery)
         # drop the message's own traceback, which is of an earlier failure, if the facts contain that of the last
@@ -262,7 +262,7 @@ class Outcomes:
                 self._report_refusal(error.message, error)
 
     def condemn(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Make a follow-up message that cannot be enqueued a dead letter of its queue.
+        """Turn a follow-up message that cannot be enqueued into a dead letter of its queue.
 
         A second call does nothing, for example when the finished message runs again.
 
@@ -315,7 +315,7 @@ class Outcomes:
             self._logger.info("keys of follow-up messages were not deleted; they expire", extra={"error": str(error)})
 
     def bury_unhandled(self, delivery: Delivery) -> None:
-        """Make a message a dead letter if it failed and was not retried, rejected or skipped by any middleware."""
+        """Turn a failed message into a dead letter if no middleware retried, rejected or skipped it."""
         if delivery.unhandled is None:
             delivery.unhandled = unhandled_failure()
         self.bury_delivery(delivery)

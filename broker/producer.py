@@ -143,7 +143,7 @@ class Producer:
             return outgoing.message
 
     def _condemn(self, finished: Delivery, message: Message[Any], delay: int | None, error: Exception) -> Message[Any]:
-        """Make a follow-up message that cannot be enqueued a dead letter, or keep it if Redis is unavailable."""
+        """Turn a follow-up message that cannot be enqueued into a dead letter, or keep it if Redis is unavailable."""
         if isinstance(message, MessageProxy):
             message = message.copy()
         try:
@@ -154,7 +154,7 @@ class Producer:
         return message
 
     def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Make a follow-up message a dead letter; if it cannot be encoded, mark the finished message as one instead."""
+        """Turn a follow-up message into a dead letter or, if it cannot be encoded, mark the finished message as one."""
         try:
             self._outcomes.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError):

@@ -222,7 +222,7 @@ class Session:
             readers.begin_stop()
 
     def stop(self) -> None:
-        """Write the waiting acknowledgements, stop every thread and deregister the consumer. May be called twice.
+        """Write the waiting acknowledgements, stop every thread and deregister the consumer. Idempotent.
 
         All steps share one deadline, whatever the number of queues. If Redis does not answer, this method only waits
         briefly for its threads, because threads that wait for Redis end with the process.

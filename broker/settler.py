@@ -49,7 +49,7 @@ class _Failed:
 
 
 class Settler:
-    """A thread that writes acknowledgements in batches. ``start`` and ``stop`` may be called twice."""
+    """A thread that writes acknowledgements in batches. ``start`` and ``stop`` are idempotent."""
 
     def __init__(self, connections: Connections, *, group: str, consumer_name: str) -> None:
         self._connections = connections

@@ -146,7 +146,7 @@ N_FACTS = 16  # number of values about the queue in the reply; the values about 
 
 
 def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int) -> QueueStats:
-    """Return the statistics from a reply of stats.lua."""
+    """Parse the statistics of a queue from a reply of stats.lua."""
     numbers = [int(value) for value in answer[:12]]
     clock_ms, first_id, last_id, removed_by_others = answer[12:N_FACTS]
     assert isinstance(first_id, bytes)

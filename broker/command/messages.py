@@ -1,4 +1,4 @@
-"""How lists show a message: as values in JSON, and as the call of its actor for people."""
+"""The form of messages in lists: values in JSON, and a call of the actor for people."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def decoded(encoded: bytes) -> dict[str, object]:
 
 
 def _call(actor: str | None, args: Sequence[object], kwargs: dict[str, object]) -> str:
-    """Return a message as the call of its actor: ``resize("cat.jpg", width=3)``."""
+    """Return a message as a call of its actor: ``resize("cat.jpg", width=3)``."""
     words = [_json(value) for value in args] + [f"{name}={_json(value)}" for name, value in kwargs.items()]
     return f"{actor}({', '.join(words)})"
 

@@ -84,9 +84,7 @@ class Desk:
         self._client: Any = client
 
     def queues(self) -> list[str]:
-        """Return the queues that the program declares; without a program, find them by scanning Redis for queue
-        streams.
-        """
+        """Return the queues that the program declares or, without a program, those whose streams are found in Redis."""
         if self._client is None:
             return sorted(self.broker.get_declared_queues())
         namespace, found = self.broker.settings.namespace, set()
@@ -101,7 +99,7 @@ class Desk:
         return [self.named(name) for name in names] if names else self.queues()
 
     def named(self, name: str) -> str:
-        """Return the name of a queue that exists.
+        """Return the name of a queue after checking that the queue exists.
 
         Raises:
             UsageError: there is no such queue.

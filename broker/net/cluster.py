@@ -33,7 +33,7 @@ class Slots:
         """Return the node that has this key.
 
         Raises:
-            redis.ConnectionError: no node has its slot at the moment.
+            redis.ConnectionError: no node serves its slot at the moment.
         """
         slot = slot_of(key)
         with self._lock:

@@ -230,7 +230,7 @@ class Connections:
         for key in keys:
             try:
                 by_node[self._node_of(key)].append(key)
-            except ConnectionFailed:  # no node has its slot at the moment
+            except ConnectionFailed:  # no node serves its slot at the moment
                 by_node[key].append(key)
         return list(by_node.values())
 
@@ -440,8 +440,9 @@ class Owned:
 
 
 class Borrowed:
-    """A context manager that borrows a connection for one command. A generator function
-    would take as long as packing the command.
+    """A context manager that borrows a connection for one command.
+
+    It is a class because a generator function would take as long as packing the command.
 
     Attributes:
         was_idle: whether the connection was idle for so long that it may be dead.

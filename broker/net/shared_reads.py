@@ -42,7 +42,7 @@ Entry = tuple[bytes, list[bytes]]
 
 
 class Timers:
-    """The threads that wait for the timers of all queues of one process. ``stop`` may be called twice."""
+    """The threads that wait for the timers of all queues of one process. ``stop`` is idempotent."""
 
     def __init__(self, connections: Connections, *, block_ms: int) -> None:
         """

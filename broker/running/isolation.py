@@ -109,7 +109,7 @@ class Isolation:
         return max(0.0, self._until - time.monotonic())
 
     def _wait_while_held(self, deadline: float) -> None:
-        """Wait until no suspect holds the gate, at most until ``deadline``."""
+        """Wait until no suspect holds the gate, but not beyond ``deadline``."""
         self._n_waiting += 1
         try:
             while self._holder is not None and (left_s := min(self._left_s(), deadline - time.monotonic())) > 0:

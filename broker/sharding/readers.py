@@ -64,7 +64,7 @@ def _weight(shard: str, member: str) -> bytes:
 
 
 class Readers:
-    """A thread that decides which shards of one queue this process reads. ``begin_stop`` may be called twice."""
+    """A thread that decides which shards of one queue this process reads. ``begin_stop`` is idempotent."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Readers:
         return queue_name in self._reads
 
     def run_once(self) -> None:
-        """Decide which shards to read, and begin and stop reading accordingly.
+        """Decide which shards to read, and start and stop reading accordingly.
 
         Raises:
             BrokerConnectionError: Redis did not answer; this process reads what it read before.

@@ -47,9 +47,7 @@ def test_progress_of_a_running_job_is_readable_and_ends_with_it(redis_url: str, 
     assert redis_client.keys(PROGRESS_KEYS) == []
 
 
-def test_reports_from_a_tight_loop_are_dropped_except_the_last(
-    redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reports_from_a_tight_loop_are_dropped_except_the_last(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stored: list[str] = []
     run = Connections.run
 

@@ -122,8 +122,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
-    """Run every documented command block, those that stop pods last; return the cluster, which recorded all requests.
-    """
+    """Run every documented command block, those that stop pods last; return the cluster with the recorded requests."""
     with operator(tmp_path_factory.mktemp("asked")) as one:
         ran: set[str] = set()
         for block in sorted(BLOCKS, key=lambda block: any("replicas.sh" in line for line in block.lines)):

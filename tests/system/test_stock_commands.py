@@ -75,9 +75,7 @@ def test_stock_worker_and_scheduler_run_and_runbook_commands_work(server: Embedd
 
 
 @pytest.mark.parametrize("command", [WORKER, ["sploot-cluster", "worker", "--threads", "2"]], ids=["stock", "ours"])
-def test_worker_reloads_on_sighup_and_then_runs_jobs(
-    server: EmbeddedRedis, tmp_path: Path, command: list[str]
-) -> None:
+def test_worker_reloads_on_sighup_and_then_runs_jobs(server: EmbeddedRedis, tmp_path: Path, command: list[str]) -> None:
     log, stream = tmp_path / "worker.log", stream_of(EMBEDDING_INGESTED)
     with (
         redis.Redis.from_url(server.url) as client,
