@@ -1,4 +1,4 @@
-"""The library that groups each pet's items into clusters and never undoes a correction that a person made.
+"""The library that groups each pet's items into clusters and never undoes a correction that a user made.
 
 ``ClusterService`` has every operation and needs no queue. docs/reference/library.md documents the names below. Each is
 loaded on first use, so that ``sploot_cluster.errors`` can be imported without numpy.

@@ -131,7 +131,7 @@ def _from_text(embedding: str, encoding: Encoding | None) -> bytes:
         case "base64-f32le":
             try:
                 return binascii.a2b_base64(embedding, strict_mode=True)
-            except ValueError:  # binascii.Error, or a text that is not ASCII
+            except ValueError:  # binascii.Error, or text that is not ASCII
                 hint = "send RFC 4648 base64 with padding and without line breaks"
                 raise _unusable("is not base64", hint) from None
         case "json":

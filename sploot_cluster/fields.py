@@ -89,7 +89,7 @@ class Text:
             raise InvalidInput(name, f"is {type_of(value)}, not text", hint)
         if not self.shortest <= len(value) <= self.longest:
             raise InvalidInput(name, f"has {len(value)} characters", f"send {self.shortest} to {self.longest}")
-        # try ASCII first: most texts are printable ASCII, which is ten times faster to check
+        # try ASCII first: most values are printable ASCII, which is ten times faster to check
         if not (value.isascii() and value.isprintable()) and (found := UNPRINTABLE.search(value)):
             raise InvalidInput(name, f"contains the unprintable character U+{ord(found[0]):04X}", "send printable text")
         if self.is_trimmed and value != value.strip():
@@ -131,7 +131,7 @@ class Matching:
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """One of a fixed set of texts."""
+    """One of a fixed set of strings."""
 
     texts: tuple[str, ...]
 

@@ -21,7 +21,7 @@ _FORMAT_BEYOND_16_BITS: Final = (
 # Control characters, line and paragraph separators.
 _CONTROL: Final = "\x00-\x1f\x7f-\x9f\u2028\u2029"
 # Zero-width non-joiner and joiner. Persian and Indic words, and emoji such as 👩‍👩‍👧, need them between characters in
-# the range below. Anywhere else, they would only create different texts that look the same.
+# the range below. Anywhere else, they would only create different strings that look the same.
 _JOINERS: Final = "\u200c\u200d"
 _JOINED: Final = "\u0600-\u1fff\u2190-\U0010ffff"
 

@@ -26,7 +26,7 @@ Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "pur
 
 @dataclass(frozen=True, slots=True)
 class ConsumerStatus:
-    """One consumer of a queue."""
+    """A consumer of a queue."""
 
     name: str
     pending: int = dataclasses.field(metadata=described("Number of entries in its pending list."))
@@ -38,7 +38,7 @@ class ConsumerStatus:
 
 @dataclass(frozen=True, slots=True)
 class QueueStatus:
-    """One queue at one moment."""
+    """The state of a queue at one moment."""
 
     queue: str
     stream: str
@@ -116,7 +116,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The result of a plan that was applied."""
+    """The result of applying a plan."""
 
     plan_id: str
     action: Action
@@ -192,7 +192,7 @@ JobsState = Literal["waiting", "running", "delayed"]
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """The progress that a running job reported last."""
+    """The last progress report of a running job."""
 
     done: float = dataclasses.field(metadata=described("How much is done, in a unit of the job's choice."))
     total: float | None = dataclasses.field(metadata=described("How much there is to do; null if it is unknown."))
@@ -285,7 +285,7 @@ class DeadLetterGroup:
 
 @dataclass(frozen=True, slots=True)
 class QueueHistory:
-    """What a queue did, step by step. Each list has one value per step of the history."""
+    """The activity of a queue. Each list has one value per step of the history."""
 
     queue: str
     done: Sequence[int] = dataclasses.field(metadata=described("Attempts that succeeded."))
@@ -305,7 +305,7 @@ class QueueHistory:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the queues did in the last 24 hours."""
+    """The activity of the queues in the last 24 hours."""
 
     step_s: int = dataclasses.field(metadata=described("Length of a step."))
     times: Sequence[int] = dataclasses.field(
@@ -317,7 +317,7 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search found: unfinished jobs, and dead letters, newest first."""
+    """The results of a search: unfinished jobs, and dead letters, newest first."""
 
     jobs: Sequence[QueueJob] = ()
     dead_letters: Sequence[DeadLetterView] = ()
@@ -328,7 +328,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class CarefulRequeue:
-    """How a canary requeues dead letters: one first and, if it succeeds, the rest at a limited rate.
+    """The rate and limits of a canary, which requeues one dead letter first and, if it succeeds, the rest.
 
     Attributes:
         per_s: number of the remaining dead letters to requeue per second.
@@ -446,11 +446,11 @@ class QueueOperations(Protocol):
         ...
 
     def history(self) -> History:
-        """Return what the queues did in the last 24 hours."""
+        """Return the activity of the queues in the last 24 hours."""
         ...
 
     def search(self, text: str, *, limit: int) -> Found:
-        """Return the jobs and dead letters that match a text: a pet, item, actor or id, or a part of the error."""
+        """Search for jobs and dead letters by a pet, an item, an actor, an id, or part of an error."""
         ...
 
     def dead_letter(self, queue: str, dead_letter_id: str) -> DeadLetterView | None: ...
@@ -507,7 +507,7 @@ class QueueOperations(Protocol):
         ...
 
     def start_canary(self, plan: Plan, how: CarefulRequeue, *, by: str, via: str, note: str = ...) -> CanaryRun:
-        """Begin to requeue the dead letters of a plan carefully, in the background; see :meth:`canaries`."""
+        """Start to requeue the dead letters of a plan carefully, in the background; see :meth:`canaries`."""
         ...
 
     def canaries(self) -> Sequence[CanaryRun]:

@@ -543,7 +543,7 @@ class ClusterService:
         return explain(state, media)
 
     def suggestions(self, pet: PetId, *, limit: int = 10) -> PetSuggestions:
-        """Return the questions about a pet whose answers are worth most. Loads the pet's vectors.
+        """Return the questions about a pet whose answers would help most. Loads the pet's vectors.
 
         Each answer is a correction (``Reply``). A question that a correction in force answers is not asked again. After
         three *no* in a row, a kind of question is not asked before the next recluster.
@@ -553,7 +553,7 @@ class ClusterService:
         return suggest(state, self._store.history(pet, limit=ANSWERS_READ) if state.ledger else (), limit=limit)
 
     def doubtful(self, pet: PetId, cluster: ClusterId | None = None, *, limit: int = 100) -> DoubtfulItems:
-        """Return the items that are least certain to belong to their cluster, least certain first; at most 500.
+        """Return up to 500 items that are least likely to belong to their cluster, the least likely first.
 
         Args:
             cluster: return only items of the cluster that this id resolves to; None: of all clusters that are not
@@ -567,13 +567,13 @@ class ClusterService:
         return doubtful(state, None if cluster is None else living(state, cluster, "cluster_id"), limit=limit)
 
     def map(self, pet: PetId, *, limit: int = 5_000) -> PetMap:
-        """Return the items of a pet as points in two dimensions, at most ``limit``. Loads the pet's vectors."""
+        """Return up to ``limit`` items of a pet as points in two dimensions. Loads the pet's vectors."""
         with self._cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)
         return project(state, limit=limit)
 
     def clusters(self, pet: PetId) -> PetView:
-        """Return the present clusters of a pet; for a pet without data, an empty view with revision 0."""
+        """Return the current clusters of a pet; for a pet without data, an empty view with revision 0."""
         return self._store.view(pet)
 
     def items(self, pet: PetId, *, limit: int = 100, cursor: str | None = None) -> ItemPage:
@@ -806,7 +806,7 @@ class ClusterService:
         return self._store.totals(pets)
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
-        """Return about a thousand pets that have data, and the next cursor: 0 to start; 0 again at the end."""
+        """Return about a thousand pets that have data, and the next cursor: 0 at the end, as at the start."""
         return self._store.pets_page(cursor)
 
     def pets(self) -> Sequence[PetId]:
@@ -820,7 +820,7 @@ class ClusterService:
         return page_of(self._store, search=search, order=order, limit=limit, cursor=cursor)
 
     def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]:
-        """Return the names and numbers of these pets, in this order, without those that have no data."""
+        """Return the names and counts of these pets, in the given order; pets without data are left out."""
         return self._store.summaries(pets)
 
     @cached_property

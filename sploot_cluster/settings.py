@@ -134,11 +134,11 @@ class ClusterSettings:
         growth_ratio: a recluster is requested once a pet has grown by this share since its last recluster, above 0, and
             by at least ``growth_min`` items. At 20 %, arrivals are assigned on average as well as if the pet were
             reclustered every time; measured.
-        growth_min: least number of new items before growth requests a recluster, from 1; without it, a small pet would
-            request one at every arrival.
-        drift_min: least number of arrivals without a cluster since the last recluster before drift requests another,
+        growth_min: minimum number of new items before growth requests a recluster, from 1; without it, a small pet
+            would request one at every arrival.
+        drift_min: minimum number of arrivals without a cluster since the last recluster before drift requests another,
             from 1. Measured: after ten items that show a new appearance of a pet, that appearance is recognisable.
-        drift_ratio: least share of such arrivals among all arrivals since the last recluster before drift requests
+        drift_ratio: minimum share of such arrivals among all arrivals since the last recluster before drift requests
             another, in (0, 1]. Measured, together with ``drift_min``.
         recluster_delay_ms: how long a requested recluster waits for more arrivals, from 0 to a day, in a pet of up to
             1,000 items; in a larger one in proportion to its size, at most 60 times as long. Ten seconds: an album is
@@ -154,16 +154,16 @@ class ClusterSettings:
         absorption_slack: highest reach at which a cluster absorbs noise beyond the budget, that is, the distance
             1 − similarity as a multiple of the distance that the threshold allows, from 1. The most similar items are
             absorbed first; items that are farther away stay noise, whatever the budget. Measured.
-        absorption_slack_excluded: the same for pets in which people excluded items from clusters, if it is lower.
+        absorption_slack_excluded: the same for pets in which users excluded items from clusters, if it is lower.
             Measured.
-        overlap_ratio: least overlap of a group with the cluster whose id it inherits, as a share of the smaller of the
-            two, in (0, 1].
+        overlap_ratio: minimum overlap of a group with the cluster whose id it inherits, as a share of the smaller of
+            the two, in (0, 1].
         single_cluster_similarity: a pet in which density finds mostly noise becomes one cluster if the median
             similarity of its items is at least this, a cosine in (0, 1]. Measured: .80 to .91 within one class of
             digits, .69 over all of them.
-        exact_until: size of a pet, in items, up to which every arrival is decided like a recluster, which may move
-            other items too, from 0. Larger pets assign arrivals by the thresholds of the clusters and are reclustered
-            after growth or drift. See docs/adr/0009 for costs and benefits.
+        exact_until: size of a pet, in items, up to which every arrival assigns all items again, as a recluster does, so
+            that other items may move too, from 0. Larger pets assign arrivals by the thresholds of the clusters and are
+            reclustered after growth or drift. See docs/adr/0009 for costs and benefits.
         recluster_backend: backend that builds a spanning tree from scratch, ``hdbscan_cpu`` or ``hdbscan_gpu``. The GPU
             backend needs cupy or torch and a GPU, and falls back to the CPU if either is missing. See
             docs/how-to/gpu.md.

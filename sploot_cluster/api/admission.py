@@ -77,7 +77,7 @@ class Admission:
         tokens: the valid tokens. Without any, every caller is ``loopback``; ``LoopbackGuard`` refuses other machines.
         max_body_bytes: size limit of a request's body.
         rates: the rate limit of each caller.
-        strangers: the rate limit of each address that sends requests without a valid token.
+        strangers: the rate limit of each IP address that sends requests without a valid token.
     """
 
     tokens: Tokens

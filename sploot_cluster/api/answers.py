@@ -24,7 +24,7 @@ MAX_MOVES: Final = 1_000
 
 
 class JobAccepted(BaseModel):
-    """A job that was enqueued. The `Location` header is the address of its status."""
+    """A job that was enqueued. The `Location` header is the URL of its status."""
 
     model_config = ConfigDict(from_attributes=True)  # the attributes of a JobRef
 

@@ -92,7 +92,7 @@ class _Api(FastAPI):
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an optional parameter without null, which an address or a header cannot express."""
+    """Return the schema of an optional parameter without null, which a URL or a header cannot express."""
     kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return schema
@@ -119,7 +119,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
     preview_wait_s: float = PREVIEW_WAIT_S,
     media_url_template: str = "",
 ) -> FastAPI:
-    """Return the HTTP API as an ASGI application, to serve or to mount in another one.
+    """Return the HTTP API as an ASGI application, to be served or mounted in another one.
 
     The arguments may block: they are called in a thread pool.
 
@@ -128,14 +128,14 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         jobs: enqueues work, e.g. ``tasks.client.ClusterTasks``.
         traces: removes job records and dead letters of a deleted pet, e.g. ``tasks.erasure.Erasure``; without it, they
             are kept.
-        operations: actions of operators on queues, e.g. ``tasks.queue_ops.Operations``; without it, the addresses under
+        operations: actions of operators on queues, e.g. ``tasks.queue_ops.Operations``; without it, the paths under
             ``/queues`` do not exist.
         tokens: the tokens that callers may use. None or empty: callers on this machine need no token, and all others
             are refused, wherever the application is mounted.
         idempotency: stores responses by ``Idempotency-Key``. None: in memory, not shared with other processes and lost
             on restart; use ``RedisIdempotencyStore`` for more than one process.
         ready: checks the dependencies of the server, for ``/readyz``.
-        metrics: returns the exposition and its media type, for ``/metrics``; without it, that address does not exist.
+        metrics: returns the exposition and its media type, for ``/metrics``; without it, that path does not exist.
         on_answer: called after every response; it must not block.
         on_close: closes the other arguments when the server stops. If the application is mounted in another one, the
             outer application has to call it, because ASGI notifies only the outermost application.
@@ -144,9 +144,9 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         max_batch: maximum number of embeddings in such a body.
         max_rate_per_s: maximum number of requests per second that this process accepts from each caller; 0 for no
             limit. Further requests are answered with status 429.
-        public: groups of addresses that other machines may call without a token; see ``public.GROUPS``.
+        public: groups of paths that other machines may call without a token; see ``public.GROUPS``.
         preview_wait_s: maximum time that a request waits for a worker to compute its preview.
-        media_url_template: the address from which the console loads the picture of an item, with ``{pet_id}``,
+        media_url_template: the URL from which the console loads the picture of an item, with ``{pet_id}``,
             ``{media_id}`` and ``{width}`` (pixels); empty: the console shows no pictures.
     """
     tokens = tokens or Tokens()
@@ -159,7 +159,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         # FastAPI's documentation pages load scripts from other servers, and those scripts could call this API
         docs_url=None,
         redoc_url=None,
-        # a redirect would turn a request for a missing address into two, and its Location would repeat the Host header
+        # a redirect would turn a request for a missing path into two, and its Location would repeat the Host header
         redirect_slashes=False,
         lifespan=_closing(on_close),
     )

@@ -1,8 +1,7 @@
 """The rules for all requests and responses of the application, as ASGI middleware.
 
-``HEAD`` is answered like ``GET`` without the body. The sizes of addresses and headers are limited. Responses are
-compressed. Caches may store a response only if its headers allow it, and browsers never interpret them as another media
-type.
+``HEAD`` is answered like ``GET`` without the body. The sizes of URLs and headers are limited. Responses are compressed.
+Caches may store a response only if its headers allow it, and browsers never interpret them as another media type.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sploot_cluster.api.problems import ADDRESS_TOO_LONG, HEADERS_TOO_LARGE, Refusal, render
 
-# Enough for the longest valid address, which contains an item id of 256 characters, each up to 12 bytes when
+# Enough for the longest valid URL, which contains an item id of 256 characters, each up to 12 bytes when
 # percent-encoded.
 MAX_ADDRESS_BYTES: Final = 8 * 1024
 MAX_HEADER_BYTES: Final = 16 * 1024

@@ -1,7 +1,7 @@
-"""The addresses that may be called without a token although tokens are configured.
+"""The paths that may be called without a token even if tokens are configured.
 
 Programs on this machine may always call them. Other machines, and proxies on this one, need a token of any role unless
-the address is in a public group. By default, the group of health checks is public, so that probes work.
+the path is in a public group. By default, the group of health checks is public, so that probes work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sploot_cluster.errors import InvalidInput
 
 VARIABLE: Final = "SPLOOT_HTTP_PUBLIC"
 
-# Group -> what it contains, for people.
+# Group -> its contents, as shown to users.
 GROUPS: Final[Mapping[str, str]] = {
     "health": "/healthz and /readyz",
     "metrics": "/metrics",
@@ -53,10 +53,10 @@ def groups_of(text: str) -> frozenset[str]:
 
 
 class PublicAddresses:
-    """ASGI middleware for an application with tokens; protects these addresses unless their group is public.
+    """ASGI middleware for an application with tokens; protects these paths unless their group is public.
 
     Args:
-        tokens: the configured tokens; each is valid for all of these addresses.
+        tokens: the configured tokens; each is valid for all of these paths.
         public: names of ``GROUPS``.
     """
 
@@ -79,6 +79,6 @@ class PublicAddresses:
 
 
 def _group_of(scope: Scope) -> str | None:
-    """Return the group of an address; None for an address that ``Admission`` checks."""
+    """Return the group of a path; None for a path that ``Admission`` checks."""
     path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
     return _GROUP_OF.get(path.strip("/").partition("/")[0])

@@ -11,7 +11,7 @@ from typing import Final
 # Size of a burst: after a pause, a caller may send the requests of this many seconds at once.
 BURST_S: Final = 5.0
 
-# Requests without a valid token, per second and address, that are answered with 401; further ones get 429.
+# Requests without a valid token, per second and IP address, that are answered with 401; further ones get 429.
 UNAUTHENTICATED_PER_S: Final = 20.0
 
 # Maximum number of callers to remember; those that have sent nothing for longest are forgotten first.

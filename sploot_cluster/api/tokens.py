@@ -31,7 +31,7 @@ class Role(StrEnum):
 
     UPLOADER = "uploader"  # a service that only ingests items, and may not read
     VIEWER = "viewer"  # reads pets and jobs
-    LABELLER = "labeller"  # a person who corrects clusters and reads
+    LABELLER = "labeller"  # a user who corrects clusters and reads
     PRODUCER = "producer"  # a service that ingests items, makes corrections and reads pets
     OPERATOR = "operator"  # an on-call engineer; may call everything
 

@@ -13,7 +13,7 @@ from typing import Final
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# the operation of a request for an address that does not exist, or one that was refused before routing
+# the operation of a request for a path that does not exist, or one that was refused before routing
 OTHER: Final = "other"
 
 

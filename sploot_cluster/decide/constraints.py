@@ -63,7 +63,7 @@ class Apart:
 
 @dataclass(frozen=True, slots=True)
 class Barred:
-    """Excluded items that no correction put into a cluster: none may be in the cluster that ``cluster`` resolves to."""
+    """Excluded items that no correction put into a cluster. None may be in the cluster that ``cluster`` resolves to."""
 
     revision: int
     media: tuple[MediaId, ...]
@@ -72,7 +72,7 @@ class Barred:
 
 @dataclass(frozen=True, slots=True)
 class Nowhere:
-    """Items that are in no cluster, because a dismissal of them is in force."""
+    """Items that belong to no cluster, because a dismissal in force names them."""
 
     revision: int
     media: tuple[MediaId, ...]
@@ -106,7 +106,7 @@ class Constraints:
     Attributes:
         atoms: item -> its atom, for every item that a correction in force names.
         sides: the sides of each atom; atoms are numbered from 0.
-        placed: atoms that a person put into a cluster; the items of all other atoms only left a cluster or remained.
+        placed: atoms that a user put into a cluster; the items of all other atoms only left a cluster or remained.
         leaving: excluded items that no correction put into a cluster -> the bits of the exclusions that removed them.
         together, apart, barred, nowhere: the accepted constraints, newest first.
         overridden: one sentence for each way in which an older correction yields to newer ones.
@@ -167,9 +167,9 @@ class RowConstraints:
 
     Attributes:
         atoms: (n,) int32 atom of each row, -1 = none.
-        placed: (n,) bool, whether a person put the row into a cluster.
+        placed: (n,) bool, whether a user put the row into a cluster.
         sides: the sides of each atom.
-        dismissed: (n,) bool, whether a person dismissed the row.
+        dismissed: (n,) bool, whether a user dismissed the row.
         clusters: placed atom -> for each group in ``Together.clusters``, its rows in this atom.
         leaving: excluded rows that no correction put into a cluster -> the bits of the exclusions that removed them.
         barred: pairs of a row and an id; the row may not be in the cluster that the id resolves to.
@@ -185,7 +185,7 @@ class RowConstraints:
 
     @property
     def taken_out(self) -> BoolVector:
-        """The (n,) mask of rows that a person excluded from a cluster and did not put into another."""
+        """The (n,) mask of rows that a user excluded from a cluster and did not put into another."""
         is_out: BoolVector = np.zeros(len(self.atoms), dtype=np.bool_)
         is_out[[*self.leaving, *(row for row, _ in self.barred)]] = True
         return is_out

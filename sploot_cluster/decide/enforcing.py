@@ -42,7 +42,7 @@ def enforce(
        it. A group moves with the atom if the atom makes up more than half of the group. If no group holds more than
        half of the atom, the atom is gathered in one of the groups that move with it. If there is none, it becomes a
        group of its own, and the other items of its former groups stay.
-    3. Excluded items leave, one by one, the groups that contain items they must not be with.
+    3. Excluded items leave, one by one, the groups that contain items from which they were excluded.
     4. Each group with atoms in conflict is divided: items follow the side to which similarity ties them.
 
     Args:
@@ -52,16 +52,16 @@ def enforce(
         counts: (n,) bool, which rows count towards the size of a group; absorbed rows do not.
         before: (n,) int32 clusters that ``labels`` replace, with absorbed rows as noise. If given, a group also moves
             with an atom if most of the group was in the atom's cluster before, and the group holds a fair share of a
-            cluster that people merged. So items that joined a merged cluster later stay in it, even where density finds
+            cluster that users merged. So items that joined a merged cluster later stay in it, even where density finds
             two groups and the later items outnumber the merged ones. But a foreign group is not pulled in because one
             of its items was in the cluster by mistake. This rule does not apply to groups that could be gathered into
             one that contains atoms in conflict: that group would be divided, so the next recluster would see a
             different ``before`` and could move items again, even without new ones.
-        fair_share: the fair share of a cluster that people merged, in (0, 1].
+        fair_share: the fair share of a cluster that users merged, in (0, 1].
 
     Returns:
         (n,) int32; new groups get numbers above all those in ``labels``. An item that ends up alone in a group becomes
-        noise, unless a person put it there.
+        noise, unless a user put it there.
 
     O(n) where nothing is violated; dividing a group of m items, f of them on no side, is O(m · f · dim).
     """

@@ -1,7 +1,7 @@
 """Learning from corrections: they also affect similar items that no correction names.
 
-If a person separated two clusters, density alone would mix their later items again, or leave them as noise, because it
-cannot distinguish look-alikes as the person did. So an item within reach of such a cluster stays in it if it is already
+If a user separated two clusters, density alone would mix their later items again, or leave them as noise, because it
+cannot distinguish look-alikes as the user did. So an item within reach of such a cluster stays in it if it is already
 there. Otherwise it goes to the cluster whose *named items* (the items that corrections name) it resembles most.
 """
 

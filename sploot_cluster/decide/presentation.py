@@ -39,7 +39,7 @@ def names_of(state: PetState) -> Mapping[ClusterId, tuple[str, ...]]:
     """Return the names of living clusters; clusters without a name are left out.
 
     The first name of a cluster is the one to show: the newest of its own id, or else the newest of the ids that were
-    merged into it. The others come from clusters that were merged into it, newest first, for people to choose from.
+    merged into it. The others come from clusters that were merged into it, newest first, for users to choose from.
     """
     newest: dict[ClusterId, Naming] = {}
     for statement in in_force(state.ledger):

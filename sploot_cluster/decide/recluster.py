@@ -39,13 +39,13 @@ def plan_recluster(
     """Return the change that reclusters the pet, and the report on it.
 
     1. Corrections are enforced on the density groups; items that joined a merged cluster later stay in it.
-    2. Curated clusters, those with items that a person placed, are never joined automatically and keep their id.
-       Locked clusters stay as they are, except that new items within their higher threshold join them.
+    2. Curated clusters, those with items that a user placed, are never joined automatically and keep their id. Locked
+       clusters stay as they are, except that new items within their higher threshold join them.
     3. Items that no correction names follow the named items that they resemble, where a correction separates clusters.
     4. Items that arrived while density was computed are assigned like arrivals. So are items that a correction removes
        from their density group.
     5. Noise beyond the budget is absorbed, the most similar items first, as far as ``absorption_slack`` allows. Items
-       that a person excluded from a cluster are not absorbed, and do not count towards the budget. If there are any,
+       that a user excluded from a cluster are not absorbed, and do not count towards the budget. If there are any,
        others are absorbed only as far as ``absorption_slack_excluded`` allows.
     6. Groups inherit the ids of the clusters that they overlap with.
     7. If the pet has locks, these steps are repeated on the result until nothing moves, so that another recluster would
@@ -176,7 +176,7 @@ def _keep_curated(
 ) -> dict[int, ClusterId]:
     """Reserve the ids of curated clusters, and move their items, in place, out of groups that belong to other clusters.
 
-    A group can contain items that people placed in several clusters, or few placed items among many others. The cluster
+    A group can contain items that users placed in several clusters, or few placed items among many others. The cluster
     with the most placed items claims the group, if they are a fair share of it (``settings.overlap_ratio``) or if most
     of the group was in that cluster before. The placed items of other clusters leave the group, together with the other
     current members of their clusters.

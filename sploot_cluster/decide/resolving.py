@@ -287,7 +287,7 @@ class _Resolver:
             return None
         if joined.n_exits is not None and joined.n_exits != self._n_exits:
             return None
-        if joined.gone:  # this merge loses them only if it contains the items that they must not be with
+        if joined.gone:  # this merge loses them only if it contains the items from which they must be kept apart
             parts = [*chain(*self._contents[revision].values())]
             remaining = reduce(or_, (joined.remaining_in(part, self._sides_of) for part in parts), 0)
             left = chain.from_iterable(map(joined.gone_in, parts))

@@ -6,9 +6,9 @@ arrived after the restored revision join the restored cluster of the items that 
 
 Ids keep their meaning. A group gets the first of these ids that applies:
 
-1. its current id, if people made the cluster after the restored revision: they know it by this id;
+1. its current id, if users made the cluster after the restored revision: they know it by this id;
 2. the id of the restored cluster that has more of its items in the group than in any other group: it is that cluster
-   again. An id that people have since merged into another cluster is not used; it now refers to the merged cluster;
+   again. An id that users have since merged into another cluster is not used; it now refers to the merged cluster;
 3. the id of the living cluster, or else of one that ended since, that has more of its items in the group than in any
    other group;
 4. a new id, recorded as split from the cluster that its items were in just before.

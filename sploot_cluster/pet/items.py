@@ -22,7 +22,7 @@ CURSOR: Final = "^[0-9]{1,10}-[0-9a-f]{8}$"
 
 @dataclass(frozen=True, slots=True)
 class PetItem:
-    """An item and its place."""
+    """An item, and the cluster that it is in."""
 
     media_id: MediaId
     cluster_id: ClusterId | None = field(metadata=described("Its cluster; null if it is noise or dismissed."))

@@ -335,7 +335,7 @@ class PetView:
 
 @dataclass(frozen=True, slots=True)
 class PetSummary:
-    """The name and numbers of a pet, for a list of pets."""
+    """The name and counts of a pet, for a list of pets."""
 
     pet_id: PetId
     name: str | None = field(metadata=_NAME_OF_PET)

@@ -14,12 +14,12 @@ from sploot_cluster.pet.vectors import OriginVector, Rows
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """How people want a pet and its clusters presented.
+    """How users want a pet and its clusters presented.
 
     Attributes:
         pet_name: the name of the pet, if it has one.
         names: the names of a cluster, the one to show first; clusters without a name are left out.
-        covers: the items that people chose as covers, each in its cluster.
+        covers: the items that users chose as covers, each in its cluster.
         hidden, locked: the hidden and the locked clusters.
     """
 

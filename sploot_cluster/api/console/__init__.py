@@ -39,7 +39,7 @@ MEDIA_VARIABLE: Final = "SPLOOT_MEDIA_URL_TEMPLATE"
 
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?(?=/)")
 
-# Characters that would end the address in the page, or the source in the content security policy.
+# Characters that would end the URL in the page, or the source in the content security policy.
 _UNSAFE: Final = re.compile(r"[\s;,'\"<>]")
 
 # The request fields that the page fills in from the selection, or from the suggestion that the user answers.
@@ -94,10 +94,10 @@ def _selection(fields: Mapping[str, Field]) -> str:
 
 
 def check_media_url_template(template: str) -> None:
-    """Check the template of the address from which pictures are loaded.
+    """Check the template of the URL from which pictures are loaded.
 
     Raises:
-        InvalidInput: it is not an http(s) address, or does not contain ``{media_id}``.
+        InvalidInput: it is not an http(s) URL, or does not contain ``{media_id}``.
     """
     if not template:
         return
@@ -112,8 +112,8 @@ def console_router(media_url_template: str = "") -> APIRouter:
     """Return the routes ``/`` and ``/console/…``. They require no token, because the page itself contains no data.
 
     Args:
-        media_url_template: the address of an item's picture; see ``create_app``. The page may load pictures, but
-            nothing else, from that server.
+        media_url_template: the URL of an item's picture; see ``create_app``. The page may load pictures, but nothing
+            else, from that server.
 
     Raises:
         InvalidInput: the template is invalid.
@@ -131,7 +131,7 @@ def console_router(media_url_template: str = "") -> APIRouter:
 
     @router.get("/", operation_id="get_console")
     async def get_console(request: Request) -> Response:
-        # the path at which this application is mounted, which is part of every address in the page
+        # the path at which this application is mounted, which is part of every URL in the page
         mount = request.scope.get("root_path", "").rstrip("/")
         return HTMLResponse(page.replace("{{root}}", mount), headers=headers)
 

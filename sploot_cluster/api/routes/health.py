@@ -41,7 +41,7 @@ class ReadinessCheck:
 
 @dataclass(frozen=True, slots=True)
 class ReadinessReport:
-    """The present state of all dependencies of the server."""
+    """The current state of all dependencies of the server."""
 
     checks: Sequence[ReadinessCheck] = ()
 

@@ -133,7 +133,7 @@ def pets_router(admission: Admission, service: PetService, jobs: JobQueue, trace
         ] = "",
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return the present clusters of a pet. A pet without data has revision 0."""
+        """Return the current clusters of a pet. A pet without data has revision 0."""
         view = ordered(named(service.clusters(PetId(pet_id)), name), order)
         return tagged(view.revision, if_none_match, lambda: view)
 
@@ -287,7 +287,7 @@ def pet_list_router(admission: Admission, service: PetService) -> APIRouter:
             ),
         ] = None,
     ) -> PetPage:
-        """Return the pets that have data, with their names and numbers of items, clusters and noise."""
+        """Return the pets that have data, with their names and the numbers of items, clusters and noise items."""
         if pet_id is not None:
             found = service.summaries([PetId(one) for one in dict.fromkeys(pet_id)])
             return PetPage(found, len(found), None)
@@ -445,7 +445,7 @@ def _add_review_routes(router: APIRouter, service: PetService) -> None:
         limit: Annotated[int, Query(description="Maximum number of items.", ge=1, le=MAX_DOUBTFUL)] = 100,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return low-confidence items, least certain first. Items that a person placed are certain."""
+        """Return low-confidence items, least certain first. Items that a user placed are certain."""
         try:
             found = service.doubtful(PetId(pet_id), None if cluster_id is None else ClusterId(cluster_id), limit=limit)
         except UnknownCluster as unknown:

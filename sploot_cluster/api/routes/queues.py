@@ -138,7 +138,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
 
     @router.get("", operation_id="get_queues", summary="Get the status of all queues", responses=reads)
     def get_queues() -> Queues:
-        """Return the figures of every queue, with one sentence on why its jobs wait."""
+        """Return the statistics of every queue, with one sentence on why its jobs wait."""
         return Queues(queues=list(operations.queues()))
 
     @router.get("/history", operation_id="get_queue_history", summary="Get the last 24 hours", responses=reads)
@@ -327,11 +327,11 @@ def _add_events(router: APIRouter, operations: QueueOperations) -> None:
     async def watch_queues(request: Request, caller: CallerOf) -> Response:
         """Push the state of the queues as server-sent events, every two seconds.
 
-        Each event has the JSON of another address as its data: `queues` of `GET /queues`, `workers` and `periodic` of
-        `GET /queues/workers` and `/queues/periodic`, and, for operators, `audit` of `GET /queues/audit`. `read` marks
-        the end of a round and states its time as `at`. While Redis does not answer, there is only `problem`, with a
-        `detail`. The stream ends after ten minutes: request it again. Without `Accept: text/event-stream`, it ends
-        after the first round.
+        The data of each event is the JSON that another path returns: `queues` of `GET /queues`, `workers` and
+        `periodic` of `GET /queues/workers` and `/queues/periodic`, and, for operators, `audit` of `GET /queues/audit`.
+        `read` marks the end of a round and states its time as `at`. While Redis does not answer, there is only
+        `problem`, with a `detail`. The stream ends after ten minutes: request it again. If `Accept` is not
+        `text/event-stream`, it ends after the first round.
         """
         names = {name for name, operation in EVENTS.items() if operation in caller.may_call}
         if MEDIA_TYPE in request.headers.get("accept", ""):

@@ -1,4 +1,4 @@
-"""The corrections that people can make: one module per verb, and the list of all verbs."""
+"""The corrections that users can make: one module per verb, and the list of all verbs."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ STRANGER: Final = "stranger"
 TWO_SUBJECTS: Final = "two_subjects"
 _SUGGESTIONS: Final = (SAME_SUBJECT, STRANGER, TWO_SUBJECTS)
 
-# The requester when the caller names none.
+# The requester that is recorded if the caller names none.
 UNKNOWN_REQUESTER: Final = "unknown"
 
 
@@ -183,7 +183,7 @@ class LedgerEntry(Correction):
 
     @abstractmethod
     def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> LedgerRequest | None:
-        """Return the request that makes this correction again; None if none of its items is left.
+        """Return a request that repeats this correction; None if none of its items is left.
 
         Args:
             left: returns the given items without those that can no longer be named, in the same order.
@@ -222,7 +222,7 @@ class Demands(Protocol):
         Args:
             media: the items, most important first. Where newer corrections divide them, each item joins the group of a
                 more important item if possible.
-            cluster_of: item -> the cluster that it was in before people joined the clusters; None: there was only one.
+            cluster_of: item -> the cluster that it was in before users joined the clusters; None: there was only one.
         """
 
     def merged(self, statement: Statement, clusters: Sequence[ClusterId]) -> None:
@@ -250,7 +250,7 @@ class Demands(Protocol):
         """Demand that no item is in the cluster that an id resolves to, unless a correction puts it into a cluster."""
 
     def nowhere(self, statement: Statement, media: Sequence[MediaId]) -> None:
-        """Demand that items are in no cluster."""
+        """Demand that items belong to no cluster."""
 
     def released(self, media: Sequence[MediaId]) -> None:
         """Release items from the demands of all older corrections."""

@@ -87,7 +87,7 @@ class Placement(Statement):
     """A placement of items in a cluster.
 
     The items are must-linked to the anchors of the cluster, and cannot-linked to the anchors of the clusters that they
-    came from. *Anchors* stand for a cluster: some of the items that people placed in it, or else some of its most
+    came from. *Anchors* stand for a cluster: some of the items that users placed in it, or else some of its most
     typical items.
 
     Attributes:

@@ -159,9 +159,9 @@ def _given(state: PetState, plan: Plan, groups: LabelVector, *, takes_over: bool
 
 
 def anchors(state: PetState, cluster: ClusterId, *, without: Rows | None = None) -> tuple[MediaId, ...]:
-    """Return the items that stand for a cluster in a correction: the most central of those that people placed.
+    """Return the items that stand for a cluster in a correction: the most central of those that users placed.
 
-    If people placed none, return the most central of the counted members, or else of all members.
+    If users placed none, return the most central of the counted members, or else of all members.
 
     Args:
         without: rows that are about to leave the cluster, or to be placed in it.

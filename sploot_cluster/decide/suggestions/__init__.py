@@ -1,4 +1,4 @@
-"""Suggestions: the most useful questions to ask a person about a pet; each answer is a correction.
+"""Suggestions: the most useful questions to ask a user about a pet; each answer is a correction.
 
 There is one module per kind of question. It skips questions that a correction already answers, estimates the
 probability that the answer is *yes*, and drops questions below a minimum probability. Suggestions are ordered by their
@@ -21,7 +21,7 @@ _ASK: Final[Mapping[str, Callable[[Scene], Iterator[Suggestion]]]] = {
     module.KIND: module.ask for module in (same_subject, stranger, two_subjects)
 }
 
-# Number of consecutive *no* answers after which a kind of question is paused, because it is not worth a person's time.
+# Number of consecutive *no* answers after which a kind of question is paused, because it is not worth a user's time.
 MOST_NO: Final = 3
 
 

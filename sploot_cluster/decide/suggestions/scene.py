@@ -61,7 +61,7 @@ class Scene:
 
     @cached_property
     def locked(self) -> Set[ClusterId]:
-        """The locked clusters. A person declared that their items belong together."""
+        """The locked clusters. A user declared that their items belong together."""
         return locked_in(self.state)
 
     @cached_property

@@ -57,7 +57,7 @@ def ask(scene: Scene) -> Iterator[Suggestion]:
 def doubtful_items(scene: Scene, cluster: ClusterId | None = None) -> list[DoubtfulItem]:
     """Return up to 500 items that are least likely to belong to their cluster, the least likely first.
 
-    Items that a person placed are certain. An item is doubtful if its distance from its cluster is large compared with
+    Items that a user placed are certain. An item is doubtful if its distance from its cluster is large compared with
     the distances of other members and with its distance from other clusters, or if it was absorbed. O(n · d) for n
     items, and O(c · d) for c clusters and each of the 500 items that are farthest from the centre of their cluster.
 
