@@ -160,7 +160,7 @@ def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float
 
 
 def memory_mb(fact: str) -> float:
-    """Return the memory of this process in MB: ``VmRSS`` is the present value, ``VmHWM`` the peak."""
+    """Return the memory of this process in MB: ``VmRSS`` is the current value, ``VmHWM`` the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{fact}:")) / 1024
 

@@ -1,7 +1,7 @@
-"""How long commands on big pets keep Redis busy. ``make bench ARGS=big_pets``.
+"""The time for which commands on big pets keep Redis busy. ``make bench ARGS=big_pets``.
 
 Redis runs one command at a time, so all queues and pets wait while it reads or writes a part of a big pet. Each
-operation on a pet runs in a separate process. The table shows its duration, the longest command that the server
+operation on a pet runs in a separate process. The table shows its duration, the slowest command that the server
 executed in that time (SLOWLOG), and the peak memory of the process beyond that of an idle one. Commands may take longer
 if other programs run on the machine. Ids have 36 characters, vectors have 512 values, and the server keeps an
 append-only file.

@@ -1,4 +1,4 @@
-"""Capacity figures: the memory that Redis needs per item, message and dead letter, and the memory of processes.
+"""The memory that Redis needs per item, message and dead letter, and the memory of processes.
 
 ``make bench ARGS=capacity`` prints the tables of docs/capacity.md, measured on its own server and processes.
 """

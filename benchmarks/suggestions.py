@@ -63,7 +63,7 @@ def subject_of(truth: Numbers, rows: Iterable[int]) -> int | None:
 
 
 def is_right(asked: Suggestion, service: ClusterService, truth: Numbers) -> bool:
-    """Return whether a person who knows the groups would answer yes."""
+    """Return whether someone who knows the groups would answer yes."""
     members = {one.cluster_id: [int(item) for item in one.media_ids] for one in service.clusters(PET).clusters}
     of_clusters = [subject_of(truth, members[cluster]) for cluster in asked.cluster_ids]
     if asked.kind == "same_subject":

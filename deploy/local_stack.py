@@ -77,7 +77,7 @@ class Service:
 
 
 class LocalStack:
-    """The processes and their addresses. A ``with`` block starts the processes, and drains them at its end."""
+    """The processes and their URLs. A ``with`` block starts the processes, and drains them at its end."""
 
     def __init__(self, directory: Path, ports: Mapping[str, int]) -> None:
         """

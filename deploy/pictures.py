@@ -138,7 +138,7 @@ def _correct(service: ClusterService, pet: PetId) -> None:
 
 @contextmanager
 def served(settings: Settings) -> Iterator[str]:
-    """Serve the API and the console on a free port of loopback, and yield the address."""
+    """Serve the API and the console on a free loopback port, and yield the base URL."""
     server = uvicorn.Server(uvicorn.Config(build_app(settings), host="127.0.0.1", port=0, log_config=None))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -208,7 +208,7 @@ def _sentence(text: str) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    """Return the paragraphs of a text, each wrapped, with an empty line between them."""
+    """Return the text wrapped, paragraph by paragraph, with an empty line between paragraphs."""
     filled = [fill(" ".join(part.split()), WIDTH) for part in text.split("\n\n") if part.strip()]
     return ["\n\n".join(filled)]
 

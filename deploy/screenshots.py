@@ -56,7 +56,7 @@ class Scene:
     """A screenshot to take.
 
     Attributes:
-        place: the address of the page after the #, with a placeholder for the id of the sample pet.
+        place: the fragment of the page's URL, with a placeholder for the id of the sample pet.
         before: what to do on the page first.
         shows: a selector of what the page shows when it is loaded.
         signs_in: whether the server requires a token, so that the page asks for one.

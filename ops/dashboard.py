@@ -112,7 +112,7 @@ def explore_url(logql: str) -> str:
         "queries": [{"refId": "A", "expr": logql}],
         "range": {"from": "${__from}", "to": "${__to}"},
     }
-    # do not escape variables, because Grafana replaces them before the browser decodes the address
+    # do not escape variables, because Grafana replaces them before the browser decodes the URL
     return "/explore?orgId=1&left=" + quote(json.dumps(left, separators=(",", ":")), safe="${}_")
 
 

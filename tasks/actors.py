@@ -77,7 +77,7 @@ def declare_actors(
     """Declare an actor for every kind of message about a pet, named as in ``tasks.contracts``.
 
     Args:
-        batch_size: the largest number of waiting embedding events that one call handles, 1 to 500.
+        batch_size: maximum number of waiting embedding events that one call handles, 1 to 500.
         traces: erases the job records and dead letters of deleted items; None: they stay.
 
     Raises:

@@ -134,7 +134,7 @@ class ClusterTasks:
         return self.correct(CoverCluster(pet_id, cluster_id, media_id, **signed))
 
     def lock(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
-        """Lock clusters: reclusters do not change their items, and only very similar new items join them."""
+        """Lock clusters: reclusters leave their items as they are, and only very similar new items join them."""
         return self.correct(LockClusters(pet_id, cluster_ids, **signed))
 
     def unlock(self, pet_id: int, cluster_ids: Sequence[int], **signed: Unpack[Signed]) -> JobRef:
@@ -150,7 +150,7 @@ class ClusterTasks:
         return self.correct(ShowClusters(pet_id, cluster_ids, **signed))
 
     def name_pet(self, pet_id: int, name: str, **signed: Unpack[Signed]) -> JobRef:
-        """Name a pet, so that people find it by its name; empty text removes the name."""
+        """Name a pet, so that users can find it by name; empty text removes the name."""
         return self.correct(NamePet(pet_id, name, **signed))
 
     def undo(self, pet_id: int, revision: int, **signed: Unpack[Signed]) -> JobRef:

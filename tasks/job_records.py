@@ -140,7 +140,7 @@ class JobRecord:
 
 
 class JobRecords:
-    """The records of jobs in Redis, by job id. Errors of redis-py pass through."""
+    """The records of jobs in Redis, by job id. Errors from redis-py propagate."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client

@@ -25,7 +25,7 @@ def limit_from(stored: bytes | None) -> int:
 
 
 def stored_limit(client: redis.Redis) -> int:
-    """Return the stored limit; 0 means no limit. Errors of redis-py pass through."""
+    """Return the stored limit; 0 means no limit. Errors from redis-py propagate."""
     return limit_from(cast("bytes | None", client.get(MAX_QUEUE_LENGTH)))
 
 
@@ -38,7 +38,7 @@ class QueueLimit:
         self._read: tuple[float, int] | None = None
 
     def current(self) -> int:
-        """Return the limit, read at most ``READ_EVERY_S`` ago; 0 means no limit. Errors of redis-py pass through."""
+        """Return the limit, read at most ``READ_EVERY_S`` ago; 0 means no limit. Errors from redis-py propagate."""
         now = self._clock()
         if self._read is None or now - self._read[0] >= READ_EVERY_S:
             self._read = now, stored_limit(self._client)

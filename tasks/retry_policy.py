@@ -1,4 +1,4 @@
-"""The retries of each actor: how often and when. Operators find all of them in one place, ``POLICIES``.
+"""The retries of each actor: how often and when. All of them are in one table, ``POLICIES``.
 
 Dramatiq waits ``min_backoff`` after the first failure and twice as long after each further one, up to ``max_backoff``;
 each wait is shortened at random by up to half. After ``max_retries`` the message becomes a dead letter.
@@ -41,8 +41,8 @@ class RetryPolicy:
     """How often and when one actor is retried. Times are in milliseconds.
 
     Attributes:
-        time_limit_ms: a longer run is interrupted and counts as failed. The interrupt waits for native code to return,
-            so it is a safety net against bugs, not a means of scheduling.
+        time_limit_ms: a run that takes longer is interrupted and counts as failed. The interrupt waits for native code
+            to return, so it is a safety net against bugs, not a means of scheduling.
     """
 
     max_retries: int

@@ -1,4 +1,4 @@
-"""The shards of ``embedding.ingested``: which one a pet belongs to, and what the shards of all queues are called.
+"""The shards of ``embedding.ingested``: which one a pet belongs to; and the names of the shards of all queues.
 
 The events of a pet are in one shard, so that a process sees the same pets again and finds them in its memory. Producers
 in other languages compute the shard as :func:`bucket_of_pet` does; ``docs/wire`` has examples.
@@ -45,7 +45,7 @@ def queue_of(shard: str) -> str:
 
 
 def stored_shards(client: redis.Redis, queue: str) -> tuple[str, ...]:
-    """Return the names of a queue's shards, without a broker. Errors of redis-py pass through."""
+    """Return the names of a queue's shards, without a broker. Errors from redis-py propagate."""
     if queue not in SHARDED:
         return (queue,)
     layout = layout_from(cast("bytes | None", client.get(QueueKeys(NAMESPACE, queue).shards)))

@@ -111,14 +111,14 @@ def average_linkage(vectors: FloatMatrix) -> Found:
 
 
 def immich(vectors: FloatMatrix) -> Found:
-    """Run Immich's people clustering: DBSCAN with cosine distance 0.5 and 3 faces, including the face itself."""
+    """Run Immich's face clustering: DBSCAN with cosine distance 0.5 and 3 faces, including the face itself."""
     from sklearn.cluster import DBSCAN
 
     return _plain(DBSCAN(eps=1.0, min_samples=3).fit(vectors))  # cosine distance 0.5 is Euclidean distance 1
 
 
 def photoprism(vectors: FloatMatrix) -> Found:
-    """Run PhotoPrism's people clustering: DBSCAN with distance 0.64 and 4 faces."""
+    """Run PhotoPrism's face clustering: DBSCAN with distance 0.64 and 4 faces."""
     from sklearn.cluster import DBSCAN
 
     return _plain(DBSCAN(eps=0.64, min_samples=4).fit(vectors))

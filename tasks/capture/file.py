@@ -1,4 +1,4 @@
-"""The file format of a capture: how it is written and read.
+"""The file format of captures, and the functions that write and read it.
 
 A capture is a zip of these members:
 
@@ -312,7 +312,7 @@ def _versions() -> dict[str, str]:
 
 
 def read_capture(file: Path) -> Capture:
-    """Return the capture in a file.
+    """Read a capture from a file.
 
     Raises:
         InvalidInput: the file cannot be read, is not a capture, is damaged, or has no embeddings.

@@ -1,7 +1,7 @@
-"""Entries and texts without embeddings, for captures that are passed on.
+"""Entries and text without embeddings, for captures that are passed on.
 
 Any field of a broken entry may hold an embedding, in any form. So everything that may be an embedding is replaced by
-its size: values named ``embedding``, long or unprintable texts, and collections of many numbers.
+its size: values named ``embedding``, long or unprintable strings, and collections of many numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tasks.queue_ops.entries import EMBEDDING
 # Minimum number of values in a collection that may be an embedding: every model has more dimensions.
 FEWEST_VALUES: Final = 15
 
-# Matches only numbers with a decimal point, because whole numbers in texts are often ids.
+# Matches only numbers with a decimal point, because whole numbers in text are often ids.
 _FRACTION: Final = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?")
 
 

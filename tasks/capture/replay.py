@@ -4,7 +4,7 @@ Arrivals, corrections and the other changes of a pet are repeated in the same or
 same clock, so the labels are the same on every machine. They can differ from the captured labels if a recluster ran
 while items arrived, because that recluster saw fewer items; the items that differ are listed. By design, some changes
 cannot be replayed and are listed by revision: arrivals and deletions of items that were deleted since, and switches of
-the model, because everything is replayed with the vectors of the present model. All other changes are replayed.
+the model, because everything is replayed with the vectors of the current model. All other changes are replayed.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _move_to(store: PetStore, pet: PetId, revision: int) -> None:
 
 
 def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterator[str]:
-    """Repeat a change that is not a correction; yield a text for each part that cannot be repeated."""
+    """Repeat a change that is not a correction; yield a sentence on each part that cannot be repeated."""
     summary = entry.summary
     match entry.kind:
         case "recluster":
@@ -207,7 +207,7 @@ def _repeat(service: ClusterService, pet: PetId, entry: HistoryEntry) -> Iterato
 
 
 def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> Iterator[str]:
-    """Repeat a correction for its items that still exist; yield a text for each part that cannot be repeated."""
+    """Repeat a correction for its items that still exist; yield a sentence on each part that cannot be repeated."""
     named: list[MediaId] = []
 
     def left(media: Sequence[MediaId]) -> Sequence[MediaId]:
@@ -222,7 +222,7 @@ def _correct(service: ClusterService, pet: PetId, correction: LedgerEntry) -> It
 
 
 def _verdict(dead_letter: CapturedDeadLetter, state: PetState) -> str:
-    """Return a text that states whether a dead letter would be accepted now, and if not, why."""
+    """State whether a dead letter would be accepted now and, if not, why."""
     which, entry = f"dead letter {dead_letter.id}", dead_letter.fields
     if dead_letter.queue != EMBEDDING_INGESTED:
         return f"{which}: {dead_letter.error} (only events of items can be checked offline)"

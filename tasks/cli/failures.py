@@ -65,7 +65,7 @@ def failure_of(error: Exception) -> tuple[int, str] | None:
 
 
 def _of_redis(error: Exception) -> tuple[int, str]:
-    """Return the exit code and one line of text for an error of Redis, such as a refusal or no answer."""
+    """Return the exit code and one line of text for a Redis error, such as a refusal or a timeout."""
     is_translated = isinstance(error, QueueUnavailable | StoreUnavailable)
     text = " ".join((str(error) if is_translated else explained(error, hint="")).split())
     if refusal_of(error) is not None:

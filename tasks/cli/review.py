@@ -1,4 +1,4 @@
-"""Commands that show what a person may want to review: suggestions, and doubtful items."""
+"""Commands that show what a user may want to review: suggestions, and doubtful items."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def shown(value: object) -> str:
 
 
 class Styled(str):
-    """Text of a table's cell that is shown as it is, on a terminal in a style: an SGR code, such as 32 for green."""
+    """Text of a table cell that is not escaped. On a terminal it has a style: an SGR code, such as 32 for green."""
 
     code: int
 
@@ -105,7 +105,7 @@ def _folded(line: str, width: int) -> Iterator[str]:
 
 
 def _columns_of(text: str) -> int:
-    """Return how many columns of a terminal a text takes."""
+    """Return how many terminal columns the text takes."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width
@@ -114,10 +114,10 @@ def _columns_of(text: str) -> int:
 
 
 class Screen:
-    """Standard output or error, for strings that are printed literally: no control characters.
+    """Standard output or error. Strings are printed literally, with control characters escaped.
 
     Attributes:
-        width: columns to which tables are folded; None for those of the terminal, or without one for no limit.
+        width: maximum width of a table in columns. None: the width of the terminal, or no limit without a terminal.
     """
 
     def __init__(self, name: Literal["stdout", "stderr"]) -> None:
@@ -169,7 +169,7 @@ def print_table(table: Table) -> None:
 
 
 def print_block(text: str, screen: Screen = out) -> None:
-    """Print text of several lines, such as a traceback, with a bar before each line."""
+    """Print multi-line text, such as a traceback, with a bar before each line."""
     for line in text.rstrip("\n").split("\n"):
         screen.print(f"  | {line}")
 

@@ -42,7 +42,7 @@ def command_group(help: str | None = None) -> typer.Typer:  # noqa: A002  # Type
 
 
 def examples(*commands: str) -> str:
-    """Return the end of a command's help, with example commands."""
+    """Return the epilog of a command's help, with example commands."""
     lines = "\n".join(f"  {command}" for command in commands)
     # after \b, click does not rewrap the lines
     return f"\b\n{'Example' if len(commands) == 1 else 'Examples'}:\n{lines}"

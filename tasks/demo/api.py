@@ -11,7 +11,7 @@ PREFIX = "/api/v1/internal"
 
 
 class Api:
-    """A client of the internal API at ``address``. HTTP errors raise ``urllib.error.HTTPError``."""
+    """A client of the internal API at the base URL ``address``. HTTP errors raise ``urllib.error.HTTPError``."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -48,7 +48,7 @@ class Api:
         return sum(len(cluster["media_ids"]) for cluster in pet["clusters"]) + len(pet["noise"])
 
     def get_text(self, address: str) -> str:
-        """Return the body of the response from any address, such as a worker's /metrics."""
+        """Return the body of the response from any URL, such as a worker's /metrics."""
         with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310 - an address of this stack
             text: str = answer.read().decode()
         return text

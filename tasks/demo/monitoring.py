@@ -86,7 +86,7 @@ class Monitoring:
     """Prometheus and Alertmanager as supervised processes that start and end with the block.
 
     Attributes:
-        prometheus, alertmanager: their addresses.
+        prometheus, alertmanager: their base URLs.
 
     Raises:
         NoMonitoring: one of the programs or ``ops/`` is missing, or a server did not become ready.
@@ -95,7 +95,7 @@ class Monitoring:
     def __init__(
         self, directory: Path, *, receivers_url: str, speed: int, server: str = "", redis_url: str = ""
     ) -> None:
-        """Args: ``server`` is the base address of the HTTP server to scrape, and ``redis_url`` the Redis to measure."""
+        """Args: ``server`` is the base URL of the HTTP server to scrape, and ``redis_url`` the Redis to measure."""
         if not OPS.is_dir():
             raise NoMonitoring(
                 "the alert rules are only in the repository, not in the package; run the demo from a checkout"
@@ -159,7 +159,7 @@ class Monitoring:
         self._pods = Pods(pods, stop_within_s=STOP_WITHIN_S)
 
     def watch(self, metrics: Sequence[str]) -> None:
-        """Scrape these /metrics addresses of workers from now on; pods that are gone are no longer targets."""
+        """Scrape these /metrics URLs of workers from now on; pods that are gone are no longer targets."""
         targets = [("sploot-cluster", address.removeprefix("http://").removesuffix("/metrics")) for address in metrics]
         targets += self._others
         # written atomically, so that Prometheus never reads half a file

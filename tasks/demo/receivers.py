@@ -1,4 +1,4 @@
-"""A server on loopback that stands in for Slack and PagerDuty and records what Alertmanager sends."""
+"""A server on loopback that stands in for Slack and PagerDuty, and records what Alertmanager sends."""
 
 from __future__ import annotations
 

@@ -140,8 +140,8 @@ class Stack:
     """Two worker pods, the scheduler and the server on one Redis.
 
     Attributes:
-        http: base address of the HTTP API.
-        metrics: addresses of the workers' /metrics.
+        http: base URL of the HTTP API.
+        metrics: URLs of the workers' /metrics.
         own_environ: the variables, besides ``REDIS_URL``, for a worker that is started by hand in place of the first
             pod, or for a scheduler or a server.
     """
@@ -202,7 +202,7 @@ class Stack:
 
 
 def answers(address: str, *, timeout_s: float = 2.0) -> bool:
-    """Return whether a GET of the address returns 200."""
+    """Return whether a GET of the URL returns 200."""
     try:
         with urllib.request.urlopen(address, timeout=timeout_s) as answer:  # noqa: S310 - an address of this stack
             return bool(answer.status == 200)

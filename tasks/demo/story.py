@@ -417,7 +417,7 @@ class Story:
 
 
 def _wait_until_all_answer(addresses: Sequence[str]) -> list[str]:
-    """Wait up to ``PATIENCE_S`` until all addresses answer, and return those that do."""
+    """Wait up to ``PATIENCE_S`` for all URLs to answer, and return those that do."""
     for _ in until(PATIENCE_S):
         if all(answers(address) for address in addresses):
             break

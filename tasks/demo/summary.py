@@ -37,7 +37,7 @@ class PetFigures:
 
 
 def figures_of(album: Album, seen: Seen) -> PetFigures:
-    """Return the figures of one pet after the last recluster."""
+    """Return the measurements of one pet after the last recluster."""
     from sklearn.metrics import adjusted_rand_score  # imported here, because the import takes a second
 
     labels = np.array([seen.clusters[album.pet_id].get(item, -1) for item in album.media_ids])
@@ -104,5 +104,5 @@ def render(albums: Sequence[Album], seen: Seen) -> Group:
 
 
 def _as_singletons(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[int]:
-    """Return labels in which each -1 is replaced by a separate group."""
+    """Return the labels with each -1 replaced by a group of its own."""
     return [int(label) if label >= 0 else -1 - row for row, label in enumerate(labels)]

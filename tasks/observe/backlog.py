@@ -61,7 +61,7 @@ MOST_SEEN_IDS: Final = 500
 
 
 class BacklogSampler:
-    """A sampler that writes the contents of every queue to Redis. Errors of the broker and of redis-py pass through."""
+    """A sampler that writes the contents of every queue to Redis. Errors from broker and redis-py propagate."""
 
     def __init__(self, broker: RedisStreamsBroker, client: redis.Redis, *, max_queue_length: int = 0) -> None:
         """Args: ``max_queue_length`` is written with the samples, for every producer to obey; 0 means no limit."""

@@ -35,7 +35,7 @@ def configure_error_reports(
 
     Args:
         with_logged_errors: also report logged errors, for processes that run no jobs.
-        transport: receives reports instead of the DSN's address, for tests.
+        transport: receives reports instead of the server in the DSN, for tests.
 
     Raises:
         InvalidInput: the DSN is set, but sentry-sdk is not installed.

@@ -126,13 +126,13 @@ class KeepHistory(dramatiq.Middleware):
 
 
 def note_backlog(client: redis.Redis, now_ms: int, sample: Mapping[str, int]) -> None:
-    """Keep the largest samples of the current step: fields such as ``<queue>:waiting``. Errors pass through."""
+    """Keep the largest samples of the current step: fields such as ``<queue>:waiting``. Errors propagate."""
     pairs: list[str | int] = [part for pair in sample.items() for part in pair]
     client.eval(_RAISE, 1, f"{PREFIX}{now_ms // 1_000 // STEP_S}", *map(str, [KEPT_S, *pairs]))
 
 
 def read_history(client: redis.Redis, *, now: float, n_steps: int = SHOWN_STEPS) -> History:
-    """Return the last steps, including the current one. Reads at most 0.7 MB in one round trip."""
+    """Return the most recent steps, including the current one. Reads at most 0.7 MB in one round trip."""
     last = int(now) // STEP_S
     steps = range(last - n_steps + 1, last + 1)
     pipe = client.pipeline(transaction=False)

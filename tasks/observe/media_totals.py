@@ -9,7 +9,7 @@
                          round                the unfinished count: JSON of the next page of pets, and its sums so far
 
 A count of all pets may take several samples: each counts pets for at most ``BUDGET_S``, about 500,000, and the next one
-continues. The figures are those of the last finished count, but pets whose counts do not add up are shown immediately.
+continues. The metrics are those of the last finished count, but pets whose counts do not add up are shown immediately.
 Pets that are added meanwhile may be counted or not. ``sploot_cluster.pet.tally`` defines each count.
 """
 
@@ -67,7 +67,7 @@ class MediaSampler:
     def sample(self) -> None:
         """Count the items, in one round trip per 500 pets, and write the totals once all pets are counted.
 
-        Errors of the store and of redis-py pass through.
+        Errors from the store and from redis-py propagate.
         """
         # read before the pets, so that the age of a slow sample counts from its start
         seconds, microseconds = self._client.time()

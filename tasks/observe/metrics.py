@@ -196,7 +196,7 @@ class JobMetrics:
 
 
 def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
-    """Observe many values, in about the time of one: each part of a histogram is written once.
+    """Observe many values in about the time that one takes: each part of a histogram is written once.
 
     prometheus_client has no such method, so this adds to the parts that ``Histogram.observe`` adds to.
     """

@@ -13,7 +13,7 @@ messages takes a sample.
     sploot:slot:<actor>:<slot> string  id of the message that runs in it   after SLOT_TTL
 
 A scheduler that cannot reach Redis logs this and tries again in the next minute; periodiq itself would exit. A missed
-tick is not repeated, because periodiq ticks when it starts, and a sample describes the present.
+tick is not repeated, because periodiq ticks when it starts, and a sample describes only the current moment.
 
 A late sample is worthless. periodiq's middleware drops messages that are 30 seconds late, including our delayed ones,
 because they carry its option ``scheduled_at``. Dramatiq's ``max_age`` would turn each of them into a dead letter, and

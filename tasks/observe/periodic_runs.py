@@ -35,13 +35,13 @@ SILENT: Final = timedelta(minutes=2)
 
 
 def record_sending(client: redis.Redis, actor_name: str, sent_ms: int) -> None:
-    """Record when the scheduler sent a periodic job. Errors pass through."""
+    """Record when the scheduler sent a periodic job. Errors propagate."""
     client.hset(RUNS, f"{actor_name}:sent", sent_ms)
 
 
 @contextmanager
 def recording_run(client: redis.Redis, actor_name: str) -> Iterator[None]:
-    """Record a run of a periodic job with its outcome, in one round trip. Errors pass through."""
+    """Record a run of a periodic job with its outcome, in one round trip. Errors propagate."""
     at_ms, started = int(time.time() * 1_000), time.monotonic()
 
     def record(error: str | None) -> None:
@@ -58,7 +58,7 @@ def recording_run(client: redis.Redis, actor_name: str) -> Iterator[None]:
 
 
 def periodic_jobs(client: redis.Redis, *, now: datetime) -> Sequence[PeriodicJob]:
-    """Return the periodic jobs with their last and next runs. Errors of redis-py pass through."""
+    """Return the periodic jobs with their last and next runs. Errors from redis-py propagate."""
     stored = {name.decode(): text for name, text in cast("dict[bytes, bytes]", client.hgetall(RUNS)).items()}
     return [_periodic_job(actor, every, stored, now) for actor, every in EVERY.items()]
 

@@ -10,7 +10,7 @@ from sploot_cluster.queues import History, QueueHistory
 
 
 class Row(NamedTuple):
-    """What a queue did in a few consecutive steps.
+    """The activity of a queue in a few consecutive steps.
 
     Attributes:
         done, failed, dead: sums.
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 def rows_of(history: History, queues: Sequence[str], n_steps: int) -> Iterator[Row]:
-    """Yield the rows of these queues in the order of time, except those in which a queue did nothing and held no job.
+    """Yield the rows of these queues in order of time, leaving out those in which a queue did nothing and held no job.
 
     Each row begins at a multiple of ``n_steps`` steps since the epoch, and the first and the last one may be shorter.
     """

@@ -39,7 +39,7 @@ class Entry:
 
 
 class AuditLog:
-    """The audit log. Errors of redis-py pass through, so an action that cannot be audited is not applied.
+    """The audit log. Errors from redis-py propagate, so an action that cannot be audited is not applied.
 
     The exceptions are ``POSSIBLE_WHEN_FULL``: these are applied even if a full Redis refuses their audit entries.
     """

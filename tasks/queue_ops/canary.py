@@ -67,7 +67,7 @@ class Canary:
         self._on_step, self._should_stop, self._clock, self._sleep = on_step, should_stop, clock, sleep
 
     def requeue(self, plan: Plan) -> Requeued:
-        """Requeue the plan's dead letters. Broker errors pass through; dead letters not yet requeued are then kept."""
+        """Requeue the plan's dead letters. Broker errors propagate; dead letters not yet requeued are then kept."""
         dead_letters = self._broker.dead_letters(plan.queue)
         found = [dead_letter for entry in plan.entries if (dead_letter := dead_letters.get(entry.id)) is not None]
         if not found:

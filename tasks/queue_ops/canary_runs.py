@@ -40,7 +40,7 @@ Requeue = Callable[[Callable[[int, int], None], Callable[[], str]], Done]
 
 
 class CanaryRuns:
-    """The canaries of this process, and the state of the canaries of all processes. Errors of redis-py pass through."""
+    """The canaries of this process, and the state of the canaries of all processes. Errors from redis-py propagate."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -69,7 +69,7 @@ class CanaryRuns:
         return run
 
     def all(self) -> Sequence[CanaryRun]:
-        """Return the runs of the last day, the newest first."""
+        """Return the runs of the last day, newest first."""
         now = datetime.now(UTC)
         stored = cast("dict[bytes, bytes]", self._client.hgetall(CANARIES))
         runs = [_run_of(text, now) for name, text in stored.items() if not name.endswith(b":stop")]

@@ -76,7 +76,7 @@ def _running(
 def held_jobs(
     inspector: Inspector, queue: str, worker: str, *, limit: int, is_alive: bool, now: datetime
 ) -> Sequence[QueueJob]:
-    """Return the jobs that a worker holds, the oldest first."""
+    """Return the jobs that a worker holds, oldest first."""
     return _held(inspector, queue, inspector.pending(limit, consumer=worker), {worker} if is_alive else set(), now)
 
 

@@ -34,7 +34,7 @@ def new_plan_id() -> str:
 
 
 class Plans:
-    """The store of plans. Errors of redis-py pass through."""
+    """The store of plans. Errors from redis-py propagate."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""A search of all queues for a text: a job id, a pet, an item, an actor, or part of an error."""
+"""A search of all queues for a job id, a pet, an item, an actor, or part of an error."""
 
 from __future__ import annotations
 

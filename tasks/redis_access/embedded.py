@@ -65,7 +65,8 @@ class EmbeddedRedis:
         executable: the server to run; None means the one that :func:`find_redis_server` returns.
         options: more settings, as in redis.conf. Defaults: append-only file with fsync every second, noeviction.
 
-    Starting or stopping twice is safe. ``kill()`` ends the server like a crash; ``start()`` restores it with its data.
+    ``start`` and ``stop`` are idempotent. ``kill()`` ends the server like a crash; ``start()`` restores it with its
+    data.
     """
 
     def __init__(

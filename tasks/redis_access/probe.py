@@ -1,5 +1,6 @@
-"""A probe that finds out whether Redis accepts writes. It writes a small key, which Redis refuses whenever it would
-refuse a job.
+"""A probe that finds out whether Redis accepts writes.
+
+It writes a small key, which Redis refuses whenever it would refuse a job.
 
 A server that is full, has lost its replicas or its disk, or has become a replica still answers every read, so reading
 proves nothing. Probes, scrapes and the doctor write this key; it is never read.
@@ -23,7 +24,7 @@ KEEP_MS: Final = 60_000
 
 
 def probe_writes(client: redis.Redis) -> None:
-    """Write a key for each shard of each queue in one round trip. Errors of redis-py pass through."""
+    """Write a key for each shard of each queue in one round trip. Errors from redis-py propagate."""
     shards = [shard for queue in QUEUES for shard in stored_shards(client, queue)]
     pipe = client.pipeline(transaction=False)
     for shard in shards:

@@ -14,7 +14,7 @@ from sploot_cluster.pet.vectors import LabelVector, Rows
 def without(
     state: PetState, media: Sequence[MediaId], cluster: ClusterId, *, instead: ClusterId = NOISE
 ) -> LabelVector:
-    """Return a copy of the pet's labels in which the given items of ``cluster`` are moved to the cluster ``instead``."""
+    """Return a copy of the pet's labels with the given items of ``cluster`` moved to the cluster ``instead``."""
     labels = state.labels.copy()
     rows = present(state, media)
     labels[rows[labels[rows] == cluster]] = instead

@@ -78,7 +78,7 @@ class NoiseWatch:
         self._budget = budget or ClusterSettings().noise_budget
 
     def note(self, n_noise: int, *, pet_id: int | None = None, n_media: int = 0) -> int:
-        """Record the noise of a finished recluster, and return the longest streak. Errors of redis-py pass through.
+        """Record the noise of a finished recluster, and return the longest streak. Errors from redis-py propagate.
 
         A recluster that runs twice, because its worker died before the ack, counts twice.
 
@@ -90,7 +90,7 @@ class NoiseWatch:
         return self._run(n_noise, HIGH_NOISE, "" if pet_id is None else pet_id, highest)
 
     def forget(self, pet_id: int) -> None:
-        """Forget the streak of a pet that was deleted. Errors of redis-py pass through."""
+        """Forget the streak of a pet that was deleted. Errors from redis-py propagate."""
         self._run("", HIGH_NOISE, pet_id, 0)
 
     def _run(self, *arguments: int | str) -> int:
