@@ -44,7 +44,7 @@ def stream_of(queue: str) -> str:
     return f"{NAMESPACE}:{queue}"
 
 
-# The requester that is recorded if no person requested the job.
+# The requester that is recorded if no user requested the job.
 MACHINE: Final = "machine"
 
 

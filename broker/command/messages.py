@@ -1,4 +1,4 @@
-"""The form of messages in lists: values in JSON, and a call of the actor for people."""
+"""The form of messages in lists: values in JSON, and otherwise a call of the actor."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def shown(value: object) -> str:
 def json_text(value: object) -> str:
     """Return a value as JSON, with terminal control characters escaped, so that programs still read the original text.
 
-    Dataclasses become objects, times become ISO 8601 texts, and bytes become text.
+    Dataclasses become objects, times become ISO 8601 strings, and bytes become text.
     """
     return shown_json(json.dumps(value, default=_simple, indent=2, ensure_ascii=False))
 

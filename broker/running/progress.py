@@ -43,7 +43,7 @@ class Progress:
     Attributes:
         done: the amount of work done, in a unit of the job's choice.
         total: the total amount of work, or None if the job did not state it.
-        note: a text for users, or None.
+        note: text for users, or None.
         age_ms: time since the report was stored, on the server's clock.
     """
 
@@ -135,7 +135,7 @@ def report_progress(done: float, total: float | None = None, note: str | None = 
     Args:
         done: the amount of work done, in a unit of your choice.
         total: the total amount of work, if known.
-        note: a text for users; the first 500 characters are kept.
+        note: text for users; the first 500 characters are kept.
     """
     found = _last.found
     if found is None or found[1].thread_id != get_ident():  # thread_id is None once the job has ended

@@ -77,7 +77,7 @@ class Nearest:
     """The results of one all-pairs product of the vectors.
 
     Attributes:
-        rows: (n, k) the k most similar other rows of each row, the most similar first.
+        rows: (n, k) the k most similar other rows of each row, most similar first.
         similarity: (n, k) float32 similarities to ``rows``.
         most: (n, n_chunks) float32 similarity to the most similar other row of each chunk.
     """

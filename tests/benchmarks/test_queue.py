@@ -68,7 +68,7 @@ def test_ratios_are_computed_per_round_and_missed_targets_reported(tmp_path: Pat
     assert ("bytes left behind per message", "≤ 1", "0", True) in targets(found_in(records))
 
 
-def test_figures_are_rounded_to_significant_digits() -> None:
+def test_numbers_are_rounded_to_significant_digits() -> None:
     assert Spread.of([3, 1, 2]).text() == "2 (1 to 3)"
     assert [number(value) for value in (0, 0.01234, 12.34, 999, 1_234.5, 123_456)] == [
         "0",

@@ -118,7 +118,7 @@ class Scene:
 
     @contextmanager
     def silence(self, name: str) -> Iterator[None]:
-        """Let the server not answer a process until the block ends."""
+        """Keep the server from answering a process until the block ends."""
         line = self._lines[name]
         line.is_cut_by = redis.TimeoutError
         try:

@@ -45,7 +45,7 @@ def run(redis_url: str) -> Run:
 
 
 def bury(broker: RedisStreamsBroker, *labels: str) -> None:
-    """Make dead letters of messages with these labels."""
+    """Enqueue messages with these labels and turn them into dead letters."""
 
     @dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")
     def work(label: str) -> None:

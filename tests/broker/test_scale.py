@@ -1,4 +1,4 @@
-"""Behaviour with up to a million messages. ``make test-scale`` runs these tests, for minutes, and prints figures."""
+"""Behaviour with up to a million messages. ``make test-scale`` runs these slow tests and prints measurements."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def render_in_cluster(values: Mapping[str, Any], live: Resource) -> list[Resourc
 
 @contextmanager
 def _cluster_with(deployment: Resource) -> Iterator[str]:
-    """Serve the part of the Kubernetes API that ``lookup`` needs for this deployment, and yield the address."""
+    """Serve the part of the Kubernetes API that ``lookup`` needs for this deployment, and yield the URL."""
     kind = {"name": "deployments", "singularName": "", "kind": "Deployment", "namespaced": True, "verbs": ["get"]}
     namespace, name = deployment["metadata"]["namespace"], deployment["metadata"]["name"]
     answers = {

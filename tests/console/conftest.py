@@ -144,7 +144,7 @@ class Page:
         return element
 
     def choose(self, *names: str) -> None:
-        """Select the albums or items of a grid whose labels begin with these texts."""
+        """Select the albums or items of a grid whose labels begin with these strings."""
         for name in names:
             selector = f'[role=option][aria-label^="{name}"] .tick'
             eventually(partial(self._clicked, selector), within_s=30)
@@ -162,7 +162,7 @@ class Page:
         self.browser.switch_to.active_element.send_keys(*keys)
 
     def shown(self, selector: str) -> list[str]:
-        """Return the texts of all elements that match, read at one moment."""
+        """Return the text of each matching element, all read at one moment."""
         script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText.trim())"
         found: list[str] = self.browser.execute_script(script, selector)
         return found
@@ -218,7 +218,7 @@ class Page:
 
 @contextmanager
 def running(app: FastAPI) -> Iterator[str]:
-    """Serve an application until the end of the block, and yield its address."""
+    """Serve an application until the end of the block, and yield its URL."""
     # use the protocol class of `serve`, which ends the streams of open pages at shutdown
     config = uvicorn.Config(app, host="127.0.0.1", port=0, http=PatientProtocol, log_config=None, access_log=False)
     server = uvicorn.Server(config)
@@ -232,7 +232,7 @@ def running(app: FastAPI) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def serve(redis_server: EmbeddedRedis) -> Iterator[Callable[..., str]]:
-    """A function that starts the real application with these settings at its first call, and returns the address."""
+    """A function that starts the real application with these settings at its first call, and returns the URL."""
     with ExitStack() as apps:
 
         @cache

@@ -152,7 +152,7 @@ def test_stale_correction_is_refused_and_later_ones_are_not_sent(page: Page, alb
     assert kinds(album) == ["merge", "recluster"]
 
 
-def test_split_that_moves_unnamed_items_says_how_many(page: Page, album: ClusterService, worker: None) -> None:
+def test_split_reports_how_many_unnamed_items_it_moves(page: Page, album: ClusterService, worker: None) -> None:
     one, two, three = ClusterId(1), ClusterId(2), ClusterId(3)
     album.merge(PET, [two, three], into=two, operation_id="a", by="bob")
     album.merge(PET, [one, two], into=one, operation_id="b", by="bob")
@@ -162,7 +162,7 @@ def test_split_that_moves_unnamed_items_says_how_many(page: Page, album: Cluster
     ]
     split = album.split(PET, one, others, operation_id="c", by="bob")
     album.exclude(PET, one, [name(1, 0)], operation_id="d", by="bob")
-    # the excluded item must not be with the other one, but the first merge keeps it with the rest of its subject
+    # the excluded item must leave the other one, but the first merge keeps it with the rest of its subject
     album.undo(PET, split.revision, operation_id="e", by="bob")
     page.open(f"pet/{PET}/album/1")
     page.choose("s0-0")

@@ -44,7 +44,7 @@ def tab_to(page: Page, text: str) -> None:
 
 
 def activate(page: Page, text: str, *, shows: str) -> None:
-    """Go to an element by Tab, press Enter on it, and wait until the page shows a text."""
+    """Go to an element by Tab, press Enter on it, and wait until the page shows the text."""
     tab_to(page, text)
     press(page, Keys.ENTER)
     page.sees(shows)

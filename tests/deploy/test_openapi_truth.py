@@ -1,7 +1,7 @@
 """Tests that the real API matches its OpenAPI document, with requests that schemathesis derives from it.
 
-Every request is either valid for its schema, and then accepted or refused for a reason that no schema can state, or
-invalid, and then refused. No response has a status, header or body that the document does not describe.
+A request that is valid for its schema is accepted, or refused for a reason that no schema can state. An invalid request
+is refused. No response has a status, header or body that the document does not describe.
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ def test_command_output_contains_no_secret(command: str, by_file: bool, tmp_path
 
 
 @pytest.mark.parametrize("command", ["worker --processes 1 --threads 1", "scheduler", "serve"])
-def test_process_log_contains_no_secret_when_redis_is_away(command: str, tmp_path: Path, slammer: Slammer) -> None:
+def test_process_log_contains_no_secret_when_redis_is_unreachable(
+    command: str, tmp_path: Path, slammer: Slammer
+) -> None:
     log = tmp_path / "log"
     with log.open("wb") as output:
         words = [sys.executable, "-m", "tasks.cli", *command.split()]

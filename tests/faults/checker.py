@@ -157,7 +157,8 @@ class Verdict:
 
 
 def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tuple[str, ...]:
-    """Return messages that were confirmed before the snapshot, are not in it, and are not recorded as done after it.
+    """Return messages that were confirmed before the snapshot, are missing from it, and were not recorded as done
+    later.
 
     There must be none at any moment, even during a fault, because a job records its effect before it is acknowledged.
     """
@@ -235,7 +236,7 @@ def _number(uid: str) -> int:
 
 
 def _uid(payload: bytes | None) -> str:
-    """Return the uid of a message, or a unique text for a payload that is not a message of the campaign."""
+    """Return the uid of a message, or a unique string for a payload that is not a message of the campaign."""
     try:
         message = json.loads(payload or b"")
         return str(message["kwargs"].get("uid") or message["args"][0])

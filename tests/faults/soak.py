@@ -86,7 +86,7 @@ def size_of(stage: Stage) -> Size:
 
 
 def grown(before: Size, after: Size) -> list[str]:
-    """Return a text for each size that did not return to its earlier value."""
+    """Return a sentence on each size that did not return to its earlier value."""
     found = [
         f"{key} held {before.keys.get(key, 0)} and holds {n}"
         for key, n in after.keys.items()

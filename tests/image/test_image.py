@@ -1,4 +1,4 @@
-"""The built image: its contents, and that its processes start, work and end as Kubernetes expects."""
+"""Tests of the built image: its contents, and whether its processes start, work and end as Kubernetes expects."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_runbook_lets_redis_write_again(on_call: OnCall) -> None:
     reported_once(on_call, "MediaClusterRedisRefusesWrites")
 
 
-def test_runbook_gives_a_full_redis_memory(on_call: OnCall) -> None:
+def test_runbook_gives_more_memory_to_a_full_redis(on_call: OnCall) -> None:
     alert = "MediaClusterRedisMemoryFull" if shutil.which(EXPORTER) else "MediaClusterRedisRefusesWrites"
     on_call.begin("full")
 

@@ -134,7 +134,7 @@ def test_critical_level_is_never_below_a_warning_level() -> None:
         assert drawn.get("warning", 0) <= drawn.get("critical", float("inf")), signal
 
 
-def test_console_colours_figures_at_the_levels_of_their_alerts() -> None:
+def test_console_colours_numbers_at_the_levels_of_their_alerts() -> None:
     given = json.loads(CONSOLE.read_text())
     watched = {signal: levels_of for signal, levels_of in given.items() if levels(signal)}
 

@@ -27,7 +27,7 @@ class Demands:
 
     Attributes:
         components: item -> all items that must share its cluster, including itself.
-        placed: items that a person put into a cluster.
+        placed: items that a user put into a cluster.
         cannot: pairs of items that must not share a cluster.
         dismissed: items that must be in no cluster.
         barred: (item, id of a cluster that it must not be in), unless a correction placed the item.

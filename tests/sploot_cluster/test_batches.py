@@ -247,7 +247,7 @@ def test_batch_leaves_out_items_of_a_pet_with_exact_arrivals() -> None:
     assert service.assign_many([item(0, 1), item(0, 2)]) == [None, None]
 
 
-def test_batch_that_lost_a_race_is_decided_again_on_the_newer_state() -> None:
+def test_batch_that_lost_a_race_is_planned_again_on_the_newer_state() -> None:
     store = Moving()
     service = grouped(store, 2, range(6))
     store.moves.append(lambda store: ClusterService(store).assign_many([item(0, 7), item(0, 8)]))

@@ -101,7 +101,7 @@ def _as_the_queue_does(act: Callable[[], object]) -> None:
 @pytest.mark.slow
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(actions, actions), min_size=2, max_size=5))
-def test_change_that_lost_a_race_is_decided_again_without_any_loss(
+def test_change_that_lost_a_race_is_planned_again_without_any_loss(
     redis_client: redis.Redis, days: list[tuple[tuple[str, int], tuple[str, int]]]
 ) -> None:
     pair = Pair(redis_client)

@@ -72,7 +72,7 @@ class Divided:
             self.client.xreadgroup(GROUP, STUCK, {stream: ">"}, count=100)
 
     def bury(self, *pets: int) -> None:
-        """Make a dead letter of an event of each pet, in the shard of the pet. All have different ids."""
+        """Add a dead letter for an event of each pet, in the pet's shard. All have different ids."""
         for number, pet_id in enumerate(pets, 1):
             entry = {f"entry:{name!s}": value for name, value in flat_event(pet_id=pet_id, number=pet_id).items()}
             facts = {"reason": "failed", "error": "ValueError: no", "actor": CLUSTER_EMBEDDING, "deliveries": 1}

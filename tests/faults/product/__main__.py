@@ -48,7 +48,7 @@ def wrong_findings(stage: ProductStage) -> list[Finding]:
 
 
 def doctor_is_red(stage: ProductStage) -> Iterator[str]:
-    """Break two things, one after the other; yield a text for each that the doctor does not report."""
+    """Break two things, one after the other; yield a sentence on each that the doctor does not report."""
     client = stage.client
     client.config_set("maxmemory", 1)
     if not any(finding.check == "writes" for finding in wrong_findings(stage)):

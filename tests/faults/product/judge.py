@@ -89,7 +89,7 @@ def logged_ends(logs: Iterable[Path]) -> set[str]:
 
 
 def problems_of(records: Records, found: Found, tasks: ClusterTasks, *, logged: Collection[str] = ()) -> Iterator[str]:
-    """Yield a text for each broken guarantee.
+    """Yield a sentence on each broken guarantee.
 
     Args:
         logged: ids of jobs that ended according to a log. The record of such a job stays outdated if its worker is
@@ -183,7 +183,7 @@ def broken_demands(
 
 
 def recluster_all(client: redis.Redis) -> Iterator[str]:
-    """Recluster every pet, after which all corrections must still hold; yield a text for each pet that fails."""
+    """Recluster every pet, after which all corrections must still hold; yield a sentence on each pet that fails."""
     service = ClusterService(RedisPetStore(client))
     for pet in service.pets():
         try:

@@ -21,7 +21,7 @@ class ProductStage(Stage):
 
     @property
     def redis_url(self) -> str:
-        """The address of Redis behind the proxy, with short timeouts so that a hanging server is noticed."""
+        """The URL of Redis behind the proxy, with short timeouts so that a hanging server is noticed."""
         return f"{self.outage.url}?socket_timeout=1.5&socket_connect_timeout=1.5"
 
     def _start_pods(self) -> None:

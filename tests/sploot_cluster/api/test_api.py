@@ -423,7 +423,7 @@ def test_too_many_pets_are_not_sorted_by_their_noise() -> None:
 
 
 @pytest.mark.parametrize("pet", ["0", "-1", "cat", "4_2", " 42", "٤٢", "9223372036854775808", "1e3"])
-def test_address_with_an_invalid_pet_id_is_refused(front: Front, pet: str) -> None:
+def test_url_with_an_invalid_pet_id_is_refused(front: Front, pet: str) -> None:
     answer = front.http.get(f"{API}/pets/{pet}/clusters")
 
     assert answer.status_code == 422

@@ -1,4 +1,4 @@
-"""Tests of what all requests and responses have in common, and of time limits on slow connections."""
+"""Tests of the rules for all requests and responses, and of time limits on slow connections."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class ReplacedMeanwhile(TrustingService):
         raise RevisionConflict(pet=pet, expected=1, current=2)
 
 
-def test_export_that_cannot_go_on_ends_without_its_last_chunk() -> None:
+def test_export_that_cannot_continue_ends_without_its_last_chunk() -> None:
     front = Front(service_type=ReplacedMeanwhile)
 
     with served(front.app) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as connection:

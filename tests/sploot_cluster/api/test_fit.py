@@ -169,6 +169,6 @@ def test_console_may_load_pictures_from_their_server_only() -> None:
     "template",
     ["media.example/{media_id}", "https://media.example/{pet_id}", "https://m.example/; script-src *{media_id}"],
 )
-def test_invalid_picture_address_is_refused(template: str) -> None:
+def test_invalid_picture_url_is_refused(template: str) -> None:
     with pytest.raises(InvalidInput, match=r"SPLOOT_MEDIA_URL_TEMPLATE.*set e\.g\."):
         Front(media_url_template=template)

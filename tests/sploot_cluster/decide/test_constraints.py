@@ -91,7 +91,7 @@ def in_clusters(group: Together) -> tuple[int, list[list[MediaId]]]:
 
 @st.composite
 def ledgers(draw: st.DrawFn, kinds: Sequence[str] = KINDS, most: int = 7) -> list[Correction]:
-    """Generate arbitrary corrections, more contradictory than people can make."""
+    """Generate arbitrary corrections, more contradictory than users can make."""
     ledger: list[Correction] = []
     for revision in range(1, draw(st.integers(1, most)) + 1):
         kind = draw(st.sampled_from([*kinds, *(["undo"] if ledger else [])]))

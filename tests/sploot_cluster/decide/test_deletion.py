@@ -50,7 +50,7 @@ def service(store: PetStore) -> ClusterService:
 
 
 def everything(client: redis.Redis) -> bytes:
-    """Return all keys and values of a Redis server as one text."""
+    """Return all keys and values of a Redis server as one string."""
     client.config_set("rdbcompression", "no")  # compressed ids would not be found
     return b"\n".join(bytes(key) + b" " + bytes(client.dump(key) or b"") for key in sorted(client.keys("*")))  # type: ignore[arg-type]  # replies are bytes
 

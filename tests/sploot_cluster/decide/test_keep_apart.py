@@ -1,4 +1,4 @@
-"""The correction ``keep_apart``: no recluster mixes clusters that a person separated, however similar new items are."""
+"""The correction ``keep_apart``: no recluster mixes clusters that a user separated, however similar new items are."""
 
 from __future__ import annotations
 

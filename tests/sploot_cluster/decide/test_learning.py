@@ -1,4 +1,4 @@
-"""Where a person separated look-alikes, items that no correction names follow the named items that they resemble."""
+"""Where a user separated look-alikes, items that no correction names follow the named items that they resemble."""
 
 from __future__ import annotations
 

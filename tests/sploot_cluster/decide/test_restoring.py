@@ -206,7 +206,7 @@ def test_restore_points_an_alias_to_the_split_off_cluster_with_its_items(
     assert store.view(PET).aliases == {TWO: split.cluster}
 
 
-def test_restore_makes_newer_ids_aliases_of_the_cluster_with_their_items(
+def test_restore_turns_newer_ids_into_aliases_of_their_items_cluster(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision
@@ -223,7 +223,7 @@ def test_restore_makes_newer_ids_aliases_of_the_cluster_with_their_items(
     assert {state.aliases[ClusterId(id_)] for id_ in younger} == {ONE}
 
 
-def test_restore_makes_an_id_an_alias_if_its_items_had_become_noise(
+def test_restore_turns_an_id_into_an_alias_if_its_items_became_noise(
     service: ClusterService, store: PetStore, machine: Machine
 ) -> None:
     before = store.view(PET).revision

@@ -70,7 +70,7 @@ def test_absorbed_items_are_never_listed_as_nearest() -> None:
     assert "low confidence" in why.reason
 
 
-def test_explanation_names_the_person_and_a_negative_margin_after_a_merge(
+def test_explanation_names_the_user_and_a_negative_margin_after_a_merge(
     service: ClusterService,
 ) -> None:
     split = service.split(PET, ONE, [name(0, 0)], operation_id="1", by="ada")
@@ -117,7 +117,7 @@ def test_explanation_of_an_excluded_item_states_the_exclusion(service: ClusterSe
     assert [one.demand for one in other.corrections] == ["apart from the excluded items (1)"]
 
 
-def test_explanation_of_a_dismissed_item_names_the_person(service: ClusterService) -> None:
+def test_explanation_of_a_dismissed_item_names_the_user(service: ClusterService) -> None:
     dismissed = service.dismiss(PET, [name(0, 0)], operation_id="1", by="ada")
 
     why = service.why(PET, name(0, 0))

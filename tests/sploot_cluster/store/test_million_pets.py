@@ -1,4 +1,4 @@
-"""Tests that no command is slow with a million pets. ``make test-scale`` runs them and prints figures."""
+"""Tests that no command is slow with a million pets. ``make test-scale`` runs them and prints measurements."""
 
 from __future__ import annotations
 

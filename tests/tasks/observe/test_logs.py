@@ -80,7 +80,7 @@ for stack_info in (False, True):
     assert list(alone.items()) == list(candidate.items())
 
 
-def test_embeddings_in_texts_are_replaced_by_their_length() -> None:
+def test_embeddings_in_text_are_replaced_by_their_length() -> None:
     vector = np.random.default_rng(3).normal(size=32).astype(np.float32)
     base64 = b64encode(vector.tobytes()).decode()
     numbers = vector.tolist()
@@ -102,7 +102,7 @@ def test_embeddings_in_texts_are_replaced_by_their_length() -> None:
         "ペットの写真" * 40,
     ],
 )
-def test_other_long_texts_are_logged_unchanged(text: str) -> None:
+def test_other_long_text_is_logged_unchanged(text: str) -> None:
     assert without_payload(text) == text
 
 
@@ -278,7 +278,7 @@ def test_workers_write_only_json_that_names_jobs_and_hides_embeddings(
 
 
 def _send_good_and_bad_work(client: Any) -> list[str]:
-    """Send nine items of pet 42 and five failing jobs; return texts that would reveal embeddings."""
+    """Send nine items of pet 42 and five failing jobs; return strings that would reveal embeddings."""
     stream, words = stream_of(EMBEDDING_INGESTED), []
     for number in range(9):
         event = flat_event(pet_id=42, number=number)

@@ -219,6 +219,6 @@ def _get(port: int, path: str) -> tuple[int, str]:
 
 
 def _says(port: int, path: str, status: int) -> str:
-    """Return the text of the response if it has this status, else an empty text."""
+    """Return the text of the response if it has this status, else an empty string."""
     answered, reason = _get(port, path)
     return reason if answered == status else ""
