@@ -224,13 +224,16 @@ class Inspector:
         answers = self._connections.run_scripts(HEADS, calls) if calls else []
         return [fields_of(found[0][1]) if found else None for found in answers]
 
-    def delayed(self) -> Iterator[bytes]:
-        """Yield the encoded messages that are not due yet, retries included, in no particular order."""
-        yield from self._values(self.keys.delayed_messages)
+    def delayed(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the names and encoded messages that are not due yet, retries included, in no particular order.
+
+        The name is a message's member in the sorted set of delayed messages.
+        """
+        yield from self._items(self.keys.delayed_messages)
 
     def in_line(self) -> Iterator[bytes]:
         """Yield the encoded messages that wait for the limits of their keys, in no particular order."""
-        for stored in self._values(self.keys.messages_in_line):
+        for _, stored in self._items(self.keys.messages_in_line):
             yield stored.partition(b" ")[2]  # the first part is the time at which it is due
 
     def keys_at_work(self, limit: int = 100, *, after: KeyAtWork | None = None) -> list[KeyAtWork]:
@@ -320,11 +323,11 @@ class Inspector:
         answer: PassedOver = self._connections.run_script(PASS_OVER, script_keys, args).decode().lower()
         return answer
 
-    def _values(self, key: str) -> Iterator[bytes]:
+    def _items(self, key: str) -> Iterator[tuple[bytes, bytes]]:
         cursor: Any = 0
         while True:
             cursor, flat = self._connections.run("HSCAN", key, cursor, "COUNT", PAGE)
-            yield from flat[1::2]
+            yield from zip(flat[::2], flat[1::2], strict=True)
             if int(cursor) == 0:
                 return
 

@@ -242,7 +242,7 @@ def _jobs(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int, *, redac
                 "fields": _written(entry, redact=redact),
             }
     for queue in {job.queue for job in found if job.entry_id is None}:
-        for message in broker.inspector(queue).delayed():
+        for _, message in broker.inspector(queue).delayed():
             entry = {b"message": message}
             if facts_of(entry).pet_id == pet_id:
                 yield {

@@ -196,7 +196,7 @@ class _Watch:
                 return f"runs in {pending.holder}"
             return "waits, because its queue is paused" if self._broker.stats(self._queue).paused else "waits"
         wanted = (message_id_of(dead_letter) or "").encode()
-        if wanted and any(wanted in message for message in inspector.delayed()):
+        if wanted and any(wanted in message for _, message in inspector.delayed()):
             return "failed, and will be retried"
         return ENDED
 

@@ -106,11 +106,22 @@ def _delayed(client: redis.Redis, queue: str, limit: int, cursor: str | None) ->
     keys = QueueKeys(NAMESPACE, queue)
     start = _n_before(cursor)
     found = cast("list[tuple[bytes, float]]", client.zrange(keys.delayed, start, start + limit, withscores=True))
-    page = found[:limit]
-    names = [name for name, _ in page]
-    stored = cast("list[bytes | None]", client.hmget(keys.delayed_messages, names)) if names else []
+    jobs = delayed_jobs(client, queue, found[:limit])
+    return Page(jobs, f"{start + limit}-0" if len(found) > limit else None)
+
+
+def delayed_jobs(client: redis.Redis, queue: str, due: Sequence[tuple[bytes, float]]) -> list[QueueJob]:
+    """Return delayed and retrying jobs, without those that were promoted meanwhile.
+
+    Args:
+        due: their names in the sorted set of delayed messages, with the time in ms at which each is due.
+    """
+    names = [name for name, _ in due]
+    stored = cast(
+        "list[bytes | None]", client.hmget(QueueKeys(NAMESPACE, queue).delayed_messages, names) if names else []
+    )
     jobs = []
-    for (_, due_ms), text in zip(page, stored, strict=True):
+    for (_, due_ms), text in zip(due, stored, strict=True):
         if text is None:  # the job was promoted between the two reads
             continue
         options = _options(text)
@@ -128,7 +139,7 @@ def _delayed(client: redis.Redis, queue: str, limit: int, cursor: str | None) ->
                 error=error if retries else None,
             )
         )
-    return Page(jobs, f"{start + limit}-0" if len(found) > limit else None)
+    return jobs
 
 
 def _n_before(cursor: str | None) -> int:

@@ -62,6 +62,7 @@ class FoundJob:
     Attributes:
         state: ``waiting``, ``in flight`` or ``delayed``.
         entry_id: None for ``delayed`` jobs, which have no entry yet.
+        delayed_as: for ``delayed`` jobs, the name in the sorted set of delayed messages.
         holder: the consumer that works on it, if any.
     """
 
@@ -74,6 +75,7 @@ class FoundJob:
     added_at: datetime | None
     holder: str | None = None
     deliveries: int = 0
+    delayed_as: bytes | None = None
 
 
 class PetIndex:
@@ -175,10 +177,10 @@ def _jobs_of(
 
 
 def _delayed(queue: str, inspector: Inspector, pet_id: int) -> Iterator[FoundJob]:
-    for message in inspector.delayed():
+    for name, message in inspector.delayed():
         facts = facts_of({b"message": message})
         if facts.pet_id == pet_id:
-            yield FoundJob(queue, "delayed", None, facts.message_id, facts.actor, facts.media_id, None)
+            yield FoundJob(queue, "delayed", None, facts.message_id, facts.actor, facts.media_id, None, delayed_as=name)
 
 
 class KeepPetIndex(dramatiq.Middleware):

@@ -10,10 +10,13 @@ from typing import Final
 import redis
 
 from broker import DeadLetter, RedisStreamsBroker, Selection
+from broker.keys import QueueKeys
 from sploot_cluster.limits import MAX_INT64
 from sploot_cluster.queues import DeadLetterView, Found, QueueJob
+from tasks.contracts import NAMESPACE
 from tasks.queue_ops.dead_letters import LOOKED_AT, message_id_of, view_of
 from tasks.queue_ops.entries import added_at, facts_of
+from tasks.queue_ops.listing import delayed_jobs
 from tasks.queue_ops.pet_index import FoundJob, find_jobs
 from tasks.shards import shards_of_all
 
@@ -30,10 +33,12 @@ def search(broker: RedisStreamsBroker, client: redis.Redis, text: str, *, limit:
     """
     jobs: list[QueueJob] = []
     if _PET.fullmatch(text) and int(text) <= MAX_INT64:
-        found, _ = find_jobs(broker, client, int(text), limit=limit)
-        jobs = [_of_pet(job, int(text)) for job in found]
+        found, _ = find_jobs(broker, client, int(text), limit=limit + 1)
+        for job in found[: limit + 1]:
+            jobs += _delayed(client, job.queue, job.delayed_as) if job.delayed_as else [_of_pet(job, int(text))]
     else:
-        jobs = [job for queue in shards_of_all(broker) for job in islice(_unfinished(broker, queue, text), limit)]
+        for queue in shards_of_all(broker):
+            jobs += islice(_unfinished(broker, client, queue, text), limit + 1)
     dead_letters: list[DeadLetterView] = []
     is_complete = len(jobs) <= limit
     for queue in shards_of_all(broker):
@@ -46,7 +51,7 @@ def search(broker: RedisStreamsBroker, client: redis.Redis, text: str, *, limit:
     return Found(jobs[:limit], dead_letters, is_complete)
 
 
-def _unfinished(broker: RedisStreamsBroker, queue: str, text: str) -> Iterator[QueueJob]:
+def _unfinished(broker: RedisStreamsBroker, client: redis.Redis, queue: str, text: str) -> Iterator[QueueJob]:
     """Yield the queue's unfinished messages with this actor or id."""
     inspector = broker.inspector(queue)
     is_actor = re.fullmatch(r"[a-z]+(_[a-z]+)+", text) is not None
@@ -55,6 +60,9 @@ def _unfinished(broker: RedisStreamsBroker, queue: str, text: str) -> Iterator[Q
     wanted = Selection(actor=text) if is_actor else Selection(message_ids=frozenset({text}))
     for found in inspector.find(wanted):
         message = found.message
+        if found.state == "delayed":
+            yield from _delayed(client, queue, found.place)
+            continue
         pet_id, media_id = message.kwargs.get("pet_id"), message.kwargs.get("media_id")
         entry_id = found.place.decode() if found.state == "in-stream" else None
         yield QueueJob(
@@ -69,10 +77,16 @@ def _unfinished(broker: RedisStreamsBroker, queue: str, text: str) -> Iterator[Q
         )
 
 
+def _delayed(client: redis.Redis, queue: str, name: bytes) -> list[QueueJob]:
+    """Return a delayed or retrying job; nothing if it has become due meanwhile."""
+    due_ms = client.zscore(QueueKeys(NAMESPACE, queue).delayed, name)
+    return [] if due_ms is None else delayed_jobs(client, queue, [(name, due_ms)])
+
+
 def _of_pet(job: FoundJob, pet_id: int) -> QueueJob:
     return QueueJob(
         queue=job.queue,
-        state="running" if job.state == "in flight" else "delayed" if job.state == "delayed" else "waiting",
+        state="running" if job.state == "in flight" else "waiting",
         job_id=job.message_id,
         entry_id=job.entry_id,
         actor=job.actor,

@@ -450,6 +450,31 @@ def test_search_finds_jobs_and_dead_letters(desk: Desk, redis_client: redis.Redi
     assert found("nothing of this kind") == ([], [])
 
 
+@pytest.mark.parametrize("text", ["42", "recluster_pet"], ids=["pet", "actor"])
+def test_search_shows_when_delayed_jobs_are_due(desk: Desk, redis_client: redis.Redis, text: str) -> None:
+    with ClusterTasks(client=redis_client) as tasks:
+        tasks.request_recluster(42, reason="growth", delay_ms=100_000)
+    retry = {"retries": 2, "traceback": "Traceback:\nValueError: no luck"}
+    message: dramatiq.Message[None] = dramatiq.Message(CLUSTER_RECLUSTER, "recluster_pet", (), {"pet_id": 42}, retry)
+    desk.broker.enqueue(message, delay=1_000_000)
+
+    found = desk.operations.search(text, limit=10)
+
+    listed = desk.operations.jobs("recluster", "delayed", limit=3).records
+    assert sorted(found.jobs, key=lambda job: job.state) == list(listed)
+    assert [(job.state, job.error) for job in listed] == [("delayed", None), ("retrying", "ValueError: no luck")]
+    assert all(job.due_at is not None for job in listed)
+
+
+@pytest.mark.parametrize("text", ["42", "cluster_embedding"], ids=["pet", "actor"])
+def test_search_reports_that_it_found_more_than_its_limit(desk: Desk, text: str) -> None:
+    desk.add(1, 2, 3, pet_id=42)
+
+    found = {limit: desk.operations.search(text, limit=limit) for limit in (2, 3)}
+
+    assert {limit: (len(one.jobs), one.is_complete) for limit, one in found.items()} == {2: (2, False), 3: (3, True)}
+
+
 def test_dead_letters_are_grouped_by_error(desk: Desk) -> None:
     desk.bury(1, 2, error="ValueError: a")
     desk.bury(3, error="TimeoutError: b")
