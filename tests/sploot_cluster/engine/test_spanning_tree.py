@@ -36,9 +36,9 @@ def scattered(n: int, dim: int, seed: int) -> FloatMatrix:
     [
         scattered(2, 3, 1),
         scattered(40, 3, 2),
-        scattered(700, 32, 3),
-        looks(300, 250, 40, 5, spread=0.1),
-        looks(200, 200, 200, spread=0.01, dim=64),
+        scattered(450, 32, 3),
+        looks(200, 150, 40, 5, spread=0.1),
+        looks(130, 130, 130, spread=0.01, dim=64),
         lattice(120, 8),
         lattice(300, 9),
     ],
