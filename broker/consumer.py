@@ -208,7 +208,7 @@ class ConsumedQueue:
 
     @property
     def homes(self) -> Shards | None:
-        """The shards to which this process moves messages of this queue; None unless it is shard 0 of several."""
+        """The shards to which this process moves messages of this queue, or None unless it is shard 0 of several."""
         return self.shards if self.shards is not None and self.shards.moves_strays(self.keys.queue_name) else None
 
     def be_reader(self, is_reader: bool) -> None:
@@ -341,7 +341,7 @@ class StreamsConsumer(Consumer):
         self._seen_ended_at: float | None = None
         # whether any actor of this queue has a batch function
         self._has_batches = False
-        # number of messages per batch, estimated from the last read; 0 if its messages cannot share a batch
+        # number of messages per batch, estimated from the last read, or 0 if its messages cannot share a batch
         self._n_per_batch = 0
         # maximum number of messages and batches that the Worker may hold now
         self._most_at_worker = self._prefetch
@@ -713,7 +713,7 @@ class StreamsConsumer(Consumer):
         return max(left_s, LOOK_AGAIN_S)
 
     def _wait_for_room(self, timeout_s: float) -> int:
-        """Return the number of messages that the Worker has room for; 0 after ``timeout_s`` without room."""
+        """Wait up to ``timeout_s`` for room in the Worker; return the number of messages that it has room for."""
         places, queue = self._process.places, self._queue
         n_ahead = len(self._buffer)
         if not places.are_few(queue):

@@ -49,8 +49,8 @@ class Follower:
     """A follow-up message, such as the next stage of a pipeline, that has not been enqueued yet.
 
     Attributes:
-        refused_by: the error with which it was refused, so that it becomes a dead letter; None if only the connection
-            failed. In both cases, ``before_enqueue`` has been called.
+        refused_by: the error with which it was refused, so that it becomes a dead letter, or None if only the
+            connection failed. In both cases, ``before_enqueue`` has been called.
     """
 
     message: dramatiq.Message[Any]
@@ -436,7 +436,7 @@ class Deliveries:
     def wait_for_room(
         self, prefetch: int, timeout_s: float, *, n_ahead: int = 0, most: Callable[[], int] | None = None
     ) -> int:
-        """Return the number of messages that the Worker has room for; 0 after ``timeout_s`` without room.
+        """Wait up to ``timeout_s`` for room in the Worker; return the number of messages that it has room for.
 
         Once there is room, it waits briefly until a quarter of the prefetch is free, because otherwise each message
         would cost a round trip or a thread switch.

@@ -90,7 +90,7 @@ def was_retried(fields: Mapping[bytes, bytes]) -> bool:
 
 
 def as_dead_letter(payload: bytes, *, has_traceback: bool) -> bytes | None:
-    """Return an encoded message in the form that its dead letter stores; None if it cannot be encoded again.
+    """Return an encoded message in the form that its dead letter stores, or None if it cannot be encoded again.
 
     The expiry time is removed, because a requeued message does not expire. The traceback that Retries added is removed
     if the dead letter stores a traceback.

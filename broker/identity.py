@@ -26,7 +26,7 @@ def consumer_name() -> str:
 
 
 def is_dead_sibling(name: str) -> bool:
-    """Return whether ``name`` belongs to a process on this machine that has ended; False if that is unknown."""
+    """Return whether ``name`` belongs to a process on this machine that has ended, or False if that is unknown."""
     parts = name.split(":")
     if len(parts) != 4 or not parts[1].isdecimal():
         return False
@@ -49,7 +49,7 @@ class OtherProcess:
 
 @cache
 def _namespace() -> str:
-    """Return a short identifier for this boot of the machine and this process namespace; 0 without /proc."""
+    """Return a short identifier for this boot of the machine and this process namespace, or 0 without /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         namespace = Path("/proc/self/ns/pid").readlink()
@@ -59,7 +59,7 @@ def _namespace() -> str:
 
 
 def started_at(pid: int) -> str | None:
-    """Return the process's start time in ticks since boot; "" if it has ended, None if that cannot be read."""
+    """Return the process's start time in ticks since boot, or "" if it has ended, None if that cannot be read."""
     found = stat_of(pid)
     if found is None:
         return None
@@ -68,7 +68,7 @@ def started_at(pid: int) -> str | None:
 
 
 def _has_ended(pid: int, birth: str | None) -> bool:
-    """Return whether the process with this start time has ended; False if that cannot be known."""
+    """Return whether the process with this start time has ended, or False if that cannot be known."""
     return not is_running(pid) or started_at(pid) not in (None, birth)
 
 

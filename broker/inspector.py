@@ -106,7 +106,7 @@ class PendingEntry:
         id: the entry's id.
         holder: the consumer whose pending list contains it; "" for an orphan, which is in no pending list.
         deliveries: its delivery count.
-        idle_ms: time since its delivery; None if the call did not read it.
+        idle_ms: time since its delivery, or None if the call did not read it.
     """
 
     id: str
@@ -193,7 +193,7 @@ class Inspector:
         return found
 
     def find_pending(self, entry_id: str) -> PendingEntry | None:
-        """Return the pending entry with this id; None if it is not pending or the id is invalid."""
+        """Return the pending entry with this id, or None if it is not pending or the id is invalid."""
         for found_id, holder, idle, deliveries in self._asked(
             "XPENDING", self.keys.stream, self.group, entry_id, entry_id, 1
         ):
@@ -280,7 +280,7 @@ class Inspector:
             return None
 
     def in_line_for(self, key: KeyAtWork, limit: int = 100) -> list[bytes]:
-        """Return the encoded messages that wait for the limits of a key, at most ``limit``, the next one first."""
+        """Return at most ``limit`` encoded messages that wait for the limits of a key, next one first."""
         name = key.limits.name.encode()
         lowest, highest = b"[" + name + b"\0", b"(" + name + b"\1"
         members = self._connections.run("ZRANGEBYLEX", self.keys.line, lowest, highest, "LIMIT", 0, limit)
@@ -382,7 +382,7 @@ class Inspector:
             return None
 
     def entry(self, entry_id: str) -> Mapping[bytes, bytes] | None:
-        """Return the fields of an entry, only the head of a large one; None if it is not in the stream."""
+        """Return the fields of an entry, only the head of a large one, or None if it is not in the stream."""
         try:
             args = ("XRANGE", entry_id, entry_id, 1, LONGEST_SHOWN, 1)
             found = self._connections.run_script(HEADS, (self.keys.stream,), args)
@@ -404,14 +404,14 @@ class Inspector:
         return [group["name"].decode(errors="replace") for group in self._groups()]
 
     def last_delivered_id(self) -> str:
-        """Return the id of the last entry delivered to the group; ``0-0`` if the group does not exist."""
+        """Return the id of the last entry delivered to the group, or ``0-0`` if the group does not exist."""
         for group in self._groups():
             if group["name"] == self.group.encode():
                 return str(group["last-delivered-id"].decode())
         return "0-0"
 
     def unowned(self, limit: int = 10_000) -> Unowned:
-        """Return orphans and ghosts, at most ``limit`` of each, by scanning all pending entries in short scripts."""
+        """Scan all pending entries in short scripts; return up to ``limit`` orphans and ``limit`` ghosts."""
         orphans: list[PendingEntry] = []
         ghosts: list[PendingEntry] = []
         for found_orphans, found_ghosts in self._unowned_pages():

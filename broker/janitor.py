@@ -60,10 +60,10 @@ class Round:
 
     Attributes:
         n_promoted: the number of due messages moved to the stream.
-        next_due_s: seconds until the next delayed message is due; None if none is delayed.
+        next_due_s: seconds until the next delayed message is due, or None if none is delayed.
         is_takeable: whether there are entries to take over.
-        first_lapse_s: seconds until the first lease of another consumer lapses unless it is renewed; 0 if the lease of
-            a consumer with entries has lapsed; None if there is no such lease.
+        first_lapse_s: seconds until the first lease of another consumer lapses unless it is renewed, or 0 if the lease
+            of a consumer with entries has lapsed, or None if there is no such lease.
         owned: the ids of entries that have been in this consumer's pending list for ``LOST_AFTER_MS``.
         is_paused: whether delivery is paused.
         cancelled: the entry ids of cancelled messages that workers have received, each with the SHA-1 of the coalesced

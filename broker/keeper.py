@@ -120,7 +120,7 @@ class Keeper:
 
     @property
     def child_pid(self) -> int | None:
-        """The pid of the keeper process; None if it is not running."""
+        """The pid of the keeper process, or None if it is not running."""
         child = self._child
         return None if child is None else child.process.pid
 
@@ -333,7 +333,7 @@ class _Child:
             self._socket.send(marshal.dumps(message))
 
     def heard(self, timeout_s: float) -> tuple[Any, ...] | None:
-        """Return the child's next message; None after ``timeout_s`` without one, an empty tuple if it has ended."""
+        """Return the child's next message, None after ``timeout_s`` without one, or an empty tuple if it has ended."""
         try:
             self._socket.settimeout(timeout_s)
             packet = self._socket.recv(MOST_BYTES)

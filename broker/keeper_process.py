@@ -180,7 +180,7 @@ def state_of(pid: int) -> str:
 
 
 def stat_of(pid: int) -> tuple[str, str] | None:
-    """Return the state of a process and its start time in ticks since boot, from /proc; None if it does not exist."""
+    """Return the state of a process and its start time in ticks since boot, or None if it does not exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
             # the name in parentheses may itself contain parentheses, so start after the last one
@@ -281,7 +281,7 @@ class KeeperProcess:
         return heard
 
     def _received(self) -> bytes:
-        """Return one packet; empty if the other end is closed."""
+        """Return one packet, which is empty if the other end is closed."""
         try:
             return self._control.recv(MOST_BYTES)
         except ConnectionResetError:

@@ -159,12 +159,12 @@ class MessageAtWork:
     Attributes:
         limits: its key, and the limits of the key.
         place: its entry id or, if it is delayed, its name in the sorted set of delayed messages.
-        message: the message; None if it cannot be decoded, for example because it is larger than a quarter of a
+        message: the message, or None if it cannot be decoded, for example because it is larger than a quarter of a
             megabyte.
-        due_ms: time until it is due, 0 if it is overdue; None if it is in the stream.
-        consumer: the consumer that received it; "" if none did, or if it is delayed.
+        due_ms: time until it is due, 0 if it is overdue, or None if it is in the stream.
+        consumer: the consumer that received it, or "" if none did or it is delayed.
         deliveries: its delivery count.
-        age_ms: time since it was added to the stream; 0 if it is delayed.
+        age_ms: time since it was added to the stream, or 0 if it is delayed.
     """
 
     limits: KeyLimits
@@ -183,11 +183,11 @@ class KeyAtWork:
     Attributes:
         limits: the key and its limits, as the newest message set them.
         n_at_work: the number of messages at work. Others wait if it reaches ``limits.max_concurrent``.
-        at_work: these messages, at most ten.
+        at_work: up to ten of these messages.
         n_started: the number of starts within the period of the rate. Others wait until enough of them are older.
         in_line: the number of messages that wait in line.
-        longest_wait_ms: how long the first of these has waited; None if none waits.
-        failing_for_ms: for an ordering key, time since the first failure of the message at work; None if it has not
+        longest_wait_ms: how long the first of these has waited, or None if none waits.
+        failing_for_ms: for an ordering key, time since the first failure of the message at work, or None if it has not
             failed.
     """
 

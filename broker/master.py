@@ -79,7 +79,7 @@ _master: Master | None = None
 
 
 def of_this_process() -> Master | None:
-    """Return this process's master; None if it has no master or may outlive it."""
+    """Return this process's master, or None if it has no master or may outlive it."""
     return _master if _master is not None and _master.is_ours else None
 
 

@@ -46,13 +46,13 @@ def delay_ms_of(delay: float | None) -> int:
 
 
 def expires_in_ms_of(options: Mapping[str, Any]) -> int | None:
-    """Return how many ms after its enqueue, or after its delay, a message expires; None if it never does."""
+    """Return how many ms after its enqueue, or after its delay, a message expires, or None if it never does."""
     expires_in_ms = options.get("expires_in_ms")
     return None if expires_in_ms is None else int(expires_in_ms)
 
 
 def expires_at_ms_of(options: Mapping[str, Any]) -> int:
-    """Return the time at which a message expires unless it has started, in ms on the server's clock; 0 for never."""
+    """Return the time at which a message expires unless it has started, in ms on the server's clock, or 0 for never."""
     return int(options.get(EXPIRES_AT) or 0)
 
 
@@ -102,7 +102,7 @@ def _check_limits(given: Mapping[str, Any]) -> None:
 
 
 def shown(value: object) -> str:
-    """Return a value as text for an error message, at most 80 characters long."""
+    """Return a value as text of at most 80 characters, for an error message."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 

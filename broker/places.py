@@ -91,8 +91,8 @@ class Places:
     """The assignment of the Worker's free threads to the queues of one process. Thread-safe.
 
     Attributes:
-        worker: the Worker; None if the consumers are used without one. Then each consumer returns as many messages as
-            its prefetch allows.
+        worker: the Worker, or None if the consumers are used without one. Then each consumer returns as many messages
+            as its prefetch allows.
         ended_at: when a job of the process last ended, on the monotonic clock.
         awaiting: the queues whose consumers wait for a free thread.
     """
@@ -134,7 +134,7 @@ class Places:
         return time.monotonic() - self.ended_at > SATURATED_S and self.n_free(queue) <= 0
 
     def stalls_in_s(self, queue: Sharing) -> float | None:
-        """Return the seconds until messages that wait in the Worker must be taken back; None if none is waiting."""
+        """Return the seconds until messages that wait in the Worker must be taken back, or None if none is waiting."""
         if self._long_s is None or self.worker is None or self.worker.work_queue.empty():
             return None
         return max(self.ended_at, queue.served_at) + self._long_s - time.monotonic()

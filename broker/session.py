@@ -177,7 +177,7 @@ class Session:
             queue.wake()
 
     def group_reads(self, *, is_bounded: bool) -> GroupReads | None:
-        """Return the shared reader; None while each queue is read on its own connection."""
+        """Return the shared reader, or None while each queue is read on its own connection."""
         return self._group_reads.get(is_bounded)
 
     def judge(self) -> Judgement:

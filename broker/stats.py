@@ -18,8 +18,8 @@ class ConsumerStats:
     Attributes:
         name: ``host:pid:birth:random``, or :data:`~broker.keys.HANDED_BACK` for the owner of handed-back entries.
         pending: the number of entries in its pending list.
-        heartbeat_age_ms: the time since its last heartbeat; None if it has none (for example because it was created by
-            hand) or is known to be dead.
+        heartbeat_age_ms: the time since its last heartbeat, or None if it has none (for example because it was created
+            by hand) or is known to be dead.
         is_alive: whether its heartbeat is younger than the lease.
     """
 
@@ -38,7 +38,7 @@ class QueueStats:
         undelivered: entries that were never delivered.
         in_line: messages that wait for the limits of their key; they are not in the stream yet.
         in_flight: pending entries of the group, as XPENDING counts them.
-        oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it; None if no
+        oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it, or None if no
             entry is pending.
         delayed: messages that are not due yet, retries included.
         orphaned: delivered entries in no pending list; the janitors requeue them. Only those around the first 1,000
@@ -50,7 +50,7 @@ class QueueStats:
             ahead at that time.
         entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2, only the
             messages that were enqueued through this broker.
-        next_due_ms: time until the next delayed message is due, 0 if it is overdue; None if none is delayed.
+        next_due_ms: time until the next delayed message is due, 0 if it is overdue, or None if none is delayed.
         paused: whether delivery is paused.
         consumers: the consumers that have entries or a heartbeat.
         clock_ms: the server's clock at that moment.

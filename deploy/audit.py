@@ -20,7 +20,7 @@ NOT_ASKED: Final = 75  # EX_TEMPFAIL in sysexits.h
 
 
 def asked(service: str) -> dict[str, Any] | None:
-    """Return a vulnerability service's report about every package; None if the service cannot be reached."""
+    """Return a vulnerability service's report about every package, or None if the service cannot be reached."""
     pip_audit = str(Path(sys.executable).with_name("pip-audit"))
     command = [pip_audit, f"--vulnerability-service={service}", *OPTIONS, "--format=json"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

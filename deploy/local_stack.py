@@ -56,9 +56,9 @@ class Service:
     """One process of the stack.
 
     Attributes:
-        command: the command line; None if the binary is missing.
+        command: the command line, or None if the binary is missing.
         health: URL that answers 200 once the process is up; empty if it has none.
-        beat: file that the process touches while it is well; None if it has none.
+        beat: file that the process touches while it is well, or None if it has none.
         missing: message to print instead of starting the process.
     """
 

@@ -21,7 +21,7 @@ LOWEST_GLIBC = (2, 28)
 
 
 def problem(environ: dict[str, str]) -> str:
-    """Return a sentence on what is missing on this machine and how to get it; empty if nothing is missing."""
+    """Return a sentence on what this machine lacks and how to get it, or an empty string if nothing is missing."""
     if sys.version_info[:2] < LOWEST_PYTHON:
         return f"Python 3.11 or newer is required, and this is {platform.python_version()}; run make PYTHON=python3.12"
     if environ.get("REDIS_URL") or _has_server(environ.get("PATH", "")) or _has_bundled_server():

@@ -81,7 +81,7 @@ def _cell(platform: str, python: str) -> str:
 
 
 def problem(requirement: str, target: str, python: str) -> str:
-    """Return the reason why a requirement cannot be installed from wheels on uv's ``target``; empty if it can be."""
+    """Return why a requirement cannot be installed from wheels on uv's ``target``, or an empty string if it can be."""
     uv = Path(sys.executable).with_name("uv")
     options = ["--quiet", "--no-header", "--only-binary", ":all:"]
     options += ["--python-platform", target, "--python-version", python]

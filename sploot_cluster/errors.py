@@ -233,7 +233,7 @@ class StoreUnavailable(ClusterError):
     Attributes:
         doing: the operation that failed, e.g. ``commit pet 42``.
         problem: the error from Redis or from the connection.
-        refusal: why Redis refused, and how to fix it; None if it did not reply.
+        refusal: why Redis refused, and how to fix it, or None if it did not reply.
     """
 
     def __init__(self, *, doing: str, problem: str, refusal: RedisRefusal | None = None) -> None:
@@ -285,7 +285,7 @@ class UnreadablePet(ClusterError):
 
     Attributes:
         problem: the inconsistency.
-        key: the damaged key; for a hash, followed by a space and the field; None if unknown.
+        key: the damaged key; for a hash, followed by a space and the field, or None if unknown.
         expected, found: the expected length of that key, and its actual length.
         hint: how to make the pet readable again.
     """

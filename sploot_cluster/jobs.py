@@ -36,7 +36,7 @@ class JobRef:
         job_id: its id, for ``GET /api/v1/internal/jobs/{job_id}``.
         queue: the queue in which it waits.
         coalesced: an identical job was already waiting, so this call enqueued nothing.
-        position: number of jobs in its queue when it was enqueued, itself included; None if not counted.
+        position: number of jobs in its queue when it was enqueued, itself included, or None if not counted.
         withheld: nothing was enqueued and the job does not exist, because the rollout has not reached the pet.
     """
 
@@ -133,7 +133,7 @@ class JobQueue(Protocol):
         ...
 
     def job(self, job_id: str) -> JobStatus | None:
-        """Return the status of a job; None if it was never enqueued, or ended more than a day ago."""
+        """Return the status of a job, or None if it was never enqueued, or ended more than a day ago."""
         ...
 
 
@@ -180,7 +180,7 @@ class QueueUnavailable(Exception):
     """Raised when Redis did not reply or refused a command for a queue; retrying is safe.
 
     Attributes:
-        refusal: why Redis refused, and how to fix it; None if it did not reply.
+        refusal: why Redis refused, and how to fix it, or None if it did not reply.
     """
 
     def __init__(self, problem: str, *, refusal: RedisRefusal | None = None) -> None:

@@ -81,7 +81,7 @@ class PetMemory:
         self._ledger_bytes = 0
 
     def tree(self) -> SpanningTree | None:
-        """Return the remembered spanning tree of the first rows of ``state``; None if there is none."""
+        """Return the remembered spanning tree of the first rows of ``state``, or None if there is none."""
         state = self.state
         if self._tree_rows is not PetRows.behind(state):
             self._tree = self._expected = None

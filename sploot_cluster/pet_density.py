@@ -110,12 +110,12 @@ class PetDensity:
         self._keep(memory, memory.state, tree)
 
     def _recall(self, memory: PetMemory, n: int) -> SpanningTree | None:
-        """Return the tree in ``memory``; None if it cannot be extended to n rows."""
+        """Return the tree in ``memory``, or None if it cannot be extended to n rows."""
         tree = memory.tree()
         return tree if tree is not None and tree.n <= n and tree.min_samples == self._samples(n) else None
 
     def _tree_of(self, state: PetState, vectors: FloatMatrix, remembered: SpanningTree | None) -> SpanningTree | None:
-        """Return the tree of ``vectors``; None if they are too few for a cluster.
+        """Return the tree of ``vectors``, or None if they are too few for a cluster.
 
         Args:
             vectors: (n, d), the vectors of ``state``, followed by those of arrivals, if any.

@@ -128,7 +128,7 @@ _PHRASES: Final = {
 
 
 def refusal_of(error: BaseException | None) -> RedisRefusal | None:
-    """Return the refusal that caused an error, directly or through ``__cause__``; None if Redis did not refuse."""
+    """Return the refusal that caused an error, directly or through ``__cause__``, or None if Redis did not refuse."""
     while error is not None:
         if isinstance(error, REDIS_ERRORS) and (code := _code_of(error)) is not None:
             return _BY_CODE[code]

@@ -585,7 +585,7 @@ class ClusterService:
         return page_of_items(pet, self._store.items(pet, start=first_row(cursor), limit=limit), cursor)
 
     def revision(self, pet: PetId) -> int:
-        """Return the newest revision of a pet; 0 for a pet without data."""
+        """Return the newest revision of a pet, or 0 for a pet without data."""
         return self._store.revision(pet)
 
     def moved_at(self, pet: PetId) -> int:
@@ -831,7 +831,7 @@ class ClusterService:
         return PetDensity(self._store, self._settings, on_fallback=self._on_fallback)
 
     def _pruned(self, memory: PetMemory, state: PetState, gone: Collection[MediaId]) -> SpanningTree | None:
-        """Return the pet's spanning tree without the items to delete; None if the next recluster must build one."""
+        """Return the pet's spanning tree without the items to delete, or None if the next recluster must build one."""
         try:
             densities = self._densities
         except ImportError:  # the engine is not installed on this server, so a worker builds the tree later
@@ -839,7 +839,7 @@ class ClusterService:
         return densities.pruned(memory, state, gone)
 
     def _replaced(self, memory: PetMemory, arriving: Arrival, model: str) -> Assigned | None:
-        """Replace the vector of an item and return its assignment; None if the pet does not have the item or the model.
+        """Replace the vector of an item and return its assignment, or None if the pet lacks the item or the model.
 
         A repeated call changes nothing, because the item then has the vector already.
 

@@ -92,7 +92,7 @@ class ClusterTasks:
         return self._transport.enqueue(task, unique_key=task.unique_key)
 
     def delete_items(self, pet_id: int, media_ids: Sequence[str], *, requested_by: str = UNKNOWN_REQUESTER) -> JobRef:
-        """Enqueue the permanent deletion of items. The result of the job has only counts, no ids."""
+        """Enqueue the permanent deletion of items. The job's result has only counts, no ids."""
         return self._transport.enqueue(DeleteItems(pet_id, media_ids, requested_by))
 
     def correct(self, request: Request[Any]) -> JobRef:
@@ -230,7 +230,7 @@ class ClusterTasks:
         self._transport.enqueue(task, unique_key=task.unique_key, delay_ms=delay_ms)
 
     def job(self, job_id: str) -> JobStatus | None:
-        """Return the status of a job, and why it waits; None if it was never tracked or ended over a day ago."""
+        """Return the status of a job, and why it waits, or None if it was never tracked or ended over a day ago."""
         return self._transport.status(job_id)
 
     def unfinished(self, pet_id: int) -> Sequence[JobStatus]:

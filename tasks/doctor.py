@@ -250,7 +250,7 @@ def _is_free(host: str, port: int) -> bool:
 
 
 def _health_at(host: str, port: int) -> str | None:
-    """Return the status that /healthz reports at this host and port; None if no process of sploot-cluster answers."""
+    """Return the status that /healthz reports at this host and port, or None if no process of ours answers."""
     address = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104  compared, not bound
     try:
         with urllib.request.urlopen(f"http://{address}:{port}/healthz", timeout=2) as answer:

@@ -244,7 +244,7 @@ class Settings:
 
 
 def _text_of(environ: Mapping[str, str], variable: str, *, is_secret: bool) -> str:
-    """Return the value of a variable that is set directly or through a file; an empty string if it is not set."""
+    """Return the value of a variable that is set directly or through a file, or an empty string if it is not set."""
     text = environ.get(variable, "").strip()
     named = environ.get(variable + FROM_FILE, "").strip() if is_secret else ""
     if not named:

@@ -31,7 +31,7 @@ def bucket_of_pet(pet_id: int) -> int:
 
 
 def bucket_of(message: dramatiq.Message[Any]) -> int:
-    """Return the bucket of the pet that a message names; 0 if it names none, because it will be refused."""
+    """Return the bucket of the pet that a message names, or 0 if it names none, because it will be refused."""
     pet_id = message.kwargs.get("pet_id")
     return bucket_of_pet(pet_id) if type(pet_id) is int else 0
 

@@ -45,7 +45,7 @@ class TakeTraceparent:
 
 
 def current_traceparent() -> str | None:
-    """Return the context of the current span, or of the current request; None if there is neither."""
+    """Return the context of the current span, or of the current request, or None if there is neither."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return _of_request.get()
@@ -62,6 +62,6 @@ def traceparent_of(kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> str
 
 
 def trace_id_of(traceparent: str | None) -> str | None:
-    """Return the trace id of a traceparent; None if it is invalid."""
+    """Return the trace id of a traceparent, or None if it is invalid."""
     parts = traceparent.split("-") if traceparent else []
     return parts[1] if len(parts) >= 4 else None

@@ -101,7 +101,7 @@ class Transport:
                 self._for_producers(EMBEDDING_INGESTED).enqueue_many(messages[start : start + BATCH])
 
     def status(self, job_id: str) -> JobStatus | None:
-        """Return the status of a job; None if it was never tracked or ended more than a day ago."""
+        """Return the status of a job, or None if it was never tracked or ended more than a day ago."""
         with self._without_dead_connections(), reaching_redis("the job was not looked up"):
             record = self._records.find(job_id)
             return status_of(record, self._stats, now=datetime.now(UTC)) if record else None

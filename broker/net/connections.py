@@ -147,7 +147,7 @@ class Connections:
         return self._slots is not None
 
     def address(self, key: str) -> Address | None:
-        """Return the address of the server of ``key`` for another process; None if only this process can connect to it.
+        """Return the address of ``key``'s server for another process, or None if only this process can connect to it.
 
         Raises:
             BrokerConnectionError: Sentinel or the cluster did not report the node.
@@ -557,7 +557,7 @@ class BlockingRead:
         return has_arrived
 
     def answer(self) -> Any:
-        """Return the reply to the command; None if a cluster moved the key, as for a read without new entries."""
+        """Return the reply to the command, or None if a cluster moved the key, as for a read without new entries."""
         assert self._owned is not None
         self.is_waiting = False
         self._overdue_at = float("inf")

@@ -168,7 +168,7 @@ class Pool:
         """Close connections that were idle for longer than ``idle_s`` seconds.
 
         Returns:
-            the monotonic time at which the next connection will have been idle for this long; None if none is idle.
+            the monotonic time at which the next connection will have been idle for this long, or None if none is idle.
         """
         while True:
             try:

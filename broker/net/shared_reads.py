@@ -124,7 +124,7 @@ class Timer:
         return has_news
 
     def entries(self) -> list[Entry] | None:
-        """Return the entries that were announced since the last call; None if some may be missing.
+        """Return the entries that were announced since the last call, or None if some may be missing.
 
         Entries may be missing because the stream keeps only its newest ones, or because ``wake`` was called.
         """
@@ -421,7 +421,7 @@ class GroupReads:
             queue.wake()  # it may be waiting for entries that can no longer arrive
 
     def _ask_for_id(self) -> int | None:
-        """Return the client id with which this connection can be interrupted; None if this user may not query it."""
+        """Return the client id with which this connection can be interrupted, or None if this user may not query it."""
         self._read.send("CLIENT", "ID")
         deadline = time.monotonic() + ANSWER_S
         while not self._read.wait(deadline - time.monotonic()):  # a wake-up also ends the wait, so wait again

@@ -286,7 +286,7 @@ class Batcher:
         """Return the size of a batch of messages like these, and the maximum number of batches that a Worker may hold.
 
         The size is 0 if such messages cannot share a batch. The maximum number is None if there is no limit. Messages
-        that were delivered before are ignored, because they say nothing about new ones; None if there are no others.
+        that were delivered before are ignored, because they say nothing about new ones, or None if there are no others.
         """
         read = [one for one in read if one.deliveries == 1]
         if not read:
@@ -298,7 +298,7 @@ class Batcher:
         return (n, batching.max_held) if n > 1 else (0, None)
 
     def _batching_of(self, delivery: Delivery) -> Batching | None:
-        """Return the batch function and limits for the message; None if the message must run individually.
+        """Return the batch function and limits for the message, or None if the message must run individually.
 
         A message with an option that the broker or its middleware reads must run individually. Other options, such as
         trace headers, are ignored.

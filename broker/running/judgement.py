@@ -73,7 +73,7 @@ class Judgement:
     Attributes:
         moves_until: the time on the monotonic clock until which the process counts as making progress, unless it is
             checked again.
-        stuck: a description of what is stuck; None if the process is not stuck.
+        stuck: a description of what is stuck, or None if the process is not stuck.
     """
 
     moves_until: float

@@ -54,7 +54,7 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """The share of the work that is done, from 0 to 1; None without a total."""
+        """The share of the work that is done, from 0 to 1, or None without a total."""
         return min(1.0, max(0.0, self.done / self.total)) if self.total else None
 
 

@@ -223,7 +223,7 @@ class Admission:
 
 
 def bearer_of(request: Request) -> str:
-    """Return the bearer token of a request; an empty string if it has none."""
+    """Return the bearer token of a request, or an empty string if it has none."""
     scheme, _, secret = request.headers.get("authorization", "").partition(" ")
     return secret.strip() if scheme.lower() == "bearer" else ""
 

@@ -63,7 +63,7 @@ class LoopbackGuard:
 
 
 def why_not_local(scope: Scope) -> Refusal | None:
-    """Return the refusal of a request that does not come from a program on this machine; None if it does."""
+    """Return the refusal of a request that does not come from a program on this machine, or None if it does."""
     headers = Headers(scope=scope)
     # a unix socket has no peer address
     peer = scope.get("client")

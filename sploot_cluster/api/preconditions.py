@@ -92,7 +92,7 @@ def _writer(kind: type) -> TypeAdapter[Any]:
 
 
 def expected_revision(revisions: Revisions, pet: PetId, if_match: str | None, response: Response) -> int | None:
-    """Return the revision that the caller saw, to be checked again when the correction runs; None without If-Match.
+    """Return the revision that the caller saw, to be checked again when the correction runs, or None without If-Match.
 
     Sets ``Arrivals-Since`` of the response to the number of items that arrived after that revision.
 

@@ -79,6 +79,6 @@ class PublicAddresses:
 
 
 def _group_of(scope: Scope) -> str | None:
-    """Return the group of a path; None for a path that ``Admission`` checks."""
+    """Return the group of a path, or None for a path that ``Admission`` checks."""
     path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/"))
     return _GROUP_OF.get(path.strip("/").partition("/")[0])

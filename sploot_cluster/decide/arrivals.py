@@ -22,7 +22,7 @@ class Plan:
     """The change that adds arrivals to a pet, and their assignments.
 
     Attributes:
-        change: the change to commit; None if the pet already has all the items.
+        change: the change to commit, or None if the pet already has all the items.
         assigned: the result to report for each arrival once the change is committed.
     """
 

@@ -50,7 +50,8 @@ class Decision:
     Attributes:
         cluster: the cluster that the arrival joins, or NOISE.
         origin: ARRIVED, or NOISE.
-        similarity: similarity to that cluster, or to the nearest one for noise; None if no neighbour is in a cluster.
+        similarity: similarity to that cluster, or to the nearest one for noise, or None if no neighbour is in a
+            cluster.
     """
 
     cluster: ClusterId
@@ -102,7 +103,7 @@ def decide(
 def _tops(
     ids: npt.NDArray[np.int64], similarity: FloatVector, labels: LabelVector, origins: OriginVector
 ) -> dict[int, list[float]]:
-    """Return the highest similarities to each cluster, at most three; ``ids`` are the neighbours, closest first."""
+    """Return the three highest similarities to each cluster, or fewer; ``ids`` are the neighbours, closest first."""
     tops: dict[int, list[float]] = {}
     # for 64 neighbours, a loop over lists is faster than numpy
     for label, origin, one in zip(
@@ -120,7 +121,7 @@ def _tops(
 
 
 def _leader(tops: Mapping[int, Sequence[float]], next_similarity: float) -> tuple[float, ClusterId] | None:
-    """Return the similarity and the id of the most similar cluster; None if further neighbours may still change it.
+    """Return the similarity and the id of the most similar cluster, or None if further neighbours may still change it.
 
     Further neighbours can only lower the mean of a cluster that has fewer than three neighbours so far, and the mean of
     a cluster that has none is at most the next similarity.
@@ -279,7 +280,7 @@ def let_count(labels: LabelVector, origins: OriginVector) -> OriginVector:
 
 
 def recluster_reason(state: PetState, settings: ClusterSettings) -> str | None:
-    """Return why the pet needs a recluster, as text for a log; None if it does not."""
+    """Return why the pet needs a recluster, as text for a log, or None if it does not."""
     return why_recluster(state.n_media, state.n_at_recluster, state.noise_arrivals, settings)
 
 

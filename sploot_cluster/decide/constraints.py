@@ -123,7 +123,7 @@ class Constraints:
     overridden: tuple[str, ...] = ()
 
     def atom_of(self, item: MediaId) -> Atom | None:
-        """Return the atom of an item; None if no correction in force names it."""
+        """Return the atom of an item, or None if no correction in force names it."""
         return self.atoms.get(item)
 
     def conflicts(self, one: MediaId, other: MediaId) -> bool:

@@ -77,7 +77,7 @@ def enforce(
 def _gather(
     labels: LabelVector, rows: RowConstraints, counts: BoolVector, before: LabelVector | None, fair_share: float
 ) -> None:
-    """Move each placed atom into one group, in place."""
+    """Move each placed atom into one group. Modifies ``labels``."""
     placed = np.flatnonzero(rows.placed)
     size_of = _counted(labels[counts])
     fresh = max(int(labels.max()), 0)
@@ -142,10 +142,10 @@ def _quarrelling(labels: LabelVector, rows: RowConstraints) -> set[int]:
 
 
 def _release(labels: LabelVector, rows: RowConstraints) -> None:
-    """Turn excluded items into noise, in place, if their group still contains items from which they were excluded.
+    """Turn excluded items into noise if their group still contains items from which they were excluded.
 
-    The other members stay, because they were not excluded. A single item that is left over becomes noise too, unless a
-    user placed it.
+    Modifies ``labels``. The other members stay, because they were not excluded. A single item that is left over becomes
+    noise too, unless a user placed it.
     """
     left: set[int] = set()
     remaining_in: dict[int, int] = {}
@@ -165,7 +165,7 @@ def _release(labels: LabelVector, rows: RowConstraints) -> None:
 
 
 def _divide(labels: LabelVector, vectors: FloatMatrix, rows: RowConstraints, counts: BoolVector) -> None:
-    """Divide every group that contains atoms in conflict, in place."""
+    """Divide every group that contains atoms in conflict. Modifies ``labels``."""
     sided = np.flatnonzero((rows.atoms >= 0) & (labels != NOISE))
     fresh = max(int(labels.max()), 0)
     for members in _split_by(labels[sided], sided):

@@ -76,6 +76,6 @@ def _with(state: PetState, arriving: Arrival, vectors: FloatMatrix) -> PetState:
 
 
 def _similarity(vectors: FloatMatrix, members: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> float | None:
-    """Return the mean top-3 similarity of the last row to the other ``members``; None if there are none."""
+    """Return the mean top-3 similarity of the last row to the other ``members``, or None if there are none."""
     others = vectors[:-1][members[:-1]]
     return float(similarity_to(others, vectors[-1:])[0]) if len(others) else None

@@ -30,7 +30,7 @@ def presentation_of(state: PetState) -> Presentation:
 
 
 def pet_name_of(ledger: Sequence[Correction]) -> str | None:
-    """Return the name that the newest naming of the pet gave it; None if it has no name."""
+    """Return the name that the newest naming of the pet gave it, or None if it has no name."""
     newest = next((one for one in in_force(ledger) if isinstance(one, PetNaming)), None)
     return None if newest is None else newest.name or None
 

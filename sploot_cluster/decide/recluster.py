@@ -174,12 +174,12 @@ def _keep_curated(
     settings: ClusterSettings,
     locked: Mapping[int, ClusterId],
 ) -> dict[int, ClusterId]:
-    """Reserve the ids of curated clusters, and move their items, in place, out of groups that belong to other clusters.
+    """Reserve the ids of curated clusters, and move their items out of groups that belong to other clusters.
 
-    A group can contain items that users placed in several clusters, or few placed items among many others. The cluster
-    with the most placed items claims the group, if they are a fair share of it (``settings.overlap_ratio``) or if most
-    of the group was in that cluster before. The placed items of other clusters leave the group, together with the other
-    current members of their clusters.
+    Modifies ``groups``. A group can contain items that users placed in several clusters, or few placed items among many
+    others. The cluster with the most placed items claims the group, if they are a fair share of it
+    (``settings.overlap_ratio``) or if most of the group was in that cluster before. The placed items of other clusters
+    leave the group, together with the other current members of their clusters.
 
     Args:
         locked: group -> id of the locked clusters, which stay as they are.

@@ -281,7 +281,7 @@ class _Resolver:
                 contained.extend(self._bases[base])
 
     def _joined_for(self, revision: int) -> _Joined | None:
-        """Return the stored result for a newer merge if it also holds for this merge; else None."""
+        """Return the stored result for a newer merge if it also holds for this merge, else None."""
         joined = self._kept.get(revision)
         if joined is None or joined.n_released != len(self._released):
             return None

@@ -114,10 +114,10 @@ def _bring_later(
     n_then: int,
     counts: BoolVector,
 ) -> None:
-    """Move each item that arrived later to the restored cluster of the items that now share its cluster, in place.
+    """Move each item that arrived later to the restored cluster of the items that now share its cluster.
 
-    If several restored clusters overlap sufficiently with the item's current cluster, it joins the one that it is most
-    similar to. If none does, or if it is noise now, it becomes noise.
+    Modifies ``labels``. If several restored clusters overlap sufficiently with the item's current cluster, it joins the
+    one that it is most similar to. If none does, or if it is noise now, it becomes noise.
     """
     for now, counting in _members(state.labels, counts=state.origins != Origin.ABSORBED).items():
         later = np.flatnonzero(state.labels[n_then:] == now) + n_then
@@ -158,7 +158,7 @@ def _claim(
     *,
     counts: BoolVector,
 ) -> None:
-    """Assign ids, in place, to groups without one; an id goes to the group that has most of the id's items.
+    """Add ids to ``given`` for groups without one; an id goes to the group that has most of the id's items.
 
     Args:
         meant: id -> the rows that counted in its cluster.

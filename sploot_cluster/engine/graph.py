@@ -23,7 +23,7 @@ class Merges:
         component: the (n,) component of each node in the whole graph.
         kept: positions of the edges of the forest, in ascending order.
         rounds: for each round, the (n,) component of each node after it, and the (n,) last of the edges along which the
-            node's components were merged so far; -1 if they were not.
+            node's components were merged so far, or -1 if they were not.
     """
 
     component: Rows
@@ -44,7 +44,7 @@ class Merges:
         return cls(component, np.sort(np.concatenate(kept)), rounds)
 
     def last_between(self, ones: Rows, others: Rows) -> Rows:
-        """Return the last edge on the forest's path between each of m pairs of nodes; -1 if there is no path.
+        """Return the last edge on the forest's path between each of m pairs of nodes, or -1 if there is no path.
 
         Along the rounds, both nodes of a pair end in one component, and the last edge of their path is the last of all
         edges along which their components were merged until then (King, 1997).

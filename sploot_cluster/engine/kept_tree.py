@@ -38,7 +38,7 @@ def dump(tree: SpanningTree, state: PetState) -> KeptTree:
 
 
 def load(stored: KeptTree, state: PetState, min_samples: int) -> SpanningTree | None:
-    """Return the stored tree if it was built from the first rows of ``state`` with ``min_samples``; else None."""
+    """Return the stored tree if it was built from the first rows of ``state`` with ``min_samples``, else None."""
     head, _, body = stored.body.partition(b"\n")
     try:
         header = json.loads(head)

@@ -66,7 +66,7 @@ def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_t
 def without(
     tree: SpanningTree, vectors: FloatMatrix, gone: Rows, *, build: Build = spanning_tree
 ) -> SpanningTree | None:
-    """Return the tree of the remaining rows, renumbered in their order; None if too few remain for a tree.
+    """Return the tree of the remaining rows, renumbered in their order, or None if too few remain for a tree.
 
     Args:
         vectors: (n, d) float32 of unit norm, for all rows of ``tree``. Not modified.

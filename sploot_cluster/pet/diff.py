@@ -111,7 +111,7 @@ def _moves(before: Snapshot, after: Snapshot, n: int) -> Iterator[MovedItem]:
 
 
 def cluster_or_none(label: SupportsInt) -> ClusterId | None:
-    """Return the cluster of a label; None for noise."""
+    """Return the cluster of a label, or None for noise."""
     return None if label == NOISE else ClusterId(int(label))
 
 
@@ -133,7 +133,7 @@ def mostly(
 
 
 def most_of(labels: LabelVector) -> ClusterId | None:
-    """Return the cluster of more than half of these labels; None if there is none, or if most are noise."""
+    """Return the cluster of more than half of these labels, or None if there is none, or if most are noise."""
     values, n = np.unique(labels, return_counts=True)
     if not len(values) or values[n.argmax()] == NOISE or 2 * n.max() <= n.sum():
         return None

@@ -60,9 +60,9 @@ class ClusterCard:
         threshold: the lowest mean top-3 cosine similarity of a member to the other members, in [-1, 1], or a higher one
             if the cluster is locked; an arrival must reach it.
         since: the revision at which the id was assigned, or assigned again after the cluster had ended.
-        split_from: the cluster that more than half of its items were in just before; None if there was none.
+        split_from: the cluster that more than half of its items were in just before, or None if there was none.
         medoid: the row of the item that was its most typical one when it last gained or lost items in other ways than
-            by arrivals; None if unknown.
+            by arrivals, or None if unknown.
     """
 
     id: ClusterId
@@ -102,11 +102,11 @@ class Correction(ABC):
 
     @property
     def cluster(self) -> ClusterId | None:
-        """The cluster that the correction created or chose, by its id at that time; None if it did neither."""
+        """The cluster that the correction created or chose, by its id at that time, or None if it did neither."""
         return None
 
     def undoes(self) -> int | None:
-        """Return the revision of the correction that this one undoes; None if it is not an undo."""
+        """Return the revision of the correction that this one undoes, or None if it is not an undo."""
         return None
 
     @abstractmethod
@@ -158,7 +158,7 @@ class PetState:
         next_cluster: the next id to assign.
         n_at_recluster: number of items at the last recluster; 0 before the first.
         noise_arrivals: number of arrivals that became noise since the last recluster.
-        relabelled_at: the revision that last moved existing items; 0 if none did.
+        relabelled_at: the revision that last moved existing items, or 0 if none did.
         version: the store's unique name for exactly this state. A revision is not unique: after a failover that lost
             writes, or if a pet was deleted and recreated, two states can have the same revision.
     """
@@ -352,8 +352,8 @@ class Assigned:
 
     Attributes:
         cluster: the cluster of the item, or NOISE.
-        similarity: mean top-3 cosine similarity to that cluster, or to the nearest one if the item is noise;
-            None if the pet has no cluster yet.
+        similarity: mean top-3 cosine similarity to that cluster, or to the nearest one if the item is noise, or None if
+            the pet has no cluster yet.
         backend: the backend that computed the result.
         is_duplicate: whether the pet already had the item, so that nothing was written.
         revision: the revision of the pet that contains the item.
@@ -444,13 +444,13 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
-    """The result of a deletion.
+    """The result of deleting items or a pet.
 
     Attributes:
         n_media: number of deleted items, including quarantined ones.
         n_corrections: number of corrections that named these items and now name stand-ins; if the pet was deleted, the
             number of all its corrections.
-        revision: the new revision of the pet; 0 if the whole pet was deleted.
+        revision: the new revision of the pet, or 0 if the whole pet was deleted.
     """
 
     n_media: int

@@ -103,7 +103,7 @@ class Past:
 
 
 def overwritten_by(state: PetState, change: Change) -> Overwritten | None:
-    """Return what ``change`` overwrites in ``state``; None if it moves no existing items and changes no aliases."""
+    """Return what ``change`` overwrites in ``state``, or None if it moves no existing items and changes no aliases."""
     if change.relabelling is None and not change.aliases:
         return None  # true of nearly every commit
     rows = np.empty(0, dtype=np.uint32)

@@ -142,7 +142,7 @@ class Totals:
         tally: the tally of all readable pets.
         unconserved: pets whose tally is not conserved, and unreadable pets; ascending.
         unreadable: the errors of the unreadable pets.
-        fullest: the pet whose vectors take the most bytes; None if there is no pet.
+        fullest: the pet whose vectors take the most bytes, or None if there is no pet.
         fullness: the size of its vectors, as a share of the maximum size for one pet.
     """
 

@@ -30,7 +30,7 @@ def ms_of(time: datetime | None) -> int:
 
 
 def time_of(ms: int) -> datetime | None:
-    """Return the time in UTC for milliseconds since the epoch; None for ``UNKNOWN``."""
+    """Return the time in UTC for milliseconds since the epoch, or None for ``UNKNOWN``."""
     return None if ms == UNKNOWN else _EPOCH + ms * _MS
 
 

@@ -24,7 +24,7 @@ class PetDump:
         past_from: the oldest revision that can be computed.
         history: oldest first.
         ingested, overflowed: as in ``tally.Tally``.
-        shadow: including its vectors; None if no shadow is open.
+        shadow: including its vectors, or None if no shadow is open.
     """
 
     state: PetState

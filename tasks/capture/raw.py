@@ -45,7 +45,7 @@ def members_of(raw: RawPet, *, redact: bool) -> dict[str, bytes]:
 
 
 def raw_in(file: bytes) -> RawPet | None:
-    """Return the keys of the pet in a capture; None if the file is not a capture of this kind.
+    """Return the keys of the pet in a capture, or None if the file is not a capture of this kind.
 
     Raises:
         InvalidInput: the capture is damaged, or embeddings were left out.

@@ -42,7 +42,7 @@ EXTRAS: Final = {
 
 
 def failure_of(error: Exception) -> tuple[int, str] | None:
-    """Return the exit code and one line of text for an error; None if the error is a bug in this program."""
+    """Return the exit code and one line of text for an error, or None if the error is a bug in this program."""
     match error:
         case UnknownPet():
             return USAGE, f"{error}; sploot-cluster pets lists them"

@@ -120,7 +120,7 @@ def run(
 
 
 def _in_use(redis_url: str) -> str:
-    """Return the names of our keys that this Redis already contains, as text; empty if there are none."""
+    """Return the names of our keys that this Redis already contains, as text, or an empty string if there are none."""
     with redis.Redis.from_url(redis_url) as client:
         found = [key for key in (PETS, *map(stream_of, QUEUES)) if client.exists(key)]
     return ", ".join(found)

@@ -38,7 +38,7 @@ class Api:
         return {cluster["cluster_id"]: cluster["media_ids"] for cluster in self._pet(pet_id)["clusters"]}
 
     def memberships(self, pet_id: int) -> dict[str, int]:
-        """Return the cluster id of each item of the pet; -1 for noise."""
+        """Return the cluster id of each item of the pet, or -1 for noise."""
         where = {item: cluster for cluster, media in self.clusters(pet_id).items() for item in media}
         return where | dict.fromkeys(self._pet(pet_id)["noise"], -1)
 

@@ -447,7 +447,7 @@ def _order_of_arrival(albums: Sequence[Album]) -> Iterable[tuple[Album, int]]:
 
 
 def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, int] | None:
-    """Return the two largest clusters whose items mostly show the same look, larger first; None if there are none."""
+    """Return the two largest clusters whose items mostly show the same look, larger first, if there are two."""
     looks: dict[int, list[int]] = {}
     for cluster in sorted(clusters, key=lambda c: (-len(clusters[c]), c)):
         looks.setdefault(statistics.mode(truth[item] for item in clusters[cluster]), []).append(cluster)
@@ -456,7 +456,7 @@ def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) 
 
 
 def _strangers(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, frozenset[str]] | None:
-    """Return the cluster with the most items of a second look, and those items; None if all have one look."""
+    """Return the cluster with the most items of a second look, and those items, or None if all have one look."""
     best: tuple[int, frozenset[str]] | None = None
     for cluster, media in clusters.items():
         looks = Counter(truth[item] for item in media).most_common(2)

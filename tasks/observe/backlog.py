@@ -143,7 +143,7 @@ class BacklogSampler:
         return facts | ({f"{queue}:vanished_at_ms": stats.clock_ms} if n_new else {})
 
     def _oldest_age_ms(self, queue: str, stats: QueueStats, *, writes: bool) -> int:
-        """Return the time since the oldest job was added; 0 if there is none.
+        """Return the time since the oldest job was added, or 0 if there is none.
 
         If its id is ahead of the clock, return the time since the first sample with an id at least as high, plus ten
         seconds. The age of an entry that no worker takes thus rises, whatever its id claims.

@@ -161,13 +161,13 @@ class Unready:
 
 
 def why_not_ready(client: redis.Redis, queues: Iterable[str] = ()) -> str | None:
-    """Return why jobs cannot run now, and how to fix it, as one sentence; None when they can."""
+    """Return why jobs cannot run now, and how to fix it, as one sentence, or None when they can."""
     unready = find_unready(client, queues)
     return None if unready is None else f"{unready.problem}; {unready.hint}"
 
 
 def find_unready(client: redis.Redis, queues: Iterable[str] = ()) -> Unready | None:
-    """Return why jobs cannot run now; None if Redis accepts writes and the queues have their groups.
+    """Return why jobs cannot run now, or None if Redis accepts writes and the queues have their groups.
 
     Args:
         queues: queues that must have a group; their first consumer creates it.
@@ -307,7 +307,7 @@ def _client(settings: Settings) -> redis.Redis:
 
 
 def _listen(pod: _Pod, stopping: threading.Event) -> _Server | None:
-    """Return the server as soon as its port is free; None if ``stopping`` is set first."""
+    """Return the server as soon as its port is free, or None if ``stopping`` is set first."""
     address = pod.settings.metrics_host, pod.settings.metrics_port
     while not stopping.is_set():
         try:

@@ -169,7 +169,7 @@ def _of_queue(queue: str, stored: Sequence[Mapping[str, int]]) -> QueueHistory:
 
 
 def _percentile(counts: Sequence[int], share: float) -> float | None:
-    """Return a percentile in seconds, interpolated from the counts at each edge; None if all counts are 0."""
+    """Return a percentile in seconds, interpolated from the counts at each edge, or None if all counts are 0."""
     sums = [*accumulate(counts)]
     if not sums[-1]:
         return None

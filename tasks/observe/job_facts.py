@@ -26,7 +26,7 @@ class JobFacts:
         n_media: number of items of the pet that was reclustered.
         attempt: number of the attempt, from 1.
         started_s: start time by ``time.perf_counter``; for a job in a batch, the start time of the batch.
-        refusal: why the request did not fit the pet, so that nothing was changed; None if it was not refused.
+        refusal: why the request did not fit the pet, so that nothing was changed, or None if it was not refused.
         outer: the facts of the job before it in its batch; None outside a batch, and for the first job in it.
     """
 
@@ -56,7 +56,7 @@ def current_job() -> JobFacts:
 
 
 def close_job() -> JobFacts | None:
-    """Return the facts of the job that just ended, and close them; None if none were open."""
+    """Return the facts of the job that just ended, and close them, or None if none were open."""
     facts = _current.get()
     if facts is not None:
         _current.set(facts.outer)

@@ -295,7 +295,7 @@ class RecordJobs(dramatiq.Middleware):
         return record
 
     def _age_s(self, message: MessageProxy) -> float | None:
-        """Return the time since the job was enqueued; None if its entry id or timestamp lies in the future."""
+        """Return the time since the job was enqueued, or None if its entry id or timestamp lies in the future."""
         now_ms = 1000 * self._clock()
         added_ms = int(getattr(message, "entry_id", "0").partition("-")[0])
         return (

@@ -243,7 +243,7 @@ def _way_to(under: Any) -> tuple[Send, int | None]:
 
 
 def _most_at_once(fd: int) -> float:
-    """Return the maximum length of a line that a writable stream accepts without blocking; 0 for a terminal."""
+    """Return the maximum length of a line that a writable stream accepts without blocking, or 0 for a terminal."""
     try:
         mode = os.fstat(fd).st_mode
     except OSError:

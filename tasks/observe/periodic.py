@@ -146,7 +146,7 @@ def _declare(
 
 
 def _scheduled_at(message: dramatiq.Message[Any] | None) -> datetime | None:
-    """Return when the running message was scheduled; None if it was sent by hand."""
+    """Return when the running message was scheduled, or None if it was sent by hand."""
     scheduled_at = None if message is None else message.options.get("scheduled_at")
     return None if scheduled_at is None else datetime.fromisoformat(scheduled_at)
 

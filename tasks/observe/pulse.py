@@ -38,7 +38,7 @@ class Pulse:
     Attributes:
         at_s: time on the machine's monotonic clock, which all processes share.
         queues: the queues it consumes.
-        stuck: the part that makes no progress, and why; None if every part makes progress.
+        stuck: the part that makes no progress, and why, or None if every part makes progress.
     """
 
     pid: int
@@ -144,7 +144,7 @@ def pulses(directory: Path) -> list[Pulse]:
 
 
 def why_not_alive(found: Sequence[Pulse], *, hung_after_s: float, up_for_s: float, now_s: float) -> str | None:
-    """Return why the pod should be restarted; None if every process makes progress.
+    """Return why the pod should be restarted, or None if every process makes progress.
 
     Args:
         up_for_s: age of the calling process; the first worker process must have booted within :data:`BOOT_S`.

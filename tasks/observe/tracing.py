@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def tracing_middleware(settings: Settings) -> list[dramatiq.Middleware]:
-    """Return the middleware that traces jobs; empty unless ``OTEL_EXPORTER_OTLP_ENDPOINT`` is set.
+    """Return the middleware that traces jobs, or an empty list if ``OTEL_EXPORTER_OTLP_ENDPOINT`` is not set.
 
     Raises:
         InvalidInput: the variable is set, but the extra [otel] is not installed.
@@ -145,7 +145,7 @@ class TraceJobs(dramatiq.Middleware):
 
 
 def _context(traceparent: str | None) -> Context:
-    """Return the context of a traceparent; an empty context if it is missing or invalid."""
+    """Return the context of a traceparent, or an empty context if it is missing or invalid."""
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

@@ -14,7 +14,7 @@ class Row(NamedTuple):
 
     Attributes:
         done, failed, dead: sums.
-        p50_s, p95_s, waiting, oldest_s: the largest values of the steps; None if there are none.
+        p50_s, p95_s, waiting, oldest_s: the largest values of the steps, or None if there are none.
     """
 
     at: datetime

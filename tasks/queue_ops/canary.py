@@ -127,7 +127,7 @@ class Canary:
         return Requeued(n_requeued, 0, 0, True, f"{n_requeued} requeued, none failed again")
 
     def _pause_until(self, at: float) -> None:
-        """Sleep until a time, at most a second at a time, so that a request to stop is noticed."""
+        """Sleep until a time, in steps of at most a second, so that a request to stop is noticed."""
         while (left := at - self._clock()) > 1 and not self._should_stop():
             self._sleep(1.0)
         self._sleep(max(0.0, left))

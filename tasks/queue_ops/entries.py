@@ -74,7 +74,7 @@ def facts_of(fields: Mapping[bytes, bytes]) -> EntryFacts:
 
 
 def added_at(entry_id: str) -> datetime | None:
-    """Return the time at which an entry was added, according to its id; None if the id is ahead of the clock."""
+    """Return the time at which an entry was added, according to its id, or None if the id is ahead of the clock."""
     try:
         at = datetime.fromtimestamp(int(entry_id.partition("-")[0]) / 1000, tz=UTC)
     except (ValueError, OverflowError, OSError):

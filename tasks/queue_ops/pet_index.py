@@ -119,7 +119,7 @@ def find_jobs(
     limit: int = 1_000,
     shards: Sequence[str] | None = None,
 ) -> tuple[list[FoundJob], int]:
-    """Return the pet's unfinished jobs, at most ``limit`` per queue, and the number of entries indexed for the search.
+    """Return at most ``limit`` unfinished jobs of the pet per queue, and the number of entries indexed for the search.
 
     Args:
         shards: the queues or shards to search; None for all.
@@ -233,7 +233,7 @@ class KeepPetIndex(dramatiq.Middleware):
 
 
 def _facts_of(inspector: Inspector, entry_ids: Sequence[str]) -> list[EntryFacts | None]:
-    """Return the facts of each entry; None for an entry that has ended."""
+    """Return the facts of each entry, or None for an entry that has ended."""
     return [None if fields is None else facts_of(fields) for fields in inspector.entries(entry_ids)]
 
 

@@ -93,7 +93,7 @@ class EmbeddedRedis:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id; None if the server is not running."""
+        """The server's process id, or None if the server is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def start(self) -> Self:

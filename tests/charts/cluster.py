@@ -72,7 +72,7 @@ class Cluster:
         return {one["metadata"]["name"]: one["spec"].get("replicas", 1) for one in self.of("Deployment")}
 
     def answer(self, method: str, target: str, body: bytes) -> Any:
-        """Return the JSON or text of the response to a request; None if the resource does not exist."""
+        """Return the JSON or text of the response to a request, or None if the resource does not exist."""
         url = urlsplit(target)
         words = url.path.strip("/").split("/")
         if len(words) == 1 or "/".join(words[1:]) in APIS:

@@ -135,7 +135,7 @@ def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
 
 
 def heir(media: set[MediaId], after: PetState) -> ClusterId | None:
-    """Return the cluster that has more than half of these items; None if there is none."""
+    """Return the cluster that has more than half of these items, or None if there is none."""
     went = Counter(int(after.labels[after.rows[item]]) for item in media)
     most = max(went, key=lambda label: went[label], default=-1)
     return ClusterId(most) if most != -1 and 2 * went[most] > went.total() else None

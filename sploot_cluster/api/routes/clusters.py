@@ -156,7 +156,7 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
 
 
 async def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: float) -> str | None:
-    """Wait until the job of a preview has succeeded and return the token; None if that takes longer than ``wait_s``.
+    """Wait until the job of a preview has succeeded and return the token, or None if that takes longer than ``wait_s``.
 
     Does not occupy a thread while it waits, so that waiting previews do not block other requests.
 

@@ -30,7 +30,7 @@ class ReadinessCheck:
     """The check of one dependency of the server, e.g. Redis.
 
     Attributes:
-        problem: what is wrong with it; None if it works.
+        problem: what is wrong with it, or None if it works.
         hint: how to fix it.
     """
 

@@ -153,7 +153,7 @@ class Request(Checked, ABC, Generic[Answer]):
 
     @abstractmethod
     def done_before(self, state: PetState, operation: Operation) -> Answer | None:
-        """Return the result if the operation was already done; else None."""
+        """Return the result if the operation was already done, else None."""
 
     @abstractmethod
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Answer]:
@@ -183,7 +183,7 @@ class LedgerEntry(Correction):
 
     @abstractmethod
     def request(self, pet_id: int, left: Callable[[Sequence[MediaId]], Sequence[MediaId]]) -> LedgerRequest | None:
-        """Return a request that repeats this correction; None if none of its items is left.
+        """Return a request that repeats this correction, or None if none of its items is left.
 
         Args:
             left: returns the given items without those that can no longer be named, in the same order.
@@ -276,7 +276,7 @@ class Statement(LedgerEntry):
         """Return what this correction demands of one of its items, in words.
 
         Args:
-            n_mates: number of other items that it still keeps together with this item; None if it keeps the item
+            n_mates: number of other items that it still keeps together with this item, or None if it keeps the item
                 together with none, or no longer does.
         """
 

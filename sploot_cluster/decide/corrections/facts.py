@@ -20,7 +20,7 @@ def groups_of(named: Mapping[str, Sequence[str]]) -> dict[ClusterId, tuple[Media
 
 
 def aliases_of(facts: Mapping[str, Any]) -> dict[ClusterId, ClusterId]:
-    """Return the aliases in a correction's facts; empty if the facts have none."""
+    """Return the aliases in a correction's facts, or an empty dict if there are none."""
     named: Mapping[str, int] = facts.get("aliases", {})
     return {ClusterId(int(old)): ClusterId(int(now)) for old, now in named.items()}
 
@@ -31,7 +31,7 @@ def named(groups: Mapping[ClusterId, Sequence[MediaId]]) -> dict[str, list[Media
 
 
 def aliased(aliases: Mapping[ClusterId, ClusterId]) -> dict[str, object]:
-    """Return a JSON object that holds the aliases as ``aliases``; an empty object if there are none."""
+    """Return a JSON object that holds the aliases as ``aliases``, or an empty object if there are none."""
     return {"aliases": {str(old): now for old, now in aliases.items()}} if aliases else {}
 
 

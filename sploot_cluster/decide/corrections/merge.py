@@ -212,7 +212,7 @@ def _named_by_others(
 
 
 def _newest_inside(contents: Mapping[int, Sequence[Sequence[MediaId]]], members: Collection[MediaId]) -> int | None:
-    """Return the first revision in ``contents`` whose items are all in ``members``; None if there is none."""
+    """Return the first revision in ``contents`` whose items are all in ``members``, or None if there is none."""
     is_inside: dict[int, bool] = {}
     for parts in contents.values():
         for part in parts:

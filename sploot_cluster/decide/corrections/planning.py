@@ -47,7 +47,7 @@ def signature(request: Request[Any], state: PetState, operation: Operation) -> S
 
 
 def done_before(state: PetState, operation_id: str) -> Corrected | None:
-    """Return the result of an operation, with the current id of its cluster; None if it is not in the ledger."""
+    """Return the result of an operation, with the current id of its cluster, or None if it is not in the ledger."""
     done = next((one for one in reversed(state.ledger) if one.operation_id == operation_id), None)
     if done is None:
         return None

@@ -126,7 +126,7 @@ def _similarity_to_own(scene: Scene, rows: Rows, at: Rows) -> tuple[FloatVector,
 
 
 def _rivals(scene: Scene, rows: Rows, at: Rows) -> tuple[Rows, FloatVector]:
-    """Return, for each row, the position of the most similar other cluster and its similarity; -1 if there is none."""
+    """Return, for each row, the position (or -1) of the most similar other cluster, and the similarity to it."""
     vectors = scene.state.vectors
     second, best = np.full(len(rows), -1, dtype=np.intp), np.full(len(rows), -1, dtype=np.float32)
     n = len(scene.clusters)

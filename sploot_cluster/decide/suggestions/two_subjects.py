@@ -61,7 +61,7 @@ def ask(scene: Scene) -> Iterator[Suggestion]:
 
 
 def _cut(scene: Scene, at: int, usual_spread: float) -> _Cut | None:
-    """Return the best cut of a cluster; None if one half would be too small."""
+    """Return the best cut of a cluster, or None if one half would be too small."""
     members = scene.members[at]
     vectors = scene.state.vectors[members]
     centre = vectors.mean(axis=0)

@@ -129,7 +129,7 @@ def _report(sent: _Sent, errors: list[str], notes: list[str]) -> None:
 
 
 def _has_no_worker() -> bool:
-    """Return whether the queue certainly has no live consumer; False if this Redis user may not read that."""
+    """Return whether the queue certainly has no live consumer, or False if this Redis user may not read that."""
     from sploot_cluster.refusals import REDIS_ERRORS
     from tasks.composition import build_broker, build_client
 

@@ -52,7 +52,7 @@ class Items:
     """The items of a file.
 
     Attributes:
-        n: number of items; None if it is known only at the end.
+        n: number of items, or None if it is known only at the end.
         notes: assumptions about the file, to be printed.
     """
 

@@ -293,7 +293,7 @@ class Load:
                     self.records.torn.append(f"pet {pet}: {torn}")
 
     def _http(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Return the status of a response; 0 if there was none."""
+        """Return the status of a response, or 0 if there was none."""
         connection = http.client.HTTPConnection("127.0.0.1", self._stage.http_port, timeout=20)
         try:
             content = None if body is None else json.dumps(body)

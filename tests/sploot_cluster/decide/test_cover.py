@@ -21,7 +21,7 @@ def service() -> ClusterService:
 
 
 def covers(service: ClusterService) -> dict[int, MediaId | None]:
-    """Return the chosen cover of each cluster; None if it is derived."""
+    """Return the chosen cover of each cluster, or None if it is derived."""
     return {view.cluster_id: view.cover if view.is_cover_chosen else None for view in service.clusters(PET).clusters}
 
 

@@ -41,7 +41,7 @@ def judge(service: ClusterService, client: Any, file: bytes, mutated: dict[str, 
     """Import a file as pet 7, on a server that has no other data; return the outcome.
 
     Args:
-        mutated: the members of the file; None if the mutation may have made it an invalid zip.
+        mutated: the members of the file, or None if the mutation may have made it an invalid zip.
 
     Raises:
         AssertionError: the file was refused although keys were written, the imported pet differs from the file, or the

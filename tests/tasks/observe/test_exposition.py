@@ -62,7 +62,7 @@ def head(port: int, path: str) -> tuple[int, bytes]:
 
 
 def samples(port: int) -> dict[tuple[str, str], float]:
-    """Return the sum of each (name, outcome) over all other labels; empty if the pod does not respond."""
+    """Return the sum of each (name, outcome) over all other labels, or an empty dict if the pod does not respond."""
     totals: dict[tuple[str, str], float] = {}
     status, text = get(port, "/metrics")
     for family in text_string_to_metric_families(text if status == 200 else ""):
@@ -130,7 +130,7 @@ def merge_clusters(**_):
 
 
 def failed_corrections(port: int) -> float:
-    """Return the number of failed corrections; -1 if the pod does not respond."""
+    """Return the number of failed corrections, or -1 if the pod does not respond."""
     status, text = get(port, "/metrics")
     if status != 200:
         return -1
