@@ -33,7 +33,7 @@ ROUNDS: Final = 3
 
 
 def measure_tree(vectors: FloatMatrix, n: int, share: float) -> tuple[float, float]:
-    """Return the CPU seconds of a tree of n items and ``share`` more: built from scratch, and extended by them."""
+    """Return the CPU seconds to build a tree of n items and ``share`` more, and to extend a tree of n items by them."""
     tree, more = spanning_tree(vectors[:n], SAMPLES), vectors[: n + round(share * n)]
     spent = [(_cpu(lambda: spanning_tree(more, SAMPLES)), _cpu(lambda: grown(tree, more))) for _ in range(ROUNDS)]
     return median(built for built, _ in spent), median(extended for _, extended in spent)

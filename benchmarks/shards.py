@@ -39,7 +39,7 @@ HIGHEST_PORT: Final = 55_000
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What one event cost, in µs of CPU time: in this process, and in each node, the busiest first."""
+    """The CPU time of one event, in µs: in this process, and in each node, busiest first."""
 
     process_us: float
     nodes_us: tuple[float, ...]

@@ -245,7 +245,7 @@ class ConsumedQueue:
 
     @property
     def n_at_worker(self) -> int:
-        """The number of messages that the Worker holds, running ones included. A batch counts as one."""
+        """The number of messages that the Worker holds, including running ones. A batch counts as one."""
         consumer = self._consumer
         return self.deliveries.n_places - (0 if consumer is None else consumer.n_buffered)
 
@@ -263,7 +263,7 @@ class ConsumedQueue:
         return is_stopped or not self.process.moves.is_set()
 
     def rest(self, timeout_s: float) -> None:
-        """Wait at most ``timeout_s`` until reading is allowed again."""
+        """Wait up to ``timeout_s`` for reading to be allowed again."""
         if self.process.is_orphaned:
             time.sleep(timeout_s)
             return

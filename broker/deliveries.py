@@ -60,7 +60,7 @@ class Follower:
 
 @dataclass(frozen=True, slots=True)
 class SharedFollower:
-    """A follow-up message that several finished messages may enqueue but that is added only once: a group's callback.
+    """A follow-up message, such as a group's callback, that is added once although several messages may enqueue it.
 
     Attributes:
         name: the id that all attempts to enqueue it share.

@@ -225,7 +225,7 @@ class Inspector:
         return [fields_of(found[0][1]) if found else None for found in answers]
 
     def delayed(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the names and encoded messages that are not due yet, retries included, in no particular order.
+        """Yield the names and encoded messages that are not due yet, including retries, in no particular order.
 
         The name is a message's member in the sorted set of delayed messages.
         """

@@ -66,7 +66,7 @@ class Listeners:
         return found
 
     def of_pair(self, middleware: list[Middleware], before: str, after: str) -> Sequence[Method]:
-        """Return the methods ``before`` of every middleware that implements both ``before`` and ``after``."""
+        """Return the method ``before`` of every middleware that also implements ``after``."""
         methods = self.of(middleware, before)
         with_after = {id(getattr(method, "__self__", None)) for method in self.of(middleware, after)}
         return [method for method in methods if id(getattr(method, "__self__", None)) in with_after]

@@ -40,7 +40,7 @@ class QueueStats:
         in_flight: pending entries of the group, as XPENDING counts them.
         oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it, or None if no
             entry is pending.
-        delayed: messages that are not due yet, retries included.
+        delayed: messages that are not due yet, including retries.
         orphaned: delivered entries in no pending list; the janitors requeue them. Only those around the first 1,000
             pending entries are counted.
         dead: dead letters.
@@ -48,7 +48,7 @@ class QueueStats:
             priority began to wait in line. Messages that wait for the limit of another key are not included. None if
             there is none, or if the entry's id is ahead of the clock because a producer chose the id or the clock was
             ahead at that time.
-        entries_added: entries ever added to the stream, promoted and retried ones included; on Redis 6.2, only the
+        entries_added: entries ever added to the stream, including promoted and retried ones; on Redis 6.2, only the
             messages that were enqueued through this broker.
         next_due_ms: time until the next delayed message is due, 0 if it is overdue, or None if none is delayed.
         paused: whether delivery is paused.

@@ -36,7 +36,7 @@ class JobRef:
         job_id: its id, for ``GET /api/v1/internal/jobs/{job_id}``.
         queue: the queue in which it waits.
         coalesced: an identical job was already waiting, so this call enqueued nothing.
-        position: number of jobs in its queue when it was enqueued, itself included, or None if not counted.
+        position: number of jobs in its queue when it was enqueued, including itself, or None if not counted.
         withheld: nothing was enqueued and the job does not exist, because the rollout has not reached the pet.
     """
 

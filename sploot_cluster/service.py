@@ -265,9 +265,9 @@ class ClusterService:
 
         Returns:
             for each item, in order, its assignment, or None if it was not assigned here. Call :meth:`assign` for
-            such an item: it assigns the item or raises the reason. These are items that are invalid, that are
-            replacements or have another model than their pet, or whose pet is claimed, damaged, full, busy or decided
-            exactly (``exact_until``).
+            such an item: it assigns the item or raises the reason. These are items that are invalid, are replacements,
+                or have a different model from their pet; and items whose pet is claimed, damaged, full, busy, or small
+                enough for exact arrivals (``exact_until``).
 
         Raises:
             StoreUnavailable: any of the items may have been assigned.

@@ -47,7 +47,7 @@ RELEASES: Final = (
 
 
 class Unavailable(Exception):
-    """Raised when apt cannot fetch a release. The text is the end of its output."""
+    """Raised when apt cannot fetch a release. The message is the end of its output."""
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ def media_id(sent_ns: int, number: int) -> str:
 
 
 class Stamps:
-    """The recorder of the pairs of times of this process."""
+    """A recorder of this process's pairs of times."""
 
     def __init__(self, directory: Path) -> None:
         hidden = directory / f".{os.getpid()}"

@@ -325,7 +325,7 @@ class GroupReads:
         self._read.wake()
 
     def exclude(self, queue: SharedRead, *, timeout_s: float) -> bool:
-        """Stop reading this queue; return whether it is certain, within ``timeout_s``, that no more entries arrive."""
+        """Stop reading this queue; return whether it is certain, within ``timeout_s``, that no more entries come."""
         with self._changed:
             self._queues.discard(queue)
             if queue not in self._covered:

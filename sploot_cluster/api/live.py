@@ -109,7 +109,7 @@ class Feed:
                 self._reader = self._latest = None
 
     async def _news(self, within_s: float) -> bool:
-        """Wait for the next read; return whether it finished within this time."""
+        """Wait for the next read; return whether it finished in time."""
         assert self._next is not None
         # unlike wait_for, this does not cancel the future on a timeout; other viewers wait for it too
         done, _ = await asyncio.wait([self._next], timeout=within_s)

@@ -75,7 +75,7 @@ class CondensedTree:
         )
 
     def chosen(self) -> list[int]:
-        """Return, for each group, the chosen group that it is part of, which may be itself, or -1 if there is none."""
+        """Return, for each group, the chosen group that it is or is part of, or -1 if there is none."""
         n_groups = len(self.parents)
         parents = np.array(self.parents[1:], dtype=np.intp)
         # the difference of two infinite densities, in a group of identical vectors, is not a number

@@ -1,4 +1,4 @@
-"""Parts of the start that short commands skip. Processes that serve requests or run jobs skip nothing.
+"""Startup work that short commands skip. Processes that serve requests or run jobs skip nothing.
 
 redis-py imports its asyncio half, and OpenTelemetry if it is installed; Dramatiq imports gevent in the same way. The
 garbage collector runs dozens of times during the imports, and visits every object again when the process ends.

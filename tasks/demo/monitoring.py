@@ -36,7 +36,7 @@ _LEAST_GROUP_WAIT_MS: Final = 2_500
 
 
 class NoMonitoring(Exception):
-    """Raised when alerting is not possible here. The text names what is missing and how to get it."""
+    """Raised when alerting is not possible here. The message states what is missing and how to get it."""
 
 
 def faster(text: str, speed: int) -> str:

@@ -54,7 +54,7 @@ _CHANNELS: Final = {"slack": "Slack #sploot-media-alerts", "slack-oncall": "Slac
 
 
 class NotBegun(Exception):
-    """Raised when an exercise cannot start now. The text states the reason and what to type."""
+    """Raised when an exercise cannot start now. The message states the reason and what to type."""
 
 
 class Practice:

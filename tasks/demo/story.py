@@ -447,7 +447,7 @@ def _order_of_arrival(albums: Sequence[Album]) -> Iterable[tuple[Album, int]]:
 
 
 def _same_look(clusters: Mapping[int, Sequence[str]], truth: Mapping[str, int]) -> tuple[int, int] | None:
-    """Return the two largest clusters whose items mostly show the same look, larger first, if there are two."""
+    """Return the two largest clusters that mostly show the same look, larger first, or None without such a pair."""
     looks: dict[int, list[int]] = {}
     for cluster in sorted(clusters, key=lambda c: (-len(clusters[c]), c)):
         looks.setdefault(statistics.mode(truth[item] for item in clusters[cluster]), []).append(cluster)

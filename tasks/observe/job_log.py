@@ -72,7 +72,7 @@ class _Series(NamedTuple):
 
 
 class _OfBatch(threading.local):
-    """What this thread still has to write for the jobs of its batch that have ended; for a single job, its own part.
+    """The counts and log facts that this thread has yet to write for the ended jobs of its batch, or for a single job.
 
     One write for each series takes far less time than one for each job.
 

@@ -66,7 +66,7 @@ class KeepPulse(dramatiq.Middleware):
         self._running[threading.get_ident()] = message, self._clock()
 
     # A job counts as running until its ack or nack begins, because other middleware may hang after its function has
-    # returned. The ack itself is not included, because an outage of Redis must not restart any process.
+    # returned. The ack itself does not count, because a Redis outage must not restart any process.
 
     def before_ack(self, broker: Broker, message: MessageProxy) -> None:
         self._running.pop(threading.get_ident(), None)

@@ -40,7 +40,7 @@ Requeue = Callable[[Callable[[int, int], None], Callable[[], str]], Done]
 
 
 class CanaryRuns:
-    """The canaries of this process, and the state of the canaries of all processes. Errors from redis-py propagate."""
+    """The canaries of this process, and the state of those of all processes. Errors from redis-py propagate."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
@@ -84,7 +84,7 @@ class CanaryRuns:
         return _run_of(stored, datetime.now(UTC))
 
     def close(self) -> None:
-        """Stop the runs of this process, and wait at most ``CLOSING_S`` for them to end."""
+        """Stop the runs of this process, and wait up to ``CLOSING_S`` for them to end."""
         self._is_closing.set()
         deadline = time.monotonic() + CLOSING_S
         for thread in self._threads:

@@ -31,7 +31,7 @@ LOAD_TIMEOUT_S: Final = 300.0  # for a server that accepts connections while it 
 
 
 class NoRedisServer(Exception):
-    """Raised when no redis-server can be found or started. The text gives the fix."""
+    """Raised when no redis-server can be found or started. The message states the fix."""
 
 
 def find_redis_server() -> Path:

@@ -50,7 +50,7 @@ class QueueState:
 
 
 class Line:
-    """The line from a simulated process to Redis. A test can cut it."""
+    """The link between a simulated process and Redis, which a test can cut."""
 
     def __init__(self) -> None:
         self.is_cut_by: type[BaseException] | None = None

@@ -44,7 +44,7 @@ def message(actor: str, *args: object) -> dramatiq.Message[Any]:
 
 
 def has_started(client: Any, times: int) -> bool:
-    """Return whether workers of the command have started this many times, reloads included."""
+    """Return whether workers of the command have started this many times, including reloads."""
     return bool(client.llen("forked") == times and client.zcard("{streams:default}:consumers"))
 
 

@@ -1,4 +1,4 @@
-"""Tests that backups as in docs/how-to/upgrades.md contain every pet and correction and can be restored."""
+"""Tests that backups made as in docs/how-to/upgrades.md contain every pet and correction and can be restored."""
 
 from __future__ import annotations
 

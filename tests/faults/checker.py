@@ -48,7 +48,7 @@ class Snapshot:
 
     Attributes:
         stream: messages that are waiting or in flight.
-        pending: number of entries in pending lists, ghosts included.
+        pending: number of entries in pending lists, including ghosts.
         delayed: messages that are not due yet, if both their due time and their message are stored.
         dead: uid -> reasons of its dead letters.
         halves: names of messages with a due time but no message, or the reverse; the same for places in line.

@@ -20,7 +20,7 @@ class Entries:
         kinds: uid -> kind of every message that a producer tried to enqueue, written before the attempt.
         fates: uid -> result of the enqueue; missing if the producer died before it recorded the result.
         runs: uid -> number of times its job ran to its end.
-        lines: ordering key -> uids in the order in which their jobs ended, repeated runs included.
+        lines: ordering key -> uids in the order in which their jobs ended, including repeated runs.
     """
 
     kinds: Mapping[str, str]

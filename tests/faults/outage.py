@@ -125,7 +125,7 @@ class Outage:
 
     @property
     def n_open(self) -> int:
-        """The number of open connections, forgotten ones excluded."""
+        """The number of open connections, without forgotten ones."""
         return len(self._writers - self._forgotten)
 
     @property

@@ -47,7 +47,7 @@ class Demands:
     def broken(
         self, labels: Mapping[MediaId, int], aliases: Mapping[ClusterId, ClusterId]
     ) -> list[tuple[MediaId, MediaId]]:
-        """Return the pairs that ``labels`` break. An item paired with itself is in a cluster where it must not be."""
+        """Return the pairs that ``labels`` violate. An item paired with itself is in a forbidden cluster."""
         broken = []
         for item in self.placed & labels.keys():
             if labels[item] == -1:
