@@ -1,4 +1,4 @@
--- Makes a message at work a dead letter, for an operator, so that the next message of its key gets its turn.
+-- Turns a message at work into a dead letter, for an operator, so that the next message of its key gets its turn.
 --
 -- KEYS     1–9 work  10 dead (see dead.lua)  11 suspects  12 counters  13 unique key of the message (optional)
 -- ARGV     group, consumer of handed-back entries, key (see work.lua), place of the message, message id,

@@ -1,10 +1,10 @@
--- Searches a page of the messages of a queue for texts. Writes nothing.
+-- Searches a page of the messages of a queue for strings. Writes nothing.
 --
 -- KEYS     1–9 work
 -- ARGV     where: line, delayed or stream; cursor ("" at first), approximate number of messages to look at,
---          largest entry in bytes (larger ones are left out), approximate limit on the bytes to look at, texts…
--- Returns  {next cursor ("" = the pass is complete), place, fields, …} of the messages that contain one of the texts, or
---          of all messages if no text is given
+--          largest entry in bytes (larger ones are left out), approximate limit on the bytes to look at, strings…
+-- Returns  {next cursor ("" = the pass is complete), place, fields, …} of the messages that contain one of the strings, or
+--          of all messages if no string is given
 
 local cursor, count, longest, budget = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local texts = {unpack(ARGV, 6)}

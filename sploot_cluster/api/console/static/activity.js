@@ -1,4 +1,4 @@
-// What the queues did in the last 24 hours: throughput, failures, latency and backlog.
+// The activity of the queues in the last 24 hours: throughput, failures, latency and backlog.
 
 import { get } from "./api.js";
 import { chart, charts } from "./charts.js";
@@ -6,7 +6,7 @@ import { h } from "./dom.js";
 import { changes, figuresOfJobs } from "./pushed.js";
 import { limitsOf, thresholds } from "./thresholds.js";
 
-// Workers add what they did every ten seconds. The response is too large to load it more often than that.
+// Workers add their counts every ten seconds. The response is too large to load it more often than that.
 const hasChanged = changes(10_000);
 
 export const activity = {

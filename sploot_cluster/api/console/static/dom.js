@@ -69,10 +69,10 @@ export function when(iso) {
   return h("time", { datetime: iso, title: at.toLocaleString("sv-SE", { timeZoneName: "short" }) }, `${at.toISOString().slice(0, 19).replace("T", " ")} UTC`);
 }
 
-/** Return the part of a consumer's name, host:pid:birth:random, that is useful to people. */
+/** Return the part of a consumer's name, host:pid:birth:random, that users need. */
 export const shortName = (name) => (name.split(":").length === 4 ? name.split(":").slice(0, 2).join(":") : name);
 
-/** Go to an address in the page. If the page is already there, load it again. */
+/** Go to a page of the console, or load it again if it is shown already. */
 export function go(address) {
   const before = location.href;
   location.hash = address;

@@ -1,4 +1,4 @@
-// Navigation: the fragment of the address names a page and its parameters, so every page can be linked to.
+// Navigation: the fragment of the URL names a page and its parameters, so every page can be linked to.
 
 import { Refused, Unanswered, forget, me, may, recognise, token } from "./api.js";
 import { h, notice, retitle } from "./dom.js";
@@ -18,7 +18,7 @@ const OLD_AFTER_S = 60;
 
 const main = document.getElementById("main");
 const freshness = document.getElementById("freshness");
-const places = new Map(); // address -> scroll position of its page when the user left it
+const places = new Map(); // fragment -> scroll position of its page when the user left it
 
 let here = null;
 let timer = null;
@@ -52,7 +52,7 @@ function address() {
   }
 }
 
-/** Load and draw the page that the address names; `again`: whether it is shown already. */
+/** Load and draw the page that the fragment names; `again`: whether it is shown already. */
 async function show({ again = false } = {}) {
   clearTimeout(timer);
   if (!again) {

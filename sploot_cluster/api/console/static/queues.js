@@ -1,4 +1,4 @@
-// The page of the queues: their figures, their workers, the reasons for waiting work, and the audit log.
+// The page of the queues: their numbers, their workers, why work waits, and the audit log.
 
 import { get, may } from "./api.js";
 import { advice, ask, count, duration, h, number, shell, shortName, table, when } from "./dom.js";
@@ -63,7 +63,7 @@ const deadLink = (queue) => (queue.dead ? h("a", { href: `#/dead/${queue.queue}`
 
 const phrase = (head, text) => (head === "oldest" ? `the oldest job is ${text} old` : head === "held for" ? `the oldest running job is held for ${text}` : `${text} ${head}`);
 
-/** Summarise the present state of the queues. How earlier jobs ended is not part of it; the alerts cover that. */
+/** Summarise the current state of the queues. How earlier jobs ended is not part of it; the alerts cover that. */
 function banner(queues) {
   const isIdle = (queue) => !queue.consumers.some((consumer) => consumer.is_alive);
   const areAllIdle = queues.every(isIdle);

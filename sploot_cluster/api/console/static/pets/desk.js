@@ -1,7 +1,7 @@
 // A pet as its labeller sees it: the server's data, with unfinished corrections already applied to it.
 //
 // Corrections are sent one after the other, each with the revision that the labeller saw. So no correction is applied
-// to a state that the labeller has not seen: if another person was faster, the correction is refused, those queued
+// to a state that the labeller has not seen: if another user was faster, the correction is refused, those queued
 // after it are not sent, and the page shows the pet as it is now.
 
 import { asset, follow, get, may, post, Refused } from "../api.js";
@@ -11,7 +11,7 @@ const POLL_MS = 5_000;
 
 export const same = (a, b) => String(a) === String(b);
 
-/** The name that a person gave a cluster, or else its id. */
+/** The name that a user gave a cluster, or else its id. */
 export const titleOf = ({ cluster_id: id, name }) => name ?? (String(id).startsWith("new") ? "New album" : `Album ${id}`);
 
 export const items = (n) => `${count(n)} ${n === 1 ? "item" : "items"}`;

@@ -41,7 +41,7 @@ export const listPage = {
       typing = setTimeout(refresh, 250);
     });
 
-    /** Show the pets that match now. The field keeps the focus, and the address can be shared. */
+    /** Show the pets that match now. The field keeps the focus, and the URL can be shared. */
     async function refresh() {
       const wanted = asked();
       try {

@@ -137,7 +137,7 @@ export class PetPage {
 
   // -- corrections ---------------------------------------------------------------------------------------------------
 
-  /** The fields that a verb would get from the present selection, or null if the selection does not fit it. */
+  /** The fields that a verb would get from the current selection, or null if the selection does not fit it. */
   #given(verb) {
     const chosen = this.view.chosen?.();
     const album = this.view.album?.();

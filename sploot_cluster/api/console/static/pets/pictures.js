@@ -1,4 +1,4 @@
-// Pictures of items. The console's server configures their address; without one, items are shown as a name on a colour.
+// Pictures of items. The console's server configures their URL; without one, items are shown as a name on a colour.
 
 import { h } from "../dom.js";
 
