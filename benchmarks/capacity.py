@@ -104,7 +104,7 @@ def grown(client: redis.Redis, fill: Callable[[], None]) -> int:
 
 
 def of_processes(url: str) -> list[tuple[str, float]]:
-    """Return the memory (USS) of each kind of process in MB; for workers, also after reclusters."""
+    """Return the memory (USS) of each kind of process in MB, and that of workers after reclusters too."""
     cli = [sys.executable, "-m", "tasks.cli"]
     commands = {
         "worker": [*cli, "worker", "--processes", "1", "--threads", "4"],

@@ -170,7 +170,7 @@ class Inspector:
     def pending(
         self, limit: int = PAGE, *, consumer: str | None = None, idle_ms: int = 0, after: str | None = None
     ) -> list[PendingEntry]:
-        """Return at most ``limit`` pending entries, lowest id first; none if the group does not exist."""
+        """Return at most ``limit`` pending entries, lowest id first, or none if the group does not exist."""
         found: list[PendingEntry] = []
         start = "-" if after is None else f"({after}"
         while len(found) < limit:
@@ -201,7 +201,7 @@ class Inspector:
         return None
 
     def waiting(self, limit: int = 10, *, after: str | None = None) -> list[tuple[str, Mapping[bytes, bytes]]]:
-        """Return undelivered entries, the next one first: at most a few megabytes, and only the heads of large entries.
+        """Return undelivered entries, next one first: at most a few megabytes, and only the heads of large entries.
 
         Args:
             after: the id of the last entry of the previous page.
@@ -216,7 +216,7 @@ class Inspector:
         return [(entry_id.decode(), fields_of(flat)) for entry_id, flat, _ in found]
 
     def entries(self, entry_ids: Sequence[str]) -> list[Mapping[bytes, bytes] | None]:
-        """Return the fields of entries in one round trip; only the head of a large entry, None for a missing one.
+        """Return the fields of entries, in one round trip: only the head of a large entry, and None for a missing one.
 
         Each result may be a quarter of a megabyte, so request no more than about a hundred at a time.
         """
@@ -400,7 +400,7 @@ class Inspector:
         return decode(entry_id, fields, queue_name=name, decoder=self._decoder, check=self._check)
 
     def groups(self) -> list[str]:
-        """Return the names of the stream's groups; none if the stream does not exist."""
+        """Return the names of the stream's groups, or none if the stream does not exist."""
         return [group["name"].decode(errors="replace") for group in self._groups()]
 
     def last_delivered_id(self) -> str:

@@ -174,7 +174,7 @@ class Parent:
 
 
 def state_of(pid: int) -> str:
-    """Return the state of a process, as /proc names it; X if it does not exist."""
+    """Return the state of a process, as /proc names it, or X if the process does not exist."""
     found = stat_of(pid)
     return "X" if found is None else found[0]
 

@@ -364,7 +364,7 @@ def _key_and_limits(delivery: Delivery) -> tuple[str, str]:
 
 
 def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:
-    """Return the fields of the delivery's entry; none if its actor changed the arguments so that encoding fails."""
+    """Return the fields of the delivery's entry, or none if its actor changed the arguments so that encoding fails."""
     try:
         return {b"message": delivery._message.encode()}
     except Exception:

@@ -3,7 +3,7 @@
 A worker thread adds its finished message and continues; one thread per process writes the gathered acknowledgements.
 Acknowledgements that could not be written are kept and tried again. If the process crashes before the write, the
 message is delivered again and the job runs twice, as it could without batches. An acknowledgement waits for a few
-milliseconds, or until an outage of Redis ends.
+milliseconds, or until a Redis outage ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Render the users of Redis: ``python -m deploy.redis_users --passwords FOLDER [--redis-6] > users.acl``.
+"""Render the Redis users: ``python -m deploy.redis_users --passwords FOLDER [--redis-6] > users.acl``.
 
 FOLDER contains one file per user, named after the user, with the password. The output contains SHA-256 hashes, never a
 password. ``--redis-6`` renders for Redis 6.2, which supports neither read-only keys nor selectors: there, an operator

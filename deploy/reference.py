@@ -194,7 +194,7 @@ def _name_of(family: Any) -> str:
 
 
 def _listed(items: Iterable[tuple[str, str]]) -> list[str]:
-    """Return a Markdown list of names and their meanings after an empty line; no lines if there are no names."""
+    """Return a Markdown list of names and their meanings after an empty line, or no lines if there are no names."""
     lines = [
         fill(f"- {name}: {_sentence(text)}" if text else f"- {name}", WIDTH, subsequent_indent="  ")
         for name, text in items

@@ -321,7 +321,7 @@ def shown(value: object, *, quoted: bool = True) -> str:
 
 
 def number_of(value: object) -> object:
-    """Return the number if the value is text of decimal digits without leading zeros; otherwise the value unchanged.
+    """Return the number if the value is text of decimal digits without leading zeros, else the value unchanged.
 
     ``int()`` would also accept " 42", "4_2" and digits of other scripts.
     """

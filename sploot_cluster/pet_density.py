@@ -130,7 +130,7 @@ class PetDensity:
         return grown(tree, vectors, build=self._build, threads=self._threads)
 
     def _density_of(self, tree: SpanningTree | None, media: Sequence[MediaId], vectors: FloatMatrix) -> Density:
-        """Return the density of ``media`` from their spanning tree; without a tree, all are noise."""
+        """Return the density of ``media`` from their spanning tree, or only noise without a tree."""
         # imported here, because callers that only store trees, such as deletion, do not need it
         from sploot_cluster.engine.selection import all_noise, density_of
 
@@ -164,7 +164,7 @@ class PetDensity:
 
 
 def _names(media: Sequence[MediaId]) -> Rows:
-    """Return each item's rank in the order of ids; used to break ties independently of the order of arrival."""
+    """Return each item's rank in the order of ids, which breaks ties independently of the order of arrival."""
     ids = list(media)
     names = np.empty(len(ids), dtype=np.intp)
     names[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))

@@ -442,7 +442,7 @@ class QueueOperations(Protocol):
         ...
 
     def dead_letter_groups(self, queue: str, wanted: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
-        """Group the dead letters that match by kind of failure, the largest group first."""
+        """Group the dead letters that match by kind of failure, largest group first."""
         ...
 
     def history(self) -> History:

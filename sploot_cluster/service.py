@@ -573,7 +573,7 @@ class ClusterService:
         return project(state, limit=limit)
 
     def clusters(self, pet: PetId) -> PetView:
-        """Return the current clusters of a pet; for a pet without data, an empty view with revision 0."""
+        """Return the current clusters of a pet, or an empty view with revision 0 for a pet without data."""
         return self._store.view(pet)
 
     def items(self, pet: PetId, *, limit: int = 100, cursor: str | None = None) -> ItemPage:

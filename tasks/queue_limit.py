@@ -20,7 +20,7 @@ READ_EVERY_S: Final = 10.0  # workers write the limit at the same interval
 
 
 def limit_from(stored: bytes | None) -> int:
-    """Return the limit from a stored value; 0 (no limit) if there is none or if it is not a number."""
+    """Return the limit from a stored value, or 0 (no limit) if there is none or it is not a number."""
     return int(stored) if stored is not None and stored.isdigit() else 0
 
 

@@ -98,6 +98,6 @@ def limit_ms(message: dramatiq.Message[Any] | MessageProxy) -> float:
 
 
 def limit_of_actor_ms(actor: str) -> float:
-    """Return the time limit of an actor's messages; for an unknown actor, the longest of all."""
+    """Return the time limit of an actor's messages, or the longest limit of all for an unknown actor."""
     policy = POLICIES.get(actor)
     return float(policy.time_limit_ms if policy is not None else LONGEST_LIMIT_MS)

@@ -40,7 +40,7 @@ SHARDED: Final[Mapping[str, BucketOf]] = {EMBEDDING_INGESTED: bucket_of}
 
 
 def queue_of(shard: str) -> str:
-    """Return the queue that a shard belongs to; the name itself for a queue."""
+    """Return the queue that a shard belongs to, or the name itself for a queue."""
     return base_name(shard, SHARDED)
 
 

@@ -59,7 +59,7 @@ class Bench:
         self._rates: dict[str, float] = {}
 
     def measure(self, contestant: Contestant, measure: Measure) -> Values:
-        """Return the measured values; ``{"failed": reason}`` if the contestant did not do the work."""
+        """Return the measured values, or ``{"failed": reason}`` if the contestant did not do the work."""
         self.client.flushall()
         self.client.config_resetstat()
         try:

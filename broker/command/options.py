@@ -95,7 +95,7 @@ class Desk:
         return sorted(found)
 
     def chosen(self, names: Sequence[str]) -> list[str]:
-        """Return the given queues, each of which must exist; all queues if none is given."""
+        """Return the given queues, each of which must exist, or all queues if none is given."""
         return [self.named(name) for name in names] if names else self.queues()
 
     def named(self, name: str) -> str:

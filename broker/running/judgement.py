@@ -6,7 +6,7 @@ is overdue, the process is stuck: it stops reading and stops writing heartbeats,
 messages. It resumes when one of the running messages ends.
 
 Messages without a time limit are never overdue. Messages that have ended but whose outcome waits for Redis are not
-overdue either, so an outage of Redis does not make a process stuck.
+overdue either, so a Redis outage does not make a process stuck.
 """
 
 from __future__ import annotations

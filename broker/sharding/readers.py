@@ -136,7 +136,7 @@ class Readers:
             self._thread.join(timeout_s)
 
     def _behind(self, names: Sequence[str], queues: dict[str, Readable]) -> frozenset[str]:
-        """Return the shards that are behind; none while messages wait in a shard of this process."""
+        """Return the shards that are behind, or none while messages wait in a shard of this process."""
         if not names or any(queues[name].is_waiting for name in self._own if name in queues):
             return frozenset()
         args = (self._settings.group, HANDED_BACK)

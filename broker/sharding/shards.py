@@ -50,7 +50,7 @@ def shard_name(queue_name: str, number: int) -> str:
 
 
 def base_name(queue_name: str, sharded: Collection[str]) -> str:
-    """Return the queue that a shard belongs to; the name itself if it is not a shard of one of these queues."""
+    """Return the queue that a shard belongs to, or the name itself if it is not a shard of one of these queues."""
     base, _, number = queue_name.rpartition(".s")
     return base if base in sharded and number.isdecimal() else queue_name
 

@@ -73,7 +73,7 @@ class IdempotencyStore(Protocol):
     """
 
     def begin(self, key: str, fingerprint: str) -> Ticket | Answer:
-        """Return a ticket for processing the request; if it was processed before, its stored response.
+        """Return a ticket for processing the request, or the stored response if it was processed before.
 
         Args:
             key: the hash of caller, route and ``Idempotency-Key``.

@@ -40,7 +40,7 @@ _GROUP_OF: Final[Mapping[str, str]] = {
 
 
 def groups_of(text: str) -> frozenset[str]:
-    """Return the groups of a comma-separated list; ``none`` for no group.
+    """Parse a comma-separated list of groups; ``none`` means no group.
 
     Raises:
         InvalidInput: a group is unknown.

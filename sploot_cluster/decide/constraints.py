@@ -204,7 +204,7 @@ class Forest:
         self._parent = list(range(len(self._sides)))
 
     def add(self) -> int:
-        """Add an element on no side and return it."""
+        """Add an element that is on no side, and return it."""
         self._parent.append(len(self._parent))
         self._sides.append(FREE)
         return self._parent[-1]

@@ -198,6 +198,6 @@ def _token(pet: PetDump, switched: PetState) -> str:
 
 
 def cluster_of(state: PetState, media: MediaId) -> ClusterId:
-    """Return the cluster of an item in the pet's own space; NOISE for an item that only the shadow has."""
+    """Return the cluster of an item in the pet's own space, or NOISE for an item that only the shadow has."""
     row = state.rows.get(media)
     return NOISE if row is None else ClusterId(int(state.labels[row]))

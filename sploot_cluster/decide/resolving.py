@@ -58,7 +58,7 @@ def in_force(ledger: Sequence[Correction]) -> list[Statement]:
 
 
 def statement_of(ledger: Sequence[Correction], revision: int) -> Statement:
-    """Return the correction of ``revision``; if it is an undo, the one at the end of its chain of undos.
+    """Return the correction of ``revision`` or, if it is an undo, the one at the end of its chain of undos.
 
     Raises:
         StopIteration: the ledger has no such correction.

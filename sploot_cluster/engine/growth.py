@@ -141,7 +141,7 @@ class _OldTree:
         self._worst_to_hub = np.where(core > self._to_hub, self._to_hub, np.float32(2)).min(axis=0)
 
     def _between(self, ones: Rows, others: Rows) -> FloatVector:
-        """Return the reachability of the worst edge on the path between each pair of rows; 1 from a row to itself."""
+        """Return the reachability of the worst edge on the path between each pair of rows (from a row to itself, 1)."""
         worst = self._reachability[self._merges.last_between(ones, others)]
         worst[ones == others] = 1
         return worst

@@ -153,7 +153,7 @@ class _Groups:
         return bool(np.median(core[is_grouped]) < _CLEAR * np.median(core[is_noise]))
 
     def or_single(self, vectors: FloatMatrix, size: int, settings: ClusterSettings) -> _Groups:
-        """Return a single group of the vectors that look alike, if there are ``size`` or more; else these groups."""
+        """Return a single group of the vectors that look alike if there are ``size`` or more, else these groups."""
         is_inside = _single_cluster(vectors, settings.single_cluster_similarity)
         if np.count_nonzero(is_inside) < size:
             return self
@@ -164,7 +164,7 @@ class _Groups:
 
 
 def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
-    """Return a mask of the vectors that look alike; all False if the vectors are not similar enough."""
+    """Return a mask of the vectors that look alike, which is all False if the vectors are not similar enough."""
     # float64, because a float32 sum of many values loses digits
     centre = vectors.sum(axis=0, dtype=np.float64)
     length = float(np.linalg.norm(centre))

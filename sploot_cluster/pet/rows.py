@@ -62,7 +62,7 @@ class PetRows:
         return RowIndex(self._media, self._row_of, n)
 
     def vectors(self, n: int) -> FloatMatrix:
-        """Return the first n vectors, (n, dim), read-only; (0, 0) if the pet has none."""
+        """Return the first n vectors, (n, dim), or (0, 0) if the pet has none; read-only."""
         first: FloatMatrix = self._vectors[:n]
         first.flags.writeable = False
         return first
@@ -90,7 +90,7 @@ class PetRows:
         """Return the first n rows followed by new rows for ``media``; if possible, extend this object and return it.
 
         A new object is needed if other rows already follow the first n. That happens if two states followed the same
-        state and only one was committed, or if a failover of Redis lost rows that this process still has.
+        state and only one was committed, or if a Redis failover lost rows that this process still has.
         """
         times = occurred_at_ms if occurred_at_ms is not None else _unknown(len(media))
         with self._lock:

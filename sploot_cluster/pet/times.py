@@ -25,7 +25,7 @@ _MS: Final = timedelta(milliseconds=1)
 
 
 def ms_of(time: datetime | None) -> int:
-    """Return a timezone-aware time in milliseconds since the epoch; ``UNKNOWN`` for None."""
+    """Return a timezone-aware time in milliseconds since the epoch, or ``UNKNOWN`` for None."""
     return UNKNOWN if time is None else (time - _EPOCH) // _MS
 
 

@@ -29,7 +29,7 @@ def redacted_fields(fields: Mapping[bytes, bytes]) -> dict[str, Any]:
 
 
 def redacted_text(text: str) -> str:
-    """Return a producer's text, such as an id, without embeddings; only its length if it may be one."""
+    """Return a producer's text, such as an id, without embeddings, or only its length if it may be one."""
     if len(text) > MAX_TEXT or UNPRINTABLE.search(text):
         return f"<{len(text)} characters>"
     return without_payload(text)

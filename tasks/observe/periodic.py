@@ -85,7 +85,7 @@ def declare_periodic_actors(
 class PeriodicActor(dramatiq.Actor[[], Any]):
     """An actor whose messages a scheduler sends.
 
-    Sending also records the tick and touches the beat file. An outage of Redis is only logged.
+    Sending also records the tick and touches the beat file. A Redis outage is only logged.
     """
 
     def __init__(self, fn: Callable[[], Any], *, client: redis.Redis, **facts: Any) -> None:

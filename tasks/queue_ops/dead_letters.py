@@ -46,7 +46,7 @@ def page_of(
 
 
 def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
-    """Group dead letters by kind, the largest group first."""
+    """Group dead letters by kind, largest group first."""
     # keep only ids and times, because a queue may have 100,000 dead letters with embeddings
     by_kind: dict[tuple[str, str, str | None, str, str | None], list[tuple[str, datetime]]] = {}
     for dead_letter in dead_letters:
@@ -76,7 +76,7 @@ def groups_of(dead_letters: Iterable[DeadLetter]) -> Sequence[DeadLetterGroup]:
 
 
 def view_of(dead_letter: DeadLetter, *, is_whole: bool = False) -> DeadLetterView:
-    """Return the view of a dead letter without embeddings; traceback and fields only if ``is_whole``."""
+    """Return the view of a dead letter without embeddings, and with traceback and fields only if ``is_whole``."""
     return DeadLetterView(
         dead_letter_id=dead_letter.id,
         queue=dead_letter.queue_name,

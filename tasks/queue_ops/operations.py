@@ -178,7 +178,7 @@ class Operations:
             return periodic_jobs(self._client, now=self._now())
 
     def dead_letter_groups(self, queue: str, wanted: DeadLetterFilter) -> Sequence[DeadLetterGroup]:
-        """Group the newest ``MOST_GROUPED`` dead letters that match by kind of failure, the largest group first."""
+        """Group the newest ``MOST_GROUPED`` dead letters that match by kind of failure, largest group first."""
         return groups_of(self.stored_dead_letters(queue, wanted, limit=MOST_GROUPED))
 
     def history(self) -> History:
@@ -305,7 +305,7 @@ class Operations:
         )
 
     def _shards_known_to(self, queue: str, consumer: str) -> Sequence[str]:
-        """Return the shards that have this consumer; the first shard if none has."""
+        """Return the shards that have this consumer, or the first shard if none has."""
         with reaching_redis():
             parts = self._broker.stats_of_shards(queue)
         known = [part.queue_name for part in parts if any(one.name == consumer for one in part.consumers)]
@@ -351,7 +351,7 @@ class Operations:
         )
 
     def plan_pause(self, queue: str) -> Plan:
-        """Make a plan to stop delivery until :meth:`plan_resume`."""
+        """Make a plan to stop delivery until the queue is resumed."""
         return self._of_shards(queue, lambda shard, _: self._plan_pause(shard))
 
     def _plan_pause(self, queue: str) -> Plan:

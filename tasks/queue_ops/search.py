@@ -78,7 +78,7 @@ def _unfinished(broker: RedisStreamsBroker, client: redis.Redis, queue: str, tex
 
 
 def _delayed(client: redis.Redis, queue: str, name: bytes) -> list[QueueJob]:
-    """Return a delayed or retrying job; nothing if it has become due meanwhile."""
+    """Return a delayed or retrying job, or nothing if it has become due meanwhile."""
     due_ms = client.zscore(QueueKeys(NAMESPACE, queue).delayed, name)
     return [] if due_ms is None else delayed_jobs(client, queue, [(name, due_ms)])
 

@@ -56,7 +56,7 @@ def plan_of_all(queue: str, plans: Mapping[str, Plan]) -> Plan:
 
 
 def parts_of(plan: Plan) -> list[Plan]:
-    """Return the plan for each shard that a plan touches; the plan itself if it touches a single queue."""
+    """Return the plan for each shard that a plan touches, or the plan itself if it touches a single queue."""
     shards = dict.fromkeys(entry.shard for entry in plan.entries if entry.shard)
     if not shards:
         return [plan]

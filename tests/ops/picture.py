@@ -333,7 +333,7 @@ def _bare(ax: Axes) -> None:
 
 
 def _shown(series: Sequence[Series]) -> list[Series]:
-    """Return the series that are not always zero, or all series if all are; at most as many as there are colours."""
+    """Return the series that are not always zero, or all if all are, but no more than there are colours."""
     moving = [one for one in series if np.nanmax(np.abs(one.values), initial=0.0) > 0]
     return (moving or list(series))[: len(PALETTE)]
 

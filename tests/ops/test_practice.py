@@ -206,7 +206,7 @@ def heading_of(runbook_url: str) -> str:
 
 
 def under(heading: str, *words: str) -> list[Block]:
-    """Return the command blocks under a heading that contain one of the words; all blocks if no words are given."""
+    """Return the command blocks under a heading that contain one of the words, or all blocks if no words are given."""
     found = [one for one in blocks() if one.heading == heading and (not words or any(w in one.text for w in words))]
     assert found, f"the runbook has no such block under {heading}"
     return found

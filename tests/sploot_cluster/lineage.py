@@ -142,7 +142,7 @@ def heir(media: set[MediaId], after: PetState) -> ClusterId | None:
 
 
 def most_went_to(media: set[MediaId], after: PetState) -> set[int]:
-    """Return the cluster that has most of these items; several clusters in case of a tie."""
+    """Return the clusters that have most of these items: several in case of a tie."""
     went = Counter(int(after.labels[after.rows[item]]) for item in media)
     del went[-1]
     return {label for label in went if went[label] == max(went.values())}

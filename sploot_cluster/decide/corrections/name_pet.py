@@ -1,4 +1,4 @@
-"""Name a pet: the name is shown next to its id, and lists of pets can be searched by it."""
+"""Name a pet: the name is shown next to its id, and pets can be found by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sploot_cluster.pet.models import Change, Corrected, MediaId, PetState, Sign
 
 @checked
 class NamePet(LedgerRequest):
-    """Name a pet, or give it another name. It is shown next to the pet's id, and lists of pets can be searched by it.
+    """Name a pet, or give it another name. The name is shown next to the pet's id, and pets can be found by name.
     Several pets may have the same name. Empty text removes the name.
     """
 

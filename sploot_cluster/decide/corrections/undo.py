@@ -1,4 +1,4 @@
-"""Undo: a correction is taken back, as far as no other correction in force demands the same."""
+"""Undo: a correction is taken back, except for what another correction in force demands too."""
 
 from __future__ import annotations
 

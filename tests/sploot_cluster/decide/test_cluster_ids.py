@@ -49,7 +49,7 @@ def matched(
         ([3, 3, 3, 3], [0, 0, 1, 1], {0: 3, 1: 4}),
         # as many items as possible keep their cluster id: 2 + 2, although group 0 overlaps most with cluster 1, by 3
         ([1, 1, 1, 2, 2, 1, 1], [0, 0, 0, 0, 0, 1, 1], {0: 2, 1: 1}),
-        # groups that overlap with no cluster get new ids, the largest group first
+        # groups that overlap with no cluster get new ids, largest group first
         ([NOISE, NOISE, NOISE, 1], [5, 6, 6, NOISE], {6: 2, 5: 3}),
     ],
 )

@@ -184,7 +184,7 @@ def run(client: redis.Redis, members: dict[str, bytes], n: int, seed: object) ->
 
 
 def exported(client: redis.Redis) -> dict[str, bytes]:
-    """Return the members of the export of a pet with data of every kind; the same in every run."""
+    """Return the members of the export of a pet with data of every kind, which are the same in every run."""
     client.flushall()
     members = archives.unpack(album(client).export(PET))
     facts = json.loads(members["pet.json"])
