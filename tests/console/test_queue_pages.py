@@ -51,7 +51,7 @@ def test_numbers_link_to_the_jobs_that_they_count(page: Page, desk: Desk, redis_
     page.click("Waiting")
     page.sees("43")
     page.open("jobs/cluster.recluster/delayed")
-    page.sees("due ")
+    page.sees("due in ")
     page.sees("44")
 
     assert page.complaints() == []

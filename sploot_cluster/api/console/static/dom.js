@@ -81,7 +81,8 @@ export function go(address) {
 
 /** Show a command with a button that copies it. */
 export function command(text) {
-  const code = h("code", {}, text);
+  // a line must not end in the middle of --yes
+  const code = h("code", {}, text.split(/(\s+)/).map((part, at) => (at % 2 ? part : h("span", { class: "word" }, part))));
   const button = h("button", { type: "button", class: "copy", title: "Copy", onclick: () => copy(code, button) }, "copy");
   return h("div", { class: "command" }, code, button);
 }

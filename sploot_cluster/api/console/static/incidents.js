@@ -111,7 +111,7 @@ function section(incident, history, runbook, again, { open = false } = {}) {
     "section",
     { class: `incident is-${alert.level}`, "aria-label": `${alert.alert} ${queue?.queue ?? ""}`.trim() },
     h("h2", {}, h("a", { href: `#/incidents/${alert.alert}` }, alert.alert), queue && h("span", { class: "quiet" }, ` ${queue.queue}`)),
-    h("p", {}, h("strong", {}, text), ` ${alert.what} (${alert.level} at ${alert.comparator.replace(">=", "≥")} ${alert.value}${alert.unit ? ` ${alert.unit}` : ""}).`),
+    h("p", {}, `${alert.what[0].toUpperCase()}${alert.what.slice(1)}: `, h("strong", {}, text), ` (${alert.level} at ${alert.comparator.replace(">=", "≥")} ${alert.value}${alert.unit ? ` ${alert.unit}` : ""}).`),
     queue && h("div", { class: "quiet sentence" }, advice(queue.reason)),
     actions(incident, again),
     alert.plot && plot(incident, history),

@@ -54,15 +54,17 @@ function tabs(queue, state = "waiting", status = null) {
 
 /** Draw a list of unfinished jobs. */
 export function jobTable(found, { empty, withQueue = false } = {}) {
-  const heads = ["state", ...(withQueue ? ["queue"] : []), "job", "actor", "pet", "item", "since", "by or due"];
+  const heads = ["state", ...(withQueue ? ["queue"] : []), "job", "actor", "pet", "item", "since or due", "worker"];
   return table(heads, found.map((one) => row(one, withQueue)), { empty });
 }
 
 function row(one, withQueue) {
   const since = one.started_at ?? one.added_at;
-  const by = one.worker
+  const dueInMs = new Date(one.due_at ?? 0) - Date.now();
+  const age = one.due_at ? (dueInMs > 0 ? `due in ${duration(dueInMs)}` : "due now") : since && `for ${duration(Date.now() - new Date(since))}`;
+  const worker = one.worker
     ? [h("span", { class: "id", title: one.worker }, shortName(one.worker)), one.is_worker_alive === false && h("strong", { class: "is-critical" }, " dead")]
-    : one.due_at ? ["due ", when(one.due_at)] : "–";
+    : "–";
   return [
     h("td", {}, h("span", { class: `state is-${one.state}` }, one.state), one.attempts > 0 && h("p", { class: "quiet" }, `${one.attempts} failed: ${one.error ?? ""}`)),
     ...(withQueue ? [h("a", { href: `#/jobs/${one.queue}/${one.state === "retrying" ? "delayed" : one.state}` }, one.queue)] : []),
@@ -70,8 +72,8 @@ function row(one, withQueue) {
     one.actor ?? "–",
     one.pet_id ? petLink(one.pet_id) : "–",
     one.media_id ?? "–",
-    h("td", {}, when(since), since && h("p", { class: "quiet" }, `for ${duration(Date.now() - new Date(since))}`)),
-    h("td", {}, by),
+    h("td", {}, when(one.due_at ?? since), h("p", { class: "quiet" }, age)),
+    h("td", {}, worker),
   ];
 }
 
