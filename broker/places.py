@@ -83,7 +83,7 @@ class Durations:
 
     @property
     def are_long(self) -> bool:
-        """Whether most of the last jobs were long; True before some have ended."""
+        """Whether most of the last jobs were long. True until a few jobs have ended."""
         return self._were_long.bit_count() >= MAJORITY
 
 

@@ -35,7 +35,7 @@ FRESH: tuple[int, ...] = (101, 102, 103, 104, 105)
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The result of one method on one set."""
+    """The result of one method on one data set."""
 
     family: str
     name: str
@@ -84,7 +84,7 @@ def score_all(seeds: Iterable[int], banking77: Path) -> list[Score]:
 
 
 def singles(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the labels with each -1 replaced by a separate group."""
+    """Return the labels with each -1 replaced by a group of its own."""
     alone = labels < 0
     apart = labels.copy()
     apart[alone] = 1_000_000 + np.arange(np.count_nonzero(alone))

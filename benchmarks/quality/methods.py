@@ -65,7 +65,7 @@ def ours(vectors: FloatMatrix) -> Found:
 
 
 def before(vectors: FloatMatrix) -> Found:
-    """Run this engine's previous default: HDBSCAN's stability at one granularity, with the parameters used then."""
+    """Run our engine's previous default: HDBSCAN's stability at one granularity, with the parameters used then."""
     from sploot_cluster.decide.assignment import similarity_to, threshold_of
 
     n = len(vectors)

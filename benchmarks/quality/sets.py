@@ -1,4 +1,4 @@
-"""Sets with known groups for measuring quality: real pictures, real sentences, and synthetic pets.
+"""Data sets with known groups for measuring quality: real pictures, real sentences, and synthetic pets.
 
 A set is drawn from a seed. ``truth`` is the group of each item, -1 for an outlier, which belongs to no group.
 """
@@ -32,7 +32,7 @@ class LabelledSet:
     """Vectors with known groups.
 
     Attributes:
-        family: the kind of set; results are averaged per family.
+        family: the kind of data set; results are averaged per family.
         vectors: (n, d) float32 of unit norm.
         truth: (n,) group, -1 = outlier.
     """
@@ -44,7 +44,7 @@ class LabelledSet:
 
 
 def draw(seed: int, *, banking77: Path = BANKING77) -> Iterator[LabelledSet]:
-    """Yield all sets of one seed. Whole data sets do not depend on it."""
+    """Yield all data sets of one seed. Some are used as a whole and do not depend on it."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -81,7 +81,7 @@ def without(
 def leave_out(
     pet: PetDump, gone: Collection[MediaId], *, vectors_of: VectorsOf | None = None
 ) -> tuple[PetDump, dict[ClusterId, ClusterId]]:
-    """Return the pet without the rows of these items, also in its past, and the aliases that ended as a result.
+    """Return the pet and its past without the rows of these items, and the aliases that ended as a result.
 
     Rows keep their order and move up. Clusters that lost items get a new threshold. Empty clusters end, and so do
     aliases of them. The caller has to update the counts and all data that is not stored by row.

@@ -231,7 +231,7 @@ def test_full_pet_refuses_arrivals_without_computing_their_cluster(monkeypatch: 
 
     done = service.assign_many(items)
     again = service.assign_many(items)
-    monkeypatch.delattr("sploot_cluster.decide.arrivals.plan_arrivals")  # nothing is decided
+    monkeypatch.delattr("sploot_cluster.decide.arrivals.plan_arrivals")  # no assignment is computed
     with pytest.raises(PetTooLarge, match="pet 42 has 5 items"):
         service.assign(PET, items[6].media, model=MODEL, vector=items[6].vector)
 

@@ -217,7 +217,7 @@ class Demands(Protocol):
     def together(
         self, statement: Statement, media: Sequence[MediaId], cluster_of: Mapping[MediaId, ClusterId] | None = None
     ) -> None:
-        """Demand that items share a cluster, and are never noise.
+        """Demand that items share a cluster and never be noise.
 
         Args:
             media: the items, most important first. Where newer corrections divide them, each item joins the group of a
@@ -226,7 +226,7 @@ class Demands(Protocol):
         """
 
     def merged(self, statement: Statement, clusters: Sequence[ClusterId]) -> None:
-        """Demand that the items of clusters that a merge joined share a cluster, and are never noise.
+        """Demand that the items of clusters that a merge joined share a cluster and never be noise.
 
         Args:
             clusters: the merged clusters, the most important first, as for :meth:`together`.
@@ -240,14 +240,14 @@ class Demands(Protocol):
         *,
         is_leaving: bool = False,
     ) -> None:
-        """Demand that none of ``moved`` shares a cluster with one of ``remaining``.
+        """Demand that no item of ``moved`` share a cluster with an item of ``remaining``.
 
         Args:
             is_leaving: also release each of ``moved`` from older corrections that keep it with ``remaining``.
         """
 
     def barred(self, statement: Statement, media: Sequence[MediaId], cluster: ClusterId) -> None:
-        """Demand that no item is in the cluster that an id resolves to, unless a correction puts it into a cluster."""
+        """Demand that no item be in the cluster that an id resolves to, unless a correction puts it into a cluster."""
 
     def nowhere(self, statement: Statement, media: Sequence[MediaId]) -> None:
         """Demand that items belong to no cluster."""

@@ -227,7 +227,7 @@ def test_past_ignores_a_commit_made_while_it_is_read(
     monkeypatch.setattr(redis_client, "get", be_overtaken)
     past = store.past(PET)
 
-    assert redis_client.get == get  # the read was overtaken
+    assert redis_client.get == get  # another commit came first
     assert past.state.revision == before.revision
     assert past.at(before.revision).labels.tolist() == before.labels.tolist()
     with pytest.raises(UnknownRevision):
