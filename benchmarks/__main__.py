@@ -1,5 +1,4 @@
-"""Run all benchmarks, or one with its options: ``make bench``, ``make bench ARGS='queue --rounds 3'``,
-``ARGS=density``."""
+"""Run all benchmarks, or one with its options: ``make bench``, ``make bench ARGS='queue --rounds 3'``."""
 
 from __future__ import annotations
 

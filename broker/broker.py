@@ -586,8 +586,7 @@ class RedisStreamsBroker(Broker):
             ours.is_draining = True
 
     def _before_settling(self, signal: str, delivery: Delivery) -> None:
-        """Call the middleware before an acknowledgement or rejection. If the Worker tries again, it is not called
-        again.
+        """Call the middleware before an acknowledgement or rejection, but only once if the Worker tries again.
 
         Exceptions from the middleware are only logged. The outcome is already decided, so if they propagated, the
         message would be neither acknowledged nor rejected.
@@ -751,9 +750,7 @@ class RedisStreamsBroker(Broker):
             self._refuse(delivery, MessageCancelled(message_id=delivery.message_id))
 
     def _refuse(self, delivery: Delivery, error: SkipMessage) -> NoReturn:
-        """Refuse to run a message. First call ``before_process_message`` on all middleware that will be called after
-        it.
-        """
+        """Refuse to run a message. First call ``before_process_message`` on all middleware that is called after it."""
         self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
         raise error
 
@@ -893,8 +890,7 @@ class RedisStreamsBroker(Broker):
         return session
 
     def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
-        """Call the method ``signal`` of every middleware that has it, in Dramatiq's order: reversed for ``after_``
-        signals.
+        """Call the method ``signal`` of all middleware that has it, in Dramatiq's order (reversed for ``after_``).
 
         Returns:
             The methods that raised, each with its exception.

@@ -17,8 +17,9 @@ Method = Callable[..., Any]
 
 
 class StreamsMiddleware(Middleware):
-    """A base class for middleware that handles this broker's signals. Subclassing is optional: any middleware with one
-    of these methods is called.
+    """A base class for middleware that handles this broker's signals.
+
+    Subclassing is optional: any middleware with one of these methods is called.
 
     Exceptions from these methods are logged and otherwise ignored.
     """

@@ -48,9 +48,7 @@ def build_sdist(source: Path, directory: Path) -> Path:
 
 @contextmanager
 def _alone_in(source: Path) -> Iterator[None]:
-    """Allow only one process at a time to build in a folder, because setuptools writes ``build/`` and ``*.egg-info``
-    there.
-    """
+    """Let one process at a time build in a folder, because setuptools writes ``build/`` and ``*.egg-info`` there."""
     with (source / "setup.cfg" if (source / "setup.cfg").exists() else source / "pyproject.toml").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -145,9 +145,7 @@ class Transport:
                 pool.disconnect(inuse_connections=False)
 
     def _for_producers(self, queue: str) -> RedisStreamsBroker:
-        """Return a broker that refuses messages beyond the queue limit, if any; the shards of a queue share the limit
-        equally.
-        """
+        """Return a broker that refuses messages beyond the queue limit, if any. A queue's shards share it equally."""
         limit = self._limit.current()
         if not limit:
             return self._broker

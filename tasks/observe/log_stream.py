@@ -116,8 +116,7 @@ class LogStream(io.TextIOBase):
         return True
 
     def _put_held(self, *, before: int) -> int:
-        """Send the lines that :meth:`hold` keeps back if they and ``before`` more characters are too long for one
-        write.
+        """Send the lines that :meth:`hold` keeps back if one write cannot hold them and ``before`` more characters.
 
         The caller holds the lock.
 

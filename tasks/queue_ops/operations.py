@@ -205,8 +205,7 @@ class Operations:
         idle_s: float | None = None,
         even_if_alive: bool = False,
     ) -> Plan:
-        """Make a plan to return entries to the queue: given ids, all of a consumer, unowned ones, or those held for
-        ``idle_s``.
+        """Make a plan to requeue entries: given ids, all of a consumer, unowned ones, or those held for ``idle_s``.
 
         Entries of a live worker are left out unless ``even_if_alive``, because that worker would run them as well.
         """

@@ -1,6 +1,4 @@
-"""Every middleware hook before a step is paired with the one after it, so that gauges and spans of other packages are
-correct.
-"""
+"""Every middleware hook before a step is paired with the one after it, as gauges and spans of other packages need."""
 
 from __future__ import annotations
 

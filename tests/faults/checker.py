@@ -157,8 +157,7 @@ class Verdict:
 
 
 def lost_at_this_moment(before: Entries, queue: Snapshot, after: Entries) -> tuple[str, ...]:
-    """Return messages that were confirmed before the snapshot, are missing from it, and were not recorded as done
-    later.
+    """Return messages that were confirmed before the snapshot, but are neither in it nor recorded as done later.
 
     There must be none at any moment, even during a fault, because a job records its effect before it is acknowledged.
     """

@@ -168,9 +168,7 @@ def on_call(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnCall]:
 
 @contextmanager
 def demo(home: Path, speed: int) -> Iterator[OnCall]:
-    """Keep a demo running until the block ends; then write its table of incidents to where ``make incidents`` expects
-    it.
-    """
+    """Keep a demo running until the block ends; then write its table of incidents for ``make incidents``."""
     for program in ("prometheus", "prometheus-alertmanager", "jq"):
         tool(program)
     log = home / "terminal"

@@ -1,6 +1,4 @@
-"""The command line on a real Redis: output and exit codes. Commands run in this process unless a test is about the
-process.
-"""
+"""The command line on a real Redis: output and exit codes. Most commands run in the test's own process."""
 
 from __future__ import annotations
 

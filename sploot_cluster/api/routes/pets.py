@@ -171,8 +171,7 @@ def pets_router(admission: Admission, service: PetService, jobs: JobQueue, trace
         responses=documented(NOT_FOUND),
     )
     def get_why(pet_id: PetInPath, media_id: str, if_none_match: IfNoneMatch = None) -> Response:
-        """Explain why an item is where it is: its nearest items, and its similarity to its own and the next best
-        cluster.
+        """Explain why an item is where it is: the nearest items, and its similarity to its own and the next cluster.
 
         The response also lists the corrections in force that affect the item.
         """

@@ -16,8 +16,8 @@ from sploot_cluster.pet.models import NOISE, Change, ClusterId, Corrected, Media
 @checked
 class ExcludeMedia(LedgerRequest):
     """Exclude items from a cluster. They leave it, and rejoin the items that remain only if the exclusion is undone or
-    a newer correction puts them there. A recluster may assign them to another cluster that they fit,
-    but absorbs them into none.
+    a newer correction puts them there. A recluster may assign them to another cluster that they fit, but does not
+    absorb them.
     """
 
     verb: ClassVar[str] = "exclude"

@@ -13,8 +13,8 @@ from sploot_cluster.limits import MAX_CLUSTER_IDS
 
 @checked
 class HideClusters(MarkClusters):
-    """Hide clusters, such as those of screenshots. A hidden cluster is not shown, and still takes in similar items, so
-    that they form no new cluster. Its items do not count as noise.
+    """Hide clusters, such as those of screenshots. A hidden cluster is not shown, but still takes in similar items, so
+    they do not form a new cluster. Its items do not count as noise.
     """
 
     verb: ClassVar[str] = "hide"

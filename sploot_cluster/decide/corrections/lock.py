@@ -13,8 +13,8 @@ from sploot_cluster.limits import MAX_CLUSTER_IDS
 
 @checked
 class LockClusters(MarkClusters):
-    """Lock clusters that are right. No recluster divides, joins or ends a locked cluster, or takes an item out of it.
-    New items join it only if they are nearer than its threshold would require. Users can still correct it.
+    """Lock clusters that are correct. No recluster divides, joins or ends a locked cluster, or takes items out of it.
+    New items join it only if they are nearer than its threshold requires. Users can still correct it.
     """
 
     verb: ClassVar[str] = "lock"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @checked
 class PlaceMedia(LedgerRequest):
-    """Place items in a cluster, wherever they are now: in the noise, in another cluster, in this cluster with low
+    """Place items in a cluster, wherever they are now: in no cluster, in another cluster, in this cluster with low
     confidence, or dismissed. Until the placement is undone, they stay together with typical items of the cluster, and
     apart from typical items of the clusters that they come from. If no cluster is given, the items become a new one.
     """

@@ -254,9 +254,7 @@ def _check_constants(values: Mapping[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return an array value in the form that an event takes; bytes are decoded, because an array may store text as
-    bytes.
-    """
+    """Return an array value in the form that an event takes; bytes are decoded, because they may be text."""
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     item = getattr(value, "item", None)
