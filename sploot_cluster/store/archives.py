@@ -47,7 +47,7 @@ Shape = Any
     str, int, float, bool, dict     this type; bool is not a number, and float includes whole numbers
     None                            null
     range(1, 10)                    a whole number in this range
-    frozenset of texts              one of these texts
+    frozenset of str                one of these strings
     (shape, shape)                  one of these shapes
     [shape]                         a list, every item of this shape
     {str: shape}                    an object, every value of this shape
@@ -174,7 +174,7 @@ def check(value: object, shape: Shape, *, name: str) -> None:
 
 
 def unencodable(value: object, *, name: str) -> str | None:
-    """Return the path of a string with an unpaired surrogate, which UTF-8 cannot encode; None if there is none."""
+    """Return the path of a string with an unpaired surrogate, which UTF-8 cannot encode, or None if there is none."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -298,7 +298,7 @@ def _cluster(text: str) -> ClusterId:
 
 
 def _medoid(card: Mapping[str, Any], n: int) -> int | None:
-    """Return the medoid on a card; None for a file of an older release, which has no medoids."""
+    """Return the medoid on a card, or None for a file of an older release, which has no medoids."""
     medoid = card.get("medoid")
     archives.check({"medoid": medoid}, {"medoid": (range(n), None)}, name=_FACTS)
     return medoid

@@ -67,10 +67,10 @@ again, and are not checked.
 ``sploot:pets`` is in another slot, so the commit script cannot write it. A pet is added before its first commit: a
 crash between the two leaves an id without data, but never an unlisted pet. Every commit adds the pet again in the same
 round trip, so that arrivals rebuild a lost set. On a Cluster, where that takes another round trip, only every 16th
-commit does. A process that creates or deletes a pet, or finds it unlisted, checks afterwards that it is listed
-correctly, because two processes may do so at the same time. ``sploot:pets:sorted`` is written with it; a reader that
-finds another number of pets in it repairs it (pet_list.py). ``sploot:pets:names`` is written in the same manner, by
-commits that change a name and when a pet is found unlisted (name_index.py).
+commit does. A process that creates or deletes a pet, or finds it unlisted, then checks that it is listed correctly,
+because two processes may do so at the same time. ``sploot:pets:sorted`` is written with it; a reader that finds another
+number of pets in it repairs it (pet_list.py). ``sploot:pets:names`` is written in the same manner, by commits that
+change a name and when a pet is found unlisted (name_index.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Corrections as JSON.
 
 Each correction is one object with a version ``v``. A reader refuses an unknown version or kind instead of guessing,
-because a misread correction would undo a person's work.
+because a misread correction would undo a user's work.
 """
 
 from __future__ import annotations

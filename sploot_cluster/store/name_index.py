@@ -25,7 +25,7 @@ _PER_TRIP: Final = 500
 
 
 class NameIndex:
-    """The index of pets by name on a Redis server. Raises the errors of redis-py untranslated."""
+    """The index of pets by name on a Redis server. Errors from redis-py propagate untranslated."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         self._client: Any = client
@@ -54,7 +54,7 @@ class NameIndex:
             known, name = known | entries, now
 
     def find(self, beginning: str, *, limit: int) -> Sequence[PetId]:
-        """Return the pets whose name has this beginning, in any case, by ascending id; only some if there are many.
+        """Return the pets whose name begins with this text, ignoring case, by ascending id, or only some of many.
 
         Args:
             limit: maximum number of index entries to read.

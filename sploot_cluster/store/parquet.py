@@ -64,7 +64,7 @@ def write_pets(
         embedding list<float32>     of unit norm, as the pet's clusters are computed from it
         cluster_id int32            null: in no cluster
         cluster_name string         null: the cluster has no name
-        is_hidden bool              whether people hid the cluster
+        is_hidden bool              whether users hid the cluster
         origin string               noise, core, arrived, absorbed, corrected or dismissed
         occurred_at timestamp[ms, UTC]  null: the producer stated none
         revision int64              of the pet

@@ -24,7 +24,7 @@ PETS_PER_WRITE: Final = 250
 
 
 class PetList:
-    """The list of pets on a Redis server. Raises the errors of redis-py untranslated."""
+    """The list of pets on a Redis server. Errors from redis-py propagate untranslated."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         self._client: Any = client
@@ -42,7 +42,7 @@ class PetList:
         pipe.execute()
 
     def scan(self, cursor: int) -> tuple[int, Sequence[PetId]]:
-        """Return about a thousand pets in no particular order, and the next cursor: 0 to start; 0 again at the end."""
+        """Return about a thousand pets in no particular order, and the next cursor: 0 at the end, as at the start."""
         following, ids = cast("tuple[int, list[bytes]]", self._client.sscan(PETS, cursor=cursor, count=PETS_PER_PAGE))
         return int(following), [PetId(int(id_)) for id_ in ids]
 

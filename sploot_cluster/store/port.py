@@ -79,7 +79,7 @@ class PetStore(Protocol):
         ...
 
     def load(self, pet: PetId, *, known: PetState | None = None) -> PetState:
-        """Return the pet at its newest revision; for a pet without data, an empty state with revision 0.
+        """Return the pet at its newest revision, or an empty state with revision 0 for a pet without data.
 
         Args:
             known: an older state of this pet; its arrays are reused, so only newer data is transferred.
@@ -165,19 +165,19 @@ class PetStore(Protocol):
         ...
 
     def revision(self, pet: PetId) -> int:
-        """Return the newest revision of a pet; 0 for a pet without data."""
+        """Return the newest revision of a pet, or 0 for a pet without data."""
         ...
 
     def moved_at(self, pet: PetId) -> int:
-        """Return the revision that last moved existing items; 0 if none did."""
+        """Return the revision that last moved existing items, or 0 if none did."""
         ...
 
     def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
-        """Return history entries, newest first; if ``before`` is given, only entries of earlier revisions."""
+        """Return history entries, newest first; with ``before``, only those of earlier revisions."""
         ...
 
     def quarantine(self, state: PetState, media: MediaId, why: Quarantined) -> bool:
-        """Quarantine an item whose model or dimension is not the pet's, until it arrives with those of the pet.
+        """Quarantine an item whose model or dimension is not the pet's, until it arrives with the pet's own.
 
         Returns:
             False if the pet was recreated since ``state``, has the item, or has ``tally.MAX_QUARANTINED`` items in
@@ -295,11 +295,11 @@ class PetStore(Protocol):
         ...
 
     def find_by_name(self, beginning: str, *, limit: int) -> Sequence[PetId]:
-        """Return up to ``limit`` of the pets whose name begins with a text, in any case, by ascending id."""
+        """Return up to ``limit`` pets whose name begins with this text, ignoring case, by ascending id."""
         ...
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
-        """Return some of the pets that have data, about a thousand, and where to continue.
+        """Return about a thousand of the pets that have data, and where to continue.
 
         Args:
             cursor: 0 for the first page, then the cursor that the last call returned.

@@ -375,7 +375,7 @@ class RedisPetStore:
             return _n_vector_bytes(_whole(pet, self._check(keys=PetKeys.of(pet))))
 
     def _check_all(self, pets: Sequence[PetId]) -> list[Any]:
-        """Return, for each pet, the reply of check.lua or the error of Redis, in one round trip to each server."""
+        """Return, for each pet, the reply of check.lua or Redis's error, in one round trip to each server."""
         pipe = self._client.pipeline(transaction=False)
         for keys in map(PetKeys.of, pets):
             if isinstance(self._client, redis.RedisCluster):
@@ -460,7 +460,7 @@ class RedisPetStore:
         raise RevisionConflict(pet=pet, expected=state.revision, current=self.revision(pet))
 
     def _dump_of(self, state: PetState, *, with_vectors: bool) -> PetDump | None:
-        """Return all data of a pet whose newest state is ``state``; None if the pet has changed since."""
+        """Return all data of a pet whose newest state is ``state``, or None if the pet has changed since."""
         keys = PetKeys.of(state.pet)
         with translated(f"read all of pet {state.pet}", state.pet):
             quarantine = dict(self._fields(keys.quarantine))
@@ -548,7 +548,7 @@ class RedisPetStore:
             removal.discard()
 
     def _put_in_place(self, before: PetDump, after: PetDump, removal: RedisRemoval, claimant: str | None) -> None:
-        """Write the keys that the removal does not copy, and replace the pet by its copy."""
+        """Write the keys that the removal does not copy, and replace the pet with its copy."""
         keys, state, born, commit = PetKeys.of(before.state.pet), before.state, token_hex(16), token_hex(16)
         others, media = removal.others, removal.media
         self._client.unlink(*others.values())  # keys of an attempt that lost a race
@@ -585,9 +585,7 @@ class RedisPetStore:
                 self._client.unlink(*staged)
 
     def _write(self, place: Mapping[str, str], steps: Iterable[list[Command]]) -> None:
-        """Run the commands that write a pet, but on temporary keys, which expire; ``place`` maps the pet's keys to
-        these.
-        """
+        """Run the commands that write a pet on temporary keys, which expire; ``place`` maps the pet's keys to these."""
         expiring: set[str] = set()
         for step in steps:
             pipe = self._client.pipeline(transaction=False)
@@ -1015,7 +1013,7 @@ def _state(pet: PetId, known: PetState, loaded: _Loaded, meta: Mapping[str, str]
 
 
 def _ledger(pet: PetId, known: PetState, loaded: _Loaded) -> tuple[Correction, ...]:
-    """Return the ledger; the same object as in ``known`` if it is unchanged."""
+    """Return the ledger: the same object as in ``known`` if it is unchanged."""
     if not loaded.ledger and loaded.from_correction == len(known.ledger):
         return known.ledger
     return (*known.ledger[: loaded.from_correction], *(ledger.loads(text, pet=pet) for text in loaded.ledger))
@@ -1052,7 +1050,7 @@ def _readable(pet: PetId) -> Iterator[None]:
 
 @contextmanager
 def translated(doing: str, pet: PetId | None = None) -> Iterator[None]:
-    """Translate errors of Redis and redis-py to ``StoreUnavailable``; ``doing`` names the operation that failed.
+    """Translate errors from Redis and redis-py to ``StoreUnavailable``; ``doing`` names the operation that failed.
 
     Args:
         pet: the pet whose keys are read or written. If one of them has another type, ``UnreadablePet`` is raised.

@@ -64,19 +64,19 @@ class RawPet:
     sizes: str = ""
 
     def text(self, name: str) -> bytes:
-        """Return the bytes of a string; empty if the key is missing or has another type."""
+        """Return the bytes of a string, or none if the key is missing or has another type."""
         return cast("bytes", self._value(name, "string", b""))
 
     def items(self, name: str) -> list[bytes]:
-        """Return the items of a list key; empty if the key is missing or has another type."""
+        """Return the items of a list key, or none if the key is missing or has another type."""
         return cast("list[bytes]", self._value(name, "list", []))
 
     def pairs(self, name: str) -> dict[bytes, bytes]:
-        """Return the fields of a hash; empty if the key is missing or has another type."""
+        """Return the fields of a hash, or none if the key is missing or has another type."""
         return dict(pairs_of(self._value(name, "hash", [])))
 
     def entries(self, name: str) -> list[tuple[bytes, dict[bytes, bytes]]]:
-        """Return the entries of a stream; empty if the key is missing or has another type."""
+        """Return the entries of a stream, or none if the key is missing or has another type."""
         return [(id_, dict(pairs_of(fields))) for id_, fields in self._value(name, "stream", [])]
 
     def _value(self, name: str, kind: Kind, nothing: Any) -> Any:
@@ -113,7 +113,7 @@ class PetRepairs:
         self._rewrite = client.register_script(script("sizes") + script("rewrite"))
 
     def damage(self, pet: PetId) -> str | None:
-        """Return a description of the damage to a pet; None if all of its data is readable and consistent.
+        """Return a description of the damage to a pet, or None if all of its data is readable and consistent.
 
         Raises:
             UnknownPet: the pet has no data.

@@ -3,7 +3,7 @@
 Much of a pet is stored twice or follows from other keys, so most damage loses nothing: ids are in two keys, counts and
 cards are computed, and an item without its vector is quarantined until it is sent again. Other data is stored only
 once; where it is damaged it is dropped, and every loss is listed. Corrections come first: if the ledger is damaged, the
-items that people placed or dismissed, which are marked in another key, are placed and dismissed again.
+items that users placed or dismissed, which are marked in another key, are placed and dismissed again.
 
 :func:`salvage` is a pure function of the keys as they were read, and writes nothing.
 """
@@ -199,12 +199,12 @@ class _Meta:
         return _read(self._fields.get(b"model", b"").decode) or None
 
     def given(self, name: str) -> int | None:
-        """Return a field as a count; None if it is missing or not a count."""
+        """Return a field as a count, or None if it is missing or not a count."""
         value = self._fields.get(name.encode(), b"")
         return int(value) if value.isdigit() and len(value) < 16 else None
 
     def number(self, name: str) -> int:
-        """Return a field as a count; 0 if it is missing or not a count."""
+        """Return a field as a count, or 0 if it is missing or not a count."""
         return self.given(name) or 0
 
 
@@ -222,7 +222,7 @@ class _Rows:
     Attributes:
         kept: the former positions of these rows.
         n_before: the number of rows before the damage, as far as the keys still show it.
-        dim: the dimension of the vectors; None if it is unknown.
+        dim: the dimension of the vectors, or None if it is unknown.
         without: the items whose vector is lost, with the time that their producer stated.
     """
 
@@ -270,7 +270,7 @@ def _rows(raw: RawPet, meta: _Meta, notes: _Notes) -> _Rows:
 
 
 def _names(raw: RawPet, notes: _Notes) -> list[MediaId | None]:
-    """Return the id of each row, from ``media`` or else from ``rows``; None where neither has one."""
+    """Return the id of each row, from ``media`` or else from ``rows``, or None where neither has one."""
     by_row = {row: name for name, at in raw.pairs("rows").items() if (row := _number(at)) is not None}
     listed = raw.items("media")
     n = max(len(listed), max(by_row, default=-1) + 1)
@@ -290,7 +290,7 @@ def _names(raw: RawPet, notes: _Notes) -> list[MediaId | None]:
 
 
 def _dim_of(vectors: Sequence[bytes]) -> int:
-    """Return the dimension that most vectors have; 0 if these do not have unit norm."""
+    """Return the dimension that most vectors have, or 0 if these do not have unit norm."""
     lengths = Counter(len(content) for content in vectors if content and len(content) % 4 == 0)
     for length, _ in lengths.most_common(1):
         rows = [np.frombuffer(content, dtype="<f4") for content in vectors if len(content) == length]
@@ -408,7 +408,7 @@ def _aliases(
 
 
 def _end_of(led: Mapping[ClusterId, ClusterId], start: ClusterId) -> ClusterId | None:
-    """Return the id at which a chain of aliases ends; None if the chain is a cycle."""
+    """Return the id at which a chain of aliases ends, or None if the chain is a cycle."""
     now, steps = start, 0
     while now in led and steps <= len(led):
         now, steps = led[now], steps + 1
@@ -441,7 +441,7 @@ def _made_again(
     by: str,
     at: datetime,
 ) -> list[Correction]:
-    """Return new corrections that keep items where people put them, for items whose own corrections were lost."""
+    """Return new corrections that keep items where users put them, for items whose own corrections were lost."""
     index = rows.stored.index(rows.n)
     constrained = resolve(ledger).by_row(index)
     media = rows.stored.media(rows.n)
@@ -546,7 +546,7 @@ def _quarantine(
 
 
 def _read(read: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R | None:
-    """Call ``read`` with these arguments and return the result; None if the value is damaged."""
+    """Call ``read`` with these arguments and return the result, or None if the value is damaged."""
     try:
         return read(*arguments, **options)
     except _DAMAGED:

@@ -97,7 +97,7 @@ class ShortCalls:
         return answer, after
 
     def evalsha_many(self, sha: str, calls: Sequence[Call], then: Sequence[Any] = ()) -> tuple[list[Any], Any]:
-        """Return the replies to many calls of a script, and to the command ``then`` after them, in one round trip.
+        """Return the replies to many calls of a script and to the command ``then`` after them, in one round trip.
 
         An error reply is an element of the list. Raises the same errors as :meth:`evalsha` if the connection fails.
         """
