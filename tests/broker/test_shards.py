@@ -161,7 +161,7 @@ def test_retries_results_and_dead_letters_stay_in_their_shard(producer: RedisStr
     assert producer.inspector("q.s3").waiting()
 
 
-def test_result_is_found_whatever_the_shard(producer: RedisStreamsBroker, redis_url: str) -> None:
+def test_result_of_a_message_in_any_shard_is_found(producer: RedisStreamsBroker, redis_url: str) -> None:
     producer.set_shards(QUEUE, 2)
     results = StubBackend()
     process = Process(broker_on(redis_url, middleware=[Results(backend=results, store_results=True)]), returns=True)

@@ -95,7 +95,7 @@ Act = Callable[[Page, PetId], None]
 
 
 @pytest.mark.parametrize("act", [merge, split, exclude, recluster])
-def test_correction_of_a_large_pet_id_does_not_change_the_adjacent_pet(
+def test_correction_of_a_pet_with_a_large_id_spares_the_adjacent_pet(
     page: Page, twins: ClusterService, worker: None, act: Act
 ) -> None:
     before = twins.clusters(NEIGHBOUR)
@@ -110,7 +110,7 @@ def test_correction_of_a_large_pet_id_does_not_change_the_adjacent_pet(
 
 
 @pytest.mark.parametrize("act", [undo, restore])
-def test_undo_and_restore_of_a_large_pet_id_spare_the_adjacent_pet(
+def test_undo_or_restore_of_a_pet_with_a_large_id_spares_the_adjacent_pet(
     page: Page, twins: ClusterService, worker: None, act: Act
 ) -> None:
     for pet in (MINE, NEIGHBOUR):
@@ -126,7 +126,7 @@ def test_undo_and_restore_of_a_large_pet_id_spare_the_adjacent_pet(
     assert page.complaints() == []
 
 
-def test_merge_of_a_19_digit_pet_id_does_not_change_the_adjacent_pet(
+def test_merge_in_a_pet_with_a_19_digit_id_spares_the_adjacent_pet(
     page: Page, service: ClusterService, worker: None
 ) -> None:
     fill(service, LONG, LONG_NEIGHBOUR)
@@ -188,7 +188,7 @@ def test_dead_letters_of_a_pet_with_a_large_id_link_to_that_pet(
 
 
 @pytest.mark.parametrize("verb", ["Purge", "Requeue"])
-def test_action_on_dead_letters_of_a_large_pet_id_spares_the_adjacent_pet(
+def test_action_on_dead_letters_of_a_large_id_spares_the_adjacent_pet(
     page: Page, redis_client: redis.Redis, verb: str
 ) -> None:
     desk = Desk(redis_client)

@@ -90,7 +90,7 @@ def test_refresh_shows_new_items_and_back_restores_the_scroll_position(page: Pag
     eventually(lambda: page.browser.execute_script("return scrollY") == 400)
 
 
-def test_error_keeps_the_form_so_that_it_can_be_corrected(page: Page, desk: Desk) -> None:
+def test_form_stays_next_to_its_error_so_that_it_can_be_corrected(page: Page, desk: Desk) -> None:
     page.open("job/unknown")
     page.sees("job unknown is unknown")
     assert page.labelled("Job id").get_attribute("value") == "unknown"

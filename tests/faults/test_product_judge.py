@@ -109,7 +109,7 @@ def test_judge_reports_a_correction_missing_from_the_ledger(
     ]
 
 
-def test_outdated_record_of_a_job_whose_end_was_logged_is_no_problem(
+def test_outdated_record_of_a_job_whose_end_was_logged_is_accepted(
     redis_client: redis.Redis, tasks: ClusterTasks, records: Records, tmp_path: Path
 ) -> None:
     records.corrections["job-3"] = PET

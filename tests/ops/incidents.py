@@ -68,7 +68,7 @@ def test_runbook_gives_more_memory_to_a_full_redis(on_call: OnCall) -> None:
     reported_once(on_call, alert)
 
 
-def test_page_on_a_dead_redis_ends_when_it_is_back(on_call: OnCall) -> None:
+def test_page_about_an_unreachable_redis_resolves_when_it_is_back(on_call: OnCall) -> None:
     on_call.begin("dead")
 
     heading = opened(on_call, "MediaClusterRedisUnreachable")

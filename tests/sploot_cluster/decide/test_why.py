@@ -49,7 +49,7 @@ def test_explanation_lists_neighbours_and_the_margin_to_the_next_cluster(service
 
 
 @pytest.mark.parametrize("nearest", [2, 3])
-def test_second_cluster_of_an_explanation_is_the_most_similar_other_one(nearest: int) -> None:
+def test_explanation_names_the_most_similar_other_cluster(nearest: int) -> None:
     lean = np.zeros((1, 8), dtype=np.float32)
     lean[0, 0], lean[0, nearest - 1] = 0.8, 0.6
     state = pet_state([1] * 6 + [2] * 5 + [3] * 5, np.vstack([looks(5), lean, looks(5, 5, 5)[5:]]).astype(np.float32))

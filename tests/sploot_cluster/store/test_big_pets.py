@@ -103,7 +103,7 @@ def test_full_server_keeps_a_big_pet_and_discards_its_partial_copy(
     assert set(left) <= {key.encode() for key in KEYS}
 
 
-def test_copy_of_a_process_that_died_expires(client: Interrupted) -> None:
+def test_copy_written_by_a_process_that_died_expires(client: Interrupted) -> None:
     store = big_pet(client)
     before = store.dump(PET)
     seen: list[dict[bytes, int]] = []

@@ -121,7 +121,7 @@ def test_message_of_a_traced_process_continues_its_trace(redis_client: redis.Red
     assert span.parent.trace_id == uploading.get_span_context().trace_id
 
 
-def test_message_sent_by_a_job_is_a_child_of_its_run(redis_client: redis.Redis, traces: Traces) -> None:
+def test_span_of_a_message_sent_by_a_job_is_a_child_of_its_run(redis_client: redis.Redis, traces: Traces) -> None:
     ran = []
 
     def run(media_id: str, **kwargs: Any) -> None:
