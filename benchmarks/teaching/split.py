@@ -1,4 +1,4 @@
-"""The effect of a split on later items of two look-alikes: ``make bench ARGS=teaching`` prints the table.
+"""The effect of a split on later items of two look-alikes.
 
 A simulated person splits a cluster that contains two subjects that look alike. Then 150 other items of both subjects
 arrive, with strangers (items of other subjects), and the pet is reclustered. The table shows the shares of the 150
@@ -12,8 +12,7 @@ intents whose centres are most similar.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.quality.sets import BANKING77
+from benchmarks.records import table
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
@@ -175,17 +175,12 @@ def _shares(
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=9_000, help="the first seed")
-    parser.add_argument("--draws", type=int, default=20, help="draws per row")
-    parser.add_argument("--banking77", type=Path, default=BANKING77, help="npz of real sentences; skipped if absent")
-    given = parser.parse_args()
+def report(taught_pairs: Iterable[Pair]) -> str:
     rows: dict[str, list[tuple[Shares, Shares, float]]] = {}
-    for pair in pairs(given.seed, given.draws, banking77=given.banking77):
+    for pair in taught_pairs:
         rows.setdefault(pair.family, []).append(taught(pair))
-    print("| | right on arrival | after a recluster | wrong side | strangers on arrival | after | a discriminant |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    names = ["right on arrival", "after a recluster", "wrong side", "strangers on arrival", "after", "a discriminant"]
+    lines = []
     for family, results in rows.items():
         cells = (
             fmean(one.right for one, _, _ in results),
@@ -195,8 +190,5 @@ def main() -> None:
             fmean(after.strangers for _, after, _ in results),
             fmean(learner for _, _, learner in results),
         )
-        print(f"| {family} ({len(results)} draws) | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |")
-
-
-if __name__ == "__main__":
-    main()
+        lines.append([f"{family} ({len(results)} draws)", *(f"{cell:.2f}" for cell in cells)])
+    return table(["", *names], lines)
