@@ -2,10 +2,9 @@
 
 Pets with known groups grow in eight batches. After each batch the pet is reclustered, and a simulated person corrects
 all errors: the person moves items to the cluster of their subject or to a new one, excludes strangers, dismisses
-    clusters that
-contain only strangers, and merges clusters of one subject. Items in no cluster are ignored. A correction of many items
-at once counts as one. The table compares settings for absorbing noise by the number of corrections, and by the share of
-the items of known groups that end up in a cluster.
+clusters that contain only strangers, and merges clusters of one subject. Items in no cluster are ignored. A correction
+of many items at once counts as one. The table compares settings for absorbing noise by the number of corrections, and
+by the share of the items of known groups that end up in a cluster.
 """
 
 from __future__ import annotations
