@@ -6,7 +6,8 @@ clusters all items again from a spanning tree that grows with each arrival. Then
 from a tree that another process stored in Redis, and from the tree in memory. The first two each start in a new
 process, whose peak memory beyond imports (including the pet) is also printed. With ``--workers 2``, two processes write
 to separate pets at the same time. CPU times exclude Redis; on a busy machine, they are more meaningful than wall times.
-The vectors are those of ``benchmarks.density``, 512 values each; the server keeps an append-only file.
+The vectors are those of ``benchmarks.density``, 512 values each; the server keeps an append-only file. With
+``--long-tail``, the reclustered pets consist of many small groups and much noise, which takes the most memory.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ one_thread_each(os.environ)
 import numpy as np
 import redis
 
-from benchmarks.density import pictures
+from benchmarks.density import DIM, pictures
 from benchmarks.records import machine_facts, number, table
-from sploot_cluster.pet.models import NOISE, Arrival, Change, MediaId, Origin, PetId
-from sploot_cluster.pet.vectors import FloatMatrix
+from sploot_cluster.pet.models import NOISE, Arrival, Change, MediaId, Origin, PetId, Reclustered
+from sploot_cluster.pet.vectors import FloatMatrix, as_vectors
 from sploot_cluster.service import ClusterService
 from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.redis import RedisPetStore
@@ -65,15 +66,27 @@ class Reclusters:
     """The durations of reclusters of one pet, including load and commit, and their CPU times in the same order.
 
     ``peak_mb`` is the peak memory, beyond imports, of the process that started from scratch and of the process that
-    loaded the tree from Redis.
+    loaded the tree from Redis. ``n_clusters`` and ``n_noise`` are the clusters found, and the items in none.
     """
 
     n_media: int
+    n_clusters: int
+    n_noise: int
     from_nothing_s: float
     from_store_s: float
     from_memory_s: float
     cpu_s: tuple[float, ...]
     peak_mb: tuple[float, float]
+
+
+def long_tail(n: int, *, seed: int = 1) -> FloatMatrix:
+    """Return (n, 512) unit vectors: 30 % noise, and groups of five or six items."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, DIM), dtype=np.float32)
+    n_noise, n_groups = 3 * n // 10, 12 * n // 100
+    centres = rng.standard_normal((n_groups, DIM), dtype=np.float32)
+    x[n_noise:] = centres[np.arange(n - n_noise) % n_groups] + np.float32(0.45) * x[n_noise:]
+    return as_vectors(x)
 
 
 def fill(store: RedisPetStore, pet: PetId, vectors: FloatMatrix) -> None:
@@ -142,8 +155,11 @@ def measure_arrivals(url: str, n: int, way: str, *, workers: int, n_arrivals: in
     )
 
 
-def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float]], float]:
-    """Return wall and CPU seconds of each recluster, and the peak memory in MB. Run this in a fresh process."""
+def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float]], float, Reclustered]:
+    """Return wall and CPU seconds of each recluster, the peak memory in MB, and the last report.
+
+    Run this in a fresh process.
+    """
     import sploot_cluster.density  # noqa: F401 (as a worker does when it boots)
 
     # reset the peak; ru_maxrss would include the peak of the parent process
@@ -154,9 +170,9 @@ def recluster(url: str, pet: PetId, times: int) -> tuple[list[tuple[float, float
         service = ClusterService(RedisPetStore(client))
         for _ in range(times):
             start, cpu_start = time.perf_counter(), time.process_time()
-            service.recluster(pet)
+            found = service.recluster(pet)
             took.append((time.perf_counter() - start, time.process_time() - cpu_start))
-    return took, memory_mb("VmHWM") - before_mb
+    return took, memory_mb("VmHWM") - before_mb, found
 
 
 def memory_mb(fact: str) -> float:
@@ -165,15 +181,17 @@ def memory_mb(fact: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{fact}:")) / 1024
 
 
-def measure_reclusters(url: str, n: int, pet: PetId) -> Reclusters:
+def measure_reclusters(url: str, vectors: FloatMatrix, pet: PetId) -> Reclusters:
     with redis.Redis.from_url(url) as client:
-        fill(RedisPetStore(client), pet, pictures(n))
+        fill(RedisPetStore(client), pet, vectors)
     context = get_context("spawn")
     with context.Pool(1) as first, context.Pool(1) as second:
-        (from_nothing,), nothing_mb = first.apply(recluster, (url, pet, 1))
-        (from_store, from_memory), store_mb = second.apply(recluster, (url, pet, 2))
+        (from_nothing,), nothing_mb, found = first.apply(recluster, (url, pet, 1))
+        (from_store, from_memory), store_mb, _ = second.apply(recluster, (url, pet, 2))
     seconds, cpu_s = zip(from_nothing, from_store, from_memory, strict=True)
-    return Reclusters(n, *seconds, cpu_s=cpu_s, peak_mb=(nothing_mb, store_mb))
+    return Reclusters(
+        len(vectors), found.n_clusters, found.n_noise, *seconds, cpu_s=cpu_s, peak_mb=(nothing_mb, store_mb)
+    )
 
 
 def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> str:
@@ -197,6 +215,8 @@ def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> st
     if reclusters:
         facts = (
             "media of the pet",
+            "clusters",
+            "noise",
             "recluster from scratch, s",
             "from the tree in Redis, s",
             "from memory, s",
@@ -209,6 +229,8 @@ def report(arrivals: Sequence[Arrivals], reclusters: Sequence[Reclusters]) -> st
                 [
                     (
                         f"{one.n_media:,}",
+                        f"{one.n_clusters:,}",
+                        f"{one.n_noise:,}",
                         number(one.from_nothing_s),
                         number(one.from_store_s),
                         number(one.from_memory_s),
@@ -230,6 +252,7 @@ def main() -> None:
         "--workers", type=int, default=1, help="processes that run at the same time, each on its own pet"
     )
     parser.add_argument("--ways", nargs="*", choices=[*WAYS, "recluster"], default=[*WAYS, "recluster"])
+    parser.add_argument("--long-tail", action="store_true", help="recluster pets of small groups and much noise")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     arguments = parser.parse_args()
     arrivals: list[Arrivals] = []
@@ -239,7 +262,8 @@ def main() -> None:
         for n in arguments.sizes:
             for way in arguments.ways:
                 if way == "recluster":
-                    reclusters.append(measure_reclusters(server.url, n, PetId(pet)))
+                    vectors = long_tail(n) if arguments.long_tail else pictures(n)
+                    reclusters.append(measure_reclusters(server.url, vectors, PetId(pet)))
                 elif way == "assign" or n <= MOST_EXACT:
                     arrivals.append(
                         measure_arrivals(
