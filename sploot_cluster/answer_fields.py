@@ -24,7 +24,7 @@ def described(text: str, *, name: str | None = None) -> dict[str, Any]:
 
 
 def public(answer: Any) -> dict[str, Any]:
-    """Return the public fields of a dataclass under their public names; values are not converted."""
+    """Return the public fields of a dataclass under their public names, without converting values."""
     return {
         one.metadata.get(_NAME, one.name): getattr(answer, one.name)
         for one in dataclasses.fields(answer)

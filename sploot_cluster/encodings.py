@@ -98,7 +98,7 @@ def check_values(f32le: bytes) -> None:
 
 
 def _are_quickly_usable(f32le: bytes) -> bool:
-    """Check the values with numpy, if this process has loaded it, in a tenth of the time. False means “not certain”."""
+    """Return True if numpy is loaded and finds the values usable, in a tenth of the time. False means “not certain”."""
     frombuffer = getattr(sys.modules.get("numpy"), "frombuffer", None)
     if frombuffer is None:
         return False

@@ -101,7 +101,7 @@ class JobQueue(Protocol):
     """The port through which the HTTP API enqueues jobs and reads their status.
 
     Every method raises ``errors.InvalidInput`` for an invalid field, :class:`QueueUnavailable` if Redis fails, and its
-    subclass :class:`QueueFull` if the queue has no room.
+    subclass :class:`QueueFull` if the queue is full.
     """
 
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...

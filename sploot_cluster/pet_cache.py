@@ -1,4 +1,4 @@
-"""The cache of pets in a process: the last state and spanning tree of each.
+"""A process's cache of pets, which holds the last state and spanning tree of each.
 
 It saves loading whole pets and is never authoritative: before each use, newer commits are loaded into the cached state.
 The threads of a process take turns using a pet, because if two decided at the same time, one of them would fail to

@@ -57,8 +57,9 @@ class PetDensity:
     ) -> tuple[PetState, Density]:
         """Load the newest state of a pet and return it with its density (computed by hdbscan if ``by_reference``).
 
-        ``on_loaded`` is called between the two. Other threads may use the pet while the density is computed. O(n · d)
-        for each row that the best known tree lacks, O(n² · d) if none is known or it lacks more than half of the rows.
+        ``on_loaded`` is called once the state is loaded. Other threads may use the pet while the density is computed.
+        O(n · d) for each row that the best known tree lacks, or O(n² · d) if no tree is known or it lacks more than
+        half of the rows.
         """
         with cache.open(pet) as memory:
             state = memory.state = self._store.load(pet, known=memory.state)

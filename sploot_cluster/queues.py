@@ -17,8 +17,8 @@ from sploot_cluster.errors import InvalidInput
 
 Record = TypeVar("Record")
 
-# The longest accepted duration: a hundred years. Longer ones are typing errors, and would overflow in date arithmetic
-# and in Redis.
+# The longest accepted duration: a hundred years. Longer durations are typing errors, and would overflow in date
+# arithmetic and in Redis.
 LONGEST_S: Final = 100 * 366 * 86_400
 
 Action = Literal["rescue", "retire-consumer", "pause", "resume", "requeue", "purge", "cancel", "set-shards"]
@@ -332,8 +332,8 @@ class CarefulRequeue:
 
     Attributes:
         per_s: number of the remaining dead letters to requeue per second.
-        wait_s: maximum time in which the first job has to end.
-        stop_after: the canary stops after this number of jobs have failed again.
+        wait_s: maximum time to wait for the first job to end.
+        stop_after: number of jobs that fail again before the canary stops.
     """
 
     per_s: float = 10.0
@@ -434,7 +434,7 @@ class QueueOperations(Protocol):
         ...
 
     def workers(self) -> Sequence[Worker]:
-        """Return the worker processes, living ones first, and dead ones that hold jobs."""
+        """Return the living worker processes, then the dead ones that still hold jobs."""
         ...
 
     def periodic_jobs(self) -> Sequence[PeriodicJob]:
@@ -483,7 +483,7 @@ class QueueOperations(Protocol):
     def plan_cancel(
         self, queue: str, *, job_ids: Sequence[str] = ..., actor: str | None = ..., pet_id: int | None = ...
     ) -> Plan:
-        """Return a plan to cancel unfinished jobs: either ``job_ids``, or all of an actor, of a pet, or of both."""
+        """Return a plan to cancel unfinished jobs: ``job_ids``, or all jobs of an actor, of a pet, or of both."""
         ...
 
     def plan_pause(self, queue: str) -> Plan: ...
@@ -515,7 +515,7 @@ class QueueOperations(Protocol):
         ...
 
     def stop_canary(self, plan_id: str) -> CanaryRun | None:
-        """Ask a canary to stop before its next step; return it, or None if it is unknown."""
+        """Ask a canary to stop before its next step. Return the canary, or None if it is unknown."""
         ...
 
     def audit(self, limit: int = ..., *, cursor: str | None = ...) -> Page[AuditRecord]:

@@ -116,9 +116,9 @@ _BY_CLASS: Final = {
     "NoPermissionError": "NOPERM",
     "AuthenticationError": "NOAUTH",
 }
-# Finds the code within the error of a script, as in "… @user_script:4: -OOM command not allowed …".
+# A pattern that finds the code within a script's error, such as "… @user_script:4: -OOM command not allowed …".
 _WORD: Final = re.compile(rf"(?:^|[^A-Za-z0-9])({'|'.join(_BY_CODE)})(?= )")
-# For errors without a code: a part of the text -> the code to use.
+# Part of the text of an error without a code -> the code to use.
 _PHRASES: Final = {
     "max number of clients reached": "MAXCLIENTS",
     "ACL failure in script": "NOPERM",

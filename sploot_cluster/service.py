@@ -119,7 +119,7 @@ BATCH_ATTEMPTS: Final = 3
 # them lose a race, and a retry of each by itself takes two more round trips.
 ATTEMPTS_TOGETHER: Final = 2
 
-# Size of the vectors of a pet from which items are deleted without reading it whole: 8,192 items of 512 dimensions.
+# Items are deleted without reading the whole pet if its vectors take more than this: 8,192 items of 512 dimensions.
 BIG_PET_BYTES: Final = 16 * 1024 * 1024
 
 # Number of history entries that are searched for answers to suggestions.
@@ -156,12 +156,11 @@ class NewItem(NamedTuple):
     is_replacement: bool = False
 
 
-# Called when a long computation enters a stage: with the number of the stage, from 1, how many there are, and what is
-# done in it.
+# A function to call when a long computation enters a stage, with the stage's number (from 1), the number of stages, and
+# the activity.
 OnStage = Callable[[int, int, str], None]
 
-# Minimum number of items of a pet whose reclusters and previews report stages; those of smaller pets take less than a
-# second.
+# Minimum number of items for which a recluster or a preview reports stages. A smaller pet takes less than a second.
 STAGES_FROM: Final = 1_000
 
 
@@ -229,7 +228,7 @@ class ClusterService:
         Args:
             model: ``name@version`` of the embedding model; the same for all items of a pet.
             vector: (dim,) real numbers of any non-zero norm; only its direction counts.
-            occurred_at: timezone-aware, stored with the item to the millisecond; decides nothing.
+            occurred_at: timezone-aware, stored with the item to the millisecond. It does not affect the assignment.
             is_replacement: replace the vector of an item that the pet has with this model, and assign the item again
                 unless corrections name it; see ``decide.replacement``. This rewrites the whole pet.
 
@@ -264,10 +263,10 @@ class ClusterService:
         commit conflicts takes two more.
 
         Returns:
-            for each item, in order, its assignment, or None if it was not assigned here. Call :meth:`assign` for
-            such an item: it assigns the item or raises the reason. These are items that are invalid, are replacements,
-                or have a different model from their pet; and items whose pet is claimed, damaged, full, busy, or small
-                enough for exact arrivals (``exact_until``).
+            The assignment of each item, in order, or None for an item that was not assigned here. Call :meth:`assign`
+            for such an item: it assigns the item or raises the reason. Items are not assigned here if they are
+            invalid, are replacements, or have a different model from their pet; or if their pet is claimed, damaged,
+            full, busy, or small enough for exact arrivals (``exact_until``).
 
         Raises:
             StoreUnavailable: any of the items may have been assigned.
@@ -348,7 +347,7 @@ class ClusterService:
         return self.correct(ShowClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def name_pet(self, pet: PetId, name: str, **call: Unpack[Call]) -> Corrected:
-        """Name a pet; empty text removes its name."""
+        """Name a pet. Empty text removes its name."""
         return self.correct(NamePet(pet, name, **_signed(call)), operation_id=call["operation_id"])
 
     def undo(self, pet: PetId, revision: int, **call: Unpack[Call]) -> Corrected:
@@ -398,7 +397,7 @@ class ClusterService:
             return self._settle(memory, decide_on)
 
     def check(self, request: Request[Any]) -> None:
-        """Check that a correction fits the pet as it is now, without making it. Loads no vectors; O(n).
+        """Check that a correction fits the pet as it is now, without making it. Takes O(n) and loads no vectors.
 
         Raises:
             InvalidInput: the request would be refused; see :func:`~.decide.corrections.fit.check_fit`.
@@ -531,7 +530,7 @@ class ClusterService:
         return self._store.past(pet).at(revision)
 
     def why(self, pet: PetId, media: MediaId) -> Why:
-        """Explain why an item is where it is, or why it is quarantined. Loads the pet's vectors; O(n · dim).
+        """Explain why an item is where it is, or why it is quarantined. Loads the pet's vectors and takes O(n · dim).
 
         Raises:
             UnknownMedia: the item was never ingested, or was deleted.
@@ -556,8 +555,8 @@ class ClusterService:
         """Return up to 500 items that are least likely to belong to their cluster, the least likely first.
 
         Args:
-            cluster: return only items of the cluster that this id resolves to; None: of all clusters that are not
-                hidden.
+            cluster: return only items of the cluster that this id resolves to. None: return items of all clusters that
+                are not hidden.
 
         Raises:
             UnknownCluster: the pet has no such cluster.
@@ -596,7 +595,7 @@ class ClusterService:
         return self._store.moved_at(pet)
 
     def history(self, pet: PetId, *, limit: int = 100, before: int | None = None) -> Sequence[HistoryEntry]:
-        """Return reclusters and corrections, newest first; with ``before``, only those of earlier revisions."""
+        """Return reclusters and corrections, newest first. If ``before`` is given, return only earlier revisions."""
         return self._store.history(pet, limit=limit, before=before)
 
     def delete_media(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Deleted:
@@ -626,7 +625,7 @@ class ClusterService:
 
     @contextmanager
     def _rewrites(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Iterator[Callable[[str], Deleted]]:
-        """Yield a function that deletes items by rewriting the pet from memory, in one attempt by a claimant."""
+        """Yield a function that makes one attempt to delete the items, by writing the pet again from memory."""
         from sploot_cluster.decide.deletion import without
 
         def attempt(claimant: str) -> Deleted:
@@ -645,7 +644,7 @@ class ClusterService:
 
     @contextmanager
     def _removals(self, pet: PetId, media_ids: Collection[MediaId], *, by: str) -> Iterator[Callable[[str], Deleted]]:
-        """Yield a function that deletes items by copying the others in the store, in one attempt by a claimant."""
+        """Yield a function that makes one attempt to delete the items, by copying all others inside the store."""
         from sploot_cluster.decide.deletion import without
 
         with self._store.removing(pet, media_ids) as removal:
@@ -757,7 +756,7 @@ class ClusterService:
         return PetModel(pet, view.revision, view.model, view.dim, view.n_media, candidate)
 
     def end_model(self, pet: PetId) -> bool:
-        """Delete the candidate model and its vectors; return False if there was none.
+        """Delete the candidate model and its vectors. Return False if there was none.
 
         Items that had only a vector of the candidate model stay quarantined until they arrive with the pet's model.
         """
@@ -806,7 +805,7 @@ class ClusterService:
         return self._store.totals(pets)
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
-        """Return about a thousand pets that have data, and the next cursor: 0 at the end, as at the start."""
+        """Return about a thousand pets that have data, and the cursor of the next page: 0 at the end. Start with 0."""
         return self._store.pets_page(cursor)
 
     def pets(self) -> Sequence[PetId]:
@@ -820,7 +819,7 @@ class ClusterService:
         return page_of(self._store, search=search, order=order, limit=limit, cursor=cursor)
 
     def summaries(self, pets: Sequence[PetId]) -> Sequence[PetSummary]:
-        """Return the names and counts of these pets, in the given order; pets without data are left out."""
+        """Return the name and counts of each of these pets that has data, in the given order."""
         return self._store.summaries(pets)
 
     @cached_property
@@ -956,7 +955,7 @@ class ClusterService:
         from sploot_cluster.decide.arrivals import Plan, plan_arrivals
 
         decided: list[tuple[PetState, list[_Waiting], Plan]] = []
-        # a commit detects damage of its pet, so pets that will certainly get an item need not be checked before
+        # a commit detects damage to its pet, so pets that will certainly get an item need not be checked before
         unchecked = {pet for pet, all_of_pet in waiting.items() if self._has_new(memories[pet].state, all_of_pet)}
         loaded = self._store.load_many([memories[pet].state for pet in waiting], unchecked=unchecked)
         for (pet, all_of_pet), state in zip(waiting.items(), loaded, strict=True):
@@ -986,7 +985,7 @@ class ClusterService:
         return lost
 
     def _fitting(self, state: PetState, waiting: Sequence[_Waiting]) -> list[_Waiting]:
-        """Return the arrivals that can be decided together; the first one sets the model of a pet without items."""
+        """Return the arrivals that can be assigned together. In a pet without items, the first one sets the model."""
         if state.n_media < self._settings.exact_until:
             return []
         model, dim = state.model or waiting[0].model, state.dim or len(waiting[0].arriving.vector)
@@ -1008,7 +1007,7 @@ class ClusterService:
     def _arrive_exactly(
         self, state: PetState, memory: PetMemory, arriving: Arrival, model: str
     ) -> tuple[Change, Assigned]:
-        """Decide an arrival in a small pet as a recluster would. Other items may be reassigned too."""
+        """Assign an arrival in a small pet as a recluster would. Other items may be reassigned too."""
         from sploot_cluster.decide.exact_arrival import plan_exact_arrival
 
         vectors, density = self._densities.with_arrival(memory, arriving.media, arriving.vector)
@@ -1035,8 +1034,8 @@ class ClusterService:
         try:
             self._reclusters.request_recluster(memory.pet, reason=reason, delay_ms=delay_ms)
         except Exception:
-            # do not fail, whatever a queue raises: the item is assigned, and a later arrival requests the recluster
-            # again
+            # do not fail, whatever the queue raises: the item is assigned, and a later arrival will request the
+            # recluster again
             logger.warning("recluster could not be requested", extra={"pet_id": memory.pet}, exc_info=True)
         else:
             memory.asked = now, state.n_at_recluster

@@ -154,8 +154,8 @@ class ClusterSettings:
         absorption_slack: highest reach at which a cluster absorbs noise beyond the budget, that is, the distance
             1 − similarity as a multiple of the distance that the threshold allows, from 1. The most similar items are
             absorbed first; items that are farther away stay noise, whatever the budget. Measured.
-        absorption_slack_excluded: the same for pets in which users excluded items from clusters, if it is lower.
-            Measured.
+        absorption_slack_excluded: used in place of ``absorption_slack``, if it is lower, for pets in which users
+            excluded items from clusters. Measured.
         overlap_ratio: minimum overlap of a group with the cluster whose id it inherits, as a share of the smaller of
             the two, in (0, 1].
         single_cluster_similarity: a pet in which density finds mostly noise becomes one cluster if the median

@@ -67,8 +67,8 @@ def _blas() -> list[LibController]:
     from threadpoolctl import ThreadpoolController
 
     libraries: list[LibController] = ThreadpoolController().select(user_api="blas").lib_controllers
-    # leave out OpenMP, which stores its limit per thread; only faiss's OpenBLAS uses it, and it computes no products
-    # here
+    # leave out OpenMP, which stores its limit per thread: only faiss's OpenBLAS uses OpenMP, and it computes no
+    # products here
     return [library for library in libraries if library.info().get("threading_layer") != "openmp"]
 
 

@@ -1,7 +1,7 @@
 """Admission: the checks that every request passes before its endpoint runs.
 
-The cheapest come first: authentication, authorization, content type, size, idempotency key. Only then is the body
-parsed.
+The cheapest checks come first: authentication, authorization, content type, size, idempotency key. Only then is the
+body parsed.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Admission:
         return caller
 
     async def _read(self, request: Request) -> bytes:
-        """Return the body of a request; stop reading and refuse the request once it exceeds ``max_body_bytes``."""
+        """Return the body of a request, or refuse the request as soon as its body exceeds ``max_body_bytes``."""
         too_large = Refusal(
             problems.BODY_TOO_LARGE,
             f"the body is larger than {self.max_body_bytes} bytes; send it in parts",
@@ -229,7 +229,7 @@ def bearer_of(request: Request) -> str:
 
 
 def unauthenticated(hint: str = "") -> Refusal:
-    """Return the refusal of a request without a valid token, with a further hint."""
+    """Return the refusal of a request without a valid token. ``hint`` is added to the usual hint."""
     detail = f"send 'Authorization: Bearer <secret>' with a secret of the server's {VARIABLE}"
     headers = {"WWW-Authenticate": 'Bearer realm="sploot-cluster"'}
     return Refusal(problems.UNAUTHENTICATED, f"{detail}; {hint}" if hint else detail, headers=headers)
@@ -284,7 +284,7 @@ def _refuse_unless_json(request: Request) -> None:
 
 
 class _JsonRequest(Request):
-    """A request whose JSON body is read without losing repeated names; see ``bodies.parsed``."""
+    """A request whose JSON body is parsed without losing repeated names; see ``bodies.parsed``."""
 
     async def json(self) -> Any:
         return parsed(await self.body())

@@ -73,7 +73,7 @@ _TAGS: Final = [
 
 
 class _Api(FastAPI):
-    """A FastAPI application whose OpenAPI document has the schema of all problems, and no nullable parameters."""
+    """A FastAPI application whose OpenAPI document includes the schema of problems and has no nullable parameters."""
 
     def openapi(self) -> dict[str, Any]:
         if not self.openapi_schema:
@@ -92,7 +92,7 @@ class _Api(FastAPI):
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an optional parameter without null, which a URL or a header cannot express."""
+    """Return the schema of an optional parameter without ``null``, which a URL or a header cannot express."""
     kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return schema
@@ -137,11 +137,11 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
         ready: checks the dependencies of the server, for ``/readyz``.
         metrics: returns the exposition and its media type, for ``/metrics``; without it, that path does not exist.
         on_answer: called after every response; it must not block.
-        on_close: closes the other arguments when the server stops. If the application is mounted in another one, the
-            outer application has to call it, because ASGI notifies only the outermost application.
+        on_close: closes the other arguments when the server stops. If the application is mounted in another one, that
+            application has to call it, because ASGI notifies only the outermost application.
         max_body_bytes: size limit of a body without embeddings.
         max_embeddings_bytes: size limit of a body with embeddings.
-        max_batch: maximum number of embeddings in such a body.
+        max_batch: maximum number of embeddings in one body.
         max_rate_per_s: maximum number of requests per second that this process accepts from each caller; 0 for no
             limit. Further requests are answered with status 429.
         public: groups of paths that other machines may call without a token; see ``public.GROUPS``.

@@ -236,7 +236,7 @@ class Nothing(_Body):
     model_config = ConfigDict(json_schema_extra={"examples": [{}]})
 
 
-# How the document describes a field of a selection that is given, and one that is not.
+# The JSON Schemas of a field for when it is given and for when it is left out.
 _Way = tuple[dict[str, Any], dict[str, Any]]
 _IDS: Final[_Way] = ({"type": "array", "minItems": 1}, {"type": "array", "maxItems": 0})
 _NAMED: Final[_Way] = ({"type": "string"}, {"type": "null"})
@@ -247,7 +247,7 @@ _PET: Final[_Way] = ({"type": ["integer", "string"]}, {"type": "null"})
 
 
 def _exactly_one(**ways: _Way) -> list[dict[str, Any]]:
-    """Return the JSON Schemas, of which one holds, of a body that gives exactly one of these fields."""
+    """Return one JSON Schema per field, for a body that gives this field and none of the others."""
     return [
         {
             "required": [name],

@@ -71,7 +71,7 @@ class Feed:
         return await run_in_threadpool(self._read)
 
     async def watch(self) -> AsyncGenerator[Events]:
-        """Yield the newest events, and then new ones after each read; close the generator to stop.
+        """Yield the newest events, and then new ones after each read, until the generator is closed.
 
         If a later read fails, the event ``problem`` states why.
 
@@ -109,7 +109,7 @@ class Feed:
                 self._reader = self._latest = None
 
     async def _news(self, within_s: float) -> bool:
-        """Wait for the next read; return whether it finished in time."""
+        """Wait for the next read, and return whether it finished in time."""
         assert self._next is not None
         # unlike wait_for, this does not cancel the future on a timeout; other viewers wait for it too
         done, _ = await asyncio.wait([self._next], timeout=within_s)

@@ -75,7 +75,7 @@ class Revisions(Protocol):
 
 
 def tagged(revision: int, if_none_match: str | None, answer: Callable[[], Any]) -> Response:
-    """Return the result of ``answer`` with an ETag; return 304 if the caller already has the current revision."""
+    """Return the result of ``answer`` with an ETag, or 304 if the caller already has the current revision."""
     # no-cache: clients may store it but must revalidate; private: shared caches must not store it
     headers = {"ETag": f'"{revision}"', "Cache-Control": "private, no-cache"}
     known = if_none_match or ""

@@ -53,7 +53,7 @@ def groups_of(text: str) -> frozenset[str]:
 
 
 class PublicAddresses:
-    """ASGI middleware for an application with tokens; protects these paths unless their group is public.
+    """ASGI middleware for an application with tokens. It protects the paths of this module unless they are public.
 
     Args:
         tokens: the configured tokens; each is valid for all of these paths.

@@ -11,7 +11,7 @@ from typing import Final
 # Size of a burst: after a pause, a caller may send the requests of this many seconds at once.
 BURST_S: Final = 5.0
 
-# Requests without a valid token, per second and IP address, that are answered with 401; further ones get 429.
+# Number of requests without a valid token, per second and IP address, that are answered with 401. Further ones get 429.
 UNAUTHENTICATED_PER_S: Final = 20.0
 
 # Maximum number of callers to remember; those that have sent nothing for longest are forgotten first.
@@ -19,7 +19,7 @@ MAX_CALLERS: Final = 10_000
 
 
 class Rates:
-    """A token bucket for each caller, which is refilled at ``per_s`` and holds ``BURST_S`` seconds' worth of requests.
+    """Token buckets, one per caller. Each is refilled at ``per_s`` and holds ``BURST_S`` seconds' worth of requests.
 
     Thread-safe. Takes constant time and about 200 bytes per caller.
 

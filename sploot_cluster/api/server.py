@@ -65,7 +65,7 @@ class PatientProtocol(H11Protocol):
             self._reading = None
 
     def shutdown(self) -> None:
-        """End streams of events immediately, because they would never end otherwise; let other responses finish."""
+        """End event streams immediately, because they would not end by themselves, and let other responses finish."""
         super().shutdown()
         if self._is_answering and any(name == b"accept" and value == _EVENT_STREAM for name, value in self.headers):
             self.cycle.disconnected = True
@@ -105,7 +105,7 @@ def serve(
     grace_s: int = GRACE_S,
     access_log: bool = False,
 ) -> None:
-    """Serve until SIGINT or SIGTERM; requests in progress then get up to ``grace_s`` to finish.
+    """Serve until SIGINT or SIGTERM, and then give requests in progress up to ``grace_s`` to finish.
 
     The logging configuration is not changed; uvicorn's loggers are ``uvicorn.error`` and ``uvicorn.access``.
 

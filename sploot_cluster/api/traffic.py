@@ -24,8 +24,8 @@ class Answered:
     Attributes:
         operation: the id of its operation, or ``OTHER``.
         status: the status of the response.
-        duration_s: time from the request to the beginning of its response, in seconds. A stream of events may go on for
-            hours after that.
+        duration_s: time from the request to the beginning of its response, in seconds. An event stream may continue for
+            minutes after that.
     """
 
     operation: str

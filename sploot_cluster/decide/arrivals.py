@@ -1,7 +1,8 @@
 """Arrivals: the assignment of one or more new items of a pet, as one change.
 
 The items are assigned in order. The result is the same, to the last bit, as if each had been committed before the next:
-an item may join earlier items of the same change, and an item that occurs twice in it is a duplicate. Imports faiss.
+an item may join earlier items of the same change, and an item that occurs twice in it is a duplicate. Importing this
+module loads faiss.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ class Plan:
 
 
 def plan_arrivals(state: PetState, arriving: Sequence[Arrival], *, model: str, settings: ClusterSettings) -> Plan:
-    """Return the change that adds the arrivals to the pet in this order, and their assignments.
+    """Return the change that adds the arrivals to the pet, and their assignments.
 
     An item that the pet already has stays where it is. O(n · dim) per arrival for a pet of n items.
 
     Args:
-        arriving: items with vectors of ``model``, in the pet's dimension. The pet must not have another model.
+        arriving: the items in the order in which they are assigned. Their vectors must be of the pet's model and
+            dimension, if it has any yet.
+        model: the model of their vectors.
     """
     new: dict[str, Arrival] = {}
     for arrival in arriving:
@@ -58,7 +61,7 @@ def plan_arrivals(state: PetState, arriving: Sequence[Arrival], *, model: str, s
 
 
 def _decided(state: PetState, new: Sequence[Arrival], settings: ClusterSettings) -> list[tuple[Arrival, float | None]]:
-    """Return each arrival with its label and origin, and the similarity that the decision was based on."""
+    """Return each arrival with its label and origin set, and the similarity on which the decision was based."""
     n = state.n_media
     if len(new) == 1:
         neighbours = nearest(state.vectors, new[0].vector[None], settings.n_neighbours)

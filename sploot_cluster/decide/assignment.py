@@ -2,8 +2,8 @@
 
 The similarity of an item to a cluster is the mean of its three highest cosine similarities to the cluster's members. If
 only the highest counted, a single odd member could attract unrelated items; if all counted, an elongated cluster would
-refuse its own. An item joins if this similarity reaches the cluster's threshold. Absorbed items are members but are
-ignored in all comparisons: they were added to keep the noise low, and need not fit.
+refuse its own members. An item joins if this similarity reaches the cluster's threshold. Absorbed items are members but
+are ignored in all comparisons: they were added to keep the noise low, and need not fit.
 """
 
 from __future__ import annotations
@@ -69,14 +69,14 @@ def decide(
     """Return the most similar cluster whose threshold an arrival reaches, or NOISE.
 
     A cluster is eligible only if three of its members (all of them, if it has fewer) are among the neighbours. The mean
-    similarity to any other cluster is unknown, but it can only be low.
+    similarity to an ineligible cluster is unknown, but it can only be low.
 
     Args:
         neighbours: the neighbours of one query among the rows of ``labels``.
         labels, origins: (n,) the pet's labels and origins.
         clusters: the living clusters, with their thresholds.
 
-    O(n) to count the members of small clusters, else O(k).
+    O(k) for k neighbours, or O(n) if the members of a small cluster must be counted.
     """
     ids, similarity = neighbours.ids[0], neighbours.similarity[0]
     if len(ids) and ids[-1] < 0:
@@ -103,7 +103,7 @@ def decide(
 def _tops(
     ids: npt.NDArray[np.int64], similarity: FloatVector, labels: LabelVector, origins: OriginVector
 ) -> dict[int, list[float]]:
-    """Return the three highest similarities to each cluster, or fewer; ``ids`` are the neighbours, closest first."""
+    """Return up to three similarities for each cluster, highest first. ``ids`` are the neighbours, closest first."""
     tops: dict[int, list[float]] = {}
     # for 64 neighbours, a loop over lists is faster than numpy
     for label, origin, one in zip(
@@ -261,7 +261,7 @@ def similarity_to(members: FloatMatrix, queries: FloatMatrix) -> FloatVector:
 
 
 def most_similar(clusters: Mapping[ClusterId, Rows], vectors: FloatMatrix, media: Rows) -> LabelVector:
-    """Return the cluster that each of m items is most similar to, as (m,) int32; ties go to the first cluster.
+    """Return, as (m,) int32, the cluster that each of m items is most similar to. Ties go to the first cluster.
 
     Args:
         clusters: cluster -> its members, at least one, as rows of ``vectors``.
@@ -273,7 +273,7 @@ def most_similar(clusters: Mapping[ClusterId, Rows], vectors: FloatMatrix, media
 
 
 def let_count(labels: LabelVector, origins: OriginVector) -> OriginVector:
-    """Return the origins, with absorbed items promoted to ARRIVED in clusters that have no counted member."""
+    """Return the origins, with ABSORBED replaced by ARRIVED in clusters that have only absorbed members."""
     counts = origins != Origin.ABSORBED
     is_alone = ~counts & (labels != NOISE) & ~np.isin(labels, labels[counts])
     return np.where(is_alone, Origin.ARRIVED, origins).astype(np.uint8)
@@ -299,7 +299,7 @@ def _count(labels: LabelVector, origins: OriginVector, cluster: ClusterId) -> in
 
 
 def _quartiles(values: FloatVector) -> tuple[float, float]:
-    """Return the lower and upper quartile, exactly as ``np.quantile``, which takes 20 times as long for few values."""
+    """Return the lower and upper quartile. Equal to ``np.quantile``, but 20 times as fast for few values."""
     ordered = np.sort(values)
     last = len(ordered) - 1
 

@@ -90,7 +90,7 @@ def aliases_after(
     returning: Mapping[ClusterId, ClusterId] | None = None,
     ended: Mapping[ClusterId, Rows] | None = None,
 ) -> dict[ClusterId, ClusterId | None]:
-    """Return the aliases to write when ``labels`` replace the labels of ``state``; the value None removes an alias.
+    """Return the aliases to write when ``labels`` replace the labels of ``state``. A value of None removes the alias.
 
     A living id that ends becomes an alias of the cluster that got more than half of its items. Aliases always point
     directly to a living id, so one lookup is enough. When an id ends without a successor, its aliases end too.
@@ -126,7 +126,7 @@ def aliases_after(
 def _cross_table(
     old: LabelVector, new: LabelVector, rows: Sequence[ClusterId], columns: Sequence[int]
 ) -> npt.NDArray[np.int64]:
-    """Return a (rows, columns) table: the number of items with each pair of labels in ``old`` and ``new``."""
+    """Return a (rows, columns) table that counts the items with each pair of an old and a new label."""
     table = np.zeros((len(rows), len(columns)), dtype=np.int64)
     row_of, column_of = _position(rows, old), _position(columns, new)
     is_in = (row_of >= 0) & (column_of >= 0)

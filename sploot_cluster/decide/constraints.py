@@ -132,7 +132,7 @@ class Constraints:
         return a is not None and b is not None and a != b and self.sides[a].conflict(self.sides[b])
 
     def by_row(self, rows: Mapping[MediaId, int]) -> RowConstraints:
-        """Return the constraints for the rows of a pet; items that the pet no longer has are left out."""
+        """Return the constraints by row instead of by item, without items that the pet no longer has."""
         atoms = np.full(len(rows), -1, dtype=np.int32)
         for item, atom in self.atoms.items():
             row = rows.get(item)
@@ -197,7 +197,7 @@ class RowConstraints:
 
 
 class Forest:
-    """Union-find over integers from 0, each with sides; two sets in conflict are never united."""
+    """A union-find structure over integers from 0 that never unites two sets whose sides are in conflict."""
 
     def __init__(self, sides: Iterable[Sides] = ()) -> None:
         self._sides = list(sides)
@@ -218,7 +218,7 @@ class Forest:
         return node
 
     def union(self, one: int, other: int) -> bool:
-        """Unite two sets unless they are in conflict; return whether they are one set now."""
+        """Unite two sets unless they are in conflict. Return whether both elements are in one set now."""
         a, b = self.find(one), self.find(other)
         if a == b:
             return True
@@ -242,7 +242,7 @@ Result = TypeVar("Result")
 
 
 class _PerPart(Generic[Result]):
-    """A cache for a function of parts, which calls it only once for each part, because many corrections share parts."""
+    """A function of parts with a cache, because many corrections share parts."""
 
     def __init__(self, of: Callable[[tuple[MediaId, ...]], Result]) -> None:
         self._of = of

@@ -38,23 +38,24 @@ if TYPE_CHECKING:
 # Producers cannot send an id with this prefix, because its first character is not printable.
 STAND_IN: Final = "\x7fdeleted-"
 
-# Maximum size of the vectors of a cluster whose threshold and medoid are computed again when it loses items: 8,192
-# items of 512 dimensions. A larger cluster keeps its threshold until the next recluster; a few items change it little.
+# When a cluster loses items, its threshold and medoid are computed again only if its vectors take at most this many
+# bytes (8,192 items of 512 dimensions). A larger cluster keeps its threshold until the next recluster, because a few
+# items change it little.
 MOST_BYTES_OF_CLUSTER: Final = 16 * 1024 * 1024
 
 
 VectorsOf = Callable[[Rows], FloatMatrix]
-"""A function that returns the vectors of rows of a pet, in the same order."""
+"""A function that returns the vectors of the given rows of a pet, in the same order."""
 
 
 def without(
     pet: PetDump, media: Iterable[MediaId], *, by: str, at: datetime, vectors_of: VectorsOf | None = None
 ) -> PetDump:
-    """Return the pet without these items, at the next revision; ids that the pet does not have are ignored.
+    """Return the pet at the next revision, without these items. Ids that the pet does not have are ignored.
 
     Args:
-        vectors_of: returns the vectors of the given rows, if the pet's state has no vectors; the result then has none
-            either.
+        vectors_of: a function that returns the vectors of rows. It is needed only if the pet's state has no vectors;
+            the result then has none either.
     """
     gone, revision = set(media), pet.state.revision + 1
     left, led = leave_out(pet, gone, vectors_of=vectors_of)
@@ -84,7 +85,7 @@ def leave_out(
     """Return the pet and its past without the rows of these items, and the aliases that ended as a result.
 
     Rows keep their order and move up. Clusters that lost items get a new threshold. Empty clusters end, and so do
-    aliases of them. The caller has to update the counts and all data that is not stored by row.
+    their aliases. The caller has to update the counts and all data that is not stored by row.
 
     Args:
         vectors_of: as for :func:`without`.
@@ -162,7 +163,7 @@ def _moved_up(one: Overwritten, keep: BoolVector) -> Overwritten:
 
 
 def of_aliases(revision: int, led: Mapping[ClusterId, ClusterId]) -> Overwritten:
-    """Return the record of a commit that moves no items but ends aliases; ``led``: alias -> the id it resolved to."""
+    """Return the record of a commit that only ends aliases. ``led`` maps each alias to the id that it resolved to."""
     nothing = np.empty(0)
     return Overwritten(
         revision, nothing.astype(np.uint32), nothing.astype(np.int32), nothing.astype(np.uint8), aliases=led

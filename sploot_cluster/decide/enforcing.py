@@ -1,4 +1,4 @@
-"""Labels that satisfy every accepted constraint, whatever the labels were before.
+"""Enforcement of constraints: labels are changed so that every accepted constraint holds.
 
 No atom is ever divided, and two atoms in conflict are never put into one cluster.
 """
@@ -35,7 +35,7 @@ def enforce(
     before: LabelVector | None = None,
     fair_share: float = 1.0,
 ) -> LabelVector:
-    """Return a copy of ``labels``, changed only where an accepted constraint is violated, so that all hold.
+    """Return a copy of ``labels`` that satisfies every accepted constraint, changed only where one was violated.
 
     1. Dismissed items become noise.
     2. Each placed atom that lies in several groups, or in noise, is gathered in the group that holds more than half of
@@ -283,7 +283,7 @@ def _counted(labels: LabelVector) -> dict[int, int]:
 
 
 def _split_by(keys: LabelVector | Rows, values: Rows) -> list[Rows]:
-    """Return ``values`` grouped by equal keys, in ascending order of keys; each group keeps its order."""
+    """Return ``values`` grouped by equal keys, in ascending key order. The values of a group keep their order."""
     if not len(values):
         return []
     order = np.argsort(keys, kind="stable")

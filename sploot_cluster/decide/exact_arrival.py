@@ -1,7 +1,7 @@
 """Exact arrivals: one item is added, and all items are assigned again together, as in a recluster.
 
-The result is the same as if the pet were reclustered after every upload. The price is that every arrival assigns all
-items again. See docs/adr/0009-small-pets-are-decided-anew.md.
+The result is the same as if the pet were reclustered after every upload, but every arrival takes as long as assigning
+all items. See docs/adr/0009-small-pets-are-decided-anew.md.
 """
 
 from __future__ import annotations

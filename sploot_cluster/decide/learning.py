@@ -1,4 +1,4 @@
-"""Learning from corrections: they also affect similar items that no correction names.
+"""Learning from corrections: a correction also affects similar items that it does not name.
 
 If a user separated two clusters, density alone would mix their later items again, or leave them as noise, because it
 cannot distinguish look-alikes as the user did. So an item within reach of such a cluster stays in it if it is already
@@ -18,8 +18,8 @@ from sploot_cluster.decide.constraints import FREE, RowConstraints
 from sploot_cluster.pet.models import NOISE
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, LabelVector, Rows
 
-# Maximum number of named items of a group to compare others with: comparing 512 of them with 50,000 items of 512
-# dimensions takes 0.3 s.
+# Maximum number of named items per group that other items are compared with. Comparing 512 of them with 50,000 items
+# of 512 dimensions takes 0.3 s.
 MOST_NAMED: Final = 512
 
 
@@ -40,7 +40,7 @@ def follow_named(
         rows: the constraints.
         before: (n,) int32 clusters that ``groups`` replace, with absorbed rows as noise.
 
-    Applying it to its own result changes nothing.
+    Applying the function to its own result changes nothing.
     O(k · n · dim) for k named items, at most ``MOST_NAMED`` in each separated group.
     """
     taught = _separated(groups, rows)

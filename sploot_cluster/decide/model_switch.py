@@ -70,10 +70,10 @@ def in_shadow(pet: PetDump) -> PetState:
 
 
 def _missing(pet: PetDump) -> list[MediaId]:
-    """Return the items that have no vector in the shadow. That is an error unless the shadow is the former space.
+    """Return the items of the pet that have no vector in the shadow.
 
     Raises:
-        InvalidInput: as :func:`in_shadow`.
+        InvalidInput: for the same reasons as :func:`in_shadow`.
     """
     state, shadow = pet.state, pet.shadow
     if shadow is None:
@@ -120,10 +120,13 @@ def _placed(pet: PetDump) -> PetState:
 
 
 def plan_switch(pet: PetDump, density: Density, *, settings: ClusterSettings, by: str, at: datetime) -> Switch:
-    """Return the switch of a pet to the space of its shadow; ``density`` was computed from :func:`in_shadow`.
+    """Return the switch of a pet to the space of its shadow.
+
+    Args:
+        density: the density of the state that :func:`in_shadow` returns.
 
     Raises:
-        InvalidInput: as :func:`in_shadow`.
+        InvalidInput: for the same reasons as :func:`in_shadow`.
     """
     from sploot_cluster.decide.recluster import plan_recluster
 

@@ -1,8 +1,8 @@
 """How users want a pet and its clusters presented: names, covers, and which clusters are hidden or locked.
 
 All of this is read from the corrections in force. Such a correction applies to a cluster id. If the id was merged into
-another cluster, its name and cover apply to that cluster, after that cluster's own; whether it was hidden or locked
-does not matter until the merge is undone. If the id has ended, for example because a recluster dissolved its cluster,
+another cluster, its name and cover apply to that cluster, but rank below that cluster's own; whether it was hidden or
+locked does not matter until the merge is undone. If the id has ended, for example when a recluster divided its cluster,
 the correction applies to the cluster that has most of the items that were typical of it (its *anchors*).
 """
 
@@ -36,7 +36,7 @@ def pet_name_of(ledger: Sequence[Correction]) -> str | None:
 
 
 def names_of(state: PetState) -> Mapping[ClusterId, tuple[str, ...]]:
-    """Return the names of living clusters; clusters without a name are left out.
+    """Return the names of each living cluster that has a name.
 
     The first name of a cluster is the one to show: the newest of its own id, or else the newest of the ids that were
     merged into it. The others come from clusters that were merged into it, newest first, for users to choose from.
@@ -64,7 +64,7 @@ def locked_in(state: PetState) -> Set[ClusterId]:
 
 
 def covers_in(state: PetState) -> Mapping[ClusterId, MediaId]:
-    """Return the chosen covers of living clusters: each is an item that is in its cluster now.
+    """Return the cover that a user chose for each living cluster, if the item is still in the cluster.
 
     The newest choice for a cluster's own id takes precedence over choices for ids that were merged into it.
     """
@@ -82,9 +82,10 @@ def covers_in(state: PetState) -> Mapping[ClusterId, MediaId]:
 
 
 def marked(state: PetState, mark: str) -> Set[ClusterId]:
-    """Return the living clusters for whose id the newest correction with this mark sets it.
+    """Return the living clusters that have a mark, such as ``hidden``.
 
-    A marked cluster that was merged into another one has the mark only if that one has it.
+    The newest correction that sets or removes the mark decides. A cluster that was merged into another one does not
+    pass its mark on.
     """
     newest = dict[ClusterId, tuple[bool, Sequence[MediaId]]]()
     for statement in in_force(state.ledger):

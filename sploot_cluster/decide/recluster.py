@@ -69,7 +69,7 @@ def plan_recluster(
 
 
 def _joined(state: PetState, change: Change, again: Change, settled: Reclustered) -> tuple[Change, Reclustered]:
-    """Return two changes combined into one, with its report. ``settled`` is the report on the second change."""
+    """Combine two changes into one, and return it with its report. ``settled`` is the report on the second change."""
     assert again.relabelling is not None
     labels = again.relabelling.labels
     living = {ClusterId(label) for label in np.unique(labels[labels != NOISE]).tolist()}
@@ -309,7 +309,7 @@ class _Reaches:
         return self._numbers[chosen], np.where(within >= 0, reach_within, reach)
 
     def most_similar(self, media: Rows) -> tuple[LabelVector, FloatVector, FloatVector]:
-        """Return the group that each of ``media`` is most similar to, the similarity, and the reach.
+        """Return, for each of ``media``, the most similar group, the similarity to it, and the reach from it.
 
         Groups that corrections forbid are left out; the reach is infinite where they forbid all.
         """

@@ -63,7 +63,11 @@ class Regrouped:
         correction: Correction | None = None,
         is_recluster: bool = False,
     ) -> Change:
-        """Return the change that commits these clusters on ``state``; a recluster restarts the counts of new items."""
+        """Return the change that commits these clusters to ``state``.
+
+        Args:
+            is_recluster: also restart the counts of new items and of noise arrivals.
+        """
         return Change(
             kind,
             next_cluster=self.next_cluster,

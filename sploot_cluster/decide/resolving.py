@@ -1,4 +1,4 @@
-"""Resolution of a ledger: the constraints that its corrections demand.
+"""Resolution of a ledger into the constraints that its corrections demand.
 
 Corrections are read newest first. Union-find joins the items of a merge or placement, and the items that a split moved,
 into atoms. Atoms in conflict are never joined: an older correction that demands this yields there to newer ones, and
@@ -252,7 +252,7 @@ class _Resolver:
         return [tuple(group) for group in groups.values()], len(media) - len(joined)
 
     def _keep_together(self, statement: Statement, found: Sequence[Together], n_gone: int) -> None:
-        """Record the groups that remain of a demand; ``n_gone``: number of items that newer corrections removed."""
+        """Record the groups that remain of a demand after newer corrections removed ``n_gone`` items from it."""
         self._together.extend(found)
         n = sum(map(len, found))
         if n_gone:
@@ -262,7 +262,7 @@ class _Resolver:
             self._override(statement, f"divide its {n} items into groups of {sizes}")
 
     def _keep(self, revision: int, media: Sequence[MediaId], groups: Sequence[Sequence[MediaId]]) -> None:
-        """Store the result for a merge, to use it for the earlier merges that it contains, if it is certain to hold.
+        """Store the result for a merge if it is certain to hold for the earlier merges that this merge contains.
 
         It is certain only if all groups are in conflict with each other, so that no older correction can join them.
         """

@@ -158,7 +158,7 @@ def _claim(
     *,
     counts: BoolVector,
 ) -> None:
-    """Add ids to ``given`` for groups without one; an id goes to the group that has most of the id's items.
+    """Add ids to ``given`` for groups without one. Each id goes to the group that has most of its items.
 
     Args:
         meant: id -> the rows that counted in its cluster.

@@ -40,7 +40,7 @@ QUARANTINED: Final = "quarantined"  # shown as the origin of an item without a r
 
 @dataclass(frozen=True, slots=True)
 class NearItem:
-    """An accepted item near the item in question."""
+    """An accepted item that is similar to the explained item."""
 
     media_id: MediaId
     cluster_id: ClusterId
@@ -49,7 +49,7 @@ class NearItem:
 
 @dataclass(frozen=True, slots=True)
 class RivalCluster:
-    """A cluster that the item is not in."""
+    """The most similar cluster other than the item's own."""
 
     cluster_id: ClusterId
     similarity: float = field(metadata=described("Mean top-3 cosine similarity to the accepted items of the cluster."))

@@ -122,7 +122,7 @@ def _ids(labels: LabelVector) -> set[ClusterId]:
 def mostly(
     before: LabelVector, after: LabelVector, ids: Iterable[ClusterId], *, counts: BoolVector
 ) -> dict[ClusterId, ClusterId]:
-    """Map each of ``ids`` to the id that more than half of its items have in ``after``; omit ids without such an id.
+    """Return, for each of ``ids``, the id that more than half of its items have in ``after``, if there is one.
 
     Args:
         before, after: (n,) labels of the same items; ``ids`` are from ``before``.

@@ -1,4 +1,4 @@
-"""The items of a pet, page by page in order of arrival: a page costs the same in a pet of any size.
+"""Pages of a pet's items, in order of arrival. Reading a page takes the same time for a pet of any size.
 
 A cursor consists of the number of items before the page, and the beginning of a random name (``PetState.born``) that
 changes when rows of the pet move up. So a cursor from before a deletion is refused; the next page would otherwise leave

@@ -1,4 +1,4 @@
-"""Pages of the list of pets: searched, sorted, and each continued from the last pet of the previous page.
+"""Pages of the list of pets, with search and sorting. Each page continues after the last pet of the previous one.
 
 If pets are sorted by id, only the pets of the page are read, however many there are. To sort by a count, the counts of
 all matching pets are read, so this is refused if more than ``MAX_SORTED`` pets match. A search that is not a number

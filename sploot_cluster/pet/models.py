@@ -123,7 +123,7 @@ class Correction(ABC):
 
     @abstractmethod
     def summary(self) -> dict[str, object]:
-        """Return the facts for the pet's history; items appear as counts, because the ledger has their ids."""
+        """Return the facts for the pet's history. Items appear as counts, because the ledger has their ids."""
 
     @abstractmethod
     def facts(self) -> dict[str, object]:
@@ -209,7 +209,7 @@ class KeptTree:
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """An item to append to a pet, with the label and origin that were decided for it; noise until they are decided."""
+    """An item to append to a pet, with its label and origin. The item is noise until it has been assigned."""
 
     media: MediaId
     vector: FloatVector
@@ -238,11 +238,11 @@ class Change:
         model, dim: written with the first arrival of a pet.
         arrivals: items to append after the existing rows.
         relabelling: new labels and origins of the existing rows; None = unchanged.
-        clusters: cards to write; a value of None removes the card.
-        aliases: aliases to write; a value of None removes the alias.
+        clusters: cards to write by cluster; None removes the card.
+        aliases: aliases to write by old id; None removes the alias.
         correction: the correction to append to the ledger.
         by: the requester, for the history; ``machine`` for arrivals and automatic reclusters.
-        summary: facts for the pet's history, JSON values only; arrivals get no history entry.
+        summary: facts for the pet's history, as JSON values. Arrivals get no history entry.
     """
 
     kind: ChangeKind

@@ -2,7 +2,7 @@
 
 A preview is stored as the change to commit and is not computed again when it is applied, because the BLAS of another
 machine may round differently, and applying must make exactly the changes that were shown. A preview is bound to the
-state that it was computed on. So each pet stores only one, and two previews of the same state are equal. A preview
+state that it was computed on. So at most one is stored per pet, and two previews of the same state are equal. A preview
 takes about a byte per item and expires after 15 minutes.
 """
 

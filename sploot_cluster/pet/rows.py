@@ -62,19 +62,19 @@ class PetRows:
         return RowIndex(self._media, self._row_of, n)
 
     def vectors(self, n: int) -> FloatMatrix:
-        """Return the first n vectors, (n, dim), or (0, 0) if the pet has none; read-only."""
+        """Return the first n vectors as a read-only (n, dim) array, or a (0, 0) array if the pet has none."""
         first: FloatMatrix = self._vectors[:n]
         first.flags.writeable = False
         return first
 
     def occurred_at_ms(self, n: int) -> TimeVector:
-        """Return the first n times, (n,), read-only."""
+        """Return the first n times as a read-only (n,) array."""
         first: TimeVector = self._times[:n]
         first.flags.writeable = False
         return first
 
     def vectors_and(self, n: int, vector: FloatVector) -> FloatMatrix:
-        """Return the first n vectors followed by ``vector``, read-only; valid until rows are appended."""
+        """Return the first n vectors and ``vector`` as one read-only array, which is valid until rows are appended."""
         with self._lock:
             if len(self._media) != n:
                 return np.concatenate([self._vectors[:n], vector[None]])
@@ -87,7 +87,7 @@ class PetRows:
     def extended(
         self, n: int, media: Sequence[MediaId], vectors: FloatMatrix, occurred_at_ms: TimeVector | None = None
     ) -> PetRows:
-        """Return the first n rows followed by new rows for ``media``; if possible, extend this object and return it.
+        """Return the first n rows followed by new rows for ``media``: this object if it can be extended, or a new one.
 
         A new object is needed if other rows already follow the first n. That happens if two states followed the same
         state and only one was committed, or if a Redis failover lost rows that this process still has.
@@ -120,7 +120,7 @@ class PetRows:
 
 
 def _with_room(column: npt.NDArray[T], n: int, m: int) -> npt.NDArray[T]:
-    """Return a writable column with the same first n rows and room for m rows: the column itself, or a copy."""
+    """Return the column, or a copy of its first n rows, as a writable array of at least m rows."""
     if m <= len(column) and column.flags.writeable:
         return column
     # grow by half, so that n appends copy O(n) rows in total; states keep using the old array
@@ -216,9 +216,12 @@ def empty_state(pet: PetId) -> PetState:
 
 
 def follow(state: PetState, change: Change, *, version: str) -> PetState:
-    """Return the state after ``change`` is committed on ``state``; ``version`` is the version of the new state.
+    """Return the state after ``change`` is committed to ``state``, without modifying ``state``.
 
-    Costs O(dim) per arrival and a copy of the n labels and origins; ``state`` is not modified.
+    Takes O(dim) per arrival, and copies the n labels and origins.
+
+    Args:
+        version: the version of the new state.
     """
     arrivals = change.arrivals
     labels = state.labels if change.relabelling is None else change.relabelling.labels

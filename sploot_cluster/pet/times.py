@@ -1,7 +1,7 @@
 """The times of items, as producers state them: milliseconds since the epoch, and 0 if a producer stated none.
 
-Times are numbers and not objects, because a pet stores them as a column, one for each of its items. This module imports
-only the standard library, because the command line imports it without loading numpy.
+Times are plain numbers, because a pet stores them in a column with one value per item. This module imports only the
+standard library, because the command line imports it without loading numpy.
 """
 
 from __future__ import annotations

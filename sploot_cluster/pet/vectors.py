@@ -76,7 +76,7 @@ def as_vector(x: npt.ArrayLike, *, field: str = "embedding") -> FloatVector:
 
 
 def as_vector_each(xs: Sequence[npt.ArrayLike]) -> list[FloatVector | None]:
-    """Return what :func:`as_vector` returns for each of ``xs``, or None where it would raise, but faster."""
+    """Return :func:`as_vector` of each of ``xs``, or None where it would raise. Faster than separate calls."""
     arrays = [np.asarray(x) for x in xs]
     vectors: list[FloatVector | None] = [None] * len(arrays)
     by_length: dict[int, list[int]] = {}

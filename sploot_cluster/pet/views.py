@@ -31,7 +31,7 @@ class Presentation:
 
 
 def view_of(state: PetState, presentation: Presentation) -> PetView:
-    """Return the view of ``state`` for callers. O(n log n); vectors are not read."""
+    """Return the view of ``state`` for callers. Takes O(n log n) time and reads no vectors."""
     # a stable sort keeps the items of a cluster in order of arrival
     order = np.argsort(state.labels, kind="stable")
     labels, first = np.unique(state.labels[order], return_index=True)
@@ -108,7 +108,7 @@ def named(view: PetView, name: str) -> PetView:
 
 
 def ordered(view: PetView, order: ItemOrder) -> PetView:
-    """Return the view with the items of each list in the given order."""
+    """Return the view with each of its lists of items in the given order."""
     if order == ItemOrder.ARRIVED:
         return view
     latest = max(view.occurred_at.values(), default=None)

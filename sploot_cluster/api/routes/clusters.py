@@ -55,7 +55,7 @@ class Previews(Revisions, Protocol):
 
 
 def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, preview_wait_s: float) -> APIRouter:
-    """Return the routes under ``/clusters``; a request waits up to ``preview_wait_s`` for its preview."""
+    """Return the routes under ``/clusters``. A request waits up to ``preview_wait_s`` seconds for its preview."""
     router = APIRouter(
         prefix=f"{PREFIX}/clusters",
         tags=["clusters"],
@@ -156,7 +156,7 @@ def clusters_router(admission: Admission, jobs: JobQueue, service: Previews, *, 
 
 
 async def _await_preview(jobs: JobQueue, job: JobRef, pet_id: int, *, wait_s: float) -> str | None:
-    """Wait until the job of a preview has succeeded and return the token, or None if that takes longer than ``wait_s``.
+    """Wait until the job of a preview has succeeded. Return the token, or None if it takes longer than ``wait_s``.
 
     Does not occupy a thread while it waits, so that waiting previews do not block other requests.
 

@@ -106,7 +106,7 @@ def health_router(
             },
         )
         async def get_metrics() -> Response:
-            """Return the metrics that workers also serve on their own port; they are read from Redis."""
+            """Return the metrics that workers also serve on their own port. They are read from Redis."""
             exposition, media_type = await to_thread.run_sync(metrics, limiter=own_threads)
             return Response(exposition, headers={"Content-Type": media_type})
 

@@ -342,7 +342,7 @@ def _add_item_routes(router: APIRouter, service: PetService) -> None:
         cursor: Annotated[str | None, Query(description=CURSOR_OF_PAGE, pattern=ITEM_CURSOR)] = None,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return items with their clusters, in order of arrival. A page costs the same in a pet of any size.
+        """Return items with their clusters, in order of arrival. A page takes the same time for a pet of any size.
 
         If the pet changes between two requests, their pages show different revisions. Deleting items invalidates the
         pet's cursors.
@@ -420,7 +420,7 @@ def _add_review_routes(router: APIRouter, service: PetService) -> None:
         limit: Annotated[int, Query(description="Maximum number of suggestions.", ge=1, le=MAX_SUGGESTIONS)] = 10,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return questions, each with the corrections that the answers *yes* and *no* make.
+        """Return questions, each with the corrections that answer it with *yes* or *no*.
 
         To answer, send that correction to `POST …/clusters/<verb>`, with the ETag in If-Match; for *later*, send
         nothing. An answered question is not asked again while its correction is in force. After three *no* in a row to

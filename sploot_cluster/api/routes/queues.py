@@ -173,7 +173,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
 
     @router.get("/periodic", operation_id="list_periodic_jobs", summary="List the periodic jobs", responses=reads)
     def list_periodic_jobs() -> PeriodicJobs:
-        """Return the jobs that the scheduler sends, each with its last run, its outcome, and its next run."""
+        """Return the jobs that the scheduler sends, each with its last run, that run's outcome, and its next run."""
         return PeriodicJobs(jobs=list(operations.periodic_jobs()))
 
     @router.get("/{queue}/jobs", operation_id="list_jobs", summary="List unfinished jobs", responses=reads)
@@ -325,7 +325,7 @@ def _add_events(router: APIRouter, operations: QueueOperations) -> None:
         | {200: {"content": {MEDIA_TYPE: {"schema": {"type": "string"}}}}},
     )
     async def watch_queues(request: Request, caller: CallerOf) -> Response:
-        """Push the state of the queues as server-sent events, every two seconds.
+        """Push the state of the queues every two seconds, as server-sent events.
 
         The data of each event is the JSON that another path returns: `queues` of `GET /queues`, `workers` and
         `periodic` of `GET /queues/workers` and `/queues/periodic`, and, for operators, `audit` of `GET /queues/audit`.
@@ -352,7 +352,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/rescue", operation_id="plan_rescue", summary="Plan to return jobs to the queue", **planning)
     @of_queue
     def plan_rescue(queue: str, body: Rescue) -> Plan:
-        """Make a plan to return jobs to the queue that a dead or stuck worker holds, or that no worker holds.
+        """Make a plan to return to the queue the jobs that a dead or stuck worker holds, or that no worker holds.
 
         Nothing is changed until the plan is applied.
         """
@@ -397,7 +397,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/requeue", operation_id="plan_requeue", summary="Plan to requeue dead letters", **planning)
     @of_queue
     def plan_requeue(queue: str, body: ChosenDeadLetters) -> Plan:
-        """Make a plan to requeue dead letters: given ids, or all that match a filter.
+        """Make a plan to requeue dead letters, either by id or all that match a filter.
 
         Nothing is changed until the plan is applied.
         """
@@ -406,7 +406,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/purge", operation_id="plan_purge", summary="Plan to purge dead letters", **planning)
     @of_queue
     def plan_purge(queue: str, body: ChosenDeadLetters) -> Plan:
-        """Make a plan to delete dead letters: given ids, or all that match a filter.
+        """Make a plan to delete dead letters, either by id or all that match a filter.
 
         Nothing is changed until the plan is applied.
         """
@@ -415,7 +415,7 @@ def _add_plans(router: APIRouter, operations: QueueOperations, of_queue: Decorat
     @router.post("/{queue}/cancel", operation_id="plan_cancel", summary="Plan to cancel jobs", **planning)
     @of_queue
     def plan_cancel(queue: str, body: CancelJobs) -> Plan:
-        """Make a plan to cancel unfinished jobs: given ids, or all of an actor or a pet.
+        """Make a plan to cancel unfinished jobs, either by id or all of an actor, of a pet, or of both.
 
         Applying the plan removes waiting jobs and interrupts running ones. Until then, nothing is changed.
         """

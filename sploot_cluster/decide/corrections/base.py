@@ -64,8 +64,9 @@ class Operation:
     Attributes:
         id: the same for a repeated request, so that it takes effect once.
         at: the time to record, timezone-aware.
-        history: returns the pet's history, newest first.
-        past: returns the pet's former labels up to a state, or raises RevisionConflict if the store has a newer state.
+        history: a function that returns the pet's history, newest first.
+        past: a function that returns the pet's former labels up to a state. It raises RevisionConflict if the store has
+            a newer state.
     """
 
     id: str
@@ -138,14 +139,14 @@ class Request(Checked, ABC, Generic[Answer]):
         return cls(**fields)
 
     def check_news(self, state: PetState) -> None:
-        """Check that the correction would change something. Everything it names must be in the pet. Needs no vectors.
+        """Check that the correction would change something. The pet must have everything that it names.
 
         Raises:
             AlreadyMade: the pet is already as the request demands.
         """
 
     def noted(self, change: Change) -> Change:
-        """Return the change; if the request answers a suggestion, its kind and the answer are added to the summary."""
+        """Return the change, with the suggestion's kind and the answer in its summary if the request answers one."""
         if self.suggestion is None:
             return change
         noted = {"suggestion": self.suggestion, "answer": self.answers[self.suggestion]}
@@ -186,7 +187,7 @@ class LedgerEntry(Correction):
         """Return a request that repeats this correction, or None if none of its items is left.
 
         Args:
-            left: returns the given items without those that can no longer be named, in the same order.
+            left: a function that returns the given items, in order, without those that can no longer be named.
         """
 
 

@@ -77,7 +77,7 @@ def media_at(state: PetState, rows: Rows) -> tuple[MediaId, ...]:
 
 
 def rows_of_known(state: PetState, media_ids: Iterable[str]) -> Rows:
-    """Return the rows of items.
+    """Return the rows of the given items.
 
     Raises:
         UnknownMedia: the pet does not have some of the items.
@@ -96,5 +96,5 @@ def by_cluster(state: PetState, rows: Rows) -> dict[ClusterId, tuple[MediaId, ..
 
 
 def present(state: PetState, media: Iterable[MediaId]) -> Rows:
-    """Return the rows of the given items; items that the pet no longer has are left out."""
+    """Return the rows of those of the given items that the pet still has."""
     return np.array([state.rows[item] for item in media if item in state.rows], dtype=np.intp)

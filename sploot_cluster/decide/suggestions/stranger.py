@@ -90,7 +90,7 @@ def doubtful_items(scene: Scene, cluster: ClusterId | None = None) -> list[Doubt
 
 
 def _farthest(scene: Scene, cluster: ClusterId | None) -> tuple[Rows, Rows]:
-    """Return the rows of the items to examine, and the position of each item's cluster in ``scene.clusters``."""
+    """Return the rows of the items to examine, and for each the position of its cluster in ``scene.clusters``."""
     state = scene.state
     rows: list[Rows] = []
     places: list[Rows] = []

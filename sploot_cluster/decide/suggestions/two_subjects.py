@@ -112,7 +112,7 @@ def _halves(vectors: FloatMatrix) -> BoolVector:
 
 
 def _crossing(vectors: FloatMatrix, is_first: BoolVector) -> float:
-    """Return the share of nearest neighbours, over all items, that are not in the same half as the item."""
+    """Return the share of all items' nearest neighbours that are in the other half than the item."""
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
     k = min(_NEIGHBOURS, len(vectors) - 2)

@@ -11,7 +11,7 @@ from sploot_cluster.pet.models import ClusterId, MediaId, PetId
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A correction that answers a question."""
+    """An answer to a question, as the correction to send."""
 
     verb: str = field(metadata=described("The verb of the correction: `POST …/clusters/<verb>`."))
     body: Mapping[str, object] = field(metadata=described("The body of that request."))
