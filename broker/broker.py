@@ -76,14 +76,14 @@ class RedisStreamsBroker(Broker):
 
     Args:
         url: the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
-        client: a client whose connection settings are used, for example for TLS, Sentinel or Cluster. It must have
-            ``decode_responses=False``.
-        middleware: as for every Dramatiq broker; None for Dramatiq's defaults. A producer may pass ``[]``.
-        sharded: the queues that may be divided into shards, each with a function that returns a whole number for a
-            message: messages with the same number are in the same shard. See ``set_shards``.
-        decoders: a decoder per queue, for queues with entries that do not consist of the single field ``message``.
-        checks: a check per queue, for queues whose producers must not be able to use every Dramatiq option. It is
-            called with each Dramatiq message that was read, and raises ``UndecodableEntry`` to refuse it.
+        client: a redis-py client whose connection settings are used, for example for TLS, Sentinel or Cluster. It must
+            have ``decode_responses=False``.
+        middleware: the middleware; None for Dramatiq's defaults. A producer may pass ``[]``.
+        sharded: the queues that may be divided into shards, each with a function that returns an integer for a
+            message. Messages with the same integer are in the same shard. See ``set_shards``.
+        decoders: a decoder for each queue that has entries without a Dramatiq message in the field ``message``.
+        checks: a check for each queue whose producers must not be able to use every Dramatiq option. It is called
+            with each Dramatiq message that was read, and raises ``UndecodableEntry`` to refuse it.
         namespace, group, lease_ms, …: see :class:`~broker.settings.BrokerSettings`.
 
     Raises:
@@ -170,8 +170,8 @@ class RedisStreamsBroker(Broker):
         """Declare an actor and its queue.
 
         Raises:
-            InvalidOption: an option has a value that would make Retries or other middleware fail when it handles the
-                actor's messages.
+            InvalidOption: an option has a value with which Retries or other middleware would fail on the actor's
+                messages.
         """
         check_options(actor.options)
         super().declare_actor(actor)
@@ -190,11 +190,11 @@ class RedisStreamsBroker(Broker):
         """Add a message to its queue. Neither the queue nor the actor needs to be declared here. Thread-safe.
 
         Messages with the same ``ordering_key`` option run one at a time, in the order in which they were enqueued. A
-        delayed message, or one that is waiting for its retry, blocks later messages of the key. Retries block them for
-        at most ``ordering_hold_ms``, which is an option of the message and a setting of the broker.
+        delayed message, or one that is waiting for its retry, blocks later messages with the key. Retries block them
+        for at most ``ordering_hold_ms``, which is a message option and a broker setting.
 
         Args:
-            delay: ms from now, on the server's clock.
+            delay: the delay in ms, measured on the server's clock.
 
         Returns:
             The message. If another message with the same ``unique_key`` is waiting, nothing is added, and the returned
@@ -203,9 +203,9 @@ class RedisStreamsBroker(Broker):
             pipeline or group would never complete.
 
         Raises:
-            ConnectionFailed: nothing was sent.
-            EnqueueUncertain: the message was sent, but no reply came within ``enqueue_timeout_ms``, nor on a new
-                connection if the first one had been idle.
+            ConnectionFailed: no connection could be opened, so nothing was sent.
+            EnqueueUncertain: the message was sent, but no reply arrived within ``enqueue_timeout_ms``. If the
+                connection had been idle, a new one was tried, too.
             QueueFull: the queue has held ``max_queue_length`` messages for ``wait_when_full_ms``.
             MessageTooLarge: the message is larger than ``max_message_bytes``.
             InvalidMessage: a field or an option has the wrong type, so the message could not run.
@@ -213,23 +213,23 @@ class RedisStreamsBroker(Broker):
         return self._producer.enqueue(message, delay)
 
     def enqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
-        """Add messages in one round trip. The option ``delay`` of a message delays it.
+        """Add messages in one round trip. The message option ``delay`` sets a delay in ms.
 
-        The messages for one queue are added in steps of up to 200 (or ``max_queue_length``, if that is less). A step
-        adds all of its messages or none. All steps share the round trip, unless ``max_queue_length`` is set: then the
-        steps are sent one after the other.
+        The messages for one queue are added in chunks of up to 200 (or ``max_queue_length``, if that is less). Either
+        all messages of a chunk are added or none. All chunks share the round trip, unless ``max_queue_length`` is set.
+        Then the chunks are sent one after the other.
 
         Returns:
             The messages in the same order, each as ``enqueue`` returns it.
 
         Raises:
-            The errors of ``enqueue``. Messages of other queues or of earlier steps may already have been added.
+            The errors of ``enqueue``. Messages of other queues or of earlier chunks may already have been added.
                 ``QueueFull`` lists the messages that were not added.
         """
         return self._producer.enqueue_many(messages)
 
     async def aenqueue(self, message: Message[Any], *, delay: int | None = None) -> Message[Any]:
-        """Add a message to its queue without blocking the event loop, by calling ``enqueue`` in a thread.
+        """Call ``enqueue`` in a thread, so that the event loop is not blocked.
 
         At most eight calls of ``aenqueue`` and ``aenqueue_many`` run at once; further calls wait in order. While Redis
         hangs, each call takes as long as ``enqueue`` would, so limit it with ``asyncio.timeout``.
@@ -242,9 +242,9 @@ class RedisStreamsBroker(Broker):
         return await self._coroutines.run(partial(self.enqueue, delay=delay), message)
 
     async def aenqueue_many(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
-        """Add messages in one round trip without blocking the event loop, by calling ``enqueue_many`` in a thread.
+        """Call ``enqueue_many`` in a thread, so that the event loop is not blocked.
 
-        See ``aenqueue`` for cancellation and for the number of calls that run at once.
+        ``aenqueue`` describes cancellation and the limit on concurrent calls.
         """
         return await self._coroutines.run(self.enqueue_many, list(messages))
 
@@ -252,10 +252,10 @@ class RedisStreamsBroker(Broker):
         """Return a consumer of a declared queue.
 
         Args:
-            prefetch: the maximum number of messages that the Worker may hold at once, including running ones; it holds
-                fewer if jobs are long, see ``long_job_ms``. ``read_ahead_ms`` limits how many more messages the
-                consumer reads ahead.
-            timeout: ms after which the consumer's ``__next__`` returns None.
+            prefetch: the maximum number of messages that the Worker may hold at once, including running ones. If jobs
+                are long, it holds fewer; see ``long_job_ms``. The consumer may read further messages ahead; see
+                ``read_ahead_ms``.
+            timeout: the time in ms after which the consumer's ``__next__`` returns None.
 
         Raises:
             QueueNotFound: the queue was not declared.
@@ -274,10 +274,10 @@ class RedisStreamsBroker(Broker):
         )
 
     def shards(self, queue_name: str) -> tuple[str, ...]:
-        """Return the names of the shards that may hold messages, shard 0 first. The result may be five seconds old.
+        """Return the names of the queue's shards that may hold messages, shard 0 first.
 
-        Each shard is a queue with its own dead letters, delayed messages and inspector. Shard 0 is the queue itself;
-        a queue that is not divided has no other shard.
+        The result may be five seconds old. Each shard is a queue with its own dead letters, delayed messages and
+        inspector. Shard 0 is the queue itself. A queue that is not divided has no other shard.
         """
         shards = self._shards.get(queue_name)
         if shards is None:
@@ -286,19 +286,22 @@ class RedisStreamsBroker(Broker):
         return shards.names
 
     def n_shards(self, queue_name: str) -> int:
-        """Return the number of shards that take new messages of the queue. The result may be five seconds old."""
+        """Return the number of shards to which new messages of the queue are added.
+
+        The result may be five seconds old.
+        """
         shards = self._shards.get(queue_name)
         return 1 if shards is None else shards.current().n
 
     def set_shards(self, queue_name: str, n: int) -> None:
-        """Divide a queue into ``n`` shards, while it is in use. ``n`` is a power of two up to 256.
+        """Divide a queue into ``n`` shards, where ``n`` is a power of two up to 256. The queue may be in use.
 
-        Every process uses the new number within five seconds. Messages that are already in a shard run from there,
-        except that messages in shard 0 are moved to the shards to which they belong. If the number becomes smaller,
-        producers stop using the other shards, but workers still run the messages in them.
+        Every process uses the new number within five seconds. Workers move messages in shard 0 to the shards to which
+        they belong, and run messages in other shards where they are. If the number decreases, producers stop adding
+        messages to the surplus shards, but workers still run the messages in them.
 
         Raises:
-            InvalidOption: the queue was not named in ``sharded``, or ``n`` is not a power of two up to 256.
+            InvalidOption: the queue is not in ``sharded``, or ``n`` is not a power of two up to 256.
             BrokerConnectionError: Redis did not answer; the number may have changed.
         """
         shards = self._shards.get(queue_name)
@@ -308,7 +311,7 @@ class RedisStreamsBroker(Broker):
         shards.change(n)
 
     def _declare_shard(self, queue_name: str) -> None:
-        """Declare a shard as a queue. A Worker that consumes the divided queue then consumes the shard, too."""
+        """Declare a shard as a queue, so that a Worker that consumes the divided queue also consumes the shard."""
         worker = self._session.places.worker
         if worker is not None and worker.consumer_whitelist:
             worker.consumer_whitelist.add(queue_name)
@@ -320,19 +323,22 @@ class RedisStreamsBroker(Broker):
         return self._session.consumer_name
 
     def consumers_moved_at(self) -> Mapping[str, float]:
-        """Return, by queue name, when the Worker last polled the queue for a message or created its consumer.
+        """Return the ``time.monotonic`` time at which the Worker last polled each queue, by queue name.
 
-        Times are those of ``time.monotonic``. A Worker polls at least once per ``worker_timeout``, or once per
+        Creating a consumer counts as a poll. A Worker polls at least once per ``worker_timeout``, or once per
         connection timeout if Redis does not answer. A Worker that has not polled for a minute is stuck.
         """
         return dict(self._session.moved_at)
 
     def stats(self, queue_name: str) -> QueueStats:
-        """Return the statistics of the queue, totalled over its shards. Each shard is read atomically."""
+        """Return the queue's statistics, totalled over its shards. Each shard is read atomically."""
         return total_of(self.stats_of_shards(queue_name))
 
     def stats_of_shards(self, queue_name: str) -> list[QueueStats]:
-        """Return the statistics of each shard of the queue, each read atomically, in one round trip to each node."""
+        """Return the statistics of each of the queue's shards, in one round trip per node.
+
+        Each shard is read atomically.
+        """
         names, calls, lease_ms = self.shards(queue_name), [], self.settings.lease_ms
         for name in names:
             keys = self._keys[name]
@@ -344,7 +350,9 @@ class RedisStreamsBroker(Broker):
         ]
 
     def counters(self, queue_name: str) -> Mapping[str, int]:
-        """Return the totals of the queue and its shards since it was created, by name. A missing name reads as 0.
+        """Return the event counts of the queue and its shards since the queue was created, by name.
+
+        A missing name reads as 0. The names are:
 
         - enqueued; coalesced: not added because a message with the same unique key was waiting
         - acked; late: acknowledged after another process had taken the message over
@@ -356,11 +364,11 @@ class RedisStreamsBroker(Broker):
         - recovered: taken over from dead consumers; redelivered: read again because the delivery reply was lost
         - handed_back: returned by a worker that had not started them; rescued: requeued by an operator
         - unbatched: not marked as done by their batch, so that they run again individually
-        - orphaned: delivered entries found in no pending list; ghosts: pending ids whose entry no longer exists
-        - fenced: retries, rejections and returns refused because the process had lost the entry
+        - orphaned: delivered entries that were in no pending list; ghosts: pending ids whose entry no longer exists
+        - fenced: retries, rejections and returns that were refused because the process had lost the entry
         - expired: removed because they did not start within ``expires_in_ms``
         - moved: messages moved from shard 0 to their own shard
-        - stale_locks: locks of unique keys left by messages that had been removed by hand
+        - stale_locks: unique-key locks of messages that had been removed by hand
         """
         totals = _Counters()
         for shard in self.shards(queue_name):
@@ -370,10 +378,10 @@ class RedisStreamsBroker(Broker):
         return totals
 
     def progress(self, queue_name: str, message_id: str) -> Progress | None:
-        """Return what the running job of this message last reported with ``report_progress``.
+        """Return the last progress that this message's running job reported with ``report_progress``.
 
         Returns:
-            None if the job has not begun, has reported nothing for an hour, or has ended in any way.
+            The progress, or None if the job has not started, has reported nothing for an hour, or has ended.
 
         Raises:
             BrokerConnectionError: Redis did not answer.
@@ -382,11 +390,17 @@ class RedisStreamsBroker(Broker):
         return next((one for one in found if one is not None), None)
 
     def dead_letters(self, queue_name: str) -> DeadLetters:
-        """Return the dead letters of the queue, or of one shard, to list, get, requeue or purge; see ``shards``."""
+        """Return the dead letters of a queue or of one shard, to list, get, requeue or purge them.
+
+        The dead letters of a divided queue are in its shards; see ``shards``.
+        """
         return DeadLetters(self._session.connections, self._keys[queue_name], self.settings)
 
     def inspector(self, queue_name: str) -> Inspector:
-        """Return the operators' view of the queue, or of one shard, to inspect and rescue entries; see ``shards``."""
+        """Return the inspector of a queue or of one shard, with which operators inspect and rescue entries.
+
+        Each shard of a divided queue has its own inspector; see ``shards``.
+        """
         keys = self._keys[queue_name]
         decoder, check = self._decoders.get(keys.name_of_messages), self._checks.get(keys.name_of_messages)
         return Inspector(self._session.connections, self.settings, keys, decoder, check)
@@ -395,17 +409,17 @@ class RedisStreamsBroker(Broker):
         """Cancel a message. This searches its queue, which takes about three seconds per million small messages.
 
         A waiting message (undelivered, delayed, in line, or waiting for its retry) is removed. Its unique key and its
-        turn become free, and the message that was coalesced onto it takes its place. If a worker has received the
-        message, its job gets the exception :class:`Cancelled` as soon as it executes Python code again; a message that
-        has not started is skipped. An actor may catch the exception to clean up, or poll
-        ``CurrentMessage.get_current_message().is_cancelled``.
+        turn become free, and the newest message that was coalesced onto it is enqueued. If a worker is running the
+        message, :class:`Cancelled` is raised in its job as soon as the job executes Python code again. If a worker has
+        received the message but not started it, the message is skipped. An actor may catch the exception to clean up,
+        or poll ``CurrentMessage.get_current_message().is_cancelled``.
 
-        A cancelled message is not retried and does not become a dead letter, and callbacks are not called. Callers that
-        wait for its result get :class:`MessageCancelled`. The pipeline or group to which it belongs does not complete.
-        ``after_cancel`` is called on middleware.
+        A cancelled message is not retried and does not become a dead letter, and its callbacks are not called. Callers
+        that wait for its result get :class:`MessageCancelled`. The pipeline or group to which it belongs does not
+        complete. The middleware method ``after_cancel`` is called.
 
         Args:
-            queue_name: the queue of the message; None to search every declared queue.
+            queue_name: the message's queue; None to search every declared queue.
 
         Returns:
             ``cancelled``: the message was waiting and was removed. ``requested``: a worker has received the message and
@@ -433,14 +447,14 @@ class RedisStreamsBroker(Broker):
     ) -> Cancellation:
         """Cancel every message of a queue that meets all given conditions, as ``cancel`` does.
 
-        A message that was coalesced onto a cancelled one takes its place, unless ``actor`` or ``where`` is given and
-        matches it; then it is cancelled, too.
+        A message that was coalesced onto a cancelled one is enqueued in its place. If ``actor`` or ``where`` is given
+        and matches the coalesced message, that message is cancelled, too.
 
         Args:
             actor: the name of the message's actor.
             message_ids: the ids of the messages.
-            where: any other condition; called with messages of this queue only.
-            entry_ids: the entries of the stream to check, instead of searching the whole stream. Delayed messages and
+            where: a function that returns whether to cancel a message of this queue.
+            entry_ids: the ids of the stream entries to check; None to search the whole stream. Delayed messages and
                 messages in line are searched in any case.
 
         Raises:
@@ -458,15 +472,15 @@ class RedisStreamsBroker(Broker):
         return Canceller(self._session.connections, self.settings, keys, inspector, self._call_listeners)
 
     def pause(self, queue_name: str) -> None:
-        """Stop delivering messages of the queue in every process until ``resume``. Restarts do not end a pause.
+        """Stop the delivery of the queue's messages in every process until ``resume`` is called.
 
-        Takes effect within about a second, even if the server's memory is full. Running jobs finish, and messages that
-        already wait in a Worker still run.
+        The pause takes effect within about a second, even if the server's memory is full, and lasts across restarts.
+        Running jobs finish, and messages that already wait in a Worker still run.
         """
         self._pause(queue_name, 1)
 
     def resume(self, queue_name: str) -> None:
-        """End a pause, even if the server's memory is full."""
+        """Restart the delivery of the queue's messages. This works even if the server's memory is full."""
         self._pause(queue_name, 0)
 
     def _pause(self, queue_name: str, is_paused: int) -> None:
@@ -475,7 +489,7 @@ class RedisStreamsBroker(Broker):
         self._session.connections.run_scripts(PAUSE, calls)
 
     def flush(self, queue_name: str) -> None:
-        """Drop the queue's waiting, in-flight and delayed messages. Dead letters stay; running jobs finish."""
+        """Delete the queue's waiting, in-flight and delayed messages. Running jobs finish; dead letters are kept."""
         for shard in self.shards(queue_name):
             self._flush(shard)
 
@@ -549,7 +563,7 @@ class RedisStreamsBroker(Broker):
         first: Any = args[0] if args else None
         if isinstance(first, Delivery):
             if signal == "process_message":
-                # this is a fork that still runs the Worker's loop with the parent's messages
+                # this process is a fork that still runs the Worker's loop with its parent's messages
                 if self._was_forked and first.pid != self._session.pid:
                     _end_child_of_job(None)
                 self._before_run(first)
@@ -586,10 +600,10 @@ class RedisStreamsBroker(Broker):
             ours.is_draining = True
 
     def _before_settling(self, signal: str, delivery: Delivery) -> None:
-        """Call the middleware before an acknowledgement or rejection, but only once if the Worker tries again.
+        """Call the middleware before the first attempt to acknowledge or reject a message.
 
-        Exceptions from the middleware are only logged. The outcome is already decided, so if they propagated, the
-        message would be neither acknowledged nor rejected.
+        Exceptions from the middleware are only logged. If they propagated, the message would be neither acknowledged
+        nor rejected.
         """
         if self._was_forked and delivery.pid != self._session.pid:
             _end_child_of_job(None)
@@ -599,10 +613,10 @@ class RedisStreamsBroker(Broker):
             self._call_listeners(name, delivery)
 
     def _complete_pairs(self, message: Any, rest: Sequence[Method], error: BaseException) -> None:
-        """Call ``before_process_message`` on the middleware that follows the one that refused to run a message.
+        """Call ``before_process_message`` on the middleware after the one that refused to run a message.
 
-        Dramatiq calls all middleware after the message. Without this call, for example, a gauge would be decremented
-        that was never incremented. Middleware that is not called after such a message is left out.
+        Dramatiq calls the ``after_`` methods of all middleware. Without this call, for example, a gauge would be
+        decremented that was never incremented. Middleware without the matching ``after_`` method is left out.
         """
         after = "after_skip_message" if isinstance(error, SkipMessage) else "after_process_message"
         for method in self._listeners.of_pair(self.middleware, "before_process_message", after):
@@ -640,8 +654,8 @@ class RedisStreamsBroker(Broker):
         if self._was_forked and delivery.pid != self._session.pid:
             _end_child_of_job(exception)
         if delivery.uncommon is not None and delivery.is_lost:
-            # Another process holds the message now. It was neither run nor skipped here, so the Results middleware must
-            # not store a result.
+            # Another process holds the message now, and this process neither ran nor skipped it, so the Results
+            # middleware must not store a result.
             return
         if exception is not None or signal == "skip_message":
             delivery.has_failed = True
@@ -659,9 +673,9 @@ class RedisStreamsBroker(Broker):
     def _decide(
         self, signal: str, delivery: Delivery, exception: BaseException | None, outcome: Mapping[str, Any]
     ) -> None:
-        """Call the middleware after a message that needs more than an acknowledgement, and decide its outcome.
+        """Call the middleware after an uncommon message was run or skipped, and decide the message's outcome.
 
-        Such a message was skipped, has failed, or has attributes that differ from their defaults; see ``Uncommon``.
+        A message is uncommon if it was skipped, has failed, or has changed attributes; see ``Uncommon``.
         """
         if delivery.is_cancelled and exception is not None:
             delivery.end_cancelled()
@@ -681,8 +695,9 @@ class RedisStreamsBroker(Broker):
     def _after_interrupted(self, delivery: Delivery, error: BaseException) -> None:
         """Call the middleware after a job that was cancelled while it ran.
 
-        The message counts as skipped: it has not failed, it is not retried, and its callbacks are not called.
-        Middleware without ``after_skip_message`` is called as after a failure, if it was called before the job.
+        The message counts as skipped: it has not failed, it is not retried, and its callbacks are not called. If
+        middleware has ``before_process_message`` but not ``after_skip_message``, its ``after_process_message`` is
+        called with the exception.
         """
         self._call_listeners("after_skip_message", delivery)
         skipping = {_owner(method) for method in self._listeners.of(self.middleware, "after_skip_message")}
@@ -704,13 +719,16 @@ class RedisStreamsBroker(Broker):
         delivery.fail()
 
     def _check_success(self, delivery: Delivery, failures: Sequence[tuple[Method, BaseException]]) -> None:
-        """Prevent the acknowledgement of a message if the middleware that enqueues its follow-up messages raised."""
+        """Mark a finished message as unhandled if the middleware that enqueues its follow-up messages raised.
+
+        The message then becomes a dead letter instead of being acknowledged.
+        """
         for method, error in failures:
             if isinstance(getattr(method, "__self__", None), FOLLOWING):
                 delivery.unhandled = not_followed(_named(method, error))
 
     def _follow_with_coalesced(self, skipped: Delivery) -> None:
-        """Enqueue the message that was coalesced onto a skipped (for example cancelled or expired) message."""
+        """Enqueue the message that was coalesced onto a skipped message, such as a cancelled or expired one."""
         replacement = skipped.replacement
         if replacement is None:
             return
@@ -750,7 +768,10 @@ class RedisStreamsBroker(Broker):
             self._refuse(delivery, MessageCancelled(message_id=delivery.message_id))
 
     def _refuse(self, delivery: Delivery, error: SkipMessage) -> NoReturn:
-        """Refuse to run a message. First call ``before_process_message`` on all middleware that is called after it."""
+        """Raise ``error``, with which the Worker skips a message.
+
+        First call ``before_process_message`` on all middleware that will be called after the message.
+        """
         self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
         raise error
 
@@ -760,12 +781,12 @@ class RedisStreamsBroker(Broker):
         delivery.fail()
         error = DeliveryLimitReached(message_id=delivery.message_id, deliveries=delivery.deliveries)
         self._complete_pairs(delivery, self._listeners.of(self.middleware, "before_process_message"), error)
-        # logged after the calls above, in which error trackers record the current message
+        # log this only after the calls above, in which error trackers record the current message
         self.logger.error("A message killed its workers; it becomes a dead letter.", exc_info=error)
         raise error
 
     def _ask_whether_to_run(self, delivery: Delivery) -> None:
-        """Check, in Redis if necessary, that this process still holds a message that is about to run.
+        """Check that this process still holds a message that is about to run. This queries Redis if necessary.
 
         Raises:
             LeaseLost: the process does not hold the message, or could not find out.
@@ -804,8 +825,8 @@ class RedisStreamsBroker(Broker):
         """Prepare a batch to run.
 
         Raises:
-            SkipMessage: it is uncertain whether this process still holds the messages. They run again individually, so
-                that each can be checked.
+            SkipMessage: it is uncertain whether this process still holds the batch's messages. They run again
+                individually, so that each can be checked.
         """
         if self._was_forked and batch.deliveries[0].pid != self._session.pid:
             _end_child_of_job(None)
@@ -839,7 +860,7 @@ class RedisStreamsBroker(Broker):
         batch.prepare()
 
     def _after_batch(self, batch: Batch, exception: BaseException | None) -> None:
-        """Call middleware after a batch. ``Consumer.ack`` hands back the messages that are not done."""
+        """Call middleware after a batch. ``Consumer.ack`` hands back the messages that are not marked as done."""
         if self._was_forked and batch.deliveries[0].pid != self._session.pid:
             _end_child_of_job(exception)
         methods = self._listeners.of(self.middleware, "after_process_message")
@@ -890,7 +911,9 @@ class RedisStreamsBroker(Broker):
         return session
 
     def _call_listeners(self, signal: str, *args: Any, **kwargs: Any) -> Sequence[tuple[Method, BaseException]]:
-        """Call the method ``signal`` of all middleware that has it, in Dramatiq's order (reversed for ``after_``).
+        """Call the method ``signal`` of every middleware that has it.
+
+        As in Dramatiq, methods whose name begins with ``after_`` are called in reverse order.
 
         Returns:
             The methods that raised, each with its exception.
@@ -936,7 +959,7 @@ def _not_of(kinds: tuple[type, ...], methods: Sequence[Method]) -> Sequence[Meth
 
 
 def _named(method: Method, error: BaseException) -> str:
-    """Return the name of the middleware with the exception that it raised, for a log line."""
+    """Return a text that names a middleware and the exception that it raised."""
     return f"{type(getattr(method, '__self__', method)).__name__} raised {type(error).__name__}: {error}"
 
 
@@ -948,9 +971,9 @@ class _Counters(dict[str, int]):
 
 
 def _end_child_of_job(error: BaseException | None) -> NoReturn:
-    """End this process, which was forked by a job and has left the job's code, for example through ``sys.exit``.
+    """End this process, which a job forked and which has left the job's code, for example through ``sys.exit``.
 
-    It must end because its copy of the worker loop would acknowledge and run its parent's messages.
+    Otherwise, its copy of the worker loop would acknowledge and run its parent's messages.
     """
     code = 0 if error is None else 1
     if isinstance(error, SystemExit):
@@ -962,7 +985,7 @@ def _end_child_of_job(error: BaseException | None) -> NoReturn:
 
 
 def _literally(text: str) -> str:
-    """Return a pattern for SCAN that matches only this string."""
+    """Return a SCAN pattern that matches only this string."""
     return "".join(f"\\{letter}" if letter in "*?[]\\^" else letter for letter in text)
 
 
@@ -971,7 +994,7 @@ def _after_fork_in_child() -> None:
         try:
             broker._after_fork()
         except Exception:
-            # continue with the other brokers, because two processes with the same consumer name lose messages
+            # still reset the other brokers, because two processes with the same consumer name lose messages
             broker.logger.exception("a broker could not be reset in a forked process; do not use it there")
 
 

@@ -2,8 +2,8 @@
 
 One script removes a message that no live worker has received, and frees its unique key and its turn among the messages
 of its ordering, concurrency or rate key. If a worker has received the message, the script marks its entry, and the
-janitor in the worker's process finds the mark within milliseconds. A running job then gets the exception ``Cancelled``;
-a message that has not started is skipped. If the worker dies first, the process that takes the entry over finds the
+janitor in the worker's process finds the mark within milliseconds. ``Cancelled`` is then raised in the running job, or
+the message is skipped if it has not started. If the worker dies first, the process that takes over the entry finds the
 mark. The mark is deleted with the entry.
 """
 
@@ -50,7 +50,7 @@ class Cancellation:
     """The result of cancelling messages.
 
     Attributes:
-        cancelled: the ids of messages that were waiting; they were removed.
+        cancelled: the ids of the waiting messages that were removed.
         requested: the ids of messages that a worker has received. The worker interrupts or skips them. A job that ends
             first has its usual outcome, except that it is not retried.
     """
@@ -71,7 +71,7 @@ Condition = Callable[[Message[Any]], bool]
 
 
 class Canceller:
-    """The operations that cancel messages of one queue, for operators."""
+    """Cancels messages of one queue on behalf of operators."""
 
     def __init__(
         self, connections: Connections, settings: BrokerSettings, keys: QueueKeys, inspector: Inspector, emit: Emit
@@ -92,7 +92,7 @@ class Canceller:
         return "cancelled" if found.cancelled else "requested" if found.requested else "not-found"
 
     def cancel_where(self, wanted: Selection) -> Cancellation:
-        """Cancel every message of a selection.
+        """Cancel every selected message.
 
         Raises:
             BrokerConnectionError: Redis did not answer; some messages may have been cancelled.
@@ -122,12 +122,15 @@ class Canceller:
         return int(self._connections.run("HGET", self._keys.counters, "retried") or 0)
 
     def _end(self, found: Sequence[FoundMessage], is_dropped: Condition) -> list[bytes]:
-        """Cancel these messages in one round trip; return CANCELLED, MARKED or GONE for each."""
+        """Cancel messages in one round trip, and return CANCELLED, MARKED or GONE for each.
+
+        Further round trips follow only for messages onto which another message was coalesced.
+        """
         answers = self._connections.run_scripts(CANCEL, [self._call(one, None, is_dropped) for one in found])
         outcomes: list[bytes] = []
         for one, (answer, *more) in zip(found, answers, strict=True):
             outcome = answer
-            while outcome == b"COALESCED":  # repeats if yet another message was coalesced onto it in the meantime
+            while outcome == b"COALESCED":  # again if a newer message has been coalesced in the meantime
                 outcome, *more = self._connections.run_script(CANCEL, *self._call(one, more[0], is_dropped))
             if outcome == b"CANCELLED":
                 self._report(one.message)
@@ -166,7 +169,7 @@ class Canceller:
         ]
 
     def _report(self, message: Message[Any]) -> None:
-        """Call middleware for a message that was removed, because callers may be waiting for its result."""
+        """Call the middleware for a removed message, so that callers who wait for its result get an error."""
         refused = MessageProxy(message)
         refused.fail()
         refused.stuff_exception(MessageCancelled(message_id=message.message_id))
@@ -176,17 +179,17 @@ class Canceller:
 
 
 class Interrupts:
-    """The interrupts of running jobs whose messages were cancelled. Thread-safe.
+    """Interrupts running jobs whose messages were cancelled. Thread-safe.
 
-    The exception must reach the thread while it runs the actor, because anywhere else it would end the worker thread.
-    So it is raised only if the actor is on the thread's stack, and ``end`` waits for an exception that is being raised.
+    ``Cancelled`` must be raised in a worker thread only while it runs the actor; anywhere else, it would end the
+    thread. So it is raised only if the actor is on the thread's stack, and ``end`` waits for a pending exception.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def cancel(self, delivery: Delivery) -> bool:
-        """Mark a held message as cancelled, and interrupt its job. A second call does nothing.
+        """Mark a message that this process holds as cancelled, and interrupt its job. A second call does nothing.
 
         Returns:
             False if the job cannot be interrupted yet, because its thread is running middleware.
@@ -205,7 +208,7 @@ class Interrupts:
             return True
 
     def end(self, delivery: Delivery) -> None:
-        """Wait for a pending interrupt and discard it, in the thread of a job that has ended.
+        """Discard a pending interrupt after a job has ended. Called in the job's thread.
 
         Set ``delivery.thread_id`` to None before this call, so that no further interrupt follows.
         """

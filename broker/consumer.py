@@ -1,9 +1,9 @@
 """The consumer of one queue in one process: reads messages, gives them to the Worker, settles them, hands them back.
 
-The Worker never holds more messages than its prefetch. One read requests as many messages as the Worker has room for.
-If jobs are short, it requests more, and the consumer keeps these until the Worker has room; see places.py. After an
-error, Dramatiq creates a new consumer. The new consumer first takes the entries that this process owns but never
-received because a reply was lost.
+The Worker never holds more messages than its prefetch. A read requests as many messages as the Worker has room for. If
+jobs are short, a read requests more, and the consumer buffers the surplus until the Worker has room; see places.py.
+After an error, Dramatiq creates a new consumer. The new consumer first reads the entries that are pending for this
+process but were never received because a reply was lost.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .sharding.shards import Shards
 
 NO_LIMIT = 1 << 20
 
-# Delay of a retry that Dramatiq's Retries counted but did not enqueue: its shortest back-off.
+# Delay of a retry that Dramatiq's Retries counted but did not enqueue. It is the shortest back-off of Retries.
 LOST_RETRY_DELAY_MS = 15_000
 
 # Polling interval while the consumer yields to a higher-priority queue, or has no room for entries that it could take.
@@ -53,7 +53,7 @@ LOOK_AGAIN_S = 0.02
 
 # Maximum time to wait for a shared read to stop reading this queue.
 STOP_READING_S = 0.5
-# Maximum number of unwritten acknowledgements. Beyond it nothing is read, because the server accepts no writes.
+# Maximum number of unwritten acknowledgements. With more, nothing is read, because the server accepts no writes.
 MOST_SETTLING = 1_000
 
 # Error text with which Redis 7.0 and later ends a blocking read when FLUSHALL or DEL removes the stream.
@@ -90,10 +90,10 @@ class Process(Protocol):
 
 
 class ConsumedQueue:
-    """A queue that this process consumes: the deliveries that it holds, and the latest findings of its janitor.
+    """The state of a queue that this process consumes: its deliveries, and its janitor's latest findings.
 
     Args:
-        shards: the shards of the queue; None for a queue that cannot have any.
+        shards: the queue's shards, or None if it cannot have any.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class ConsumedQueue:
 
     @property
     def bounds(self) -> Bounds:
-        """The limits for one reply that contains entries."""
+        """The size limits for one reply that contains entries."""
         return Bounds(2 * self.process.settings.max_message_bytes, self.process.settings.max_read_bytes)
 
     @property
@@ -148,7 +148,7 @@ class ConsumedQueue:
 
     @property
     def head(self) -> tuple[Argument, ...]:
-        """The beginning of the command that reads new entries."""
+        """The first arguments of the command that reads new entries."""
         return ("XREADGROUP", "GROUP", self.process.settings.group, self.process.consumer_name, "COUNT")
 
     @property
@@ -179,7 +179,7 @@ class ConsumedQueue:
         return 0 if consumer is None or self.must_rest or self.must_yield() else consumer.wanted()
 
     def _look(self, n: int) -> Sequence[Any]:
-        """Return at most ``n`` new entries, without waiting for any."""
+        """Return at most ``n`` new entries without blocking."""
         bounds = self.bounds if self.is_bounded else None
         answer = self.process.connections.read(
             *self.head, n, "STREAMS", self.keys.stream, ">", key=self.keys.stream, bounds=bounds
@@ -208,7 +208,7 @@ class ConsumedQueue:
 
     @property
     def homes(self) -> Shards | None:
-        """The shards to which this process moves messages of this queue, or None unless it is shard 0 of several."""
+        """The shards to which messages of this queue are moved, or None if the queue is not shard 0 of several."""
         return self.shards if self.shards is not None and self.shards.moves_strays(self.keys.queue_name) else None
 
     def be_reader(self, is_reader: bool) -> None:
@@ -231,7 +231,7 @@ class ConsumedQueue:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether messages are waiting in Redis or have been read ahead."""
+        """Whether messages of this queue are known to wait in Redis or have been read ahead."""
         return self.has_backlog or (self._consumer is not None and self._consumer.is_ahead)
 
     @property
@@ -240,7 +240,7 @@ class ConsumedQueue:
 
     @property
     def is_eager(self) -> bool:
-        """Whether this queue would take messages now: some are known to wait in Redis, and it need not yield."""
+        """Whether messages are known to wait in Redis, and no higher-priority queue has waiting messages."""
         return (self.is_takeable or self.has_backlog) and not self.must_yield()
 
     @property
@@ -255,7 +255,7 @@ class ConsumedQueue:
 
     @property
     def must_rest(self) -> bool:
-        """Whether nothing may be read.
+        """Whether this process must not read this queue.
 
         True while the queue is paused, the process is stuck, its master has ended, or other processes read this shard.
         """
@@ -263,7 +263,7 @@ class ConsumedQueue:
         return is_stopped or not self.process.moves.is_set()
 
     def rest(self, timeout_s: float) -> None:
-        """Wait up to ``timeout_s`` for reading to be allowed again."""
+        """Wait up to ``timeout_s`` until reading is allowed again."""
         if self.process.is_orphaned:
             time.sleep(timeout_s)
             return
@@ -301,12 +301,16 @@ class ConsumedQueue:
         return is_cancelling
 
     def _take_over(self) -> None:
-        """Make the consumer check for entries to take over."""
+        """Make the consumer check for entries to take over, without waiting for the next round."""
         self.is_takeable = True
         self.wake()
 
     def cancel_held(self) -> bool:
-        """Interrupt or mark held messages that were cancelled; return whether some interrupts are still due."""
+        """Mark held messages that were cancelled, and interrupt their jobs.
+
+        Returns:
+            Whether some jobs could not be interrupted yet.
+        """
         marks, is_cancelling = self.cancelled, False
         for delivery in self.deliveries.held(marks) if marks else ():
             delivery.dropped = marks[delivery.entry_id]
@@ -324,9 +328,9 @@ class StreamsConsumer(Consumer):
         self._process = queue.process
         self._settings = queue.process.settings
         self._keys = queue.keys
-        # messages that were read but that the Worker does not have yet
+        # messages that were read but not yet given to the Worker
         self._buffer: deque[Delivery] = deque()
-        # number of buffered messages that may be given to the Worker before its room is counted again
+        # number of buffered messages that may be given to the Worker before its free prefetch slots are counted again
         self._n_places = 0
         self._n_given = 0
         self._read_ahead = ReadAhead(self._settings.read_ahead_ms)
@@ -337,13 +341,13 @@ class StreamsConsumer(Consumer):
         # each read, so that the server sends less data.
         self._most_asked = NO_LIMIT
         self._is_ahead_allowed = True
-        # the value of ``places.ended_at`` at the last check that found no recently ended job
+        # the value of ``places.ended_at`` when ``_stalls_in_s`` last found that no job had ended recently
         self._seen_ended_at: float | None = None
         # whether any actor of this queue has a batch function
         self._has_batches = False
         # number of messages per batch, estimated from the last read, or 0 if its messages cannot share a batch
         self._n_per_batch = 0
-        # maximum number of messages and batches that the Worker may hold now
+        # current maximum number of messages and batches that the Worker may hold
         self._most_at_worker = self._prefetch
         self._is_resynced = False
         self._is_closed = False
@@ -380,9 +384,9 @@ class StreamsConsumer(Consumer):
         return given
 
     def ack(self, message: MessageProxy) -> None:
-        """Queue the acknowledgement for the next write, after writing pending follow-up messages and retries.
+        """Queue the message's acknowledgement for the next write. Pending follow-up messages and retries come first.
 
-        The messages that a batch did not mark as done are handed back, so that they run again individually.
+        Messages that their batch did not mark as done are handed back, so that they run again individually.
 
         Raises:
             BrokerConnectionError: a follow-up message or retry could not be written. The Worker tries again.
@@ -394,7 +398,7 @@ class StreamsConsumer(Consumer):
             self._end_whole(message)
 
     def _owner_of(self, message: Delivery | Batch) -> StreamsConsumer:
-        """Return the consumer that read a message, because the Worker returns messages of all shards to this one."""
+        """Return the consumer of a message's shard. The Worker returns messages of all shards to one consumer."""
         if message.queue == self._keys.queue_name:
             return self
         return self._process.consumer_of(message.queue)
@@ -451,7 +455,7 @@ class StreamsConsumer(Consumer):
             self._end_cancelled(message)
 
     def _end_unhandled(self, message: Delivery) -> None:
-        """Write the retry or dead letter of a message that must not be acknowledged; do nothing for others."""
+        """If a message must not be acknowledged, write its retry or dead letter."""
         if message.pending_retry is not None:
             self._process.outcomes.write_retry(message)
             if message.unhandled is not None:
@@ -459,11 +463,11 @@ class StreamsConsumer(Consumer):
         elif message.is_being_retried and not message.is_lost:
             self._write_lost_retry(message)
         elif message.unhandled is not None or (message._exception is not None and not message.is_handled):
-            # Dramatiq's Worker did not expect the exception at this point, so it called no middleware.
+            # the Worker called no middleware, because it did not expect the exception at this point
             self._bury_unhandled(message)
 
     def _end_cancelled(self, message: Delivery) -> None:
-        """Finish a message whose retry Redis refused because of a cancellation that this process did not know yet."""
+        """Remove a cancelled message. Redis refused its retry before this process knew of the cancellation."""
         if message.replacement is not None:
             message.keep_follower(Follower(dramatiq.Message.decode(message.replacement), None))
             self._enqueue_followers(message)

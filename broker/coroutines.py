@@ -1,7 +1,7 @@
 """A thread pool in which coroutines enqueue messages, so that they never block their event loop.
 
-The threads run the same code as other callers, with the same guarantees, errors and middleware. Each thread uses at
-most one connection.
+The threads call ``enqueue`` and ``enqueue_many``, with the same guarantees, errors and middleware as other callers.
+Each thread uses at most one connection.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-# Maximum number of threads. More would help only while Redis hangs, when they would hang too: otherwise, an enqueue
-# takes a fraction of a millisecond.
+# Maximum number of threads. More would not help: an enqueue takes a fraction of a millisecond, and while Redis hangs,
+# they would hang too.
 MOST_THREADS: Final = 8
 
 
 class Coroutines:
-    """The thread pool of one broker. Threads start with the first call, and end when the broker is closed."""
+    """A broker's thread pool. Threads start with the first call, and end after the broker is closed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
 
     async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """Run the call in another thread, with the context variables of this coroutine, and return its result.
+        """Run ``call`` in another thread with this coroutine's context variables, and return its result.
 
-        If the coroutine is cancelled, a call that has not started never runs; a call that has started continues.
+        If the coroutine is cancelled, a call that has not started never runs, and a call that has started continues.
         """
         within = partial(contextvars.copy_context().run, call, *args)
         with self._lock:
@@ -41,7 +41,7 @@ class Coroutines:
         return await asyncio.wrap_future(running)
 
     def close(self) -> None:
-        """Let each thread end after its last call; return without waiting for that."""
+        """Let each thread end after its last call, without waiting for it."""
         with self._lock:
             threads, self._threads = self._threads, None
         if threads is not None:

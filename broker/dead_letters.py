@@ -8,13 +8,13 @@ A dead letter is an entry of the queue's dead stream with these fields; fields w
                 held-too-long: its retries have held its ordering key for ``ordering_hold_ms``;
                 expired: it did not start within ``expires_in_ms``, and has the option ``keep_expired``;
                 passed-over: an operator let later messages of its key run before it
-    error       for a failed actor "ExceptionClass: message"
-    field, hint the attributes of the exception, if it has them: the invalid field, and how to fix it
-    traceback   the end of the traceback of the last failure, at most 8 KiB; none for a message that killed its workers
+    error       a description of the problem; "ExceptionClass: message" for a failed actor
+    field, hint the invalid field, and how to fix it, if the exception has these attributes
+    traceback   the last 8 KiB of the last failure's traceback; absent for a message that killed its workers
     actor, message_id, entry_id, deliveries, unique_key
     ordering_key, concurrency_key or rate_key; limits: see KeyLimits
-    entry:…     every field of the original entry; a requeue restores exactly these. A retried message is stored without
-                its option ``traceback``, which holds the traceback of an earlier failure
+    entry:…     every field of the original entry, as a requeue restores it. A retried message is stored without its
+                option ``traceback``, which holds an earlier failure's traceback
     left_out    the number of fields beyond 2,000, which are not stored
 """
 
@@ -58,17 +58,17 @@ class DeadLetter:
     """One dead letter.
 
     Attributes:
-        id: its own id in the dead stream, which ``get``, ``requeue`` and ``purge`` take.
-        reason: one word, see the top of this module.
+        id: its entry id in the dead stream, as ``get``, ``requeue`` and ``purge`` expect it.
+        reason: one word; see the top of this module.
         error: a readable description of the failure.
-        field: the invalid field, or None.
+        field: the name of the invalid field, or None.
         hint: how to fix the problem, or None.
-        actor_name, message_id: None for an entry that was not a message.
-        entry_id: the id of the original entry.
-        deliveries: the delivery count of that entry.
-        died_at: when it became a dead letter, on the server's clock, UTC.
-        fields: the fields of the original entry.
-        n_bytes_cut: the full size in bytes if only the head of each field was read, otherwise 0.
+        actor_name, message_id: the message's actor and id, or None if the entry was not a message.
+        entry_id: the original entry's id.
+        deliveries: the original entry's delivery count.
+        died_at: when it became a dead letter, in UTC on the server's clock.
+        fields: the original entry's fields.
+        n_bytes_cut: its full size in bytes if only the head of each field was read, otherwise 0.
     """
 
     id: str
@@ -88,12 +88,12 @@ class DeadLetter:
 
 
 class Wanted(TypedDict, total=False):
-    """A filter for dead letters; all given conditions must hold.
+    """A filter for dead letters. A dead letter matches if it meets all given conditions.
 
     Attributes:
         reason, actor_name, message_id: the value that the dead letter must have.
-        died_before, died_after: aware datetimes, on the server's clock.
-        where: any other condition on a dead letter.
+        died_before, died_after: timezone-aware datetimes, on the server's clock.
+        where: a function that returns whether a dead letter meets a further condition.
     """
 
     reason: str | None
@@ -116,7 +116,7 @@ class DeadLetters:
         return int(self._connections.run("XLEN", self._keys.dead))
 
     def n_bytes(self) -> int:
-        """Return the server memory that the dead letters use, in bytes. This takes about 10 ms per 100,000 of them."""
+        """Return how many bytes of server memory the dead letters use. This takes about 10 ms per 100,000 of them."""
         return int(self._connections.run("MEMORY", "USAGE", self._keys.dead, "SAMPLES", 0, key=self._keys.dead) or 0)
 
     def list(
@@ -125,17 +125,18 @@ class DeadLetters:
         """Return at most ``limit`` dead letters, newest first.
 
         Args:
-            before: the id of the last dead letter of the previous page.
-            wanted: see :class:`Wanted`.
+            before: the id of the previous page's last dead letter.
+            wanted: the filter; see :class:`Wanted`.
         """
         page = min(PAGE, limit) if not wanted else PAGE
         return [*islice(self.find(before=before, page=page, **wanted), limit)]
 
     def find(self, *, before: str | None = None, page: int = PAGE, **wanted: Unpack[Wanted]) -> Iterator[DeadLetter]:
-        """Yield every matching dead letter, newest first, reading ``page`` of them or a few megabytes at a time.
+        """Yield every matching dead letter, newest first.
 
-        If a dead letter is larger than a megabyte, only its head is read. Dead letters that are added during the
-        iteration are not returned. Without a date condition, all dead letters are read and then filtered.
+        At most ``page`` dead letters or a few megabytes are read at a time. If a dead letter is larger than a megabyte,
+        only its head is read. Dead letters that are added during the iteration are not yielded. Without a date
+        condition, all dead letters are read and then filtered.
         """
         died_before, died_after = wanted.get("died_before"), wanted.get("died_after")
         end = "+" if died_before is None else str(_ms(died_before) - 1)
@@ -152,10 +153,10 @@ class DeadLetters:
     def requeue_where(self, **wanted: Unpack[Wanted]) -> int:
         """Requeue every matching dead letter as ``requeue`` does; return how many were requeued.
 
-        Messages that fail again during the call become new dead letters; these are not requeued.
+        Messages that fail again during the call become new dead letters, which are not requeued.
 
         Raises:
-            DeadLetterTooLarge: as ``requeue`` does, after the others were requeued.
+            DeadLetterTooLarge: a dead letter is too large, as in ``requeue``. The others were requeued.
         """
         return self.requeue(dead_letter.id for dead_letter in self.find(**wanted))
 
@@ -167,10 +168,10 @@ class DeadLetters:
         return n
 
     def get(self, dead_letter_id: str, *, is_whole: bool = False) -> DeadLetter | None:
-        """Return the dead letter with this id, or None.
+        """Return the dead letter with this id, or None if there is none.
 
         Args:
-            is_whole: whether to read the whole dead letter even if it is larger than a megabyte, instead of its head.
+            is_whole: whether to read a dead letter that is larger than a megabyte in full, instead of only its head.
         """
         try:
             found = self._heads(
@@ -188,21 +189,21 @@ class DeadLetters:
     def requeue(self, dead_letter_ids: Iterable[str]) -> int:
         """Requeue dead letters unchanged at the end of the queue; return how many were requeued.
 
-        A requeued dead letter takes the lock of its unique key. If another message with that key is waiting, the dead
-        letter is neither requeued nor counted: requeue it later, or purge it.
+        A requeued message takes the lock of its unique key. If another message with that key is waiting, the dead
+        letter is neither requeued nor counted. Requeue it later, or purge it.
 
         Raises:
-            DeadLetterTooLarge: a dead letter is larger than ``max_message_bytes``, so workers would refuse it. It
-                stays a dead letter; the others were requeued.
+            DeadLetterTooLarge: a dead letter is larger than ``max_message_bytes``, so workers would refuse it. It was
+                not requeued; the others were.
         """
         return sum(map(is_requeued, self.put_back(dead_letter_ids)))
 
     def put_back(self, dead_letter_ids: Iterable[str]) -> Sequence[str | None]:
         """Requeue dead letters as ``requeue`` does; return their new entry ids in the same order.
 
-        Instead of an entry id, the result is None for a dead letter that no longer exists, ``in-line`` for a requeued
-        message that waits in line for its key, and ``key-held`` for a dead letter that stays because another message
-        with its unique key is waiting.
+        Instead of an entry id, the list contains None for a dead letter that does not exist, ``in-line`` for a requeued
+        message that waits in line for its key, and ``key-held`` for a dead letter that was not requeued because
+        another message with its unique key is waiting.
         """
         ids = list(dead_letter_ids)
         entries: builtins.list[str | None] = []
@@ -230,7 +231,7 @@ class DeadLetters:
         return entries
 
     def _put_back(self, dead_letters: Sequence[tuple[str, str]]) -> Iterator[str | None]:
-        """Requeue dead letters, given as (id, unique key or ""); yield their new entry ids, None for missing ones."""
+        """Requeue dead letters, given as pairs of id and unique key (or ""); yield the results of ``put_back``."""
         script_keys = [*self._keys.work, self._keys.dead, self._keys.counters]
         args: builtins.list[Argument] = [self._settings.lock_ms({}, 0)]
         for dead_letter_id, unique_key in dead_letters:
@@ -241,7 +242,7 @@ class DeadLetters:
             yield entry_id.decode() or None
 
     def _would_be_refused(self, dead_letter_id: str) -> bool:
-        """Return whether workers would refuse this oversized dead letter; they accept retries of any size."""
+        """Return whether workers would refuse this oversized dead letter. They accept retries of any size."""
         dead_letter = self.get(dead_letter_id)
         return dead_letter is not None and not was_retried(dead_letter.fields)
 
@@ -267,7 +268,7 @@ class DeadLetters:
 def dead_letter_from(
     dead_letter_id: str, stored: Mapping[bytes, bytes], *, queue_name: str, n_bytes_cut: int = 0
 ) -> DeadLetter:
-    """Return a dead letter from its stored fields."""
+    """Return the dead letter that has these stored fields."""
 
     def text(name: bytes) -> str | None:
         value = stored.get(name)
@@ -294,7 +295,7 @@ def dead_letter_from(
 
 
 def is_requeued(entry_id: str | None) -> bool:
-    """Return whether this result of ``DeadLetters.put_back`` means that the dead letter was requeued."""
+    """Return whether a result of ``DeadLetters.put_back`` means that the dead letter was requeued."""
     return entry_id not in (None, KEY_HELD)
 
 
@@ -318,7 +319,7 @@ def _ms(moment: datetime) -> int:
 
 
 def facts_of_delivery(delivery: Delivery) -> list[Argument]:
-    """Return the field names and values of the dead letter for a message that failed here."""
+    """Return the dead-letter field names and values for a message that failed in this process."""
     exception, unhandled = delivery._exception, delivery.unhandled
     facts = _facts(
         _reason(exception) if unhandled is None else unhandled.reason,
@@ -335,16 +336,16 @@ def facts_of_delivery(delivery: Delivery) -> list[Argument]:
 
 
 def facts_of_follower(error: Exception, message: dramatiq.Message[Any], *, entry_id: str) -> list[Argument]:
-    """Return the field names and values of the dead letter for a follow-up message.
+    """Return the dead-letter field names and values for a follow-up message that could not be enqueued.
 
     Args:
-        entry_id: the entry of the message that it follows.
+        entry_id: the entry id of the message that it follows.
     """
     return flat(_facts("not-enqueued", error, entry_id=entry_id, deliveries=0, **_named(message)))
 
 
 def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliveries: int) -> list[Argument]:
-    """Return the field names and values of the dead letter for an entry that is not a message."""
+    """Return the dead-letter field names and values for an entry that is not a valid message."""
     named = {} if error.message is None else _named(error.message)
     return flat(_facts(reason, error, entry_id=entry_id, deliveries=deliveries, **named))
 
@@ -352,7 +353,7 @@ def facts_of_entry(reason: str, error: UndecodableEntry, *, entry_id: str, deliv
 def facts_of_passed_over(
     message: dramatiq.Message[Any] | None, limits: KeyLimits, *, entry_id: str, deliveries: int
 ) -> list[Argument]:
-    """Return the field names and values of the dead letter for a message that an operator passed over."""
+    """Return the dead-letter field names and values for a message that an operator passed over."""
     facts: dict[str, Argument] = {
         "reason": "passed-over",
         "error": "an operator let the other messages of its key pass it",
@@ -365,8 +366,8 @@ def facts_of_passed_over(
 
 
 def _named(message: dramatiq.Message[Any] | Delivery) -> dict[str, str]:
-    """Return the message's actor and id, and the keys that a requeue needs."""
-    # a part of a pipeline or group is never coalesced, so a requeue must not check its unique key
+    """Return the dead-letter fields with the message's actor and id, and with the keys that a requeue needs."""
+    # messages in a pipeline or group are never coalesced, so a requeue must not check their unique keys
     unique_key = None if is_part_of_composition(message.options) else unique_key_of(message.options)
     limits = key_limits_of(message)
     return {
@@ -433,7 +434,7 @@ def _cut(text: str, n_bytes: int) -> str:
 
 
 def stored_from(facts: Sequence[Argument], fields: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the fields that Redis stores for a dead letter with these facts, for an entry with these fields."""
+    """Return the fields of a dead letter, as Redis stores them, from its facts and the original entry's fields."""
     stored = {
         str(name).encode(): value if isinstance(value, bytes) else str(value).encode()
         for name, value in zip(facts[::2], facts[1::2], strict=True)

@@ -22,15 +22,15 @@ from .options import expires_at_ms_of, unique_key_of
 
 T = TypeVar("T")
 
-# How long a read waits until there is room for more messages, so that fewer reads are needed. This is shorter than the
-# round trip of a read.
+# How long a read waits for room for more messages, so that fewer reads are needed. This is shorter than a read's round
+# trip.
 GATHER_S = 0.001
 NOBODY_WAITS = -(1 << 30)
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRetry:
-    """A retry that has not been written yet. Until then, the failed message must not be acknowledged.
+    """A retry that has not been written yet. Until it is written, the failed message must not be acknowledged.
 
     Attributes:
         message, delay: the arguments of the middleware's ``after_enqueue``.
@@ -49,8 +49,8 @@ class Follower:
     """A follow-up message, such as the next stage of a pipeline, that has not been enqueued yet.
 
     Attributes:
-        refused_by: the error with which it was refused, so that it becomes a dead letter, or None if only the
-            connection failed. In both cases, ``before_enqueue`` has been called.
+        refused_by: the error with which it was refused, or None if only the connection failed. A refused message
+            becomes a dead letter. In both cases, ``before_enqueue`` has been called.
     """
 
     message: dramatiq.Message[Any]
@@ -60,11 +60,11 @@ class Follower:
 
 @dataclass(frozen=True, slots=True)
 class SharedFollower:
-    """A follow-up message, such as a group's callback, that is added once although several messages may enqueue it.
+    """A follow-up message, such as a group's callback, that several messages may enqueue but that is added only once.
 
     Attributes:
-        name: the id that all attempts to enqueue it share.
-        remember_ms: how long Redis remembers that id.
+        name: the enqueue id that all attempts share.
+        remember_ms: how long Redis remembers this id.
     """
 
     name: str
@@ -73,12 +73,12 @@ class SharedFollower:
 
 @dataclass(frozen=True, slots=True)
 class Unhandled:
-    """The reason why a message becomes a dead letter although no middleware rejected, retried or skipped it.
+    """The reason why a message becomes a dead letter although no middleware rejected it.
 
     Attributes:
         problem: a description of the failure.
         hint: how to fix it.
-        reason: the dead letter's reason, one word.
+        reason: the dead letter's one-word reason.
     """
 
     problem: str
@@ -87,10 +87,10 @@ class Unhandled:
 
 
 def unhandled_failure(*raised: str) -> Unhandled:
-    """Return the reason for a message whose job failed without any middleware rejecting, retrying or skipping it.
+    """Return the dead-letter reason of a failed message that no middleware rejected, retried or skipped.
 
     Args:
-        raised: the name and the exception of each middleware that raised.
+        raised: a text for each middleware that raised, with its name and the exception.
     """
     problem = "; ".join(("the job failed, and no middleware rejected or retried it", *raised))
     if raised:
@@ -99,7 +99,7 @@ def unhandled_failure(*raised: str) -> Unhandled:
 
 
 def held_too_long(hold_ms: float) -> Unhandled:
-    """Return the reason for a failed message whose retries have held its ordering key for the maximum time."""
+    """Return the dead-letter reason of a failed message whose retries held its ordering key for the maximum time."""
     return Unhandled(
         f"its retries have held its ordering key for {hold_ms / 1000:g} s, while the later messages of the key waited",
         "fix the cause, then requeue this dead letter: it runs after the messages of its key that wait then",
@@ -108,7 +108,7 @@ def held_too_long(hold_ms: float) -> Unhandled:
 
 
 def not_followed(problem: str) -> Unhandled:
-    """Return the reason for a finished message whose follow-up message was not enqueued."""
+    """Return the dead-letter reason of a finished message whose follow-up message was not enqueued."""
     return Unhandled(
         f"the job ended, but its follow-up message was not enqueued: {problem}",
         "fix the follow-up message, then requeue this dead letter; the job runs again",
@@ -116,11 +116,11 @@ def not_followed(problem: str) -> Unhandled:
 
 
 class Uncommon(Generic[T]):
-    """A descriptor for an attribute of ``Delivery`` that rarely differs from its default. Thread-safe.
+    """A descriptor for a ``Delivery`` attribute that rarely differs from its default. Thread-safe.
 
     Reading an attribute of a ``MessageProxy`` takes several times as long as reading one of another object, because the
-    class defines ``__getattr__``. So all changed attributes are kept in ``Delivery.uncommon``. While that is None, none
-    of them needs to be read.
+    class defines ``__getattr__``. So all changed attributes are kept in ``Delivery.uncommon``. While it is None, no
+    attribute with this descriptor needs to be read.
     """
 
     __slots__ = ("_default", "_name")
@@ -142,7 +142,7 @@ class Uncommon(Generic[T]):
         return self._default if changed is None else changed.get(self._name, self._default)
 
     def __set__(self, delivery: Delivery, value: T) -> None:
-        # two threads may do this at once; ``setdefault`` is atomic
+        # ``setdefault`` is atomic, and two threads may set attributes at once
         vars(delivery).setdefault("uncommon", {})[self._name] = value
 
 
@@ -150,48 +150,47 @@ class Delivery(MessageProxy):
     """A message as this process received it.
 
     Attributes:
-        uncommon: the attributes below that differ from their defaults, or None. If it is None, this is the first
-            delivery, the message needs no check in Redis before it runs, and its job has not failed.
+        uncommon: the attributes below that differ from their defaults, or None if there are none. If None, this is the
+            first delivery, the message needs no check in Redis before it runs, and its job has not failed.
         entry_id: the id of the stream entry.
-        queue: the queue it was read from.
-        consumer_name: the consumer it was delivered to; together with ``deliveries``, it proves that this consumer
-            still holds the entry.
+        queue: the name of the queue or shard from which it was read.
+        consumer_name: the consumer to which it was delivered. Together with ``deliveries``, it proves that this
+            consumer still holds the entry.
         deliveries: the delivery count, including this delivery. Deliveries that were handed back do not count.
-        enqueued_at_ms: when it was first enqueued: the time of the entry id or the message timestamp, whichever is
-            earlier. For a delayed or retried message, that is the timestamp; a foreign entry has only its id.
-        charges: the crash count: the number of crashes of its process while it was running, except the first one; see
-            take.lua.
+        enqueued_at_ms: when it was first enqueued: the time in the entry id or the message timestamp, whichever is
+            earlier. For a delayed or retried message, the timestamp is earlier.
+        charges: the number of times its process crashed while it was running, not counting the first; see take.lua.
         is_doomed: whether it has reached the maximum number of crashes, so that it becomes a dead letter instead of
             running.
-        limits: the limits of its key, or None.
+        limits: its key and the key's limits, or None.
         may_expire: whether it has an expiry time.
         is_alone: whether it runs in isolation, so that a crash can be attributed to it; see ``Isolation``.
-        is_lost: whether another process holds it now, so that its outcome here changes nothing.
+        is_lost: whether another process holds it now, so that its outcome here has no effect.
         has_failed: whether its job failed or was skipped, or middleware raised after it.
-        retry_asked: whether a middleware requested a retry, with the delay ``retry_delay``.
-        is_sent_again: whether a middleware enqueued it again as a separate message with the same id.
+        retry_asked: whether middleware requested a retry, with the delay ``retry_delay``.
+        is_sent_again: whether middleware enqueued it again as a separate message with the same id.
         unhandled: why it must not be acknowledged although no middleware rejected it; see ``Unhandled``.
         is_noted: whether Redis still records it as the waiting message of its unique key.
-        payload: the encoded message as it was delivered, if it has options that its dead letter must not have (the
-            traceback of an earlier failure, or an expiry time).
+        payload: the encoded message as it was delivered, if it has options that its dead letter must not have: an
+            earlier failure's traceback, or an expiry time.
         is_expired: whether it did not start in time and must not run.
         coalesced: the newest message that was coalesced onto it, which is enqueued if this one is skipped.
-        follower_keys: the Redis keys to delete when it ends: those that remember its follow-up messages, so that these
-            are added only once even if it runs again, and the key of its progress.
-        shared_followers: its follow-up messages that other messages may enqueue too, by message id.
+        follower_keys: the Redis keys to delete when it ends: its progress key, and the keys that record which
+            follow-up messages were enqueued, so that these are added only once even if it runs again.
+        shared_followers: the follow-up messages that other messages may enqueue, too, by message id.
         pending_step: a function to call before it is acknowledged, because Redis did not answer the first call.
         reports_again_at: when its progress may next be stored, on the monotonic clock.
-        is_complete: whether the progress that was stored last is complete.
+        is_complete: whether the last stored progress was complete.
         is_cancelled: whether it was cancelled while this process holds it. A job may poll this, with
             ``CurrentMessage.get_current_message().is_cancelled``.
-        was_ended: whether its job was ended, or did not begin, because it was cancelled.
+        was_ended: whether its job was interrupted or not started because it was cancelled.
         dropped: the SHA-1 of the coalesced message that was cancelled together with it, or "".
-        thread_id: the thread that is running it, or None.
+        thread_id: the id of the thread that is running it, or None.
         is_interrupted: whether ``Cancelled`` was raised in that thread.
-        pid: the pid of the process that received it; a process that its job forks has another pid.
+        pid: the pid of the process that received it. In a process that its job forks, ``os.getpid()`` differs.
         begun_at: when it started to run, on the monotonic clock; None before that.
         is_ended: whether its job has ended and its outcome is being written.
-        announced: ``ack`` or ``nack``, once middleware was called before that step.
+        announced: ``ack`` or ``nack`` once ``before_ack`` or ``before_nack`` was called on middleware, or None.
         is_returned: whether it is being handed back, because its batch did not mark it as done.
         n_bytes: the size of its entry in bytes.
         is_reread: whether it was read again because a reply was lost, which the delivery count does not show.
@@ -243,8 +242,8 @@ class Delivery(MessageProxy):
         is_doomed: bool = False,
     ) -> None:
         super().__init__(message)
-        # The Worker and its middleware read these about 20 times per message. MessageProxy.__getattr__ would take
-        # 0.6 µs each time, because Python raises and catches an AttributeError first.
+        # The Worker and middleware read these attributes about 20 times per message. MessageProxy.__getattr__ would
+        # take 0.6 µs each time, because Python raises and catches an AttributeError first.
         self.queue_name = message.queue_name
         self.actor_name = message.actor_name
         self.args = message.args
@@ -262,8 +261,8 @@ class Delivery(MessageProxy):
         self.thread_id: int | None = None
         self.is_ended = False
         self.is_settled = False
-        # Set the other attributes only if needed: with 30 attributes, CPython would give each instance its own dict
-        # instead of sharing the keys, which takes twice as long.
+        # Set the other attributes only if needed. With 30 attributes, instances would not share their keys, and CPython
+        # would take twice as long to create one.
         if message.options:
             self._note_options(message)
         if deliveries != 1:
@@ -290,30 +289,30 @@ class Delivery(MessageProxy):
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is its first delivery, and no other message waits for it."""
+        """Whether this is the message's first delivery, and it has no key with limits."""
         return self.uncommon is None or not (
             self.is_redelivered or self.charges or self.is_doomed or self.is_reread or self.limits is not None
         )
 
     @property
     def is_being_retried(self) -> bool:
-        """Whether the Retries middleware has counted a failure since the delivery."""
+        """Whether the Retries middleware has counted a failure of this delivery."""
         return not self.is_settled and self.options.get("retries", 0) != self._retries_when_delivered
 
     def end_cancelled(self) -> None:
-        """Reject it because it was cancelled: callers that wait for its result get ``MessageCancelled``."""
+        """Reject the message because it was cancelled. Callers that wait for its result get ``MessageCancelled``."""
         self.is_cancelled = self.was_ended = True
         self.fail()
         self.stuff_exception(MessageCancelled(message_id=self.message_id))
 
     @property
     def replacement(self) -> bytes | None:
-        """The coalesced message that runs in its place if it is skipped or cancelled, or None."""
+        """The encoded message that was coalesced onto this one and runs if this one is skipped, or None."""
         is_dropped = self.dropped and self.coalesced is not None and sha1_of(self.coalesced) == self.dropped
         return None if is_dropped else self.coalesced
 
     def name_of_follower(self, message: dramatiq.Message[Any]) -> str:
-        """Return an id for the follow-up message. It stays the same when this entry runs again."""
+        """Return an enqueue id for a follow-up message. It is the same if this entry runs again."""
         if (shared := self.shared_followers.get(message.message_id)) is not None:
             return shared.name
         return f"{self.entry_id}/{message.message_id}"
@@ -323,13 +322,13 @@ class Delivery(MessageProxy):
         self.pending_followers = (*self.pending_followers, follower)
 
     def remember_follower(self, key: str) -> None:
-        """Add a Redis key to delete once the message cannot run again."""
+        """Add a Redis key to delete when the message ends."""
         if key not in self.follower_keys:
             self.follower_keys = (*self.follower_keys, key)
 
     @property
     def is_simply_done(self) -> bool:
-        """Whether only its acknowledgement has to be written."""
+        """Whether its outcome is an acknowledgement and nothing else."""
         if self.failed or self._exception or self.is_settled or self.is_being_retried:
             return False
         return self.uncommon is None or not (
@@ -345,34 +344,34 @@ class Delivery(MessageProxy):
 
 
 def sha1_of(payload: bytes) -> str:
-    """Return the SHA-1 of a message, as ``redis.sha1hex`` does; it is not used for security."""
+    """Return a message's SHA-1 as ``redis.sha1hex`` returns it. It is not used for security."""
     return hashlib.sha1(payload, usedforsecurity=False).hexdigest()
 
 
 class Deliveries:
     """The deliveries of one queue. Thread-safe.
 
-    *Held* messages are in the Worker or waiting to enter it, including those read ahead. *Settling* messages are done,
-    but their acknowledgement has not been written yet. Both are in this consumer's pending list.
+    *Held* messages are in the Worker or in the consumer's buffer. *Settling* messages are done, but their
+    acknowledgement has not been written yet. Both are in this consumer's pending list.
     """
 
     def __init__(self) -> None:
         self._held: dict[str, Delivery] = {}
         self._settling: dict[str, Delivery] = {}
-        # used directly on the hot path: entering a Condition runs Python code, entering a Lock does not
+        # used directly on the hot path, because entering a Condition runs Python code and entering a Lock does not
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        # The number of occupied places at which a waiter is woken; not sooner, because a wake-up costs more than the
+        # The number of occupied prefetch slots at which a waiter is woken. An earlier wake-up would cost more than the
         # rest of an acknowledgement.
         self._awaited_held = NOBODY_WAITS
         self._n_await_writing = 0
-        # number of held messages that need no separate place because they share one with their batch: total, and per
-        # batch
+        # number of held messages that need no prefetch slot of their own because their batch shares one: in total, and
+        # per batch
         self._n_sharing = 0
         self._sharing: dict[int, int] = {}
 
     def add(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
-        """Hold these deliveries, and return the added ones. Entries that are already held or settling are skipped.
+        """Add deliveries to the held ones, skipping entries that are already held or settling; return the added ones.
 
         Entries are delivered a second time if the consumer group was created again. Entries that are being handed back
         count as new, because this consumer may take them again before the call that hands them back has returned.
@@ -393,7 +392,7 @@ class Deliveries:
             return [self._held[entry_id] for entry_id in entry_ids if entry_id in self._held]
 
     def begin_settling(self, delivery: Delivery) -> None:
-        """Mark a delivery as done, which frees its place."""
+        """Mark a delivery as done, which frees its prefetch slot."""
         entry_id = delivery.entry_id
         with self._lock:
             if self._held.get(entry_id) is delivery:
@@ -403,7 +402,7 @@ class Deliveries:
                 self._changed.notify_all()
 
     def begin_settling_all(self, deliveries: Iterable[Delivery]) -> None:
-        """Mark the deliveries of a batch as done, all at once."""
+        """Mark a batch's deliveries as done, all at once."""
         with self._lock:
             for delivery in deliveries:
                 if self._held.get(delivery.entry_id) is delivery:
@@ -412,13 +411,13 @@ class Deliveries:
             self._changed.notify_all()
 
     def share_place(self, batch: object, n: int) -> None:
-        """Count the ``n`` held messages of a batch as one place."""
+        """Let a batch's ``n`` held messages occupy one prefetch slot."""
         with self._lock:
             self._sharing[id(batch)] = n - 1
             self._n_sharing = sum(self._sharing.values())
 
     def end_sharing(self, batch: object) -> None:
-        """Count the messages of a batch individually again. May be called twice, for example after an interrupt."""
+        """Let each message of a batch occupy a prefetch slot again. A second call does nothing."""
         with self._lock:
             self._sharing.pop(id(batch), None)
             self._n_sharing = sum(self._sharing.values())
@@ -436,19 +435,19 @@ class Deliveries:
     def wait_for_room(
         self, prefetch: int, timeout_s: float, *, n_ahead: int = 0, most: Callable[[], int] | None = None
     ) -> int:
-        """Wait up to ``timeout_s`` for room in the Worker; return the number of messages that it has room for.
+        """Wait up to ``timeout_s`` for free prefetch slots; return how many are free.
 
-        Once there is room, it waits briefly until a quarter of the prefetch is free, because otherwise each message
-        would cost a round trip or a thread switch.
+        Once one is free, wait briefly until a quarter of the prefetch is free, because otherwise each message would
+        cost a round trip or a thread switch.
 
         Args:
             n_ahead: the number of held messages that the Worker has not received yet.
-            most: returns an additional limit. The limit may depend on the messages of other queues; code that changes
-                it calls ``wake``.
+            most: a function that returns an additional limit, which may depend on other queues. Code that changes the
+                limit calls ``wake``.
         """
         limit = prefetch + n_ahead
         enough = 1 if most else max(1, prefetch // 4)
-        # bound the unwritten acknowledgements too, so that reading stops when the server accepts no writes
+        # limit the unwritten acknowledgements, too, so that reading stops when the server accepts no writes
         most_settling = 1_000 + limit
 
         def room() -> int:
@@ -492,7 +491,7 @@ class Deliveries:
 
     @property
     def n_places(self) -> int:
-        """The number of places that the held messages occupy, see places.py. The messages of a batch share one."""
+        """The number of prefetch slots that the held messages occupy. A batch's messages share one."""
         return len(self._held) - self._n_sharing
 
     def __len__(self) -> int:

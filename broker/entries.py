@@ -20,21 +20,21 @@ from .key_limits import key_limits_of
 from .net.bounded_read import MOST_PARTS
 from .options import EXPIRES_AT, check_options, shown, unique_key_of
 
-# A function that takes an entry's id and fields, and returns a message of the entry's queue or raises UndecodableEntry.
+# A function that takes an entry's id and fields. It returns a message for the entry's queue or raises UndecodableEntry.
 EntryDecoder = Callable[[str, Mapping[bytes, bytes]], dramatiq.Message[Any]]
 # A function that raises UndecodableEntry to refuse a valid Dramatiq message that its queue must not contain.
 MessageCheck = Callable[[dramatiq.Message[Any]], None]
 
 MESSAGE_FIELD = b"message"
 
-# Maximum size in bytes of an entry that operators see in full. They see only the head of a larger one.
+# Maximum size in bytes of an entry that operators see in full. Of a larger entry, they see only the head.
 LONGEST_SHOWN = 1 << 20
 PAGE_BYTES = 4 << 20
 
 
 def fields_of(flat: Sequence[bytes]) -> dict[bytes, bytes]:
     """Return an entry's fields from Redis's flat list of names and values."""
-    if len(flat) == 2:  # the common case: a Dramatiq message is one field
+    if len(flat) == 2:  # the common case: an entry with a Dramatiq message has one field
         return {flat[0]: flat[1]}
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -66,23 +66,26 @@ def decode(
     else:
         message, is_foreign = _decode_foreign(entry_id, fields, decoder), True
     if message.queue_name != queue_name:
-        # refuse it, because the Worker's thread dies if it finds no consumer for a message's queue name
+        # refuse the message, because a worker thread dies if it finds no consumer for a message's queue name
         raise WrongQueue(message, queue_name)
     if check is not None and not is_foreign:
         check(message)
     if message.options:
-        # remove the eta, with which the Worker would delay the message in its memory; the broker handles delays
+        # remove the eta, because the broker handles delays, and the Worker would delay the message in its memory
         message.options.pop("eta", None)
     return message
 
 
 def size_of(flat: Sequence[bytes]) -> int:
-    """Return the size that ``max_message_bytes`` limits: that of the encoded message or, otherwise, of all fields."""
+    """Return the size in bytes that ``max_message_bytes`` limits.
+
+    It is the size of the encoded message or, for a foreign entry, of all names and values.
+    """
     return len(flat[1]) if len(flat) == 2 and flat[0] == MESSAGE_FIELD else sum(map(len, flat))
 
 
 def was_retried(fields: Mapping[bytes, bytes]) -> bool:
-    """Return whether an entry is a message that has run before, so that it is accepted whatever its size."""
+    """Return whether an entry is a message that has run before, so that workers accept it whatever its size."""
     try:
         return has_run(dramatiq.Message.decode(fields[MESSAGE_FIELD]))
     except (KeyError, DecodeError):
@@ -92,8 +95,8 @@ def was_retried(fields: Mapping[bytes, bytes]) -> bool:
 def as_dead_letter(payload: bytes, *, has_traceback: bool) -> bytes | None:
     """Return an encoded message in the form that its dead letter stores, or None if it cannot be encoded again.
 
-    The expiry time is removed, because a requeued message does not expire. The traceback that Retries added is removed
-    if the dead letter stores a traceback.
+    The expiry time is removed, because a requeued message does not expire. If ``has_traceback``, the dead letter
+    stores a traceback, and the one that Retries added to the message is removed.
     """
     try:
         message = dramatiq.Message.decode(payload)
@@ -110,7 +113,7 @@ def has_run(message: dramatiq.Message[Any]) -> bool:
 
 
 class WrongQueue(UndecodableEntry):
-    """Raised when a message of one queue is found in the stream of another."""
+    """Raised when a message for one queue is in another queue's stream."""
 
     def __init__(self, message: dramatiq.Message[Any], found_in: str) -> None:
         problem = f"expected {found_in!r}, the queue of its stream, got {message.queue_name!r}"
@@ -157,7 +160,7 @@ def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: Entry
     except UndecodableEntry:
         raise
     except Exception as error:
-        # Duck-typed: a decoder may raise errors of its own package that have a field and a hint.
+        # a decoder may raise its own package's errors, which may have a field, a problem and a hint
         raise UndecodableEntry(
             str(getattr(error, "field", "entry")),
             str(getattr(error, "problem", f"cannot be decoded: {type(error).__name__}: {error}")),
@@ -167,10 +170,10 @@ def _decode_foreign(entry_id: str, fields: Mapping[bytes, bytes], decoder: Entry
 
 
 def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
-    """Return the message if a Worker can run it with its options.
+    """Return the message, with Dramatiq's types, if a Worker can run it.
 
     Raises:
-        UndecodableEntry: the message would break the Worker, or make Retries or other middleware fail.
+        UndecodableEntry: with this message, the Worker, Retries or other middleware would fail.
     """
     if _needs_no_check(message):
         return message
@@ -179,13 +182,13 @@ def _checked(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
     try:
         check_options(message.options)
     except InvalidOption as error:
-        # pass the message, so that its unique lock and its place in line are freed
+        # pass the message on, so that its unique key and its turn are freed
         raise UndecodableEntry(error.field, error.problem, error.hint, message=message) from error
     return message
 
 
 def _needs_no_check(message: dramatiq.Message[Any]) -> bool:
-    """Return whether a message needs no further check: it has Dramatiq's types, only ASCII strings, and no options."""
+    """Return whether a message has Dramatiq's types, only ASCII names and no options, so that it needs no check."""
     queue_name, actor_name, message_id = message.queue_name, message.actor_name, message.message_id
     return (
         type(message_id) is type(actor_name) is type(queue_name) is str
@@ -198,15 +201,15 @@ def _needs_no_check(message: dramatiq.Message[Any]) -> bool:
 
 
 def with_types(message: dramatiq.Message[Any]) -> dramatiq.Message[Any]:
-    """Return the message with fields of Dramatiq's types.
+    """Return the message with fields that have Dramatiq's types.
 
-    Dramatiq's encoders accept other types, too. This function converts ids that are numbers or UUIDs to text, and float
-    timestamps to whole numbers.
+    Dramatiq's encoders accept other types, too. Numbers and UUIDs are converted to strings in ``message_id``, and
+    floats and strings to integers in ``message_timestamp``.
 
     Raises:
         UndecodableEntry: a field has a type that no Worker can use.
     """
-    if (  # the common case, written out because every message passes here twice
+    if (  # the common case, written out because this function is called twice per message
         type(message.message_id) is type(message.actor_name) is type(message.queue_name) is str
         and type(message.message_timestamp) is int
         and type(message.kwargs) is type(message.options) is dict

@@ -1,13 +1,13 @@
 """The exceptions that this package raises.
 
     dramatiq.errors.BrokerError
-    ├── BrokerConnectionError           Dramatiq's; its Worker waits and tries again
-    │   ├── ConnectionFailed            no connection: nothing was sent
+    ├── BrokerConnectionError           defined by Dramatiq, whose Worker waits and tries again
+    │   ├── ConnectionFailed            no connection could be opened, so nothing was sent
     │   └── ConnectionClosed            the connection broke, or the server cannot execute the command now
-    │       └── EnqueueUncertain        a message was sent, but it is unknown whether it arrived
+    │       └── EnqueueUncertain        a message was sent, but it is unknown whether it was added
     ├── QueueFull                       ``max_queue_length`` is reached; lists the messages that were not added
     ├── MessageTooLarge                 ``max_message_bytes`` is exceeded; nothing was added
-    │   └── DeadLetterTooLarge          a dead letter cannot be requeued: workers would refuse it
+    │   └── DeadLetterTooLarge          a dead letter was not requeued, because workers would refuse it
     └── InvalidMessage                  a field or an option has the wrong type; nothing was added
     ValueError
     └── InvalidField                    a field is invalid; names the field, the problem and a hint
@@ -16,7 +16,7 @@
         ├── InvalidMessage              see above
         └── UndecodableEntry            an entry is not a message; raised by decoders, too
     dramatiq.middleware.SkipMessage
-    ├── MessageCancelled                this message was cancelled; the result of every cancelled message
+    ├── MessageCancelled                this message was cancelled; also stored as its result
     ├── DeliveryLimitReached            every process that ran this message died
     ├── LeaseLost                       another process holds this message now
     └── MessageExpired                  this message did not start within ``expires_in_ms``
@@ -37,7 +37,7 @@ from dramatiq.threading import Interrupt
 
 
 class InvalidField(ValueError):
-    """The base class of errors about a field, an option or a setting.
+    """The base class of errors about an invalid field, option or setting.
 
     Attributes:
         field: the name of the field, option or setting.
@@ -58,11 +58,11 @@ class SettingsError(InvalidField):
 
 
 class EnqueueUncertain(ConnectionClosed):
-    """Raised when messages were sent to Redis but no attempt got a reply.
+    """Raised when messages were sent to Redis but no reply was received.
 
     Attributes:
-        message_ids: the ids of the messages that may or may not have been added. Enqueue them again if running them
-            twice does no harm.
+        message_ids: the ids of the messages that may or may not have been added. Enqueue these messages again if
+            running them twice does no harm.
     """
 
     def __init__(self, *, message_ids: tuple[str, ...], problem: str) -> None:
@@ -106,8 +106,8 @@ class DeadLetterTooLarge(MessageTooLarge):
     """Raised when a dead letter to requeue exceeds ``max_message_bytes``, so that workers would refuse it.
 
     Attributes:
-        dead_letter_ids: the ids of the dead letters that were not requeued; ``message_id`` is the message id of the
-            first one.
+        message_id: the message id of the first dead letter that was not requeued.
+        dead_letter_ids: the ids of all dead letters that were not requeued.
         entry_ids: the results of ``DeadLetters.put_back`` for the others.
     """
 
@@ -130,14 +130,11 @@ class DeadLetterTooLarge(MessageTooLarge):
 
 
 class InvalidOption(InvalidField):
-    """Raised when an option has a value that would make Retries or other middleware fail.
-
-    It may be an option of an actor or of a message.
-    """
+    """Raised when an actor or message option has a value with which Retries or other middleware would fail."""
 
 
 class InvalidMessage(BrokerError, InvalidField):
-    """Raised when a message is not enqueued because it could not run: a field or an option has the wrong type.
+    """Raised when a message is not enqueued because a field or an option has the wrong type.
 
     Attributes:
         message_id: the message's id.
@@ -152,11 +149,11 @@ class InvalidMessage(BrokerError, InvalidField):
 
 
 class UndecodableEntry(InvalidField):
-    """Raised when an entry is not a valid message. It becomes a dead letter with the field and the hint.
+    """Raised when an entry is not a valid message. The entry becomes a dead letter with the error's field and hint.
 
     Attributes:
-        message: the message, if the entry contains one despite the error, for example one that is too large. Callers
-            that wait for its result get this error.
+        message: the message, if the entry contains one despite the error, for example one that is too large; otherwise
+            None. Callers that wait for the message's result get this error.
     """
 
     def __init__(self, field: str, problem: str, hint: str, *, message: Message[Any] | None = None) -> None:
@@ -175,7 +172,7 @@ class MessageCancelled(SkipMessage):
 class Cancelled(Interrupt):
     """Raised in the thread of a running job when its message is cancelled.
 
-    An actor may catch it to clean up, and raise it again. If the actor returns instead, its job has succeeded.
+    An actor may catch this exception to clean up, and raise it again. If the actor returns instead, its job succeeds.
     """
 
 
@@ -191,7 +188,7 @@ class DeliveryLimitReached(SkipMessage):
 
 
 class LeaseLost(SkipMessage):
-    """Raised instead of running a message that another process took over while it waited here."""
+    """Raised instead of running a message that another process has taken over."""
 
     def __init__(self, *, message_id: str, entry_id: str) -> None:
         super().__init__(f"message {message_id} (entry {entry_id}) is held by another process now")

@@ -1,9 +1,8 @@
-"""Group callbacks that run once, after all members: a drop-in replacement for Dramatiq's middleware of the same name.
+"""Group callbacks that run once, after all members: a drop-in replacement for Dramatiq's ``GroupCallbacks``.
 
 Dramatiq counts how often members ran. If a member's worker dies before the acknowledgement, the member runs again and
-counts twice: the callbacks run before the last member, and once more after it. This middleware instead stores the ids
-of the members that have ended. All members enqueue the callbacks under the same id, so that each callback is added
-once.
+counts twice, so the callbacks run before the last member, and once more after it. This middleware instead stores the
+ids of the members that have ended. All members enqueue a callback under the same id, so that it is added once.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ from .net.connections import Connections
 from .scripts import END_MEMBER, OPEN_GROUP
 from .settings import DAY_MS
 
-# How long callbacks are remembered after the record of their group was deleted, because another process may still be
-# about to enqueue them, too.
+# How long Redis remembers a group's callbacks after the group's record was deleted. Another process may still be about
+# to enqueue them.
 FORGET_CALLBACKS_MS: Final = 60_000
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The group of a message, as stored in the message's options.
+    """A message's group, as stored in the message's options.
 
     Attributes:
-        keep_ms: how long the group's record is kept after its last change.
+        keep_ms: how long Redis keeps the group's record after its last change.
     """
 
     id: str
@@ -46,10 +45,10 @@ class Group:
 
 
 class Groups:
-    """The records of groups in Redis: one key per group, each in its own slot. Thread-safe.
+    """The records of groups in Redis, with one key per group. Thread-safe.
 
     Args:
-        follow: enqueues a follow-up message of a finished one; see ``Producer.follow``.
+        follow: enqueues a follow-up message; see ``Producer.follow``.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Groups:
         self._logger: logging.Logger = get_logger(__name__, type(self))
 
     def open(self, group_id: str, n_members: int, keep_ms: int) -> bool:
-        """Store the number of members of a group before they are enqueued; return whether the group is new.
+        """Store a group's number of members before they are enqueued; return whether the group is new.
 
         Raises:
             BrokerConnectionError: Redis did not answer.
@@ -74,7 +73,7 @@ class Groups:
         return bool(self._connections.run_script(OPEN_GROUP, (self._members(group_id),), (n_members, keep_ms)))
 
     def end_member(self, delivery: Delivery, group: Group) -> None:
-        """Record that a member has ended; if it was the last one, enqueue the callbacks.
+        """Record that a member has ended. If it was the last one, enqueue the group's callbacks.
 
         If Redis does not answer, ``Consumer.ack`` tries again before it acknowledges the member.
         """
@@ -96,7 +95,7 @@ class Groups:
             self._follow(delivery, message, None)
             remembered.append(self._keys[message.queue_name].recent(shared.name))
         if delivery.pending_followers:
-            return  # ``Consumer.ack`` enqueues the callbacks; the keys expire without help
+            return  # ``Consumer.ack`` enqueues the callbacks, and the keys expire
         try:
             self._connections.delete([members])
             for key in remembered:
@@ -109,14 +108,14 @@ class Groups:
 
 
 class GroupCallbacks(DramatiqsGroupCallbacks):
-    """Middleware for the completion callbacks of groups on a ``RedisStreamsBroker``.
+    """Middleware for group completion callbacks on a ``RedisStreamsBroker``.
 
-    Use it in place of Dramatiq's ``GroupCallbacks``; ``dramatiq.group`` works unchanged, and no rate limiter backend is
-    needed. The members of a group must be different messages: if a message is added twice, it counts as one member, and
-    the group never completes.
+    Use it in place of Dramatiq's ``GroupCallbacks``. ``dramatiq.group`` works unchanged, and no rate limiter backend is
+    needed. A group's members must be different messages. If a message is added twice, it counts as one member, and the
+    group never completes.
 
     Args:
-        barrier_ttl: how long in ms a group is kept after one of its members last ended.
+        barrier_ttl: how long a group's record is kept after a member last ended, in ms.
     """
 
     def __init__(self, *, barrier_ttl: int = DAY_MS) -> None:
@@ -138,12 +137,12 @@ class GroupCallbacks(DramatiqsGroupCallbacks):
 
 
 class _Opener(RateLimiterBackend):
-    """The rate limiter backend with which ``dramatiq.group`` creates a barrier when it runs."""
+    """The rate limiter backend with which ``dramatiq.group`` creates its barrier. It stores the group's size."""
 
     broker: Any = None
 
     def add(self, key: str, value: int, ttl: int) -> bool:
-        """Store the number of members of a new group; return whether the group is new.
+        """Store a group's number of members; return whether the group is new.
 
         Raises:
             RuntimeError: the middleware does not belong to a ``RedisStreamsBroker``, or no queue was declared.

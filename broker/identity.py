@@ -1,8 +1,8 @@
-"""The consumer name of a process, and a check whether another process on the same machine is still alive.
+"""A process's consumer name, and a check whether another process on the same machine is alive.
 
-A name has the form ``host:pid:birth:random``. ``birth`` encodes the boot of the machine, the process namespace and the
-start time of the process. So a process can tell reliably that another process on its machine is dead: the pid does not
-exist, belongs to a newer process, or is a zombie. This requires Linux's ``/proc``; on other systems, only missing
+A name has the form ``host:pid:birth:random``. ``birth`` identifies the machine's boot, the process namespace and the
+process's start time. So a process can determine reliably that another process on its machine is dead: the pid does not
+exist, belongs to a newer process, or is a zombie. This requires Linux's ``/proc``. On other systems, only missing
 heartbeats show that a process is dead.
 """
 
@@ -26,7 +26,7 @@ def consumer_name() -> str:
 
 
 def is_dead_sibling(name: str) -> bool:
-    """Return whether ``name`` belongs to a process on this machine that has ended, or False if that is unknown."""
+    """Return whether a consumer name belongs to a process on this machine that has ended, or False if unknown."""
     parts = name.split(":")
     if len(parts) != 4 or not parts[1].isdecimal():
         return False
@@ -49,7 +49,7 @@ class OtherProcess:
 
 @cache
 def _namespace() -> str:
-    """Return a short identifier for this boot of the machine and this process namespace, or 0 without /proc."""
+    """Return a short identifier of the machine's boot and the process namespace, or 0 if there is no /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         namespace = Path("/proc/self/ns/pid").readlink()
@@ -59,7 +59,7 @@ def _namespace() -> str:
 
 
 def started_at(pid: int) -> str | None:
-    """Return the process's start time in ticks since boot, or "" if it has ended, None if that cannot be read."""
+    """Return a process's start time in ticks since boot, "" if the process has ended, or None if unknown."""
     found = stat_of(pid)
     if found is None:
         return None
@@ -68,16 +68,16 @@ def started_at(pid: int) -> str | None:
 
 
 def _has_ended(pid: int, birth: str | None) -> bool:
-    """Return whether the process with this start time has ended, or False if that cannot be known."""
+    """Return whether the process with this pid and start time has ended, or False if unknown."""
     return not is_running(pid) or started_at(pid) not in (None, birth)
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process is running; a zombie is not."""
+    """Return whether a process exists and is not a zombie."""
     found = started_at(pid)
     if found is not None:
         return found != ""
-    # the process is gone, or hidden: hidepid and systemd's ProtectProc hide the processes of other users
+    # the process is gone or hidden: hidepid and systemd's ProtectProc hide other users' processes
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

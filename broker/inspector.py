@@ -1,8 +1,8 @@
 """The inspector: operators' view of a queue's entries, and safe actions on them.
 
-Redis's ``XACK`` and ``XGROUP DELCONSUMER`` remove entries from the pending lists before their jobs are done.
-The actions of this class claim an entry before they remove anything, and change an entry only if it has not changed
-since it was listed. Whichever step fails, every entry remains in the stream or in a pending list.
+Redis's ``XACK`` and ``XGROUP DELCONSUMER`` remove entries from the pending lists before their jobs are done. The
+actions of this class claim an entry before they remove anything, and skip entries that have changed since they were
+listed. Whichever step fails, every entry remains in the stream or in a pending list.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from .stats import LAST_ID
 State = Literal["in-line", "delayed", "in-stream"]
 
 PAGE = 500
-# The places of messages, in the order in which messages move, with the state that ``find`` shows for each.
+# The structures that hold messages, in the order in which messages move, with the state that ``find`` returns for each.
 PLACES: Final[Mapping[str, State]] = {"line": "in-line", "delayed": "delayed", "stream": "in-stream"}
-# Maximum number of strings that scripts search for. With more, all messages are read and compared in this process.
+# Maximum number of strings for which scripts search. With more, this process reads and compares all messages.
 MOST_TEXTS: Final = 50
 # Maximum number of messages at work to list per key.
 MOST_AT_WORK = 10
@@ -51,13 +51,13 @@ PassedOver = Literal["passed", "moved", "received"]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A selection of messages: those that meet all given conditions.
+    """The conditions that select messages. A message is selected if it meets all that are given.
 
     Attributes:
-        actor: the name of the actor.
+        actor: the name of the messages' actor.
         message_ids: the ids of the messages.
-        where: any other condition.
-        entry_ids: the only entries of the stream to check, if they are known; not a condition.
+        where: a function that returns whether a message meets a further condition.
+        entry_ids: the ids of the stream entries to check, or None to search the whole stream. This is not a condition.
     """
 
     actor: str | None = None
@@ -76,7 +76,7 @@ class Selection:
     def drops(self, coalesced: dramatiq.Message[Any]) -> bool:
         """Return whether a coalesced message is cancelled together with the message that it was coalesced onto.
 
-        Ids are not compared, because callers do not know its id: they got the id of the message it was coalesced onto.
+        The message ids are not compared, because callers got the id of the message that it was coalesced onto.
         """
         return (self.actor is not None or self.where is not None) and self._matches(coalesced)
 
@@ -89,7 +89,7 @@ class FoundMessage:
     """A message that has not ended.
 
     Attributes:
-        place: its entry id, its name in the sorted set of delayed messages, or its member in the line.
+        place: its entry id, its name in the sorted set of delayed messages, or its member in the line's sorted set.
         state: ``in-stream`` if it is undelivered or a worker has received it; otherwise ``delayed`` or ``in-line``.
     """
 
@@ -100,13 +100,13 @@ class FoundMessage:
 
 @dataclass(frozen=True, slots=True)
 class PendingEntry:
-    """A pending entry or an orphan, at the time of the call that returned it.
+    """A pending entry or an orphan, as it was when it was read.
 
     Attributes:
         id: the entry's id.
-        holder: the consumer whose pending list contains it; "" for an orphan, which is in no pending list.
+        holder: the consumer whose pending list contains it, or "" for an orphan, which is in no pending list.
         deliveries: its delivery count.
-        idle_ms: time since its delivery, or None if the call did not read it.
+        idle_ms: time since its delivery, or None if the method that returned it does not read this.
     """
 
     id: str
@@ -122,7 +122,7 @@ class PendingEntry:
 
 @dataclass(frozen=True, slots=True)
 class Unowned:
-    """Entries that no consumer owns: orphans (delivered, in no pending list) and ghosts (pending, entry deleted)."""
+    """The entries that no worker would finish: orphans (delivered but not pending) and ghosts (pending but deleted)."""
 
     orphans: tuple[PendingEntry, ...]
     ghosts: tuple[PendingEntry, ...]
@@ -130,7 +130,12 @@ class Unowned:
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
-    """The numbers of entries that a rescue requeued, and of ghosts that it removed."""
+    """The result of a rescue.
+
+    Attributes:
+        n_handed_back: the number of entries that were requeued.
+        n_ghosts: the number of ghosts that were removed.
+    """
 
     n_handed_back: int
     n_ghosts: int
@@ -141,8 +146,8 @@ class Retired:
     """The result of removing a consumer.
 
     Attributes:
-        outcome: ``retired``, or the reason why the consumer was not removed: ``holds`` if it holds ``n`` entries, or
-            ``alive`` if its last heartbeat is ``n`` ms old.
+        outcome: ``retired`` if the consumer was removed, ``holds`` if it was not because it holds ``n`` entries, or
+            ``alive`` if it was not because its last heartbeat is only ``n`` ms old.
     """
 
     outcome: Literal["retired", "holds", "alive"]
@@ -150,7 +155,10 @@ class Retired:
 
 
 class Inspector:
-    """The entries of one queue, for operators. Methods raise ``BrokerConnectionError`` when Redis does not answer."""
+    """A view of one queue's entries, for operators.
+
+    Every method raises ``BrokerConnectionError`` if Redis does not answer.
+    """
 
     def __init__(
         self,
@@ -170,7 +178,13 @@ class Inspector:
     def pending(
         self, limit: int = PAGE, *, consumer: str | None = None, idle_ms: int = 0, after: str | None = None
     ) -> list[PendingEntry]:
-        """Return at most ``limit`` pending entries, lowest id first, or none if the group does not exist."""
+        """Return at most ``limit`` pending entries, lowest id first. If the group does not exist, there are none.
+
+        Args:
+            consumer: return only the entries that this consumer holds.
+            idle_ms: return only the entries that were delivered at least this long ago.
+            after: the id of the previous page's last entry.
+        """
         found: list[PendingEntry] = []
         start = "-" if after is None else f"({after}"
         while len(found) < limit:
@@ -193,7 +207,7 @@ class Inspector:
         return found
 
     def find_pending(self, entry_id: str) -> PendingEntry | None:
-        """Return the pending entry with this id, or None if it is not pending or the id is invalid."""
+        """Return the pending entry with this id, or None if there is none or the id is invalid."""
         for found_id, holder, idle, deliveries in self._asked(
             "XPENDING", self.keys.stream, self.group, entry_id, entry_id, 1
         ):
@@ -201,10 +215,12 @@ class Inspector:
         return None
 
     def waiting(self, limit: int = 10, *, after: str | None = None) -> list[tuple[str, Mapping[bytes, bytes]]]:
-        """Return undelivered entries, next one first: at most a few megabytes, and only the heads of large entries.
+        """Return the ids and fields of the next undelivered entries, oldest first.
+
+        The result is at most ``limit`` entries and a few megabytes. Only the head of a large entry is returned.
 
         Args:
-            after: the id of the last entry of the previous page.
+            after: the id of the previous page's last entry.
         """
         start = self.last_delivered_id()
         if after is not None:
@@ -216,33 +232,34 @@ class Inspector:
         return [(entry_id.decode(), fields_of(flat)) for entry_id, flat, _ in found]
 
     def entries(self, entry_ids: Sequence[str]) -> list[Mapping[bytes, bytes] | None]:
-        """Return the fields of entries, in one round trip: only the head of a large entry, and None for a missing one.
+        """Return the fields of these entries in one round trip, or None for an entry that does not exist.
 
-        Each result may be a quarter of a megabyte, so request no more than about a hundred at a time.
+        Only the head of an entry that is larger than a quarter of a megabyte is returned. Request at most about a
+        hundred entries at a time.
         """
         calls = [((self.keys.stream,), ("XRANGE", one, one, 1, LONGEST_SHOWN // 4, 1)) for one in entry_ids]
         answers = self._connections.run_scripts(HEADS, calls) if calls else []
         return [fields_of(found[0][1]) if found else None for found in answers]
 
     def delayed(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the names and encoded messages that are not due yet, including retries, in no particular order.
+        """Yield the name and the encoded form of each message that is not due yet, including retries, in any order.
 
-        The name is a message's member in the sorted set of delayed messages.
+        The name is the message's member in the sorted set of delayed messages.
         """
         yield from self._items(self.keys.delayed_messages)
 
     def in_line(self) -> Iterator[bytes]:
-        """Yield the encoded messages that wait for the limits of their keys, in no particular order."""
+        """Yield the encoded messages that wait for the limits of their keys, in any order."""
         for _, stored in self._items(self.keys.messages_in_line):
-            yield stored.partition(b" ")[2]  # the first part is the time at which it is due
+            yield stored.partition(b" ")[2]  # the first part is the time at which the message is due
 
     def keys_at_work(self, limit: int = 100, *, after: KeyAtWork | None = None) -> list[KeyAtWork]:
         """Return the keys that have messages at work, with their limits and the number of messages in line.
 
         Args:
-            limit: maximum number of keys to return. Keys are sorted by their bytes: concurrency keys first, then rates
-                and priorities, then ordering keys.
-            after: the last key of the previous page.
+            limit: the maximum number of keys to return. Keys are sorted by their bytes: concurrency keys first, then
+                rates and priorities, then ordering keys.
+            after: the previous page's last key.
         """
         start = "" if after is None else ("\3" if after.limits.kind in ("rate", "priority") else "") + after.limits.name
         args = (self.group, start, limit, MOST_AT_WORK, LONGEST_SHOWN // 4)
@@ -280,27 +297,27 @@ class Inspector:
             return None
 
     def in_line_for(self, key: KeyAtWork, limit: int = 100) -> list[bytes]:
-        """Return at most ``limit`` encoded messages that wait for the limits of a key, next one first."""
+        """Return at most ``limit`` encoded messages that wait for a key's limits, next one first."""
         name = key.limits.name.encode()
         lowest, highest = b"[" + name + b"\0", b"(" + name + b"\1"
         members = self._connections.run("ZRANGEBYLEX", self.keys.line, lowest, highest, "LIMIT", 0, limit)
         if not members:
             return []
         stored = self._connections.run("HMGET", self.keys.messages_in_line, *members)
-        # the first part is the time at which it is due; a message whose turn came in the meantime is None
+        # the first part is the time at which the message is due; None stands for a message that has left the line
         return [one.partition(b" ")[2] for one in stored if one is not None]
 
     def pass_over(self, seen: MessageAtWork, *, even_if_received: bool = False) -> PassedOver:
         """Turn a message at work into a dead letter (reason ``passed-over``), so that the next message of its key runs.
 
-        The dead letter can be requeued; it then runs after the messages of its key that are waiting at that time. No
+        The dead letter can be requeued. It then runs after the messages of its key that are waiting at that time. No
         result is stored for it, and callbacks are not called.
 
         Args:
             seen: the message, as ``keys_at_work`` returned it.
-            even_if_received: pass the message over even if a worker has received it. A worker that is running it
-                continues, at the same time as the next message of the key; its success has no effect, and its failure
-                is not retried.
+            even_if_received: whether to pass the message over even if a worker has received it. A worker that is
+                running the message continues, at the same time as the next message of the key. Its success has no
+                effect, and its failure is not retried.
 
         Returns:
             ``passed``, or the reason why nothing was changed: ``moved`` if the message has moved since it was listed,
@@ -332,12 +349,12 @@ class Inspector:
                 return
 
     def find(self, wanted: Selection) -> Iterator[FoundMessage]:
-        """Yield the selected messages that have not ended: first those in line, then delayed ones, then the stream.
+        """Yield the selected messages that have not ended: messages in line, then delayed ones, then the stream's.
 
-        The places are searched in this order because messages move in it, except for retries. Short scripts search the
-        queue; this takes about three seconds per million small messages. With a custom encoder, more than 50 ids, or no
-        condition but ``where``, this process reads all messages instead. In a queue with a decoder, an entry of another
-        program is found by its message id only if one of its fields contains the id.
+        This is the order in which messages move, except for retries. Short scripts search the queue, which takes about
+        three seconds per million small messages. With a custom encoder, more than 50 ids, or no condition other than
+        ``where``, this process reads all messages instead. In a queue with a decoder, a foreign entry is found by its
+        message id only if one of its fields contains the id.
         """
         texts = self._texts(wanted)
         for place_of, state in PLACES.items():
@@ -348,7 +365,7 @@ class Inspector:
                     yield FoundMessage(place, state, message)
 
     def _searched(self, place_of: str, texts: Sequence[str]) -> Iterator[tuple[bytes, Sequence[bytes]]]:
-        """Yield the place and fields of each message that contains one of the strings, or of all if there are none."""
+        """Yield the place and fields of each message that contains one of the strings, or of every message if none."""
         cursor: bytes | str = ""
         while True:
             args: list[Argument] = [place_of, cursor, PAGE, 2 * self._settings.max_message_bytes, PAGE_BYTES]
@@ -358,7 +375,7 @@ class Inspector:
                 return
 
     def _known(self, entry_ids: Collection[str]) -> Iterator[tuple[bytes, Sequence[bytes]]]:
-        """Yield the ids and fields of these entries, skipping those that no longer exist."""
+        """Yield the id and fields of each of these entries, skipping those that no longer exist."""
         ids, longest = list(entry_ids), 2 * self._settings.max_message_bytes
         for start in range(0, len(ids), 20):
             calls = [((self.keys.stream,), ("XRANGE", one, one, 1, longest, 1)) for one in ids[start : start + 20]]
@@ -366,10 +383,10 @@ class Inspector:
                 yield from ((entry_id, flat) for entry_id, flat, n_bytes_cut in found if not n_bytes_cut)
 
     def _texts(self, wanted: Selection) -> list[str]:
-        """Return the strings to search for: each selected message contains one of them. None: read all messages."""
+        """Return strings of which each selected message contains one, or none if all messages must be read."""
         texts = wanted.message_ids
         if texts is None and self._decoder is None and wanted.actor is not None:
-            texts = [wanted.actor]  # entries that other programs added do not name their actor
+            texts = [wanted.actor]  # foreign entries, for which there would be a decoder, do not name their actor
         if texts is None or len(texts) > MOST_TEXTS or type(dramatiq.get_encoder()) is not JSONEncoder:
             return []
         return sorted({form for text in texts for form in (text, json.dumps(text)[1:-1])})
@@ -382,7 +399,7 @@ class Inspector:
             return None
 
     def entry(self, entry_id: str) -> Mapping[bytes, bytes] | None:
-        """Return the fields of an entry, only the head of a large one, or None if it is not in the stream."""
+        """Return an entry's fields, or None if it is not in the stream. Only the head of a large entry is returned."""
         try:
             args = ("XRANGE", entry_id, entry_id, 1, LONGEST_SHOWN, 1)
             found = self._connections.run_script(HEADS, (self.keys.stream,), args)
@@ -391,7 +408,7 @@ class Inspector:
         return fields_of(found[0][1]) if found else None
 
     def decode(self, entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
-        """Return the message of an entry.
+        """Return the message in an entry.
 
         Raises:
             UndecodableEntry: the entry is not a message.
@@ -400,7 +417,7 @@ class Inspector:
         return decode(entry_id, fields, queue_name=name, decoder=self._decoder, check=self._check)
 
     def groups(self) -> list[str]:
-        """Return the names of the stream's groups, or none if the stream does not exist."""
+        """Return the names of the stream's consumer groups, or an empty list if the stream does not exist."""
         return [group["name"].decode(errors="replace") for group in self._groups()]
 
     def last_delivered_id(self) -> str:
@@ -411,7 +428,7 @@ class Inspector:
         return "0-0"
 
     def unowned(self, limit: int = 10_000) -> Unowned:
-        """Scan all pending entries in short scripts; return up to ``limit`` orphans and ``limit`` ghosts."""
+        """Return up to ``limit`` orphans and ``limit`` ghosts. This scans all pending entries in short scripts."""
         orphans: list[PendingEntry] = []
         ghosts: list[PendingEntry] = []
         for found_orphans, found_ghosts in self._unowned_pages():
@@ -427,12 +444,12 @@ class Inspector:
         return Unowned(tuple(orphans[:limit]), tuple(ghosts[:limit]))
 
     def stale_locks(self, limit: int = 10_000) -> list[str]:
-        """Return the ids of messages that held a unique key when they were removed by hand, for example by ``XDEL``.
+        """Return the ids of messages that were removed by hand, for example by ``XDEL``, but still lock a unique key.
 
-        The next message with the key takes it over. Janitors free such keys within about 25 s.
+        The next message with the key takes over the lock. Janitors release such locks within about 25 s.
 
         Args:
-            limit: approximate number of unique keys to check.
+            limit: the approximate number of unique keys to check.
         """
         found: list[str] = []
         cursor: bytes | str = "0"
@@ -446,7 +463,7 @@ class Inspector:
     def rescue(self, entries: Sequence[PendingEntry]) -> Rescued:
         """Requeue entries, skipping those whose holder or delivery count has changed. Ghosts are removed.
 
-        A worker that is running one of these messages continues: its success is accepted, its failure is ignored.
+        A worker that is running one of these messages continues. Its success is accepted, and its failure is ignored.
         """
         keys = (self.keys.stream, self.keys.timer, self.keys.counters, self.keys.suspects)
         n_handed_back = n_ghosts = 0
@@ -459,7 +476,11 @@ class Inspector:
         return Rescued(n_handed_back, n_ghosts)
 
     def retire(self, consumer: str, *, even_if_alive: bool = False) -> Retired:
-        """Remove a consumer that holds no entries; rescue its entries first."""
+        """Remove a consumer that holds no entries. If it holds entries, rescue them first.
+
+        Args:
+            even_if_alive: whether to remove the consumer even if its heartbeat is younger than the lease.
+        """
         outcome, *n = self._connections.run_script(
             RETIRE,
             (self.keys.stream, self.keys.consumers),
@@ -482,7 +503,7 @@ class Inspector:
         ]
 
     def _asked(self, *command: Argument) -> Any:
-        """Run a command; return an empty list if the stream or group does not exist, or the id is invalid."""
+        """Return a command's reply, or an empty list if the stream or group does not exist or the id is invalid."""
         try:
             return self._connections.run(*command)
         except redis.ResponseError as error:

@@ -1,12 +1,12 @@
-"""The janitor of a queue: promotes due messages, finds entries of dead consumers, and requeues orphans.
+"""A queue's janitor: promotes due messages, finds entries of dead consumers, and requeues orphans.
 
 Every process that consumes a queue has a janitor. Every step is one script that is safe to run twice. Between rounds, a
 janitor waits for new entries in the queue's timer stream. So a message delayed by 50 ms is promoted after 50 ms, while
-an idle queue costs next to nothing.
+an idle queue costs almost nothing.
 
 If every process woke up for every due message, there would be too many rounds. So only the process that promoted last
-(the promoter) wakes up for the next one. The others occasionally check for overdue messages; all of them together check
-only a few times a second, regardless of their number. One process at a time scans all entries for orphans.
+(the promoter) wakes up for the next due message. The others occasionally check for overdue messages, a few times a
+second in total, regardless of their number. One process at a time scans all entries for orphans.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from .settings import BrokerSettings
 # If this consumer has owned an entry for this long without receiving it, the delivery reply counts as lost.
 LOST_AFTER_MS = 5_000
 
-# How long after a promotion no other process promotes. If the promoter was lost, the first process that checks after
-# this time replaces it.
+# How long after a promotion only the promoter may promote. If the promoter was lost, the first process that checks
+# after this time replaces it.
 PROMOTE_ALONE_MS = 1_000
-# Total rate at which all other processes check for overdue messages. With 2 % probability, there is no check for half a
-# second; with 0.03 %, for a second.
+# Total rate at which all other processes check for overdue messages. The probability that none checks is 2 % for half
+# a second and 0.03 % for a second.
 LOOKS_PER_S = 8.0
 
 # Kinds of notifications after which there are entries to take over.
@@ -44,13 +44,12 @@ TAKEABLE_NEWS = frozenset({b"handed_back", b"rescued", b"orphans", b"died"})
 # Kinds of notifications after which there may be no promoter.
 PROMOTER_NEWS = frozenset({b"died", b"left"})
 
-# Minimum pause between rounds, so that under load, when messages fall due in close succession, a round promotes
-# several.
+# Minimum pause between rounds, so that a round promotes several messages if they fall due in close succession.
 SHORTEST_WAIT_S = 0.005
 SWEEP_PAGE = 500
 # How often to check whether other processes on this machine are alive. A check needs no Redis command.
 LOOK_AT_SIBLINGS_S = 0.5
-# A consumer without entries is forgotten when its heartbeat is older than this plus a lease.
+# A consumer without entries is removed when its heartbeat is older than this plus the lease.
 FORGET_CONSUMER_MS = 5 * 60 * 1000
 
 
@@ -59,14 +58,14 @@ class Round:
     """The findings of a janitor's round.
 
     Attributes:
-        n_promoted: the number of due messages moved to the stream.
+        n_promoted: the number of due messages that were moved to the stream.
         next_due_s: seconds until the next delayed message is due, or None if none is delayed.
         is_takeable: whether there are entries to take over.
-        first_lapse_s: seconds until the first lease of another consumer lapses unless it is renewed, or 0 if the lease
-            of a consumer with entries has lapsed, or None if there is no such lease.
+        first_lapse_s: seconds until the next lease of another consumer lapses unless it is renewed; 0 if the lease of
+            a consumer with entries has lapsed; None if there is no such lease.
         owned: the ids of entries that have been in this consumer's pending list for ``LOST_AFTER_MS``.
         is_paused: whether delivery is paused.
-        cancelled: the entry ids of cancelled messages that workers have received, each with the SHA-1 of the coalesced
+        cancelled: for the entry id of each cancelled message that a worker has received, the SHA-1 of the coalesced
             message that is cancelled with it, or "".
         n_orphans: the number of orphans that were requeued.
     """
@@ -85,9 +84,10 @@ class Janitor:
     """A thread that maintains one queue. ``start`` and ``stop`` are idempotent.
 
     Args:
-        on_round: called with the findings of every round; returns whether another round should follow soon.
-        on_takeable: called when there are entries to take over.
-        n_held: returns how many entries this process holds.
+        on_round: a function that is called with every round's findings and returns whether another round should
+            follow soon.
+        on_takeable: a function that is called when there are entries to take over.
+        n_held: a function that returns how many entries this process holds.
     """
 
     def __init__(
@@ -135,9 +135,9 @@ class Janitor:
         """Run one round and return its findings.
 
         Raises:
-            BrokerConnectionError: Redis did not answer; the next round makes up for it.
+            BrokerConnectionError: Redis did not answer. The next round does what this one left undone.
         """
-        # run one round at a time, so that older findings are not reported after newer ones
+        # run one round at a time, so that no round's findings are reported after those of a later round
         with self._round:
             return self._run_once()
 
@@ -190,7 +190,7 @@ class Janitor:
         return done
 
     def _await_due(self) -> None:
-        """Schedule a round for the next due message: on time if this process is the promoter, otherwise later."""
+        """Schedule a round for the time when the next message is due, or later if another process is the promoter."""
         if self._next_due_at is not None:
             late_s = 0.0
             if not self._is_promoter:
@@ -199,7 +199,7 @@ class Janitor:
             self._next_round_at = min(self._next_round_at, self._next_due_at + late_s)
 
     def begin_stop(self) -> None:
-        """Ask the thread to end after its round, without waiting."""
+        """Tell the thread to end after its round, without waiting for it."""
         self._is_stopping.set()
         self._timer.wake()
 
@@ -212,12 +212,12 @@ class Janitor:
             self._timer.close()
 
     def _declare_dead(self, name: str) -> None:
-        """Declare a process on this machine dead, because its keeper has not reported its death."""
+        """Declare a process on this machine dead. Its keeper process has not reported its death."""
         keys = self._keys
         self._connections.run_script(LEAVE, (keys.stream, keys.consumers, keys.timer), (self._settings.group, name, 1))
 
     def _cancelled(self) -> Mapping[str, str]:
-        """Return the marks of cancelled messages that workers have received."""
+        """Return the marks of cancelled messages that workers have received, by entry id; see ``Round.cancelled``."""
         marks: dict[str, str] = {}
         cursor: str | bytes = "0"
         while True:
@@ -229,7 +229,7 @@ class Janitor:
                 return marks
 
     def _sweep(self) -> int:
-        """Scan a few pages of the pending entries for orphans; return the number of orphans found."""
+        """Scan a few pages of entries for orphans, which are requeued; return the number of orphans found."""
         keys, settings = self._keys, self._settings
         n_found = 0
         # A few pages per round: 200,000 pending entries take about twenty rounds, and no script takes more than a
@@ -261,7 +261,7 @@ class Janitor:
         return n_found
 
     def _advance(self) -> None:
-        """Scan a few pages of keys. If a message at work was removed by hand, give its turn to the next one in line."""
+        """Scan a few pages of keys. Give the turn of each message that was removed by hand to the next one in line."""
         for _ in range(20):
             cursor, n = self._connections.run_script(ADVANCE, self._keys.work, (self._advance_cursor, SWEEP_PAGE))
             self._advance_cursor = cursor
@@ -272,7 +272,7 @@ class Janitor:
                 return
 
     def _forget_holders(self) -> None:
-        """Scan a few pages of unique keys; free those whose waiting message was removed by hand."""
+        """Scan a few pages of unique keys, and free those whose waiting message was removed by hand."""
         for _ in range(20):
             cursor, n = self._connections.run_script(FORGET, self._keys.work, (self._forget_cursor, SWEEP_PAGE))
             self._forget_cursor = cursor
@@ -292,7 +292,7 @@ class Janitor:
                 pause_s = 0.0
             except (BrokerConnectionError, redis.RedisError) as error:
                 if self._is_stopping.is_set():
-                    break  # a stop may close the connections before this thread has ended
+                    break  # the connections may be closed before this thread has ended
                 self._logger.warning("a round of the janitor failed; trying again", extra={"error": str(error)})
                 pause_s = 0.5
             except Exception:
@@ -302,7 +302,7 @@ class Janitor:
         self._timer.close()
 
     def _resign(self) -> None:
-        """If this process is the promoter, let another process replace it."""
+        """Give up the promoter's role, so that another process takes it."""
         keys = self._keys
         if self._is_promoter and self._next_due_at is not None and not self._connections.is_silent(keys.stream):
             try:
@@ -311,7 +311,7 @@ class Janitor:
                 self._logger.debug("could not resign as the promoter; another process follows: %s", error)
 
     def _wait_for_news(self) -> None:
-        """Wait until the next round is due, or until a notification requires one."""
+        """Wait until the next round is due or a notification requires one."""
         earliest = time.monotonic() + SHORTEST_WAIT_S
         self._timer.expect(self._last_timer)
         while not self._is_stopping.is_set():
@@ -326,7 +326,7 @@ class Janitor:
                 return
 
     def _needs_round(self) -> bool:
-        """Handle the timer's notifications; return whether one requires a round, for example because of a pause."""
+        """Handle the timer stream's notifications; return whether one of them, such as a pause, requires a round."""
         entries = self._timer.entries()
         if entries is None:
             return True

@@ -1,12 +1,12 @@
-"""The keeper: writes the heartbeats that renew the lease on all messages of a process, running or waiting.
+"""The keeper: writes the heartbeats that renew a process's lease on all messages that it holds.
 
-A heartbeat is one member of a sorted set per queue, with its time on the server's clock. Entries are not touched, so
-XPENDING still shows the time since delivery.
+A heartbeat is the score of the consumer in a sorted set per queue: a time on the server's clock. Entries are not
+touched, so XPENDING still shows the time since delivery.
 
 A child process (``keeper_process.py``) writes the heartbeats, so that a process keeps its messages even if a job holds
 the interpreter lock for longer than the lease. When the process dies, its child reports the death in Redis, and other
-processes take over at once. A thread listens to the child. While there is no child, because it has not started yet,
-cannot start, or was killed, the thread writes the heartbeats.
+processes take over its messages at once. A thread listens to the child. While there is no child, because it has not
+started yet, cannot start, or was killed, the thread writes the heartbeats.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from .scripts import BEAT, LEAVE
 from .settings import BrokerSettings
 
 PROGRAM: Final = Path(__file__).with_name("keeper_process.py")
-# Environment variables that the child gets: those that Python needs to start and to verify certificates.
+# Environment variables that are passed to the child. Python needs them to start and to verify certificates.
 ENVIRONMENT: Final = ("PATH", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "OPENSSL_CONF", "OPENSSL_MODULES")
 MOST_BYTES: Final = 1 << 16
 CAN_HAVE_CHILD: Final = sys.platform.startswith("linux") and Path("/proc/self/stat").exists() and PROGRAM.exists()
-# Maximum time to wait until the child ends. It does not read the request to end while it waits for Redis.
+# Maximum time to wait until the child ends. While the child waits for Redis, it does not read the request to end.
 CHILD_ENDS_S: Final = 2.0
 # How often to check whether a stuck process makes progress again.
 LOOK_AGAIN_S: Final = 0.5
-# Pauses before restarting a child that has ended; the last one is used repeatedly.
+# Pauses before restarts of the child. Further restarts use the last pause.
 RESTART_PAUSES_S: Final = (0.0, 1.0, 10.0, 60.0)
 
 
 class Keeper:
-    """The writer of the heartbeats for all queues of a process. ``stop`` is idempotent.
+    """Writes the heartbeats for all queues of a process. ``stop`` is idempotent.
 
     Args:
-        judge: returns whether the process makes progress; while it does not, no heartbeat is written. If it is None,
-            the process always counts as making progress.
-        on_judgement: called with True or False when the process starts or stops making progress.
+        judge: a function that returns whether the process makes progress. While it does not, no heartbeat is written.
+            If None, the process always counts as making progress.
+        on_judgement: a function that is called with True or False when the process starts or stops making progress.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     def add(self, keys: QueueKeys) -> None:
-        """Write heartbeats for this queue from now on; the first one is written before this returns.
+        """Write the first heartbeat for a queue, and write further ones from now on.
 
         Raises:
             BrokerConnectionError: the first heartbeat could not be written.
@@ -104,8 +104,7 @@ class Keeper:
         """Write one heartbeat for every queue, in one round trip to each node.
 
         Raises:
-            BrokerConnectionError: a heartbeat could not be written. Heartbeats on other nodes of a cluster were
-                written.
+            BrokerConnectionError: a heartbeat could not be written. In a cluster, those on other nodes were written.
         """
         with self._lock:
             queues = {keys.stream: keys for keys in self._queues.values()}
@@ -125,7 +124,7 @@ class Keeper:
         return None if child is None else child.process.pid
 
     def is_sure_of(self, queue_name: str) -> bool:
-        """Return whether this process certainly still has its lease, so that none of its messages were taken over.
+        """Return whether this process's lease cannot have lapsed, so that no message was taken over from it.
 
         The lease is measured on the local clock, from just before the last confirmed heartbeat was sent. So a process
         that was stopped (``SIGSTOP``) notices this when it continues.
@@ -136,8 +135,8 @@ class Keeper:
     def may_judge(self, queue_name: str) -> bool:
         """Return whether an old heartbeat of another consumer proves that it is dead.
 
-        It proves nothing just after a Redis outage, when all heartbeats are old and live processes have not yet written
-        new ones.
+        It does not just after a Redis outage, when all heartbeats are old and live processes have not yet written new
+        ones.
         """
         since_late_s = time.monotonic() - self._late_at
         return self.is_sure_of(queue_name) and since_late_s > self._settings.beat_ms / 1000 + 1
@@ -145,7 +144,7 @@ class Keeper:
     def stop(self, *, timeout_s: float = 5.0) -> None:
         """Stop writing heartbeats.
 
-        The child keeps running until ``close``, so that it can report this process's death.
+        The child keeps running until ``close`` is called, so that it can report this process's death.
         """
         self._is_stopping.set()
         if self._child is not None:
@@ -154,7 +153,12 @@ class Keeper:
             self._thread.join(timeout_s)
 
     def close(self, *, is_holding: bool, timeout_s: float = 5.0) -> None:
-        """Stop writing heartbeats, and end the child unless it must still free entries that this process holds."""
+        """Stop writing heartbeats, and end the child.
+
+        Args:
+            is_holding: whether the process still holds entries. If so, the child keeps running until the process dies,
+                and then frees these entries by reporting the death.
+        """
         self.stop(timeout_s=timeout_s)
         if is_holding:
             with suppress(BrokerConnectionError, redis.RedisError):
@@ -166,7 +170,7 @@ class Keeper:
             child.end(min(timeout_s, CHILD_ENDS_S))
 
     def abandon(self) -> None:
-        """Release the child in a forked process, because it belongs to the parent."""
+        """Let go of the child, which belongs to the parent. Called in a forked process."""
         if self._child is not None:
             self._child.let_go()
             self._child = None
@@ -210,7 +214,7 @@ class Keeper:
                 self._is_stopping.wait(min(0.5, self._settings.beat_ms / 1000))
 
     def _check_progress(self) -> bool:
-        """Return whether this process makes progress, and send the child the time until which it may write."""
+        """Return whether this process makes progress. Send the child the time until which it may write heartbeats."""
         if self._judge is None:
             return True
         judged = self._judge()
@@ -229,14 +233,15 @@ class Keeper:
     def _until_late_s(self) -> float:
         """Return the seconds until this thread must write heartbeats.
 
-        They are due one interval after the last ones, or 1.4 intervals if a child should have written them.
+        They are due one interval after the last heartbeat. If there is a child, which should write them, the thread
+        waits for 1.4 intervals.
         """
         n_beats = 1.0 if self._child is None else 1.4
         oldest = min((self._confirmed_at.get(name, 0.0) for name in list(self._queues)), default=time.monotonic())
         return oldest + n_beats * self._settings.beat_ms / 1000 - time.monotonic()
 
     def _find_again(self) -> None:
-        """Write heartbeats through this process's connections, which find moved servers; then update the child."""
+        """Write heartbeats on this process's connections, which find a moved server, and give the child its address."""
         lost, self._lost = self._lost, set()
         try:
             self.run_once()
@@ -244,7 +249,7 @@ class Keeper:
             self._known -= lost
 
     def _listen(self, timeout_s: float) -> bool:
-        """Wait for a message from the child; return whether one came. Starts a child if there is none."""
+        """Wait for a message from the child, which is started if there is none; return whether one was received."""
         if self._child is None and time.monotonic() >= self._next_child_at:
             self._start_child()
         child = self._child
@@ -289,7 +294,7 @@ class Keeper:
         with self._lock:
             self._child, self._known = child, set()
         if self._is_stopping.is_set():
-            child.tell("rest")  # ``stop`` found no child that it could send this to
+            child.tell("rest")  # when ``stop`` was called, there was no child to which it could send this
 
     def _do_without(self, problem: str, *, for_good: bool = False) -> None:
         pause_s = RESTART_PAUSES_S[min(self._n_failures, len(RESTART_PAUSES_S) - 1)]
@@ -301,7 +306,7 @@ class Keeper:
         )
 
     def _introduce_new_queues(self) -> None:
-        """Send the child the keys and the server address of each queue that it does not know yet."""
+        """Send the child the keys and the server address of each queue that is new to it."""
         with self._lock:
             child = self._child
             unknown = [] if child is None else [k for name, k in self._queues.items() if name not in self._known]
@@ -318,22 +323,22 @@ class Keeper:
 
 
 class _Child:
-    """The parent's side of the keeper process: the process and the socket to it."""
+    """A running keeper process and the parent's socket to it."""
 
     def __init__(self, *setup: Any) -> None:
-        # each message is one packet, which the kernel never splits
+        # each message is sent as one packet, which the kernel never splits
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self.process = _start(theirs)
         self.tell(*setup)
 
     def tell(self, *message: Any) -> None:
-        """Send a message, best-effort; ``heard`` detects a child that has ended."""
+        """Send a message, and ignore failures. ``heard`` detects that the child has ended."""
         with suppress(OSError):
             self._socket.send(marshal.dumps(message))
 
     def heard(self, timeout_s: float) -> tuple[Any, ...] | None:
-        """Return the child's next message, None after ``timeout_s`` without one, or an empty tuple if it has ended."""
+        """Return the child's next message, None if ``timeout_s`` passes without one, or () if the child has ended."""
         try:
             self._socket.settimeout(timeout_s)
             packet = self._socket.recv(MOST_BYTES)
@@ -365,8 +370,7 @@ def _start(control: socket.socket) -> subprocess.Popen[bytes]:
         # --of shows the parent's pid in the process list
         [sys.executable, "-I", "-S", str(PROGRAM), "--of", str(os.getpid())],
         stdin=control.fileno(),
-        # the child must not inherit a pipe as its stdout, because the pipe's reader would wait for the child to end,
-        # too
+        # the child must not inherit a pipe as its stdout: the pipe's reader would also wait for the child to end
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
@@ -374,5 +378,5 @@ def _start(control: socket.socket) -> subprocess.Popen[bytes]:
     )
 
 
-# Children that only wait for this process to die, in order to report its death.
+# Children whose only remaining task is to report this process's death.
 _watching: list[_Child] = []

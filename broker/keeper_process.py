@@ -1,20 +1,21 @@
-"""The keeper process: writes the heartbeats of its parent, outside the parent's interpreter lock.
+"""The keeper process: writes its parent's heartbeats, outside the parent's interpreter lock.
 
 It runs as a script and uses only the standard library, so that it takes only about 4 MB. ``identity`` imports
 ``stat_of`` from this module, because a script cannot import from its package.
 
 It writes heartbeats while the parent is alive, is not stopped, and makes progress. When the parent dies, the keeper
-process reports the death in Redis, and other processes take over at once. When the parent's master has ended, it kills
-the parent after a grace period. Its standard input is a socket to the parent; messages are marshalled tuples:
+process reports the death in Redis, and other processes take over the parent's messages at once. When the parent's
+master has ended, it kills the parent after a grace period. Its standard input is a socket to the parent. Messages are
+marshalled tuples:
 
     from the parent  (pid, beat_s, [beat.lua, leave.lua], group, consumer, lease_ms, master's pid or 0, grace_s),
                      the first message
-                     ("moves", until): write heartbeats until this time on the monotonic clock; a later message
-                     replaces it
+                     ("moves", until): write heartbeats until this time on the monotonic clock, unless a later message
+                     changes it
                      ("queue", name, [stream, consumers, timer], address): a new queue, or a new address
-                     ("rest",): write no more heartbeats; report the parent's death
+                     ("rest",): write no more heartbeats, but report the parent's death
                      ("stop",): end without a report
-    to the parent    ("resting",)
+    to the parent    ("resting",): the answer to "rest"
                      ("beat", name, sent_at, was_in_time): a heartbeat was written, in time or after the lease lapsed
                      ("silent", name): a heartbeat was due but not written; the parent is stopped or makes no progress
                      ("lost", name, problem): the heartbeat could not be written; send the server's current address
@@ -36,13 +37,13 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 20
 # Pause after a failed heartbeat, and between attempts to report the parent's death.
 AGAIN_AFTER_S = 0.5
-# Interval between checks of the parent where pidfd_open (Linux 5.3) is not available.
+# Interval between checks of the parent if pidfd_open (Linux 5.3) is not available.
 LOOK_EVERY_S = 0.25
 # How long a dying parent may still count as alive after its sockets have closed.
 DYING_S = 2.0
 LONGEST_WAIT_S = 3600.0
 LATER = float("inf")
-# States of a process that has ended, as letters in /proc.
+# States in /proc/<pid>/stat of a process that has ended.
 ENDED = "ZXx"
 
 
@@ -60,7 +61,7 @@ class Link:
         self._read = b""
 
     def call(self, *words: str | bytes | int) -> int | str:
-        """Run one command and return its reply, an integer or text.
+        """Run one command and return its reply, an integer or a string.
 
         Raises:
             OSError: the connection failed and is closed.
@@ -168,22 +169,22 @@ class Parent:
         return state_of(self.pid) in "Tt"
 
     def kill(self) -> None:
-        """Kill the parent unless it is dead. As long as it is alive, no other process can have its pid."""
+        """Kill the parent unless it is dead. No other process can have its pid while it is alive."""
         if not self.is_dead():
             os.kill(self.pid, signal.SIGKILL)
 
 
 def state_of(pid: int) -> str:
-    """Return the state of a process, as /proc names it, or X if the process does not exist."""
+    """Return a process's state as the letter in /proc, or X if the process does not exist."""
     found = stat_of(pid)
     return "X" if found is None else found[0]
 
 
 def stat_of(pid: int) -> tuple[str, str] | None:
-    """Return the state of a process and its start time in ticks since boot, or None if it does not exist."""
+    """Return a process's state and its start time in ticks since boot, or None if the process does not exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123  # pathlib costs memory
-            # the name in parentheses may itself contain parentheses, so start after the last one
+            # the process name, in parentheses, may itself contain parentheses, so start after the last one
             after_name = file.read().rpartition(b")")[2].split()
     except OSError:
         return None
@@ -191,7 +192,7 @@ def stat_of(pid: int) -> tuple[str, str] | None:
 
 
 class Master:
-    """The process that started the parent. If ``pid`` is 0, there is no master to watch."""
+    """The process that started the parent. If ``pid`` is 0, the parent has no master."""
 
     def __init__(self, pid: int, grace_s: float) -> None:
         self._pid, self._grace_s = pid, grace_s
@@ -212,7 +213,7 @@ class Master:
                 self.pidfd = None
 
     def wait_s(self) -> float:
-        """Return the seconds until the next call of ``look``. A wait on the pidfd can end earlier."""
+        """Return the seconds until ``look`` or ``is_grace_over`` must be called. A ready pidfd requires it earlier."""
         if self._kill_at != LATER:
             return max(0.0, self._kill_at - time.monotonic())
         return LOOK_EVERY_S if self._pid and self.pidfd is None else LONGEST_WAIT_S
@@ -259,7 +260,7 @@ class KeeperProcess:
                 self._beat_where_due()
 
     def _heard(self) -> list[tuple[Any, ...] | None]:
-        """Wait until the next heartbeat is due or messages arrive; return the messages, or None for a closed socket."""
+        """Wait until a heartbeat is due or messages arrive; return the messages, with None for a closed socket."""
         now = time.monotonic()
         wait_s = LONGEST_WAIT_S
         if not self._is_resting:
@@ -281,11 +282,11 @@ class KeeperProcess:
         return heard
 
     def _received(self) -> bytes:
-        """Return one packet, which is empty if the other end is closed."""
+        """Return one packet. It is empty if the parent has closed its end."""
         try:
             return self._control.recv(MOST_BYTES)
         except ConnectionResetError:
-            # raised once if the parent died without reading all packets; its last packets can be read after that
+            # raised once if the parent died without reading all packets; after that, its last packets can be read
             return self._control.recv(MOST_BYTES)
 
     def _is_dying(self) -> bool:
@@ -298,7 +299,7 @@ class KeeperProcess:
         return True
 
     def _obey(self, message: tuple[Any, ...]) -> bool:
-        """Handle a message from the parent; return whether it was the request to end."""
+        """Handle a message from the parent; return whether it tells this process to end."""
         kind = message[0]
         if kind == "queue":
             _, name, keys, address = message
@@ -317,13 +318,13 @@ class KeeperProcess:
         for name in [name for name, at in self._due.items() if at <= time.monotonic()]:
             self._due[name] = time.monotonic() + self._beat_s
             if self._parent.is_stopped() or time.monotonic() > self._moves_until:
-                # the parent checks its progress again after every message, and may report it
+                # after every message, the parent checks its progress again and may send "moves"
                 self._say("silent", name)
                 continue
             sent_at = time.monotonic()
             _, link = self._queues[name]
             if link in broken:
-                # try a hanging server once per round, not once per queue, because queues on other servers would wait
+                # try a hanging server only once per round, so that queues on other servers need not wait
                 self._due[name] = time.monotonic() + min(AGAIN_AFTER_S, self._beat_s)
                 self._say("lost", name, "another queue on its server failed")
                 continue
@@ -339,7 +340,7 @@ class KeeperProcess:
 
     def _report_death(self) -> None:
         left = set(self._queues)
-        # the lease lapses by then in any case
+        # by then, the lease has lapsed in any case
         deadline = time.monotonic() + self._lease_ms / 1000
         while left and time.monotonic() < deadline:
             for name in list(left):
@@ -387,8 +388,7 @@ def _decoded(packet: bytes) -> tuple[Any, ...]:
 
 
 def main() -> None:
-    # Ignore these signals: they make the parent drain, which may take any time, and this process must outlive the
-    # parent.
+    # ignore the signals that make the parent drain: that may take any length of time, and this process must outlive it
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     KeeperProcess(socket.socket(fileno=os.dup(0))).run()

@@ -1,6 +1,6 @@
-"""The limits that messages with the same key share: order, number running at once, and number of starts per period.
+"""The limits that messages with the same key share: order, concurrency, and starts per period.
 
-A message has at most one key: an ordering key, a concurrency key or a rate key. While the limits do not allow the
+A message has at most one key: an ordering key, a concurrency key or a rate key. While the key's limits do not allow the
 message to run, it waits outside the stream; see work.lua.
 """
 
@@ -17,13 +17,13 @@ from dramatiq.broker import MessageProxy
 
 Kind = Literal["ordering", "concurrency", "rate", "priority"]
 
-# The first byte of a key in Redis, which identifies the kind of the key; ordering keys have no such byte. The byte \3
-# is reserved for messages that have not started; see work.lua.
+# The prefix of a key in Redis, which identifies its kind. The prefix \3 is reserved for messages that have not started;
+# see work.lua.
 _PREFIXES: Final[Mapping[Kind, str]] = {"ordering": "", "concurrency": "\1", "rate": "\2", "priority": "\4"}
 _RESERVED: Final = "\1\2\3\4"
 
-# Maximum number of messages with a priority that are in the stream of a queue and have not started; an urgent message
-# may have to wait for these. Eight keep any number of threads busy, because each start brings the next message to the
+# Maximum number of messages with a priority that are in a queue's stream and have not started. An urgent message may
+# have to wait for these. Eight keep any number of threads busy, because each start brings the next message to the
 # stream.
 MOST_UNSTARTED: Final = 8
 MOST_URGENT: Final = -1_000
@@ -35,7 +35,7 @@ _PERIODS_MS: Final = {"s": 1_000, "min": 60_000, "h": 3_600_000, "day": 86_400_0
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A limit on the number of messages that start per period."""
+    """The maximum number of messages that may start per period."""
 
     starts: int
     period_ms: int
@@ -51,8 +51,9 @@ class KeyLimits:
 
     Attributes:
         key: the key that the message shares with other messages of its queue.
-        max_concurrent: maximum number of messages of the key at work; None for no limit.
-        priority: the message's priority among the messages of the key in line; lower numbers come first.
+        max_concurrent: the maximum number of messages with the key that may be at work, or None for no limit.
+        rate: the maximum rate at which messages with the key may start, or None for no limit.
+        priority: the message's priority among the key's messages in line. Lower numbers come first.
     """
 
     kind: Kind
@@ -68,7 +69,7 @@ class KeyLimits:
 
     @property
     def stored(self) -> str:
-        """The limits and the priority in the form that the scripts use; "" for an ordering key without a rate."""
+        """The limits and the priority in the form that the scripts use, or "" for an ordering key without a rate."""
         if self.kind == "ordering" and self.rate is None:
             return ""
         starts, period_ms = (0, 0) if self.rate is None else (self.rate.starts, self.rate.period_ms)
@@ -79,23 +80,23 @@ class KeyLimits:
 
     @property
     def are_asked_at_start(self) -> bool:
-        """Whether the start of a message must be recorded."""
+        """Whether Redis must record the start of a message, because a limit counts starts."""
         return self.rate is not None or self.kind == "priority"
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """The dead-letter fields that store the limits, so that they apply after a requeue."""
+        """The dead-letter fields that store the key and its limits, so that they apply after a requeue."""
         facts = {} if self.kind == "priority" else {f"{self.kind}_key": self.key}
         return facts | {"limits": self.stored} if self.stored else facts
 
     def name_in_delayed(self) -> str:
-        """Return a new name for a delayed message. It contains the key and limits, which the promoting script reads."""
+        """Return a unique name for a delayed message. It contains the key and limits, which the promotion reads."""
         name = f"{self.name}\0{token_hex(8)}"
         return name if self.kind == "ordering" else f"{name}\0{self.stored}"
 
 
 def rate_from(text: object) -> Rate | None:
-    """Parse a rate such as ``100/min``; return None if it is not valid."""
+    """Parse a rate such as ``100/min``. Return None if it is invalid."""
     found = _RATE.fullmatch(text) if isinstance(text, str) else None
     return None if found is None else Rate(int(found[1]), _PERIODS_MS[found[2]])
 
@@ -128,7 +129,7 @@ def is_number_of_messages(value: object) -> bool:
 
 
 def _key(options: Mapping[str, Any], name: str) -> str | None:
-    """Return the key in an option, or None. Zero bytes, which end a key in Redis, and kind prefixes are removed."""
+    """Return the key in an option, or None. Zero bytes and kind prefixes, which Redis keys reserve, are removed."""
     value = options.get(name)
     return None if value is None else str(value).replace("\0", "").lstrip(_RESERVED) or None
 
@@ -152,17 +153,17 @@ def limits_from(name: str, stored: str) -> KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class MessageAtWork:
-    """A message at work: it has its turn among the messages of its key.
+    """A message that has its turn among the messages of its key.
 
-    Its turn lasts until it ends or, if its key has only a rate or a priority, until it starts.
+    The turn lasts until the message ends or, if the key has only a rate or a priority, until it starts.
 
     Attributes:
-        limits: its key, and the limits of the key.
+        limits: its key and the key's limits.
         place: its entry id or, if it is delayed, its name in the sorted set of delayed messages.
         message: the message, or None if it cannot be decoded, for example because it is larger than a quarter of a
             megabyte.
         due_ms: time until it is due, 0 if it is overdue, or None if it is in the stream.
-        consumer: the consumer that received it, or "" if none did or it is delayed.
+        consumer: the consumer that holds it, or "" if none does.
         deliveries: its delivery count.
         age_ms: time since it was added to the stream, or 0 if it is delayed.
     """
@@ -178,15 +179,16 @@ class MessageAtWork:
 
 @dataclass(frozen=True, slots=True)
 class KeyAtWork:
-    """A key with messages at work, with its limits and the numbers that count towards them.
+    """A key that has messages at work.
 
     Attributes:
         limits: the key and its limits, as the newest message set them.
-        n_at_work: the number of messages at work. Others wait if it reaches ``limits.max_concurrent``.
-        at_work: up to ten of these messages.
-        n_started: the number of starts within the period of the rate. Others wait until enough of them are older.
+        n_at_work: the number of messages at work. If it reaches ``limits.max_concurrent``, other messages wait.
+        at_work: up to ten of the messages at work.
+        n_started: the number of starts within the last period of ``limits.rate``. If it reaches the rate, other
+            messages wait.
         in_line: the number of messages that wait in line.
-        longest_wait_ms: how long the first of these has waited, or None if none waits.
+        longest_wait_ms: how long the first message in line has waited, or None if none waits.
         failing_for_ms: for an ordering key, time since the first failure of the message at work, or None if it has not
             failed.
     """

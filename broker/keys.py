@@ -12,10 +12,10 @@
     {ns:q}:dead:mistakes     zset    dead letter -> hash of its reason, actor, field, class  with the dead letter
     {ns:q}:consumers         zset    consumer -> heartbeat (ms, server time); 0 = dead     at a clean stop, by janitors
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             at job start, time limit
-    {ns:q}:holders           hash    =<id of such a message> -> its place, @<place> -> id  at job start or end
+    {ns:q}:holders           hash    =<id of that message> -> its place, @<place> -> id    at job start or end
                                      +<id> -> the newest message coalesced onto it
-    {ns:q}:cancelled         hash    entry that a worker received and that was cancelled   when the entry ends
-                                     -> SHA-1 of the coalesced message to drop, or ""
+    {ns:q}:cancelled         hash    received entry whose message was cancelled -> SHA-1   when the entry ends
+                                     of the coalesced message to drop, or ""
     {ns:q}:suspects          hash    entry -> crash count [delivery, consumer, isolated?]  when settled
     {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
                                      <producer> is <entry>/<id> for a follow-up message    with the entry, or 15 min
@@ -32,8 +32,8 @@
 
 A shard of a queue is a queue of its own, ``q.s1``, ``q.s2``, …; see sharding/shards.py.
 
-The last key belongs to no queue. Otherwise the hash tag is the name of the stream, because queue names contain no
-braces. So all keys of a queue share one slot.
+The last key belongs to no queue. The hash tag of every other key is the stream's name, which contains no braces. So all
+keys of a queue share one slot.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 # Name of the consumer that owns handed-back entries until a worker takes them. The tilde distinguishes it from the
-# names of processes.
+# consumer names of processes.
 HANDED_BACK = "~handed-back"
 
 
@@ -52,7 +52,7 @@ class QueueKeys:
     """The keys of one queue, or of one shard of a queue.
 
     Attributes:
-        name_of_messages: the queue name that messages have, which is the same in all shards of a queue.
+        name_of_messages: the queue name in the messages, which is the same in all shards of a queue.
     """
 
     namespace: str
@@ -144,7 +144,7 @@ class QueueKeys:
 
     @cached_property
     def work(self) -> tuple[str, ...]:
-        """The keys that contain waiting messages: the first KEYS of the scripts that include work.lua."""
+        """The keys that hold waiting messages. They are the first KEYS of every script that includes work.lua."""
         return (
             self.stream,
             self.delayed,
@@ -173,10 +173,10 @@ class QueueKeys:
 
 
 class KeysByQueue(dict[str, QueueKeys]):
-    """The keys of the queues of one namespace, by queue name; created on first use.
+    """The keys of a namespace's queues, by queue name. Each value is created on first use.
 
     Args:
-        base_of: returns the name of the queue that a shard belongs to; for other queues, their own names.
+        base_of: a function that returns the name of the queue to which a shard belongs, and other names unchanged.
     """
 
     def __init__(self, namespace: str, base_of: Callable[[str], str] = lambda queue_name: queue_name) -> None:

@@ -1,9 +1,9 @@
-"""Supervision of the master (Dramatiq's command) by the worker processes that it started: they must not outlive it.
+"""Supervision of the master (Dramatiq's command) by its worker processes, which must not outlive it.
 
 Unless a container or a control group ends them, worker processes survive a killed master. No supervisor would see them,
-and they would run together with the workers of the next master. So each worker watches its master. When the master has
-ended, the worker drains as after SIGTERM and is killed after ``master_grace_ms``. The keeper process also watches the
-master, because the worker process may be stopped or hold the interpreter lock.
+and they would run together with the next master's workers. So each worker process watches its master. When the master
+has ended, the worker process drains as after SIGTERM and is killed after ``master_grace_ms``. The keeper process also
+watches the master, because the worker process may be stopped or hold the interpreter lock.
 
 Only processes that Dramatiq's command started have a master. A Worker in a web server, a script or a test has none.
 """
@@ -23,23 +23,25 @@ from dramatiq.logging import get_logger
 from .identity import OtherProcess
 
 LOOK_EVERY_S: Final = 0.5
-# If Dramatiq's main loop has not begun to stop after this time, it is stuck, because it checks once a second.
+# If Dramatiq's main loop has not begun to stop after this time, it is stuck, because it checks for signals once a
+# second.
 STUCK_AFTER_S: Final = 2.0
 
 
 class Master:
-    """The master of this process.
+    """This process's master.
 
     Attributes:
         pid: the master's pid.
         grace_s: how long jobs may continue after the master has ended.
-        is_draining: whether the worker is shutting down already, so that another signal would end it at once.
+        is_draining: whether the Worker is already shutting down, so that another signal would end the process at once.
     """
 
     def __init__(self, pid: int, *, grace_s: float, drain: Callable[[], bool]) -> None:
         """
         Args:
-            drain: makes the process take no more messages; returns whether it holds none. Called repeatedly.
+            drain: a function that stops the process from taking messages and returns whether it holds none. It is
+                called repeatedly.
         """
         self.pid, self.grace_s = pid, grace_s
         self._drain = drain
@@ -49,7 +51,7 @@ class Master:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process is the one that the master started, and not a fork of it."""
+        """Whether the master started this process, so that it is not a fork of a worker process."""
         return os.getpid() == self._watched_by
 
     def watch(self) -> None:
@@ -63,7 +65,7 @@ class Master:
         ended_at = time.monotonic()
         while (left_s := ended_at + self.grace_s - time.monotonic()) > 0:
             time.sleep(min(left_s, LOOK_EVERY_S))
-            # A worker that is booting waits for its master, forever if the master is dead.
+            # a worker that is booting waits for its master, so it would wait forever
             is_stuck = not self.is_draining and time.monotonic() > ended_at + STUCK_AFTER_S
             if is_stuck and self._drain():
                 break
@@ -79,19 +81,19 @@ _master: Master | None = None
 
 
 def of_this_process() -> Master | None:
-    """Return this process's master, or None if it has no master or may outlive it."""
+    """Return this process's master, or None if the process has no master or may outlive it."""
     return _master if _master is not None and _master.is_ours else None
 
 
 def begin_watch(grace_ms: int | None, drain: Callable[[], bool]) -> None:
-    """Watch the master of this process, if it has one. Called when Dramatiq's command boots a worker process.
+    """Watch this process's master, if it has one. Called when Dramatiq's command boots a worker process.
 
     Args:
-        grace_ms: how long jobs may continue after the master has ended; None lets the process outlive it.
+        grace_ms: how long jobs may continue after the master has ended, or None if the process may outlive it.
         drain: see ``Master``.
     """
     global _master
-    import multiprocessing  # already loaded in worker processes; other processes do without it
+    import multiprocessing  # imported here, because only worker processes need it, and they have loaded it already
 
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
@@ -106,8 +108,8 @@ def begin_watch(grace_ms: int | None, drain: Callable[[], bool]) -> None:
 def _close_inherited_pipes() -> None:
     """Close the reading ends of the workers' log pipes, which a forked worker inherits from its master.
 
-    While a worker holds these ends, the pipe of a dead master still has a reader: writers block instead of getting
-    EPIPE. Only local variables of Dramatiq's ``main`` refer to the ends; it is on the stack of a forked worker.
+    While a worker holds these ends, a dead master's pipe still has a reader, so writers block instead of getting EPIPE.
+    Only local variables of Dramatiq's ``main``, which is on a forked worker's stack, refer to the ends.
     """
     from multiprocessing.connection import Connection
 

@@ -1,7 +1,7 @@
-"""Prometheus metrics of the queues: the values of ``stats`` and ``counters`` as exposition text.
+"""Prometheus metrics for queues: the values of ``stats`` and ``counters`` as exposition text.
 
     dramatiq_streams_<what>{queue}                 gauges with current values, from ``stats``
-    dramatiq_streams_<event>_total{queue}          totals since the queue was created, from ``counters``
+    dramatiq_streams_<event>_total{queue}          event counts since the queue was created, from ``counters``
 
 All values come from Redis, so one process can expose the queues of all workers. The only labels are queue names.
 """
@@ -18,7 +18,7 @@ PREFIX: Final = "dramatiq_streams"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 Number = int | float
-# Name, help text and value of each gauge. If the value of a queue is None, the gauge has no sample for the queue.
+# The name, help text and value of each gauge. If the value is None for a queue, the gauge has no sample for the queue.
 GAUGES: Final[tuple[tuple[str, str, Callable[[QueueStats], Number | None]], ...]] = (
     ("waiting_messages", "Messages that no worker has.", lambda stats: stats.waiting),
     ("undelivered_messages", "Messages that were never delivered.", lambda stats: stats.undelivered),
@@ -39,8 +39,7 @@ GAUGES: Final[tuple[tuple[str, str, Callable[[QueueStats], Number | None]], ...]
      lambda stats: stats.ids_ahead_ms / 1000),
 )  # fmt: skip
 
-# Help texts of the counters that have the value 0 from the first scrape on. Counters that are not listed here appear
-# with their first event.
+# The help texts of counters. These counters appear from the first scrape on, and others with their first event.
 TOTALS: Final[Mapping[str, str]] = {
     "enqueued": "Messages added by producers.",
     "coalesced": "Messages not added, because one with the same unique key was waiting.",
@@ -69,9 +68,9 @@ TOTALS: Final[Mapping[str, str]] = {
 
 
 def exposition(broker: RedisStreamsBroker, queue_names: Iterable[str]) -> str:
-    """Return the metrics of the queues in Prometheus's text format, with two round trips per queue.
+    """Return the queues' metrics in Prometheus's text format, with two round trips per queue.
 
-    Serve it as :data:`CONTENT_TYPE`.
+    Serve the text with the content type :data:`CONTENT_TYPE`.
 
     Raises:
         BrokerConnectionError: Redis did not answer. Respond with status 503, so that the scrape counts as failed.

@@ -1,4 +1,4 @@
-"""The signals that this broker adds to Dramatiq's, and the lookup of the middleware methods that handle a signal."""
+"""The signals that this broker adds to Dramatiq's, and a lookup of the middleware methods that handle a signal."""
 
 from __future__ import annotations
 
@@ -19,19 +19,18 @@ Method = Callable[..., Any]
 class StreamsMiddleware(Middleware):
     """A base class for middleware that handles this broker's signals.
 
-    Subclassing is optional: any middleware with one of these methods is called.
-
-    Exceptions from these methods are logged and otherwise ignored.
+    Subclassing it is optional: any middleware with one of these methods is called. Exceptions from these methods are
+    logged and otherwise ignored.
     """
 
     def after_dead_letter(self, broker: RedisStreamsBroker, dead_letter: DeadLetter) -> None:
-        """Handle a new dead letter, which is passed with all its fields."""
+        """Handle a new dead letter. Its fields are passed in full, even if they are large."""
 
     def after_cancel(self, broker: RedisStreamsBroker, message: Message[Any] | Delivery) -> None:
-        """Handle a message that was cancelled.
+        """Handle a cancelled message.
 
-        Called in the process that cancelled the message if it was waiting, and otherwise in the worker process that
-        held it. In the worker process, ``message`` is a :class:`Delivery`.
+        If the message was waiting, this is called in the process that cancelled it. If a worker had received it, this
+        is called in the worker process, and ``message`` is a :class:`Delivery`.
         """
 
     def after_recover(self, broker: RedisStreamsBroker, queue_name: str, entry_ids: Sequence[str]) -> None:
@@ -44,12 +43,12 @@ class StreamsMiddleware(Middleware):
 class Listeners:
     """A cache of the middleware methods to call for each signal, refreshed when the middleware changes. Thread-safe.
 
-    Dramatiq calls every middleware at every signal, even if the method is the empty one of the base class. With the
-    default middleware, that takes a third of the time of a short message. This class leaves out only the empty methods.
+    Dramatiq calls every middleware at every signal, even if the method is the base class's empty one. With the default
+    middleware, that takes a third of the time of a short message. This class leaves out only the empty methods.
     """
 
     def __init__(self) -> None:
-        # replaced as a whole, so that the methods that a thread sees always belong to the list that it has compared
+        # replaced as a whole, so that a thread never uses the methods of another middleware list
         self._known: tuple[list[Middleware], dict[str, Sequence[Method]]] = ([], {})
 
     def of(self, middleware: list[Middleware], name: str) -> Sequence[Method]:

@@ -1,12 +1,12 @@
-"""The migration from Dramatiq's RedisBroker: moves the messages of its queues to this broker, one by one.
+"""The migration from Dramatiq's RedisBroker: moves the messages in its queues to this broker, one by one.
 
     python -m broker migrate OLD_URL --url NEW_URL
 
-Point producers at the new broker, stop the old workers, and run this until nothing is left. A message is
+Point producers at the new broker, stop the old workers, and repeat this command until nothing is left. A message is
 added to the new queue before it is removed from the old one, so a crash in between adds it twice but does not lose it.
 Messages that a live worker has fetched are left to that worker and counted. A message that the new broker refuses, for
-example because it is too large, stays in the old queue and is listed; the others move. Dead letters are not moved;
-RedisBroker deletes them after seven days.
+example because it is too large, stays in the old queue and is listed, and the other messages are moved. Dead letters
+are not moved, because RedisBroker deletes them after seven days.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Refused:
     """A message that stays in the old queue.
 
     Attributes:
-        message_id: RedisBroker's id of the message, the key in the old queue's message hash.
-        error: why the new broker refused the message, and how to fix that.
+        message_id: RedisBroker's id for the message, which is the key in the old queue's message hash.
+        error: why the new broker refused the message, and how to fix the problem.
     """
 
     message_id: str
@@ -46,10 +46,10 @@ class Drained:
     """The result of draining one old queue.
 
     Attributes:
-        moved: the number of messages moved to the new broker; delayed messages stay due at the same time.
-        left: the number of messages that live workers of the old broker have fetched. Stop these workers and drain
-            again.
-        refused: the messages that the new broker refused; they stay in the old queue.
+        moved: the number of messages that were moved to the new broker. Delayed messages are due at the same time.
+        left: the number of messages that were not moved because the old broker's live workers have fetched them. Stop
+            these workers and drain again.
+        refused: the messages that the new broker refused. They stay in the old queue.
     """
 
     moved: int
@@ -64,12 +64,13 @@ def drain(
     namespace: str = "dramatiq",
     heartbeat_timeout_ms: int = HEARTBEAT_TIMEOUT_MS,
 ) -> dict[str, Drained]:
-    """Move every message of every queue of a RedisBroker to ``broker``; return the results by queue name.
+    """Move all messages in a RedisBroker's queues to ``broker``; return the results by queue name.
 
     Args:
-        old: a client of the old broker's server, which may also be the new one's; ``decode_responses`` must be False.
+        old: a client for the old broker's server, with ``decode_responses=False``. Both brokers may use one server.
         namespace: the old broker's namespace.
-        heartbeat_timeout_ms: the old broker's timeout; a worker with a younger heartbeat keeps the messages it fetched.
+        heartbeat_timeout_ms: the old broker's timeout. A worker with a younger heartbeat keeps the messages that it
+            fetched.
 
     Raises:
         BrokerConnectionError: one of the servers is not available. Drain again.
@@ -103,7 +104,7 @@ def _drain_queue(
         except (BrokerConnectionError, QueueFull):
             raise
         except Exception as error:
-            # whatever the error is, it must not block the later messages
+            # whatever the error is, later messages must still be moved
             refused.append(Refused(message_id.decode(errors="replace"), f"{type(error).__name__}: {error}"))
             continue
         pipe = client.pipeline(transaction=True)
@@ -122,10 +123,7 @@ def _move(broker: RedisStreamsBroker, queue_name: str, payload: bytes) -> None:
 
 
 def _queues(client: Any, namespace: str) -> set[str]:
-    """Return the names of the old queues, found by their message hashes.
-
-    An empty queue has no message hash and is not returned.
-    """
+    """Return the names of the old queues that hold messages, found by a scan for their message hashes."""
     found = set()
     for key in client.scan_iter(match=f"{namespace}:*{MESSAGES_SUFFIX}", count=1_000):
         name = key.decode().removeprefix(f"{namespace}:").removesuffix(MESSAGES_SUFFIX)
