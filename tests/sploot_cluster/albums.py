@@ -16,7 +16,7 @@ MODEL, DIM = "clip@1", 16
 
 
 def picture(subject: int, number: int) -> FloatVector:
-    """Return the vector of an item: similar to others of its subject, nearly orthogonal to those of other subjects."""
+    """Return an item's vector, which is similar to those of its subject and nearly orthogonal to all others."""
     vector = np.random.default_rng([subject, number]).normal(scale=0.05, size=DIM)
     vector[subject] += 1.0
     return (vector / np.linalg.norm(vector)).astype(np.float32)

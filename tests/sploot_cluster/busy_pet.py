@@ -1,6 +1,6 @@
 """A process that keeps changing one pet, as workers do: ``python -m tests.sploot_cluster.busy_pet URL WORKER N``.
 
-It prints the results of the service after N operations; a test that kills it passes a large N.
+It prints the results of the service's calls after N operations. A test that kills the process passes a large N.
 """
 
 from __future__ import annotations

@@ -77,7 +77,11 @@ class Day:
             self.deeds |= {self.cover: 4, self.lock: 8, self.replace: 6}
 
     def go_on(self) -> str:
-        """Run a random event and return its name; raise AssertionError if a check fails afterwards."""
+        """Run a random event, check the pet, and return the name of the event.
+
+        Raises:
+            AssertionError: a check failed.
+        """
         deed = self.random.choices([*self.deeds], weights=[*self.deeds.values()])[0]
         self.n_steps += 1
         event = deed.__name__

@@ -63,7 +63,7 @@ def without(state: PetState, now: PetState) -> PetState:
 
 
 def check_went_on(before: PetState, after: PetState, context: str, *, undone: Sequence[PetState] | None) -> None:
-    """Check ids after any change but a restore: a retired id points to where most of its items went.
+    """Check after any change but a restore that each retired id points to the cluster with most of its items.
 
     Args:
         undone: all earlier states if the change is an undo, else None. After an undo, ids may return for items that
@@ -126,7 +126,7 @@ def check_restored(before: PetState, then: PetState, since: Sequence[PetState], 
 
 
 def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
-    """Return the items of each id that is in use, without absorbed items."""
+    """Return the items of each living cluster, without absorbed ones."""
     found: dict[ClusterId, set[MediaId]] = {id_: set() for id_ in state.clusters}
     for item, label, origin in zip(state.media, state.labels.tolist(), state.origins.tolist(), strict=True):
         if label != -1 and origin != Origin.ABSORBED:
@@ -135,14 +135,14 @@ def members(state: PetState) -> Mapping[ClusterId, set[MediaId]]:
 
 
 def heir(media: set[MediaId], after: PetState) -> ClusterId | None:
-    """Return the cluster that has more than half of these items, or None if there is none."""
+    """Return the cluster that has more than half of these items, or None if no cluster does."""
     went = Counter(int(after.labels[after.rows[item]]) for item in media)
     most = max(went, key=lambda label: went[label], default=-1)
     return ClusterId(most) if most != -1 and 2 * went[most] > went.total() else None
 
 
 def most_went_to(media: set[MediaId], after: PetState) -> set[int]:
-    """Return the clusters that have most of these items: several in case of a tie."""
+    """Return the clusters with the largest number of these items: several in case of a tie."""
     went = Counter(int(after.labels[after.rows[item]]) for item in media)
     del went[-1]
     return {label for label in went if went[label] == max(went.values())}

@@ -1,4 +1,4 @@
-"""An oracle that derives the demands of corrections pair by pair: slow, but independent of the implementation."""
+"""An oracle that derives what corrections demand, pair by pair: slow, but independent of the implementation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sploot_cluster.pet.models import ClusterId, Correction, MediaId
 
 @dataclass
 class Demands:
-    """The demands of a ledger's corrections.
+    """What the corrections of a ledger demand.
 
     Attributes:
         components: item -> all items that must share its cluster, including itself.
@@ -110,7 +110,7 @@ def _in_force(ledger: Sequence[Correction]) -> Iterator[Correction]:
 
 
 def merged_in(merge: Merge, ledger: Sequence[Correction]) -> dict[ClusterId, list[MediaId]]:
-    """Return the items of each merged cluster: the items that the merge names, and all items of its base."""
+    """Return the items of each merged cluster: those that the merge names, and all those of the cluster's base."""
     merges = {one.revision: one for one in ledger if isinstance(one, Merge)}
 
     def everything(merge: Merge) -> dict[ClusterId, list[MediaId]]:
@@ -199,7 +199,7 @@ def _gone(
 def _keep_apart(
     result: Demands, correction: Separation, released: set[MediaId]
 ) -> list[tuple[set[MediaId], set[MediaId]]]:
-    """Separate each group from all groups after it; return the two sides of each separation."""
+    """Separate each group from all groups after it. Return the two sides of each separation."""
     sides = []
     left = [{*members} - released for _, members in sorted(correction.groups.items())]
     for at, members in enumerate(left[:-1], start=1):
@@ -210,7 +210,7 @@ def _keep_apart(
 
 
 def _part(result: Demands, revision: int, moved: Sequence[MediaId], remaining: Sequence[MediaId]) -> set[MediaId]:
-    """Keep moved items apart from remaining ones; return the moved items that newer corrections join to these."""
+    """Keep moved items apart from remaining ones. Return the moved items that newer corrections join to the others."""
     for item in (*moved, *remaining):
         result.components.setdefault(item, {item})
     stuck = set()

@@ -19,7 +19,7 @@ def pet_state(
     aliases: Mapping[int, int] | None = None,
     ledger: Sequence[Correction] = (),
 ) -> PetState:
-    """Return a pet with items ``m0``, ``m1``, … in these clusters, by default CORE and with thresholds of .9."""
+    """Return a pet with items ``m0``, ``m1``, … in these clusters. Default: CORE items and thresholds of .9."""
     media = tuple(MediaId(f"m{row}") for row in range(len(labels)))
     origin = origins or [Origin.NOISE if label == NOISE else Origin.CORE for label in labels]
     clusters = {

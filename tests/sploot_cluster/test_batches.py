@@ -55,7 +55,7 @@ def assign(service: ClusterService, one: NewItem) -> Assigned | None:
 
 
 def assign_in_batches(service: ClusterService, sent: Sequence[NewItem], rng: Random) -> int:
-    """Assign items in batches of random sizes; assign those that a batch leaves out singly, and return their number."""
+    """Assign items in batches of random size, and those that a batch leaves out one by one. Return their number."""
     at, n_alone = 0, 0
     while at < len(sent):
         some = sent[at : at + rng.choice([1, 2, 7, 40, 120])]

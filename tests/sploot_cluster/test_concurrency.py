@@ -49,7 +49,7 @@ def columns_agree(client: redis.Redis) -> bool:
 
 
 def standing_alone(ledger: Sequence[Correction]) -> list[Statement]:
-    """Return the corrections in force whose items no later correction names; these hold whatever else happens."""
+    """Return the corrections in force whose items no later correction names. They hold whatever else happens."""
     alone: list[Statement] = []
     taken_back: set[int] = set()
     named: set[MediaId] = set()

@@ -111,7 +111,7 @@ def test_open_pet_is_not_evicted_for_another() -> None:
     assert remembered(cache, 1, 2) == [12, 0]
 
 
-def test_threads_wait_for_each_other_only_on_the_same_pet() -> None:
+def test_threads_wait_for_each_other_only_for_the_same_pet() -> None:
     cache = PetCache(max_bytes=1_000)
     order: list[str] = []
     entered = Event()
@@ -147,7 +147,7 @@ def test_pet_is_released_after_an_exception() -> None:
 
 
 def test_cache_of_single_item_pets_stays_within_its_limit(redis_url: str) -> None:
-    """The cache counts the room for growth in each pet's vector buffer, which makes it eight times as large."""
+    """The size includes each vector buffer's reserve for growth, which makes a one-item buffer eight times as large."""
     with redis.Redis.from_url(redis_url) as client:
         store, limit = RedisPetStore(client), 1_000_000
         service = ClusterService(store, cache_bytes=limit)

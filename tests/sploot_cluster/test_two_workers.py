@@ -1,4 +1,4 @@
-"""Tests of two workers on one pet in Redis: if one commits right before the other, no update of either is lost."""
+"""Tests of two workers on one pet in Redis: if one commits right before the other, both updates are kept."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def job_status(job_id: str, state: JobState, reason: str, **facts: Any) -> JobSt
 
 
 class Part:
-    """A proxy for a part of an application, such as its service. Each test sets ``now`` to its own part."""
+    """A proxy for a part of a shared application, such as its service. Each test sets ``now`` to its own part."""
 
     def __init__(self) -> None:
         self.now: Any = None
@@ -82,7 +82,7 @@ class Part:
 
 
 class UsedApp:
-    """An application that tests share, each with its own parts, because it takes 50 ms to build one."""
+    """An application that tests share, because building one takes 50 ms. Each test sets its own parts."""
 
     free: ClassVar[list[UsedApp]] = []
 

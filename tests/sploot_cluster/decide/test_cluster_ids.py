@@ -77,7 +77,7 @@ def test_preassigned_id_takes_precedence_over_overlap() -> None:
     assert matched([1, 1, 1, 2], [0, 0, 0, 1], given_ids={1: 1}).ids == {1: 1, 0: 3}
 
 
-def test_label_replaces_group_numbers_by_cluster_ids() -> None:
+def test_label_replaces_group_numbers_with_cluster_ids() -> None:
     identities = Identities({4: ClusterId(1), 0: ClusterId(9)}, ClusterId(10))
 
     assert identities.label(np.array([0, 4, NOISE, 0], dtype=np.int32)).tolist() == [9, 1, -1, 9]

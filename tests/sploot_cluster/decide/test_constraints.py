@@ -1,4 +1,4 @@
-"""Constraints of corrections, compared with an oracle that derives them pair by pair; labels that satisfy them."""
+"""Constraints of corrections, compared with an independent oracle, and labels that satisfy them."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def test_corrections_of_other_items_hold_after_a_deletion(service: ClusterServic
     link = ClusterId(places(store.load(PET))[name(3, 0)])
     service.merge(PET, [link, THREE], operation_id="6", by="ada")
 
-    # the only item that two corrections have in common
+    # this is the only item that two corrections have in common
     service.delete_media(PET, [name(3, 0)], by="eve")
     reclustered = service.recluster(PET)
 

@@ -46,7 +46,7 @@ def groups(service: ClusterService) -> set[frozenset[str]]:
 
 @pytest.fixture
 def count_builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of items of each tree that the test builds from scratch."""
+    """A list with the number of items of each tree that the test builds from scratch."""
     built: list[int] = []
 
     def build(vectors: FloatMatrix, min_samples: int, *, threads: int = 1) -> SpanningTree:
@@ -94,7 +94,7 @@ def test_arrivals_extend_the_tree_instead_of_rebuilding_it(count_builds: list[in
     arrive(service, vectors, range(60))
     service.recluster(PET)
 
-    assert count_builds == [3, 4]  # rebuilt at four items, the fewest for min_samples=3
+    assert count_builds == [3, 4]  # rebuilt at four items, the minimum for min_samples=3
 
 
 def test_arrivals_above_exact_until_are_assigned_by_threshold() -> None:

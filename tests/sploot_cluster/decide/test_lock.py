@@ -168,7 +168,7 @@ def test_next_recluster_changes_nothing_after_a_locked_cluster_returns(service: 
     service.lock(PET, [ONE], operation_id="1", by="ada")
     service.exclude(PET, ONE, members[:3], operation_id="2", by="ada")
     service.exclude(PET, ONE, members[3:6], operation_id="3", by="ada")
-    service.restore(PET, 36, operation_id="4", by="ada")  # to before the first recluster: all items are noise
+    service.restore(PET, 36, operation_id="4", by="ada")  # before the first recluster, when all items were noise
     assert service.clusters(PET).clusters == ()
 
     first, second = service.recluster(PET), service.recluster(PET)

@@ -333,7 +333,7 @@ def test_vector_with_wrong_dimensions_is_quarantined(service: ClusterService) ->
 
 
 def test_switch_back_quarantines_items_without_a_vector_of_that_model(service: ClusterService, store: PetStore) -> None:
-    """Items and corrections that came between the switches are kept: a further switch forward restores both."""
+    """Items and corrections from between the switches are kept: another switch to the new model restores both."""
     at_first = where(store)
     begin(service)
     embed(service, 1, range(8, 10))

@@ -45,7 +45,7 @@ def test_newest_name_is_shown_and_no_item_moves(service: ClusterService, store: 
     assert after.clusters == before.clusters
 
 
-def test_page_loaded_before_a_naming_is_not_stale(service: ClusterService) -> None:
+def test_naming_does_not_make_a_loaded_page_stale(service: ClusterService) -> None:
     seen = service.clusters(PET).revision
     service.name(PET, TWO, "Rex", operation_id="1", by="ada")
     service.undo(PET, seen + 1, operation_id="2", by="ada")

@@ -239,7 +239,7 @@ def test_noise_is_not_absorbed_into_the_other_side_of_a_split() -> None:
 
 
 def test_recluster_memory_does_not_grow_with_groups_times_noise() -> None:
-    """In a pet with many small groups and much noise, a matrix of both would take most of the memory."""
+    """In a pet with many small groups and much noise, a groups × noise matrix would take most of the memory."""
     n_groups, n_noise = 250, 1_500
     labels = [*np.repeat(range(n_groups), 3).tolist(), *[NOISE] * n_noise]
     vectors = np.random.default_rng(1).normal(size=(len(labels), 8)).astype(np.float32)

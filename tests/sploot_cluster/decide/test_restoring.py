@@ -1,4 +1,4 @@
-"""Ids after a restore: no id denotes different items than before, and old ids lead to the clusters of their items."""
+"""Ids after a restore: no id gets other items than before, and old ids resolve to the clusters of their items."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def service(store: PetStore) -> ClusterService:
 
 @pytest.fixture
 def machine(store: PetStore) -> Machine:
-    """A function that commits a recluster with the given groups, and leaves all other items where they are."""
+    """A function that commits a recluster into the given groups. All other items stay where they are."""
 
     def recluster(*found: Iterable[MediaId], noise: Iterable[MediaId] = ()) -> PetState:
         state = store.load(PET)
@@ -45,7 +45,7 @@ def machine(store: PetStore) -> Machine:
 
 
 def where(store: PetStore, media: Iterable[MediaId]) -> set[int]:
-    """Return the clusters of these items."""
+    """Return the clusters that these items are in."""
     state = store.load(PET)
     return {int(state.labels[state.rows[item]]) for item in media}
 

@@ -17,7 +17,7 @@ KINDS = ("merge", "split", "exclude", "dismiss")
 
 
 def correct(service: ClusterService, state: PetState, kind: str, random: Random) -> tuple[Corrected, set[int]]:
-    """Make a correction of this kind; return its result and the clusters that it affects."""
+    """Make a correction of this kind, and return its result and the clusters that it affects."""
     clusters = random.sample(sorted(state.clusters), 2)
     cluster = ClusterId(clusters[0])
     members = [item for item in state.media if state.labels[state.rows[item]] == cluster]

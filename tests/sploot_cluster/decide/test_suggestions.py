@@ -25,7 +25,7 @@ ONE, TWO, THREE = (ClusterId(number) for number in range(1, 4))
 
 
 def subject(n: int, seed: int, spread: float = 0.05, **weights: float) -> FloatMatrix:
-    """Return n vectors near a direction, which is given as weights of axes, such as ``_0=1.0, _3=0.5``."""
+    """Return n vectors near a direction. ``weights`` give it by axis, such as ``_0=1.0, _3=0.5``."""
     made = np.random.default_rng(seed).normal(scale=spread, size=(n, DIM))
     for axis, weight in weights.items():
         made[:, int(axis[1:])] += weight

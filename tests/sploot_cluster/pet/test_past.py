@@ -293,7 +293,7 @@ def test_repeated_restore_operation_takes_effect_once(service: ClusterService, s
 
 
 def test_repeated_restore_is_recognised_after_many_corrections(service: ClusterService, store: PetStore) -> None:
-    """For example, a worker was suspended for a day and then runs its message again."""
+    """This happens, for example, if a worker is suspended for a day and then runs its message again."""
     before = store.view(PET).revision
     first = service.restore(PET, before, operation_id="r", by="bob")
     for number in range(60):

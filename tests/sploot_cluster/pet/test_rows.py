@@ -91,7 +91,7 @@ def test_rows_appended_by_several_threads_are_stored_once() -> None:
     rows = PetRows(media("m0"), rows_of(1))
 
     def catch_up(step: int) -> bool:
-        """Append rows, ``step`` at a time, and return whether they are complete after each step."""
+        """Append rows, ``step`` at a time, and return whether all were stored after each step."""
         is_whole = True
         for row in range(1, n, step):
             m = min(row + step, n)

@@ -1,4 +1,4 @@
-"""Validation and normalisation of input arrays."""
+"""Tests of the validation and normalisation of input arrays."""
 
 from __future__ import annotations
 
