@@ -46,7 +46,7 @@ def delay_ms_of(delay: float | None) -> int:
 
 
 def expires_in_ms_of(options: Mapping[str, Any]) -> int | None:
-    """Return how many ms after its enqueue, or after its delay, a message expires, or None if it never does."""
+    """Return in how many ms a message expires, counted from its enqueue or the end of its delay; None for never."""
     expires_in_ms = options.get("expires_in_ms")
     return None if expires_in_ms is None else int(expires_in_ms)
 

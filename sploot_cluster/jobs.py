@@ -133,7 +133,7 @@ class JobQueue(Protocol):
         ...
 
     def job(self, job_id: str) -> JobStatus | None:
-        """Return the status of a job, or None if it was never enqueued, or ended more than a day ago."""
+        """Return the status of a job, or None if it was never enqueued or ended more than a day ago."""
         ...
 
 

@@ -45,7 +45,7 @@ class TakeTraceparent:
 
 
 def current_traceparent() -> str | None:
-    """Return the context of the current span, or of the current request, or None if there is neither."""
+    """Return the context of the current span or else of the current request, or None if there is neither."""
     trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return _of_request.get()

@@ -286,7 +286,8 @@ class Batcher:
         """Return the size of a batch of messages like these, and the maximum number of batches that a Worker may hold.
 
         The size is 0 if such messages cannot share a batch. The maximum number is None if there is no limit. Messages
-        that were delivered before are ignored, because they say nothing about new ones, or None if there are no others.
+        that were delivered before are ignored, because they say nothing about new ones; if there are no others, the
+        result is None.
         """
         read = [one for one in read if one.deliveries == 1]
         if not read:

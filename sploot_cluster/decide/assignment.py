@@ -50,8 +50,7 @@ class Decision:
     Attributes:
         cluster: the cluster that the arrival joins, or NOISE.
         origin: ARRIVED, or NOISE.
-        similarity: similarity to that cluster, or to the nearest one for noise, or None if no neighbour is in a
-            cluster.
+        similarity: similarity to that cluster or, for noise, to the nearest one; None if no neighbour is in a cluster.
     """
 
     cluster: ClusterId

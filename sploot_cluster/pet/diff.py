@@ -133,7 +133,7 @@ def mostly(
 
 
 def most_of(labels: LabelVector) -> ClusterId | None:
-    """Return the cluster of more than half of these labels, or None if there is none, or if most are noise."""
+    """Return the cluster of more than half of these labels, or None if there is none or most are noise."""
     values, n = np.unique(labels, return_counts=True)
     if not len(values) or values[n.argmax()] == NOISE or 2 * n.max() <= n.sum():
         return None

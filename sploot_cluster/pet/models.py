@@ -352,8 +352,8 @@ class Assigned:
 
     Attributes:
         cluster: the cluster of the item, or NOISE.
-        similarity: mean top-3 cosine similarity to that cluster, or to the nearest one if the item is noise, or None if
-            the pet has no cluster yet.
+        similarity: mean top-3 cosine similarity to that cluster or, for noise, to the nearest one; None if the pet has
+            no cluster yet.
         backend: the backend that computed the result.
         is_duplicate: whether the pet already had the item, so that nothing was written.
         revision: the revision of the pet that contains the item.

@@ -354,7 +354,7 @@ def export_pet(
 
 
 def _written(target: Path, parts: Iterator[bytes]) -> int:
-    """Write a file part by part and return its size; if a part cannot be read, there is no new file.
+    """Write a file part by part and return its size; if a part cannot be read, no file is created.
 
     Raises:
         InvalidInput: the file cannot be written.

@@ -107,7 +107,7 @@ def configure_logging(level: str) -> None:
 
 
 def pet_id_of(message: Message) -> int | None:
-    """Return the id of the pet that a message is about, or None if it has no pet id, or one that is not a number."""
+    """Return the id of the pet that a message is about, or None if the pet id is missing or not a number."""
     pet_id = message.kwargs.get("pet_id")
     return pet_id if type(pet_id) is int else None
 
