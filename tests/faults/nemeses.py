@@ -229,6 +229,12 @@ def fill_memory(stage: Stage, rng: random.Random) -> str:
     return "filled the memory"
 
 
+def fill_the_disk(stage: Stage, rng: random.Random) -> str:
+    with stage.full_disk():
+        time.sleep(rng.uniform(1.0, 5.0))
+    return "filled the disk"
+
+
 def reload(stage: Stage, rng: random.Random) -> str:
     """Send SIGHUP to a master, which may still be booting."""
     rng.choice(stage.pods).signal(signal.SIGHUP)
@@ -281,6 +287,7 @@ BY_NAME: Final = {
         Nemesis("crashes", (crash_server,), (0.5, 3.0)),
         Nemesis("restarts", (restart_server,), (0.5, 3.0)),
         Nemesis("memory", (fill_memory,), (0.3, 1.5)),
+        Nemesis("disk", (fill_the_disk,), (0.3, 1.5)),
         Nemesis("reloads", (reload, reload, roll_out), (0.1, 2.0)),
         Nemesis("retries", (die_between_retry_and_ack,), (0.5, 2.0), {"fails-once": 6, "fails": 1, "quick": 3}),
         Nemesis(
@@ -306,6 +313,7 @@ BY_NAME: Final = {
                 freeze,
                 crash_server,
                 fill_memory,
+                fill_the_disk,
                 reload,
                 roll_out,
             ),

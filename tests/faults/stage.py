@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import shlex
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ import psutil
 import redis
 from redis.sentinel import Sentinel
 
-from tasks.redis_access.embedded import EmbeddedRedis
+from tasks.redis_access.embedded import EmbeddedRedis, find_redis_server
 from tests.faults.address import MASTER
 from tests.faults.ledger import Ledger
 from tests.faults.outage import Outage
@@ -153,8 +155,10 @@ class Stage:
     def __init__(self, directory: Path, *, n_pods: int = 3, processes: int = 1, threads: int = 4) -> None:
         self.directory = directory
         self._ledger_server = EmbeddedRedis(directory=_made(directory / "ledger"), options={"appendonly": "no"})
-        self.server = EmbeddedRedis(directory=_made(directory / "server"), options=OPTIONS)
-        self._slow_server = EmbeddedRedis(directory=directory / "server", options={**OPTIONS, **SLOW_LOADING})
+        files = _made(directory / "server")
+        surviving = _surviving_a_full_disk(directory / "redis-server")
+        self.server = EmbeddedRedis(directory=files, executable=surviving, options=OPTIONS)
+        self._slow_server = EmbeddedRedis(directory=files, executable=surviving, options={**OPTIONS, **SLOW_LOADING})
         self._slow_server.port = self.server.port
         self._shape = (n_pods, processes, threads)
         self.pods: list[Pod] = []
@@ -212,6 +216,25 @@ class Stage:
         """Start the server with its data; with ``slowly``, it answers LOADING for a while."""
         if self.server.pid is None and self._slow_server.pid is None:
             (self._slow_server if slowly else self.server).start()
+
+    @contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Let the server write nothing to its files during the block, so that it refuses writes as on a full disk.
+
+        With appendfsync=always, the server would exit instead.
+        """
+        pid = self.server.pid or self._slow_server.pid
+        if pid is None:
+            yield
+            return
+        self.client.config_set("appendfsync", "everysec")
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            eventually(lambda: self.client.info("persistence")["aof_last_write_status"] == "ok", within_s=60)
+            self.client.config_set("appendfsync", "always")
 
     def heal(self) -> None:
         """End every fault that is still active."""
@@ -318,6 +341,14 @@ def _is_replicated(client: Any) -> bool:
     info = client.info("replication")
     replica = info.get("slave0")
     return replica is not None and replica["state"] == "online" and replica["offset"] == info["master_repl_offset"]
+
+
+def _surviving_a_full_disk(program: Path) -> Path:
+    """Write a program that starts the server without the signal that would end it at a limit on the size of files."""
+    _made(program.parent)
+    program.write_text(f'#!/bin/sh\ntrap "" XFSZ\nexec {shlex.quote(str(find_redis_server()))} "$@"\n')
+    program.chmod(0o755)
+    return program
 
 
 def _made(directory: Path) -> Path:
