@@ -26,13 +26,13 @@ logger = logging.getLogger(__name__)
 # on the CPU.
 GPU_FROM: Final = 2_000
 
-# Rows per matrix product on the GPU; a product with 50,000 columns takes 800 MB.
+# Number of rows per matrix product on the GPU. A product with 50,000 columns takes 800 MB.
 _BLOCK: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A report that a backend could not be used: the wanted backend, the one that replaced it, and the reason."""
+    """A report that a backend could not be used. It names that backend, its replacement and the reason."""
 
     wanted: Backend
     used: Backend
@@ -137,7 +137,7 @@ def _with_torch() -> FindNearest:
         n, (size, n_chunks) = len(vectors), chunks.rows.shape
         places, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
         most = np.empty((n, n_chunks), dtype=np.float32)
-        # TF32 would keep only three digits
+        # the GPU's TF32 format would keep only three digits
         precision = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:

@@ -22,15 +22,15 @@ from sploot_cluster.threads import spread
 # A value that is lower than every similarity.
 NEVER: Final = np.float32(-3)
 
-# Vectors per chunk: smaller chunks rule out more but take more memory. Measured with 8, 16 and 32 on 1,000 to 10,000
-# vectors.
+# Number of vectors per chunk: smaller chunks rule out more but take more memory. Measured with 8, 16 and 32 on 1,000 to
+# 10,000 vectors.
 _SIZE: Final = 8
 # One in 32 vectors is a pivot; the others are ordered by their most similar pivot.
 _OF_MANY: Final = 32
 # Maximum number of chunks, which limits the stored maxima to 4 kB per vector, whatever n is.
 _MOST_CHUNKS: Final = 1_024
-# Values per product: large enough for BLAS, which is a quarter faster with 1,024 rows than with 256; small enough that
-# two threads take 80 MB, whatever n is.
+# Number of values per product: large enough for BLAS, which is a quarter faster with 1,024 rows than with 256, and
+# small enough that two threads take 80 MB, whatever n is.
 _BLOCK_VALUES: Final = 8 * 1024 * 1024
 _MOST_ROWS: Final = 1_024
 _FEW_ROWS: Final = 512
@@ -58,7 +58,8 @@ class Chunks:
 
         Args:
             order: all rows, ordered so that similar ones are adjacent; default: computed, in O(n² · d / size).
-            more: how many times as many chunks there may be, if only a part of the rows is compared with them.
+            more: factor by which to raise the maximum number of chunks, if only some of the rows are compared with
+                them.
         """
         n = len(vectors)
         size = max(_SIZE, -(-n // (more * _MOST_CHUNKS)))
@@ -95,7 +96,7 @@ class Nearest:
 
 
 def nearest_rows(vectors: FloatMatrix, chunks: Chunks, k: int, *, threads: int = 1) -> Nearest:
-    """Return the k nearest other rows of each of (n, d) vectors of unit norm; k < n. O(n² · d)."""
+    """Return the k < n nearest other rows of each of (n, d) vectors of unit norm. O(n² · d)."""
     n, n_chunks, step = len(vectors), chunks.rows.shape[1], block_rows(len(vectors))
     places, similarities = np.empty((n, k), dtype=np.intp), np.empty((n, k), dtype=np.float32)
     most = np.empty((n, n_chunks), dtype=np.float32)
@@ -115,10 +116,12 @@ def products(vectors: FloatMatrix, chunks: Chunks, *, own: Rows | None = None) -
     """Return the similarities of m vectors to all rows of the chunks, and to the most similar row of each chunk.
 
     Args:
-        own: position of each vector in the flattened ``chunks.rows``, if it is one of them; it is left out.
+        own: position of each vector in the flattened ``chunks.rows``, if the vectors are rows of the chunks. They are
+            then not compared with themselves.
 
     Returns:
-        (m, size · n_chunks), in the order of the flattened ``chunks.rows``; and (m, n_chunks).
+        The (m, size · n_chunks) similarities in the order of the flattened ``chunks.rows``, and the (m, n_chunks)
+        highest similarity per chunk.
     """
     size, n_chunks = chunks.rows.shape
     similarity = vectors @ chunks.columns.reshape(size * n_chunks, -1).T
@@ -140,7 +143,7 @@ def block_rows(n: int) -> int:
 def alike(vectors: FloatMatrix) -> Rows:
     """Return all (n,) rows, ordered so that similar ones are adjacent.
 
-    Rows are ordered by their most similar pivot; the pivots are ordered in the same way, recursively.
+    Rows are ordered by their most similar pivot. The pivots are ordered in the same way, recursively.
     """
     n = len(vectors)
     if n <= _OF_MANY:

@@ -25,7 +25,7 @@ _ROOT: Final = 0
 
 @dataclass(frozen=True, slots=True)
 class CondensedTree:
-    """The groups of a hierarchy of n rows; group 0 is the root, and a parent comes before its children.
+    """The groups of a hierarchy of n rows. Group 0 is the root, and a parent has a lower number than its children.
 
     Attributes:
         parents: the group that each group is a part of; -1 for the root.
@@ -60,7 +60,7 @@ class CondensedTree:
         numbers = np.arange(2 * n - 1)
         # the large component that each row is in until it leaves its group
         left = _ends_of(np.where(is_large, numbers, above))[:n]
-        # the large component where the group of each begins
+        # the large component at which the group of each component begins
         above[begins] = begins
         begun = _ends_of(np.where(is_large, above, numbers))
         number = np.full(2 * n - 1, _ROOT)
@@ -100,7 +100,7 @@ class CondensedTree:
 
 
 def _ends_of(leads: Rows) -> Rows:
-    """Return where each node of a forest ends up, if each leads to another, and the last ones to themselves.
+    """Return the root of each node of a forest, given each node's parent. The parent of a root is the root itself.
 
     O(n · log n), because the steps double.
     """
@@ -112,7 +112,7 @@ def _ends_of(leads: Rows) -> Rows:
 
 
 def select(hierarchy: Linkage, size: int) -> tuple[Rows, DoubleVector]:
-    """Return (n,) labels of the most stable groups of ``size`` rows or more, -1 = noise, and (n,) probabilities.
+    """Return the (n,) labels of the most stable groups of at least ``size`` rows, -1 = noise, and (n,) probabilities.
 
     A probability states how deep in its group a row lies: the density at which it leaves the group, as a share of the
     highest density at which any row or part of the group leaves. O(n · log n).

@@ -26,12 +26,12 @@ _RANK_SHARE: Final = 8
 # If the usual distance is less than this, most items of the pet are practically identical. In this case near copies are
 # not combined: every item counts as a picture of its own.
 _IDENTICAL: Final = 1e-2
-# Maximum number of rows to compare with all others: comparing 128 with 50,000 rows of 512 dimensions takes 0.1 s.
+# Maximum number of rows to compare with all others. Comparing 128 with 50,000 rows of 512 dimensions takes 0.1 s.
 _MOST_PROBES: Final = 128
 
 
 def pictures(tree: SpanningTree, vectors: FloatMatrix, names: Rows | None = None) -> Rows:
-    """Return, for each row, the number of its picture, from 0: near copies share a number. Shape (n,). O(n · d).
+    """Return the number of each row's picture, from 0, as (n,). Near copies share a number. O(n · d).
 
     Args:
         tree: the spanning tree of all ``vectors``.
@@ -80,7 +80,7 @@ def _is_copy(vectors: FloatMatrix, found: Rows, limit: float) -> BoolVector:
 def _usual_distance(vectors: FloatMatrix, names: Rows | None) -> float:
     """Return the upper quartile of the distances of evenly spaced rows to their neighbour of rank ``_RANK`` or lower.
 
-    The median would not do, because more than half of the items of a pet may be frames of bursts.
+    The median would be too low, because more than half of the items of a pet may be frames of bursts.
     """
     n = len(vectors)
     rank = min(_RANK, max(1, n // _RANK_SHARE))

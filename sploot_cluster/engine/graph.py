@@ -32,7 +32,7 @@ class Merges:
 
     @classmethod
     def of(cls, n: int, edges: Rows) -> Merges:
-        """Return the merges of n nodes; ``edges`` as for :func:`forest`. O((n + m) · log n)."""
+        """Return the merges of n nodes along ``edges``, which are as for :func:`forest`. O((n + m) · log n)."""
         kept, rounds = [np.empty(0, dtype=np.intp)], []
         component: Rows = np.arange(n)
         last: Rows = np.full(n, -1)
@@ -69,7 +69,7 @@ def forest(n: int, edges: Rows) -> Rows:
     O(m · log n).
 
     Args:
-        edges: pairs of nodes, by ascending weight; pairs may repeat, and pairs of a node with itself are left out.
+        edges: pairs of nodes, by ascending weight. Pairs may repeat. A pair of a node with itself is ignored.
     """
     return np.sort(np.concatenate([np.empty(0, dtype=np.intp), *(picked for picked, _, _ in _rounds(n, edges))]))
 

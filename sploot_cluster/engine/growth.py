@@ -32,9 +32,9 @@ from sploot_cluster.engine.spanning_tree import (
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 from sploot_cluster.threads import spread
 
-# There may be this many times more chunks of old rows than when a tree is built, because their maxima are not kept.
+# Factor by which the number of chunks of old rows may exceed that of a fresh build, because their maxima are not kept.
 _FINER: Final = 4
-# Rows whose paths to the chunks are compared at once. Few, so that what is compared stays in the processor's cache.
+# Number of rows whose paths to the chunks are compared at once: few enough for the data to stay in the CPU's cache.
 _ROWS: Final = 32
 
 
@@ -76,7 +76,7 @@ class _Edges:
 
     @classmethod
     def of(cls, ones: Rows, others: Rows, similarity: FloatVector, core: FloatVector) -> _Edges:
-        """Return the edges between pairs of rows of this similarity, given the ``core`` similarities of all rows."""
+        """Return the edges between pairs of rows, given each pair's similarity and each row's ``core`` similarity."""
         rows = np.sort(np.stack([ones, others], axis=1), axis=1)
         return cls(rows, np.minimum(similarity, np.minimum(core[ones], core[others])))
 
@@ -86,7 +86,7 @@ class _Edges:
         return cls(np.concatenate([each.rows for each in some]), np.concatenate([each.reachability for each in some]))
 
     def merged(self, n: int) -> tuple[_Edges, Merges]:
-        """Return the edges, best first, and the merges of n rows along them."""
+        """Return the edges in order, best first, and the merges of n rows along them."""
         order = np.argsort(-self.reachability, kind="stable")
         edges = _Edges(self.rows[order], self.reachability[order])
         return edges, Merges.of(n, edges.rows)
@@ -97,9 +97,9 @@ class _Edges:
 
 @dataclass(frozen=True, slots=True)
 class _Links:
-    """For each of m new rows, an old row, the similarity to it, and the reachability of the edge between the two.
+    """One edge for each of m new rows: an old row, the similarity to it, and the edge's reachability.
 
-    The reachability is a similarity too, and a lower bound: the core distance of the old row may shrink.
+    The reachability is also a similarity. It is a lower bound, because the core distance of the old row may shrink.
     """
 
     rows: Rows
@@ -114,7 +114,7 @@ class _OldTree:
     """The tree before it grows, and its paths.
 
     Attributes:
-        min_samples: that of the tree.
+        min_samples: the tree's HDBSCAN parameter.
         core: (n_old,) similarity of each row to the neighbour that determines its core distance.
         chunks: the chunks of the rows; similar rows are near each other in the order in which the tree merges them.
         least: for each place in the chunks, the lowest similarity at which a new row counts as near the old one there.
@@ -149,7 +149,7 @@ class _OldTree:
     def links(
         self, nearest: Rows, similarity: FloatMatrix, core: FloatVector, to_old: FloatMatrix, most: FloatMatrix
     ) -> _Links:
-        """Return good links of m new rows: the best of those to their (m, k) ``nearest`` rows that are old.
+        """Return a good link for each of m new rows: the best one to an old row among its (m, k) ``nearest`` rows.
 
         Args:
             similarity: (m, k) similarities to ``nearest``.
@@ -182,7 +182,7 @@ class _OldTree:
             core, links: those of the new rows.
 
         Returns:
-            positions of new rows, old rows, and the similarities of the pairs.
+            The positions of new rows, the old rows, and the similarities of the pairs.
         """
         best = np.minimum(most, core[:, None])
         path = np.minimum(links.reachability, self._to_middle[links.rows])[:, None]
@@ -206,14 +206,14 @@ class _OldTree:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """What is found about a block of new rows.
+    """The results for a block of new rows.
 
     Attributes:
-        rows, similarity: (m, k) their nearest other rows, in any order, and the similarities to these.
-        new: (m,) the rows themselves.
-        links: their links to old rows.
+        rows, similarity: (m, k) the nearest other rows of each new row, in any order, and the similarities to them.
+        new: (m,) the new rows.
+        links: the links of the new rows to old rows.
         near: (p, 2) pairs of an old row and a new row within its core distance.
-        ones, others, found: new rows, old rows, and similarities of the edges that may belong in the new tree.
+        ones, others, found: the new row, old row and similarity of each edge that may belong in the new tree.
     """
 
     rows: Rows
@@ -296,7 +296,7 @@ class _Growth:
     def _nearest_of(
         self, to_old: FloatMatrix, most_of_old: FloatMatrix, to_new: FloatMatrix, most_of_new: FloatMatrix
     ) -> tuple[Rows, FloatMatrix]:
-        """Return the nearest other rows of the rows of a block, in any order, and the similarities to these."""
+        """Return the nearest other rows of each row of a block, in any order, and the similarities to them."""
         k = min(max(NEIGHBOURS, self._old.min_samples + 1), self._n - 1)
         rows, similarities = [], []
         for found, most, of_place in (
@@ -337,7 +337,7 @@ class _Growth:
 
 
 def _lengths(vectors: FloatMatrix, chosen: Rows, edges: Rows, lengths: DoubleVector) -> DoubleVector:
-    """Return the lengths of ``chosen`` edges, given the lengths of ``edges``; all edges have the smaller row first."""
+    """Return the lengths of ``chosen`` edges, given those of ``edges``. All edges have the smaller row first."""
     n = len(vectors)
     known = edges[:, 0] * n + edges[:, 1]
     order = np.argsort(known)

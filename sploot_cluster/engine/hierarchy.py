@@ -86,7 +86,7 @@ def _join(edges: Rows, bounds: list[int], name: list[int]) -> list[tuple[int, in
     for start, end in pairwise(bounds):
         if end - start == 1:
             one, other = heads[start], tails[start]
-            # as in find, whose call takes as long as the steps of one edge
+            # as in find, but inlined, because a call takes as long as all other steps for one edge
             while parent[one] != one:
                 parent[one] = one = parent[parent[one]]
             while parent[other] != other:

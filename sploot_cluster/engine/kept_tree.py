@@ -25,7 +25,7 @@ _FORMAT: Final = "spanning-tree/1"
 
 
 def dump(tree: SpanningTree, state: PetState) -> KeptTree:
-    """Serialise the tree of the first ``tree.n`` rows of ``state``: 16 bytes per row, and 12 for each neighbour."""
+    """Serialise the tree of the first ``tree.n`` rows of ``state``. Takes 16 bytes per row and 12 per neighbour."""
     header = {"format": _FORMAT, "rows": _name(state.born, state.media[: tree.n]), "shape": tree.neighbours.shape}
     columns = (
         tree.neighbours.astype("<i4"),

@@ -15,10 +15,13 @@ Cost = npt.NDArray[np.float64]
 
 
 def matching(table: Table) -> list[tuple[int, int]]:
-    """Return the pairs (row, column) whose cells have the largest sum, in ascending order; no cell may be negative.
+    """Return the (row, column) pairs whose cells have the largest sum, in ascending order.
 
     Each row and each column is in at most one pair, and no pair has the value 0. If several choices have the largest
     sum, the result is one of them, and always the same. O(k³) for the largest connected part of k rows or columns.
+
+    Args:
+        table: values of at least 0.
     """
     n_rows = len(table)
     rows, columns = np.nonzero(table)
@@ -35,7 +38,7 @@ def matching(table: Table) -> list[tuple[int, int]]:
 
 
 def _largest(values: Table) -> list[tuple[int, int]]:
-    """Return the pairs with the largest sum: as many as there are rows or columns, whichever are fewer."""
+    """Return the pairs with the largest sum. Their number is that of rows or of columns, whichever is smaller."""
     if len(values) > values.shape[1]:
         return [(row, column) for column, row in _largest(values.T)]
     if len(values) == 1:
@@ -44,7 +47,7 @@ def _largest(values: Table) -> list[tuple[int, int]]:
 
 
 def _cheapest(cost: Cost) -> list[int]:
-    """Return the row assigned to each column, -1 for none, at the lowest total cost. Every row gets a column.
+    """Return the row assigned to each column at the lowest total cost, -1 = none. Every row gets a column.
 
     The Hungarian method with potentials (Kuhn, 1955; Jonker and Volgenant, 1987): rows are added one by one, each along
     a shortest path through the columns that are already assigned.

@@ -43,7 +43,7 @@ def nearest(vectors: FloatMatrix, queries: FloatMatrix, k: int) -> Neighbours:
     Args:
         vectors: (n, dim) float32 of unit norm, n ≥ 0. Neither copied nor modified.
         queries: (m, dim) float32 of unit norm. Not modified.
-        k: number of neighbours per query, at least 1; missing neighbours have the id -1.
+        k: number of neighbours per query, at least 1. Missing neighbours have the id -1.
     """
     if not len(vectors):
         # an empty pet has no dimension yet, but faiss compares dimensions
@@ -89,7 +89,7 @@ def _merged(
     all_ids, all_similarity = np.concatenate([ids, more_ids]), np.concatenate([similarity, more])
     order = np.argsort(-all_similarity, kind="stable")
     if all_similarity[order[k - 1]] == all_similarity[order[k]]:
-        # not all of the equal similarities at the end fit: faiss chooses among them with a heap like this one
+        # only some of the equally similar rows at the end fit: faiss chooses among them with a heap like this one
         heap = list(zip(similarity.tolist(), ids.tolist(), range(k), strict=True))
         heapify(heap)
         for at, (row, value) in enumerate(zip(more_ids.tolist(), more.tolist(), strict=True), start=k):

@@ -1,4 +1,4 @@
-"""The groups that the package hdbscan finds, to compare ours with. The only module that imports hdbscan."""
+"""The groups that the package hdbscan finds, for comparison with ours. Only this module imports hdbscan."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _parts(picture: Rows, n_copies: Rows) -> Rows:
 def plain_density_of(
     tree: SpanningTree, vectors: FloatMatrix, size: int, *, settings: ClusterSettings, names: Rows | None = None
 ) -> Density:
-    """Return HDBSCAN's groups of ``size`` items or more, or a single group; arguments as for :func:`density_of`."""
+    """Return HDBSCAN's groups of at least ``size`` items, or a single group. Arguments: see :func:`density_of`."""
     groups = _Groups(*select(linkage(tree, names), size))
     if groups.are_mostly_noise and not groups.are_clear(tree.core, counts=np.ones(tree.n, dtype=np.bool_)):
         groups = groups.or_single(vectors, size, settings)
@@ -109,7 +109,7 @@ def all_noise(n: int) -> Density:
 
 @dataclass(frozen=True, slots=True)
 class _Groups:
-    """Groups of n rows: (n,) labels, any numbers from 0, -1 = noise; and (n,) probabilities."""
+    """Groups of n rows, as (n,) labels (any numbers from 0, -1 = noise) and (n,) probabilities."""
 
     labels: Rows
     probabilities: DoubleVector
@@ -119,7 +119,7 @@ class _Groups:
         return _Groups(self.labels[picture], self.probabilities[picture])
 
     def of_pictures(self, picture: Rows, size: int) -> _Groups:
-        """Return the groups that show ``size`` different pictures or more."""
+        """Return the groups that show at least ``size`` different pictures."""
         is_first = np.zeros(len(picture), dtype=np.bool_)
         is_first[np.unique(picture, return_index=True)[1]] = True
         n_pictures = np.bincount(self.labels[is_first & (self.labels >= 0)], minlength=self.labels.max(initial=-1) + 1)
@@ -127,7 +127,7 @@ class _Groups:
         return _Groups(np.where(is_of_few, -1, self.labels), np.where(is_of_few, 0.0, self.probabilities))
 
     def with_free(self, others: _Groups) -> _Groups:
-        """Return these groups, and in addition each group of ``others`` whose rows are all noise here."""
+        """Return these groups together with each group of ``others`` whose rows are all noise here."""
         grouped = others.labels[others.labels >= 0]
         n_free = np.bincount(grouped, weights=self.labels[others.labels >= 0] < 0)
         is_free = np.append(n_free == np.bincount(grouped), False)
@@ -144,7 +144,7 @@ class _Groups:
     def are_clear(self, core: DoubleVector, *, counts: BoolVector) -> bool:
         """Return whether the groups are much denser than the noise around them, given the core distances of all rows.
 
-        The vectors of some models have much in common; this does not affect the result.
+        A component that all vectors of a model have in common does not affect the result.
         """
         is_grouped = (self.labels >= 0) & counts
         is_noise = (self.labels < 0) & counts
@@ -153,7 +153,7 @@ class _Groups:
         return bool(np.median(core[is_grouped]) < _CLEAR * np.median(core[is_noise]))
 
     def or_single(self, vectors: FloatMatrix, size: int, settings: ClusterSettings) -> _Groups:
-        """Return a single group of the vectors that look alike if there are ``size`` or more, else these groups."""
+        """Return a single group of the vectors that look alike if there are at least ``size``, else these groups."""
         is_inside = _single_cluster(vectors, settings.single_cluster_similarity)
         if np.count_nonzero(is_inside) < size:
             return self
@@ -164,7 +164,7 @@ class _Groups:
 
 
 def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
-    """Return a mask of the vectors that look alike, which is all False if the vectors are not similar enough."""
+    """Return a mask of the vectors that look alike. It is all False if the vectors are not similar enough."""
     # float64, because a float32 sum of many values loses digits
     centre = vectors.sum(axis=0, dtype=np.float64)
     length = float(np.linalg.norm(centre))

@@ -39,11 +39,12 @@ ROUNDING: Final = np.float32(4e-6)
 # Length of the neighbour lists. Doubling it decides more edges without a full comparison, but costs as much time as it
 # saves; measured with 200 to 10,000 vectors.
 NEIGHBOURS: Final = 16
-# Rows per block when rows are compared with chunks: each is compared with every chunk that any row of the block needs.
+# Number of rows per block when rows are compared with chunks. Each row is compared with every chunk that any row of its
+# block needs.
 _ROWS: Final = 128
-# Rows per block when one thread computes exact distances to nearest neighbours.
+# Number of rows per block when one thread computes exact distances to nearest neighbours.
 _MOST_ROWS: Final = 1_024
-# Pairs per block of distances: a block that fits into a core's cache is a quarter faster than one of 512 pairs.
+# Number of pairs per block of distances. A block that fits into a core's cache is a quarter faster than one of 512.
 _PAIRS: Final = 128
 
 
@@ -108,7 +109,7 @@ def spanning_tree(
         min_samples: a vector's core distance is the distance to its neighbour of this rank, from 1 to n − 1; the vector
             itself does not count.
         threads: number of threads that compute.
-        nearest: function that finds neighbours, such as one that uses a GPU; default: the CPU, with these threads.
+        nearest: a function that finds neighbours, for example on a GPU. Default: one that uses ``threads`` CPU threads.
         backend: name of the backend that ``nearest`` uses.
 
     O(n² · d) time: one all-pairs product, and rarely more than 10 % of another. O(n · d) memory: three times the size
@@ -127,7 +128,7 @@ def spanning_tree(
 
 
 def distances_between(vectors: FloatMatrix, rows: Rows, others: Rows | int) -> DoubleVector:
-    """Return the (m,) float64 Euclidean distances of pairs of rows; swapping the rows of a pair changes no bit."""
+    """Return the (m,) float64 Euclidean distances of pairs of rows. The order in a pair does not affect any bit."""
     others = np.broadcast_to(others, rows.shape)
     distances = np.empty(len(rows))
     for start in range(0, len(rows), _PAIRS):
@@ -159,7 +160,7 @@ class _Boruvka:
         self._n_components = n
 
     def run(self) -> Rows:
-        """Return the tree's edges: (n − 1, 2) rows, the smaller row first."""
+        """Return the tree's edges as (n − 1, 2) rows, the smaller row first."""
         edges = []
         while self._n_components > 1:
             best, best_with = self._best_known()
@@ -182,13 +183,13 @@ class _Boruvka:
         return is_fresh
 
     def _reached(self, best: FloatVector) -> FloatVector:
-        """Return, for each component, the best among the ``best`` edges of its rows."""
+        """Return, for each component, the best of the ``best`` edges of its rows."""
         reached = np.full(self._n_components, NEVER)
         np.maximum.at(reached, self._component, best)
         return reached
 
     def _look_farther(self, best: FloatVector, best_with: Rows) -> None:
-        """Find better edges that the neighbour lists miss; update ``best`` and ``best_with`` in place.
+        """Update ``best`` and ``best_with`` in place with better edges that the neighbour lists lack.
 
         The similarity to the most similar vector of each chunk is known. If the chunk contains no row of the component,
         the component has an edge at least that good. A chunk whose most similar vector is worse than the best of these
@@ -257,7 +258,7 @@ class _Boruvka:
 def nearest_exactly(
     vectors: FloatMatrix, rows: Rows, found: Nearest, k: int, *, threads: int
 ) -> tuple[Rows, DoubleMatrix]:
-    """Return, for each of m rows, the k nearest of the rows in ``found``, as (m, k), and their float64 distances.
+    """Return the k nearest of each row's ``found`` rows, as (m, k), and their float64 distances.
 
     Ties in float32 are resolved exactly.
     """

@@ -31,8 +31,8 @@ from sploot_cluster.engine.spanning_tree import (
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, Rows
 from sploot_cluster.threads import quiet_blas
 
-# Maximum number of vectors to add one by one: adding them all at once takes at least as long as adding four one by one.
-# Measured with 200 to 10,000 rows.
+# Maximum number of vectors to add one by one. Adding any number at once takes at least as long as adding four one by
+# one. Measured with 200 to 10,000 rows.
 _FEW: Final = 4
 # A tree is rebuilt if more than this share of all rows is new. When the number of rows doubles, growing the tree takes
 # 60–80 % of the time of a full build; measured with 2,000 to 10,000 rows.
@@ -49,8 +49,8 @@ def grown(tree: SpanningTree, vectors: FloatMatrix, *, build: Build = spanning_t
 
     Args:
         vectors: (n, d) float32 of unit norm, n ≥ tree.n. Not modified.
-        build: builds the tree from scratch if most vectors are new.
-        threads: number of threads that compute, if more than a few vectors are new.
+        build: a function that builds the tree from scratch, used if most vectors are new.
+        threads: number of threads, used if more than a few vectors are new.
     """
     n_new = len(vectors) - tree.n
     if n_new > _MANY * len(vectors):
@@ -71,7 +71,7 @@ def without(
     Args:
         vectors: (n, d) float32 of unit norm, for all rows of ``tree``. Not modified.
         gone: the rows to leave out, in any order.
-        build: builds the tree from scratch if much of it would change.
+        build: a function that builds the tree from scratch, used if much of it would change.
     """
     stays: BoolVector = np.ones(tree.n, dtype=np.bool_)
     stays[gone] = False
@@ -189,7 +189,7 @@ def _bridges(vectors: FloatMatrix, core: DoubleVector, n_parts: int, part: Rows)
 
 
 def _lightest(n: int, edges: Rows, weights: DoubleVector) -> Rows:
-    """Return the positions of the edges that make up a minimum spanning tree of n nodes; edges may repeat."""
+    """Return the positions of the edges that make up a minimum spanning tree of n nodes. ``edges`` may repeat."""
     order = np.argsort(weights, kind="stable")
     _, first = np.unique(edges[order, 0] * n + edges[order, 1], return_index=True)
     first.sort()
@@ -201,7 +201,7 @@ def _nearest_to(vectors: FloatMatrix, similarity: FloatVector, row: int, k: int)
     """Return the (k,) rows nearest to ``row``, and their distances.
 
     Args:
-        similarity: similarity to each candidate. The similarity of ``row`` to itself is left out, or lower than all
+        similarity: the similarity of ``row`` to each candidate. That to itself must be left out, or lower than all
             others.
     """
     close = np.arange(len(similarity))
