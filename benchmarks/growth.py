@@ -40,7 +40,7 @@ def measure_tree(vectors: FloatMatrix, n: int, share: float) -> tuple[float, flo
 
 
 def measure(vectors: FloatMatrix, n: int, share: float) -> tuple[float, float]:
-    """Return the CPU seconds of a recluster of n items and ``share`` more: from scratch, and from the tree of n."""
+    """Return the CPU seconds to recluster n items and ``share`` more, from scratch and from a tree of n items."""
     spent = []
     for _ in range(ROUNDS):
         fresh, grows = MemoryPetStore(), MemoryPetStore()

@@ -159,7 +159,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
 
 
 def build_app(settings: Settings) -> FastAPI:
-    """Return the HTTP API as an ASGI application, to be served or to be mounted in another application.
+    """Return the HTTP API as an ASGI application, to be served or mounted in another one.
 
     Raises:
         InvalidInput: ``SPLOOT_API_TOKENS`` or ``SPLOOT_HTTP_PUBLIC`` is invalid.

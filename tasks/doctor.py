@@ -85,7 +85,7 @@ class Finding:
     Attributes:
         check: name of the check, one or two words.
         seen: what the check observed.
-        hint: the command or change that fixes it; empty if nothing needs fixing.
+        hint: the command or change that fixes it, or an empty string if nothing needs fixing.
     """
 
     check: str

@@ -55,7 +55,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """The shares of later items in the cluster of their own and of the other subject, and of strangers in either."""
+    """The shares of later items in their own subject's cluster and in the other's, and of strangers in either."""
 
     right: float
     wrong: float

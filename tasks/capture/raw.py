@@ -33,7 +33,7 @@ _SHAPE: Final[archives.Shape] = {
 
 
 def members_of(raw: RawPet, *, redact: bool) -> dict[str, bytes]:
-    """Return the members of a capture that hold the keys of a pet."""
+    """Return the keys of a pet as members of a capture."""
     kinds = {name: key.kind for name, key in raw.keys.items()}
     values = {
         f"raw/{name}": _packed(key)

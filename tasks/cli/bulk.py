@@ -38,7 +38,7 @@ FAILURES_SHOWN: Final = 5
 
 
 def part_of(text: str) -> tuple[int, int]:
-    """Return the two numbers of ``PART/PARTS``."""
+    """Parse ``PART/PARTS`` and return the two numbers."""
     part, _, parts = text.partition("/")
     if part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts):
         return int(part), int(parts)

@@ -38,7 +38,7 @@ MODULES: Final[Mapping[str, str]] = {
 
 
 def generated() -> str:
-    """Return the text of ``index.json``, from the commands."""
+    """Generate the text of ``index.json`` from the commands."""
     rows = {
         name: {"module": module, "summary": _summary(command.help or "")}
         for module in MODULES

@@ -114,7 +114,7 @@ def _columns_of(text: str) -> int:
 
 
 class Screen:
-    """Standard output or error. Strings are printed literally, with control characters escaped.
+    """Standard output or standard error. Strings are printed literally, with control characters escaped.
 
     Attributes:
         width: maximum width of a table in columns. None: the width of the terminal, or no limit without a terminal.

@@ -440,7 +440,7 @@ def flat_event(album: Album, media_id: str, embedding: bytes) -> dict[Any, Any]:
 
 
 def _order_of_arrival(albums: Sequence[Album]) -> Iterable[tuple[Album, int]]:
-    """Return arrivals that fill all albums in parallel, each in its own order; the result is always the same."""
+    """Return arrivals that fill all albums in parallel, each in its own order. Deterministic."""
     arrivals = [(row / len(album.media_ids), album, row) for album in albums for row in range(len(album.media_ids))]
     arrivals.sort(key=lambda arrival: (arrival[0], arrival[1].pet_id))
     return [(album, row) for _, album, row in arrivals]

@@ -27,7 +27,7 @@ class JobFacts:
         attempt: number of the attempt, from 1.
         started_s: start time by ``time.perf_counter``; for a job in a batch, the start time of the batch.
         refusal: why the request did not fit the pet, so that nothing was changed, or None if it was not refused.
-        outer: the facts of the job before it in its batch; None outside a batch, and for the first job in it.
+        outer: the facts of the previous job in its batch, or None outside a batch and for the first job in one.
     """
 
     pet_id: int | None = None

@@ -201,7 +201,7 @@ class KeepPetIndex(dramatiq.Middleware):
         self.stop()
 
     def start(self, broker: RedisStreamsBroker | None = None) -> None:
-        """Start the thread. It indexes the shards that ``broker`` knows; without one, undivided queues only."""
+        """Start the thread. It indexes the shards that ``broker`` knows or, without a broker, undivided queues."""
         self._broker = broker
         self._is_stopping.clear()
         self._thread = threading.Thread(target=self._loop, name="pet-index", daemon=True)

@@ -22,7 +22,7 @@ from tasks.shards import shards_of_all
 
 _PET: Final = re.compile(r"[1-9][0-9]{0,18}")
 # Ids of jobs and events have at least 8 characters; a search of the waiting entries for a shorter text would find too
-# much.
+# many.
 _ID: Final = re.compile(r"[\w.:-]{8,200}")
 
 

@@ -30,7 +30,7 @@ test_runbook_replaces_crashed_workers = practice.test_runbook_replaces_crashed_w
 
 
 def reported_once(on_call: OnCall, alert: str, *, pages: bool = True) -> None:
-    """Check that the incident sent one message to Slack, and one page if the alert pages, all of this alert."""
+    """Check that the incident sent one message to Slack and, if the alert pages, one page, all about this alert."""
     expected = [("Slack", alert)] + ([("PagerDuty", alert)] if pages else [])
     assert sorted(on_call.incidents[-1].notified) == sorted(expected)
 
