@@ -247,7 +247,7 @@ def roll_out(stage: Stage, rng: random.Random) -> str:
 
 
 def die_between_retry_and_ack(stage: Stage, rng: random.Random) -> str:
-    """Crash the server after it ran a retry and before its reply arrives."""
+    """Cut connections at retries, before or after the server runs them, and crash the server meanwhile."""
     stage.outage.aim("retry", rng.choice(("before", "after")), times=4)
     time.sleep(rng.uniform(0.02, 0.1))
     stage.crash_server()
