@@ -1,13 +1,13 @@
 """The message options that the broker and Dramatiq's middleware read, and their valid values.
 
-unique_key, unique_for_ms   at most one message with the key waits, for at most this time
+unique_key, unique_for_ms   at most one message with the key waits, and locks the key for at most this time
 ordering_key                messages with the key run one at a time, in the order in which they were enqueued
-ordering_hold_ms            how long its retries may hold the ordering key
-concurrency_key, max_concurrent  at most that many messages with the key run at once
-expires_in_ms, keep_expired  the message must begin within this time; otherwise it is dropped, or becomes a dead letter
-rate, rate_key              at most that many messages with the key start per period
-priority                    which waiting messages come first: those with lower numbers
-delay                       for ``enqueue_many``: ms from now
+ordering_hold_ms            how long the message's retries may hold the ordering key
+concurrency_key, max_concurrent  at most this many messages with the key run at once
+expires_in_ms, keep_expired  a message that does not start within this time is dropped, or becomes a dead letter
+rate, rate_key              at most this many messages with the key start per period
+priority                    waiting messages with lower numbers come first
+delay                       the delay in ms, for ``enqueue_many``
 
 Dramatiq's middleware does not validate its options. A value of the wrong type makes the middleware that decides the
 outcome of a message raise an exception, or ends the worker thread. So options are validated before a message is added
@@ -24,8 +24,8 @@ import dramatiq
 from .errors import InvalidOption
 from .key_limits import LEAST_URGENT, MOST_URGENT, is_number_of_messages, is_priority, rate_from
 
-# Largest number that an option may have. In milliseconds, it is 285,000 years. Beyond it, arithmetic (for example of a
-# back-off) exceeds the precision of a float.
+# Largest number that an option may have. In milliseconds, it is 285,000 years. Arithmetic with larger numbers, for
+# example for a back-off, exceeds the precision of a float.
 LARGEST: Final = 2**53
 
 # Name of the option that holds the expiry time of an enqueued message, in ms on the server's clock.
@@ -46,28 +46,28 @@ def delay_ms_of(delay: float | None) -> int:
 
 
 def expires_in_ms_of(options: Mapping[str, Any]) -> int | None:
-    """Return in how many ms a message expires, counted from its enqueue or the end of its delay; None for never."""
+    """Return the time in ms after which a message expires, not counting its delay, or None if it never expires."""
     expires_in_ms = options.get("expires_in_ms")
     return None if expires_in_ms is None else int(expires_in_ms)
 
 
 def expires_at_ms_of(options: Mapping[str, Any]) -> int:
-    """Return the time at which a message expires unless it has started, in ms on the server's clock, or 0 for never."""
+    """Return the expiry time of a message in ms on the server's clock, or 0 if it never expires."""
     return int(options.get(EXPIRES_AT) or 0)
 
 
 def is_part_of_composition(options: Mapping[str, Any]) -> bool:
-    """Return whether a pipeline's next stage or a group's callbacks depend on this particular message."""
+    """Return whether a pipeline or a group can complete only if a message with these options runs."""
     return bool(options.get("pipe_target") or options.get("group_completion_uuid"))
 
 
 def is_known(name: str) -> bool:
-    """Return whether the broker or Dramatiq's middleware reads an option of this name."""
+    """Return whether the broker or Dramatiq's middleware reads the option with this name."""
     return name in _KINDS or name in _LIMITING or name == "unique_key"
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check the options that this broker and Dramatiq's middleware read; other options may have any value.
+    """Check the options that this broker and Dramatiq's middleware read. Other options may have any value.
 
     Raises:
         InvalidOption: an option has an invalid value.
@@ -108,17 +108,17 @@ def shown(value: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    # refuses NaN, too: comparisons with it are false
+    # this refuses NaN, too, because comparisons with NaN are false
     return isinstance(value, int | float) and 0 <= value <= LARGEST
 
 
 def _is_limit(value: object) -> bool:
-    """Return whether the value is a number, or stands for no limit (None, 0 or infinity)."""
+    """Return whether the value is a number, or None, 0 or infinity, which mean no limit."""
     return not value or value == float("inf") or _is_number(value)
 
 
 def _is_count(value: object) -> bool:
-    """Return whether the value is a number, or stands for no limit (None or infinity)."""
+    """Return whether the value is a number, or None or infinity, which mean no limit."""
     return value is None or value == float("inf") or _is_number(value)
 
 
@@ -139,7 +139,7 @@ def _is_rate(value: object) -> bool:
 
 
 def _is_hold(value: object) -> bool:
-    """Return whether the value is a number, or stands for no limit (None)."""
+    """Return whether the value is a number, or None, which means no limit."""
     return value is None or _is_number(value)
 
 

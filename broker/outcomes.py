@@ -1,8 +1,8 @@
-"""The outcomes of messages: writes retries and dead letters, and checks whether a message may still run here.
+"""The outcomes of messages: writes retries and dead letters, and checks whether this process may still run a message.
 
-Every script for a delivered message is fenced: it does nothing unless this process still holds the entry. So this
-process neither starts nor retries a message that another process took over, and does not make it a dead letter.
-settler.py writes acknowledgements, in batches.
+Every script for a delivered message is fenced: it does nothing unless this process still holds the entry. So a message
+that another process has taken over is neither started nor retried here, and does not become a dead letter. settler.py
+writes acknowledgements.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .options import EXPIRES_AT, delay_ms_of, expires_at_ms_of, unique_key_of
 from .scripts import BURY, CANCEL, CONDEMN, EXPIRE, RETRY, START
 from .settings import BrokerSettings
 
-# How long follow-up messages are remembered, so that they are added only once if the worker dies before the
-# acknowledgement and the message runs again. It is longer than a crash is likely to go unnoticed. The record is deleted
-# when the message ends.
+# How long Redis records that a follow-up message was enqueued, so that it is added only once if the worker dies before
+# the acknowledgement and the message runs again. A crash is almost certainly noticed within this time. The record is
+# deleted when the message ends.
 REMEMBER_FOLLOWERS_MS = 15 * 60 * 1000
 
 
@@ -43,7 +43,7 @@ class Emit(Protocol):
 
 
 class Outcomes:
-    """A writer of the outcomes of the messages of one process."""
+    """Writes the outcomes of one process's messages."""
 
     def __init__(
         self,
@@ -64,9 +64,9 @@ class Outcomes:
         self._logger: logging.Logger = get_logger(__name__, type(self))
 
     def may_run(self, delivery: Delivery) -> bool:
-        """Return whether this process still holds the message. Queries Redis only if necessary.
+        """Return whether this process still holds the message. Redis is queried only if necessary.
 
-        Sets ``delivery.is_expired`` if the message did not start in time.
+        If the message did not start in time, ``delivery.is_expired`` is set.
 
         Raises:
             BrokerConnectionError: Redis was queried and did not answer.
@@ -101,14 +101,14 @@ class Outcomes:
         return bool(answer != b"LOST")
 
     def write_retry(self, delivery: Delivery) -> bool:
-        """Write the retry of a message and remove its entry; return whether it was written.
+        """Write a message's retry and remove its entry; return whether the retry was written.
 
         The retry is not written if another process holds the message, if the message was cancelled (then
         ``delivery.was_ended`` is set), or if its retries have held its ordering key for the maximum time. In the last
-        case the message must become a dead letter, with the reason in ``delivery.unhandled``.
+        case, the message must become a dead letter for the reason in ``delivery.unhandled``.
 
         Raises:
-            BrokerConnectionError: it is unknown whether the retry was written. Calling again writes it once.
+            BrokerConnectionError: it is unknown whether the retry was written. Call again: it is written only once.
         """
         pending, keys = delivery.pending_retry, self._keys[delivery.queue]
         hold_ms = self._settings.hold_ms(delivery.options)
@@ -148,7 +148,7 @@ class Outcomes:
         return True
 
     def begin_retry(self, delivery: Delivery, delay: int | None) -> Message[Any]:
-        """Write the retry of a failed message and return it. The message cannot be acknowledged before that.
+        """Write a failed message's retry, and return it. Until it is written, the message cannot be acknowledged.
 
         The retry is written whatever its size, and middleware cannot refuse it, because the message was accepted and
         there is no producer to receive an error.
@@ -183,8 +183,7 @@ class Outcomes:
         """Turn a failed message into a dead letter, unless another process holds it."""
         keys = self._keys[delivery.queue]
         facts = facts_of_delivery(delivery)
-        # drop the message's own traceback, which is of an earlier failure, if the facts contain that of the last
-        # failure
+        # if the facts contain the last failure's traceback, drop the one in the message, which an earlier failure left
         lean = as_dead_letter(delivery.payload, has_traceback="traceback" in facts[::2]) if delivery.payload else None
         answer = self._fenced(
             BURY,
@@ -195,13 +194,13 @@ class Outcomes:
         )
         delivery.is_lost = answer[0] == b"FENCED"
         if answer[0] == b"BURIED":
-            # only the server has the fields of the entry, so report the encoded message instead
+            # only the server has the entry's fields, so report the encoded message instead
             stored = stored_from(facts, _fields_of(delivery) if lean is None else {MESSAGE_FIELD: lean})
             dead_letter = dead_letter_from(answer[1].decode(), stored, queue_name=keys.queue_name)
             self._emit("after_dead_letter", dead_letter)
 
     def cancel_delivery(self, delivery: Delivery) -> None:
-        """Remove a cancelled message that this process has ended, unless another process holds it."""
+        """Remove a cancelled message whose job this process interrupted or skipped, unless another process holds it."""
         keys = self._keys[delivery.queue]
         args = (
             self._settings.group,
@@ -223,13 +222,13 @@ class Outcomes:
     def bury_entry(
         self, keys: QueueKeys, entry_id: str, deliveries: int, fields: Mapping[bytes, bytes], error: UndecodableEntry
     ) -> None:
-        """Turn an entry that cannot be decoded as a message into a dead letter."""
+        """Turn an entry that is not a valid message into a dead letter."""
         reason = "oversize" if isinstance(error, Oversize) else reason_of(error)
         facts = facts_of_entry(reason, error, entry_id=entry_id, deliveries=deliveries)
         message_id = key = ""
         script_keys = [*keys.work, keys.dead, keys.suspects, keys.counters]
         if error.message is not None and error.message.queue_name == keys.name_of_messages:
-            # free its unique key and its place in line, too
+            # free its unique key and its turn, too
             message_id = error.message.message_id
             limits = key_limits_of(error.message)
             key = "" if limits is None else limits.name
@@ -264,7 +263,7 @@ class Outcomes:
     def condemn(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
         """Turn a follow-up message that cannot be enqueued into a dead letter of its queue.
 
-        A second call does nothing, for example when the finished message runs again.
+        If the finished message runs again, the second call does nothing.
 
         Raises:
             BrokerConnectionError: Redis did not answer.
@@ -303,9 +302,9 @@ class Outcomes:
             self._report_refusal(message, error)
 
     def forget_followers(self, delivery: Delivery) -> None:
-        """Delete the keys that remember the follow-up messages of a message whose entry was removed; best-effort.
+        """Delete a message's ``follower_keys`` in Redis, after its entry was removed. Failures are only logged.
 
-        The keys are kept if another process holds the message, because it may enqueue the same follow-up messages.
+        If another process holds the message, the keys are kept, because it may enqueue the same follow-up messages.
         """
         if not delivery.follower_keys or delivery.is_lost:
             return
@@ -324,12 +323,12 @@ class Outcomes:
             self._report_nack(delivery)
 
     def _bounds(self) -> tuple[int, int, int]:
-        """Return the maximum age of dead letters in ms, their maximum number, and their maximum size in bytes."""
+        """Return the limits for dead letters: their maximum age in ms, number, and total size in bytes."""
         settings = self._settings
         return settings.dead_letter_ttl_ms, settings.dead_letter_max, settings.dead_letter_max_bytes
 
     def _report_refusal(self, message: Message[Any], error: Exception) -> None:
-        """Call middleware for a rejected message that the Worker never sees: callers may be waiting for its result."""
+        """Call the middleware for a rejected message that the Worker never receives; callers may await its result."""
         refused = MessageProxy(message)
         refused.fail()
         refused.stuff_exception(error)
@@ -359,12 +358,12 @@ class Outcomes:
 
 
 def _key_and_limits(delivery: Delivery) -> tuple[str, str]:
-    """Return the key of a message and its limits in the form that the scripts use."""
+    """Return a message's key and limits in the form that the scripts use, or two empty strings."""
     return ("", "") if delivery.limits is None else (delivery.limits.name, delivery.limits.stored)
 
 
 def _fields_of(delivery: Delivery) -> dict[bytes, bytes]:
-    """Return the fields of the delivery's entry, or none if its actor changed the arguments so that encoding fails."""
+    """Return the fields of the delivery's entry, or none if the actor has changed the arguments and encoding fails."""
     try:
         return {b"message": delivery._message.encode()}
     except Exception:

@@ -1,12 +1,12 @@
-"""The places for messages in a process: limits on how many its Worker gets and how many a consumer reads ahead.
+"""Places for messages in a process: limits on how many the Worker gets and how many a consumer reads ahead.
 
 Dramatiq's Worker takes up to twice as many messages as it has threads. If jobs are long, half of these messages would
-wait for running jobs while other processes are idle. So a queue with long jobs gives the Worker a message only when a
-thread is free for it, and takes back messages that wait in the Worker while no job ends. Queues that share a process
-take turns.
+wait for running jobs while other processes are idle. So a consumer whose queue has long jobs gives the Worker a message
+only when a thread is free for it, and takes back messages that wait in the Worker while no job ends. The queues of a
+process take turns.
 
-If jobs are short, a read for every few free places costs more than the jobs. So consumers read ahead. Messages that
-were read ahead wait in the consumer for at most ``HAND_BACK_AFTER_S``. If they are still waiting after that, jobs took
+If jobs are short, a read for every few messages costs more than the jobs. So consumers read ahead. Messages that were
+read ahead wait in the consumer for at most ``HAND_BACK_AFTER_S``. If they are still waiting after that, jobs took
 longer than expected: the messages are handed back for idle consumers, and nothing is read ahead for a while.
 """
 
@@ -23,21 +23,21 @@ from dramatiq.common import iter_queue
 from .deliveries import Deliveries, Delivery
 from .running.batches import Batch
 
-# One bit for each of the last eight jobs of a queue. Eight are considered, so that a single unusual job changes
-# nothing.
+# One bit for each of a queue's last eight jobs. Eight are considered, so that a single unusual job changes nothing.
 ALL_WERE_LONG: Final = 0xFF
 MAJORITY: Final = 5
 
-# If no job has ended for this long, even blocked reads are ended. Not sooner, because each ended read costs a new
-# connection.
+# If no job has ended for this long, even blocked reads are ended. They are not ended sooner, because each ended read
+# costs a new connection.
 SATURATED_S: Final = 1.0
 
 # Maximum number of messages to read ahead. A larger number saves nothing measurable, and at the end of a backlog, one
 # process could keep that number of messages from idle ones.
 MOST_AHEAD: Final = 128
 
-# Maximum time that messages read ahead wait for a place: about three times the default read-ahead. This is long enough
-# for jobs that take slightly longer than expected, and short enough that an idle worker soon gets the messages.
+# Maximum time that messages that were read ahead wait for the Worker: about three times the default of
+# ``read_ahead_ms``. This is long enough for jobs that take slightly longer than expected, and short enough that an idle
+# worker soon gets the messages.
 HAND_BACK_AFTER_S: Final = 0.05
 
 # How long reading ahead is suspended after messages were handed back: in a mix of long and short jobs, more long jobs
@@ -49,10 +49,10 @@ class Sharing(Protocol):
     """The interface of a queue that shares the Worker with the other queues of its process.
 
     Attributes:
-        are_jobs_long: whether most of its last jobs took longer than ``long_job_ms``.
-        is_eager: whether it would take messages now: some are known to wait in Redis, and it need not yield.
-        n_at_worker: the number of its messages that the Worker holds, including running ones.
-        served_at: when it gave the Worker its last message.
+        are_jobs_long: whether most of the queue's last jobs took longer than ``long_job_ms``.
+        is_eager: whether messages are known to wait in Redis, and no higher-priority queue has waiting messages.
+        n_at_worker: the number of the queue's messages that the Worker holds, including running ones.
+        served_at: when the Worker last got messages of the queue, on the monotonic clock.
     """
 
     deliveries: Deliveries
@@ -69,9 +69,9 @@ class Sharing(Protocol):
 
 
 class Durations:
-    """A record of whether the last jobs of a queue were long.
+    """A record of whether a queue's last jobs were long.
 
-    Thread-safe; two jobs that end at once may count as one.
+    Thread-safe, except that two jobs that end at once may count as one.
     """
 
     def __init__(self, long_s: float) -> None:
@@ -83,17 +83,17 @@ class Durations:
 
     @property
     def are_long(self) -> bool:
-        """Whether most of the last jobs were long. True until a few jobs have ended."""
+        """Whether most of the last jobs were long, or only a few jobs have ended so far."""
         return self._were_long.bit_count() >= MAJORITY
 
 
 class Places:
-    """The assignment of the Worker's free threads to the queues of one process. Thread-safe.
+    """Assigns the Worker's free threads to the queues of one process. Thread-safe.
 
     Attributes:
-        worker: the Worker, or None if the consumers are used without one. Then each consumer returns as many messages
-            as its prefetch allows.
-        ended_at: when a job of the process last ended, on the monotonic clock.
+        worker: the Worker, or None if the consumers are used without one. Without a Worker, each consumer returns as
+            many messages as its prefetch allows.
+        ended_at: when a job of this process last ended, on the monotonic clock.
         awaiting: the queues whose consumers wait for a free thread.
     """
 
@@ -107,15 +107,15 @@ class Places:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether no job has ended for longer than a short job takes, so that the running jobs are probably long."""
+        """Whether no job has ended for ``long_job_ms``, so that the running jobs are probably long."""
         return self._long_s is not None and time.monotonic() - self.ended_at > self._long_s
 
     def are_few(self, queue: Sharing) -> bool:
-        """Return whether the queue must not give the Worker more messages than it has free threads."""
+        """Return whether the Worker must get no more of the queue's messages than it has free threads."""
         return self._long_s is not None and self.worker is not None and (queue.are_jobs_long or self.is_stalled)
 
     def n_free(self, queue: Sharing) -> int:
-        """Return the number of threads that are free for messages of the queue. It may be negative.
+        """Return the number of threads that are free for the queue's messages. It may be negative.
 
         A thread that runs a short job counts as free. A thread for which another queue has waited longer does not.
         """
@@ -128,19 +128,19 @@ class Places:
         return self.worker.worker_threads - n_taken - n_first
 
     def is_saturated(self, queue: Sharing) -> bool:
-        """Return whether the threads have been busy for so long that the queue's blocked reads should be ended."""
+        """Return whether no thread is free and no job has ended for ``SATURATED_S``, so that blocked reads must end."""
         if self._long_s is None or self.worker is None:
             return False
         return time.monotonic() - self.ended_at > SATURATED_S and self.n_free(queue) <= 0
 
     def stalls_in_s(self, queue: Sharing) -> float | None:
-        """Return the seconds until messages that wait in the Worker must be taken back, or None if none is waiting."""
+        """Return the seconds until messages that wait in the Worker must be taken back, or None if none wait."""
         if self._long_s is None or self.worker is None or self.worker.work_queue.empty():
             return None
         return max(self.ended_at, queue.served_at) + self._long_s - time.monotonic()
 
     def take_back(self, queue_name: str) -> list[Delivery | Batch]:
-        """Take the messages of a queue that have not started from the Worker, and return them."""
+        """Take a queue's messages that have not started from the Worker, and return them."""
         if self.worker is None:
             return []
         waiting = self.worker.work_queue
@@ -156,20 +156,20 @@ class Places:
         return taken
 
     def let_others_look(self, queue: Sharing) -> None:
-        """Wake the other queues that wait for a thread, because this queue freed a thread or gave up its turn."""
+        """Wake the other queues that wait for a thread. Called when a queue has freed a thread or given up its turn."""
         for other in tuple(self.awaiting):
             if other is not queue:
                 other.deliveries.wake()
 
 
 class ReadAhead:
-    """An estimate of how far one consumer may read ahead, based on how fast its Worker finished the last read.
+    """An estimate of how many messages a consumer may read ahead. It depends on how fast earlier ones were finished.
 
     Not thread-safe.
 
     Args:
-        ahead_ms: how long the messages read ahead should last; 0 disables read-ahead.
-        clock: returns the time in seconds.
+        ahead_ms: how long the messages that are read ahead should last; 0 disables reading ahead.
+        clock: a function that returns the time in seconds.
     """
 
     def __init__(self, ahead_ms: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -185,9 +185,13 @@ class ReadAhead:
         return MOST_AHEAD if self._ahead_s else 0
 
     def expect(self, n_finished: int) -> int:
-        """Return the number of messages to read beyond the free places, given the number finished so far.
+        """Return the number of messages to read ahead, in addition to those for which the Worker has room.
 
-        It is at most twice the number finished since the last read, because two fast messages do not predict a hundred.
+        It is at most twice the number that was finished since the last read, because two fast messages do not predict a
+        hundred.
+
+        Args:
+            n_finished: the number of messages that the consumer's Worker has finished so far.
         """
         self._asked_at = self._clock()
         elapsed_s = self._asked_at - self._filled_at
@@ -199,9 +203,9 @@ class ReadAhead:
         return self._n_asked
 
     def n_still_expected(self) -> int:
-        """Return the last result of ``expect``.
+        """Return the last result of ``expect``, or 0 if it is too old.
 
-        Return 0 if it is old, because the read may have waited that long for entries, so the estimate no longer holds.
+        It is too old if the read has waited for entries for longer than ``HAND_BACK_AFTER_S``.
         """
         return self._n_asked if self._clock() - self._asked_at <= HAND_BACK_AFTER_S else 0
 
@@ -210,9 +214,9 @@ class ReadAhead:
         self._n_finished_then, self._filled_at = n_finished, self._clock()
 
     def left_s(self) -> float:
-        """Return how many more seconds messages that were read ahead may wait for a place."""
+        """Return the seconds for which messages that were read ahead may still wait for the Worker."""
         return self._filled_at + HAND_BACK_AFTER_S - self._clock()
 
     def stalled(self) -> None:
-        """Record that messages read ahead got no place in time, so that nothing is read ahead for a while."""
+        """Record that messages waited for the Worker for too long, so that nothing is read ahead for a while."""
         self._nothing_until = self._clock() + NOTHING_AHEAD_FOR_S

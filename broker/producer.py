@@ -1,7 +1,7 @@
-"""The producer: enqueues new messages, retries, and the follow-up messages of finished ones.
+"""The producer: enqueues new messages, retries and follow-up messages.
 
 A call that got no reply is sent again with the same id, so that its messages are added only once. Follow-up messages,
-such as the next stage of a pipeline, are enqueued before the finished message is acknowledged.
+such as a pipeline's next stage, are enqueued before the finished message is acknowledged.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ from .sharding.shards import Shards
 
 T = TypeVar("T")
 
-# Calls are remembered for this time plus twice enqueue_timeout_ms, within which a client that lost a reply repeats its
-# call.
+# Redis remembers a call for this time plus twice enqueue_timeout_ms. A client that got no reply repeats its call
+# sooner.
 REMEMBER_EXTRA_MS = 10_000
 MESSAGES_PER_CALL = 200
-# First pause before a full queue is tried again.
+# Length of the first pause before a full queue is tried again.
 FIRST_PAUSE_S = 0.01
 
 
 class Finished(threading.local):
-    """The message that the current thread has finished, if middleware may be enqueueing its follow-up messages."""
+    """The message that the current thread has finished, while middleware may enqueue its follow-up messages."""
 
     delivery: Delivery | None = None
 
@@ -80,13 +80,13 @@ class Producer:
         self._outcomes: Outcomes
 
     def use(self, connections: Connections, outcomes: Outcomes) -> None:
-        """Use these connections from now on, even if a call in progress is sent again."""
+        """Use these connections and outcomes from now on, even to send a call in progress again."""
         self._connections = connections
         self._outcomes = outcomes
 
     def enqueue(self, message: Message[Any], delay: int | None) -> Message[Any]:
         """Enqueue one message; see ``RedisStreamsBroker.enqueue``."""
-        # in a child that a job forked, treat the parent's message as a new one: the child must not write its retry
+        # in a process that a job forked, treat the parent's message as a new one, because only the parent may retry it
         if isinstance(message, Delivery) and message.is_being_retried and message.pid == os.getpid():
             return self._retry(message, delay)
         finished = self.finished.delivery
@@ -110,7 +110,7 @@ class Producer:
         return message
 
     def follow(self, finished: Delivery, message: Message[Any], delay: int | None) -> Message[Any]:
-        """Enqueue a follow-up message of a finished message, such as a pipeline's next stage or a callback.
+        """Enqueue a finished message's follow-up message, such as a pipeline's next stage or a callback.
 
         If the connection is lost, this method does not raise, because Dramatiq would log the exception and acknowledge
         the finished message, and the follow-up message would be lost. Instead, the follow-up message is kept, and
@@ -230,7 +230,7 @@ class Producer:
         return returned
 
     def _with_expiry(self, all_outgoing: Sequence[_Outgoing]) -> list[_Outgoing]:
-        """Return the messages with their expiry times, on the clocks of their servers."""
+        """Return the messages with their expiry times, each on the clock of its queue's server."""
         now_ms: dict[str, int] = {}
         stamped = []
         for outgoing in all_outgoing:
@@ -248,7 +248,7 @@ class Producer:
         return stamped
 
     def _server_ms(self, keys: QueueKeys) -> int:
-        """Return the time of a queue's server, in ms.
+        """Return the time on the clock of a queue's server, in ms.
 
         Raises:
             ConnectionFailed: Redis did not answer. Nothing was enqueued.
@@ -262,7 +262,7 @@ class Producer:
         return int(seconds) * 1000 + int(microseconds) // 1000
 
     def _is_plain(self, outgoing: _Outgoing) -> bool:
-        """Return whether enqueue_plain.lua suffices."""
+        """Return whether enqueue_plain.lua can enqueue the message."""
         options = outgoing.message.options
         return (
             not outgoing.delay
@@ -298,8 +298,7 @@ class Producer:
     def _encoded(self, place: int, message: Message[Any], delay: int | None) -> _Outgoing:
         stored = message
         if "eta" in message.options:
-            # an eta is on the producer's clock, but delays are on the server's, so convert the remaining time to a
-            # delay
+            # convert an eta, which is on the producer's clock, to a delay, which is measured on the server's
             options = {name: value for name, value in message.options.items() if name != "eta"}
             stored = dataclasses.replace(message, options=options)
             eta = message.options["eta"]
@@ -314,7 +313,7 @@ class Producer:
         return _Outgoing(place, message, payload, delay, message.queue_name if shards is None else shards.home(message))
 
     def _call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[list[str], list[Argument]]:
-        """Return KEYS and ARGV of enqueue.lua for one step of a round trip."""
+        """Return the KEYS and ARGV of enqueue.lua for one chunk of messages."""
         following = self.finished.delivery
         recent, enqueue_id, remember_ms = self._name_of_call(step, keys, chunk)
         script_keys = [*keys.work, recent, keys.counters]
@@ -342,14 +341,14 @@ class Producer:
         return script_keys, args
 
     def _is_waited_for(self, message: Message[Any], following: Delivery | None) -> bool:
-        """Return whether coalescing the message would prevent a pipeline or a group from completing."""
+        """Return whether a pipeline or a group could not complete if the message were coalesced."""
         if is_part_of_composition(message.options):
             return True
         target = None if following is None else following.options.get("pipe_target")
         return target is not None and str(target.get("message_id")) == message.message_id
 
     def _name_of_call(self, step: int, keys: QueueKeys, chunk: Sequence[_Outgoing]) -> tuple[str, str, int]:
-        """Return the key under which a call is remembered, the id to store there, and its lifetime in ms."""
+        """Return the key under which Redis remembers a call, the enqueue id to store there, and its lifetime in ms."""
         following = self.finished.delivery
         if following is None or len(chunk) > 1:
             recent, enqueue_id = self._calls.next_call(keys, step)
@@ -365,10 +364,10 @@ class Producer:
         return recent, enqueue_id, REMEMBER_FOLLOWERS_MS
 
     def _send_where_room_is(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """Return the replies of enqueue.lua, trying full queues again for ``wait_when_full_ms``.
+        """Send the chunks, and return the replies of enqueue.lua. Full queues are retried for ``wait_when_full_ms``.
 
-        The chunks for a queue with a limit are sent one after the other. If a chunk is refused, the later chunks are
-        not sent and get the same reply, because otherwise a later chunk could find room and overtake the refused one.
+        If ``max_queue_length`` is set, the chunks for a queue are sent one after the other. If a chunk is refused, the
+        later chunks for the queue are not sent and get the same reply. Otherwise a later one could overtake it.
         """
         if self._settings.max_queue_length is None:
             return self._send(chunks) if chunks else []
@@ -397,7 +396,7 @@ class Producer:
         return answers
 
     def _send(self, chunks: Sequence[tuple[QueueKeys, Sequence[_Outgoing]]]) -> list[Any]:
-        """Return the replies of enqueue.lua, one for each chunk."""
+        """Send the chunks in one round trip, and return the reply of enqueue.lua for each."""
         calls = [self._call(step, keys, chunk) for step, (keys, chunk) in enumerate(chunks)]
         return self._until_answered(
             lambda: self._connections.run_scripts(ENQUEUE, calls),
@@ -405,7 +404,12 @@ class Producer:
         )
 
     def _until_answered(self, send: Callable[[], T], sent: Sequence[_Outgoing]) -> T:
-        """Send a call until there is a reply, with the same enqueue id after connection errors; return the reply."""
+        """Send a call again after each connection error until there is a reply; return the reply.
+
+        Raises:
+            EnqueueUncertain: ``enqueue_timeout_ms`` has passed, and Redis may have executed the call.
+            BrokerConnectionError: ``enqueue_timeout_ms`` has passed, and Redis has not executed the call.
+        """
         deadline = time.monotonic() + self._settings.enqueue_timeout_ms / 1000
         pause_s, was_sent = 0.02, False
         while True:
@@ -439,14 +443,14 @@ class _Calls(threading.local):
         self._n_calls = 0
 
     def next_call(self, keys: QueueKeys, step: int) -> tuple[str, str]:
-        """Return the key under which a call is remembered, and its id.
+        """Return the key under which Redis remembers the thread's next call, and the call's enqueue id.
 
-        Each step has its own key, because one step may fail while others succeed.
+        Each chunk of a call has its own key, because one chunk may fail while others succeed.
         """
         self._n_calls += 1
         return keys.recent(f"{self._name}:{step}"), str(self._n_calls)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether the server refused to act, for example because of full memory, a full disk or a failover."""
+    """Return whether the server refused the command, for example because of full memory, a full disk or a failover."""
     return isinstance(error.__cause__, redis.ResponseError)

@@ -1,7 +1,7 @@
-"""The Lua scripts of this package. Each script performs steps that must be atomic.
+"""This package's Lua scripts. Each script performs steps that must be atomic.
 
-Every file in ``lua/`` documents its KEYS, ARGV and reply at the top. Shared code, such as ``work.lua``, is prepended to
-the scripts that use it. All keys are passed in KEYS and share one slot. Redis 6.2 suffices for all scripts.
+Every script in ``lua/`` documents its KEYS, ARGV and reply at the top. Shared code, such as ``work.lua``, is prepended
+to the scripts that use it. All of a script's keys are passed in KEYS and share one slot. All scripts run on Redis 6.2.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from importlib.resources import files
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script, with the SHA-1 under which a server caches it.
+    """A Lua script and the SHA-1 under which a server caches it.
 
     Attributes:
-        is_repeatable: whether an identical call may be sent again if there was no reply, because the second call
-            changes nothing and returns the result of the first.
+        is_repeatable: whether a call may be sent again if there was no reply, because an identical second call changes
+            nothing and returns the first call's result.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The per-process state of a broker: its consumer name, connections, threads, and the messages that it holds.
+"""A broker's state in one process: its consumer name, connections, threads, and the messages that it holds.
 
 A broker creates a new session after a fork, because the child cannot use its parent's locks, sockets and threads, and
 must not settle its parent's messages.
@@ -38,7 +38,8 @@ from .settler import Settler
 from .sharding.readers import Readers
 from .sharding.shards import Shards
 
-# Maximum time for a stop. The shorter one applies if Redis does not answer: a stop then waits only for threads.
+# Maximum duration of a stop. The shorter one applies if Redis does not answer, because a stop then only waits for
+# threads.
 STOP_S: Final = 5.0
 SILENT_STOP_S: Final = 1.0
 # Maximum number of queues that are each read on a separate connection, which saves a thread switch for each read.
@@ -46,7 +47,7 @@ MOST_OWN_READS: Final = 6
 
 
 class Session:
-    """The state of a broker in one process. It ends when the broker stops or the process forks."""
+    """A broker's state in one process. It is replaced when the broker stops or the process forks."""
 
     def __init__(
         self,
@@ -84,14 +85,14 @@ class Session:
         self.progress = ProgressReports(self.connections, keys, self.isolation.running)
         self._lock = threading.Lock()
         self._queues: dict[str, ConsumedQueue] = {}
-        # kept after a stop, because threads may still run messages of these queues
+        # kept after a stop, because threads may still run these queues' messages
         self._consumed: dict[str, ConsumedQueue] = {}
         self._readers: dict[str, Readers] = {}  # keyed by the name of the queue that has shards
         self._keys = keys
         self.places = Places(settings.long_job_ms, lambda: list(self._queues.values()))
         self.moved_at: dict[str, float] = {}
-        self.is_draining = False  # the Worker is shutting down and starts no more jobs
-        self.is_orphaned = False  # the master has ended, and the Worker cannot shut down
+        self.is_draining = False  # whether the Worker is shutting down and starts no more jobs
+        self.is_orphaned = False  # whether the master has ended and the Worker cannot shut down
         # shared readers, keyed by ``is_bounded``; none while there are few queues
         self._group_reads: dict[bool, GroupReads] = {}
         self.moves = threading.Event()  # set unless this process is stuck
@@ -107,9 +108,10 @@ class Session:
         timeout_ms: int,
         shards: Shards | None = None,
     ) -> StreamsConsumer:
-        """Return a consumer of the queue. The first consumer of a queue starts its heartbeat and its janitor.
+        """Return a consumer of the queue.
 
-        The first consumer of shard 0 starts the thread that decides which shards this process reads.
+        A queue's first consumer starts its heartbeat and its janitor. Shard 0's first consumer also starts the thread
+        that decides which shards this process reads.
 
         Raises:
             BrokerConnectionError: the heartbeat could not be written.
@@ -132,7 +134,7 @@ class Session:
         return StreamsConsumer(queue, prefetch=prefetch, timeout_ms=timeout_ms)
 
     def _assign(self, queue: ConsumedQueue, shards: Shards) -> None:
-        """Start to read a new shard, if this process is one of its readers."""
+        """Start reading a newly consumed shard if this process is one of its readers."""
         readers = self._readers.get(shards.keys.queue_name)
         if readers is None and queue.keys is shards.keys:
             readers = self._readers[shards.keys.queue_name] = Readers(
@@ -148,7 +150,7 @@ class Session:
             queue.be_reader(readers.reads(queue.keys.queue_name))
 
     def consumer_of(self, queue_name: str) -> StreamsConsumer:
-        """Return the latest consumer of a queue, which may be closed."""
+        """Return a queue's newest consumer, which may be closed."""
         consumer = self._consumed[queue_name].last_consumer
         assert consumer is not None
         return consumer
@@ -161,7 +163,7 @@ class Session:
         connections, stream = self.connections, newest.keys.stream
         if connections.is_cluster:
             return
-        # one of the connections waits for the timers
+        # one connection is needed to wait for the timers
         most_own = min(MOST_OWN_READS, connections.most_owned(stream) - 1)
         if not self._group_reads and len(self._queues) <= most_own:
             return
@@ -177,11 +179,11 @@ class Session:
             queue.wake()
 
     def group_reads(self, *, is_bounded: bool) -> GroupReads | None:
-        """Return the shared reader, or None while each queue is read on its own connection."""
+        """Return the shared reader for bounded or unbounded reads, or None while queues have their own connections."""
         return self._group_reads.get(is_bounded)
 
     def judge(self) -> Judgement:
-        """Return a judgement of whether this process makes progress on the messages that it holds."""
+        """Return whether this process makes progress on the messages that it holds, as a ``Judgement``."""
         holding = [name for name, queue in list(self._queues.items()) if queue.deliveries.n_held]
         return judge(
             self.isolation.running(),
@@ -200,7 +202,7 @@ class Session:
             queue.wake()
 
     def drain(self) -> bool:
-        """Stop reading; return whether this process holds no messages. For use when the Worker cannot shut down."""
+        """Stop reading, because the Worker cannot shut down; return whether this process holds no messages."""
         self.is_orphaned = True
         queues = list(self._queues.values())
         for queue in queues:
@@ -224,8 +226,8 @@ class Session:
     def stop(self) -> None:
         """Write the waiting acknowledgements, stop every thread and deregister the consumer. Idempotent.
 
-        All steps share one deadline, whatever the number of queues. If Redis does not answer, this method only waits
-        briefly for its threads, because threads that wait for Redis end with the process.
+        All steps share one deadline, regardless of the number of queues. If Redis does not answer, this waits only
+        briefly for the threads, because threads that wait for Redis end with the process.
         """
         self.declare_no_more()
         with self._lock:
@@ -253,7 +255,7 @@ class Session:
         self.connections.close()
 
     def abandon(self) -> None:
-        """Release the session in a forked child, because it belongs to the parent."""
+        """Let go of the session, which belongs to the parent. Called in a forked child."""
         self.keeper.abandon()
 
     def _leave(self, queues: Sequence[ConsumedQueue]) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 from .errors import SettingsError
 
 DAY_MS = 24 * 60 * 60 * 1000
-# Maximum lifetime of a lock: a century. Redis refuses expiry times beyond the range of its clock, which would abort the
-# enqueueing script halfway.
+# Maximum lifetime of a unique key's lock: a century. Redis refuses expiry times beyond the range of its clock, which
+# would abort the enqueueing script halfway.
 LONGEST_LOCK_MS = 100 * 365 * DAY_MS
 
 
@@ -21,54 +21,57 @@ class BrokerSettings:
     Attributes:
         namespace: the prefix of all keys.
         group: the consumer group of every stream.
-        lease_ms: a process with no heartbeat for this long loses its messages to other processes; at least 2,000. Jobs
-            may run for any length of time: the lease belongs to the process, not to the message.
-        max_deliveries: a message becomes a dead letter when its worker process has died this many times; at least 2,
-            because the first crash of a process cannot be attributed to one of its messages.
-        max_message_bytes: maximum size of an encoded message.
-        max_read_bytes: maximum number of bytes that a consumer keeps of one read. It applies to queues with a decoder
-            or a check, because their entries may have any size. The consumer keeps only the head of an entry that is
-            larger than twice ``max_message_bytes``, and hands back entries beyond the limit. Reads of other queues are
-            not limited, because their producers respect ``max_message_bytes``.
+        lease_ms: the time without a heartbeat, at least 2,000, after which a process loses its messages to other
+            processes. Jobs may run for any length of time, because the lease belongs to the process, not to the
+            message.
+        max_deliveries: the number of worker crashes, at least 2, after which a message becomes a dead letter. The first
+            crash of a process cannot be attributed to one of its messages.
+        max_message_bytes: the maximum size of an encoded message.
+        max_read_bytes: the maximum number of bytes that a consumer keeps of one read. It applies to queues with a
+            decoder or a check, because their entries may have any size. The consumer keeps only the head of an entry
+            that is larger than twice ``max_message_bytes``, and hands back entries beyond the limit. Reads of other
+            queues are not limited, because their producers respect ``max_message_bytes``.
         max_queue_length: the number of messages in a queue at which ``enqueue`` raises ``QueueFull``; None = no limit.
-            Messages in flight and in line count; delayed messages do not. Retries, delayed messages that fall due and
-            follow-up messages of finished ones are never refused.
-        queue_priorities: a number per queue, 0 by default; lower numbers come first, as with Dramatiq's priorities. A
-            process reads new messages from a queue only while none of its queues with lower numbers has messages
-            waiting in Redis. Fetched messages run in the order of their actors' priorities.
-        wait_when_full_ms: how long ``enqueue`` waits for room before it raises ``QueueFull``; 0 = not at all.
-        dead_letter_ttl_ms: how long dead letters are kept; 7 days, as in Dramatiq's own brokers.
-        dead_letter_max: approximate maximum number of dead letters of a queue. Dead letters with the same reason,
-            actor, field and class of error have the same cause; the oldest ones with the most frequent cause are
-            removed first.
-        dead_letter_max_bytes: approximate maximum server memory that the dead letters of a queue use; the oldest ones
+            Messages in flight and in line count, and delayed messages do not. Retries, delayed messages that fall due
+            and follow-up messages are never refused.
+        queue_priorities: a number for each queue, 0 by default. As with Dramatiq's priorities, lower numbers come
+            first. A process reads new messages from a queue only while none of its queues with lower numbers has
+            messages waiting in Redis. Fetched messages run in the order of their actors' priorities.
+        wait_when_full_ms: how long ``enqueue`` waits for a full queue before it raises ``QueueFull``; 0 = not at all.
+        dead_letter_ttl_ms: how long dead letters are kept; by default 7 days, as in Dramatiq's own brokers.
+        dead_letter_max: the approximate maximum number of a queue's dead letters. Dead letters with the same reason,
+            actor, field and error class have the same cause. The oldest ones with the most frequent cause are removed
+            first.
+        dead_letter_max_bytes: the approximate maximum server memory that a queue's dead letters use. The oldest ones
             with the most frequent cause are removed first. The newest dead letter is kept whatever its size.
-        unique_for_ms: the maximum lifetime of the lock of a ``unique_key``, counted from the end of the delay, unless
+        unique_for_ms: the maximum time for which a message may lock its ``unique_key``, not counting its delay, unless
             the message sets its own.
-        ordering_hold_ms: how long a message may hold its ordering key after its first failure, unless the message sets
-            its own; None = until its retries end. At that time its last attempt runs; if that fails, it becomes a dead
-            letter.
-        enqueue_timeout_ms: how long ``enqueue`` retries after a lost connection before it raises.
-        keeper_process: whether a child process (about 4 MB) writes the heartbeats, outside the interpreter lock;
-            otherwise a thread does.
+        ordering_hold_ms: how long a message's retries may hold its ordering key after its first failure, unless the
+            message sets its own; None = no limit. When the time is over, its last attempt runs. If that fails, the
+            message becomes a dead letter.
+        enqueue_timeout_ms: how long ``enqueue`` tries again after a lost connection before it raises.
+        keeper_process: whether a child process (about 4 MB) instead of a thread writes the heartbeats, outside the
+            interpreter lock.
         master_grace_ms: how long a worker process of Dramatiq's command may drain after its master has ended, before it
             is killed; None = it may outlive its master. Workers started in any other way have no master.
-        overrun_ms: a process is stuck when all of its running messages have exceeded their time limits by this. It then
-            stops reading and writes no heartbeats until one of these messages ends; None = no process counts as stuck.
-            Messages without a time limit never make a process stuck.
-        read_ahead_ms: if jobs are short, a consumer reads ahead the messages that its Worker will need within this
-            time, at most 128. Messages for which the Worker has no room within 50 ms are handed back. 0 = nothing is
-            read ahead. The default saves nine of ten reads for no-op jobs, and is too short to affect users or
-            timeouts.
-        long_job_ms: if most jobs of a queue take longer than this, the Worker gets no more messages than it has free
-            threads, so that the others wait in Redis for idle processes. Messages that wait in the Worker are taken
-            back if no job of the process ends within this time. None = the Worker always gets its prefetch.
-        idle_read_ms: maximum time that one blocking read waits at the server.
-        tick_ms: interval between rounds of a queue's janitor while a lease has lapsed or a reply seems to be lost. The
-            default finds the messages of a dead process within 1.5 seconds after its lease; the limit is two seconds.
-            At other times, the janitor sleeps until the first lease could lapse or until it is woken.
-        sweep_ms: interval between scans of all entries for orphans.
-        promote_batch: maximum number of due messages that one script call promotes; it takes the server a few
+        overrun_ms: the time beyond its time limit after which a running message is overdue. A process whose running
+            messages are all overdue is stuck: it stops reading and writes no heartbeats until one of these messages
+            ends. Messages without a time limit are never overdue. None = no process counts as stuck.
+        read_ahead_ms: the time for which a consumer reads messages ahead if jobs are short. It reads the messages that
+            its Worker will need within this time, at most 128. Those for which the Worker has no room within 50 ms are
+            handed back. 0 = nothing is read ahead. The default saves nine of ten reads for no-op jobs, and is too short
+            to affect users or timeouts.
+        long_job_ms: the duration beyond which a job is long. If most jobs of a queue are long, the Worker gets no more
+            messages than it has free threads, so that the others wait in Redis for idle processes. Messages that wait
+            in the Worker are taken back if no job of the process ends within this time. None = the Worker always gets
+            its prefetch.
+        idle_read_ms: the maximum time that one blocking read waits at the server.
+        tick_ms: the interval between rounds of a queue's janitor while a lease has lapsed or a reply seems to be lost.
+            With the default, a dead process's messages are found within 1.5 seconds after its lease has lapsed; the
+            requirement is two seconds. At other times, the janitor sleeps until the first lease could lapse or until it
+            is woken.
+        sweep_ms: the interval between scans of all entries for orphans.
+        promote_batch: the maximum number of due messages that one script call promotes, which takes the server a few
             milliseconds.
     """
 
@@ -130,12 +133,12 @@ class BrokerSettings:
                 raise SettingsError(name, f"expected a word, got {value!r}", "use a word without spaces and braces")
 
     def lock_ms(self, options: Mapping[str, Any], delay_ms: int) -> int:
-        """Return the maximum time in ms, from now, for which a message with these options may hold its unique key."""
+        """Return for how many ms from now a message with these options may hold its unique key at most."""
         asked = options.get("unique_for_ms")
         return min(max(1, delay_ms + self.unique_for_ms if asked is None else int(asked)), LONGEST_LOCK_MS)
 
     def hold_ms(self, options: Mapping[str, Any]) -> int:
-        """Return the maximum time in ms for which a message's retries may hold its ordering key; -1 = no limit."""
+        """Return for how many ms a message's retries may hold its ordering key at most, or -1 for no limit."""
         asked = options.get("ordering_hold_ms", self.ordering_hold_ms)
         return -1 if asked is None else int(asked)
 

@@ -1,9 +1,9 @@
 """The settler: writes acknowledgements in batches, many per script call (AMQP: settlement).
 
-A worker thread adds its finished message and continues; one thread per process writes the gathered acknowledgements.
-Acknowledgements that could not be written are kept and tried again. If the process crashes before the write, the
-message is delivered again and the job runs twice, as it could without batches. An acknowledgement waits for a few
-milliseconds, or until a Redis outage ends.
+A worker thread queues the acknowledgement of its finished message and continues. One thread per process writes the
+queued acknowledgements, usually within a few milliseconds. Those that could not be written are kept and tried again
+until a Redis outage ends. If the process crashes before the write, the message is delivered again and the job runs
+twice, as it could without batches.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
 @dataclass
 class _Failed:
-    """The acknowledgements of a queue that could not be written and wait for the next attempt.
+    """A queue's acknowledgements that could not be written and wait for the next attempt.
 
     Attributes:
         pause_s: the length of the current pause.
@@ -57,9 +57,10 @@ class Settler:
         self._consumer_name = consumer_name
         self._logger: logging.Logger = get_logger(__name__, type(self))
         self._lock = threading.Lock()
-        # Worker threads append on the right, the writing thread takes from the left: a deque needs no lock for that.
+        # Worker threads append on the right, and the writing thread takes from the left. A deque needs no lock for
+        # that.
         self._waiting: deque[tuple[QueueKeys, Deliveries, Delivery]] = deque()
-        # The acknowledgements of queues that pause after a failure. Those of other queues must not wait for them.
+        # The acknowledgements of queues that pause after a failure. Acknowledgements of other queues do not wait.
         self._failed: dict[Deliveries, _Failed] = {}
         self._writing = threading.Lock()
         self._has_work = threading.Event()
@@ -74,7 +75,7 @@ class Settler:
                 self._thread.start()
 
     def settle(self, keys: QueueKeys, deliveries: Deliveries, delivery: Delivery) -> None:
-        """Queue the acknowledgement of ``delivery`` for the next batch, without waiting."""
+        """Queue a delivery's acknowledgement for the next batch, without waiting for the write."""
         deliveries.begin_settling(delivery)
         self._waiting.append((keys, deliveries, delivery))
         if delivery.uncommon is not None and (delivery.limits is not None or delivery.charges):
@@ -83,11 +84,11 @@ class Settler:
         if not self._has_work.is_set():
             self._has_work.set()
         if self._is_stopping.is_set():
-            # This worker thread outlived the shutdown. The writing thread has ended, so this thread writes.
+            # this worker thread outlived the shutdown, and the writing thread has ended, so this thread writes
             self._try_once()
 
     def settle_all(self, keys: QueueKeys, deliveries: Deliveries, batch: Sequence[Delivery]) -> None:
-        """Queue the acknowledgements of a batch for one write, without waiting. Batched messages have no keys."""
+        """Queue a batch's acknowledgements for one write, without waiting for it. Batched messages have no keys."""
         deliveries.begin_settling_all(batch)
         self._waiting.extend([(keys, deliveries, delivery) for delivery in batch])
         self._has_work.set()
@@ -104,7 +105,7 @@ class Settler:
             return self._write_all(self._taken_by_queue())
 
     def _taken_by_queue(self) -> dict[Deliveries, tuple[QueueKeys, list[Delivery]]]:
-        """Return the acknowledgements to write now; those of pausing queues stay in ``_failed``."""
+        """Return the acknowledgements to write now. Those of pausing queues stay in ``_failed``."""
         now = time.monotonic()
         by_queue = {
             deliveries: (failed.keys, failed.waiting)
@@ -137,7 +138,7 @@ class Settler:
         return n_written
 
     def _note(self, deliveries: Deliveries, keys: QueueKeys, unwritten: list[Delivery]) -> None:
-        """Pause a queue if some of its acknowledgements were not written; the pause doubles with each failure."""
+        """Pause a queue if some of its acknowledgements were not written. The pause doubles with each failure."""
         failed = self._failed.pop(deliveries, None)
         if unwritten:
             pause_s = min(2 * failed.pause_s, LONGEST_PAUSE_S) if failed else FIRST_PAUSE_S
@@ -148,7 +149,7 @@ class Settler:
         return len(self._waiting) + sum(len(failed.waiting) for failed in list(self._failed.values()))
 
     def _write(self, keys: QueueKeys, deliveries: Deliveries, of_queue: list[Delivery]) -> int:
-        """Write acknowledgements of one queue, removing them from ``of_queue``; return how many were written."""
+        """Write one queue's acknowledgements, and remove them from ``of_queue``; return how many were written."""
         n_written = 0
         while of_queue:
             chunk = of_queue[:ENTRIES_PER_CALL]
@@ -157,14 +158,14 @@ class Settler:
             del of_queue[: len(chunk)]
             deliveries.forget(chunk)
             n_written += len(chunk)
-            # keep the keys if another consumer holds one of these messages, as it may enqueue the same follow-up
+            # keep the keys if another consumer holds one of these messages, because it may enqueue the same follow-up
             # messages
             if elsewhere and n_held == len(chunk):
                 self._delete(elsewhere)
         return n_written
 
     def _call(self, keys: QueueKeys, chunk: list[Delivery]) -> tuple[list[str], list[Argument], list[str]]:
-        """Return KEYS and ARGV of settle.lua, and the keys of follow-up messages in other slots of a cluster."""
+        """Return the KEYS and ARGV of settle.lua, and the follow-up messages' keys in other slots of a cluster."""
         script_keys = [*keys.work, keys.suspects, keys.counters]
         uncommon = [(place, one) for place, one in enumerate(chunk, start=1) if one.uncommon is not None]
         limited = [(delivery.entry_id, delivery.limits.name) for _, delivery in uncommon if delivery.limits is not None]
@@ -192,7 +193,7 @@ class Settler:
         return script_keys, args, elsewhere
 
     def _delete(self, keys: list[str]) -> None:
-        """Delete keys that no script of this queue may use, because they are in other slots of a cluster."""
+        """Delete keys that are in other slots of a cluster, so that settle.lua must not use them."""
         if not keys:
             return
         try:
@@ -201,7 +202,7 @@ class Settler:
             self._logger.info("keys of follow-up messages were not deleted; they expire", extra={"error": str(error)})
 
     def stop(self, *, timeout_s: float = 5.0) -> int:
-        """Try for at most ``timeout_s`` to write the waiting acknowledgements; return how many were not written.
+        """Try to write the waiting acknowledgements for at most ``timeout_s``; return how many were not written.
 
         Jobs whose acknowledgement was not written run again.
         """
@@ -220,13 +221,13 @@ class Settler:
         return self._n_waiting
 
     def _is_in_vain(self) -> bool:
-        """Return whether writing is pointless, because none of the servers with waiting acknowledgements answers."""
+        """Return whether none of the servers for which acknowledgements are waiting answers."""
         streams = {keys.stream for keys, _, _ in list(self._waiting)}
         streams |= {failed.keys.stream for failed in list(self._failed.values())}
         return all(self._connections.is_silent(stream) for stream in streams)
 
     def _taken(self) -> Iterator[tuple[QueueKeys, Deliveries, Delivery]]:
-        """Yield the acknowledgements that are waiting now; later ones are left for the next batch."""
+        """Take and yield the acknowledgements that are waiting now. Later ones are left for the next batch."""
         for _ in range(len(self._waiting)):
             try:
                 yield self._waiting.popleft()
@@ -240,7 +241,7 @@ class Settler:
             self._has_work.clear()
             self._is_urgent.clear()
             self._try_once()
-            # sleep through the batch window, so that acknowledgements within it cost no wake-up
+            # sleep during the batch window, so that acknowledgements within it do not wake this thread
             self._is_urgent.wait(GATHER_S)
 
     def _try_once(self) -> bool:

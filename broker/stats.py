@@ -1,4 +1,4 @@
-"""The statistics of a queue and its consumers, as values."""
+"""Value objects for the statistics of a queue and its consumers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ LAST_ID = f"{2**64 - 1}-{2**64 - 1}"
 
 @dataclass(frozen=True, slots=True)
 class ConsumerStats:
-    """The statistics of one consumer of a queue.
+    """The statistics of one of a queue's consumers.
 
     Attributes:
         name: ``host:pid:birth:random``, or :data:`~broker.keys.HANDED_BACK` for the owner of handed-back entries.
         pending: the number of entries in its pending list.
-        heartbeat_age_ms: the time since its last heartbeat, or None if it has none (for example because it was created
-            by hand) or is known to be dead.
+        heartbeat_age_ms: the time since its last heartbeat, or None if it is known to be dead or has no heartbeat, for
+            example because it was created by hand.
         is_alive: whether its heartbeat is younger than the lease.
     """
 
@@ -34,32 +34,32 @@ class QueueStats:
     """The statistics of one queue at one moment.
 
     Attributes:
-        waiting: messages that no worker has: undelivered, orphaned and in line.
-        undelivered: entries that were never delivered.
-        in_line: messages that wait for the limits of their key; they are not in the stream yet.
-        in_flight: pending entries of the group, as XPENDING counts them.
-        oldest_pending_idle_ms: idle time of the pending entry with the lowest id, as XPENDING shows it, or None if no
-            entry is pending.
-        delayed: messages that are not due yet, including retries.
-        orphaned: delivered entries in no pending list; the janitors requeue them. Only those around the first 1,000
-            pending entries are counted.
-        dead: dead letters.
+        waiting: the number of messages that no worker has: undelivered, orphaned and in line.
+        undelivered: the number of entries that were never delivered.
+        in_line: the number of messages that wait for the limits of their key. They are not in the stream yet.
+        in_flight: the number of the group's pending entries, as XPENDING counts them.
+        oldest_pending_idle_ms: the idle time of the pending entry with the lowest id, as XPENDING shows it, or None if
+            no entry is pending.
+        delayed: the number of messages that are not due yet, including retries.
+        orphaned: the number of delivered entries in no pending list, which the janitors requeue. Only those around the
+            first 1,000 pending entries are counted.
+        dead: the number of dead letters.
         oldest_age_ms: time since the oldest entry was added, in flight or not, or since the oldest message with a
-            priority began to wait in line. Messages that wait for the limit of another key are not included. None if
-            there is none, or if the entry's id is ahead of the clock because a producer chose the id or the clock was
-            ahead at that time.
-        entries_added: entries ever added to the stream, including promoted and retried ones; on Redis 6.2, only the
-            messages that were enqueued through this broker.
+            priority began to wait in line. Messages that wait for the limits of another key are not included. None if
+            there is no message, or if the entry's id is ahead of the clock because a producer chose the id or the
+            clock was ahead at that time.
+        entries_added: the number of entries ever added to the stream, including promoted and retried ones. On
+            Redis 6.2, it is the number of messages that were enqueued through this broker.
         next_due_ms: time until the next delayed message is due, 0 if it is overdue, or None if none is delayed.
         paused: whether delivery is paused.
         consumers: the consumers that have entries or a heartbeat.
-        clock_ms: the server's clock at that moment.
-        first_id: the id of the oldest entry; None for an empty stream.
+        clock_ms: the time on the server's clock.
+        first_id: the id of the oldest entry, or None if the stream is empty.
         last_id: the last id that the stream generated, whether or not its entry still exists.
-        removed_by_others: entries that something other than this broker removed from the stream, for example XTRIM,
-            XDEL or XADD with MAXLEN; negative if the stream was created again but the counters were kept. Redis 6.2
-            does not count added entries; with it, this includes only in-flight entries whose removal a janitor has
-            detected.
+        removed_by_others: the number of entries that something other than this broker removed from the stream, for
+            example XTRIM, XDEL or XADD with MAXLEN. It is negative if the stream was created again but the counters
+            were kept. On Redis 6.2, which does not count added entries, it is the number of in-flight entries whose
+            removal a janitor has detected.
     """
 
     queue_name: str
@@ -83,7 +83,7 @@ class QueueStats:
 
     @property
     def ids_ahead_ms(self) -> int:
-        """The time by which the last id is ahead of the server's clock, or 0. Later ids are never lower than it."""
+        """The time by which the last id is ahead of the server's clock, or 0. Later ids are always higher."""
         return max(0, int(self.last_id.partition("-")[0]) - self.clock_ms)
 
     @property
@@ -93,9 +93,10 @@ class QueueStats:
 
 
 def total_of(parts: Sequence[QueueStats]) -> QueueStats:
-    """Return the statistics of a queue from those of all its shards, shard 0 first.
+    """Return a queue's statistics from those of all its shards, which are given with shard 0 first.
 
-    Numbers are added, except that ages are those of the oldest, and the ids are the lowest and the highest of all.
+    Counts are added. Of ages and of ``last_id``, the highest is taken, and of ``first_id`` and ``next_due_ms``, the
+    lowest.
     """
     if len(parts) == 1:
         return parts[0]
@@ -127,7 +128,7 @@ def total_of(parts: Sequence[QueueStats]) -> QueueStats:
 
 
 def _together(one: ConsumerStats, other: ConsumerStats) -> ConsumerStats:
-    """Return the statistics of a consumer that reads two shards."""
+    """Return a consumer's statistics from those for two shards that it reads."""
     age_ms = _of_any(min, [one.heartbeat_age_ms, other.heartbeat_age_ms])
     return ConsumerStats(one.name, one.pending + other.pending, age_ms, one.is_alive or other.is_alive)
 
@@ -146,7 +147,7 @@ N_FACTS = 16  # number of values about the queue in the reply; the values about 
 
 
 def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int) -> QueueStats:
-    """Parse the statistics of a queue from a reply of stats.lua."""
+    """Parse a queue's statistics from a reply of stats.lua."""
     numbers = [int(value) for value in answer[:12]]
     clock_ms, first_id, last_id, removed_by_others = answer[12:N_FACTS]
     assert isinstance(first_id, bytes)
@@ -162,7 +163,7 @@ def stats_from(answer: Sequence[int | bytes], *, queue_name: str, lease_ms: int)
         is_alive = age_ms is not None and age_ms <= lease_ms
         if text != HANDED_BACK or int(pending):
             consumers.append(ConsumerStats(text, int(pending), age_ms, is_alive))
-    # Ghosts (ids whose entry was deleted) stay pending until a janitor removes them. Not all of them are counted, so
+    # Ghosts (pending ids whose entry was deleted) stay pending until a janitor removes them. Not all are counted, so
     # the difference could be negative.
     in_stream = max(0, length - (in_flight - ghosts))
     return QueueStats(

@@ -1,7 +1,7 @@
-"""The command: inspects and repairs queues, serves their metrics, and migrates the queues of RedisBroker.
+"""The command line: inspects and repairs queues, serves their metrics, and migrates RedisBroker's queues.
 
-Run as ``python -m broker``. Each module declares its commands with ``add_to``. Lists take ``--json``. An action prints
-its plan and does nothing without ``--yes``.
+Run it as ``python -m broker``. Each module declares its commands with ``add_to``. Commands that list have ``--json``.
+Commands that act print their plan, and do nothing without ``--yes``.
 
 Exit codes: 0 done, 1 failed, 2 usage (a bad argument or setting), 3 Redis does not answer, 4 refused: ``--yes`` is
 missing.
@@ -27,7 +27,7 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command that the arguments name, and return its exit code."""
     given = _parser().parse_args(arguments)
     try:
         code: int = given.run(given)

@@ -107,7 +107,7 @@ def _selected(given: argparse.Namespace, inspector: Inspector) -> list[PendingEn
 def _without_live(
     given: argparse.Namespace, desk: Desk, name: str, entries: list[PendingEntry]
 ) -> tuple[list[PendingEntry], int]:
-    """Return the entries to rescue, and the number left out because live workers hold them."""
+    """Return the entries to rescue, and the number of entries left out because live workers hold them."""
     entries = [entry for entry in entries if not entry.is_handed_back]
     if given.even_if_alive or given.unowned:  # no worker runs an orphan or a ghost
         return entries, 0

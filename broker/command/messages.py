@@ -1,4 +1,4 @@
-"""The form of messages in lists: values in JSON, and otherwise a call of the actor."""
+"""The form of messages in lists: values for JSON, and a call of the actor for tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..inspector import Inspector
 
 
 def facts_of(message: dramatiq.Message[Any]) -> dict[str, object]:
-    """Return the values that lists show for a message."""
+    """Return the values of a message that lists show."""
     return {
         "message_id": message.message_id,
         "actor": message.actor_name,
@@ -24,7 +24,7 @@ def facts_of(message: dramatiq.Message[Any]) -> dict[str, object]:
 
 
 def seen(inspector: Inspector, entry_id: str, fields: Mapping[bytes, bytes] | None) -> dict[str, object]:
-    """Return the values that lists show for an entry, which may be unreadable or missing."""
+    """Return the values of an entry that lists show. The entry may be unreadable or missing."""
     if fields is None:
         return {"problem": "its entry no longer exists"}
     try:
@@ -34,22 +34,22 @@ def seen(inspector: Inspector, entry_id: str, fields: Mapping[bytes, bytes] | No
 
 
 def texts(facts: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Return the message id and the text that lists show for these values."""
+    """Return the message id and the message as text, from the values that lists show."""
     if "problem" in facts:
         return None, f"unreadable: {facts['problem']}"
     return facts["message_id"], _call(facts["actor"], facts["args"], facts["kwargs"])
 
 
 def decoded(encoded: bytes) -> dict[str, object]:
-    """Return the values that lists show for an encoded message."""
+    """Return the values of an encoded message that lists show."""
     try:
         return facts_of(dramatiq.Message.decode(encoded))
-    except Exception as error:  # the bytes may be anything, so decoding may raise anything
+    except Exception as error:  # the bytes may be anything, and so may the exception
         return {"problem": f"{type(error).__name__}: {error}"}
 
 
 def _call(actor: str | None, args: Sequence[object], kwargs: dict[str, object]) -> str:
-    """Return a message as a call of its actor: ``resize("cat.jpg", width=3)``."""
+    """Return a message as a call of its actor, such as ``resize("cat.jpg", width=3)``."""
     words = [_json(value) for value in args] + [f"{name}={_json(value)}" for name, value in kwargs.items()]
     return f"{actor}({', '.join(words)})"
 

@@ -15,7 +15,7 @@ from dramatiq.errors import BrokerConnectionError
 from ..metrics import CONTENT_TYPE, exposition
 from .options import DONE, Commands, Desk, opened
 
-# Minimum interval in seconds between lookups of the queue names. Each lookup scans all keys of the server.
+# Minimum interval in seconds between lookups of the queue names. Each lookup scans all keys on the server.
 LOOK_AGAIN_S: Final = 60.0
 
 
@@ -44,7 +44,7 @@ def serve_metrics(given: argparse.Namespace) -> int:
 
 
 class _Names:
-    """The names of the queues to expose: the given ones or all, looked up at most once a minute."""
+    """The names of the queues to expose. If none are given, all queues are looked up, at most once a minute."""
 
     def __init__(self, desk: Desk, given: list[str]) -> None:
         self._desk = desk
@@ -61,7 +61,7 @@ class _Names:
 
 
 def server(text: Callable[[], str], host: str, port: int) -> ThreadingHTTPServer:
-    """Return an HTTP server for ``/metrics``, which answers 503 while Redis does not answer."""
+    """Return an HTTP server for ``/metrics``. It responds with 503 while Redis does not answer."""
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # maximum time in seconds that a client may take to send its request

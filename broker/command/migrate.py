@@ -1,4 +1,4 @@
-"""The command ``migrate``: moves the queues of Dramatiq's RedisBroker to this broker."""
+"""The command ``migrate``: moves the messages of Dramatiq's RedisBroker to this broker."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def add_to(commands: Commands) -> None:
 def migrate(given: argparse.Namespace) -> int:
     try:
         if given.old_url and urlsplit(given.old_url).password:
-            # every user of the machine can read the arguments of a process
+            # every user of the machine can read a process's arguments
             raise UsageError(f"OLD_URL has a password; set the environment variable {OLD_REDIS_URL} to it instead")
         old = redis.Redis.from_url(given.old_url or os.environ.get(OLD_REDIS_URL) or url_of(given))
     except ValueError as error:

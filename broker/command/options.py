@@ -1,4 +1,4 @@
-"""The options that all commands share (broker, queues), and the confirmation of actions."""
+"""The options that all commands share, access to the broker that they select, and the confirmation of actions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ LONGEST_MS: Final = 100 * 365 * _UNITS["d"]
 
 
 class UsageError(Exception):
-    """Raised when arguments can be parsed, but contradict each other or name something that does not exist."""
+    """Raised when arguments contradict each other or name something that does not exist."""
 
 
 class Commands:
-    """The commands of a parser. Every command has the options that select the broker."""
+    """A parser's commands. Every command has the options that select the broker."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         self._commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -41,9 +41,9 @@ class Commands:
         """Add a command.
 
         Args:
-            run: called with the parsed arguments; returns the exit code.
-            is_listing: whether it has the option ``--json``.
-            is_action: whether it has the option ``--yes``.
+            run: a function that is called with the parsed arguments and returns the exit code.
+            is_listing: whether the command has the option ``--json``.
+            is_action: whether the command has the option ``--yes``.
         """
         parser = self._commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if is_listing:
@@ -84,7 +84,7 @@ class Desk:
         self._client: Any = client
 
     def queues(self) -> list[str]:
-        """Return the queues that the program declares or, without a program, those whose streams are found in Redis."""
+        """Return the queues that the program declares or, without a program, those whose streams Redis has."""
         if self._client is None:
             return sorted(self.broker.get_declared_queues())
         namespace, found = self.broker.settings.namespace, set()
@@ -95,11 +95,11 @@ class Desk:
         return sorted(found)
 
     def chosen(self, names: Sequence[str]) -> list[str]:
-        """Return the given queues, each of which must exist, or all queues if none is given."""
+        """Return the given names after checking that the queues exist, or the names of all queues if none are given."""
         return [self.named(name) for name in names] if names else self.queues()
 
     def named(self, name: str) -> str:
-        """Return the name of a queue after checking that the queue exists.
+        """Return a queue name after checking that the queue exists.
 
         Raises:
             UsageError: there is no such queue.
@@ -117,10 +117,10 @@ class Desk:
 
 @contextmanager
 def opened(given: argparse.Namespace, **settings: Any) -> Iterator[Desk]:
-    """Open the broker that the options select, and close it at the end.
+    """Yield the broker that the options select, and close it afterwards.
 
     Args:
-        settings: additional settings of the broker; ignored for a program's broker.
+        settings: additional broker settings, which a program's own broker ignores.
 
     Raises:
         UsageError: the program has no such broker, or the URL is invalid.
@@ -153,7 +153,7 @@ def _broker_of(program: str) -> RedisStreamsBroker:
 
 
 def duration_ms(text: str) -> int:
-    """Return a duration such as ``30s``, ``15m``, ``2h`` or ``7d`` in ms, for argparse."""
+    """Parse a duration such as ``30s``, ``15m``, ``2h`` or ``7d``, for argparse; return it in ms."""
     match = re.fullmatch(r"(\d{1,15})([smhd])", text)
     if match is None or (ms := int(match[1]) * _UNITS[match[2]]) > LONGEST_MS:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 30s, 15m, 2h or 7d")
@@ -161,17 +161,19 @@ def duration_ms(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """Return a whole number of at least 1, for argparse."""
+    """Parse a positive integer, for argparse."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text)
 
 
 def confirmed(given: argparse.Namespace, plan: str, act: Callable[[], str], *, n: int = 1) -> int:
-    """Print the plan of an action, and carry it out if ``--yes`` is given.
+    """Print an action's plan, and carry it out if ``--yes`` is given.
 
     Args:
-        n: the number of messages or dead letters that the action would change; if it is 0, nothing is done.
+        plan: a description of the action, without a full stop.
+        act: a function that carries out the action and returns a description of the result.
+        n: the number of messages or dead letters that the action would change. If it is 0, nothing is done.
 
     Returns:
         The exit code.

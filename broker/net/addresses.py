@@ -1,6 +1,6 @@
-"""The address of a server, as plain values that can be sent to another process.
+"""A server's address, in plain values that can be sent to another process.
 
-The values include secrets. They are sent through a socket pair and never appear in a command line or an environment.
+The values include secrets. They are sent through a socket pair, and never appear in a command line or an environment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnecti
 
 
 class Address(TypedDict):
-    """A server and the credentials for it, in types that ``marshal`` can write."""
+    """A server's address and credentials, in types that ``marshal`` supports."""
 
     path: str | None
     host: str
@@ -42,7 +42,7 @@ TLS_UNKNOWN = (
 
 
 def address_of(connection_class: type, settings: dict[str, Any], node: tuple[str, int] | None) -> Address | None:
-    """Return the address that a connection class and its settings describe, or None if only redis-py can use them."""
+    """Return the address in a connection class and its settings, or None if only redis-py can connect with them."""
     if connection_class not in KNOWN or settings.get("redis_connect_func") is not None:
         return None
     is_tls = issubclass(connection_class, redis.SSLConnection)

@@ -1,9 +1,9 @@
-"""Bounded reads: parse replies to blocking reads from the socket, and keep only as much data as a consumer may hold.
+"""Bounded reads: parse replies from the socket, and keep only as much data as a consumer may hold.
 
-Other programs can write entries of any size, and ``XREADGROUP`` returns whole entries; no Redis command can leave out
+Other programs can write entries of any size, and ``XREADGROUP`` returns whole entries. No Redis command can leave out
 large ones. So this module cuts strings that are too long and keeps only their heads, for the dead letter.
-:class:`Bounds` limits the memory of one reply, whatever the server sends. Most replies are too small to reach a limit.
-If hiredis is installed, it parses these in a tenth of the time.
+:class:`Bounds` limits the memory that one reply uses, whatever the server sends. Most replies are too small to reach a
+limit. If hiredis is installed, it parses these in a tenth of the time.
 
 The module supports only version 2 of the Redis protocol, which ``Connections`` uses.
 """
@@ -25,19 +25,19 @@ else:
     HAS_HIREDIS = True
 
 CHUNK: Final = 64 * 1024
-HEAD: Final = 4 * 1024  # number of bytes to keep of a string that is too long
-MOST_PARTS: Final = 4_000  # maximum number of names and values to keep of one entry, as in bury.lua
+HEAD: Final = 4 * 1024  # number of bytes that are kept of a string that is too long
+MOST_PARTS: Final = 4_000  # maximum number of names and values that are kept of one entry, as in bury.lua
 LARGEST_SMALL: Final = 1 << 20  # maximum size in bytes of a reply that hiredis parses
 DEPTH_OF_FIELDS: Final = 5  # nesting depth of an entry's fields in the reply to XREADGROUP
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits for one reply, in bytes.
+    """The size limits for one reply, in bytes.
 
     Attributes:
-        longest: maximum size of a string that is kept whole; of a longer one, only the head is kept.
-        budget: maximum total size of all strings; strings beyond it are cut, too.
+        longest: the maximum size of a string. Only the head of a longer string is kept.
+        budget: the maximum total size of all strings. Strings beyond it are cut, too.
     """
 
     longest: int
@@ -45,7 +45,7 @@ class Bounds:
 
 
 class CutFields(list[bytes]):
-    """The names and values that were kept of an entry that was cut.
+    """The field names and values of an entry that was too large, cut to the limits.
 
     Attributes:
         n_bytes: the size of the whole entry.
@@ -60,7 +60,7 @@ _UNKNOWN: Final = object()
 
 
 class BoundedReader:
-    """A reader of replies from a socket. Nothing else may read from this socket."""
+    """Reads replies from a socket, from which nothing else may read."""
 
     def __init__(self, sock: socket.socket, bounds: Bounds) -> None:
         self._sock = sock
@@ -70,11 +70,11 @@ class BoundedReader:
         self._buffer = bytearray()
         self._at = 0
         self._kept = 0
-        self._n_bytes = 0  # size so far of the entry that is being read
+        self._n_bytes = 0  # size of the part of the current entry that has been read
         self._is_cut = False
 
     def read(self) -> Any:
-        """Return the next reply, with a :class:`CutFields` for each entry that was too large.
+        """Return the next reply. The fields of an entry that was too large are :class:`CutFields`.
 
         Raises:
             redis.ResponseError: the reply is an error.
@@ -89,7 +89,7 @@ class BoundedReader:
         return self._value(1)
 
     def _small_answer(self) -> Any:
-        """Return the next reply if it is within the limits; otherwise return ``_UNKNOWN`` and keep its bytes."""
+        """Return the next reply, or ``_UNKNOWN`` if it may exceed the limits. Its bytes are then kept in the buffer."""
         parser = hiredis.Reader(protocolError=redis.InvalidResponse, replyError=_error_of, notEnoughData=_UNKNOWN)
         answer: Any = _UNKNOWN
         while answer is _UNKNOWN:
@@ -136,7 +136,7 @@ class BoundedReader:
         return CutFields(parts, self._n_bytes) if self._is_cut else parts
 
     def _part(self) -> Any:
-        """Return a name or a value. A fast path handles the common case that it has arrived completely."""
+        """Return the next field name or value. If it has arrived completely, this is fast."""
         at, buffer = self._at, self._buffer
         end = buffer.find(b"\r\n", at, at + 20)
         if end > 0:
@@ -196,7 +196,7 @@ class BoundedReader:
 
 
 def _streams_of(answer: Any) -> Sequence[Any]:
-    """Return the streams in a reply, or an empty sequence if the reply is not that of a read."""
+    """Return the streams in the reply to a read, or an empty sequence for another reply."""
     return answer if isinstance(answer, list) else ()
 
 

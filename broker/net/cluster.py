@@ -1,7 +1,7 @@
 """The slot map of a Redis Cluster: finds the node that has a queue's slot.
 
-All keys of a queue share one slot, so any of them determines the node. Redirects from nodes correct the map until it is
-read from the cluster again, which happens when a node cannot be reached.
+All keys of a queue share one slot, so any of them determines the node. Redirects from nodes correct the map. It is read
+from the cluster again when a node cannot be reached.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Node = tuple[str, int]
 
 
 class Slots:
-    """The slot map of a cluster: the client's map, corrected by redirects. Thread-safe."""
+    """A cluster's slot map: the client's map, corrected by redirects. Thread-safe."""
 
     def __init__(self, client: redis.RedisCluster) -> None:
         self._client = client
@@ -33,7 +33,7 @@ class Slots:
         """Return the node that has this key.
 
         Raises:
-            redis.ConnectionError: no node serves its slot at the moment.
+            redis.ConnectionError: no node serves the key's slot at the moment.
         """
         slot = slot_of(key)
         with self._lock:
@@ -47,14 +47,14 @@ class Slots:
         return str(node.host), int(node.port)
 
     def correct(self, error: redis.exceptions.MovedError, asked: Node) -> Node:
-        """Store and return the slot's new node after a permanent redirect from the node ``asked``."""
+        """Store and return the new node of a slot, after the node ``asked`` has sent a permanent redirect."""
         node = redirected(error, asked)
         with self._lock:
             self._corrected[int(error.slot_id)] = node
         return node
 
     def read_again(self) -> None:
-        """Read the cluster's map again; keep the old one if the cluster does not answer."""
+        """Read the map from the cluster again, or keep the old one if the cluster does not answer."""
         with self._lock:
             self._corrected.clear()
         try:
@@ -69,5 +69,5 @@ def slot_of(key: str) -> int:
 
 
 def redirected(error: redis.exceptions.AskError, asked: Node) -> Node:
-    """Return the node that a redirect names. If the redirect has no host, it means the host that sent it."""
+    """Return the node that a redirect names. A redirect without a host means the host of the node ``asked``."""
     return str(error.host) or asked[0], int(error.port)

@@ -1,13 +1,13 @@
 """Connections to Redis: commands that are sent once, and blocking reads that can be interrupted.
 
-redis-py repeats a command when its connection breaks. If only the reply to an XADD was lost, this adds the entry twice.
-So this module does not repeat commands: callers decide, because they know whether repeating is safe. There is one
+redis-py repeats a command when its connection breaks. If only the reply to an XADD was lost, the entry is added twice.
+So this module does not repeat commands. Callers decide, because they know whether repeating is safe. There is one
 exception. An idle connection may be dead, because a firewall or a lost host forgot it without closing it. Then the
-other idle connections are dropped, and a script that is marked as repeatable is sent once more on a new connection.
+other idle connections are dropped, and a command that is marked as repeatable is sent once more on a new connection.
 
-This module translates redis-py's errors to Dramatiq's: ``ConnectionFailed`` if nothing was sent, ``ConnectionClosed``
-if the connection broke later or the server cannot execute the command now. Other error replies stay
-``redis.ResponseError``.
+This module translates redis-py's errors to Dramatiq's: ``ConnectionFailed`` if nothing was sent, and
+``ConnectionClosed`` if the connection broke later or the server cannot execute the command now. Other error replies
+remain ``redis.ResponseError``.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from .pool import CLOSE_AFTER_IDLE_S, Limit, Pool, socket_of
 Argument = str | bytes | int
 T = TypeVar("T")
 
-# Error replies that mean "not now": a failover, a start, a full disk or memory, a busy script. They are recognized by
-# their text, because errors from inside a script keep only the text and not the class.
+# Error replies that mean that the server cannot execute the command now, because of a failover, a start, a full disk or
+# memory, or a busy script. They are recognized by their text, because an error inside a script keeps only its text.
 NOT_NOW: Final = (
     "READONLY",
     "LOADING",
@@ -58,21 +58,22 @@ NOT_NOW: Final = (
     "BUSY ",
     "UNBLOCKED",
 )
-# Errors that mean that this is the wrong server. A new connection looks up the address again, in Sentinel or DNS.
+# Error replies that mean that this is the wrong server. A new connection looks up the address again, in Sentinel or
+# DNS.
 WRONG_SERVER: Final = ("READONLY", "LOADING", "MASTERDOWN", "MOVED")
 
 # Prefixes of the settings that redis-py's pools add for push notifications, which require protocol 3.
 POOLS_OWN: Final = ("maint", "orig_", "oss_cluster_", "himport_")
 
-# Read timeout of a client that sets none; redis-py's default since 8.0. Without a timeout, reads would wait forever if
-# the server hangs or its machine is lost.
+# Read timeout for a client that sets none. It is redis-py's default since 8.0. Without a timeout, reads would wait
+# forever if the server hangs or its machine is lost.
 TIMEOUT_S: Final = 5.0
 
-# Maximum time to wait for the reply to a repeatable command on a connection that was idle for a while; half the read
-# timeout if that is less.
+# Maximum time to wait for the reply to a repeatable command on a connection that was idle for a while, unless half the
+# read timeout is less.
 IDLE_ANSWER_S: Final = 1.0
 
-# If the thread that closes idle connections is this late, it counts as dead, and another one is started.
+# If the thread that closes idle connections is later than this, it counts as dead, and another one is started.
 CLOSER_GRACE_S: Final = 5.0
 
 # Maximum number of cluster redirects that a command follows.
@@ -80,12 +81,12 @@ MOST_REDIRECTS: Final = 4
 
 REDIRECT_PAUSE_S: Final = 0.05
 
-# How much later than its own timeout a busy server may answer a blocking command.
+# How long after a blocking command's timeout a busy server may answer it.
 OVERDUE_AFTER_S: Final = 5.0
 
 
 class Connections:
-    """The connections of one process to Redis: a pool for each node."""
+    """A process's connections to Redis, in one pool per node."""
 
     def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
         if client.get_encoder().decode_responses:
@@ -105,7 +106,7 @@ class Connections:
 
     @cached_property
     def _template(self) -> tuple[type[redis.Connection], dict[str, Any]]:
-        """The connection class and its settings. In a cluster, all nodes have the same settings."""
+        """The connection class and its settings, which are the same for all nodes of a cluster."""
         pool = self._pool if self._slots is None else self._slots.pool
         return pool.connection_class, {
             **{k: v for k, v in pool.connection_kwargs.items() if not k.startswith(POOLS_OWN)},
@@ -132,7 +133,7 @@ class Connections:
         """Return a new connection to the node of ``key`` for a blocking read.
 
         Raises:
-            ConnectionFailed: it cannot be opened, or ``max_connections`` would leave no connection for commands.
+            ConnectionFailed: the connection cannot be opened, or ``max_connections`` would leave none for commands.
         """
         pool = self._pool_of(self._node_of(key))
         return Owned(pool, pool.own())
@@ -143,11 +144,11 @@ class Connections:
 
     @property
     def is_cluster(self) -> bool:
-        """Whether Redis is a cluster. Its queues are on different nodes, so a command reads only one queue."""
+        """Whether Redis is a cluster. If so, queues are on different nodes, and a command reads only one queue."""
         return self._slots is not None
 
     def address(self, key: str) -> Address | None:
-        """Return the address of ``key``'s server for another process, or None if only this process can connect to it.
+        """Return the address of ``key``'s server for another process, or None if only redis-py can connect to it.
 
         Raises:
             BrokerConnectionError: Sentinel or the cluster did not report the node.
@@ -158,7 +159,7 @@ class Connections:
                 node = self._pool.get_master_address()
         connection_class, settings = self._template
         if self._slots is not None:
-            # ignore a cluster client's connect hook, which is only needed to read from replicas
+            # ignore the cluster client's connect hook, which is only needed to read from replicas
             settings = {name: value for name, value in settings.items() if name != "redis_connect_func"}
         return address_of(connection_class, settings, node)
 
@@ -166,8 +167,8 @@ class Connections:
         """Run one command and return its reply.
 
         Args:
-            key: any key of the queue; by default the command's second word.
-            is_repeatable: whether the command may be sent twice, if an idle connection turns out to be dead.
+            key: any key of the queue; by default, the command's first argument.
+            is_repeatable: whether the command may be sent again if an idle connection turns out to be dead.
         """
         node = self._node_of(str(command[1]) if key is None else key)
         for _ in range(MOST_REDIRECTS):
@@ -180,7 +181,7 @@ class Connections:
         raise ConnectionClosed(f"expected at most {MOST_REDIRECTS} cluster redirects, got more; check the slot map")
 
     def read(self, *command: Argument, key: str, bounds: Bounds | None) -> Any:
-        """Run one command and return its reply, read within ``bounds``."""
+        """Run one command and return its reply, cut to ``bounds``."""
 
         def answer(connection: redis.Connection) -> Any:
             sock = socket_of(connection)
@@ -190,7 +191,7 @@ class Connections:
         return self._exchange(self._node_of(key), [command], answer, is_repeatable=False)
 
     def run_script(self, script: Script, keys: Sequence[str], args: Iterable[Argument]) -> Any:
-        """Run a script, loading it if the server does not know it, and return its reply."""
+        """Run a script and return its reply. The script is loaded if the server does not know it."""
         rest = (len(keys), *keys, *args)
         try:
             return self.run("EVALSHA", script.sha, *rest, key=keys[0], is_repeatable=script.is_repeatable)
@@ -198,7 +199,7 @@ class Connections:
             return self.run("EVAL", script.text, *rest, key=keys[0], is_repeatable=script.is_repeatable)
 
     def run_scripts(self, script: Script, calls: Sequence[tuple[Sequence[str], Sequence[Argument]]]) -> list[Any]:
-        """Run many calls of a script in one round trip to each node; return their replies in order."""
+        """Run many calls of a script, in one round trip per node; return their replies in order."""
         if len(calls) == 1:
             return [self.run_script(script, *calls[0])]
         by_node: defaultdict[Node | None, list[int]] = defaultdict(list)
@@ -213,7 +214,7 @@ class Connections:
         return answers
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Delete keys, with one command or, in a cluster, with one command per slot."""
+        """Delete keys with one command or, in a cluster, with one command per slot."""
         by_slot: defaultdict[int | None, list[str]] = defaultdict(list)
         for key in keys:
             by_slot[None if self._slots is None else slot_of(key)].append(key)
@@ -221,7 +222,7 @@ class Connections:
             self.run("DEL", *of_slot)
 
     def share_slot(self, one: str, another: str) -> bool:
-        """Return whether a script may use both keys."""
+        """Return whether one script may use both keys."""
         return self._slots is None or slot_of(one) == slot_of(another)
 
     def together(self, keys: Sequence[str]) -> list[list[str]]:
@@ -230,14 +231,14 @@ class Connections:
         for key in keys:
             try:
                 by_node[self._node_of(key)].append(key)
-            except ConnectionFailed:  # no node serves its slot at the moment
+            except ConnectionFailed:  # no node serves the key's slot at the moment
                 by_node[key].append(key)
         return list(by_node.values())
 
     def is_silent(self, key: str) -> bool:
-        """Return whether the server of ``key`` did not answer the last command.
+        """Return whether ``key``'s server did not answer the last command.
 
-        A process that stops skips optional commands in that case, so that it waits for only one timeout.
+        If so, a process that stops skips optional commands, so that it waits for only one timeout.
         """
         if not self._silent:
             return False
@@ -247,16 +248,16 @@ class Connections:
             return True
 
     def note_answer(self, node: Node | None) -> None:
-        """Record that the server answered."""
+        """Record that a node answered."""
         if self._silent:
             self._silent.discard(node)
 
     def note_silence(self, node: Node | None) -> None:
-        """Record that the server did not answer in time."""
+        """Record that a node did not answer in time."""
         self._silent.add(node)
 
     def close(self) -> None:
-        """Close all idle connections. Borrowed ones stay open until they are garbage-collected."""
+        """Close all idle connections. Borrowed connections stay open until they are garbage-collected."""
         self._is_closed.set()
         for pool in list(self._pools.values()):
             pool.close()
@@ -274,14 +275,14 @@ class Connections:
             first_error: redis.ResponseError | None = None
             again.clear()
             for place in range(len(commands)):
-                # read every reply, because the next user of the connection would get an unread one
+                # read every reply, because the connection's next user would get an unread one
                 try:
                     answers.append(self.answer(connection))
                 except Redirected:
                     again.append(place)
                     answers.append(None)
                 except redis.ResponseError as error:
-                    # The script is missing if the EVAL call was redirected, or if SCRIPT FLUSH ran after it.
+                    # the script is missing if the EVAL call was redirected, or if SCRIPT FLUSH ran after it
                     if isinstance(error, redis.exceptions.NoScriptError):
                         again.append(place)
                     else:
@@ -304,7 +305,7 @@ class Connections:
         *,
         is_repeatable: bool,
     ) -> T:
-        """Send commands and return what ``answer`` reads.
+        """Send commands in one round trip, and return the result of ``answer``, which reads the replies.
 
         If the connection had been idle and is dead, repeatable commands are sent again on a new connection.
         """
@@ -324,11 +325,11 @@ class Connections:
                 _send(connection, commands)
                 return answer(connection)
         except ConnectionFailed as error:
-            # the server may have received the commands on the first connection
+            # this is not ConnectionFailed, because the server may have received the commands on the first connection
             raise ConnectionClosed(f"{dead}; no new connection: {error}") from error.__cause__
 
     def _ask(self, node: Node, command: Sequence[Argument]) -> Any:
-        """Run a command on the node to which a slot is migrating; return its reply."""
+        """Run a command on the node to which a slot is migrating, and return its reply."""
         with Borrowed(self, node) as connection, translated(ConnectionClosed):
             connection.send_command("ASKING")
             connection.read_response()
@@ -362,10 +363,13 @@ class Connections:
         return connection
 
     def answer(self, connection: redis.Connection, reader: BoundedReader | None = None) -> Any:
-        """Return the reply to the command that was sent, read through ``reader`` if one is given.
+        """Return the reply to the command that was sent on a connection.
+
+        Args:
+            reader: reads the reply within limits; None to read it without limits.
 
         Raises:
-            Redirected: another node of the cluster has the slot; nothing was done.
+            Redirected: another node of the cluster has the slot. The command was not executed.
         """
         try:
             return connection.read_response() if reader is None else reader.read()
@@ -391,12 +395,12 @@ class Connections:
             self._start_closer()
 
     def take(self, node: Node | None) -> tuple[redis.Connection, bool]:
-        """Return a connection, and whether it was idle for so long that it may be dead."""
+        """Borrow a connection; return it and whether it was idle for so long that it may be dead."""
         pool = self._pools.get(node)
         return (self._pool_of(node) if pool is None else pool).take()
 
     def drop_idle(self, node: Node | None) -> None:
-        """Drop the connections that were idle for as long as one that turned out to be dead."""
+        """Drop the connections that may be dead, because one that was idle for as long was dead."""
         self._pool_of(node).drop_idle()
 
     def _start_closer(self) -> None:
@@ -405,16 +409,16 @@ class Connections:
             if self._closer_due >= now or self._is_closed.is_set():
                 return
             self._closer_due = now + CLOSER_GRACE_S
-        # Do not use threading.Thread, whose start() waits for the new thread. Until the new thread runs, it has the id
-        # of this one, so an interrupt of a job that enqueues could end it, and start() would wait forever.
+        # Do not use threading.Thread, whose start() waits for the new thread. Until the new thread runs, it has this
+        # thread's id, so an interrupt of a job that enqueues could end it, and start() would wait forever.
         start_new_thread(self._close_unused, ())
 
     def _close_unused(self) -> None:
-        """Close connections that have been idle for too long. The thread ends when no connection is idle any more."""
+        """Close connections that have been idle for too long, until no connection is idle or borrowed."""
         wait_s = 0.0
         while not self._is_closed.wait(wait_s):
             with self._lock:
-                # in this order, so that a connection that is returned now is either seen below or starts a new thread
+                # reset this first, so that a connection that is returned now is either seen below or starts a thread
                 self._closer_due = 0.0
                 found = [pool.close_idle(CLOSE_AFTER_IDLE_S) for pool in self._pools.values()]
                 now = time.monotonic()
@@ -429,7 +433,7 @@ class Connections:
 
 
 class Owned:
-    """A connection that belongs to a blocking read until the read closes it."""
+    """A connection that a blocking read owns until it closes the connection."""
 
     def __init__(self, pool: Pool, connection: redis.Connection) -> None:
         self._pool = pool
@@ -440,9 +444,9 @@ class Owned:
 
 
 class Borrowed:
-    """A context manager that borrows a connection for one command.
+    """A context manager that borrows a connection for one exchange of commands and replies.
 
-    It is a class because a generator function would take as long as packing the command.
+    It is a class, because a generator function would take as long as packing the command.
 
     Attributes:
         was_idle: whether the connection was idle for so long that it may be dead.
@@ -465,8 +469,7 @@ class Borrowed:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None and not _is_answer(error):
-            # whatever was raised (even a time limit), drop the connection, because the next user could get the late
-            # reply
+            # drop the connection after any exception, even a time limit, because its next user could get the late reply
             if _is_silence(error):
                 _discard_unsent(self._connection)
             self._connection.disconnect()
@@ -480,7 +483,7 @@ class Borrowed:
 
 
 class Redirected(Exception):
-    """Raised when a node of a cluster redirects to another one; handled inside this module."""
+    """Raised when a cluster node redirects to another node. This module handles it."""
 
     def __init__(self, to: Node, *, is_asking: bool = False) -> None:
         super().__init__(f"{to[0]}:{to[1]}")
@@ -488,16 +491,17 @@ class Redirected(Exception):
 
 
 class BlockingRead:
-    """A dedicated connection for one blocking command at a time.
+    """A connection for one blocking command at a time.
 
     The command is sent once and may block at the server for a long time, so that idle queues are cheap. The thread that
-    sent it waits for short periods, so that it can stop and other threads can wake it.
+    sent it waits for its reply, and other threads can wake it.
     """
 
     def __init__(self, connections: Connections, key: str, *, block_ms: int, bounds: Bounds | None = None) -> None:
         """
         Args:
-            bounds: the limits for one reply; None for no limits.
+            block_ms: the maximum time that a command blocks at the server.
+            bounds: the size limits for one reply, or None for no limits.
         """
         self._connections = connections
         self._bounds = bounds
@@ -518,10 +522,10 @@ class BlockingRead:
         return self._owned is not None
 
     def send(self, *command: Argument) -> None:
-        """Send the command, connecting if necessary."""
+        """Send a command, after opening the connection if necessary."""
         if self._owned is None:
             self._owned = self._connections.own(self._key)
-            self._close_selector()  # a wait without a connection may have created one
+            self._close_selector()  # a wait without a connection may have created a selector
             sock = socket_of(self._owned.connection)
             if self._bounds is not None and sock is not None:
                 self._reader = BoundedReader(sock, self._bounds)
@@ -557,7 +561,7 @@ class BlockingRead:
         return has_arrived
 
     def answer(self) -> Any:
-        """Return the reply to the command, or None if a cluster moved the key, as for a read without new entries."""
+        """Return the reply, or None if the cluster moved the key. None is also the reply to a read without entries."""
         assert self._owned is not None
         self.is_waiting = False
         self._overdue_at = float("inf")
@@ -566,7 +570,7 @@ class BlockingRead:
                 return self._connections.answer(self._owned.connection, self._reader)
             except Redirected:
                 pass
-        # nothing was delivered; the next attempt connects to the slot's new node
+        # no entry was delivered, and the next command connects to the slot's new node
         self.drop()
         time.sleep(REDIRECT_PAUSE_S)
         return None
@@ -593,7 +597,7 @@ class BlockingRead:
 
     def close(self) -> None:
         self.drop()
-        # take the lock, because a late wake must not write to a file that reuses this descriptor
+        # take the lock, because a late call of ``wake`` must not write to a file that reuses this descriptor
         with self._wake_lock:
             for end in (self._wake_read, self._wake_write):
                 if end >= 0:
@@ -630,7 +634,7 @@ def _is_silence(error: BaseException) -> bool:
 
 
 def _discard_unsent(connection: redis.Connection) -> None:
-    """Make the kernel discard undelivered data, so that a command does not arrive after it was sent again."""
+    """Let the kernel discard unsent data, so that a command cannot arrive after it was sent again."""
     sock = socket_of(connection)
     if sock is not None:
         with suppress(OSError):

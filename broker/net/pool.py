@@ -25,11 +25,11 @@ from dramatiq.logging import get_logger
 PROBE_AFTER_IDLE_S: Final = 1.0
 CLOSE_AFTER_IDLE_S: Final = 60.0
 UNLIMITED: Final = 1 << 31  # redis-py's value for an unlimited pool
-# From this number of connections on, a thread waits briefly for a free connection before it opens another one; the wait
+# If at least this many connections are open, a thread waits briefly for a free one before it opens another. The wait
 # grows with each further connection. Commands are short, so a burst of threads needs few connections.
 ENOUGH: Final = 3
 MOMENT_S: Final = 0.01
-# How long no connection is opened after the server refused one because it has too many clients.
+# How long no connection is opened after the server has refused one because it has too many clients.
 REFUSED_FOR_S: Final = 5.0
 # Interval at which a waiting thread checks whether a connection was lost without being returned.
 LOOK_AGAIN_S: Final = 1.0
@@ -37,11 +37,11 @@ LOOK_AGAIN_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The limit on the connections of a pool.
+    """The limit on a pool's connections.
 
     Attributes:
-        most: maximum number of connections.
-        wait_s: maximum time in seconds that a thread waits for a free connection.
+        most: the maximum number of connections.
+        wait_s: the maximum time in seconds for which a thread waits for a free connection.
     """
 
     most: int
@@ -49,7 +49,7 @@ class Limit:
 
     @classmethod
     def of(cls, pool: Any, timeout_s: float) -> Limit:
-        """Return the limit of redis-py's pool; ``timeout_s`` is the waiting time for pools that define none."""
+        """Return the limit of redis-py's pool. If the pool defines no maximum waiting time, it is ``timeout_s``."""
         wait_s = getattr(pool, "timeout", None) if isinstance(pool, redis.BlockingConnectionPool) else timeout_s
         return cls(
             int(getattr(pool, "max_connections", None) or UNLIMITED),
@@ -63,13 +63,13 @@ class Pool:
     def __init__(self, connect: Callable[[], redis.Connection], limit: Limit) -> None:
         """
         Args:
-            connect: opens a connection; raises ``ConnectionFailed``.
+            connect: a function that opens a connection or raises ``ConnectionFailed``.
         """
         self._connect = connect
         self._limit = limit
         self._logger: logging.Logger = get_logger(__name__, type(self))
-        # Borrowers take connections from the right, so that those on the left stay idle. A deque needs no lock for
-        # that.
+        # Threads take connections from the right, so that those on the left stay idle and are closed. A deque needs no
+        # lock for that.
         self._idle: deque[tuple[redis.Connection, float]] = deque()
         # Acquire this lock instead of the Condition, which runs Python code: an interrupt (a time limit) of a job that
         # enqueues could hit that code after it took the lock, and then no thread would ever get a connection again.
@@ -83,10 +83,10 @@ class Pool:
         self._refused_until = 0.0
 
     def take(self) -> tuple[redis.Connection, bool]:
-        """Return a connection, and whether it was idle for so long that it may be dead.
+        """Borrow a connection; return it and whether it was idle for so long that it may be dead.
 
         Raises:
-            ConnectionFailed: none is free and none can be opened.
+            ConnectionFailed: no connection is free, and none can be opened.
         """
         while True:
             try:
@@ -100,7 +100,7 @@ class Pool:
             self._discard(connection)
 
     def give_back(self, connection: redis.Connection) -> None:
-        """Return a borrowed connection to the pool; a disconnected one is removed from the pool."""
+        """Return a borrowed connection to the pool, or remove it from the pool if it is disconnected."""
         if socket_of(connection) is None:
             self._discard(connection)
             return
@@ -110,10 +110,10 @@ class Pool:
                 self._changed.notify()
 
     def own(self) -> redis.Connection:
-        """Return a new connection for a blocking read, which keeps it until ``disown``.
+        """Return a new connection for a blocking read, which keeps it until ``disown`` is called.
 
         Raises:
-            ConnectionFailed: it cannot be opened, or blocking reads would leave no connection for commands.
+            ConnectionFailed: the connection cannot be opened, or blocking reads would leave none for commands.
         """
         deadline = time.monotonic() + self._limit.wait_s
         with self._lock:
@@ -131,7 +131,7 @@ class Pool:
         return connection
 
     def disown(self, connection: redis.Connection) -> None:
-        """Close a connection of a blocking read."""
+        """Close a blocking read's connection."""
         self._owned.discard(connection)
         self._discard(connection)
 
@@ -140,7 +140,7 @@ class Pool:
         return len(self._open) + self._n_connecting
 
     def _connected(self) -> redis.Connection:
-        """Open and return a connection that the caller has already counted as being opened."""
+        """Open and return a connection. The caller has already counted it in ``_n_connecting``."""
         try:
             connection = self._connect()
             self._open.add(connection)
@@ -161,14 +161,15 @@ class Pool:
         return len(self._open) - len(self._owned) - len(self._idle)
 
     def drop_idle(self) -> None:
-        """Close the connections that were idle for as long as one that turned out to be dead."""
+        """Close the connections that may be dead, because one that was idle for as long was dead."""
         self.close_idle(PROBE_AFTER_IDLE_S)
 
     def close_idle(self, idle_s: float) -> float | None:
         """Close connections that were idle for longer than ``idle_s`` seconds.
 
         Returns:
-            the monotonic time at which the next connection will have been idle for this long, or None if none is idle.
+            The time on the monotonic clock at which another connection will have been idle for this long, or None if
+            none is idle.
         """
         while True:
             try:
@@ -199,7 +200,7 @@ class Pool:
                         if self._idle:
                             try:
                                 return self._idle.pop()
-                            except IndexError:  # another thread took the last idle connection; taking one needs no lock
+                            except IndexError:  # another thread took the last idle connection, which needs no lock
                                 continue
                         n_borrowed = self._n_open - len(self._owned)
                         now = time.monotonic()
@@ -220,7 +221,7 @@ class Pool:
                     raise
 
     def _shares(self, error: BaseException) -> bool:
-        """Return whether the server has too many clients, but this pool has connections that threads can share."""
+        """Return whether the server refused a connection, but threads can share the pool's other connections."""
         if "max number of clients" not in str(error) or len(self._open) == len(self._owned):
             return False
         if time.monotonic() >= self._refused_until:
@@ -263,7 +264,7 @@ class Pool:
 
 
 def socket_of(connection: Any) -> socket.socket | None:
-    """Return the connection's socket, or None if it is not connected. redis-py offers no public access to it."""
+    """Return a connection's socket, or None if it is not connected. redis-py has no public way to access it."""
     found: socket.socket | None = connection._sock
     return found
 

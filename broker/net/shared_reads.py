@@ -1,9 +1,9 @@
-"""Shared reads: blocking commands that wait for entries of many streams on one connection.
+"""Shared reads: blocking commands that wait for entries in many streams on one connection.
 
 Redis answers a blocked command as soon as any of its streams has an entry. So a process needs one connection to wait
-for the timers of all its queues, and another one to read new messages from all of them. A process with few queues reads
-each queue on a separate connection, which saves a thread switch. In a cluster, a command can only read streams of one
-slot, so every queue has separate connections.
+for the timer streams of all its queues, and another one to read new messages from all queues. A process with few queues
+reads each queue on a separate connection, which saves a thread switch. In a cluster, a command can only read streams in
+one slot, so every queue has separate connections.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from .connections import Argument, BlockingRead, Connections
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 2.0
-# Time to wait for further timers before sending a command, because each change of the set of timers costs a connection
-# and a process adds many timers when it starts.
+# Time to wait for further timers before a command is sent. A process adds many timers when it starts, and each change
+# of the set of timers costs a new connection.
 GATHER_S: Final = 0.02
 LOOK_AGAIN_S: Final = 60.0
-# Number of entries that scripts keep in a timer's stream.
+# Number of entries that scripts keep in a timer stream.
 MOST_ENTRIES: Final = 16
-# Pause before a command that did not end is interrupted again: the first interrupt may have come before the command
-# reached the server.
+# Pause before a blocked command that did not end is interrupted again. The first interrupt may have reached the server
+# before the command did.
 INTERRUPT_AGAIN_S: Final = 0.005
 ANSWER_S: Final = 5.0
-# After entries have arrived, the next command reads the same queues, because checking the room of all queues takes
+# After entries have arrived, the next command reads the same queues, because checking which queues have room takes
 # longer than passing on an entry. If no entries arrive for this long, the queues are checked.
 REVIEW_AFTER_S: Final = 0.02
 
-# The id of an entry, and its flat list of names and values.
+# An entry's id and its flat list of field names and values.
 Entry = tuple[bytes, list[bytes]]
 
 
 class Timers:
-    """The threads that wait for the timers of all queues of one process. ``stop`` is idempotent."""
+    """The threads that wait for the timers of all of a process's queues. ``stop`` is idempotent."""
 
     def __init__(self, connections: Connections, *, block_ms: int) -> None:
         """
         Args:
-            block_ms: how long one command waits at the server.
+            block_ms: the maximum time that one command blocks at the server.
         """
         self._connections = connections
         self._block_ms = block_ms
@@ -56,15 +56,14 @@ class Timers:
         self._is_stopping = False
 
     def timer(self, key: str) -> Timer:
-        """Return the timer at this key. Nothing waits for it until ``expect`` is called."""
+        """Return a timer for the timer stream at ``key``. Until ``expect`` is called, no thread waits for entries."""
         return Timer(self, key)
 
     def add(self, timer: Timer, *, again: bool) -> None:
-        """Wait for this timer from now on.
+        """Wait for a timer's entries from now on.
 
         Args:
-            again: whether the blocked command must be sent again, because the timer's last known entry has become
-                older.
+            again: whether the blocked command must be sent again, because the timer's ``last_id`` is now lower.
         """
         name = timer.key if self._connections.is_cluster else None
         with self._lock:
@@ -76,30 +75,30 @@ class Timers:
         watch.add(timer, again=again)
 
     def remove(self, timer: Timer) -> None:
-        """Stop waiting for this timer."""
+        """Stop waiting for a timer's entries."""
         for watch in list(self._watches.values()):
             watch.remove(timer)
 
     def begin_stop(self) -> None:
-        """Ask the threads to end, without waiting."""
+        """Tell the threads to end, without waiting for them."""
         with self._lock:
             self._is_stopping = True
         for watch in list(self._watches.values()):
             watch.begin_stop()
 
     def stop(self, *, timeout_s: float = 5.0) -> None:
-        """End the threads, waiting at most ``timeout_s`` for each."""
+        """End the threads, and wait at most ``timeout_s`` for each."""
         self.begin_stop()
         for watch in list(self._watches.values()):
             watch.stop(timeout_s)
 
 
 class Timer:
-    """The timer stream of one queue, in which scripts notify the queue's janitors.
+    """A queue's timer stream, in which scripts notify the queue's janitors.
 
     Attributes:
-        key: the key of the stream.
-        last_id: the id of the newest known entry.
+        key: the stream's key.
+        last_id: the newest known entry id.
     """
 
     def __init__(self, timers: Timers, key: str) -> None:
@@ -110,15 +109,15 @@ class Timer:
         self._entries: list[Entry] = []
 
     def expect(self, last_id: bytes) -> None:
-        """Start waiting for entries newer than ``last_id``, the newest entry that the janitor has read."""
-        if self._has_news.is_set():  # there is an entry that the janitor has not read yet
+        """Start waiting for entries that are newer than ``last_id``, the newest one that the janitor has read."""
+        if self._has_news.is_set():  # the janitor has not read an announced entry yet
             return
         is_behind = _place(last_id) < _place(self.last_id)  # the ids start again, because the stream was deleted
         self.last_id = last_id
         self._timers.add(self, again=is_behind)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a new entry or a call of ``wake``; return whether either came within ``timeout_s``."""
+        """Wait up to ``timeout_s`` for a new entry or a call of ``wake``; return whether there was one."""
         has_news = self._has_news.wait(timeout_s)
         self._has_news.clear()
         return has_news
@@ -126,7 +125,7 @@ class Timer:
     def entries(self) -> list[Entry] | None:
         """Return the entries that were announced since the last call, or None if some may be missing.
 
-        Entries may be missing because the stream keeps only its newest ones, or because ``wake`` was called.
+        Some may be missing if the stream has dropped old entries, or if ``wake`` was called.
         """
         entries, self._entries = self._entries, []
         return entries if 0 < len(entries) < MOST_ENTRIES else None
@@ -136,19 +135,19 @@ class Timer:
         self._has_news.set()
 
     def announce(self, entries: Sequence[Entry]) -> None:
-        """Record entries that were added to the stream, and end ``wait``."""
+        """Record that entries were added to the stream, and make ``wait`` return."""
         if entries[-1][0] != self.last_id:
             self.last_id = entries[-1][0]
             self._entries += entries
             self._has_news.set()
 
     def close(self) -> None:
-        """Stop waiting for this timer."""
+        """Stop waiting for new entries."""
         self._timers.remove(self)
 
 
 class _Watch:
-    """A thread that waits on one connection for the timers of one server."""
+    """A thread that waits on one connection for the entries of many timers."""
 
     def __init__(self, connections: Connections, key: str, block_ms: int) -> None:
         self._read = BlockingRead(connections, key, block_ms=block_ms)
@@ -233,7 +232,9 @@ class OwnRead:
     ) -> None:
         """
         Args:
-            head: the words of the read command before ``COUNT``.
+            head: the read command up to and including ``COUNT``.
+            block_ms: the maximum time that one command blocks at the server.
+            bounds: the size limits for one reply, or None for no limits.
         """
         self._read = BlockingRead(connections, stream, block_ms=block_ms, bounds=bounds)
         self._stream = stream
@@ -243,11 +244,11 @@ class OwnRead:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a read has been sent whose reply has not been taken yet."""
+        """Whether a read command has been sent whose reply was not taken yet."""
         return self._read.is_waiting
 
     def start(self, n: int) -> None:
-        """Request at most ``n`` entries, without waiting for them."""
+        """Request at most ``n`` entries without waiting for them."""
         self._n_asked = n
         self._read.send(*self._head, n, "BLOCK", self._block_ms, "STREAMS", self._stream, ">")
 
@@ -256,7 +257,7 @@ class OwnRead:
         return self._read.wait(timeout_s)
 
     def take(self) -> tuple[Sequence[Any], bool, bool]:
-        """Return the entries of the reply, whether there may be more, and False because none can have been lost."""
+        """Return the reply's entries, whether there may be more, and False, because no entries can have been lost."""
         answer = self._read.answer()
         entries = answer[0][1] if answer else ()
         return entries, len(entries) >= self._n_asked, False
@@ -266,23 +267,28 @@ class OwnRead:
         self._read.wake()
 
     def stop(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
-        """Stop reading; return an empty sequence, and whether entries may have been lost with the connection."""
+        """Stop reading, and drop the connection.
+
+        Returns:
+            An empty sequence, and whether entries may have been lost with the connection.
+        """
         was_waiting = self._read.is_waiting
         self._read.drop()
         return (), was_waiting
 
     def close(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
-        """Stop, and close the connection permanently; return what ``stop`` returns."""
+        """Stop reading permanently. Returns the same values as ``stop``."""
         was_waiting = self._read.is_waiting
         self._read.close()
         return (), was_waiting
 
 
 class GroupReads:
-    """A thread that reads the new entries of several queues on one connection, for one consumer.
+    """A thread that reads several queues' new entries on one connection.
 
-    Each queue reports how many entries it has room for. A command reads the queues that have room, and requests as many
-    entries as the queue with the least room can take. If another queue gets room, the blocked command is interrupted.
+    Each queue reports for how many entries it has room. A command reads the queues that have room, and requests as many
+    entries per queue as the one with the least room can take. If another queue gets room, the blocked command is
+    interrupted.
     """
 
     def __init__(
@@ -291,9 +297,9 @@ class GroupReads:
         """
         Args:
             key: any key on the server.
-            head: the words of the read command before ``COUNT``.
-            block_ms: maximum time that one command blocks at the server.
-            bounds: the limits for one reply.
+            head: the read command up to and including ``COUNT``.
+            block_ms: the maximum time that one command blocks at the server.
+            bounds: the size limits for one reply, or None for no limits.
         """
         self._connections = connections
         self._key = key
@@ -312,11 +318,11 @@ class GroupReads:
         self._thread.start()
 
     def covers(self, queue: SharedRead) -> bool:
-        """Return whether entries of this queue may arrive at any time."""
+        """Return whether the current command reads this queue, so that its entries may arrive at any time."""
         return queue in self._covered
 
     def include(self, queue: SharedRead) -> None:
-        """Read this queue from now on, as long as it has room."""
+        """Read this queue from now on, while it has room."""
         with self._changed:
             self._queues.add(queue)
             if queue in self._covered:
@@ -325,7 +331,11 @@ class GroupReads:
         self._read.wake()
 
     def exclude(self, queue: SharedRead, *, timeout_s: float) -> bool:
-        """Stop reading this queue; return whether it is certain, within ``timeout_s``, that no more entries come."""
+        """Stop reading this queue, and wait up to ``timeout_s`` until no more of its entries can arrive.
+
+        Returns:
+            Whether that is certain.
+        """
         with self._changed:
             self._queues.discard(queue)
             if queue not in self._covered:
@@ -335,7 +345,7 @@ class GroupReads:
             return self._changed.wait_for(lambda: queue not in self._covered, timeout_s)
 
     def begin_stop(self) -> None:
-        """Ask the thread to end, without waiting."""
+        """Tell the thread to end, without waiting for it."""
         self._is_stopping.set()
         self._read.wake()
 
@@ -352,8 +362,8 @@ class GroupReads:
                 pause_s = 0.0
                 continue
             except (BrokerConnectionError, redis.RedisError) as error:
-                # An error reply is caused by one of the queues, for example because its group does not exist. Then each
-                # queue is read separately once, so that the error reaches the right one.
+                # One of the queues causes an error reply, for example because its group does not exist. Then each queue
+                # is read separately once, so that the error is raised for the right one.
                 is_reply = isinstance(error, redis.ResponseError) or isinstance(error.__cause__, redis.ResponseError)
                 self._interrupt(error, is_lost=not is_reply)
             except Exception as error:
@@ -383,20 +393,20 @@ class GroupReads:
         for stream, entries in self._read.answer() or ():
             queue, is_full = by_stream[stream], len(entries) >= n_asked
             queue.receive(entries, is_full=is_full)
-            # other changes of the queues' room are noticed when no entries arrive
+            # other changes in the queues' room are noticed when no entries arrive
             rooms[queue] = 0 if is_full else rooms[queue] - len(entries)
         time.sleep(0)  # let the threads that wait for these entries run first
 
     def _wanted(self) -> dict[SharedRead, int]:
-        """Return the queues that have room, with the number of entries that each has room for."""
+        """Return the queues that have room, each with the number of entries for which it has room."""
         with self._changed:
             self._is_hurried = False
             queues = list(self._queues)
-        # read the room without the lock, because each queue checks the state of other queues
+        # call ``wanted`` without the lock, because each queue checks the state of other queues
         return {queue: n for queue in queues if (n := queue.wanted()) > 0}
 
     def _wait_for_answer(self) -> bool:
-        """Wait for the reply to the command; return whether it has arrived. False if this thread stops."""
+        """Wait for the reply to the command. Return True when it has arrived, or False if this thread must end."""
         timeout_s = REVIEW_AFTER_S
         while not self._read.wait(timeout_s):
             if self._is_stopping.is_set():
@@ -418,10 +428,10 @@ class GroupReads:
             self._is_stale = False
             self._changed.notify_all()
         for queue in dropped:
-            queue.wake()  # it may be waiting for entries that can no longer arrive
+            queue.wake()  # the queue may be waiting for entries that can no longer arrive
 
     def _ask_for_id(self) -> int | None:
-        """Return the client id with which this connection can be interrupted, or None if this user may not query it."""
+        """Return the client id with which to interrupt this connection, or None if the Redis user may not query it."""
         self._read.send("CLIENT", "ID")
         deadline = time.monotonic() + ANSWER_S
         while not self._read.wait(deadline - time.monotonic()):  # a wake-up also ends the wait, so wait again
@@ -440,7 +450,7 @@ class GroupReads:
         """Make the server end the blocked command.
 
         Raises:
-            ConnectionClosed: this user may not run ``CLIENT UNBLOCK``, so the connection must be dropped.
+            ConnectionClosed: the Redis user may not run ``CLIENT UNBLOCK``, so the connection must be dropped.
         """
         try:
             if self._client_id is not None:
@@ -462,12 +472,12 @@ class GroupReads:
 
 
 class SharedRead:
-    """A reader of one queue through ``GroupReads``, which buffers the queue's entries until they are taken.
+    """A reader of one queue on a connection that ``GroupReads`` shares. It buffers entries until they are taken.
 
     Args:
-        wanted: returns the number of entries that the queue has room for.
-        look: reads up to the given number of entries, without waiting.
-        hand_back: hands back entries that arrived too late.
+        wanted: a function that returns the number of entries for which the queue has room.
+        look: a function that reads up to the given number of entries without waiting.
+        hand_back: a function that hands back entries that arrived after ``close``.
     """
 
     def __init__(
@@ -493,7 +503,7 @@ class SharedRead:
         self._has_news = threading.Event()
 
     def open(self) -> None:
-        """Start to accept entries. Those of earlier, lost replies remain pending for this consumer."""
+        """Start accepting entries. Entries whose reply was lost before remain pending for this consumer."""
         with self._lock:
             self._entries = []
             self._is_open = self._must_look = True
@@ -505,7 +515,7 @@ class SharedRead:
         return bool(self._entries) or self._reads.covers(self)
 
     def start(self, n: int) -> None:
-        """Read entries at once if the last read may have left some; otherwise wait for them in the shared read."""
+        """If the last read may have left entries, read them now. Otherwise, let the shared read wait for new ones."""
         if self._must_look:
             self._must_look = False
             try:
@@ -519,7 +529,7 @@ class SharedRead:
         self._reads.include(self)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for entries or a wake-up; return whether there are entries, or some were lost."""
+        """Wait for entries or a wake-up; return whether there are entries or some may have been lost."""
         if not self._entries:
             self._has_news.wait(timeout_s)
         self._has_news.clear()
@@ -528,7 +538,7 @@ class SharedRead:
     def take(self) -> tuple[Sequence[Any], bool, bool]:
         """Return the entries that have arrived, whether there may be more, and whether others may have been lost.
 
-        Lost entries are pending for this consumer: their connection broke before they arrived.
+        Entries are lost if their connection breaks before they arrive. They are pending for this consumer.
         """
         with self._lock:
             entries, self._entries = self._entries, []
@@ -541,14 +551,18 @@ class SharedRead:
         self._has_news.set()
 
     def stop(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
-        """Stop reading; return the entries that were not taken, and whether others may still arrive or were lost."""
+        """Stop reading.
+
+        Returns:
+            The entries that were not taken, and whether others may still arrive or have been lost.
+        """
         self._must_look = True
         is_excluded = self._reads.exclude(self, timeout_s=timeout_s)
         entries, _, is_lost = self.take()
         return entries, is_lost or not is_excluded
 
     def close(self, *, timeout_s: float) -> tuple[Sequence[Any], bool]:
-        """Stop reading as ``stop`` does; entries that arrive later are handed back."""
+        """Stop reading permanently. Entries that arrive later are handed back. Returns the same values as ``stop``."""
         entries, is_lost = self.stop(timeout_s=timeout_s)
         with self._lock:
             self._is_open = False
@@ -556,11 +570,15 @@ class SharedRead:
         return [*entries, *late], is_lost
 
     def wanted(self) -> int:
-        """Return the number of entries to read for this queue now."""
+        """Return the number of entries that the shared read may currently read for this queue."""
         return 0 if self._must_look else self._wanted() - len(self._entries)
 
     def receive(self, entries: Sequence[Any], *, is_full: bool) -> None:
-        """Add entries that were read."""
+        """Add entries that were read to the buffer, or hand them back if the reader is closed.
+
+        Args:
+            is_full: whether the read returned as many entries as it requested, so that there may be more.
+        """
         with self._lock:
             if is_open := self._is_open:
                 self._entries.extend(entries)
@@ -572,7 +590,11 @@ class SharedRead:
             self._hand_back(entries)
 
     def interrupt(self, *, is_lost: bool) -> None:
-        """End the wait because the shared read failed."""
+        """Make ``wait`` return because the shared read failed.
+
+        Args:
+            is_lost: whether entries may have been lost.
+        """
         self._must_look = True
         self._is_lost = self._is_lost or is_lost
         self._has_news.set()

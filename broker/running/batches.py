@@ -1,8 +1,8 @@
-"""Batches: several waiting messages of one actor that one call handles.
+"""Batches: several waiting messages of one actor that one call of its batch function handles.
 
-A batch is only a fast path. It consists of plain messages that are already waiting; no message waits for others. The
-batch function marks messages as done. Messages that it does not mark, or all messages if it raises, are handed back to
-the queue and run again individually.
+A batch is only a fast path. It consists of plain messages that are already waiting, and no message waits for others.
+The batch function marks messages as done. Messages that it does not mark, or all messages if it raises, are handed back
+to the queue and run again individually.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from ..deliveries import Delivery
 from ..errors import InvalidOption
 from ..options import check_options, is_known
 
-# Maximum size of a batch. One call of settle.lua acknowledges no more messages; see settler.py.
+# Maximum size of a batch, which is also the maximum number of messages that one call of settle.lua acknowledges.
 MOST_PER_BATCH: Final = 500
 OPTION: Final = "batch"
 
-# Size of the first batches of a process, and of those after a crash: if one of their messages kills its process, only
-# this many others are in its batch.
+# Size of a process's first batches, and of those after a crash. If one of their messages kills its process, only this
+# many messages are in its batch.
 FIRST_SIZE: Final = 16
-# A batch that takes longer than this is followed by smaller ones, because its last message waits for its first.
+# A batch that takes longer than this is followed by smaller ones, because no message of a batch ends before the whole
+# batch.
 LONG_BATCH_S: Final = 2.0
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,10 +41,10 @@ class NotDoneInBatch(Retry):
 
 
 class BatchedMessage:
-    """One message of a batch, as the batch function receives it.
+    """A message of a batch, as the batch function receives it.
 
     Attributes:
-        message: the whole message.
+        message: the Dramatiq message.
         is_done: whether ``done`` was called.
         result: the result that was passed to ``done``.
     """
@@ -68,7 +69,7 @@ class BatchedMessage:
         return self.message.message_id
 
     def done(self, result: Any = None) -> None:
-        """Mark the message as done. This takes effect when the batch function returns, and not if it raises.
+        """Mark the message as done. If the batch function raises, this has no effect.
 
         Args:
             result: the result that the actor would have returned, for middleware such as Results.
@@ -81,13 +82,13 @@ class BatchedMessage:
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """The batch function of an actor and its limits; stored as the actor's option ``batch``.
+    """The limits for an actor's batches, as stored in the actor's option ``batch``.
 
     Attributes:
-        max_size: maximum number of messages in one batch.
-        max_bytes: maximum total size of the encoded messages in one batch.
-        time_limit: time limit of a batch in ms; None for the actor's time limit.
-        max_held: maximum number of batches that a Worker holds; None for its prefetch.
+        max_size: the maximum number of messages in one batch.
+        max_bytes: the maximum total size of the encoded messages in one batch.
+        time_limit: the time limit for a batch in ms, or None for the actor's time limit.
+        max_held: the maximum number of batches that a Worker may hold, or None for its prefetch.
     """
 
     max_size: int
@@ -117,15 +118,15 @@ def batch(
     """Declare a function that handles several waiting messages of ``actor`` in one call.
 
     The function is called with a sequence of :class:`BatchedMessage`, and calls ``done`` on each message that it has
-    handled. The other messages run again individually, as calls of the actor. If the function raises or reaches its
-    time limit, all messages run again. Other brokers never call the function; they call the actor for each message.
+    handled. Every other message runs again individually, as a call of the actor. If the function raises or reaches its
+    time limit, all messages do. Other brokers never call the function, but call the actor for each message.
 
     Args:
         actor: the actor that handles single messages. It must have the same effects as the function.
-        max_size: maximum number of messages in one call, from 2 to 500.
-        max_bytes: maximum total size of the encoded messages in one call.
-        time_limit: time limit of one call in ms; None for the actor's time limit.
-        max_held: maximum number of batches that a Worker holds, which limits the number of messages that it holds; None
+        max_size: the maximum number of messages in one call, from 2 to 500.
+        max_bytes: the maximum total size of the encoded messages in one call.
+        time_limit: the time limit for one call in ms, or None for the actor's time limit.
+        max_held: the maximum number of batches that a Worker may hold, which limits how many messages it holds, or None
             for its prefetch.
 
     Raises:
@@ -155,12 +156,12 @@ def batch(
 
 
 class BatchSize:
-    """The current maximum size of the batches of one queue in one process.
+    """The current maximum size of one queue's batches in one process.
 
-    It starts small and doubles with each batch that was full, done and quick. After a batch that took long, it is
-    chosen so that the next one does not, but never below its start. After a batch that raised, or a crash of a process
-    that consumed the queue, it starts small again. Any thread may call it: two batches that end at once may count as
-    one.
+    It starts at ``FIRST_SIZE`` and doubles with each full batch that was done within ``LONG_BATCH_S``. After a longer
+    batch, it is reduced so that the next one should take that long, but not below ``FIRST_SIZE``. After a batch without
+    a message that was done, or a crash of a process that consumed the queue, it starts again. Thread-safe, except that
+    two batches that end at once may count as one.
     """
 
     def __init__(self) -> None:
@@ -170,7 +171,7 @@ class BatchSize:
         self.most = FIRST_SIZE
 
     def record(self, n: int, n_done: int, duration_s: float) -> None:
-        """Record that a batch of ``n`` messages ended, ``n_done`` of them done."""
+        """Record that a batch of ``n`` messages has ended and that ``n_done`` of them were marked as done."""
         if duration_s > LONG_BATCH_S:
             self.most = max(FIRST_SIZE, min(self.most, int(n * LONG_BATCH_S / duration_s)))
         elif not n_done:
@@ -189,15 +190,15 @@ class _Messages(tuple[BatchedMessage, ...]):
 
 
 class Batch(MessageProxy):
-    """A batch as Dramatiq's Worker receives it: one message of the actor, whose only argument is the batched messages.
+    """A batch as Dramatiq's Worker receives it: one message, whose only argument is a sequence of the batched messages.
 
     Attributes:
-        queue: the queue that the messages were read from.
+        queue: the name of the queue or shard from which the messages were read.
         deliveries: the batched messages.
         open: the messages for which middleware was called before the batch but not yet after it.
         refusals: the exceptions with which middleware refused to run messages, by entry id.
-        ended: the messages whose outcome is known. The others are handed back.
-        is_handed_back: whether the other messages were handed back.
+        ended: the messages whose outcome is known. All others are handed back.
+        is_handed_back: whether the messages without an outcome were handed back.
         begun_at, is_ended, is_lost: as in :class:`~..deliveries.Delivery`.
     """
 
@@ -223,20 +224,20 @@ class Batch(MessageProxy):
         self._messages: dict[str, BatchedMessage] = {}
 
     def prepare(self) -> None:
-        """Prepare the call: the batch function receives the messages that no middleware refused."""
+        """Set the argument of the batch function to the messages that no middleware refused."""
         self._messages = {
             one.entry_id: BatchedMessage(one._message) for one in self.open if one.entry_id not in self.refusals
         }
         self.args = (_Messages(self._messages.values()),)
 
     def done(self, delivery: Delivery) -> BatchedMessage | None:
-        """Return the message of this delivery if it was marked as done, otherwise None."""
+        """Return the delivery's batched message if it was marked as done, otherwise None."""
         message = self._messages.get(delivery.entry_id)
         return message if message is not None and message.is_done else None
 
     @property
     def undone(self) -> list[Delivery]:
-        """The messages that must run again."""
+        """The messages whose outcome is not known, so that they must run again."""
         known = {one.entry_id for one in self.ended}
         return [one for one in self.deliveries if one.entry_id not in known]
 
@@ -245,12 +246,12 @@ class Batch(MessageProxy):
 
 
 class Batcher:
-    """A builder of batches from the messages that a consumer has read.
+    """Builds batches from the messages that a consumer has read.
 
-    Stateless: every consumer passes its own buffer, which only its own thread uses.
+    It has no state. Every consumer passes its own buffer, which only its own thread uses.
 
     Args:
-        actors: the actors of the broker, by name.
+        actors: the broker's actors, by name.
         declared: the names of the options that the broker's middleware reads.
     """
 
@@ -263,7 +264,7 @@ class Batcher:
         return any(OPTION in actor.options and actor.queue_name == queue_name for actor in list(self._actors.values()))
 
     def take(self, buffer: deque[Delivery], size: BatchSize) -> Delivery | Batch:
-        """Take the next message from the buffer, in a batch with other messages of the buffer if possible."""
+        """Take the next message from the buffer, together with others in a batch if possible, and return it."""
         first = buffer.popleft()
         if not buffer:
             return first
@@ -283,11 +284,13 @@ class Batcher:
         return first if len(taken) == 1 else Batch(taken, batching)
 
     def size_for(self, read: Sequence[Delivery], size: BatchSize) -> tuple[int, int | None] | None:
-        """Return the size of a batch of messages like these, and the maximum number of batches that a Worker may hold.
+        """Return how many messages like these a batch can have, and how many batches a Worker may hold.
 
-        The size is 0 if such messages cannot share a batch. The maximum number is None if there is no limit. Messages
-        that were delivered before are ignored, because they say nothing about new ones; if there are no others, the
-        result is None.
+        The first number is 0 if such messages cannot share a batch. The second is None if there is no limit. Messages
+        that were delivered before are ignored, because new messages may differ from them.
+
+        Returns:
+            The two numbers, or None if all of these messages were delivered before.
         """
         read = [one for one in read if one.deliveries == 1]
         if not read:
@@ -299,7 +302,7 @@ class Batcher:
         return (n, batching.max_held) if n > 1 else (0, None)
 
     def _batching_of(self, delivery: Delivery) -> Batching | None:
-        """Return the batch function and limits for the message, or None if the message must run individually.
+        """Return the limits for batches that may include the message, or None if it must run individually.
 
         A message with an option that the broker or its middleware reads must run individually. Other options, such as
         trace headers, are ignored.

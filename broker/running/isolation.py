@@ -2,7 +2,8 @@
 
 All messages that were running when their process died are delivered again. If they ran at the same time again, or
 alongside others that crash, each crash would count against all of them, and innocent messages would become dead letters
-together with the killer. So a suspect runs in isolation, and a crash during that time is attributed to it.
+together with the one that kills its process. So a suspect runs in isolation, and a crash during that time is attributed
+to it.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from .batches import Batch
 class Isolation:
     """A gate that each message of a process passes before it runs. Suspects run one at a time, isolated. Thread-safe.
 
-    A message waits at most ``patience_s``, regardless of the number of suspects before it. Then it runs alongside the
-    isolated suspect, and ``enter`` returns that suspect.
+    A message waits for at most ``patience_s``, regardless of the number of suspects before it. Then it runs alongside
+    the isolated suspect.
     """
 
     def __init__(self, *, patience_s: float) -> None:
         self._patience_s = patience_s
         self._running: dict[int, Delivery | Batch] = {}
-        # acquired instead of the Condition, whose __enter__ an interrupt of a job could end after it took the lock
+        # Acquire this lock instead of the Condition: an interrupt of a job could end the Condition's __enter__ after it
+        # has taken the lock.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._holder: Delivery | None = None  # the suspect for which other messages must wait
@@ -39,7 +41,7 @@ class Isolation:
         return self._holder is not None
 
     def running(self) -> list[Delivery | Batch]:
-        """Return the running messages and batches, including those whose outcome is being written."""
+        """Return the running messages and batches, including those whose outcomes are being written."""
         return list(self._running.values())
 
     @property
@@ -48,17 +50,18 @@ class Isolation:
         return self._n_waiting
 
     def enter(self, delivery: Delivery | Batch) -> Delivery | None:
-        """Wait until the message or batch may run, and count it as running until ``leave``.
+        """Wait until the message or batch may run, and count it as running until ``leave`` is called.
 
-        Sets ``delivery.is_alone`` if it runs in isolation.
+        If it runs in isolation, its ``is_alone`` is set.
 
         Returns:
-            The suspect whose isolation ends because this message runs alongside it, or None. The ``is_alone`` of that
-            suspect is cleared.
+            The suspect whose isolation ends because this message runs alongside it, or None. The suspect's ``is_alone``
+            is cleared.
         """
         if isinstance(delivery, Delivery) and delivery.uncommon is not None and delivery.charges:
             return self._enter_alone(delivery)
-        # without a suspect, no lock is needed, because each side first registers itself and then checks for the other
+        # if there is no suspect, no lock is needed: messages and suspects register themselves before they check for
+        # each other
         self._running[id(delivery)] = delivery
         if self._holder is None:
             return None
@@ -69,7 +72,7 @@ class Isolation:
             return self._enter_alongside(delivery)
 
     def leave(self, delivery: Delivery | Batch) -> None:
-        """Record that a message has ended. Does nothing if it was not running."""
+        """Record that a message has ended. If it was not running, do nothing."""
         if self._running.pop(id(delivery), None) is None or self._holder is None:
             return
         with self._lock:
@@ -80,7 +83,7 @@ class Isolation:
             self._changed.notify_all()
 
     def release(self) -> None:
-        """Let all waiting messages run, because the process is shutting down and waits for them."""
+        """Let all waiting messages run. The process is shutting down and waits for them."""
         with self._lock:
             self._n_releases += 1
             self._until = 0.0

@@ -5,8 +5,8 @@ code, or on a lock. A message that runs beyond its time limit plus a grace perio
 is overdue, the process is stuck: it stops reading and stops writing heartbeats, so that other processes take over its
 messages. It resumes when one of the running messages ends.
 
-Messages without a time limit are never overdue. Messages that have ended but whose outcome waits for Redis are not
-overdue either, so a Redis outage does not make a process stuck.
+Messages without a time limit are never overdue. A message that has ended is not overdue while its outcome waits for
+Redis, so a Redis outage does not make a process stuck.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ FOREVER = float("inf")
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The time limits of messages in seconds; infinity stands for no limit.
+    """The time limits of messages in seconds. Infinity means no limit.
 
     Attributes:
-        of: returns the limit of one message or batch.
-        longest: returns the longest limit of all messages that this process may run.
+        of: a function that returns the limit of a message or batch.
+        longest: a function that returns the maximum limit of all messages that this process may run.
     """
 
     of: Callable[[Delivery | Batch], float]
@@ -37,7 +37,7 @@ class Limits:
 
 
 def limits_of(broker: dramatiq.Broker) -> Limits:
-    """Return the time limits of a broker's messages, as its ``TimeLimit`` middleware reads them."""
+    """Return the time limits of a broker's messages, as its ``TimeLimit`` middleware determines them."""
 
     def of(delivery: Delivery | Batch) -> float:
         actor = broker.actors.get(delivery.actor_name)
@@ -68,11 +68,11 @@ def _seconds(limit_ms: object) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The result of checking whether a process makes progress.
+    """The result of a check whether a process makes progress.
 
     Attributes:
-        moves_until: the time on the monotonic clock until which the process counts as making progress, unless it is
-            checked again.
+        moves_until: the time until which the process counts as making progress if no further check follows, on the
+            monotonic clock.
         stuck: a description of what is stuck, or None if the process is not stuck.
     """
 
@@ -91,9 +91,9 @@ def judge(
     """Check whether a process makes progress on its messages.
 
     Args:
-        running: the messages that its threads run.
-        stalled_since: for each queue of which it holds messages, when the Worker last polled the consumer.
-        overrun_s: maximum time that a message may run beyond its time limit.
+        running: the messages that the process's threads run.
+        stalled_since: when the Worker last polled the consumer of each queue whose messages the process holds.
+        overrun_s: the maximum time for which a message may run beyond its time limit.
     """
     longest_s, until, latest = limits.longest(), float("-inf"), None
     for delivery in running:
@@ -115,6 +115,6 @@ def judge(
             if since + longest_s + overrun_s <= now:
                 stuck = f"the consumer of {queue_name} holds messages and was not polled for {now - since:.0f} s"
                 return Judgement(since + longest_s + overrun_s, stuck)
-    # A thread that holds the interpreter lock prevents the next check. Any message may hold it, so the longest limit
+    # A thread that holds the interpreter lock prevents the next check. It may run any message, so the maximum limit
     # applies.
     return Judgement(now + longest_s + overrun_s)

@@ -1,7 +1,7 @@
 """Progress reports of running jobs, which other processes read by message id.
 
-Reports are best-effort: most are dropped, they never fail a job, and they are deleted when the job ends. A job that
-reports nothing costs nothing.
+Reports are best-effort: most are dropped, and a failed report does not make its job fail. They are deleted when the job
+ends. A job that reports nothing costs nothing.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from ..keys import KeysByQueue
 from ..net.connections import Connections
 from .batches import Batch
 
-# Minimum interval between stored reports: short enough for people who watch, and long enough that only one of thousands
-# of reports from a tight loop is stored.
+# Minimum interval between stored reports. It is short enough for users who watch a job, and long enough that only one
+# of thousands of reports from a tight loop is stored.
 REPORT_EVERY_S: Final = 0.5
-# Minimum interval after a failed report, because each may block the job for the client's socket timeout.
+# Minimum interval after a failed report. Each failure may block the job for the client's socket timeout.
 REPORT_AGAIN_S: Final = 10.0
-# Lifetime of the key of a progress report, in case the worker dies. When the job ends, the key is deleted.
+# Lifetime of a progress report's key, in case the worker dies. When the job ends, the key is deleted.
 KEEP_MS: Final = 60 * 60 * 1000
 LONGEST_NOTE: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The last progress report of a job.
+    """A job's last progress report.
 
     Attributes:
         done: the amount of work done, in a unit of the job's choice.
@@ -54,15 +54,15 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """The share of the work that is done, from 0 to 1, or None without a total."""
+        """The share of the work that is done, from 0 to 1, or None if there is no total."""
         return min(1.0, max(0.0, self.done / self.total)) if self.total else None
 
 
 class ProgressReports:
-    """A store of the progress reports of a broker's jobs in Redis. Thread-safe.
+    """Stores progress reports of a broker's jobs in Redis. Thread-safe.
 
     Args:
-        running: returns the messages that run in this process.
+        running: a function that returns the messages that this process runs.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class ProgressReports:
         _all_reports.add(self)
 
     def store(self, delivery: Delivery, done: float, total: float | None, note: str | None) -> None:
-        """Store the progress of a running job, unless a report was stored a moment ago.
+        """Store a running job's progress, unless its last report was stored less than ``REPORT_EVERY_S`` ago.
 
         Raises:
-            TypeError, ValueError: a value is neither a number nor None. Dropped reports are not validated; the first
-                report of a job always is.
+            TypeError, ValueError: a value is neither a number nor None. A job's first report is always validated, and
+                dropped reports are not.
         """
         now = time.monotonic()
         is_complete = total is not None and done >= total
@@ -96,7 +96,7 @@ class ProgressReports:
             self._logger.info("could not store the progress of a job", extra={"error": str(error)})
 
     def of(self, queue_name: str, message_id: str) -> Progress | None:
-        """Return the progress of a running job, or None.
+        """Return a running job's progress, or None if it has reported none.
 
         Raises:
             BrokerConnectionError: Redis did not answer.
@@ -110,13 +110,13 @@ class ProgressReports:
         return Progress(done, total, note, max(0, KEEP_MS - left_ms))
 
 
-# The ProgressReports of all brokers in this process. A running job is found by its thread, so that jobs that report
+# The ProgressReports of all brokers in this process. A report's job is found by its thread, so that jobs that report
 # nothing need no registration.
 _all_reports: WeakSet[ProgressReports] = WeakSet()
 
 
 class _Last(threading.local):
-    """A cache of the job that each thread found last, because most reports come from loops."""
+    """A cache of the job that each thread last reported for. Most reports come from loops."""
 
     found: tuple[ProgressReports, Delivery] | None = None
 
@@ -125,17 +125,17 @@ _last = _Last()
 
 
 def report_progress(done: float, total: float | None = None, note: str | None = None) -> None:
-    """Report the progress of the current job, for ``RedisStreamsBroker.progress``.
+    """Report the current job's progress, which ``RedisStreamsBroker.progress`` returns.
 
-    Call it as often as you like: a report within half a second of the previous one is dropped, unless it is the first
-    one in which ``done`` reaches ``total``. Redis errors are ignored. The function does nothing outside a job of this
-    broker, for example in a batch function or in a test that calls the actor's function. Coroutines need the
-    CurrentMessage middleware, because they run in another thread.
+    You may call this function at any rate: a report within half a second after a stored one is dropped, unless it is
+    the first in which ``done`` reaches ``total``. Redis errors are only logged. The function does nothing outside a
+    job of this broker, for example in a batch function or in a test that calls the actor's function. Coroutines need
+    the CurrentMessage middleware, because they run in another thread.
 
     Args:
         done: the amount of work done, in a unit of your choice.
         total: the total amount of work, if known.
-        note: text for users; the first 500 characters are kept.
+        note: a text for users. Only its first 500 characters are kept.
     """
     found = _last.found
     if found is None or found[1].thread_id != get_ident():  # thread_id is None once the job has ended
@@ -146,7 +146,7 @@ def report_progress(done: float, total: float | None = None, note: str | None = 
 
 
 def _find() -> tuple[ProgressReports, Delivery] | None:
-    """Return the job that runs in this thread, or whose coroutine runs in it."""
+    """Return the job that runs, or whose coroutine runs, in this thread, or None if there is none."""
     message: object = CurrentMessage.get_current_message()
     thread_id = get_ident()
     for reports in list(_all_reports):

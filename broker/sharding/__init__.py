@@ -1,1 +1,1 @@
-"""Queues that are divided into shards: which shard a message belongs to, and which process reads which shard."""
+"""Queues that are divided into shards: to which shard a message belongs, and which process reads which shard."""

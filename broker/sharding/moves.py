@@ -1,8 +1,8 @@
-"""Messages that are moved, unchanged, from shard 0 to the shards to which they belong.
+"""The move of messages, unchanged, from shard 0 to the shards to which they belong.
 
-Programs that do not know about shards add to shard 0, and so does a producer for a few seconds after the number of
-shards has changed. The process that reads such a message adds its entry to the right shard and then removes it here. If
-it dies in between, the message runs twice.
+Programs that do not know about shards add messages to shard 0, and so does a producer for a few seconds after the
+number of shards has changed. The process that reads such a message adds its entry to the right shard and then removes
+it from shard 0. If the process dies in between, the message runs twice.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..scripts import MOVE_IN, MOVE_OUT
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """A message that was read from shard 0.
+    """A message that was read from shard 0 but belongs to another shard.
 
     Attributes:
-        flat: the names and values of its entry.
+        flat: the field names and values of its entry.
         home: the name of the shard to which it belongs.
     """
 
@@ -31,10 +31,10 @@ class Stray:
 
 
 def move(connections: Connections, keys: QueueKeys, strays: Sequence[Stray], *, group: str) -> None:
-    """Move messages to their shards, in one round trip to each node and one to remove them here.
+    """Add messages to their shards, in one round trip per node, and then remove them from shard 0.
 
     Raises:
-        BrokerConnectionError, redis.RedisError: the messages are still in shard 0; some may have been copied.
+        BrokerConnectionError, redis.RedisError: the messages are still in shard 0, and some may be in both shards.
     """
     by_home: dict[str, list[Argument]] = {}
     for stray in strays:

@@ -1,9 +1,9 @@
 """The readers of a queue's shards: every process decides for itself which shards it reads.
 
 All processes compute the same assignment from the names of the live consumers, by rendezvous hashing with a bounded
-load. So there is no leader, a process that joins or leaves moves few shards, and two processes that see different
-consumers for a moment read the same shard, which is harmless. Nothing waits for an owner: a process without other work
-reads any shard whose oldest message has waited for ``BEHIND_MS``.
+load. So there is no leader, and a process that joins or leaves changes the readers of few shards. Two processes that
+see different consumers for a moment may read the same shard, which is harmless. No message depends on an assigned
+reader: a process without other work reads any shard whose oldest message has waited for ``BEHIND_MS``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUND_S: Final = 1.0
 
 
 class Readable(Protocol):
-    """The interface of a consumed queue that is a shard."""
+    """The interface of a shard that this process consumes."""
 
     @property
     def is_waiting(self) -> bool: ...
@@ -38,10 +38,10 @@ class Readable(Protocol):
 
 
 def assignment(shards: Sequence[str], members: Collection[str]) -> dict[str, frozenset[str]]:
-    """Return the shards that each member reads. Each shard has one reader, and each member at least one shard.
+    """Return the shards that each member reads.
 
-    No member reads more than its share, rounded up. If there are more members than shards, some shards have several
-    readers.
+    Each shard has a reader, and each member reads at least one shard and at most its share, rounded up. If there are
+    more members than shards, some shards have several readers.
 
     Source: rendezvous hashing (Thaler and Ravishankar, 1998), with the bounded load of Mirrokni et al. (2016).
     """
@@ -78,7 +78,7 @@ class Readers:
     ) -> None:
         """
         Args:
-            consumed: returns the queues that this process consumes, by name.
+            consumed: a function that returns the queues that this process consumes, by name.
         """
         self._connections, self._settings, self._keys = connections, settings, keys
         self._shards = shards
@@ -99,14 +99,14 @@ class Readers:
             self._thread.start()
 
     def reads(self, queue_name: str) -> bool:
-        """Return whether this process reads the shard now."""
+        """Return whether this process currently reads the shard."""
         return queue_name in self._reads
 
     def run_once(self) -> None:
-        """Decide which shards to read, and start and stop reading accordingly.
+        """Decide which shards to read, and start or stop reading them accordingly.
 
         Raises:
-            BrokerConnectionError: Redis did not answer; this process reads what it read before.
+            BrokerConnectionError: Redis did not answer. This process continues to read the same shards.
         """
         members = self._shards.members(self._settings.lease_ms) | {self._me}
         names = self._shards.names
@@ -124,7 +124,7 @@ class Readers:
                         self._shards.declare(name)
 
     def begin_stop(self) -> None:
-        """Ask the thread to end, without waiting for it. After this, it declares no more queues."""
+        """Tell the thread to end, without waiting for it. It declares no further queues."""
         self._is_stopping.set()
         with self._declaring:
             pass
@@ -136,7 +136,10 @@ class Readers:
             self._thread.join(timeout_s)
 
     def _behind(self, names: Sequence[str], queues: dict[str, Readable]) -> frozenset[str]:
-        """Return the shards that are behind, or none while messages wait in a shard of this process."""
+        """Return the shards whose oldest message has waited for ``BEHIND_MS``.
+
+        While messages wait in one of this process's own shards, return none.
+        """
         if not names or any(queues[name].is_waiting for name in self._own if name in queues):
             return frozenset()
         args = (self._settings.group, HANDED_BACK)
