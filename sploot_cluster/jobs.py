@@ -51,7 +51,7 @@ class JobRef:
 class FailedAttempt:
     """An attempt of a job that failed and was retried."""
 
-    attempt: int = field(metadata=described("Its number, from 1."))
+    attempt: int = field(metadata=described("Number of the attempt, from 1."))
     failed_at: datetime
     error: str
 
@@ -60,7 +60,7 @@ class FailedAttempt:
 class JobStage:
     """The stage that a long job has reached. Jobs that take under a second or so report none."""
 
-    number: int = field(metadata=described("Its number, from 1."))
+    number: int = field(metadata=described("Number of the stage, from 1."))
     total: int = field(metadata=described("Number of stages of the job."))
     activity: str = field(metadata=described("What the job does in this stage, with the number of items."))
 
@@ -74,7 +74,7 @@ class JobStatus:
     queue: str
     actor: str
     reason: str = field(metadata=described("One sentence: why the job waits, what it is doing, or how it ended."))
-    attempts: int = field(metadata=described("Number of times it was started."))
+    attempts: int = field(metadata=described("Number of times that the job was started."))
     pet_id: int | None
     enqueued_at: datetime | None
     started_at: datetime | None

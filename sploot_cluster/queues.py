@@ -31,7 +31,7 @@ class ConsumerStatus:
     name: str
     pending: int = dataclasses.field(metadata=described("Number of entries in its pending list."))
     heartbeat_age_s: float | None = dataclasses.field(
-        metadata=described("null if it never sent a heartbeat, e.g. because it was created manually.")
+        metadata=described("null if the consumer never sent a heartbeat, e.g. because it was created manually.")
     )
     is_alive: bool
 
@@ -43,7 +43,7 @@ class QueueStatus:
     queue: str
     stream: str
     group: str
-    reason: str = dataclasses.field(metadata=described("One sentence: why its jobs wait, or that none does."))
+    reason: str = dataclasses.field(metadata=described("One sentence: why jobs of the queue wait, or that none does."))
     is_paused: bool
     undelivered: int = dataclasses.field(metadata=described("Jobs that no worker has taken yet."))
     in_flight: int = dataclasses.field(metadata=described("Jobs in pending lists, as XPENDING counts them."))
@@ -86,10 +86,10 @@ class PlannedEntry:
 class Plan:
     """A plan: an action and exactly the entries that it will touch."""
 
-    plan_id: str = dataclasses.field(metadata=described("The id to apply it with."))
+    plan_id: str = dataclasses.field(metadata=described("The id with which to apply the plan."))
     action: Action
     queue: str
-    effect: str = dataclasses.field(metadata=described("One sentence on what it will do."))
+    effect: str = dataclasses.field(metadata=described("One sentence on what the plan will do."))
     commands: Sequence[str] = dataclasses.field(
         metadata=described(
             "The equivalent Redis commands; long lists of ids are abbreviated here, but not in `entries`."
@@ -102,7 +102,7 @@ class Plan:
         default=None, metadata=described("The consumer to remove, for `retire-consumer`.")
     )
     is_forced: bool = dataclasses.field(
-        default=False, metadata=described("Whether it may take jobs from live consumers.")
+        default=False, metadata=described("Whether the plan may take jobs from live consumers.")
     )
     n_shards: int = dataclasses.field(
         default=0, metadata=described("The number of shards, for `set-shards`; otherwise 0.")
@@ -125,9 +125,7 @@ class Done:
         metadata=described("Number of entries in the plan; 0 for a plan about a whole queue.")
     )
     n_done: int = dataclasses.field(
-        metadata=described(
-            "Number of these that were unchanged and were acted on; the others had changed since the plan."
-        )
+        metadata=described("Number of entries that were acted on. The others had changed since the plan was made.")
     )
     is_complete: bool = dataclasses.field(metadata=described("Whether the planned effect was achieved in full."))
     reason: str = dataclasses.field(metadata=described("One sentence."))
@@ -194,8 +192,8 @@ JobsState = Literal["waiting", "running", "delayed"]
 class JobProgress:
     """The last progress report of a running job."""
 
-    done: float = dataclasses.field(metadata=described("How much is done, in a unit of the job's choice."))
-    total: float | None = dataclasses.field(metadata=described("How much there is to do; null if it is unknown."))
+    done: float = dataclasses.field(metadata=described("Amount of work done, in a unit that the job chooses."))
+    total: float | None = dataclasses.field(metadata=described("Total amount of work; null if unknown."))
     note: str | None
     age_s: float = dataclasses.field(metadata=described("Time since the report."))
 
@@ -235,8 +233,12 @@ class Worker:
     is_alive: bool
     heartbeat_age_s: float | None = dataclasses.field(metadata=described("null if it never sent a heartbeat."))
     queues: Sequence[str] = dataclasses.field(metadata=described("The queues that it takes jobs from."))
-    n_jobs: int = dataclasses.field(metadata=described("Number of jobs that it holds, those in its buffer included."))
-    jobs: Sequence[HeldJob] = dataclasses.field(metadata=described("The oldest of these; empty for an idle worker."))
+    n_jobs: int = dataclasses.field(
+        metadata=described("Number of jobs that the worker holds, including those in its buffer.")
+    )
+    jobs: Sequence[HeldJob] = dataclasses.field(
+        metadata=described("The oldest of these jobs; empty for an idle worker.")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +247,7 @@ class HeldJob:
 
     job: QueueJob
     progress: JobProgress | None = dataclasses.field(
-        default=None, metadata=described("Asked for only if the job has run for five seconds; null if it reports none.")
+        default=None, metadata=described("null if the job has run for less than five seconds or reports no progress.")
     )
 
 
@@ -257,14 +259,14 @@ class PeriodicJob:
     queue: str
     every_s: int = dataclasses.field(metadata=described("Time between two runs."))
     last_sent_at: datetime | None = dataclasses.field(
-        metadata=described("When the scheduler sent it last; null if it never did.")
+        metadata=described("When the scheduler last sent the job; null if it never did.")
     )
     next_at: datetime | None = dataclasses.field(
-        metadata=described("When it is due next; null if the scheduler has been silent for more than two minutes.")
+        metadata=described("When the job is due next; null if the scheduler was silent for more than two minutes.")
     )
     last_run_at: datetime | None = dataclasses.field(metadata=described("When a worker began its last run."))
-    outcome: Literal["succeeded", "failed"] | None = dataclasses.field(metadata=described("Of the last run."))
-    duration_s: float | None = dataclasses.field(metadata=described("Of the last run."))
+    outcome: Literal["succeeded", "failed"] | None = dataclasses.field(metadata=described("Outcome of the last run."))
+    duration_s: float | None = dataclasses.field(metadata=described("Duration of the last run."))
     error: str | None = dataclasses.field(metadata=described("The error of the last run, if it failed."))
 
 
@@ -280,7 +282,7 @@ class DeadLetterGroup:
     field: str | None
     newest: datetime
     oldest: datetime
-    sample_id: str = dataclasses.field(metadata=described("The id of one of them."))
+    sample_id: str = dataclasses.field(metadata=described("The id of one of these dead letters."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +297,7 @@ class QueueHistory:
         metadata=described("The largest number of jobs that no worker had taken; null if it was not sampled.")
     )
     oldest_s: Sequence[float | None] = dataclasses.field(
-        metadata=described("The largest age of the oldest job; null if it was not sampled.")
+        metadata=described("The highest age of the oldest job; null if it was not sampled.")
     )
     p50_s: Sequence[float | None] = dataclasses.field(
         metadata=described("Median duration of attempts, from a histogram; null without attempts.")
@@ -307,7 +309,7 @@ class QueueHistory:
 class History:
     """The activity of the queues in the last 24 hours."""
 
-    step_s: int = dataclasses.field(metadata=described("Length of a step."))
+    step_s: int = dataclasses.field(metadata=described("Length of a step, in seconds."))
     times: Sequence[int] = dataclasses.field(
         metadata=described("Beginning of each step, in seconds since the epoch; the last step is not over.")
     )
@@ -322,7 +324,7 @@ class Found:
     jobs: Sequence[QueueJob] = ()
     dead_letters: Sequence[DeadLetterView] = ()
     is_complete: bool = dataclasses.field(
-        default=True, metadata=described("Whether everything was searched; false if there was too much.")
+        default=True, metadata=described("Whether everything was searched, and not only as much as a search may read.")
     )
 
 
@@ -354,11 +356,11 @@ class CanaryRun:
         )
     )
     by: str
-    per_s: float = dataclasses.field(metadata=described("How many are requeued per second, after the first."))
+    per_s: float = dataclasses.field(metadata=described("Number of dead letters requeued per second, after the first."))
     n_planned: int
     n_requeued: int
-    n_died: int = dataclasses.field(metadata=described("How many of the requeued failed again."))
-    reason: str = dataclasses.field(metadata=described("One sentence on its result; empty while it runs."))
+    n_died: int = dataclasses.field(metadata=described("Number of requeued jobs that failed again."))
+    reason: str = dataclasses.field(metadata=described("One sentence on the canary's result; empty while it runs."))
     started_at: datetime
     changed_at: datetime
 

@@ -255,8 +255,8 @@ def _describe_idempotency_key(
     idempotency_key: Annotated[
         str | None,
         Header(
-            description="A request that is repeated with the same key and body within a day gets the first answer, "
-            "with `Idempotency-Replayed: true`. Keys are separate for each caller and address.",
+            description="A request that is repeated with the same key and body within a day gets the first response, "
+            "with `Idempotency-Replayed: true`. Keys are separate for each caller and URL path.",
             min_length=1,
             max_length=MAX_IDEMPOTENCY_KEY,
             pattern="^[ -~]*$",

@@ -31,7 +31,7 @@ class JobAccepted(BaseModel):
     job_id: str
     coalesced: bool = Field(description="An identical job was waiting already, so this request enqueued nothing.")
     position: int | None = Field(
-        description="Number of jobs in its queue when it was enqueued, itself included; null if not counted."
+        description="Number of jobs in the queue, including this one, when it was enqueued; null if not counted."
     )
 
 
@@ -65,7 +65,7 @@ class PetCluster(BaseModel):
     pet_id: int
     revision: int
     asked_id: int = Field(
-        description="The id that was requested; the cluster's own id differs if that one was merged away."
+        description="The id that was requested. The cluster's own id differs if the requested one was merged away."
     )
     cluster: ClusterView
 
@@ -75,7 +75,7 @@ class Erased(BaseModel):
 
     pet_id: int
     n_media: int
-    n_corrections: int = Field(description="Corrections that named a deleted item; all of them if the pet was deleted.")
+    n_corrections: int = Field(description="Corrections that named a deleted item, or all if the pet was deleted.")
     n_records: int = Field(description="Number of deleted job records.")
     n_dead_letters: int
     records: Sequence[str] = Field(description="The ids of the jobs whose records were deleted.")

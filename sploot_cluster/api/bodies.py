@@ -282,7 +282,7 @@ class RetireConsumer(_Body):
     """The dead consumer to remove."""
 
     consumer: Annotated[
-        str, Field(min_length=1, max_length=MAX_TEXT, description="Its name, as shown in the status of the queue.")
+        str, Field(min_length=1, max_length=MAX_TEXT, description="The consumer's name, as in the queue's status.")
     ]
     even_if_alive: Annotated[bool, Field(description=_EVEN_IF_ALIVE)] = False
 
@@ -296,7 +296,7 @@ class Matching(_Body):
     actor: Annotated[str | None, Field(max_length=MAX_TEXT)] = None
     pet_id: PetNumber | None = None
     error: Annotated[str | None, Field(max_length=MAX_TEXT, description="Text that the error contains.")] = None
-    since_s: Annotated[Seconds | None, Field(description="Died at most this many seconds ago.")] = None
+    since_s: Annotated[Seconds | None, Field(description="Became dead letters at most this many seconds ago.")] = None
 
 
 class ChosenDeadLetters(_Body):
@@ -352,10 +352,8 @@ class Apply(_Body):
 class CanaryOf(Apply):
     """The confirmation of a plan to requeue dead letters with a canary: one first and, if it succeeds, the rest."""
 
-    per_s: Annotated[float, Field(ge=0.01, le=10_000, description="How many of the rest are requeued per second.")] = (
-        10.0
-    )
-    wait_s: Annotated[float, Field(ge=0, le=3_600, description="Seconds that the first one may take to end.")] = 60.0
+    per_s: Annotated[float, Field(ge=0.01, le=10_000, description="Number of the rest to requeue per second.")] = 10.0
+    wait_s: Annotated[float, Field(ge=0, le=3_600, description="Maximum seconds to wait for the first to end.")] = 60.0
     stop_after: Annotated[int, Field(ge=1, le=10_000, description="Stop when this many have failed again.")] = 3
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"note": "INC-7", "per_s": 5}]})

@@ -31,13 +31,13 @@ _REVISION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 _IF_MATCH: Final = r'^ *(\*|(W/)?"[^"]*"( *, *(W/)?"[^"]*")*) *$'
 
 IfNoneMatch = Annotated[
-    str | None, Header(description="The ETag of the copy that you have; the answer is 304 if it is current.")
+    str | None, Header(description="The ETag of your copy. The response is 304 if the copy is current.")
 ]
 IfMatch = Annotated[
     str | None,
     Header(
         description="The ETag of the pet as you saw it. Items that arrived since do not matter: `Arrivals-Since` "
-        "counts them. If a person, a recluster or a deletion moved items since, the answer is 412 and "
+        "counts them. If a user, a recluster or a deletion moved items since, the response is 412 and "
         "lists the changes. If that happens before the correction runs, its job fails and nothing is changed.",
         examples=['"17"'],
         # documented here but not enforced, because expected_revision returns a better error

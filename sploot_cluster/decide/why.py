@@ -77,7 +77,7 @@ class Why:
     pet_id: PetId
     media_id: MediaId
     revision: int
-    cluster_id: ClusterId | None = field(metadata=described("null if the item is noise or quarantined."))
+    cluster_id: ClusterId | None = field(metadata=described("Its cluster; null if the item is noise or quarantined."))
     origin: str = field(metadata=described("noise, core, arrived, absorbed, corrected, dismissed or quarantined."))
     reason: str = field(metadata=described("One sentence."))
     similarity: float | None = field(metadata=described("Mean top-3 cosine similarity to its own cluster."))
@@ -92,10 +92,12 @@ class Why:
     )
     nearest: tuple[NearItem, ...] = field(
         metadata=described(
-            "Its nearest accepted items, that is, items in clusters that were not absorbed; nearest first."
+            "The nearest accepted items, nearest first. Accepted items are in a cluster and were not absorbed."
         )
     )
-    corrections: tuple[Demand, ...] = field(metadata=described("Corrections in force that affect it, newest first."))
+    corrections: tuple[Demand, ...] = field(
+        metadata=described("Corrections in force that affect the item, newest first.")
+    )
     occurred_at: datetime | None = field(metadata=described("The time that its producer stated."))
 
 

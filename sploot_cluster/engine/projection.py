@@ -24,10 +24,10 @@ class PetMap:
 
     pet_id: PetId
     revision: int
-    n_media: int = field(metadata=described("Number of all items; the map shows an even sample of them."))
+    n_media: int = field(metadata=described("Number of the pet's items. The map shows an even sample of them."))
     media_ids: tuple[MediaId, ...]
     x: tuple[float, ...] = field(metadata=described("From 0 to 1, left to right."))
-    y: tuple[float, ...] = field(metadata=described("From 0 to 1, bottom to top; in the same unit as x."))
+    y: tuple[float, ...] = field(metadata=described("From 0 to 1, bottom to top, in the same unit as x."))
 
 
 def project(state: PetState, *, limit: int) -> PetMap:

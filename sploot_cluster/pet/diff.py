@@ -52,22 +52,24 @@ class PetDiff:
 
     from_revision: int | None
     to_revision: int | None = field(metadata=described("null for a preview."))
-    n_same: int = field(metadata=described("Items in a cluster of the same id in both, or noise in both."))
+    n_same: int = field(metadata=described("Items with the same cluster id in both, or noise in both."))
     n_moved: int = field(metadata=described("Items that moved from one cluster to another."))
     n_new_noise: int = field(metadata=described("Items that were in a cluster and are noise now."))
     n_from_noise: int = field(metadata=described("Items that were noise and are in a cluster now."))
     n_arrived: int = field(metadata=described("Items that the earlier revision does not have."))
-    moved: tuple[MovedItem, ...] = field(metadata=described("All these items, up to the limit."))
-    is_truncated: bool = field(metadata=described("Whether `moved` was cut at the limit."))
+    moved: tuple[MovedItem, ...] = field(
+        metadata=described("Items whose cluster differs or that one revision lacks, up to the limit.")
+    )
+    is_truncated: bool = field(metadata=described("Whether `moved` was truncated at the limit."))
     merged: Mapping[ClusterId, ClusterId] = field(
         metadata=described("Retired ids, with the cluster that most of their items are in now.")
     )
     split: Mapping[ClusterId, ClusterId] = field(
         metadata=described("New ids, with the cluster that most of their items come from.")
     )
-    kept_ids: tuple[ClusterId, ...] = field(metadata=described("Ids in both, ascending."))
-    new_ids: tuple[ClusterId, ...] = field(metadata=described("Ids only in the later, ascending."))
-    ended_ids: tuple[ClusterId, ...] = field(metadata=described("Ids only in the earlier, ascending."))
+    kept_ids: tuple[ClusterId, ...] = field(metadata=described("Ids in both revisions, ascending."))
+    new_ids: tuple[ClusterId, ...] = field(metadata=described("Ids only in the later revision, ascending."))
+    ended_ids: tuple[ClusterId, ...] = field(metadata=described("Ids only in the earlier revision, ascending."))
 
     def up_to(self, limit: int) -> PetDiff:
         """Return the differences with at most ``limit`` moved items."""

@@ -26,7 +26,7 @@ class PetItem:
 
     media_id: MediaId
     cluster_id: ClusterId | None = field(metadata=described("Its cluster; null if it is noise or dismissed."))
-    origin: str = field(metadata=described("How it came there, as in `origins` of a cluster; or noise, dismissed."))
+    origin: str = field(metadata=described("Its origin: core, arrived, absorbed, corrected, noise or dismissed."))
     occurred_at: datetime | None = field(metadata=described("The time that its producer stated."))
 
 

@@ -268,7 +268,7 @@ class HistoryEntry:
     kind: ChangeKind
     at: datetime
     by: str = field(metadata=described("The requester: the name of a token, `loopback` or `machine`."))
-    summary: Mapping[str, object] = field(metadata=described("What the change did, as figures."))
+    summary: Mapping[str, object] = field(metadata=described("Facts about the change, such as numbers of items."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,18 +276,18 @@ class ClusterView:
     """A cluster at one revision of its pet."""
 
     cluster_id: ClusterId
-    name: str | None = field(metadata=described("The name that a person gave it."))
+    name: str | None = field(metadata=described("The name that a user gave the cluster."))
     other_names: tuple[str, ...] = field(
         metadata=described("Names of clusters that were merged into it, newest first.")
     )
     cover: MediaId = field(
-        metadata=described("The item that stands for it: the one that a person chose, or else its most typical one.")
+        metadata=described("The item that stands for the cluster: a user's choice, or else the most typical item.")
     )
-    is_cover_chosen: bool = field(metadata=described("Whether a person chose the cover."))
-    is_hidden: bool = field(metadata=described("Whether a person hid it."))
-    is_locked: bool = field(metadata=described("Whether a person locked it."))
+    is_cover_chosen: bool = field(metadata=described("Whether a user chose the cover."))
+    is_hidden: bool = field(metadata=described("Whether a user hid the cluster."))
+    is_locked: bool = field(metadata=described("Whether a user locked the cluster."))
     size: int
-    media_ids: tuple[MediaId, ...] = field(metadata=described("Its items, in the order that was asked for."))
+    media_ids: tuple[MediaId, ...] = field(metadata=described("The cluster's items, in the requested order."))
     origins: Mapping[str, int] = field(
         metadata=described(
             "Number of its items by the origin of their membership: core, arrived, absorbed, corrected; origins "
@@ -306,7 +306,7 @@ class ClusterView:
     )
 
 
-_NAME_OF_PET: Final = described("The name that a person gave the pet.")
+_NAME_OF_PET: Final = described("The name that a user gave the pet.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,15 +321,15 @@ class PetView:
     n_media: int
     n_noise: int
     clusters: tuple[ClusterView, ...] = field(metadata=described("Clusters, largest first, then by id."))
-    noise: tuple[MediaId, ...] = field(metadata=described("Items in no cluster, in the same order."))
+    noise: tuple[MediaId, ...] = field(metadata=described("Noise items, in the requested order."))
     dismissed: tuple[MediaId, ...] = field(
-        metadata=described("Items that a person dismissed; they stay in no cluster until that is undone.")
+        metadata=described("Items that a user dismissed. They stay in no cluster until the dismissal is undone.")
     )
     aliases: Mapping[ClusterId, ClusterId] = field(
         metadata=described("Ids that were merged away, with the cluster that each resolves to.")
     )
     occurred_at: Mapping[MediaId, datetime] = field(
-        metadata=described("The times that producers stated, by item; items without one are left out.")
+        metadata=described("The times that producers stated, by item. Items without a time are left out.")
     )
 
 
@@ -341,7 +341,7 @@ class PetSummary:
     name: str | None = field(metadata=_NAME_OF_PET)
     revision: int
     model: str | None
-    n_media: int = field(metadata=described("Number of its items, without those in quarantine."))
+    n_media: int = field(metadata=described("Number of the pet's items, without those in quarantine."))
     n_clusters: int
     n_noise: int = field(metadata=described("Number of its items that are in no cluster and were not dismissed."))
 
@@ -399,20 +399,20 @@ class Corrected:
 class Reclustered:
     """The changes that a recluster made or would make."""
 
-    revision: int = field(metadata=described("The revision that it created or would create."))
+    revision: int = field(metadata=described("The revision that the recluster created or would create."))
     backend: Backend = field(metadata=INTERNAL)
     n_media: int
     n_clusters: int
-    n_noise: int = field(metadata=described("Items in no cluster, without the dismissed ones."))
+    n_noise: int = field(metadata=described("Items that are in no cluster and were not dismissed."))
     n_dismissed: int
     n_absorbed: int
-    n_moved: int = field(metadata=described("Items whose cluster changed, including noise."))
+    n_moved: int = field(metadata=described("Items whose cluster changed, including to and from noise."))
     n_kept_ids: int = field(metadata=described("Clusters that kept their id."))
     n_new_ids: int = field(metadata=described("Clusters with a new id."))
     n_retired_ids: int = field(metadata=described("Clusters that ended."))
     constraints_kept: int = field(metadata=described("Accepted constraints that hold in the result: always all."))
     constraints: int = field(metadata=described("All accepted constraints."))
-    kept: str = field(metadata=described("Summary: constraints kept n of n."))
+    kept: str = field(metadata=described("Summary, such as `constraints kept 3 of 3`."))
     overridden: tuple[str, ...] = field(metadata=described("Older corrections that newer ones override."))
 
 

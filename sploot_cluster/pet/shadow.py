@@ -43,7 +43,7 @@ class CandidateModel:
     model: str
     dim: int
     n_vectors: int = field(metadata=described("Number of items that have a vector of this model."))
-    n_only_here: int = field(metadata=described("Those without a vector of the pet's own model; they are quarantined."))
+    n_only_here: int = field(metadata=described("Quarantined items, which have no vector of the pet's own model."))
     begun_at: datetime
     by: str
 

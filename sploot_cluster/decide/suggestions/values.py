@@ -14,7 +14,7 @@ class Reply:
     """An answer to a question, as the correction to send."""
 
     verb: str = field(metadata=described("The verb of the correction: `POST …/clusters/<verb>`."))
-    body: Mapping[str, object] = field(metadata=described("The body of that request."))
+    body: Mapping[str, object] = field(metadata=described("The body of the correction's request."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Suggestion:
     """A question about a pet's clusters. *Yes* changes something; *no* confirms what is there."""
 
     suggestion_id: str = field(
-        metadata=described("The same as long as the question is: a client can use it to remember a *later*.")
+        metadata=described("Stays the same while the question does, so that clients can remember a *later*.")
     )
     kind: str = field(
         metadata=described(
@@ -37,7 +37,7 @@ class Suggestion:
     )
     probability: float = field(metadata=described("The estimated probability that the answer is yes, in [0, 1]."))
     gain: float = field(
-        metadata=described("The expected number of items that the answer corrects; those with the most come first.")
+        metadata=described("The expected number of items that the answer corrects. Suggestions are sorted by it.")
     )
     yes: Reply
     no: Reply
@@ -49,7 +49,7 @@ class PetSuggestions:
 
     pet_id: PetId
     revision: int
-    suggestions: tuple[Suggestion, ...] = field(metadata=described("Most expected gain first."))
+    suggestions: tuple[Suggestion, ...] = field(metadata=described("Suggestions, highest expected gain first."))
     paused: tuple[str, ...] = field(
         metadata=described("Kinds that wait for the next recluster, because their last three answers were no.")
     )
@@ -66,7 +66,9 @@ class DoubtfulItem:
     threshold: float = field(metadata=described("The similarity that an arriving item must reach."))
     second_cluster_id: ClusterId | None = field(metadata=described("The most similar other cluster."))
     second_similarity: float | None
-    probability: float = field(metadata=described("The estimated probability that it does not belong, in [0, 1]."))
+    probability: float = field(
+        metadata=described("The estimated probability that the item does not belong, in [0, 1].")
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,4 +77,4 @@ class DoubtfulItems:
 
     pet_id: PetId
     revision: int
-    items: tuple[DoubtfulItem, ...] = field(metadata=described("The least certain first."))
+    items: tuple[DoubtfulItem, ...] = field(metadata=described("Items, least certain first."))
