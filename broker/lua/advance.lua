@@ -1,12 +1,12 @@
--- Repairs the counts of limits per key after messages at work were removed, for example by a manual XDEL: stops counting
--- them, so that messages in line get their turn.
+-- Ends the turns of messages at work that were removed, for example by a manual XDEL, so that messages in line get
+-- their turn.
 --
 -- KEYS     1–9 work
 -- ARGV     cursor ("" at first), approximate number of messages or keys to check
--- Returns  {next cursor ("" = the pass is complete), number of messages at work that had been removed}
+-- Returns  {next cursor ("" = the pass is complete), number of turns that were ended}
 --
--- A pass has three parts, named by the first letter of the cursor: "w" scans the messages at work, "h" scans the hash of
--- limits and deletes those that no message needs, and "l" scans the keys with messages in line.
+-- A pass has three parts, which the cursor's first letter names: "w" scans the messages at work, "h" scans the hash of
+-- limits and deletes those that no message needs, and "l" scans the keys that have messages in line.
 
 local cursor, page = ARGV[1], tonumber(ARGV[2])
 

@@ -1,11 +1,11 @@
 -- Writes a consumer's heartbeat.
 --
 -- KEYS     1 stream  2 consumers
--- ARGV     group, consumer, lease in ms, create the group if it is missing (optional)
--- Returns  1 if the consumer's lease had not lapsed; otherwise 0, because others may have taken over its entries
+-- ARGV     group, consumer, lease in ms, 1: create the group if it does not exist (optional)
+-- Returns  1 if the consumer's lease had not lapsed, or 0 if others may have taken over its entries
 --
 -- A new group starts at 0, because every entry in the stream must run, even if it was delivered before. A consumer that
--- leave.lua declared dead (heartbeat 0) stays dead, because this heartbeat was in transit when its process died.
+-- leave.lua has declared dead (heartbeat 0) stays dead: this heartbeat was in transit when the process died.
 
 local stream, consumers = KEYS[1], KEYS[2]
 local group, me, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])

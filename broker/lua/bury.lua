@@ -5,12 +5,13 @@
 --          ms to keep dead letters, how many to keep, how many bytes to keep, key ("" = none; see work.lua),
 --          the message to store instead of the entry's ("" = the entry's),
 --          then names and values of the dead letter's own fields
--- Returns  {"BURIED", id of the dead letter}, or the reason why nothing was written: {"FENCED"}, {"GONE"}
+-- Returns  {"BURIED", id of the dead letter}, or why nothing was written: {"FENCED"} (the caller does not hold the
+--          entry), {"GONE"} (the entry was removed)
 --
--- Only the first 2,000 fields of an entry are kept, because Lua cannot pass more arguments to XADD. The dead letter's field
--- left_out is the number of other fields.
--- Works when the server's memory is full, because it adds little besides the moved fields, and Redis lets a script finish
--- if its first write needs no memory.
+-- Only the first 2,000 fields of an entry are kept, because Lua cannot pass more arguments to XADD. The dead letter's
+-- field left_out is the number of other fields.
+-- Works when the server's memory is full, because it adds little besides the moved fields, and Redis lets a script
+-- finish if its first write needs no memory.
 
 local MOST_FIELDS = 2000
 local stream, dead, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12], KEYS[13]

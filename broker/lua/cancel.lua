@@ -1,18 +1,19 @@
--- Cancels one message: removes it and frees what it holds, or marks it if a worker may be running it.
+-- Cancels one message: removes it and frees its unique key and its turn, or marks it if a worker may be running it.
 --
 -- KEYS     1–9 work  10 cancelled  11 suspects  12 counters  13 consumers  14 unique key of the message (optional)
 -- ARGV     group, place of the message (entry id, name in delayed or member of the line), message id,
 --          key ("" = none; see work.lua),
---          consumer and delivery count of the worker that ended it ("" = anyone else cancels it),
+--          consumer and delivery count, if the worker that holds the message cancels it (otherwise "" and any number),
 --          consumer of handed-back entries, lease in ms,
---          SHA-1 of the message that the caller saw coalesced onto it ("" = none), 1: drop that message; 0: it takes the
---          place, with: its name in delayed, key ("" = none) and limits, message id, ms after which its unique lock ends
+--          SHA-1 of the coalesced message that the caller knows ("" = none), 1: drop the coalesced message or 0:
+--          enqueue it, with: its name in delayed, key ("" = none) and limits, message id, ms after which its unique
+--          lock ends
 -- Returns  {CANCELLED}             the message was removed
 --          {MARKED}                a live worker has received it and will interrupt or skip it
 --          {GONE}                  no message is at this place
---          {FENCED}                the worker no longer holds it
---          {COALESCED, message}    nothing was done, because this message, which the caller does not know, was coalesced
---                                  onto it
+--          {FENCED}                the worker no longer holds the message
+--          {COALESCED, message}    nothing was done, because the caller does not know this message, which was coalesced
+--                                  onto the one to cancel
 --
 -- A worker enqueues the coalesced message itself, before it ends a cancelled one.
 -- Works when the server's memory is full, because Redis lets a script finish if its first write needs no memory.

@@ -1,4 +1,4 @@
--- Reads a page of the marks of cancelled messages that workers have received. Deletes marks whose entry no longer exists.
+-- Reads a page of marks of cancelled messages that workers have received. Deletes marks whose entry no longer exists.
 --
 -- KEYS     1 stream  2 cancelled
 -- ARGV     cursor ("0" at first), approximate number of marks

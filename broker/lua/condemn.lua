@@ -3,7 +3,7 @@
 -- KEYS     1 dead (see dead.lua)  2 recent of the follow-up message  3 counters
 -- ARGV     enqueue id, ms to remember it, ms to keep dead letters, how many to keep, how many bytes to keep, then names
 --          and values of the dead letter's fields
--- Returns  id of the dead letter, or "" if this follow-up message was enqueued before or is a dead letter already
+-- Returns  id of the dead letter, or "" if the follow-up message was enqueued before or is already a dead letter
 
 local dead, recent, counters = KEYS[1], KEYS[2], KEYS[3]
 local enqueue_id, remember_ms, keep_ms, keep_n = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]

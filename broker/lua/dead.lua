@@ -1,23 +1,24 @@
 -- Functions that add dead letters and limit their number and size. Included at the top of scripts.
 --
--- The sorted set {dead}:mistakes groups dead letters by their cause: member = id, score = a hash of the reason, the actor,
--- the field and the class of the error. Beyond the limits, the oldest dead letters with the most frequent cause are deleted,
--- so that a flood of one error does not evict the others. Dead letters that are in no group are deleted by age.
+-- The sorted set {dead}:mistakes groups dead letters by their cause: member = id, score = a hash of the reason, the
+-- actor, the field and the error class. Beyond the limits, the oldest dead letters with the most frequent cause are
+-- deleted, so that many dead letters with one error do not evict the others. Dead letters without a group are deleted
+-- by age.
 
--- Number of times that the limit in bytes is checked while dead letters of that total size are added. Not more often,
--- because measuring takes the server up to 0.1 µs per dead letter.
+-- Number of times that the limit in bytes is checked while dead letters of that total size are added. More checks would
+-- cost more, because measuring takes the server up to 0.1 µs per dead letter.
 local CHECKS_PER_BOUND = 64
--- The surplus above the limit is deleted once it has this number of dead letters, at most this number at a time.
+-- Dead letters are deleted when the limit is exceeded by this number, and at most this number at a time.
 local SLACK = 100
--- Number of equal steps in which the sorted set is sampled to find the most frequent cause. A cause of more than an
--- eighth of all dead letters is always found.
+-- Number of equally spaced samples of the sorted set in which the most frequent cause is sought. A cause of more than
+-- an eighth of all dead letters is always found.
 local PLACES = 8
 
 local function mistakes_of(dead)
   return dead .. ':mistakes'
 end
 
--- Returns the score of a dead letter's cause
+-- Returns the score of a dead letter's cause.
 local function mistake_of(letter)
   local what = ''
   for i = 1, #letter, 2 do
@@ -31,7 +32,7 @@ local function mistake_of(letter)
   return tonumber(string.sub(redis.sha1hex(what), 1, 8), 16)
 end
 
--- Returns the score of the most frequent cause, or nil if there is none
+-- Returns the score of the most frequent cause, or nil if there is none.
 local function most_frequent(mistakes)
   local n, best, most = redis.pcall('ZCARD', mistakes), nil, 0
   if type(n) ~= 'number' then
@@ -50,7 +51,7 @@ local function most_frequent(mistakes)
   return best
 end
 
--- Deletes n dead letters and returns how many were deleted
+-- Deletes n dead letters with the most frequent cause, and returns how many were deleted.
 local function evict(dead, n)
   local mistakes, n_deleted = mistakes_of(dead), 0
   while n_deleted < n do
@@ -59,7 +60,7 @@ local function evict(dead, n)
       break
     end
     local ids = redis.call('ZRANGEBYSCORE', mistakes, score, score, 'LIMIT', 0, math.min(n - n_deleted, SLACK))
-    -- XDEL does not count those that were removed by hand, or purged or requeued by an older release
+    -- XDEL does not count dead letters that were removed by hand, or purged or requeued by an older release
     n_deleted = n_deleted + redis.call('XDEL', dead, unpack(ids))
     redis.call('ZREM', mistakes, unpack(ids))
   end
@@ -69,8 +70,8 @@ local function evict(dead, n)
   return n_deleted
 end
 
--- Deletes dead letters until the stream needs at most ``keep_bytes`` of memory, but never the last one. Does nothing if the
--- caller's user may not measure memory. Returns the number of deleted dead letters.
+-- Deletes dead letters until the stream needs at most ``keep_bytes`` of memory, but never the last one. Does nothing if
+-- the Redis user may not measure memory. Returns the number of deleted dead letters.
 local function trim_to_bytes(dead, keep_bytes)
   local n_deleted = 0
   for _ = 1, 10 do
@@ -78,7 +79,7 @@ local function trim_to_bytes(dead, keep_bytes)
     if type(n_bytes) ~= 'number' or n_bytes <= keep_bytes or n <= 1 then
       break
     end
-    -- dead letters differ in size, so one step may delete too few
+    -- dead letters differ in size, so one step may not delete enough
     local n_evicted = evict(dead, math.min(n - 1, math.ceil(n * (1 - keep_bytes / n_bytes))))
     n_deleted = n_deleted + n_evicted
     if n_evicted == 0 then
@@ -91,7 +92,7 @@ end
 -- Number of dead letters whose expiry is checked whenever one is added.
 local CHECKED = 20
 
--- Forgets the causes of expired dead letters, a few per call, or all causes if no dead letter is left
+-- Deletes the causes of expired dead letters, a few per call, or all causes if there are no dead letters.
 local function forget_mistakes(dead, n_left, oldest_ms, n_calls)
   local mistakes = mistakes_of(dead)
   local n = redis.pcall('ZCARD', mistakes)
@@ -110,8 +111,8 @@ local function forget_mistakes(dead, n_left, oldest_ms, n_calls)
   end
 end
 
--- Adds a dead letter, given as names and values, and returns its id. Deletes others beyond the limits; those that had not
--- expired are counted as ``dead_evicted``.
+-- Adds a dead letter, given as names and values, and returns its id. Deletes others beyond the limits. Deleted ones
+-- that had not expired are counted as ``dead_evicted``.
 local function add_dead_letter(dead, counters, letter, now, keep_ms, keep_n, keep_bytes)
   local oldest_ms, n_evicted = math.max(0, now - keep_ms), 0
   local id = redis.call('XADD', dead, '*', unpack(letter))
@@ -131,7 +132,7 @@ local function add_dead_letter(dead, counters, letter, now, keep_ms, keep_n, kee
   if math.floor(total / step) > math.floor((total - n_bytes) / step) then
     n_evicted = n_evicted + trim_to_bytes(dead, keep_bytes)
   end
-  -- record its cause only now, so that the new dead letter is not deleted itself
+  -- record the new dead letter's cause only now, so that it is not deleted itself
   redis.pcall('ZADD', mistakes_of(dead), mistake_of(letter), id)
   if n_evicted > 0 then
     redis.pcall('HINCRBY', counters, 'dead_evicted', n_evicted)

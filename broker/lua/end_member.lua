@@ -2,7 +2,8 @@
 --
 -- KEYS     1 members
 -- ARGV     message id of the member, ms to keep the group
--- Returns  number of members that have not ended; -1 if the group does not exist: its callbacks were enqueued or it expired
+-- Returns  number of members that have not ended, or -1 if the group does not exist, because its callbacks were
+--          enqueued or it expired
 --
 -- Works when the server's memory is full, because Redis lets a script finish if its first write needs no memory.
 

@@ -1,4 +1,4 @@
--- Adds messages to one queue, all or none. Single messages without options use enqueue_plain.lua.
+-- Adds all or none of the given messages to one queue. enqueue_plain.lua adds single messages without options.
 --
 -- KEYS     1–9 work  10 recent of this producer  11 counters  12… one per unique key
 -- ARGV     enqueue id, ms to remember it     recognises a call that is repeated after a lost reply; a producer
@@ -10,8 +10,8 @@
 -- Returns  {"ADDED", id, …}       per message: its own id, or the id of the waiting message of its unique key
 --          {"FULL", length}       nothing was added
 --
--- If a message disappeared, for example by a manual XDEL, the next message takes its lock.
--- A repeated call returns what the first one returned, as far as the locks still show it.
+-- If the message that holds a lock was removed, for example by a manual XDEL, the next message takes the lock.
+-- A repeated call returns the first call's reply, unless a lock has been freed or taken in the meantime.
 
 local FIXED, PER_MESSAGE = 3, 9
 local stream, recent, counters = KEYS[1], KEYS[10], KEYS[11]
@@ -86,7 +86,7 @@ for i = 1, n do
 end
 
 if earliest and tonumber(redis.call('ZRANGE', work.delayed, 0, 0, 'WITHSCORES')[2]) >= earliest then
-  -- a new message is due before all others: wake the janitors, which wait for a later time
+  -- wake the janitors, which wait for a later time, because a new message is due before all others
   redis.pcall('XADD', work.timer, 'MAXLEN', 16, '*', 'due', earliest)
 end
 if n_added > 0 then

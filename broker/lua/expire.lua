@@ -2,10 +2,10 @@
 --
 -- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
 -- ARGV     group, consumer, delivery count, entry id, message id, key ("" = none; see work.lua)
--- Returns  EXPIRED, or why nothing was removed: FENCED (the caller does not hold it), GONE (the entry was removed)
+-- Returns  EXPIRED, or why nothing was removed: FENCED (the caller does not hold the entry), GONE (the entry was
+--          removed)
 --
--- Works when the server's memory is full: it only removes, and Redis lets a script finish if its first write needs no
--- memory.
+-- Works when the server's memory is full, because Redis lets a script finish if its first write needs no memory.
 
 local stream, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12]
 local group, consumer, deliveries, id, message_id, key = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6]

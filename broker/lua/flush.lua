@@ -1,8 +1,8 @@
--- Deletes the queue's waiting, in-flight, delayed and in-line messages. The group and its consumers stay.
+-- Deletes the queue's waiting, in-flight, delayed and in-line messages. The group and its consumers are kept.
 --
 -- KEYS     1 stream  2 counters  3 delayed  4 ordered:line  5… other keys to delete
 -- ARGV     group
--- Returns  how many messages were dropped
+-- Returns  number of messages that were deleted
 
 local stream, group = KEYS[1], ARGV[1]
 

@@ -1,9 +1,9 @@
--- Deletes the records of messages that held unique keys and were removed, for example by a manual XDEL. The next message with
--- the key takes the lock, or the lock expires.
+-- Deletes the records of messages that locked a unique key and were removed, for example by a manual XDEL. The next
+-- message with the key takes the lock, or the lock expires.
 --
 -- KEYS     1–9 work
 -- ARGV     cursor ("0" at first), approximate number of fields to check
--- Returns  {next cursor ("0" = the pass is complete), how many messages were forgotten}
+-- Returns  {next cursor ("0" = the pass is complete), number of messages whose record was deleted}
 
 local cursor, found = unpack(redis.call('HSCAN', work.holders, ARGV[1], 'COUNT', ARGV[2]))
 local n = 0

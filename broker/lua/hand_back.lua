@@ -1,10 +1,10 @@
--- Hands back entries that were not started, or that their batch did not mark as done. Consumers can take them at once, and
--- they keep their place. The delivery of an entry that was not started does not count.
+-- Hands back entries that were not started, or that their batch did not mark as done. Consumers can take them at once.
+-- They keep their position in the stream. The delivery of an entry that was not started does not count.
 --
 -- KEYS     1 stream  2 timer  3 counters
--- ARGV     group, consumer, consumer of handed-back entries, 1: a batch did not do them, then per entry: id, delivery
---          count
--- Returns  number of entries handed back; other consumers already hold the rest
+-- ARGV     group, consumer, consumer of handed-back entries, 1: their batch did not mark them as done, then per entry:
+--          id, delivery count
+-- Returns  number of entries that were handed back. Other consumers already hold the rest
 
 local stream, timer, counters = KEYS[1], KEYS[2], KEYS[3]
 local group, me, handed_back, is_undone = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'

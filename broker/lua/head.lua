@@ -1,7 +1,7 @@
--- Keeps only the heads of entries that are too large, so that callers get no more data than they can hold. Included at
--- the top of scripts that return entries.
+-- A function that cuts entries that are too large to their heads, so that callers get no more data than they can hold.
+-- Included at the top of scripts that return entries.
 
--- bytes per string; names and values per entry, including those that a dead letter adds
+-- Maximum numbers of bytes per string, and of names and values per entry, including those that a dead letter adds.
 local HEAD, MOST_PARTS = 4096, 4100
 
 -- Returns the fields of an entry, their size in bytes, and 0. For an entry larger than allowed, returns the heads of

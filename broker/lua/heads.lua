@@ -1,7 +1,7 @@
--- Reads a page of entries for operators, bounded in bytes, with only the head of large entries. Writes nothing.
+-- Reads a page of entries for operators, limited in bytes, with only the heads of large entries. Writes nothing.
 --
 -- KEYS     1 stream
--- ARGV     XRANGE or XREVRANGE, start, end, largest number of entries,
+-- ARGV     XRANGE or XREVRANGE, start, end, maximum number of entries,
 --          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes
 -- Returns  a list of {id, fields, size of the entry if it was cut, otherwise 0}; empty if there are no more entries
 

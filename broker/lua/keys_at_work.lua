@@ -1,14 +1,14 @@
 -- Lists the keys that have messages at work, for operators. Writes nothing.
 --
 -- KEYS     1–9 work
--- ARGV     group, last key of the previous page ("" at first), largest number of keys, of messages at work per key,
---          largest message in bytes (only the head of a larger one is returned)
--- Returns  per key {key, limits ("" = none are stored), number of messages at work, number of starts whose period has not
---          passed, number in line, ms since the first failure of the message at work of an ordering key (-1 = it has not
---          failed),
+-- ARGV     group, last key of the previous page ("" at first), maximum number of keys, maximum number of messages at
+--          work per key, largest message in bytes (only the head of a larger one is returned)
+-- Returns  per key {key, limits ("" = none are stored), number of messages at work, number of starts whose period has
+--          not passed, number in line, ms since the first failure of the message at work of an ordering key (-1 = it
+--          has not failed),
 --          ms for which the oldest message has waited in line (-1 = none waits), {message at work, …}};
 --          a message at work: {place, ms until it is due (-1 = it is in the stream), its consumer ("" = none),
---          delivery count, ms since it came to the stream, the encoded message}
+--          delivery count, ms since it was added to the stream, the encoded message}
 
 local group, from, n_keys, n_messages, longest = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local now = server_ms()

@@ -1,9 +1,9 @@
--- Deregisters a consumer that stops or has died: removes its heartbeat, and the consumer itself if it holds no entries.
+-- Deregisters a consumer whose process stops or has died. Removes the consumer itself if it holds no entries.
 --
 -- KEYS     1 stream  2 consumers  3 timer
 -- ARGV     group, consumer, 1: its process is dead
--- Returns  1 if it still holds entries, otherwise 0. Others take over these entries: at once if the process is dead,
---          otherwise when they have been idle for a lease
+-- Returns  1 if it still holds entries, otherwise 0. If the process is dead, others take over these entries at once;
+--          otherwise, when they have been idle for the lease time
 
 local stream, consumers, timer = KEYS[1], KEYS[2], KEYS[3]
 local group, me, is_dead = ARGV[1], ARGV[2], ARGV[3] == '1'

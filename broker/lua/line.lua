@@ -1,7 +1,7 @@
--- The line of messages that wait for the limits of their keys; work.lua explains its members. Included at the top of
--- scripts that only read it.
+-- A function for the line of messages that wait for the limits of their keys. work.lua describes its members. Included
+-- at the top of scripts that only read the line.
 
--- Returns the lowest place in line of a key, whatever its rank; nil if none waits.
+-- Returns the lowest place in line of a key's messages, whatever their rank, or nil if none waits.
 local function oldest_place(line, key)
   local oldest, start = nil, '[' .. key .. '\0'
   while true do

@@ -1,7 +1,7 @@
 -- Adds entries that were found in another shard.
 --
 -- KEYS     1 stream
--- ARGV     per entry: the number of its names and values, then these
+-- ARGV     per entry: the number of its names and values, then the names and values
 -- Returns  OK
 
 local at = 1

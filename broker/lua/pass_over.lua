@@ -2,12 +2,13 @@
 --
 -- KEYS     1–9 work  10 dead (see dead.lua)  11 suspects  12 counters  13 unique key of the message (optional)
 -- ARGV     group, consumer of handed-back entries, key (see work.lua), place of the message, message id,
---          1: even if it may be running, ms to keep dead letters, how many to keep, how many bytes of memory they may need, the message to store
---          instead of the entry's ("" = the entry's), then names and values of the dead letter's own fields
+--          1: even if it may be running, ms to keep dead letters, how many to keep, how many bytes to keep,
+--          the message to store instead of the entry's ("" = the entry's),
+--          then names and values of the dead letter's own fields
 -- Returns  PASSED, or why nothing changed: MOVED (no message of the key is at work at this place), or RECEIVED (by a
 --          worker, which may be running it)
 --
--- A worker that is running it continues: its success has no effect, and its failure is not retried.
+-- A worker that is running the message continues. Its success has no effect, and its failure is not retried.
 
 local stream, dead, suspects, counters, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local group, handed_back, key, where, message_id, is_forced = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6] == '1'

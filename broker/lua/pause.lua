@@ -4,8 +4,8 @@
 -- ARGV     1 to pause, 0 to resume
 -- Returns  OK
 
--- Operators must be able to act when the server's memory is full. Redis lets the script finish, because its first write needs
--- no memory.
+-- Operators must be able to pause a queue when the server's memory is full. Redis lets the script finish, because its
+-- first write needs no memory.
 redis.call('DEL', KEYS[1])
 if ARGV[1] == '1' then
   redis.call('SET', KEYS[1], '1')

@@ -1,10 +1,11 @@
--- Requeues dead letters: the original entry of each is added again, at the end of the stream or of the line of its key, and
--- takes the lock of its unique key. If another message with that key is waiting, the dead letter is not requeued.
+-- Requeues dead letters: adds each original entry again, at the end of the stream or of its key's line, and takes the
+-- lock of its unique key. If another message with the unique key is waiting, the dead letter is not requeued.
 --
--- KEYS     1–9 work  10 dead, also of {dead}:mistakes (dead.lua)  11 counters  12… the unique key of each dead letter that has one
+-- KEYS     1–9 work  10 dead, also of {dead}:mistakes (dead.lua)  11 counters
+--          12… the unique key of each dead letter that has one
 -- ARGV     ms after which unique locks end, then per dead letter: its id, number of its unique key in KEYS (0 = none)
--- Returns  per dead letter the id of its new entry, "in-line" if the limits of its key let it wait outside the
---          stream, "key-held" if it stays, or "" if it does not exist
+-- Returns  per dead letter: the id of its new entry, "in-line" if it waits in line for the limits of its key,
+--          "key-held" if it was not requeued, or "" if it does not exist
 
 local stream, dead, counters, lock_ms = KEYS[1], KEYS[10], KEYS[11], ARGV[1]
 
@@ -35,7 +36,7 @@ for i = 2, #ARGV, 2 do
         entry[#entry + 1] = value
       end
     end
-    if not key and limits ~= '' then -- limits without a key are those of a priority
+    if not key and limits ~= '' then -- a message with limits but without a key has a priority
       key = '\4'
     end
     local holder, is_stale = false, false

@@ -1,12 +1,13 @@
--- Requeues entries that an operator chose. Consumers can take them at once. They keep their place, and the delivery
--- that is ended here counts.
+-- Requeues entries that an operator chose. Consumers can take them at once. They keep their position in the stream, and
+-- the delivery that this ends counts.
 --
 -- KEYS     1 stream  2 timer  3 counters  4 suspects
 -- ARGV     group, consumer of handed-back entries, then per entry: id, its holder ("" = none: an orphan),
 --          delivery count
--- Returns  {number of entries requeued, number of ghosts removed}; entries that have changed since are skipped
+-- Returns  {number of entries requeued, number of ghosts removed}
 --
--- Each entry is claimed before anything is removed, so that it is in a pending list after every step.
+-- Entries whose holder or delivery count has changed are skipped. Each entry is claimed before anything is removed, so
+-- that it is in a pending list after every step.
 
 local stream, timer, counters, suspects = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, handed_back = ARGV[1], ARGV[2]
@@ -20,7 +21,7 @@ for i = 3, #ARGV, 3 do
   local held = not pending.err and pending[1]
   local exists = #redis.call('XRANGE', stream, id, id) > 0
   if holder == '' then
-    -- an orphan was delivered and is in no pending list; a range query checks this, because ids do not compare as text
+    -- check with a range query that an orphan was delivered, because ids cannot be compared as text
     if exists and not held and #redis.call('XRANGE', stream, id, last_delivered, 'COUNT', 1) > 0 then
       redis.call('XCLAIM', stream, group, handed_back, 0, id, 'FORCE', 'RETRYCOUNT', 1, 'JUSTID')
       n_back = n_back + 1
@@ -37,7 +38,7 @@ for i = 3, #ARGV, 3 do
   end
 end
 if n_back > 0 then
-  -- pcall: a server whose memory is full refuses these two writes, but the entries are handed back all the same
+  -- with pcall, because a server whose memory is full refuses these two writes, and the entries must still be requeued
   redis.pcall('HINCRBY', counters, 'rescued', n_back)
   redis.pcall('XADD', timer, 'MAXLEN', 16, '*', 'rescued', n_back)
 end

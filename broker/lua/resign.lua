@@ -1,4 +1,4 @@
--- Lets another process promote due messages at once, because the promoter stops.
+-- Gives up the promoter's role, so that another process promotes due messages at once.
 --
 -- KEYS     1 promoter  2 timer
 -- ARGV     consumer

@@ -1,12 +1,12 @@
 -- Returns the entries that the caller owns but does not hold, because the reply that delivered them was lost.
 --
 -- KEYS     1 stream  2 counters
--- ARGV     group, consumer, shortest idle time in ms, largest number of entries,
+-- ARGV     group, consumer, minimum idle time in ms, maximum number of entries,
 --          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes,
 --          then the ids that the caller holds
 -- Returns  a list of {id, delivery count, fields, size of the entry if it was cut, otherwise 0}
 --
--- Crash counts and idle times do not change, because for the server these entries were delivered only once.
+-- Crash counts and idle times do not change, because the server delivered these entries only once.
 
 local stream, counters = KEYS[1], KEYS[2]
 local group, me, min_idle, room = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])

@@ -2,7 +2,8 @@
 --
 -- KEYS     1 stream  2 consumers
 -- ARGV     group, consumer, 1: even if it is alive, lease in ms
--- Returns  {"RETIRED"}, or why it stays: {"HOLDS", entries in its list}, {"ALIVE", age of its heartbeat in ms}
+-- Returns  {"RETIRED"}, or why it was not removed: {"HOLDS", number of entries that it holds},
+--          {"ALIVE", age of its heartbeat in ms}
 
 local stream, consumers = KEYS[1], KEYS[2]
 local group, name, even_if_alive, lease = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4])

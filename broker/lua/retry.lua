@@ -4,16 +4,15 @@
 -- ARGV     group, consumer, delivery count, entry id, message id, payload, name in delayed, delay in ms (0 = none),
 --          key ("" = none) and limits (see work.lua), ms after which the unique lock ends,
 --          ms for which retries may hold an ordering key (-1 = no limit)
--- Returns  RETRIED, or why nothing was written: FENCED (the caller does not hold it), GONE (the entry was removed),
---          HELD (retries have held the ordering key for as long as they may), or CANCELLED, a space and the mark in
---          cancelled
+-- Returns  RETRIED, or why nothing was written: FENCED (the caller does not hold the entry), GONE (the entry was
+--          removed), HELD (retries have held the ordering key for the maximum time), or CANCELLED, a space and the mark
+--          in cancelled
 --
 -- The retry waits like any message: it takes the lock of its unique key, unless a message that was enqueued during the
--- job has it. With a concurrency or rate key, the retry is not at work until it is due; then it comes to work or waits in
--- line. With an ordering key, the retry is due no later than the time until which it may hold the key, so that its last
--- attempt runs at that time.
--- Works when the server's memory is full: it only moves the message, and Redis lets a script finish if its first write
--- needs no memory.
+-- job has it. With a concurrency or rate key, the retry is not at work before it is due. Then it gets its turn or waits
+-- in line. With an ordering key, the retry is due no later than the time until which it may hold the key, so that its
+-- last attempt runs at that time.
+-- Works when the server's memory is full, because Redis lets a script finish if its first write needs no memory.
 
 local stream, suspects, counters, cancelled, unique = KEYS[1], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
 local group, consumer, deliveries, id = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -52,7 +51,7 @@ if key ~= '' and not holds then
   leave_work(key, id)
 end
 local where = name
--- with an ordering key and a rate, the janitor that promotes it checks whether it may start
+-- if the retry has an ordering key and a rate, the janitor that promotes it checks whether it may start
 if delay > 0 or (holds and limits ~= '') then
   put_off(name, now + delay, payload)
 elseif holds or key == '' then

@@ -1,10 +1,10 @@
--- Searches a page of the messages of a queue for strings. Writes nothing.
+-- Searches a page of a queue's messages for strings. Writes nothing.
 --
 -- KEYS     1–9 work
--- ARGV     where: line, delayed or stream; cursor ("" at first), approximate number of messages to look at,
---          largest entry in bytes (larger ones are left out), approximate limit on the bytes to look at, strings…
--- Returns  {next cursor ("" = the pass is complete), place, fields, …} of the messages that contain one of the strings, or
---          of all messages if no string is given
+-- ARGV     where to search: line, delayed or stream; cursor ("" at first), approximate number of messages to read,
+--          largest entry in bytes (larger ones are left out), approximate number of bytes to read, strings…
+-- Returns  {next cursor ("" = the pass is complete), place, fields, …} of the messages that contain one of the strings,
+--          or of all messages if no string is given
 
 local cursor, count, longest, budget = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local texts = {unpack(ARGV, 6)}
@@ -35,7 +35,7 @@ end
 if ARGV[1] == 'stream' then
   local from, n, n_bytes = cursor == '' and '-' or cursor, 0, 0
   while from do
-    -- a few at a time: their sizes are unknown before they are read
+    -- read a few at a time, because their sizes are unknown until they are read
     local entries = redis.call('XRANGE', work.stream, from, '+', 'COUNT', 10)
     for _, entry in ipairs(entries) do
       n_bytes = n_bytes + look_at(entry[1], entry[2])

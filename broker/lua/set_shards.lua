@@ -1,9 +1,9 @@
--- Sets the number of shards of a queue.
+-- Sets a queue's number of shards.
 --
 -- KEYS     1 shards
--- ARGV     the number of shards that new messages are added to
--- Returns  the new value: "<number> <largest number ever>". Shards that are no longer used may hold messages, so that
---          the second number never falls.
+-- ARGV     the number of shards to which new messages are added
+-- Returns  the new value, "<number> <largest number ever>". The second number never decreases, because shards to which
+--          no messages are added may still hold messages.
 
 local before = redis.call('GET', KEYS[1])
 local most = math.max(tonumber(ARGV[1]), before and tonumber(string.match(before, '(%d+)$')) or 1)

@@ -5,13 +5,14 @@
 -- ARGV     group, consumer, number of entries, number of those that have a key, number of unique keys,
 --          then per entry: id, delivery count; then per entry that has a key: id, key (see work.lua);
 --          then per unique key: message id, entry id; then per follow-up message: the place of its entry, from 1
--- Returns  {acked, late, gone}   late: finished here although another consumer holds it now; gone: already removed
+-- Returns  {number acknowledged by their holder, number finished here although another consumer holds them now, number
+--          already removed}
 --
 -- Success is accepted whichever consumer holds the entry now, because the job is done. Messages must be acknowledged
--- even when the server's memory is full: Redis lets a script finish then if its first write needs no memory.
+-- even when the server's memory is full. Redis then lets a script finish if its first write needs no memory.
 --
--- The keys that remember follow-up messages are deleted with their entry. If another consumer holds the entry now, they are
--- kept until they expire, because that consumer may enqueue the same follow-up messages.
+-- The keys that record follow-up messages are deleted with their entry. If another consumer holds the entry now, they
+-- are kept until they expire, because that consumer may enqueue the same follow-up messages.
 
 local FIXED = 5
 local stream, suspects, counters = KEYS[1], KEYS[10], KEYS[11]

@@ -1,8 +1,8 @@
--- Reads the number of shards of a queue and, if it ever had several, its live consumers. Writes nothing.
+-- Reads a queue's number of shards and, if it has ever had several, its live consumers. Writes nothing.
 --
 -- KEYS     1 shards  2 consumers (of shard 0, which every reader consumes)
 -- ARGV     lease in ms
--- Returns  {the value of set_shards.lua, or nothing, the name of each live consumer, …}
+-- Returns  {the value that set_shards.lua wrote, or nothing, the name of each live consumer, …}
 
 local value = redis.call('GET', KEYS[1])
 if not value or string.match(value, '(%d+)$') == '1' then

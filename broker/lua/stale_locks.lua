@@ -1,4 +1,4 @@
--- Finds unique keys whose waiting message was removed by hand, such as by XDEL. Writes nothing.
+-- Finds unique keys whose waiting message was removed by hand, for example by XDEL. Writes nothing.
 --
 -- KEYS     1–9 work
 -- ARGV     cursor ("0" at first), approximate number of fields to check

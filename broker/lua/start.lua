@@ -1,17 +1,18 @@
 -- Decides whether a message may start. Called only if the message was delivered before, if the lease may have lapsed,
--- or if the message has a unique key, a rate, a priority or an expiry; and when the isolation of a running message ends.
+-- or if the message has a unique key, a rate, a priority or an expiry time. Also called when a running message's
+-- isolation ends.
 --
 -- KEYS     1–9 work  10 suspects  11 counters  12 unique key of the message (optional)
--- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs in isolation, 1: it is running,
+-- ARGV     group, consumer, delivery count, entry id, message id, 1: it runs in isolation, 1: it is already running,
 --          key with a rate or a priority ("" = none) and its limits (see work.lua),
---          time at which it expires in ms (0 = never)
--- Returns  {RUN} or {EXPIRED}: it has not begun in time; each with the newest message that was coalesced onto it, if any;
---          or {LOST}: another consumer holds the entry now
+--          expiry time in ms (0 = never)
+-- Returns  {RUN}, or {EXPIRED} if it did not start in time, each with the newest message that was coalesced onto it, if
+--          any; or {LOST} if another consumer holds the entry now
 --
 -- A coalesced message is kept until the message that it was coalesced onto has ended, because it runs instead if that
 -- message is skipped. The script records which consumer runs an entry that was delivered before, so that a crash counts
--- against messages that were running, and not against messages that only waited in the same process. If a running message
--- has ended or lost its entry when its isolation ends, this does not count as fenced.
+-- against messages that were running, and not against messages that only waited in the same process. A running message
+-- that has ended or lost its entry when its isolation ends does not count as fenced.
 --
 -- A message that can expire is also recorded among the suspects when it starts, so that it does not expire if it is
 -- delivered again after a crash.

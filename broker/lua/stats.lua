@@ -1,12 +1,12 @@
--- Reads the statistics of a queue atomically. Writes nothing.
+-- Reads a queue's statistics atomically. Writes nothing.
 --
 -- KEYS     1 stream  2 delayed  3 dead  4 consumers  5 paused  6 counters  7 ordered:line
--- ARGV     group, lease in ms, largest number of pending ids to check for orphans and ghosts (pending, entry deleted)
--- Returns  {length, in flight, idle ms of the oldest pending (-1 = none), delayed, orphans, dead,
+-- ARGV     group, lease in ms, maximum number of pending ids to check for orphans and ghosts (pending, entry deleted)
+-- Returns  {length, in flight, idle time in ms of the oldest pending entry (-1 = none), delayed, orphans, dead,
 --           age in ms of the oldest entry or, if it is older, of the oldest message that waits for more urgent ones
 --           (-1 = none, or the entry's id is ahead of the clock), entries added,
 --           ms until the next delayed message is due (-1 = none), is paused, messages in line, ghosts,
---           the clock in ms, id of the oldest entry ("" = none), the last id that the stream gave,
+--           the server's time in ms, id of the oldest entry ("" = none), the last id that the stream generated,
 --           entries that other programs removed (on Redis 6.2: ghosts that were found),
 --           name, pending, heartbeat age in ms (-1 = none), … per consumer}
 
@@ -20,7 +20,8 @@ local length = redis.call('XLEN', stream)
 local first = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
 local oldest_age = first and math.max(-1, now - tonumber(string.match(first[1], '^%d+'))) or -1
 
--- Find the oldest message that waits for more urgent ones. For other keys, this would have to read the whole line.
+-- Find the oldest message that waits for more urgent ones. Messages with other keys are left out, because this would
+-- have to read the whole line.
 local n_in_line = redis.call('ZCARD', KEYS[7])
 local place = n_in_line > 0 and oldest_place(KEYS[7], '\4')
 if place then

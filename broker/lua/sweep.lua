@@ -2,14 +2,15 @@
 -- pending list; a manual XACK, XCLAIM with FORCE or XGROUP DELCONSUMER leaves them behind.
 --
 -- KEYS     1 stream  2 consumers  3 dead  4 timer  5 suspects  6 counters  7 swept
--- ARGV     group, consumer of handed-back entries, cursor ("-" at first), size of a page, ms to keep dead letters,
---          ms after which an idle consumer without entries is forgotten, ms between two passes of all processes
--- Returns  {next cursor ("" = the pass is complete), orphans found, ms until the next pass is due, or 0 if this pass
---           goes on}; a full page of orphans ends a call, too
+-- ARGV     group, consumer of handed-back entries, cursor ("-" at first), page size, ms to keep dead letters,
+--          ms after which an idle consumer without entries is removed, ms between two passes, by whichever process
+-- Returns  {next cursor ("" = the pass is complete), number of orphans found, ms until the next pass is due (0 = this
+--          pass
+--           continues)}. A full page of orphans ends a call, too
 --
 -- Only one process makes a pass. If it dies, another process makes the next pass.
--- Settled entries are removed from the stream. So every entry up to the last delivered one is either pending or an orphan,
--- and all entries between two consecutive pending ids are orphans. Only the payloads of orphans are read.
+-- Settled entries are removed from the stream. So every entry up to the last delivered one is either pending or an
+-- orphan, and all entries between two consecutive pending ids are orphans. Only the payloads of orphans are read.
 
 local stream, consumers, dead, timer, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local group, handed_back, cursor, page = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
@@ -42,7 +43,7 @@ if not last_delivered then
 end
 
 local n_orphans, from = 0, cursor
--- Requeues all entries of a range. Returns false if it stopped early because the page was full.
+-- Requeues all entries in a range. Returns false if it stopped early because the page was full.
 local function adopt(to)
   while from and n_orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]
@@ -88,7 +89,7 @@ if next_cursor == '' then
     if n_pending > 0 or (beat == '0' and idle < 60000) then
       holds[name] = true
       if not beat and name ~= handed_back then
-        -- a consumer that was created by hand: its entries are taken over when they have been idle for a lease
+        -- this consumer was created by hand, and its entries are taken over when they have been idle for the lease time
         redis.call('ZADD', consumers, 1, name)
         redis.pcall('XADD', timer, 'MAXLEN', 16, '*', 'unknown', name)
       end

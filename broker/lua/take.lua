@@ -1,27 +1,27 @@
 -- Takes over entries that have no live consumer: those that were handed back, and those of dead consumers.
 --
 -- KEYS     1 stream  2 consumers  3 suspects  4 counters
--- ARGV     group, consumer, consumer of handed-back entries, lease in ms, largest number of entries, delivery limit,
+-- ARGV     group, consumer, consumer of handed-back entries, lease in ms, maximum number of entries, delivery limit,
 --          1: consumers with an old heartbeat count as dead; 0: only consumers that were declared dead do,
 --          largest entry in bytes (only the head of a larger one is returned), approximate limit on all bytes
 -- Returns  a list of {id, delivery count, fields, crash count, is_doomed, is_recovered, size of the entry if it was
 --          cut, otherwise 0}; is_doomed: it reached the delivery limit; is_recovered: it belonged to a dead consumer
 --
 -- A consumer is dead if it was declared dead (heartbeat 0) or has no heartbeat younger than the lease. In the latter
--- case, its entries must also have been idle for a lease, so that an entry claimed by hand comes back after a lease.
--- sweep.lua gives consumers that were made by hand an old heartbeat, so that not all consumers must be listed here.
--- Ghosts are removed (Redis 6.2 keeps them).
+-- case, its entries must also have been idle for the lease time. So an entry that was claimed by hand is taken over
+-- after this time. sweep.lua gives consumers that were created by hand an old heartbeat, so that this script need not
+-- list all consumers. Ghosts are removed (Redis 6.2 keeps them).
 --
--- The first crash while an entry is delivered does not count against it; from then on, start.lua records whether the entry
--- runs. The next crash while it runs counts fully. From then on it runs in isolation, so that a further crash can be
--- attributed to it. If isolation times out because this or another message runs for longer than a lease, a crash counts as
--- a quarter, so that a message that kills its workers still reaches the limit.
+-- The first crash while an entry is delivered does not count against it. From then on, start.lua records whether the
+-- entry runs. The next crash while it runs counts fully. From then on, it runs in isolation, so that a further crash
+-- can be attributed to it. If isolation times out because a message runs for longer than the lease, a crash counts as a
+-- quarter, so that a message that kills its workers still reaches the limit.
 
 local stream, consumers, suspects, counters = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local group, me, handed_back = ARGV[1], ARGV[2], ARGV[3]
 local lease, room, limit, believe_stale = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
 
--- Maximum number of ghosts to remove in one call; a queue whose entries were trimmed may have any number of them.
+-- Maximum number of ghosts to remove in one call. A queue whose entries were trimmed may have any number of ghosts.
 local MOST_GHOSTS = 2000
 
 local time = redis.call('TIME')

@@ -1,17 +1,17 @@
--- One round of the janitor: moves due messages to the stream, and checks whether there are entries to take over.
+-- Makes one round of the janitor: moves due messages to the stream, and checks whether there are entries to take over.
 --
 -- KEYS     1–9 work  10 consumers  11 paused  12 counters  13 cancelled  14 promoter
--- ARGV     group, consumer, consumer of handed-back entries, lease in ms, largest number of messages to promote,
---          ms for which only this process promotes after a promotion, ms after which an owned entry may be lost,
---          number of entries this process holds, start of the names of consumers on this machine,
+-- ARGV     group, consumer, consumer of handed-back entries, lease in ms, maximum number of messages to promote,
+--          ms after a promotion during which only this process promotes, ms after which an owned entry may be lost,
+--          number of entries that this process holds, prefix of the names of consumers on this machine,
 --          number of consumers when their names were last returned
--- Returns  {how many were promoted, ms until the next message is due (-1 = none is delayed), last id of the timer, are
---           there entries to take over, is another process the promoter, is the queue paused, ms until the first
---           lease of another consumer could lapse (-1 = none can; 0 = one with entries has lapsed), is a
---           message of a worker cancelled, number of consumers, ids of entries that this consumer has owned for so
---           long that they are lost unless it holds them, names of the consumers on this machine (false = as before)}
+-- Returns  {number of promoted messages, ms until the next message is due (-1 = none is delayed), last id of the timer,
+--           are there entries to take over, is another process the promoter, is the queue paused, ms until the first
+--           lease of another consumer could lapse (-1 = none can; 0 = one with entries has lapsed), was a received
+--           message cancelled, number of consumers, ids of entries that this consumer has owned for long enough to be
+--           lost unless it holds them, names of the consumers on this machine (false = unchanged)}
 --
--- The time that a round takes does not depend on the number of live consumers.
+-- The duration of a round does not depend on the number of live consumers.
 
 local stream, delayed, messages, timer = work.stream, work.delayed, work.messages, work.timer
 local consumers, paused, counters, promoter = KEYS[10], KEYS[11], KEYS[12], KEYS[14]
@@ -33,7 +33,7 @@ end
 local n_promoted, are_held = 0, #names > 0 and redis.call('EXISTS', work.holders) == 1
 for _, name in ipairs(names) do
   local payload = redis.call('HGET', messages, name)
-  -- This write needs no memory, and comes first: then even a server whose memory is full lets the script finish.
+  -- This write needs no memory and is the first, so that even a server whose memory is full lets the script finish.
   redis.call('ZREM', delayed, name)
   if payload then
     local where
@@ -43,7 +43,7 @@ for _, name in ipairs(names) do
       where = come_due(key, name, limits, payload)
     else
       where = redis.pcall('XADD', stream, '*', 'message', payload)
-      -- the stream has no more ids, so the message stays delayed and is tried again in a second
+      -- the stream has no more ids, so the message stays delayed, and its promotion is tried again in a second
       if type(where) == 'table' then
         redis.call('ZADD', delayed, now + 1000, name)
         break

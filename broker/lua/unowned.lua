@@ -2,7 +2,7 @@
 -- Writes nothing.
 --
 -- KEYS     1 stream
--- ARGV     group, cursor ("-" at first), size of a page
+-- ARGV     group, cursor ("-" at first), page size
 -- Returns  {next cursor ("" = the pass is complete), {orphan ids}, {ghost id, consumer, deliveries, …}}
 
 local stream = KEYS[1]
@@ -14,7 +14,7 @@ if not last_delivered then
 end
 
 local orphans, ghosts, from = {}, {}, cursor
--- Collects the orphans of a range. Returns false if it stopped early because the page was full.
+-- Collects the orphans in a range. Returns false if it stopped early because the page was full.
 local function look(to)
   while from and #orphans < page do
     local entry = redis.call('XRANGE', stream, from, to, 'COUNT', 1)[1]

@@ -1,9 +1,9 @@
--- Reads how long the oldest entry of a stream has waited for a reader. Writes nothing.
+-- Reads how long a stream's oldest entry has waited for a reader. Writes nothing.
 --
 -- KEYS     1 stream
 -- ARGV     group, name of the consumer that owns handed-back entries
--- Returns  the age in ms of the oldest undelivered entry, or the idle time of an entry that was handed back, if it is
---          longer; 0 if no entry waits. An id ahead of the clock counts as old, because it does not show its age.
+-- Returns  the greater of the oldest undelivered entry's age and a handed-back entry's idle time, in ms, or 0 if no
+--          entry waits. An entry whose id is ahead of the clock counts as old, because the id does not show its age.
 
 local stream, group = KEYS[1], ARGV[1]
 local waited = 0

@@ -4,16 +4,17 @@
 -- A message with a key is *at work* when it has its turn; the other messages of its key wait in line:
 --   an ordering key       one is at work at a time, until it is done, even while it is delayed or waits for its retry
 --   a concurrency key     at most ``max`` are at work: in the stream or in flight. The key begins with the byte 1
---   a rate                at most ``n`` start per period. A message takes a place when it comes to work; the place
---                         becomes free one period after the message starts. A rate without another key has a key of its
---                         own, which begins with the byte 2
---   a priority            when a place becomes free, the most urgent message takes it. A message frees its place as it
---                         starts (a period of 0). All messages with a priority and no other key share the key "\4"
--- If all places of a rate are taken, and it is known when one becomes free, the next message takes that place in
+--   a rate                at most ``n`` start per period. A message takes one of ``n`` permits when it gets its turn.
+--                         The permit becomes free one period after the message starts. A rate without another key has a
+--                         key of its own, which begins with the byte 2
+--   a priority            when a permit becomes free, the most urgent message takes it. A message frees its permit when
+--                         it starts (a period of 0). All messages with a priority and no other key share the key "\4"
+-- If all permits of a rate are taken, and it is known when one becomes free, the next message takes that permit in
 -- advance and is delayed until then. So the number of messages at work that have not started, plus the number of starts
 -- in the last period, is never more than ``n``, however long a message waits for a worker.
 --
--- The set of messages at work has a member for each: the key, a zero byte and its place (entry id, or name in delayed).
+-- The sorted set of messages at work has a member for each: the key, a zero byte and the place (entry id, or name in
+-- delayed).
 -- If the key has a rate, a message that has not started has a second member, which begins with the byte 3.
 --
 -- The line is one sorted set with equal scores, so that Redis orders it by member. A member consists of the key, a zero
@@ -25,13 +26,13 @@
 -- The hash of limits has these fields for a key:
 --   <key>                 "<max> <n> <period in ms>" (0 = no limit), as the newest message set them; an ordering key
 --                         without a rate has none
---   <key>, 0, since       when the message at work of an ordering key failed first
---   <key>, 0, starts      "<time>:<number> …": how many places of starts are free again at which time
+--   <key>, 0, since       when an ordering key's message at work failed first
+--   <key>, 0, starts      "<time>:<number> …": how many permits become free at which time
 --
 -- The lock of a unique key holds the id of the message that took it. The hash of holders has two fields for that
 -- message: '=<id>' -> its place (entry id, name in delayed or member of the line), and '@<place>' -> its id. So the
--- place follows the message when it moves, and one lookup shows whether the message of a lock is gone. A third field,
--- '+<id>', holds the newest message that was coalesced onto it.
+-- place can be updated when the message moves, and one lookup shows whether the message that took a lock still exists.
+-- A third field, '+<id>', holds the newest message that was coalesced onto it.
 
 local work = {
   stream = KEYS[1], delayed = KEYS[2], messages = KEYS[3], timer = KEYS[4],
@@ -47,25 +48,25 @@ local function server_ms()
   return math.floor(server_us() / 1000)
 end
 
--- Another program may have written one of these keys with another type. Scripts must not fail because of that, so
--- errors of timer, counters, suspects and holders are ignored, here and in the scripts.
+-- Another program may have stored a value of another type at one of these keys. Scripts must not fail because of that,
+-- so errors from timer, counters, suspects and holders are ignored, here and in the scripts.
 
 local function in_holders(field)
   local found = redis.pcall('HGET', work.holders, field)
   return type(found) == 'string' and found
 end
 
--- Records the place of the message that took the lock of a unique key.
+-- Records the place of a message that has taken the lock of its unique key.
 local function hold(id, where)
   redis.pcall('HSET', work.holders, '=' .. id, where, '@' .. where, id)
 end
 
--- Removes the record of that message, and the message that was coalesced onto it.
+-- Removes the record of a message that took a lock, and the message that was coalesced onto it.
 local function let_go(id, where)
   redis.pcall('HDEL', work.holders, '=' .. id, '@' .. where, '+' .. id)
 end
 
--- Records that the message has moved from one place to another.
+-- Records that a message has moved from one place to another.
 local function move_holder(before, now)
   local id = in_holders('@' .. before)
   if id then
@@ -74,7 +75,7 @@ local function move_holder(before, now)
   end
 end
 
--- Returns whether a message exists at this place; true if the caller's user may not read the stream.
+-- Returns whether a message exists at this place, or true if the Redis user may not read the stream.
 local function is_there(where)
   if string.find(where, '^%d+%-%d+$') then
     local found = redis.pcall('XRANGE', work.stream, where, where)
@@ -84,7 +85,9 @@ local function is_there(where)
     or redis.call('ZSCORE', work.line, where)
 end
 
--- Returns the message that holds a lock, or false; and whether the lock is stale because its message was removed by hand.
+-- Returns the id of the message that holds a lock, or false, and whether the lock is stale because the message was
+--          removed
+-- by hand.
 local function holder_of(lock)
   local id = redis.call('GET', lock)
   if not id then
@@ -98,7 +101,7 @@ local function holder_of(lock)
   return false, true
 end
 
--- Takes a lock for a message that waits at this place, unless another waiting message has it.
+-- Takes the lock of a unique key for a message that waits at this place, unless another waiting message holds it.
 local function take_lock(lock, id, ms, where)
   local holder, is_stale = holder_of(lock)
   if not holder or holder == id then
@@ -108,7 +111,7 @@ local function take_lock(lock, id, ms, where)
   return is_stale
 end
 
--- Frees the lock of a message that no longer waits, unless another message of its key has it.
+-- Frees the lock of a message that no longer waits, unless another message with its unique key holds it.
 local function unlock(lock, id, where)
   if redis.call('GET', lock) == id then
     redis.call('DEL', lock)
@@ -148,7 +151,7 @@ local function n_members(set, key)
   return redis.call('ZLEXCOUNT', set, '[' .. key .. '\0', '(' .. key .. '\1')
 end
 
--- Returns whether a message of this key stays at work while it is delayed.
+-- Returns whether messages with this key stay at work while they are delayed.
 local function is_ordering(key)
   local first = string.byte(key)
   return first ~= 1 and first ~= 2 and first ~= 4
@@ -158,7 +161,8 @@ local function unstarted(key)
   return '\3' .. key
 end
 
--- Returns how many messages of a key may be at work, how many may start per period, and the period in ms; 0 = no limit.
+-- Returns how many messages with a key may be at work, how many may start per period, and the period in ms (0 = no
+--          limit).
 local function limits_of(key)
   local stored = redis.call('HGET', work.limits, key)
   if not stored then
@@ -176,7 +180,7 @@ local function set_limits(key, limits)
   end
 end
 
--- Returns the starts of a key whose places are not free yet, as a list of {time, number}, and their total number.
+-- Returns a list of {time, number of a key's permits that become free at that time}, and the total number.
 local function recent_starts(key, now)
   local starts, total = {}, 0
   for free_at, count in string.gmatch(redis.call('HGET', work.limits, key .. '\0starts') or '', '(%d+):(%d+)') do
@@ -202,7 +206,7 @@ local function save_starts(key, starts)
   end
 end
 
--- Records a start. Above 50 starts per period, times are rounded up to a fiftieth of the period, to bound the list.
+-- Records a start. Above 50 starts per period, times are rounded up to a fiftieth of the period, to limit the list.
 local function record_start(key, n, period, now)
   if period == 0 then
     return
@@ -218,11 +222,11 @@ local function record_start(key, n, period, now)
   save_starts(key, starts)
 end
 
--- Takes a place for a start. Returns the time in ms from which it is free, 0 if it is free now, or nil if no place
--- becomes free until one of the messages at work has started.
-local function take_place(key, n, now)
+-- Takes a permit for a start. Returns the time in ms from which it is free, 0 if it is free now, or nil if none becomes
+-- free before one of the messages at work has started.
+local function take_permit(key, n, now)
   local starts, total = recent_starts(key, now)
-  -- if the rate was lowered, this is positive: the number of places that must stay unused
+  -- the number of permits that must stay unused, which is positive if the rate was lowered
   local excess = n_members(work.at_work, unstarted(key)) + total - n
   if excess < 0 then
     return 0
@@ -248,15 +252,15 @@ local function add_to_stream(name, payload)
   return id
 end
 
--- Brings a message to work, in the stream or (until it is due) delayed, if the limits of its key allow it.
--- Returns its place; nil if it has to wait in line.
+-- Gives a message its turn, in the stream or (until it is due) delayed, if the limits of its key allow it.
+-- Returns its place, or nil if it has to wait in line.
 local function bring_to_work(key, name, due, payload)
   local max, n = limits_of(key)
   if max > 0 and n_members(work.at_work, key) >= max then
     return nil
   end
   if n > 0 then
-    local free_at = take_place(key, n, server_ms())
+    local free_at = take_permit(key, n, server_ms())
     if not free_at then
       return nil
     end
@@ -277,13 +281,13 @@ local function bring_to_work(key, name, due, payload)
   return where
 end
 
--- Adds a message with a key: brings it to work, or puts it in line. Returns its place.
+-- Adds a message with a key: gives it its turn, or puts it in line. Returns its place.
 local function arrive(key, name, due, payload, limits)
   set_limits(key, limits)
   return not first_in_line(key) and bring_to_work(key, name, due, payload) or stand_in_line(key, due, payload, limits)
 end
 
--- Brings the next messages of a key to work, as many as its limits allow. Forgets limits that no message needs.
+-- Gives the next messages of a key their turn, as many as its limits allow. Deletes limits that no message needs.
 local function next_in_line(key)
   local member = first_in_line(key)
   while member do
@@ -308,7 +312,7 @@ local function next_in_line(key)
   end
 end
 
--- Records that a message at work has moved; does nothing if it was not at work there.
+-- Records that a message at work has moved. Does nothing if it was not at work at the old place.
 local function move_at_work(key, before, now)
   for _, one in ipairs({key, unstarted(key)}) do
     if redis.call('ZREM', work.at_work, one .. '\0' .. before) == 1 then
@@ -317,8 +321,8 @@ local function move_at_work(key, before, now)
   end
 end
 
--- Adds a delayed message with a key that is due now, and returns its place: it comes to the stream if it is at work
--- already, and otherwise to work or in line.
+-- Promotes a delayed message with a key, and returns its place. If the message is already at work, it is added to the
+-- stream. Otherwise, it gets its turn or waits in line.
 local function come_due(key, name, limits, payload)
   local is_unstarted = redis.call('ZSCORE', work.at_work, unstarted(key) .. '\0' .. name)
   if not is_unstarted and not redis.call('ZSCORE', work.at_work, key .. '\0' .. name) then
@@ -328,7 +332,7 @@ local function come_due(key, name, limits, payload)
   local _, n = limits_of(key)
   if n > 0 and not is_unstarted then -- the retry of a message with an ordering key and a rate
     local now = server_ms()
-    local free_at = take_place(key, n, now) or now
+    local free_at = take_permit(key, n, now) or now
     redis.call('ZADD', work.at_work, 0, unstarted(key) .. '\0' .. name)
     if free_at > now then
       put_off(name, free_at, payload)
@@ -340,7 +344,7 @@ local function come_due(key, name, limits, payload)
   return where
 end
 
--- Records that a message of a key with a rate or a priority has started: its place is free again after a period.
+-- Records that a message whose key has a rate or a priority has started. Its permit becomes free after a period.
 local function start_work(key, where, limits)
   local _, n, period = string.match(limits, '^(%d+) (%d+) (%d+)')
   redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. where)
@@ -348,14 +352,14 @@ local function start_work(key, where, limits)
   next_in_line(key)
 end
 
--- Ends the turn of a message that was removed from this place, and brings the next messages to work.
--- Does nothing if it was not at work there.
+-- Ends the turn of a message that was removed from this place, and gives the next messages their turn.
+-- Does nothing if it was not at work at this place.
 local function leave_work(key, gone)
   local _, n, period = limits_of(key)
   local was_unstarted = n > 0 and redis.call('ZREM', work.at_work, unstarted(key) .. '\0' .. gone) == 1
   if was_unstarted and not string.find(gone, '^%d+%-%d+$') then
-    -- The message had taken a place that becomes free in the future. Record a start, so that no other message takes the
-    -- place before that time.
+    -- The message had taken a permit that becomes free in the future. Record a start, so that no other message takes
+    -- the permit before that time.
     record_start(key, n, period, server_ms())
   end
   if redis.call('ZREM', work.at_work, key .. '\0' .. gone) == 1 or was_unstarted then
