@@ -131,14 +131,14 @@ class EmbeddingIngested:
     occurred_at: str | None = given(
         TIME,
         "The producer's time of the item, such as when it was uploaded: RFC 3339 with a time zone. Listings show it "
-        "and can be sorted by it; it decides nothing.",
+        "and can be sorted by it. It does not affect clusters.",
         "2026-01-31T12:00:00Z",
         default=None,
     )
     replace: bool | None = given(
         FLAG,
         "Whether the embedding replaces that of an item that the pet has, because the picture was edited. The item "
-        "keeps its corrections; if they do not name it, it is assigned again. For a new item it makes no difference.",
+        "keeps its corrections. If none names it, it is assigned again. For a new item, this makes no difference.",
         True,
         default=None,
     )

@@ -87,19 +87,19 @@ NOT_LOOPBACK: Final = Kind(
 CROSS_SITE: Final = Kind(
     "cross-site", 403, "Cross-site request", "A page of another site made a browser send the request."
 )
-NOT_FOUND: Final = Kind("not-found", 404, "Not found", "No resource exists at this address.")
+NOT_FOUND: Final = Kind("not-found", 404, "Not found", "No resource exists at this URL.")
 METHOD_NOT_ALLOWED: Final = Kind(
-    "method-not-allowed", 405, "Method not allowed", "The address does not support this method."
+    "method-not-allowed", 405, "Method not allowed", "The URL does not support this method."
 )
 TOO_SLOW: Final = Kind("too-slow", 408, "Too slow", "The body did not arrive in time.")
 EVENTS_WAIT: Final = Kind(
-    "events-wait", 409, "Events pending", "Pending events would restore what is to be deleted; nothing was deleted."
+    "events-wait", 409, "Events pending", "Waiting events would restore the deleted data, so nothing was deleted."
 )
 ALREADY_UNDONE: Final = Kind(
-    "already-undone", 409, "Already undone", "The correction to undo is undone already; nothing was enqueued."
+    "already-undone", 409, "Already undone", "The correction is already undone, so nothing was enqueued."
 )
 ALREADY_MADE: Final = Kind(
-    "already-made", 409, "Already made", "The correction would change nothing; nothing was enqueued."
+    "already-made", 409, "Already made", "The correction would change nothing, so it was not enqueued."
 )
 KEY_IN_PROGRESS: Final = Kind(
     "idempotency-key-in-progress",
@@ -119,8 +119,8 @@ STALE_PREVIEW: Final = Kind(
     "Stale preview",
     "The pet changed since the preview, or the preview expired; nothing was changed.",
 )
-BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "Body too large", "The body is larger than this address accepts.")
-ADDRESS_TOO_LONG: Final = Kind("address-too-long", 414, "Address too long", "The address has too many bytes.")
+BODY_TOO_LARGE: Final = Kind("body-too-large", 413, "Body too large", "The body is larger than this URL accepts.")
+ADDRESS_TOO_LONG: Final = Kind("address-too-long", 414, "URL too long", "The URL has too many bytes.")
 NOT_JSON: Final = Kind("not-json", 415, "Not JSON", "The body was not sent as application/json.")
 INVALID_INPUT: Final = Kind(
     "invalid-input", 422, "Invalid input", "A field is invalid; the same request will fail again."
@@ -137,14 +137,17 @@ TOO_MANY_REQUESTS: Final = Kind(
 )
 HEADERS_TOO_LARGE: Final = Kind("headers-too-large", 431, "Headers too large", "The headers have too many bytes.")
 INTERNAL: Final = Kind(
-    "internal", 500, "Internal error", "A fault of the server; its log has the error under the incident id."
+    "internal", 500, "Internal error", "The server failed; its log has the error under the incident id."
 )
 UNREADABLE_PET: Final = Kind("unreadable-pet", 500, "Unreadable pet", "The stored data of the pet is damaged.")
 PREVIEW_FAILED: Final = Kind(
     "preview-failed", 500, "Preview failed", "The preview could not be computed; see the detail."
 )
 PREVIEW_REFUSED: Final = Kind(
-    "preview-refused", 409, "Preview refused", "The workers cannot compute it with this backend; see the detail."
+    "preview-refused",
+    409,
+    "Preview refused",
+    "The workers cannot compute the preview with this backend; see the detail.",
 )
 NOT_READY: Final = Kind("not-ready", 503, "Not ready", "A service that this server depends on is unavailable.")
 QUEUE_UNAVAILABLE: Final = Kind(
@@ -418,7 +421,7 @@ def _http(request: Request, error: HTTPException) -> Response:
         case 400:
             detail = "expected a JSON body in UTF-8; encode it with a JSON library"
         case 404:
-            detail = f"{shown(request.url.path)} does not exist; GET /openapi.json lists the addresses"
+            detail = f"{shown(request.url.path)} does not exist; GET /openapi.json lists the paths"
         case 405:
             allowed = _allowed(request)
             detail = f"{shown(request.url.path)} does not support {shown(request.method)}; send {allowed}"

@@ -40,7 +40,7 @@ PREVIEW_POLL_S, LONGEST_POLL_S = 0.05, 0.4
 
 Prefer = Annotated[
     str | None,
-    Header(description="`respond-async` (RFC 7240): answer 202 with the job of a preview at once, without waiting."),
+    Header(description="`respond-async` (RFC 7240): return 202 with the job of a preview at once, without waiting."),
 ]
 
 

@@ -30,7 +30,7 @@ def location_header() -> dict[str, Any]:
     """Return the OpenAPI description of a response with the body of :func:`accepted`."""
     return {
         "description": "The job was enqueued.",
-        "headers": {"Location": {"description": "Address of the job's status.", "schema": {"type": "string"}}},
+        "headers": {"Location": {"description": "URL of the job's status.", "schema": {"type": "string"}}},
     }
 
 

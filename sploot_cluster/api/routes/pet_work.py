@@ -33,10 +33,10 @@ class PetWork(BaseModel):
     """The unfinished work on a pet, and the revisions by which a page notices that it is stale."""
 
     pet_id: int
-    revision: int = Field(description="The newest revision; arrivals make new ones, too.")
-    moved_at: int = Field(description="The revision at which a person, a recluster or a deletion last moved items.")
+    revision: int = Field(description="The newest revision. Arrivals create new revisions, too.")
+    moved_at: int = Field(description="The revision at which a user, a recluster or a deletion last moved items.")
     jobs: Sequence[JobStatus] = Field(
-        description="Tracked jobs that have not ended, in the order in which they last changed; of the newest 500 jobs."
+        description="Unfinished jobs among the newest 500 tracked ones, in the order in which they last changed."
     )
 
 

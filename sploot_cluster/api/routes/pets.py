@@ -121,13 +121,13 @@ def pets_router(admission: Admission, service: PetService, jobs: JobQueue, trace
         pet_id: PetInPath,
         order: Annotated[
             ItemOrder,
-            Query(description="Order of the items in each list; those without a time come last in `occurred_at`."),
+            Query(description="Order of the items in each list. With `occurred_at`, items without a time come last."),
         ] = ItemOrder.ARRIVED,
         name: Annotated[
             str,
             Query(
                 description="Only clusters with a name, or other name, that begins with this text, in upper or lower "
-                "case; `noise` and `dismissed` are empty then.",
+                "case. `noise` and `dismissed` are then empty.",
                 max_length=MAX_NAME,
             ),
         ] = "",

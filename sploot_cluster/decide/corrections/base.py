@@ -106,7 +106,7 @@ class Request(Checked, ABC, Generic[Answer]):
     )
     suggestion: str | None = given(
         OneOf(_SUGGESTIONS),
-        "The kind of suggestion that this answers; the pet's history shows it.",
+        "The kind of suggestion that the correction answers. The pet's history shows it.",
         None,
         default=None,
         kw_only=True,

@@ -26,7 +26,7 @@ class CoverCluster(LedgerRequest):
     button: ClassVar[str] = "Cover"
 
     cluster_id: int = given(ID, "Id of the cluster.", 3)
-    media_id: str = given(Text(), "The item to show for it: one of the cluster's.", "beach.jpg")
+    media_id: str = given(Text(), "The item to show for the cluster, one of its items.", "beach.jpg")
 
     def check_news(self, state: PetState) -> None:
         from sploot_cluster.decide.corrections import lookup

@@ -28,7 +28,7 @@ class ExcludeMedia(LedgerRequest):
 
     cluster_id: int = given(ID, "Id of the cluster that the items do not belong to.", 3)
     media_ids: Sequence[str] = given(
-        ListOf(Text(), MAX_MEDIA_IDS), "The items to exclude: some of the cluster's.", ("fox.jpg",)
+        ListOf(Text(), MAX_MEDIA_IDS), "The items of the cluster to exclude, but not all.", ("fox.jpg",)
     )
 
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:

@@ -27,7 +27,7 @@ class SplitCluster(LedgerRequest):
 
     cluster_id: int = given(ID, "Id of the cluster that the items leave.", 3)
     media_ids: Sequence[str] = given(
-        ListOf(Text(), MAX_MEDIA_IDS), "The items to split off: some of the cluster's.", ("beach.jpg", "sofa.jpg")
+        ListOf(Text(), MAX_MEDIA_IDS), "The items of the cluster to split off, but not all.", ("beach.jpg", "sofa.jpg")
     )
 
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:
