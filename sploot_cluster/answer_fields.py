@@ -19,7 +19,7 @@ INTERNAL: Final[Mapping[str, Any]] = {_IS_INTERNAL: True}
 
 
 def described(text: str, *, name: str | None = None) -> dict[str, Any]:
-    """Return metadata for a field with this description; ``name`` replaces the field's name in responses."""
+    """Return metadata for a field with this description. ``name`` replaces the field's name in responses."""
     return {"description": text} if name is None else {"description": text, _NAME: name}
 
 

@@ -23,7 +23,7 @@ def cluster_densely(
     names: Rows | None = None,
     settings: ClusterSettings | None = None,
 ) -> Density:
-    """Group vectors by dense regions; everything between the regions is noise. Deterministic.
+    """Group vectors by dense regions. Everything between the regions is noise. Deterministic.
 
     With neither ``min_cluster_size`` nor ``min_samples``, this is what a recluster does; see :func:`density_of`. With
     either, it is HDBSCAN as in hdbscan and scikit-learn, plus the fallback to a single cluster.

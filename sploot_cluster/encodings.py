@@ -66,7 +66,7 @@ def to_base64(f32le: bytes) -> str:
 
 
 def values_of(f32le: bytes) -> array[float]:
-    """Return the values as float32 in this machine's byte order; numpy takes the array without a copy."""
+    """Return the values as float32 in this machine's byte order. numpy can use the array without a copy."""
     values = array("f", f32le)
     if sys.byteorder == "big":
         values.byteswap()

@@ -52,7 +52,7 @@ class InvalidInput(ClusterError):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions are pickled as class and ``args``, for example by result backends and process pools, but subclasses
-        # take other arguments; so pickle an instance of the base class.
+        # take other arguments. So pickle an instance of the base class.
         return (InvalidInput, (self.field, self.problem, self.hint))
 
 
@@ -165,7 +165,7 @@ class StaleRevision(InvalidInput):
 
 
 class PetExists(ClusterError):
-    """Raised when an import would overwrite an existing pet; nothing was written."""
+    """Raised when an import would overwrite an existing pet. Nothing was written."""
 
     def __init__(self, *, pet: int, revision: int) -> None:
         super().__init__(
@@ -178,7 +178,7 @@ class PetExists(ClusterError):
 
 
 class StalePreview(ClusterError):
-    """Raised when a preview cannot be applied any more; nothing was written.
+    """Raised when a preview cannot be applied any more. Nothing was written.
 
     Attributes:
         problem: the reason.
@@ -261,7 +261,7 @@ class PetTooLarge(ClusterError):
 
 
 class NotConserved(ClusterError):
-    """Raised when a commit would not account for all ingested items; nothing was written.
+    """Raised when a commit would not account for all ingested items. Nothing was written.
 
     Attributes:
         problem: the equation of conservation, with the counts that do not add up.

@@ -86,7 +86,7 @@ TIME: Final = _Time(
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """The values of an embedding. ``check`` returns little-endian float32; it refuses text, which needs an encoding."""
+    """The values of an embedding. ``check`` returns little-endian float32. Text is refused, as it needs an encoding."""
 
     def check(self, name: str, value: object) -> bytes:
         f32le = to_f32le(value)
@@ -103,7 +103,7 @@ class _Values:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingIngested:
-    """The event “an item was embedded”; ``embedding`` holds the vector's values as little-endian float32."""
+    """The event “an item was embedded”. ``embedding`` holds the vector's values as little-endian float32."""
 
     actor_name: ClassVar[str] = "cluster_embedding"
 
@@ -168,7 +168,7 @@ class EmbeddingIngested:
         return None if self.occurred_at is None else _time_of(self.occurred_at)
 
     def vector(self) -> array[float]:
-        """Return the values as float32 in this machine's byte order; numpy takes the array without a copy."""
+        """Return the values as float32 in this machine's byte order. numpy can use the array without a copy."""
         return values_of(self.embedding)
 
     @classmethod

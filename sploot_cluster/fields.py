@@ -46,7 +46,7 @@ class Kind(Protocol[Value]):
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """A whole number. ``True`` is refused, although it is an ``int`` in Python; a numpy integer is accepted."""
+    """A whole number. ``True`` is refused, although it is an ``int`` in Python. A numpy integer is accepted."""
 
     lowest: int
     highest: int = MAX_INT64
@@ -124,7 +124,7 @@ class Matching:
         return len(text) <= self.longest and self.pattern.fullmatch(text) is not None
 
     def schema(self) -> dict[str, Any]:
-        # remove lookaheads, which validators based on RE2 refuse; so the schema accepts slightly more than the check
+        # remove lookaheads, which validators based on RE2 refuse, although the schema then accepts slightly too much
         pattern = re.sub(r"\(\?!.*?\)", "", self.pattern.pattern)
         return {"type": "string", "maxLength": self.longest, "pattern": f"^({pattern})$"}
 
@@ -162,7 +162,7 @@ FLAG: Final = Flag()
 
 @dataclass(frozen=True, slots=True)
 class ListOf(Generic[Item]):
-    """A list of distinct entries; duplicates are removed, and the order is kept.
+    """A list of distinct entries. Duplicates are removed, and the order is kept.
 
     Attributes:
         longest: the maximum number of entries, including duplicates, so that a list that is too long is refused before
@@ -305,7 +305,7 @@ class Checked:
         return cls(**kwargs)
 
     def to_kwargs(self) -> dict[str, Any]:
-        """Return the request as keyword arguments with JSON values; ``from_kwargs`` restores it.
+        """Return the request as keyword arguments with JSON values, from which ``from_kwargs`` restores it.
 
         Fields that are None are left out, so that a worker of an older release does not refuse a field unknown to it.
         """

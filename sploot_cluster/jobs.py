@@ -93,7 +93,7 @@ class ReclusterRequests(Protocol):
     """The port through which the service requests reclusters of pets that grew or drifted."""
 
     def request_recluster(self, pet_id: int, *, reason: str, delay_ms: int) -> None:
-        """Request a recluster of the pet in about ``delay_ms``; at most one such job waits per pet."""
+        """Request a recluster of the pet in about ``delay_ms``. At most one such job waits per pet."""
         ...
 
 
@@ -107,7 +107,7 @@ class JobQueue(Protocol):
     def recluster(self, pet_id: int, *, requested_by: str = ..., reason: str = ...) -> JobRef: ...
 
     def preview(self, pet_id: int, *, requested_by: str = ..., backend: PreviewBackend | None = ...) -> JobRef:
-        """Enqueue the preview of a recluster; the result of the job contains its ``token``.
+        """Enqueue the preview of a recluster. The result of its job contains the ``token``.
 
         Its job ends as ``refused`` if the workers lack the package of ``backend``, or the pet is too large for it.
         """
@@ -177,7 +177,7 @@ class JobTraces(Protocol):
 
 
 class QueueUnavailable(Exception):
-    """Raised when Redis did not reply or refused a command for a queue; retrying is safe.
+    """Raised when Redis did not reply or refused a command for a queue. Retrying is safe.
 
     Attributes:
         refusal: why Redis refused, and how to fix it, or None if it did not reply.
@@ -189,7 +189,7 @@ class QueueUnavailable(Exception):
 
 
 class QueueFull(QueueUnavailable):
-    """Raised when a queue holds as many jobs as its limit allows; repeating the call later is safe.
+    """Raised when a queue holds as many jobs as its limit allows. Repeating the call later is safe.
 
     Attributes:
         queue: its name.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sploot_cluster.engine.spanning_tree import SpanningTree
 
 # Minimum size limit of the cache. A pet of 50,000 items takes 115 MB at 512 dimensions when loaded, and up to 170 MB as
-# it grows; 80 to 115 pets of 2,000 items fit.
+# it grows. 80 to 115 pets of 2,000 items fit.
 LEAST_BYTES: Final = 512 * 1024 * 1024
 # Share of the machine's memory for the caches of all processes in total, assuming one process per core.
 SHARE: Final = 1 / 4
@@ -125,7 +125,7 @@ class _Place:
 
 
 class PetCache:
-    """A cache of pets, limited by size; the least recently used are evicted first."""
+    """A cache of pets with a size limit. The least recently used pets are evicted first."""
 
     def __init__(self, max_bytes: int) -> None:
         """

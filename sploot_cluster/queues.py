@@ -479,7 +479,7 @@ class QueueOperations(Protocol):
     def plan_purge(
         self, queue: str, *, dead_letter_ids: Sequence[str] = ..., matching: DeadLetterFilter | None = ...
     ) -> Plan:
-        """Return a plan to delete dead letters permanently; arguments as in :meth:`plan_requeue`."""
+        """Return a plan to delete dead letters permanently. Takes the arguments of :meth:`plan_requeue`."""
         ...
 
     def plan_cancel(

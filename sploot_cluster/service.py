@@ -146,7 +146,7 @@ class Call(TypedDict):
 
 
 class NewItem(NamedTuple):
-    """An item to assign; the fields are the arguments of :meth:`ClusterService.assign`."""
+    """An item to assign. The fields are the arguments of :meth:`ClusterService.assign`."""
 
     pet: PetId
     media: MediaId
@@ -331,7 +331,7 @@ class ClusterService:
         return self.correct(CoverCluster(pet, cluster, media, **_signed(call)), operation_id=call["operation_id"])
 
     def lock(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
-        """Lock clusters until :meth:`unlock` or an undo: reclusters leave them alone; only very similar items join."""
+        """Lock clusters until :meth:`unlock` or an undo. Reclusters leave them alone. Only very similar items join."""
         return self.correct(LockClusters(pet, cluster_ids, **_signed(call)), operation_id=call["operation_id"])
 
     def unlock(self, pet: PetId, cluster_ids: Sequence[ClusterId], **call: Unpack[Call]) -> Corrected:
@@ -885,7 +885,7 @@ class ClusterService:
         why: Quarantined,
         mismatch: ModelMismatch | DimensionMismatch,
     ) -> Assigned:
-        """Store an arrival's vector with the candidate model if it is of that model; otherwise quarantine the item.
+        """Store an arrival's vector with the candidate model if it is of that model, or else quarantine the item.
 
         For arrivals whose model or dimension is not the pet's. An item that the pet has already stays where it is.
 
@@ -1043,7 +1043,7 @@ class ClusterService:
     def _settle(
         self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, A]], *, claims_after: int = 0
     ) -> A:
-        """Decide on the newest state and commit; repeat this while another commit comes first. Return the result.
+        """Decide on the newest state and commit, again while another commit comes first, and return the result.
 
         Args:
             decide_on: returns the change to commit, or None, and the result. Called once per attempt.

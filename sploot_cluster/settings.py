@@ -40,7 +40,7 @@ _DAY_MS: Final = 24 * 60 * 60 * 1000
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A setting that is a number between two inclusive bounds; ``above`` makes the lower one exclusive.
+    """A setting that is a number between two inclusive bounds. ``above`` makes the lower one exclusive.
 
     Every kind of setting has ``read``, which parses the text of a variable or raises ``ValueError`` with the problem,
     and ``hint``, which states what to set instead of a refused value.

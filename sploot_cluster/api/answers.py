@@ -19,7 +19,7 @@ from sploot_cluster.pet.models import NOISE, ClusterView, Deleted, HistoryEntry,
 
 NEXT_CURSOR: Final = "The cursor of the next page; null on the last page."
 
-# Maximum number of moved items that a comparison or a preview lists; longer lists are not readable.
+# Maximum number of moved items that a comparison or a preview lists. Longer lists are not readable.
 MAX_MOVES: Final = 1_000
 
 
@@ -36,7 +36,7 @@ class JobAccepted(BaseModel):
 
 
 class EmbeddingAccepted(JobAccepted):
-    """The job that ingests an item; `withheld` if the rollout has not reached its pet, so that no job exists."""
+    """The job that ingests an item. It is `withheld`, and no job exists, if the rollout has not reached the pet."""
 
     withheld: bool = Field(
         description="The rollout has not reached the pet: nothing was enqueued, and the job does not exist."

@@ -39,7 +39,7 @@ MediaName = Annotated[str, Field(min_length=1, max_length=MAX_TEXT, examples=["b
 
 
 class RepeatedNames(dict[str, Any]):
-    """A JSON object in which names were repeated; it holds the last value of each.
+    """A JSON object in which names were repeated. It holds the last value of each name.
 
     Attributes:
         repeated: the repeated names, in order of first appearance.
@@ -290,7 +290,7 @@ class RetireConsumer(_Body):
 
 
 class Matching(_Body):
-    """A filter for dead letters. Fields that are left out match all; an empty object matches every dead letter."""
+    """A filter for dead letters. Fields that are left out match all, so an empty object matches every dead letter."""
 
     reason: Annotated[str | None, Field(max_length=MAX_TEXT, description="The reason, such as failed.")] = None
     actor: Annotated[str | None, Field(max_length=MAX_TEXT)] = None

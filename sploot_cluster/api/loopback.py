@@ -49,7 +49,7 @@ def check_bind(host: str, tokens: Tokens | None) -> None:
 
 
 class LoopbackGuard:
-    """ASGI middleware for an application without tokens; admits only requests from programs on this machine."""
+    """ASGI middleware for an application without tokens. It admits only requests from programs on this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

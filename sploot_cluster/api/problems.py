@@ -196,7 +196,7 @@ class Refusal(Exception):
 
 
 class InvalidFields(Refusal):
-    """Raised when fields of a body or a URL are invalid; lists all of them."""
+    """Raised when fields of a body or a URL are invalid. It lists all of them."""
 
     def __init__(self, errors: Sequence[FieldProblem]) -> None:
         detail = "; ".join(f"{error.field} {error.problem}" for error in errors[:3])
@@ -432,7 +432,7 @@ def _http(request: Request, error: HTTPException) -> Response:
 
 
 def _allowed(request: Request) -> str:
-    """Return the methods of all routes with the request's path; Starlette lists only those of the first route."""
+    """Return the methods of all routes with the request's path. Starlette lists only those of the first route."""
     methods = {
         method
         for route in request.app.routes

@@ -14,7 +14,7 @@ BURST_S: Final = 5.0
 # Number of requests without a valid token, per second and IP address, that are answered with 401. Further ones get 429.
 UNAUTHENTICATED_PER_S: Final = 20.0
 
-# Maximum number of callers to remember; those that have sent nothing for longest are forgotten first.
+# Maximum number of callers to remember. Those that have sent nothing for the longest time are forgotten first.
 MAX_CALLERS: Final = 10_000
 
 

@@ -18,7 +18,7 @@ from sploot_cluster.errors import InvalidInput
 
 VARIABLE: Final = "SPLOOT_API_TOKENS"
 
-# Minimum length of a secret. 16 random hex characters are 64 bits, too many to guess over a network; the hint for a
+# Minimum length of a secret. 16 random hex characters are 64 bits, too many to guess over a network. The hint for a
 # short secret suggests four times as many characters.
 MIN_SECRET: Final = 16
 

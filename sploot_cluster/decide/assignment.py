@@ -88,7 +88,7 @@ def decide(
             return Decision(leader[1], Origin.ARRIVED, leader[0])
     tops = _tops(ids, similarity, labels, origins)
 
-    # the most similar cluster first; equally similar clusters by ascending id
+    # the most similar cluster first, and equally similar clusters by ascending id
     by_similarity = sorted([(-sum(top) / len(top), label) for label, top in tops.items()])
     for negative, label in by_similarity:
         cluster, n_top = ClusterId(label), len(tops[label])

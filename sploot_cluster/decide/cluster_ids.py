@@ -32,7 +32,7 @@ class Identities:
     next_cluster: ClusterId
 
     def label(self, groups: LabelVector) -> LabelVector:
-        """Return (n,) int32 labels with each group replaced by its id; noise stays noise."""
+        """Return (n,) int32 labels with each group replaced by its id. Noise stays noise."""
         known = sorted(self.ids)
         ids = np.array([*(self.ids[group] for group in known), NOISE], dtype=np.int32)
         return ids[_position(known, groups)]  # index -1 is the last element: NOISE

@@ -20,8 +20,8 @@ from sploot_cluster.limits import SMALLEST_NORM
 from sploot_cluster.pet.models import NOISE
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 
-# Number of neighbours to which an unconstrained item is tied when its group is divided; using a few more would not
-# change the results.
+# Number of neighbours to which an unconstrained item is tied when its group is divided. A few more would not change the
+# results.
 _TIES: Final = 8
 _BLOCK: Final = 512
 

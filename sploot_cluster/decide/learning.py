@@ -63,7 +63,7 @@ def follow_named(
 def _joined(
     groups: LabelVector, free: Rows, nearest: LabelVector, *, taught: BoolVector, rows: RowConstraints
 ) -> LabelVector:
-    """Return the groups after unnamed items have moved; ``nearest`` is the target group of each ``free`` row."""
+    """Return the groups after unnamed items have moved. ``nearest`` is the target group of each ``free`` row."""
     joined = groups.copy()
     moves = (nearest != NOISE) & (taught | (groups[free] == NOISE))
     joined[free[moves]] = nearest[moves]

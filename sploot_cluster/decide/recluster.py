@@ -29,7 +29,7 @@ from sploot_cluster.settings import ClusterSettings
 
 UNREACHABLE: Final = np.inf
 
-# Maximum number of times to repeat a recluster of a pet with locks on its own result; twice is usually enough.
+# Maximum number of times to repeat a recluster of a pet with locks on its own result. Two are usually enough.
 MOST_REPEATS: Final = 8
 
 

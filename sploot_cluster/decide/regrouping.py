@@ -188,7 +188,7 @@ def _cards(
     locked: Set[ClusterId],
     thresholds: Thresholds,
 ) -> dict[ClusterId, ClusterCard | None]:
-    """Return the cards of new, changed and ended clusters; threshold and medoid are computed from counted members."""
+    """Return the cards of new and changed clusters, computed from their counted members, and None for ended ones."""
     counts = origins != Origin.ABSORBED
     cards: dict[ClusterId, ClusterCard | None] = dict.fromkeys(state.clusters.keys() - living)
     split_from = mostly(labels, state.labels, living - state.clusters.keys(), counts=counts)

@@ -215,7 +215,7 @@ def _reason(
 
 
 def _demands(ledger: Sequence[Correction], constraints: Constraints, media: MediaId) -> Iterator[Demand]:
-    """Yield the demands of corrections in force on an item; demands that newer corrections overrode are left out."""
+    """Yield the demands of corrections in force on an item, except those that newer corrections override."""
     placing = {group.revision: len(group.media) - 1 for group in constraints.together if media in group.media}
     parting = {one.revision for one in constraints.apart if media in one.moved or media in one.remaining}
     barring = {one.revision for one in constraints.barred if media in one.media}

@@ -40,7 +40,7 @@ class Fallback:
 
 
 class GpuUnavailable(Exception):
-    """Raised when there is no usable GPU; the message states what is missing."""
+    """Raised when there is no usable GPU. The message states what is missing."""
 
 
 class TreeBuilder:

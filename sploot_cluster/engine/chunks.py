@@ -25,7 +25,7 @@ NEVER: Final = np.float32(-3)
 # Number of vectors per chunk: smaller chunks rule out more but take more memory. Measured with 8, 16 and 32 on 1,000 to
 # 10,000 vectors.
 _SIZE: Final = 8
-# One in 32 vectors is a pivot; the others are ordered by their most similar pivot.
+# One in 32 vectors is a pivot. The others are ordered by their most similar pivot.
 _OF_MANY: Final = 32
 # Maximum number of chunks, which limits the stored maxima to 4 kB per vector, whatever n is.
 _MOST_CHUNKS: Final = 1_024

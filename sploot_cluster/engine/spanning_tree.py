@@ -37,7 +37,7 @@ FindNearest = Callable[[FloatMatrix, Chunks, int], Nearest]
 ROUNDING: Final = np.float32(4e-6)
 
 # Length of the neighbour lists. Doubling it decides more edges without a full comparison, but costs as much time as it
-# saves; measured with 200 to 10,000 vectors.
+# saves. Measured with 200 to 10,000 vectors.
 NEIGHBOURS: Final = 16
 # Number of rows per block when rows are compared with chunks. Each row is compared with every chunk that any row of its
 # block needs.
@@ -154,7 +154,7 @@ class _Boruvka:
         # the highest similarity that a row may have to rows that are not in its list and that it was not compared with;
         # no edge of a row is better than the row's similarity in ``core``
         self._horizon = np.minimum(nearest.similarity[:, -1], core)
-        # the best edge that a comparison found, and the row it leads to; stale once both ends are in one component
+        # the best edge that a comparison found, and the row at its other end: stale once both are in one component
         self._found, self._found_with = np.full(n, NEVER), np.zeros(n, dtype=np.intp)
         self._component: Rows = np.arange(n)
         self._n_components = n

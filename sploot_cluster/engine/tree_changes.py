@@ -35,7 +35,7 @@ from sploot_cluster.threads import quiet_blas
 # one. Measured with 200 to 10,000 rows.
 _FEW: Final = 4
 # A tree is rebuilt if more than this share of all rows is new. When the number of rows doubles, growing the tree takes
-# 60–80 % of the time of a full build; measured with 2,000 to 10,000 rows.
+# 60–80 % of the time of a full build. Measured with 2,000 to 10,000 rows.
 _MANY: Final = 0.5
 
 # (vectors, min_samples) -> their spanning tree, built from scratch.

@@ -15,7 +15,7 @@ from sploot_cluster.pet.vectors import BoolVector, LabelVector, OriginVector
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The labels of a pet's items at a revision; row i of ``labels`` and ``origins`` belongs to ``media[i]``.
+    """The labels of a pet's items at a revision. Row i of ``labels`` and ``origins`` belongs to ``media[i]``.
 
     Attributes:
         revision: None for a labelling that is not committed.

@@ -42,7 +42,7 @@ class ItemPage:
 
 
 class ItemRows(NamedTuple):
-    """Consecutive rows of a pet, from a store, with the pet's ``born``; all empty for a pet without data."""
+    """Consecutive rows of a pet and the pet's ``born``, as a store returns them. All are empty without data."""
 
     born: str
     revision: int

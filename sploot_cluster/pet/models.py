@@ -184,7 +184,7 @@ class PetState:
 
     @property
     def n_media(self) -> int:
-        return len(self.labels)  # faster than the length of ``media``; an arrival needs it a dozen times
+        return len(self.labels)  # faster than the length of ``media``, and an arrival needs it a dozen times
 
     @property
     def born(self) -> str:
@@ -262,7 +262,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """A recluster, a correction or another change in the history of a pet; arrivals have no entry."""
+    """A recluster, a correction or another change in the history of a pet, but not an arrival."""
 
     revision: int
     kind: ChangeKind

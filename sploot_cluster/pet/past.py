@@ -22,8 +22,8 @@ from sploot_cluster.pet.diff import Snapshot
 from sploot_cluster.pet.models import NOISE, Change, ClusterId, Origin, PetState
 from sploot_cluster.pet.vectors import LabelVector, OriginVector, Rows
 
-# Maximum number of records to store: about a month of reclusters and corrections of a busy pet; 10 MB if each moves a
-# tenth of 50,000 items.
+# Maximum number of records to store: about a month of reclusters and corrections of a busy pet. They take 10 MB if each
+# moves a tenth of 50,000 items.
 KEPT: Final = 256
 
 _VERSION: Final = b"\x01"

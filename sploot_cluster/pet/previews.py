@@ -25,7 +25,7 @@ from sploot_cluster.pet.models import Change, ClusterCard, ClusterId, PetId, Pet
 
 VERSION: Final = 1
 
-# Lifetime of a preview: long enough to review the moved items of a pet; after that, more items have probably arrived.
+# Lifetime of a preview: long enough to review the moved items of a pet. Later, more items have probably arrived.
 KEPT_FOR: Final = timedelta(minutes=15)
 
 

@@ -36,7 +36,7 @@ class PetRows:
         vectors: FloatMatrix | None = None,
         occurred_at_ms: TimeVector | None = None,
     ) -> None:
-        """Start with these rows; the arrays are neither copied nor written to. Without times, all times are unknown."""
+        """Start with these rows. The arrays are neither copied nor written to. Without times, all times are unknown."""
         self._media = list(media)
         self._row_of = {item: row for row, item in enumerate(self._media)}
         self._vectors = vectors if vectors is not None else np.empty((0, 0), dtype=np.float32)
@@ -123,7 +123,7 @@ def _with_room(column: npt.NDArray[T], n: int, m: int) -> npt.NDArray[T]:
     """Return the column, or a copy of its first n rows, as a writable array of at least m rows."""
     if m <= len(column) and column.flags.writeable:
         return column
-    # grow by half, so that n appends copy O(n) rows in total; states keep using the old array
+    # grow by half, so that n appends copy O(n) rows in total. States keep using the old array.
     grown = np.empty((m + m // 2 + 8, *column.shape[1:]), dtype=column.dtype)
     grown[:n] = column[:n]
     return grown

@@ -43,7 +43,7 @@ def embeddings_router(admission: Admission, jobs: JobQueue, *, max_batch: int) -
     def ingest_embeddings(
         body: Annotated[Embeddings, Body()], request: Request, response: Response
     ) -> EmbeddingAccepted | EmbeddingOutcomes:
-        """Ingest one embedding or a list of them. Invalid entries of a list are refused; the others are enqueued."""
+        """Ingest one embedding or a list. Invalid entries of a list are refused, and all others are enqueued."""
         given: Any = body
         if not isinstance(given, list):
             job = jobs.ingest_event(event_of(given))

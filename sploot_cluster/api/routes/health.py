@@ -80,7 +80,7 @@ def health_router(
         responses=documented(UNAUTHENTICATED, NOT_LOOPBACK, INTERNAL, NOT_READY),
     )
     async def get_readiness() -> Ready:
-        """Answer 200 if all dependencies work; otherwise 503 with the ones that do not, and how to fix them."""
+        """Answer 200 if all dependencies work, or 503 with those that do not work and how to fix them."""
         report = await to_thread.run_sync(ready, limiter=own_threads) if ready else ReadinessReport()
         if report.failing:
             errors = [

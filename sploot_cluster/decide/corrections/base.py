@@ -315,7 +315,7 @@ class Mark(Statement):
 
 
 class MarkClusters(LedgerRequest):
-    """A request that marks clusters or removes a mark from them; ``cluster_ids`` is a field of its subclasses."""
+    """A request that marks clusters or removes a mark from them. Its subclasses have the field ``cluster_ids``."""
 
     __slots__ = ()
 

@@ -141,7 +141,7 @@ class Merge(Statement):
         return Plan(state.labels, state.next_cluster, names)
 
     def plan_back(self, state: PetState) -> Plan:
-        """Plan to give each merged cluster its items and aliases back; later items join the most similar cluster."""
+        """Plan to give each merged cluster its items and aliases back. Later items join the most similar cluster."""
         import numpy as np
 
         from sploot_cluster.decide.assignment import most_similar

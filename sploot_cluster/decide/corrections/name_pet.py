@@ -46,7 +46,7 @@ class NamePet(LedgerRequest):
 
 @dataclass(frozen=True, slots=True)
 class PetNaming(Mark):
-    """A correction that names the pet; an empty name removes it. It demands nothing of items."""
+    """A correction that names the pet, or removes its name if empty. It demands nothing of items."""
 
     kind: ClassVar[str] = NamePet.verb
     noun: ClassVar[str] = "naming of the pet"

@@ -1,4 +1,4 @@
-"""Suggestions: the most useful questions to ask a user about a pet; each answer is a correction.
+"""Suggestions: the most useful questions to ask a user about a pet. Each answer is a correction.
 
 There is one module per kind of question. It skips questions that a correction already answers, estimates the
 probability that the answer is *yes*, and drops questions below a minimum probability. Suggestions are ordered by their

@@ -18,8 +18,8 @@ from sploot_cluster.decide.resolving import resolve
 from sploot_cluster.pet.models import NOISE, ClusterId, MediaId, Origin, PetState
 from sploot_cluster.pet.vectors import FloatMatrix, FloatVector, Rows
 
-# Maximum number of clusters to ask about; larger clusters take precedence. Computing the distances between 1,000
-# centres takes half a second.
+# Maximum number of clusters to ask about, the largest ones. Computing the distances between 1,000 centres takes half a
+# second.
 MOST_CLUSTERS: Final = 1_000
 
 # Maximum number of members that represent a cluster when items are compared one by one.
