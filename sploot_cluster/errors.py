@@ -248,7 +248,7 @@ class StoreUnavailable(ClusterError):
 
 
 class PetTooLarge(ClusterError):
-    """Raised when the vectors of a pet would exceed the size limit of a pet, 512 MB."""
+    """Raised when the vectors of a pet would exceed 512 MB, the size limit of a pet."""
 
     def __init__(self, *, pet: int, n_media: int) -> None:
         super().__init__(

@@ -205,7 +205,7 @@ class EmbeddingIngested:
 
     @classmethod
     def problems(cls, sent: Mapping[str, Any]) -> list[InvalidInput]:
-        """Return an error for each missing or invalid field of the arguments of ``of``, which raises only the first."""
+        """Return an error for each missing or invalid argument of ``of``, which itself raises only the first."""
         found = {name: missing(name) for name in required_of(cls) if sent.get(name) is None}
         for name, field in FIELDS.items():
             if (value := sent.get(name)) is not None:

@@ -47,7 +47,7 @@ BYTES_PER_CORRECTION: Final = 1_000
 
 
 def bytes_to_remember(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the cache limit per process, with one process per core: 512 MB, or more on machines with much memory.
+    """Return the cache limit of one process, if one runs per core: 512 MB, or more on machines with much memory.
 
     Args:
         cgroup: directory with the container's limits.

@@ -670,7 +670,7 @@ class ClusterService:
         return self._store.vector_bytes(pet) > self._big_pet_bytes
 
     def delete_pet(self, pet: PetId) -> Deleted:
-        """Delete a pet with its corrections and history, even an unreadable one, for which the counts are 0.
+        """Delete a pet with its corrections and history. For an unreadable pet, the returned counts are 0.
 
         Raises:
             UnknownPet: the pet has no data.
@@ -801,7 +801,7 @@ class ClusterService:
         return self._store.tally(pet)
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
-        """Return the sum of the tallies of all pets, or of the given ones, with one round trip per 500 pets."""
+        """Return the summed tallies of all pets, or of the given pets. Takes one round trip per 500 pets."""
         return self._store.totals(pets)
 
     def pets_page(self, cursor: int) -> tuple[int, Sequence[PetId]]:
@@ -1022,7 +1022,7 @@ class ClusterService:
         return replace(assigned, recluster_reason=reason)
 
     def _request_recluster(self, memory: PetMemory, reason: str) -> None:
-        """Request a recluster, unless this process requested one that still waits."""
+        """Request a recluster, unless this process has a request that still waits."""
         state, now = memory.state, self._clock()
         delay_ms = self._settings.recluster_wait_ms(state.n_media)
         # while a request of this process is waiting, another one at every arrival would only cost round trips

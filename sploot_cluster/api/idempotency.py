@@ -1,4 +1,4 @@
-"""Idempotency keys: a repeated request takes effect once, and gets the response to the first one.
+"""Idempotency keys: a repeated request takes effect once, and gets the first request's response.
 
 A key is *begun* before its request is processed. Then it is either *finished* with the response, which is stored for a
 day, or *released*, so that a failed request can be retried. If the process dies before that, its key expires after
@@ -51,7 +51,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Proof of the right to process a request: its key, and the random name of the owner of that key."""
+    """Proof of the right to process a request: the request's key, and the key owner's random name."""
 
     key: str
     fingerprint: str

@@ -39,7 +39,7 @@ Events = Mapping[str, bytes]
 
 
 class Feed:
-    """A feed that reads events while it has viewers and passes each to all of them. It belongs to one event loop.
+    """A feed that reads events while it has viewers, and sends every event to all viewers. Belongs to one event loop.
 
     Args:
         read: returns all events; called in a thread. It may raise ``QueueUnavailable``.

@@ -225,7 +225,7 @@ def field_problem(refused: InvalidInput) -> FieldProblem:
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]], *, known: Collection[str] = ()) -> list[FieldProblem]:
-    """Return pydantic's errors as field errors in this API's own wording.
+    """Return pydantic's errors as field errors with the API's own wording.
 
     Args:
         errors: as returned by ``ValidationError.errors()``, including the inputs; only the type of an input is shown.
@@ -288,7 +288,7 @@ def _field(place: Sequence[str | int]) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a caller's text shortened and on one line, so that it can be part of a response."""
+    """Return a caller's text, shortened and on one line, for use in a response."""
     text = UNPRINTABLE.sub("?", text)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -190,7 +190,7 @@ def medoid_of(vectors: FloatMatrix) -> int:
 
 
 class Thresholds:
-    """A cache of the thresholds (:func:`threshold_of`) of groups of rows.
+    """A cache of thresholds (:func:`threshold_of`) by group of rows.
 
     If a group consists of exactly the counted members of a cluster, and none of them has the origin ARRIVED, the
     threshold on the cluster's card is still valid, so it is used instead of being computed again.

@@ -86,7 +86,7 @@ class Sides:
     remaining: int = 0
 
     def conflict(self, other: Sides) -> bool:
-        """Return whether a split or exclusion keeps the two apart."""
+        """Return whether a split or exclusion keeps items on these sides and on ``other`` apart."""
         return bool(self.moved & other.remaining or self.remaining & other.moved)
 
     def __bool__(self) -> bool:

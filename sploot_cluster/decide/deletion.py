@@ -1,4 +1,4 @@
-"""Deletion of items from a pet, as if they had never arrived: nothing in the pet names them any more.
+"""Deletion of items from a pet, as if they had never arrived. Afterwards, nothing in the pet names them.
 
 Corrections are kept. Each deleted item that they name is replaced by a random stand-in, which contains no information
 about it. So two items that were merged only through a third item stay together when the third is deleted.

@@ -126,7 +126,7 @@ def _gather(
 
 
 def _quarrelling(labels: LabelVector, rows: RowConstraints) -> set[int]:
-    """Return the groups that could be gathered into one that contains atoms in conflict."""
+    """Return the groups that gathering could combine into a group with atoms in conflict."""
     sided = np.flatnonzero((rows.atoms >= 0) & (labels != NOISE))
     joined = Forest([FREE] * (max(int(labels.max()), 0) + 1))
     for members in _split_by(rows.atoms[sided], sided):

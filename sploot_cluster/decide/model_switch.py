@@ -60,7 +60,7 @@ class Switch:
 
 
 def in_shadow(pet: PetDump) -> PetState:
-    """Return the pet in the space of its shadow before clustering: its items, then those that only the shadow has.
+    """Return the pet in the shadow's space before clustering: the pet's items, then those that only the shadow has.
 
     Raises:
         InvalidInput: no shadow is open, the shadow is empty, or it is not the former space and items lack a vector in

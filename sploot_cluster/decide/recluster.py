@@ -272,7 +272,7 @@ class _Locked:
 
 
 class _Reaches:
-    """A calculator of the :func:`~sploot_cluster.decide.assignment.reach` of items from the groups of a recluster."""
+    """A calculator of items' :func:`~sploot_cluster.decide.assignment.reach` from the groups of a recluster."""
 
     def __init__(
         self,

@@ -58,7 +58,7 @@ def in_force(ledger: Sequence[Correction]) -> list[Statement]:
 
 
 def statement_of(ledger: Sequence[Correction], revision: int) -> Statement:
-    """Return the correction of ``revision`` or, if it is an undo, the one at the end of its chain of undos.
+    """Return the correction of ``revision`` or, if that is an undo, the correction that its chain of undos is about.
 
     Raises:
         StopIteration: the ledger has no such correction.
@@ -369,7 +369,7 @@ class _Joined:
 
 
 def _by_cluster(group: Sequence[MediaId], cluster_of: Mapping[MediaId, ClusterId]) -> tuple[Parts, ...]:
-    """Return the items of a group, divided by their cluster."""
+    """Return the items of a group, grouped by their cluster."""
     clusters: dict[ClusterId | None, list[MediaId]] = defaultdict(list)
     for item in group:
         clusters[cluster_of.get(item)].append(item)

@@ -75,7 +75,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """The results of one all-pairs product of the vectors.
+    """Each row's nearest rows and its similarity to each chunk, from one all-pairs product.
 
     Attributes:
         rows: (n, k) the k most similar other rows of each row, most similar first.
@@ -141,7 +141,7 @@ def block_rows(n: int) -> int:
 
 
 def alike(vectors: FloatMatrix) -> Rows:
-    """Return all (n,) rows, ordered so that similar ones are adjacent.
+    """Return the numbers of all (n,) rows, ordered so that similar rows are adjacent.
 
     Rows are ordered by their most similar pivot. The pivots are ordered in the same way, recursively.
     """

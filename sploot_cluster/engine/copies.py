@@ -78,7 +78,7 @@ def _is_copy(vectors: FloatMatrix, found: Rows, limit: float) -> BoolVector:
 
 
 def _usual_distance(vectors: FloatMatrix, names: Rows | None) -> float:
-    """Return the upper quartile of the distances of evenly spaced rows to their neighbour of rank ``_RANK`` or lower.
+    """Return the upper quartile of the distances from evenly spaced rows to their neighbour of rank ``_RANK`` or lower.
 
     The median would be too low, because more than half of the items of a pet may be frames of bursts.
     """

@@ -198,7 +198,7 @@ class _OldTree:
     def better(
         self, at: Rows, others: Rows, similarity: FloatVector, core: FloatVector, links: _Links
     ) -> tuple[Rows, Rows, FloatVector]:
-        """Return those edges of new rows to old rows that are better than the known paths between their ends."""
+        """Return the edges from new to old rows that are better than the known paths between their ends."""
         path = np.minimum(links.reachability[at], self._between(links.rows[at], others))
         is_better = np.minimum(similarity, core[at]) > path
         return at[is_better], others[is_better], similarity[is_better]
@@ -227,7 +227,7 @@ class _Block:
 
 
 class _Growth:
-    """The comparison of many new rows with all rows, and the choice of the edges of the tree that they have joined.
+    """A comparison of many new rows with all rows, from which it chooses the edges of the grown tree.
 
     Attributes:
         nearest: the results for the new rows; the chunks are those of the new rows.

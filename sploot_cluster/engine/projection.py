@@ -20,7 +20,7 @@ MOST_FOR_AXES: Final = 2_048
 
 @dataclass(frozen=True, slots=True)
 class PetMap:
-    """Points of a pet's items on a map, at one revision. The lists are parallel."""
+    """A pet's items as points on a map, at one revision. Position i of every list belongs to the same item."""
 
     pet_id: PetId
     revision: int

@@ -86,7 +86,7 @@ def density_of(
 
 
 def _parts(picture: Rows, n_copies: Rows) -> Rows:
-    """Return the pictures, but split those with two copies into single items, because a pair is not unusually dense."""
+    """Return the pictures, with pairs of copies split into single items, because a pair is not unusually dense."""
     n = len(picture)
     _, parts = np.unique(np.where(n_copies >= _COPIES, picture, n + np.arange(n)), return_inverse=True)
     return parts
@@ -127,7 +127,7 @@ class _Groups:
         return _Groups(np.where(is_of_few, -1, self.labels), np.where(is_of_few, 0.0, self.probabilities))
 
     def with_free(self, others: _Groups) -> _Groups:
-        """Return these groups together with each group of ``others`` whose rows are all noise here."""
+        """Return these groups together with each group of ``others`` that overlaps with none of them."""
         grouped = others.labels[others.labels >= 0]
         n_free = np.bincount(grouped, weights=self.labels[others.labels >= 0] < 0)
         is_free = np.append(n_free == np.bincount(grouped), False)

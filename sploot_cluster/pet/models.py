@@ -232,7 +232,7 @@ ChangeKind = str
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The changes of one commit. Fields left at their default keep what is stored.
+    """The changes of one commit. A field left at its default changes nothing.
 
     Attributes:
         model, dim: written with the first arrival of a pet.

@@ -87,7 +87,7 @@ class Past:
         return Snapshot(revision, self.state.media[:n], labels[:n], origins[:n], led)
 
     def ended_since(self, revision: int) -> dict[ClusterId, Rows]:
-        """Return the clusters that ended after this revision: id -> the rows that last counted in the cluster."""
+        """Return the clusters that ended after a revision: id -> the rows that last counted in the cluster."""
         labels, origins = self.state.labels.copy(), self.state.origins.copy()
         known = {NOISE, *self.state.clusters}
         ended: dict[ClusterId, Rows] = {}

@@ -45,7 +45,7 @@ class PetRows:
 
     @classmethod
     def behind(cls, state: PetState) -> PetRows:
-        """Return the rows that ``state`` shares, or new ones if it was not created by :func:`follow` or a store."""
+        """Return the rows that ``state`` shares, or new rows if it is not from :func:`follow` or from a store."""
         if isinstance(state.media, MediaView):
             return state.media.rows
         return cls(state.media, state.vectors, state.occurred_at_ms)

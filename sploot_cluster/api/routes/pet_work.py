@@ -70,7 +70,7 @@ def pet_work_router(admission: Admission, jobs: JobQueue, service: PetService) -
         token: Annotated[str, Path(description="The token in the result of the preview's job.", max_length=200)],
         response: Response,
     ) -> Previewed:
-        """Return what the recluster would change. A preview is stored for 15 minutes, until a newer one replaces it."""
+        """Return what the recluster would change. A preview expires after 15 minutes, or when a newer one is made."""
         try:
             found = service.previewed(PetId(pet_id), token)
         except StalePreview as stale:
@@ -93,7 +93,7 @@ def pet_work_router(admission: Admission, jobs: JobQueue, service: PetService) -
         ] = 5_000,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Return the positions of items on the two principal axes of their vectors. Corrections do not move them."""
+        """Return items as points on their vectors' two principal axes. Corrections do not move the points."""
         found = service.map(PetId(pet_id), limit=limit)
         return tagged(found.revision, if_none_match, lambda: found)
 

@@ -168,7 +168,7 @@ def queues_router(admission: Admission, operations: QueueOperations) -> APIRoute
 
     @router.get("/workers", operation_id="list_workers", summary="List the workers", responses=reads)
     def list_workers() -> Workers:
-        """Return the worker processes, including idle ones and dead ones that hold jobs, with what each is doing."""
+        """Return the worker processes and their jobs, including idle workers and dead ones that still hold jobs."""
         return Workers(workers=list(operations.workers()))
 
     @router.get("/periodic", operation_id="list_periodic_jobs", summary="List the periodic jobs", responses=reads)

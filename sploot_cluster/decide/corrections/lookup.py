@@ -96,5 +96,5 @@ def by_cluster(state: PetState, rows: Rows) -> dict[ClusterId, tuple[MediaId, ..
 
 
 def present(state: PetState, media: Iterable[MediaId]) -> Rows:
-    """Return the rows of those of the given items that the pet still has."""
+    """Return the rows of the given items, without items that the pet no longer has."""
     return np.array([state.rows[item] for item in media if item in state.rows], dtype=np.intp)

@@ -183,7 +183,7 @@ def contents_of(ledger: Iterable[Correction]) -> dict[int, dict[ClusterId, Parts
 def _named_by_others(
     state: PetState, rows_of: Mapping[ClusterId, Rows]
 ) -> tuple[dict[ClusterId, int], dict[ClusterId, tuple[MediaId, ...]]]:
-    """Return the base of each cluster that has one, and the items of every cluster that its base does not contain.
+    """Return the base of each cluster that has a base, and each cluster's items that its base does not contain.
 
     Args:
         rows_of: cluster -> its rows.

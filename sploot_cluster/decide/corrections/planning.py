@@ -159,7 +159,7 @@ def _given(state: PetState, plan: Plan, groups: LabelVector, *, takes_over: bool
 
 
 def anchors(state: PetState, cluster: ClusterId, *, without: Rows | None = None) -> tuple[MediaId, ...]:
-    """Return the items that stand for a cluster in a correction: the most central of those that users placed.
+    """Return the items that stand for a cluster in a correction: the most central items that users placed.
 
     If users placed none, return the most central of the counted members, or else of all members.
 
