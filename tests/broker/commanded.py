@@ -1,4 +1,4 @@
-"""The module that ``dramatiq tests.broker.commanded`` runs in the tests of Dramatiq's commands."""
+"""The module that the tests of Dramatiq's commands run, with ``dramatiq tests.broker.commanded``."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def fail_once(n: int) -> None:
 
 @dramatiq.actor
 def write_without_master(n: int) -> None:
-    """After the master has ended, write more to the log than a pipe holds, and record what happened."""
+    """Wait until the master has ended, write more to the log than a pipe holds, and record the outcome."""
     master = os.getppid()
     client.rpush("began", n)
     while os.getppid() == master:
@@ -80,7 +80,7 @@ def write_without_master(n: int) -> None:
 
 @dramatiq.actor
 def compute(seconds: float) -> None:
-    """Block the event loop so that no other greenlet runs."""
+    """Block the gevent loop, so that no other greenlet runs."""
     client.rpush("began", -1)
     end = time.monotonic() + seconds
     while time.monotonic() < end:

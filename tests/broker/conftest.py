@@ -14,7 +14,7 @@ from tasks.redis_access.embedded import EmbeddedRedis
 from tests.broker.scene import Scene, scene_on
 from tests.support import redis_6_2
 
-# To test another server too: BROKER_TEST_SERVER=/path/to/valkey-server make test ARGS='tests/broker -k given'
+# To also test another server: BROKER_TEST_SERVER=/path/to/valkey-server make test ARGS='tests/broker -k given'
 GIVEN_SERVER = "BROKER_TEST_SERVER"
 
 
@@ -41,7 +41,7 @@ SERVERS: Final = ("newest", *(["6.2"] if redis_6_2() else []), *(["given"] if os
 
 @pytest.fixture(params=SERVERS)
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
-    """An empty queue; the test runs once on each server. The report's header names the servers."""
+    """An empty queue. The test runs once on each server; pytest's header names the servers."""
     fixtures = {"newest": "redis_server", "6.2": "old_server", "given": "given_server"}
     server: EmbeddedRedis = request.getfixturevalue(fixtures[request.param])
     with redis.Redis.from_url(server.url, socket_timeout=60) as client:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def keepers_of(pid: int) -> list[psutil.Process]:
-    """Return the keeper processes of a process: one, or none."""
+    """Return a process's keeper process in a list, or an empty list if it has none."""
     return [one for one in psutil.Process(pid).children() if is_keeper(one)]
 
 
@@ -30,7 +30,10 @@ def is_keeper(process: psutil.Process) -> bool:
 
 
 def consumer_name_of(pid: int) -> str:
-    """Return a consumer name that the process ``pid`` could have. It contains the start time in clock ticks."""
+    """Return a consumer name that the process ``pid`` could have.
+
+    The name contains the process's start time in clock ticks.
+    """
     host, _, birth, random = consumer_name().split(":")
     started_at = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return f"{host}:{pid}:{birth.partition('.')[0]}.{started_at}:{random}"
@@ -38,7 +41,7 @@ def consumer_name_of(pid: int) -> str:
 
 @contextmanager
 def started(url: str, *, lease_ms: int, threads: int = 2, queues: int = 1) -> Iterator[subprocess.Popen[str]]:
-    """Start ``program`` as a worker that has a keeper process. Its queues are ``q``, ``q-1``, …"""
+    """Start ``program`` as a worker of the queues ``q``, ``q-1``, …, and wait until it has a keeper process."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.broker.program", url, str(lease_ms), str(threads), str(queues)],
         cwd=ROOT,
@@ -80,7 +83,7 @@ def command(
     try:
         yield process
     finally:
-        # kill the workers too: they may outlive the command and would take messages of the next test
+        # kill the workers, too, because they may outlive the command and would take the next test's messages
         family = _in_group(process.pid)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -90,7 +93,7 @@ def command(
 
 
 def _in_group(group: int) -> list[psutil.Process]:
-    """Return the processes of a process group and their descendants, including those that left the group."""
+    """Return a process group's processes and their descendants, including those that have left the group."""
     family: list[psutil.Process] = []
     for one in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
@@ -100,7 +103,7 @@ def _in_group(group: int) -> list[psutil.Process]:
 
 
 def forked(do: Callable[[], object]) -> int:
-    """Fork a process that calls ``do`` and ends without clean-up, like a killed process. Return its pid."""
+    """Fork a process that calls ``do`` and then ends without clean-up, like a killed process. Return its pid."""
     pid = os.fork()
     if pid == 0:
         status = 1

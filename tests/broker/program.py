@@ -1,7 +1,7 @@
-"""A separate worker process, for tests that stop, kill and fork one.
+"""A separate worker process, for tests that stop, kill or fork one.
 
-``python -m tests.broker.program URL LEASE_MS THREADS QUEUES``. The actors report what ran in the Redis list ``ran``.
-``processes.started`` starts it.
+``processes.started`` runs it as ``python -m tests.broker.program URL LEASE_MS THREADS QUEUES``. Its actors record what
+they ran in the Redis list ``ran``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ QUEUE = "q"
 
 
 def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
-    """Declare the actors. Each reports to the Redis list ``ran``."""
+    """Declare the actors. Each records its runs in the Redis list ``ran``."""
 
     def tell(what: str) -> None:
         client.rpush("ran", what)

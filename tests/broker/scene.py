@@ -34,10 +34,10 @@ def message(label: str, **options: Any) -> dramatiq.Message[Any]:
 
 @dataclass(frozen=True)
 class QueueState:
-    """The whole content of a queue, by the labels of its messages.
+    """A queue's whole content, by the labels of its messages.
 
-    ``pending`` maps a label to its process and delivery count. ``lost`` lists the orphans: delivered entries of the
-    stream that are in no pending list. ``ghosts`` is the number of pending ids without an entry.
+    ``pending`` maps a label to its process and delivery count. ``lost`` lists the orphans: delivered entries that are
+    in no pending list. ``ghosts`` is the number of pending ids without an entry.
     """
 
     waiting: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class QueueState:
 
 
 class Line:
-    """The link between a simulated process and Redis, which a test can cut."""
+    """A link between a simulated process and Redis. Tests can cut it."""
 
     def __init__(self) -> None:
         self.is_cut_by: type[BaseException] | None = None
@@ -118,7 +118,7 @@ class Scene:
 
     @contextmanager
     def silence(self, name: str) -> Iterator[None]:
-        """Keep the server from answering a process until the block ends."""
+        """Let the server not answer a process until the ``with`` block ends."""
         line = self._lines[name]
         line.is_cut_by = redis.TimeoutError
         try:
@@ -127,7 +127,7 @@ class Scene:
             line.is_cut_by = None
 
     def die(self, name: str) -> None:
-        """End a process as if SIGKILL had hit it a lease ago: its threads stop; its entries and heartbeat stay."""
+        """End a process as if SIGKILL had ended it a lease ago: its threads end; its entries and heartbeat remain."""
         broker, line = self.brokers.pop(name), self._lines.pop(name)
         consumer_name = broker.consumer_name
         line.is_cut_by = redis.TimeoutError
@@ -147,7 +147,7 @@ class Scene:
             self.die(name)
 
     def age(self, consumer_name: str, *, idle_ms: int) -> None:
-        """Set the idle time of a consumer's entries."""
+        """Set the idle time of all of a consumer's entries."""
         for one in self.client.xpending_range(KEYS.stream, GROUP, "-", "+", 1_000, consumername=consumer_name):
             self.client.xclaim(
                 KEYS.stream,
@@ -186,7 +186,7 @@ class Scene:
         )
 
     def charges(self) -> dict[str, tuple[float, str]]:
-        """Return, for each suspect, its crash count and the process that runs it, with a note if it is not isolated."""
+        """Return each suspect's crash count, and the process that runs it, with a note if it is not isolated."""
         labels = {entry_id: label_of(fields) for entry_id, fields in self.client.xrange(KEYS.stream)}
         noted = {}
         for entry_id, note in self.client.hgetall(KEYS.suspects).items():
@@ -197,9 +197,9 @@ class Scene:
         return noted
 
     def lose_lease(self, name: str) -> None:
-        """Expire the lease of a live process, as after a SIGSTOP, so that others can take over its entries.
+        """Let a live process's lease lapse, as after a SIGSTOP, so that others can take over its entries.
 
-        The lease must be at least a minute: the next heartbeat, a third of a lease later, would renew it.
+        The lease must be at least a minute, because the next heartbeat, a third of a lease later, would renew it.
         """
         broker = self.brokers[name]
         assert broker.settings.lease_ms >= 60_000
@@ -211,14 +211,14 @@ class Scene:
         return self._connections.run_script(script, keys, args)
 
     def beat(self, name: str) -> None:
-        """Write a heartbeat for a process. This also creates the consumer group if it is missing."""
+        """Write a heartbeat for a process, and create the consumer group if it does not exist."""
         broker = self.brokers[name]
         self.run(BEAT, (KEYS.stream, KEYS.consumers), GROUP, broker.consumer_name, broker.settings.lease_ms, 1)
 
     def sweep(self, name: str) -> Round:
-        """Run one round of a janitor of this process, including a sweep for orphans; return its findings."""
+        """Run one round of this process's janitor, including a sweep for orphans; return the findings."""
         broker = self.brokers[name]
-        # without these keys, this process is the one that promotes and that scans all entries
+        # without these keys, this process becomes the promoter and scans all entries
         self.client.delete(KEYS.promoter, KEYS.swept)
         janitor = Janitor(
             self._connections,
@@ -234,7 +234,7 @@ class Scene:
             janitor.stop()
 
     def outcomes(self, name: str) -> Outcomes:
-        """Return the ``Outcomes`` of a process that never trusts its lease, so it asks Redis about every message."""
+        """Return the ``Outcomes`` of a process that is never sure of its lease, so that it queries Redis every time."""
         broker = self.brokers[name]
         keeper = Keeper(self._connections, broker.settings, consumer_name=broker.consumer_name)
         return Outcomes(
@@ -253,7 +253,7 @@ class Scene:
         self.sweep(name)
 
     def n_blocked(self, command: str) -> int:
-        """Return how many clients are blocked in a command: consumers in ``xreadgroup``, janitors in ``xread``."""
+        """Return how many clients are blocked in a command: consumers in ``xreadgroup``, and janitors in ``xread``."""
         return sum(one["cmd"] == command and "b" in one["flags"] for one in self.client.client_list())
 
     def close(self) -> None:
@@ -295,7 +295,7 @@ def label_of(fields: Mapping[bytes, bytes]) -> str:
 
 
 def received(consumer: StreamsConsumer, n: int) -> list[Delivery]:
-    """Return the next ``n`` messages, however short the consumer's timeout is."""
+    """Return the consumer's next ``n`` messages, polling it again if its timeout is short."""
     got: list[Delivery] = []
     give_up_at = time.monotonic() + 10
     while len(got) < n:

@@ -1,4 +1,4 @@
-"""A program for the tests of shards: ``python -m tests.broker.shard_reader URL`` runs a Worker of the queue ``q``."""
+"""A program for the shard tests. ``python -m tests.broker.shard_reader URL`` runs a Worker of the queue ``q``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import redis
 
 from broker import RedisStreamsBroker
 
-RAN = "ran"  # a hash: number of the message -> how often it ran
+RAN = "ran"  # key of a hash: number of a message -> how often the message ran
 
 
 def main(url: str) -> None:

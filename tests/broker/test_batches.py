@@ -1,4 +1,4 @@
-"""Batches: several waiting messages of one actor in one call, and the messages that run individually."""
+"""Batches: one call handles several waiting messages of one actor, and other messages run individually."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.support import eventually
 
 
 class Calls:
-    """An actor with a batch function, and the calls of both."""
+    """An actor with a batch function, and a record of the calls of both."""
 
     def __init__(self, broker: dramatiq.Broker, **options: Any) -> None:
         self.alone: list[Any] = []
@@ -74,7 +74,7 @@ def send(broker: RedisStreamsBroker, calls: Calls, labels: Sequence[Any]) -> lis
 
 
 def drained(broker: RedisStreamsBroker) -> None:
-    # eight free threads, so that the first read asks for eight messages
+    # eight free threads, so that the first read requests eight messages
     with working(broker, threads=8):
         broker.join("default", timeout=30_000)
 
@@ -84,7 +84,7 @@ def results(redis_client: redis.Redis) -> Results:
     return Results(backend=ResultBackend(client=redis_client))
 
 
-def test_waiting_messages_run_in_one_batch_and_each_has_its_result(redis_url: str, results: Results) -> None:
+def test_waiting_messages_run_in_one_batch_with_a_result_each(redis_url: str, results: Results) -> None:
     with broker_on(redis_url, quick_retries(), results) as broker:
         calls = Calls(broker, store_results=True)
         sent = send(broker, calls, range(100))
@@ -97,7 +97,7 @@ def test_waiting_messages_run_in_one_batch_and_each_has_its_result(redis_url: st
         assert broker.counters("default") == {"enqueued": 100, "acked": 100, "removed": 100}
 
 
-def test_process_takes_no_more_batches_than_it_may_hold(redis_url: str) -> None:
+def test_process_holds_no_more_batches_than_max_held(redis_url: str) -> None:
     began, may_end = threading.Event(), threading.Event()
     with broker_on(redis_url) as broker:
 
@@ -123,7 +123,7 @@ def test_process_takes_no_more_batches_than_it_may_hold(redis_url: str) -> None:
             may_end.set()
             broker.join("default", timeout=30_000)
 
-    # at most the batch that runs and the one that was read next, because the first reads ask for few messages
+    # at most the running batch and the next one, because the first reads request few messages
     assert held <= 8
 
 
@@ -186,7 +186,7 @@ def test_message_of_a_failed_batch_has_its_own_retries_and_dead_letter(redis_url
     assert sorted(tries) == [0, 1, 2, 2, 2, 3]
 
 
-def test_batch_beyond_its_time_limit_ends_and_its_messages_run_again(redis_url: str) -> None:
+def test_batch_beyond_its_time_limit_is_ended_and_its_messages_run_again(redis_url: str) -> None:
     seen: list[str] = []
     with broker_on(redis_url, TimeLimit(interval=10), quick_retries(0)) as broker:
 
@@ -219,7 +219,7 @@ def batching(scene: Scene, *, prefetch: int = 10, **options: Any) -> Iterator[tu
 
 
 def given(consumer: StreamsConsumer) -> list[list[str]]:
-    """Return the labels of every message and batch that the consumer returns until it returns None."""
+    """Poll the consumer until it returns None, and return the labels of each message or batch."""
     got: list[list[str]] = []
     one = eventually(lambda: next(consumer))  # on a loaded machine, the first read may end before the server answers
     while one is not None:
@@ -262,7 +262,7 @@ def test_batch_holds_no_more_bytes_than_allowed(stage: Scene) -> None:
         assert given(consumer) == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
 
 
-def test_batch_takes_one_place_of_the_prefetch(stage: Scene) -> None:
+def test_batch_occupies_one_prefetch_slot(stage: Scene) -> None:
     with batching(stage, prefetch=2, max_size=4) as (consumer, _):
         broker = stage.brokers["a"]
         broker.enqueue_many([message(str(n)) for n in range(12)])
@@ -374,7 +374,7 @@ def test_whole_batch_is_acknowledged_in_one_call(redis_url: str, monkeypatch: py
 
 
 class Pairs(Middleware):
-    """Middleware that records which of its hooks were called for which message, and refuses some messages."""
+    """Middleware that records which hook was called for which message, and refuses some messages."""
 
     def __init__(self, refusals: dict[Any, Exception] | None = None) -> None:
         self.heard: list[tuple[str, Any]] = []

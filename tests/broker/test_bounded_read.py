@@ -1,4 +1,4 @@
-"""Entries of any size: a process keeps only a bounded part of them in memory, and no entry is lost."""
+"""A process keeps only a limited part of large entries in memory, and loses no entry."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def encoded(value: Any) -> bytes:
 
 
 class Received:
-    """A socket that returns these pieces of data, one per call, and is then closed by the server."""
+    """A socket that returns one piece of data per call, and is then closed by the server."""
 
     def __init__(self, *pieces: bytes) -> None:
         self._pieces = deque(pieces)
@@ -44,7 +44,7 @@ class Received:
 
 
 class Reader(Protocol):
-    """A function that creates a reader for a connection that received these pieces."""
+    """A function that creates a reader for a connection that receives the given pieces of data."""
 
     def __call__(self, bounds: Bounds, *pieces: bytes) -> BoundedReader: ...
 
@@ -216,7 +216,7 @@ def test_large_entries_of_a_dead_process_become_dead_letters(scene: Scene) -> No
     dead = scene.brokers["first"].consumer_name
     scene.die("first")
     ((entry_id, _),) = scene.client.xrange(KEYS.stream)
-    # this entry was delivered to the same process, but the reply was lost
+    # the reply that delivered this entry to the same process was lost
     large = scene.client.xadd(KEYS.stream, {"label": "large", "data": b"x" * (10 * LIMIT)})
     scene.client.xgroup_setid(KEYS.stream, "workers", entry_id)
     scene.client.xreadgroup("workers", dead, {KEYS.stream: ">"}, count=1)

@@ -40,7 +40,7 @@ def block(language: str, *, containing: str) -> str:
 
 @pytest.fixture(autouse=True)
 def wheels_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README uses the package name of the wheel, because its readers do not have this repository."""
+    """Make the package importable under the wheel's name, which the README's examples use."""
     monkeypatch.setitem(sys.modules, PACKAGE, broker)
 
 
@@ -80,7 +80,7 @@ def test_examples_of_features_run(
         exec(block("python", containing=part), scope)
     messages = [broker.BatchedMessage(scope["index"].message(document)) for document in ("a.txt", "b.txt")]
     scope["index_many"](messages)
-    # in a thread of its own: in this one, an earlier test may have simulated the death of a process that ran a job
+    # in a new thread, because in this one, an earlier test may have simulated the death of a process that ran a job
     with ThreadPoolExecutor(1) as thread:
         thread.submit(scope["export"], ["a", "b"]).result()
     limits = [(key.limits.kind, key.n_at_work) for key in used.inspector("default").keys_at_work()]

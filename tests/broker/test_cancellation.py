@@ -1,4 +1,4 @@
-"""Cancelled messages are gone or interrupted, free what they hold, and are never retried."""
+"""Cancelled messages are removed or interrupted, free their keys and turns, and are never retried."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_coalesced_message_takes_the_place_of_a_cancelled_one(
         next_due_ms = broker.stats(QUEUE).next_due_ms
         assert next_due_ms is not None
         assert next_due_ms > 30_000
-    # the message that was coalesced onto this one takes its place, too
+    # a message was coalesced onto this one, too, and takes its place
     assert broker.cancel(newest) == "cancelled"
     assert len(scene.state().waiting) + len(scene.state().delayed) == 1
 
@@ -291,7 +291,9 @@ def test_cancelled_retry_lets_the_next_of_its_ordering_key_run(scene: Scene) -> 
 @pytest.mark.parametrize(
     ("options", "n_at_once"), [({"concurrency_key": "c", "max_concurrent": 2}, 2), ({"rate": "3/h"}, 3)]
 )
-def test_cancelled_message_gives_up_its_turn(scene: Scene, options: dict[str, Any], n_at_once: int) -> None:
+def test_cancelled_message_gives_its_turn_to_the_next_one_in_line(
+    scene: Scene, options: dict[str, Any], n_at_once: int
+) -> None:
     broker = scene.process("a")
     ids = [broker.enqueue(message(str(n), **options)).message_id for n in range(5)]
     assert len(scene.state().waiting) == n_at_once
@@ -381,7 +383,7 @@ def test_find_shows_where_messages_are(scene: Scene) -> None:
     assert [one.state for one in broker.inspector(QUEUE).find(Selection(message_ids=["no-such-id"]))] == []
 
 
-def test_cancel_where_accepts_more_ids_than_one_search_compares(scene: Scene) -> None:
+def test_cancel_where_accepts_more_ids_than_scripts_search_for(scene: Scene) -> None:
     broker = scene.process("a")
     ids = [one.message_id for one in broker.enqueue_many([message(str(n)) for n in range(120)])]
 
@@ -593,7 +595,7 @@ def test_retry_is_refused_if_the_process_has_not_seen_the_cancellation(scene: Sc
     broker.enqueue(message("one", unique_key="u", ordering_key="k"))
     broker.enqueue(message("two", ordering_key="k"))
     (one,) = received(consumer, 1)
-    # as if this process had not found the mark yet: the mark in Redis decides
+    # as if this process had not found the mark yet, although it is in Redis
     scene.client.hset(KEYS.cancelled, one.entry_id, "")
 
     fail(broker, one)
@@ -693,8 +695,8 @@ def test_message_cancelled_during_its_delivery_has_exactly_one_outcome(redis_url
     assert counters["retried"] == counters["dead"] == 0
 
 
-def test_message_of_a_cancelled_job_keeps_only_its_own_options(redis_url: str) -> None:
-    """The option ``throws``, with which Dramatiq does not log the interrupt as an error, is removed afterwards."""
+def test_cancelled_job_leaves_no_throws_option_on_its_message(redis_url: str) -> None:
+    """The broker sets the option ``throws``, so that Dramatiq does not log the interrupt as an error."""
     seen: list[Any] = []
 
     class Seeing(dramatiq.Middleware):

@@ -1,4 +1,4 @@
-"""Queues on a real Redis Cluster of three nodes. In one test the slot of a queue moves under load."""
+"""Queues on a real Redis Cluster of three nodes. In one test, a queue's slot moves under load."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUEUES = ("red", "green", "blue")
 
 
 class Cluster:
-    """The nodes of a cluster, and an operator's actions on them."""
+    """A cluster's nodes, and the actions of its operator."""
 
     def __init__(self, servers: list[EmbeddedRedis]) -> None:
         self.ports = [server.port for server in servers]
@@ -49,7 +49,7 @@ class Cluster:
         return port
 
     def move(self, key: str) -> int:
-        """Move the key's slot, with its contents, to another node and announce it to all nodes."""
+        """Move the key's slot, with its contents, to another node, and announce the move to all nodes."""
         slot, source = key_slot(key.encode()), self.port_of(key)
         target = next(port for port in self.ports if port != source)
         ids = {port: node.execute_command("CLUSTER", "MYID").decode() for port, node in self.nodes.items()}
@@ -74,7 +74,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             directory = Path(tmp_path_factory.mktemp("node"))
             options = {"cluster-enabled": "yes", "cluster-node-timeout": "2000", "appendonly": "no"}
             server = EmbeddedRedis(directory=directory, options=options)
-            if server.port < 55_000:  # the port of a node's cluster bus is 10,000 higher
+            if server.port < 55_000:  # the node's cluster bus uses a port that is 10,000 higher
                 servers.append(stack.enter_context(server))
         nodes = [f"127.0.0.1:{server.port}" for server in servers]
         made = ["redis-cli", "--cluster", "create", *nodes, "--cluster-yes"]
@@ -154,7 +154,7 @@ def test_shards_of_a_queue_are_on_several_nodes(cluster: Cluster, broker: RedisS
     assert len({cluster.port_of(f"streams:{shard}") for shard in divided.shards("red")}) == 3
 
 
-def test_pipeline_on_several_nodes_leaves_no_keys(cluster: Cluster, broker: RedisStreamsBroker) -> None:
+def test_pipeline_across_cluster_nodes_leaves_no_keys(cluster: Cluster, broker: RedisStreamsBroker) -> None:
     broker.add_middleware(Pipelines())
     ran: list[str] = []
 
@@ -294,7 +294,7 @@ def test_queues_on_other_nodes_keep_their_leases_while_a_node_hangs(
 
         by_thread, by_child = process(keeper_process=False), process(keeper_process=True)
         eventually(lambda: keepers_of(os.getpid()))
-        # simulate C code that holds the interpreter lock: if the keeper has a child, its thread does nothing
+        # simulate C code that holds the interpreter lock: while the keeper has a child, its thread does nothing
         run_once = Keeper.run_once
         monkeypatch.setattr(Keeper, "run_once", lambda keeper: None if keeper.child_pid else run_once(keeper))
         pid = cluster.pids[hanging]
@@ -303,7 +303,7 @@ def test_queues_on_other_nodes_keep_their_leases_while_a_node_hangs(
         stack.callback(os.kill, pid, signal.SIGCONT)
 
         seconds, _ = node.time()
-        late_enough = seconds * 1_000 + lease_ms // 2  # later than any heartbeat that was on its way
+        late_enough = seconds * 1_000 + lease_ms // 2  # later than any heartbeat that was in transit
         beats = [0]
         while min(beats) < late_enough:
             seconds, micros = node.time()

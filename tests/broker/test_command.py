@@ -1,4 +1,4 @@
-"""The command: what it shows, what it changes, and how it ends."""
+"""The command line: its output, its actions, and its exit codes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_status_names_the_group_of_the_workers_if_it_differs(
     assert f"the workers use another group: --group {GROUP}" in capsys.readouterr().out
 
 
-def test_lists_show_messages_as_calls_and_why_entries_are_unreadable(
+def test_lists_show_messages_as_calls_and_reasons_for_unreadable_entries(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: redis.Redis
 ) -> None:
     with closing(hold(broker, "held")):
@@ -148,7 +148,7 @@ def waiting(broker: RedisStreamsBroker) -> list[dramatiq.Message[Any]]:
 def test_rescue_skips_messages_of_live_workers_unless_forced(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str], redis_client: Any
 ) -> None:
-    # no process of the broker consumes here, because its janitor would requeue the orphan
+    # no process consumes this queue through the broker, because its janitor would requeue the orphan
     broker.enqueue_many([message("held"), message("lost")])
     redis_client.xgroup_create(KEYS.stream, GROUP, "0")
     redis_client.xreadgroup(GROUP, "live", {KEYS.stream: ">"})
@@ -213,7 +213,7 @@ def test_cancel_by_message_id_runs_the_message_coalesced_onto_it(broker: RedisSt
     assert [one.args for one in waiting(broker)] == [("second",)]
 
 
-def test_keys_shows_waiting_messages_and_pass_over_runs_the_next_one(
+def test_keys_command_shows_the_line_and_pass_over_runs_the_next_message(
     broker: RedisStreamsBroker, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = broker.enqueue(message("first", ordering_key="k"))
@@ -270,7 +270,7 @@ def test_unreachable_server_exits_with_3(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.count("no answer from Redis") == 2
 
 
-def test_shards_command_divides_a_queue_of_a_program(
+def test_shards_command_divides_a_queue_that_a_program_declares(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Run
 ) -> None:
     program = tmp_path / "divided_jobs.py"
@@ -289,7 +289,7 @@ def test_shards_command_divides_a_queue_of_a_program(
     assert "power of two" in capsys.readouterr().err
 
 
-def test_app_names_the_broker_of_a_program(
+def test_app_option_selects_the_broker_of_a_program(
     redis_url: str,
     redis_client: redis.Redis,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""Connections of producers and workers: idle ones that died or are not needed, and limits on their number."""
+"""Connections of producers and workers: dead and idle connections, shared connections, and limits on their number."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def producer(network: Outage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis
 
 
 def fill_pool(network: Outage, producer: RedisStreamsBroker, n: int) -> None:
-    """Make the producer open ``n`` connections, which are idle afterwards."""
+    """Let the producer open ``n`` connections, which are idle afterwards."""
     threads = [threading.Thread(target=producer.enqueue, args=(message(f"{number}"),)) for number in range(n)]
     with network.hanging():
         for thread in threads:
@@ -83,7 +83,7 @@ def test_every_enqueue_of_a_burst_works_after_idle_connections_died(
     assert redis_client.xlen(KEYS.stream) == 6
 
 
-def test_message_is_enqueued_once_if_only_its_reply_died(
+def test_message_is_enqueued_once_if_only_the_reply_was_lost(
     network: Outage, producer: RedisStreamsBroker, redis_client: Any
 ) -> None:
     producer.enqueue(message("before"))
@@ -105,7 +105,7 @@ def test_enqueue_is_uncertain_if_the_server_hangs(network: Outage, producer: Red
 
 
 def enqueue_at_once(network: Outage, broker: RedisStreamsBroker, n: int, *, n_open: int) -> list[Exception]:
-    """Enqueue from ``n`` threads while the network hangs, until it has ``n_open`` connections; return the errors."""
+    """Enqueue from ``n`` threads. Let the network hang until it has ``n_open`` connections; return the errors."""
     raised: list[Exception] = []
 
     def enqueue(label: str) -> None:
@@ -153,7 +153,7 @@ def test_enqueue_fails_if_no_connection_becomes_free_in_time(network: Outage) ->
     broker.close()
 
 
-def test_connection_that_an_interrupted_thread_lost_is_not_counted(redis_url: str) -> None:
+def test_connection_lost_by_an_interrupted_thread_is_not_counted(redis_url: str) -> None:
     client = redis.Redis(connection_pool=redis.BlockingConnectionPool.from_url(redis_url, max_connections=1))
     connections = Connections(client)
     connections.run("SET", "k", 1)
@@ -177,7 +177,7 @@ def test_idle_connections_are_closed(network: Outage, redis_client: Any, monkeyp
         eventually(lambda: network.n_open == 0)
 
 
-def test_commands_in_a_row_start_one_thread_that_closes_idle_connections(
+def test_successive_commands_start_one_thread_to_close_idle_connections(
     redis_url: str, redis_client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Any] = []
@@ -227,7 +227,7 @@ def blocked(client: Any, command: str) -> list[str]:
 
 @contextmanager
 def consuming(broker: RedisStreamsBroker) -> Iterator[list[str]]:
-    """Run a worker of ten queues; yield the names of the queues whose messages ran."""
+    """Run a worker of ten queues. Yield a list to which the queue name of each message that ran is added."""
     ran: list[str] = []
     for queue in QUEUES:
         broker.declare_actor(
@@ -307,7 +307,7 @@ def test_many_messages_in_many_queues_each_run_once(redis_url: str, redis_client
             for queue in QUEUES:
                 broker.join(queue, timeout=30_000)
             run_once_each(broker, ran)
-            # one read for q1, which may have entries of any size, and one for the others
+            # one read for q1, whose entries may have any size, and one for the other queues
             eventually(lambda: len(blocked(redis_client, "xreadgroup")) == 2)
         eventually(lambda: [broker.counters(queue)["acked"] for queue in QUEUES] == [51] * len(QUEUES))
 
@@ -389,7 +389,7 @@ def test_queue_is_read_again_once_its_consumer_has_room(redis_url: str) -> None:
         assert broker.stats("q0").waiting == 0
 
 
-def test_closed_consumer_hands_back_entries_read_for_it(redis_url: str, redis_client: Any) -> None:
+def test_closed_consumer_hands_back_entries_that_a_shared_read_returns(redis_url: str, redis_client: Any) -> None:
     with broker_on(redis_url) as broker:
         consumers = {}
         for queue in QUEUES:

@@ -22,7 +22,7 @@ request_id: ContextVar[str] = ContextVar("request_id")
 
 
 class Stamping(dramatiq.Middleware):
-    """Middleware that needs the context of the caller."""
+    """Middleware that needs the caller's context variables."""
 
     def before_enqueue(self, broker: Any, message: dramatiq.Message[Any], delay: int | None) -> None:
         message.options["request_id"] = request_id.get()

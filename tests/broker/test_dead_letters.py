@@ -1,4 +1,4 @@
-"""Dead letters: what they keep, and how their number and size are bounded."""
+"""Dead letters: their contents, and the limits on their number and size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def failed() -> ValueError:
 
 
 def fail_twice(scene: Scene, name: str) -> dramatiq.Message[Any]:
-    """Fail a message, retry it with the traceback that Retries adds, fail it again; return the retry as delivered."""
+    """Fail a message, retry it with the traceback that Retries adds, and fail it again; return the delivered retry."""
     consumer, broker = scene.consumer(name), scene.brokers[name]
     broker.enqueue(message("one", unique_key="k"))
     (first,) = received(consumer, 1)
@@ -83,7 +83,7 @@ def test_oldest_dead_letters_are_deleted_beyond_the_limit_in_bytes(scene: Scene)
     limit = 1 << 20
     consumer = scene.consumer("a", prefetch=400, dead_letter_max_bytes=limit)
     broker = scene.brokers["a"]
-    # small ones first, so that the average size says nothing about those to delete
+    # small dead letters first, so that the average size does not show how many to delete
     broker.enqueue_many([message(str(n) + "x" * (100 if n < 200 else 20_000)) for n in range(400)])
     ids = []
     for delivery in received(consumer, 400):
@@ -100,7 +100,7 @@ def test_oldest_dead_letters_are_deleted_beyond_the_limit_in_bytes(scene: Scene)
     assert counters["dead_evicted"] == 400 - len(kept)
 
 
-def test_dead_letters_beyond_the_limit_in_number_are_counted_as_evicted(scene: Scene) -> None:
+def test_dead_letters_beyond_the_maximum_number_are_counted_as_evicted(scene: Scene) -> None:
     consumer = scene.consumer("a", prefetch=400, dead_letter_max=100)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(str(n)) for n in range(400)])
@@ -133,7 +133,7 @@ def test_flood_of_one_error_does_not_evict_dead_letters_with_other_errors(scene:
     assert broker.counters(QUEUE)["dead_evicted"] == 700 - len(kept)
     assert scene.client.zcard(KEYS.dead_mistakes) == len(kept)
 
-    # the causes of requeued and purged dead letters are forgotten
+    # the causes of requeued and purged dead letters are deleted
     dead_letters.requeue(one.id for one in kept[:50])
     dead_letters.purge(one.id for one in kept[50:100])
     assert scene.client.zcard(KEYS.dead_mistakes) == len(kept) - 100

@@ -44,7 +44,7 @@ def message(actor: str, *args: object) -> dramatiq.Message[Any]:
 
 
 def has_started(client: Any, times: int) -> bool:
-    """Return whether workers of the command have started this many times, including reloads."""
+    """Return whether the command has started workers this many times, including reloads."""
     return bool(client.llen("forked") == times and client.zcard("{streams:default}:consumers"))
 
 
@@ -117,7 +117,7 @@ def test_greenlet_that_never_yields_keeps_its_lease(redis_url: str, client: Any,
         producer.enqueue_many([message("work" if n % 10 else "fail_once", n) for n in range(200)])
         producer.enqueue(message("work", 200), delay=200)
         eventually(lambda: client.llen("ran") == 201, within_s=60)
-        producer.enqueue(message("compute", 3))  # for 3 s, which is a lease and a half
+        producer.enqueue(message("compute", 3))  # runs for 3 s, which is 1.5 times the lease
         eventually(lambda: client.lindex("began", -1) == b"-1", within_s=60)
         robber = RedisStreamsBroker(redis_url, middleware=[], lease_ms=2_000)
         robber.declare_queue("default")

@@ -1,4 +1,4 @@
-"""What Dramatiq guarantees about actors and messages, which every broker must provide."""
+"""Dramatiq's guarantees about actors and messages, which every broker must provide."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def quick_retries(max_retries: int = 3) -> Retries:
     return Retries(min_backoff=1, max_backoff=10, max_retries=max_retries)
 
 
-def test_message_older_than_its_age_limit_becomes_a_dead_letter(redis_url: str) -> None:
+def test_message_older_than_max_age_becomes_a_dead_letter(redis_url: str) -> None:
     ran = []
     with broker_on(redis_url, AgeLimit(max_age=60_000)) as broker:
 
@@ -177,7 +177,7 @@ def test_actor_with_higher_priority_runs_first_within_a_process(
     monkeypatch.setattr("dramatiq.worker.QUEUE_PREFETCH", 10)
     ran: list[str] = []
     first_runs, go_on = threading.Event(), threading.Event()
-    # otherwise, a Worker whose jobs are long would hold no message behind the running one
+    # with the default, a Worker with long jobs would hold no message behind the running one
     with broker_on(redis_url, long_job_ms=None) as broker:
 
         @dramatiq.actor(broker=broker, priority=5)
@@ -324,7 +324,7 @@ def test_paused_worker_starts_no_job_until_resumed(redis_url: str, monkeypatch: 
 
 
 def test_join_waits_for_a_message_that_moves_between_stream_and_delayed(redis_url: str) -> None:
-    """The message moves between the stream and the delayed set fifty times and is always in one of them."""
+    """The message moves fifty times between the stream and the delayed set, and is always in one of them."""
     n_tries = 50
     tries = 0
     with broker_on(redis_url, Retries(min_backoff=1, max_backoff=1, max_retries=n_tries)) as broker:

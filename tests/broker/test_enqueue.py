@@ -1,4 +1,4 @@
-"""Enqueueing: immediate, delayed, batched and unique messages, full queues and lost replies."""
+"""Enqueueing: immediate, delayed and unique messages, many messages at once, full queues and lost replies."""
 
 from __future__ import annotations
 
@@ -130,9 +130,9 @@ def test_janitor_is_woken_by_a_message_that_is_due_earlier(scene: Scene, by: str
     assert labels(received(consumer, 1)) == ["tried again" if by == "retry" else "sooner"]
 
 
-def test_many_due_messages_are_promoted_in_steps_and_in_order(scene: Scene) -> None:
+def test_many_due_messages_are_promoted_in_batches_and_in_order(scene: Scene) -> None:
     broker = scene.process("a")
-    messages = [message(str(n)) for n in range(450)]  # two full steps and part of a third
+    messages = [message(str(n)) for n in range(450)]  # two full batches and part of a third
     for number, one in enumerate(messages):
         broker.enqueue(one, delay=60_000 + number)
     for id_, due_ms in scene.client.zrange(KEYS.delayed, 0, -1, withscores=True):
@@ -269,7 +269,7 @@ def test_unique_lock_ttl_is_capped(scene: Scene) -> None:
     assert scene.state() == QueueState(waiting=("one", "two"), locks=("k",))
 
 
-def test_full_queue_refuses_new_messages_and_keeps_its_own(scene: Scene) -> None:
+def test_full_queue_refuses_new_messages_and_keeps_its_messages(scene: Scene) -> None:
     broker = scene.process("a", max_queue_length=2)
     broker.enqueue_many([message("one"), message("two")])
 
@@ -280,7 +280,7 @@ def test_full_queue_refuses_new_messages_and_keeps_its_own(scene: Scene) -> None
     assert scene.state() == QueueState(waiting=("one", "two"))
 
 
-def test_refused_enqueue_that_is_sent_again_is_not_mistaken_for_a_success(
+def test_refused_enqueue_call_is_refused_again_when_it_is_repeated(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = scene.process("a", max_queue_length=1)
@@ -313,7 +313,7 @@ def test_messages_refused_by_a_full_queue_do_not_overtake_each_other(
     run = Connections.run_scripts
 
     def finish_one_after_the_first_step(self: Connections, script: Any, calls: Any) -> Any:
-        """Finish a message between two steps of a round trip, as a worker might."""
+        """Let a message finish between the chunks of one ``enqueue_many`` call, as a worker might."""
         if script is not ENQUEUE:
             return run(self, script, calls)
         first = run(self, script, calls[:1])
@@ -406,7 +406,7 @@ def test_message_sent_again_after_a_lost_reply_is_enqueued_once(scene: Scene, mo
     assert broker.counters(QUEUE)["enqueued"] == 3
 
 
-def test_batch_is_enqueued_once_if_only_some_of_its_steps_had_succeeded(
+def test_enqueue_many_adds_each_message_once_if_only_some_chunks_succeeded(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broker = scene.process("a")

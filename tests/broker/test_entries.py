@@ -1,4 +1,4 @@
-"""Entries that no actor can run: each becomes a dead letter with its reason, and the queue continues."""
+"""Entries that no actor can run become dead letters with a reason, and the other entries run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from broker import InvalidMessage, UndecodableEntry
 from tests.broker.scene import KEYS, QUEUE, QueueState, Scene, message, received
 from tests.support import eventually
 
-# An unpaired surrogate: JSON can represent it but UTF-8 cannot, so text that contains it cannot be sent to Redis.
+# An unpaired surrogate. JSON can represent it but UTF-8 cannot, so text that contains one cannot be sent to Redis.
 HALF_A_CHARACTER = "\ud800"
 
 
@@ -145,7 +145,7 @@ def test_decoder_converts_foreign_entries_or_names_the_invalid_field(stage: Scen
     eventually(lambda: stage.client.xlen(KEYS.stream) == 0)
 
 
-def test_entry_whose_decoder_fails_becomes_a_dead_letter_and_work_goes_on(stage: Scene) -> None:
+def test_entry_whose_decoder_fails_becomes_a_dead_letter_and_others_run(stage: Scene) -> None:
     def decode(entry_id: str, fields: Mapping[bytes, bytes]) -> dramatiq.Message[Any]:
         raise ZeroDivisionError("a bug")
 
@@ -233,7 +233,7 @@ def test_dead_letter_keeps_only_as_many_fields_as_lua_can_unpack(scene: Scene) -
     assert scene.brokers["a"].dead_letters(QUEUE).requeue([dead_letter.id]) == 1
 
 
-def test_oversize_message_frees_its_unique_key_and_its_place_in_line(stage: Scene) -> None:
+def test_oversized_message_frees_its_unique_key_and_its_turn(stage: Scene) -> None:
     producer = stage.process("producer")
     large = message("x" * 2_000, unique_key="u", ordering_key="k")
     producer.enqueue(large)
@@ -246,7 +246,7 @@ def test_oversize_message_frees_its_unique_key_and_its_place_in_line(stage: Scen
     dead_letters = producer.dead_letters(QUEUE)
     (dead_letter,) = dead_letters.list()
     assert (dead_letter.reason, dead_letter.message_id) == ("oversize", large.message_id)
-    # it waits in line because another message with its ordering key is running
+    # the requeued message waits in line, because another message with its ordering key is running
     assert dead_letters.put_back([dead_letter.id]) == ["in-line"]
 
 
@@ -256,5 +256,5 @@ def test_eta_written_into_an_entry_is_ignored(stage: Scene) -> None:
 
     (one,) = received(consumer, 1)
 
-    # a Worker that saw the eta would keep the message in its memory until then
+    # a Worker would keep a message with an eta in its memory until that time
     assert "eta" not in one.options

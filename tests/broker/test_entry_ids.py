@@ -1,4 +1,4 @@
-"""Entry ids ahead of the clock, or the greatest possible id: messages still run, and ages stay correct."""
+"""If entry ids are ahead of the clock or the greatest possible, messages still run and ages are correct."""
 
 from __future__ import annotations
 

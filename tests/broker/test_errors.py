@@ -1,4 +1,4 @@
-"""The errors of the broker can be passed between processes."""
+"""The broker's errors can be passed between processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PARTS = ("priority", "is -1", "set 0 or more")
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_error_about_a_field_keeps_its_parts_when_pickled(error: InvalidField) -> None:
+def test_error_keeps_its_field_problem_and_hint_when_pickled(error: InvalidField) -> None:
     again = pickle.loads(pickle.dumps(error))
 
     assert (type(again), str(again)) == (type(error), str(error))

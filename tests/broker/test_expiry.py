@@ -1,4 +1,4 @@
-"""Messages that did not begin in time are dropped, on the server's clock."""
+"""Messages that did not start in time, on the server's clock, are dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import eventually
 
 
 def begin(scene: Scene, name: str, delivery: Delivery) -> None:
-    """Begin to run a message, as the Worker does."""
+    """Start running a message, as the Worker does."""
     scene.brokers[name].emit_before("process_message", delivery)
 
 
@@ -50,7 +50,7 @@ def test_message_that_did_not_start_in_time_is_dropped_and_counted(scene: Scene)
     assert (counters["expired"], counters["dead"], counters["removed"], counters["acked"]) == (1, 0, 1, 0)
 
 
-def test_expired_message_kept_as_a_dead_letter_never_expires_again(scene: Scene) -> None:
+def test_requeued_dead_letter_of_an_expired_message_never_expires(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("late", expires_in_ms=0, keep_expired=True))

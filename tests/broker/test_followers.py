@@ -36,7 +36,7 @@ def of_size(n_bytes: int, **options: Any) -> dramatiq.Message[Any]:
 
 
 @pytest.mark.parametrize("spare", [0, 1, 7, 100, 300])
-def test_message_that_just_fits_is_retried(scene: Scene, spare: int) -> None:
+def test_message_of_the_maximum_size_is_retried(scene: Scene, spare: int) -> None:
     consumer = scene.consumer("a", max_message_bytes=LIMIT)
     broker = scene.brokers["a"]
     sent = of_size(LIMIT - spare)
@@ -54,7 +54,7 @@ def test_message_that_just_fits_is_retried(scene: Scene, spare: int) -> None:
     assert broker.dead_letters(QUEUE).list() == []
 
 
-def test_retry_that_fits_keeps_its_traceback(scene: Scene) -> None:
+def test_retry_within_the_size_limit_keeps_its_traceback(scene: Scene) -> None:
     consumer = scene.consumer("a", max_message_bytes=LIMIT)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -139,7 +139,7 @@ def test_requeue_skips_too_large_dead_letters_and_requeues_the_others(scene: Sce
     assert [dead_letter.reason for dead_letter in dead_letters.list()] == ["oversize"]
 
 
-def test_dead_letter_of_a_retry_that_outgrew_the_limit_can_be_requeued(scene: Scene) -> None:
+def test_dead_letter_of_a_retry_beyond_the_size_limit_can_be_requeued(scene: Scene) -> None:
     consumer = scene.consumer("a", max_message_bytes=LIMIT)
     broker = scene.brokers["a"]
     broker.enqueue(of_size(LIMIT))
@@ -196,8 +196,8 @@ def test_dead_letter_of_a_follow_up_names_its_invalid_option(redis_url: str) -> 
         )
 
 
-def test_message_whose_result_cannot_be_passed_on_becomes_a_dead_letter(redis_url: str) -> None:
-    """The message for the next stage cannot be encoded, so it cannot become a dead letter either."""
+def test_message_whose_result_cannot_be_encoded_becomes_a_dead_letter(redis_url: str) -> None:
+    """The next stage's message cannot be encoded, so it cannot become a dead letter itself."""
     results: list[Any] = []
 
     with broker_on(redis_url, Pipelines()) as broker:
@@ -272,7 +272,7 @@ def test_refused_completion_callback_of_a_group_becomes_a_dead_letter(redis_url:
 
 
 def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
-    """Run a message up to the attempt to enqueue its follow-up. Return its consumer and the message."""
+    """Run a message and try to enqueue its follow-up message. Return the consumer and the finished message."""
     consumer = scene.consumer(name, middleware=[Pipelines()], prefetch=1, max_message_bytes=LIMIT)
     broker = scene.brokers[name]
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
@@ -287,7 +287,7 @@ def finished(scene: Scene, name: str, follower: dramatiq.Message[Any]) -> Any:
 def test_follow_up_of_a_message_that_runs_twice_becomes_one_dead_letter(scene: Scene) -> None:
     follower = message("two")
     finished(scene, "a", follower)
-    scene.die("a")  # it dies before the acknowledgement
+    scene.die("a")  # before the acknowledgement
 
     consumer, one = finished(scene, "b", follower)
     consumer.ack(one)
@@ -343,7 +343,7 @@ def remembered(scene: Scene) -> int:
 
 
 def followed(scene: Scene, name: str, follower: dramatiq.Message[Any] | None = None, **settings: Any) -> Any:
-    """Run the next message, and enqueue its follow-up message if one is given; return its consumer and the message."""
+    """Run the next message, and enqueue its follow-up message, if given; return the consumer and the message."""
     consumer = scene.consumer(name, middleware=[Pipelines()], prefetch=1, **settings)
     broker = scene.brokers[name]
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)
@@ -355,7 +355,7 @@ def followed(scene: Scene, name: str, follower: dramatiq.Message[Any] | None = N
     return consumer, one
 
 
-def test_ack_forgets_the_follow_up_messages(scene: Scene) -> None:
+def test_ack_deletes_the_keys_of_follow_up_messages(scene: Scene) -> None:
     consumer, one = followed(scene, "a", message("two"))
     assert remembered(scene) == 1
 
@@ -366,8 +366,8 @@ def test_ack_forgets_the_follow_up_messages(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("end", ["retry", "retry first", "reject", "dead letter"])
-def test_end_of_a_failed_message_forgets_its_follow_up_messages(scene: Scene, end: str) -> None:
-    """Dramatiq's Callbacks enqueues on_failure after each failure, whether or not Retries has written a retry."""
+def test_end_of_a_failed_message_deletes_the_keys_of_its_follow_ups(scene: Scene, end: str) -> None:
+    """Dramatiq's Callbacks enqueues ``on_failure`` after every failure, even if Retries has written a retry."""
     consumer = scene.consumer("a", middleware=[Callbacks()], max_message_bytes=LIMIT)
     broker = scene.brokers["a"]
     dramatiq.actor(broker=broker, queue_name=QUEUE, actor_name="work")(lambda *_: None)

@@ -1,4 +1,4 @@
-"""Keys of the broker to which another program has written values of another type."""
+"""The broker works although another program has stored values of another type at its keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callbacks of groups run once, after all members, even if members run again because their workers died."""
+"""Group callbacks run once, after all members, even if members run again because their workers died."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support import eventually
 
 
 class Member:
-    """A simulated process that runs members of groups and their callbacks."""
+    """A simulated process that runs group members and callbacks."""
 
     def __init__(self, scene: Scene, name: str) -> None:
         self.consumer: StreamsConsumer = scene.consumer(name, middleware=[GroupCallbacks()], timeout=100)
@@ -76,7 +76,7 @@ def test_member_that_runs_again_counts_once(scene: Scene) -> None:
     a = Member(scene, "a")
     a.send_group("1", "2", "3")
     first = a.receive(3)["1"]
-    a.run(first)  # its worker dies before the acknowledgement
+    a.run(first)  # the worker dies before the acknowledgement
 
     scene.die("a")
     b = Member(scene, "b")

@@ -1,4 +1,4 @@
-"""Every middleware hook before a step is paired with the one after it, as gauges and spans of other packages need."""
+"""Every middleware hook before a step is paired with the hook after it, because gauges and spans depend on pairs."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Refusing(Middleware):
 
 @pytest.fixture
 def prometheus(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Prometheus:
-    """Dramatiq's Prometheus middleware, with files and environment variables that other tests do not see."""
+    """Dramatiq's Prometheus middleware, with its own files and environment variables."""
     monkeypatch.setattr("dramatiq.middleware.prometheus.DB_PATH", str(tmp_path))
     for name in ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
         monkeypatch.setenv(name, str(tmp_path))
@@ -192,7 +192,7 @@ def test_middleware_is_not_called_for_a_message_that_another_process_holds(stage
     pairs = Pairs()
     mine = stage.consumer("a", middleware=[pairs])
     broker = stage.brokers["a"]
-    broker.enqueue(message("one", unique_key="k"))  # Redis is asked whether it may run
+    broker.enqueue(message("one", unique_key="k"))  # a message with a unique key is checked in Redis before it runs
     (one,) = received(mine, 1)
     pairs.heard.clear()
     stage.client.xclaim(KEYS.stream, broker.settings.group, "another", 0, [one.entry_id])
@@ -237,7 +237,7 @@ def test_hooks_are_paired_for_an_unhandled_failure_during_its_ack(stage: Scene) 
     assert stage.state().dead == (("unhandled", "one"),)
 
 
-def test_hooks_are_paired_for_the_rejection_of_a_bad_follow_up(redis_url: str) -> None:
+def test_hooks_are_paired_when_an_invalid_follow_up_is_rejected(redis_url: str) -> None:
     pairs = Pairs()
     with broker_on(redis_url, Pipelines(), pairs) as broker:
         work = dramatiq.actor(broker=broker, actor_name="work")(lambda *_: None)
@@ -251,7 +251,7 @@ def test_hooks_are_paired_for_the_rejection_of_a_bad_follow_up(redis_url: str) -
 
 @pytest.fixture
 def lose_once(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Lose the connection at the next call of a script."""
+    """Let the next call of a script lose the connection."""
 
     def lose(script: Any) -> None:
         run_script, is_lost = Connections.run_script, False

@@ -33,7 +33,7 @@ def test_process_whose_pid_was_reused_counts_as_dead() -> None:
 
 
 def test_hidden_process_does_not_count_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes of other users are hidden if /proc is mounted with hidepid or a unit sets ProtectProc=invisible."""
+    """Other users' processes are hidden if /proc is mounted with hidepid or a unit sets ProtectProc=invisible."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = consumer_name_of(process.pid)
     monkeypatch.setattr(identity, "stat_of", lambda pid: None)

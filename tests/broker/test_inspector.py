@@ -1,4 +1,4 @@
-"""Operators' actions lose no entry and skip entries that changed since they were seen."""
+"""Operators' actions lose no entry, and skip entries that have changed since they were listed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STRANGER = "somebody-by-hand"
 
 
 def given_held_by_a_stranger(scene: Scene, *names: str) -> None:
-    """Enqueue messages and deliver them to a consumer that has no process."""
+    """Enqueue messages, and deliver them to a consumer that has no process."""
     broker = scene.process("producer")
     broker.enqueue_many([message(name) for name in names])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")
@@ -30,8 +30,8 @@ def test_rescued_entries_run_elsewhere_at_once(scene: Scene) -> None:
     assert scene.brokers["operator"].counters(QUEUE)["rescued"] == 2
 
 
-def test_entries_are_rescued_from_a_group_reset_to_its_beginning(scene: Scene) -> None:
-    """After the reset the group's last delivered id is 0, although entries are in flight."""
+def test_entries_in_flight_are_rescued_after_the_group_was_reset_to_0(scene: Scene) -> None:
+    """After the reset, the group's last delivered id is 0, although entries are in flight."""
     given_held_by_a_stranger(scene, "one", "two")
     inspector = scene.process("operator").inspector(QUEUE)
     scene.client.xgroup_setid(KEYS.stream, GROUP, "0")

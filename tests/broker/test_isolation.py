@@ -25,7 +25,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def entering(threads: ThreadPoolExecutor, isolation: Isolation, one: Delivery) -> Future[Delivery | None]:
-    """Call ``enter`` in a thread, check that the message has to wait, and return the future result."""
+    """Call ``enter`` in a thread, and check that the message has to wait. Return a future with the result."""
     n_before = isolation.n_waiting
     future = threads.submit(isolation.enter, one)
     eventually(lambda: isolation.n_waiting == n_before + 1)
@@ -84,7 +84,7 @@ def test_suspects_run_one_at_a_time(threads: ThreadPoolExecutor) -> None:
     assert most == [True] * 50
 
 
-def test_isolation_that_times_out_is_reported_once() -> None:
+def test_suspect_is_reported_once_when_its_isolation_times_out() -> None:
     isolation, suspect = Isolation(patience_s=0.01), delivery(charges=1)
     isolation.enter(suspect)
 
@@ -93,7 +93,7 @@ def test_isolation_that_times_out_is_reported_once() -> None:
     assert isolation.enter(delivery()) is None
 
 
-def test_suspect_runs_without_isolation_when_another_job_takes_too_long() -> None:
+def test_suspect_runs_alongside_a_job_that_outlasts_its_patience() -> None:
     isolation, suspect = Isolation(patience_s=0.01), delivery(charges=1)
     isolation.enter(delivery())
 
@@ -138,7 +138,7 @@ def test_leaving_isolation_twice_or_without_entering_does_nothing() -> None:
     assert not isolation.is_held
 
 
-def test_consecutive_suspects_delay_a_message_no_longer_than_a_single_one(
+def test_several_suspects_delay_a_message_no_longer_than_one_does(
     threads: ThreadPoolExecutor,
 ) -> None:
     isolation, suspect = Isolation(patience_s=0.2), delivery(charges=1)

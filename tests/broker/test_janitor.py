@@ -1,4 +1,4 @@
-"""The number of rounds of all janitors does not grow with the number of processes."""
+"""The janitors' total number of rounds does not grow with the number of processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NewJanitor = Callable[..., Janitor]
 
 @pytest.fixture
 def janitor(redis_client: redis.Redis) -> Iterator[NewJanitor]:
-    """A function that returns the janitor of a new process, with a heartbeat in the far future."""
+    """A function that returns the janitor of a new process, whose heartbeat is in the far future."""
     with ExitStack() as at_end:
 
         def new(name: str, *, on_takeable: Callable[[], None] = lambda: None, **settings: Any) -> Janitor:
@@ -87,10 +87,10 @@ def test_one_process_promotes_until_it_stops(
     assert second.run_once().n_promoted == 2
 
 
-def test_lost_promoter_is_replaced(scene_with_producer: Scene, janitor: NewJanitor) -> None:
+def test_lost_promoter_is_replaced_by_another_process(scene_with_producer: Scene, janitor: NewJanitor) -> None:
     scene = scene_with_producer
     make_due(scene, "one")
-    janitor("lost").run_once()  # its only round, as if its machine was then lost
+    janitor("lost").run_once()  # the only round, as if the machine was lost afterwards
     for name in "abc":
         janitor(name).start()
 
@@ -130,7 +130,7 @@ def test_notification_of_delayed_or_handed_back_messages_needs_no_round(
     assert heard.wait(30)
     assert n_scripts(scene.client) == before
 
-    scene.client.xadd(KEYS.timer, {"paused": 1})  # a round must look up whether the queue is still paused
+    scene.client.xadd(KEYS.timer, {"paused": 1})  # requires a round, which reads whether the queue is paused
     eventually(lambda: n_scripts(scene.client) > before)
 
 
@@ -160,5 +160,5 @@ def test_one_process_scans_all_entries_for_orphans(scene_with_producer: Scene, j
 
     assert second.run_once().n_orphans == 0
 
-    scene.client.delete(KEYS.swept)  # as if the interval between two passes had gone by
+    scene.client.delete(KEYS.swept)  # as if the interval between two passes were over
     assert janitor("third").run_once().n_orphans == 1

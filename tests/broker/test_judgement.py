@@ -1,4 +1,4 @@
-"""A stuck process loses its messages; a process that merely works for a long time does not."""
+"""A stuck process loses its messages, and a process that only works for a long time does not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEASE_MS = 2_000
 
 
 def running(label: str, *, for_s: float | None, limit_s: float = LIMIT_S, **facts: Any) -> Delivery:
-    """Return a message that has run for ``for_s`` seconds, or has not begun if ``for_s`` is None."""
+    """Return a message that has run for ``for_s`` seconds, or has not started if ``for_s`` is None."""
     delivery = Delivery(
         message(label, limit_s=limit_s), entry_id="1-0", queue=QUEUE, consumer_name="me", deliveries=1, pid=1
     )

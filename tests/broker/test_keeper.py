@@ -1,4 +1,4 @@
-"""The keeper process: when a process keeps its lease, and when it loses it."""
+"""The keeper process: when a process keeps its lease, and when the lease lapses."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ignores(process: psutil.Process, number: signal.Signals) -> bool:
 
 @pytest.fixture
 def two_worlds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the processes of this machine from each other, so that they learn of deaths only through Redis."""
+    """Hide this machine's processes from each other, so that they learn of deaths only through Redis."""
     monkeypatch.setattr("broker.janitor.is_dead_sibling", lambda _: False)
 
 
@@ -110,7 +110,7 @@ def test_keeper_ignores_signals_and_ends_with_its_process(stage: Scene) -> None:
     with started(stage.url, lease_ms=SHORT_MS) as process:
         child = keeper_of(process.pid)
         (name,) = stage.client.zrange(KEYS.consumers, 0, -1)
-        # a thread writes the first heartbeats, until the child has started
+        # until the child has started, a thread writes the heartbeats
         signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         eventually(lambda: all(ignores(child, number) for number in signals))
         for number in signals:
@@ -166,7 +166,7 @@ def test_keeper_survives_a_redis_outage_and_shows_no_secret(server: EmbeddedRedi
     client.close()
 
 
-def test_late_heartbeat_does_not_revive_a_dead_process(scene: Scene) -> None:
+def test_late_heartbeat_does_not_make_a_dead_process_alive(scene: Scene) -> None:
     consumer = scene.consumer("a", lease_ms=LONG_MS)
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))

@@ -269,7 +269,7 @@ def test_limits_hold_among_workers_while_jobs_fail_at_random(redis_url: str, red
 
 
 def started(scene: Scene, name: str, delivery: Any) -> None:
-    """Begin to run a message, as the Worker does."""
+    """Start running a message, as the Worker does."""
     scene.brokers[name].emit_before("process_message", delivery)
 
 
@@ -278,7 +278,7 @@ def at_rate(rate: str, *names: str, **options: Any) -> list[dramatiq.Message[Any
 
 
 def a_period_passes(scene: Scene, name: str) -> None:
-    """Free the places of all earlier starts, and make the messages due that wait for them."""
+    """Free the permits of all earlier starts, and make the messages due that wait for them."""
     for field in scene.client.hkeys(KEYS.limits):
         if field.endswith(b"\0starts"):
             scene.client.hdel(KEYS.limits, field)
@@ -365,7 +365,7 @@ def test_retry_counts_as_a_start_of_its_rate(scene: Scene, key: dict[str, str]) 
 
 
 @pytest.mark.parametrize("place", ["undelivered", "delayed"])
-def test_next_message_gets_the_place_of_a_removed_message_with_a_rate(scene: Scene, place: str) -> None:
+def test_next_message_gets_the_permit_of_a_removed_message_with_a_rate(scene: Scene, place: str) -> None:
     consumer = scene.consumer("a", timeout=50)
     broker = scene.brokers["a"]
     broker.enqueue_many(at_rate("1/day", "1", "2", "3"))
@@ -379,11 +379,11 @@ def test_next_message_gets_the_place_of_a_removed_message_with_a_rate(scene: Sce
 
     if place == "undelivered":
         assert labels(received(consumer, 1)) == ["2"]
-    else:  # message 3 takes the place of message 2, but not before a period has passed
+    else:  # message 3 takes the permit of message 2, but not before a period has passed
         assert scene.state().delayed == ("3",)
 
 
-def test_lowered_rate_holds_although_more_have_started(scene: Scene) -> None:
+def test_lowered_rate_applies_although_more_messages_have_started(scene: Scene) -> None:
     broker = scene.process("a")
     seconds, _ = scene.client.time()
     starts = " ".join(f"{(seconds + 1_000 * n) * 1_000}:1" for n in (1, 2, 3, 4))
@@ -396,7 +396,7 @@ def test_lowered_rate_holds_although_more_have_started(scene: Scene) -> None:
     assert broker.stats(QUEUE).in_line == 1
 
 
-def test_rate_without_a_key_is_counted_per_actor(stage: Scene) -> None:
+def test_rate_without_a_key_limits_each_actor(stage: Scene) -> None:
     consumer = stage.consumer("a", timeout=50)
     broker = stage.brokers["a"]
     other: dramatiq.Message[Any] = dramatiq.Message(
@@ -413,7 +413,7 @@ def test_rate_without_a_key_is_counted_per_actor(stage: Scene) -> None:
     ]
 
 
-def test_memory_of_a_rate_is_bounded_and_ends_with_its_period(stage: Scene) -> None:
+def test_record_of_starts_is_bounded_and_expires_after_the_period(stage: Scene) -> None:
     consumer = stage.consumer("a", prefetch=400)
     broker = stage.brokers["a"]
     broker.enqueue_many(at_rate("1000/day", *map(str, range(300))))
@@ -452,7 +452,7 @@ def test_rate_holds_among_worker_threads(redis_url: str) -> None:
         broker.close()
 
     assert len(begun) == 7
-    # the sixth start is a second after the first one, which came after the worker began
+    # the sixth start is a second after the first one, which is after the worker's start
     assert sorted(begun)[5] - since > 0.99
 
 
@@ -477,7 +477,7 @@ def test_urgent_message_overtakes_the_backlog_except_unstarted_messages(scene: S
 
     ran = [run_next(scene, "a", consumer) for _ in range(34)]
 
-    # the urgent message is added to the stream when the first message starts and frees a place
+    # the urgent message is added to the stream when the first message starts and frees a permit
     expected = [f"bulk {n}" for n in range(30)]
     expected[MOST_UNSTARTED:MOST_UNSTARTED] = ["plain", "urgent", "soon", "soon too"]
     assert ran == expected
@@ -485,7 +485,7 @@ def test_urgent_message_overtakes_the_backlog_except_unstarted_messages(scene: S
 
 
 @pytest.mark.parametrize("how", ["dies", "is deleted", "is retried", "is rejected and requeued"])
-def test_place_of_a_message_with_a_priority_is_freed_however_it_ends(scene: Scene, how: str) -> None:
+def test_permit_of_a_message_with_a_priority_is_freed_however_it_ends(scene: Scene, how: str) -> None:
     first = scene.consumer("a", prefetch=1)
     second = scene.process("b")
     second.enqueue_many(with_priority(1, *map(str, range(MOST_UNSTARTED + 3))))

@@ -36,7 +36,7 @@ def producer(redis_url: str) -> Iterator[RedisStreamsBroker]:
 
 
 def workers_of(master: subprocess.Popen[bytes], client: Any) -> list[psutil.Process]:
-    """Return the workers and their keepers, but not the processes started by middleware or by spawning."""
+    """Return the workers and their keepers, without the processes that middleware or ``spawn`` started."""
     forked = {int(pid) for pid in client.lrange("forked", 0, -1)}
     return [
         one
@@ -60,7 +60,7 @@ def test_workers_of_a_killed_master_end_and_their_jobs_run_elsewhere(
     options: tuple[str, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One of the workers is stopped, as by a debugger. It ends all the same."""
+    """One of the workers is stopped, as by a debugger. It still ends."""
     monkeypatch.setenv(GRACE, "500")
     producer.enqueue_many([message("work", number, 60) for number in range(4)])
     with command(redis_url, "--threads", "1", "--processes", str(n_workers), *options) as master:
@@ -88,7 +88,7 @@ def test_job_ends_in_the_grace_period_but_cannot_write_to_the_masters_log(
         for pid in client.lrange("forked", 0, -1):
             os.kill(
                 int(pid), signal.SIGKILL
-            )  # the fork has the file descriptors of the worker, and would keep the log pipe open
+            )  # the fork has the worker's file descriptors, and would keep the log pipe open
         master.kill()
         master.wait()
 
@@ -99,10 +99,10 @@ def test_job_ends_in_the_grace_period_but_cannot_write_to_the_masters_log(
     assert producer.counters("default")["recovered"] == 0
 
 
-def test_worker_that_boots_while_its_master_ends_does_not_outlive_it(
+def test_worker_whose_master_ends_while_it_boots_ends_too(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it boots, the worker waits for its dead master in Dramatiq's code, and would read messages meanwhile."""
+    """While it boots, the worker waits for its dead master in Dramatiq's code, and would read messages during that."""
     monkeypatch.setenv(GRACE, "600000")
     monkeypatch.setenv("BOOT_WITHOUT_MASTER", "1")
     with command(redis_url, "--threads", "1") as master:

@@ -1,4 +1,4 @@
-"""Only middleware with a non-empty method for a signal is called, as Dramatiq would call it."""
+"""Middleware with a non-empty method for a signal is called as Dramatiq would call it, and no other middleware is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.broker.scene import message
 
 
 class Hears(dramatiq.Middleware):
-    """Middleware that records the signals it receives, with its own name."""
+    """Middleware that records its own name and the signals that it receives."""
 
     def __init__(self, name: str, heard: list[str]) -> None:
         self.name, self.heard = name, heard
@@ -91,7 +91,7 @@ def test_middleware_error_stops_the_signal(error: Exception) -> None:
     assert heard == []
 
 
-def test_signal_unknown_to_dramatiq_reaches_methods_with_its_name() -> None:
+def test_signal_unknown_to_dramatiq_calls_methods_with_its_name() -> None:
     heard: list[str] = []
 
     class HearsOurs(dramatiq.Middleware):

@@ -1,4 +1,4 @@
-"""The migration of queues from Dramatiq's real RedisBroker."""
+"""The migration of messages from Dramatiq's real RedisBroker."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Whatever happens to a queue, in any order, every message is in exactly one place until it is done.
 
-The model only knows whether a message lives, is a dead letter, or is gone (done, purged or cancelled). Raw commands in
-one transaction read from the server where the messages are. The suite always runs the same few short examples;
+The model only knows whether a message lives, is a dead letter, or is gone (done, purged or cancelled). One transaction
+of raw commands reads from the server where the messages are. The suite always runs the same few short examples, and
 ``make test-model`` runs hundreds of long, random ones.
 """
 
@@ -30,7 +30,7 @@ from tests.broker.scene import GROUP, KEYS, QUEUE, Scene, fail, label_of, messag
 from tests.support import eventually
 
 WHICH = st.integers(0, 99)
-# The options of all messages of a key, by key. The period of the rate is longer than a run.
+# The options of all messages with a key, by key. The rate's period is longer than a run.
 LIMITS: dict[str | None, dict[str, Any]] = {
     "k": {"ordering_key": "k"},
     "l": {"ordering_key": "l"},
@@ -42,7 +42,7 @@ LIMITS: dict[str | None, dict[str, Any]] = {
 
 
 class Queue(RuleBasedStateMachine):
-    """A queue with two processes at a time. A process that dies is replaced by a new one."""
+    """A queue with two processes at a time. If one dies, a new process replaces it."""
 
     client: redis.Redis
     url: str
@@ -61,14 +61,14 @@ class Queue(RuleBasedStateMachine):
         self.unique: set[str] = set()
         # message -> the newest message coalesced onto it
         self.coalesced: dict[str, str] = {}
-        # messages that were cancelled while a process held them
+        # messages that were cancelled while a process was holding them
         self.marked: set[str] = set()
         self.consumers: dict[str, StreamsConsumer] = {}
         self.held: dict[str, list[Delivery]] = {}
 
     @initialize()
     def at_work(self) -> None:
-        """Start two processes with messages of every kind, because many random runs would never receive one."""
+        """Start with messages of every kind in two processes, because many random runs would never receive one."""
         self.begin()
         self.begin()
         self.enqueue(0, 4, None, None, None)
@@ -87,7 +87,8 @@ class Queue(RuleBasedStateMachine):
         self.consumers[name] = self.scene.consumer(name, prefetch=5, timeout=10)
         self.held[name] = []
 
-    # Janitors run at any time and change the candidates. So a choice is drawn as a number, taken modulo their count.
+    # Janitors run at any time and change the candidates. So a choice is a random number modulo the number of
+    # candidates.
 
     def a_process(self, which: int) -> tuple[str, RedisStreamsBroker, StreamsConsumer]:
         name = sorted(self.consumers)[which % len(self.consumers)]
@@ -142,7 +143,7 @@ class Queue(RuleBasedStateMachine):
             if delivery is None:
                 return
             assert isinstance(delivery, Delivery)
-            # while a message was in the consumer's buffer, another process may have finished it
+            # another process may have finished the message while it was in the consumer's buffer
             assert delivery.args[0] in self.living or not self.is_there(delivery)
             assert delivery.entry_id not in {one.entry_id for one in self.held[name]}, "no process gets what it has"
             self.scene.outcomes(name).may_run(delivery)
@@ -161,7 +162,7 @@ class Queue(RuleBasedStateMachine):
                 was_there = self.is_there(delivery)
                 consumer.ack(delivery)
                 eventually(lambda: not self.is_there(delivery))
-                if was_there:  # a success is accepted from any process
+                if was_there:  # success is accepted from any process
                     self.living.remove(label)
                     self.gone.add(label)
                     self.coalesced.pop(label, None)
@@ -184,7 +185,7 @@ class Queue(RuleBasedStateMachine):
 
     @rule(which=WHICH, how=st.sampled_from(["succeed", "reject", "retry", "give back"]))
     def be_robbed_and_settle(self, which: int, how: str) -> None:
-        """Claim a message that a process holds, then let the process settle it: only a success still counts."""
+        """Claim a message that a process holds, then let the process settle it. Only success is still accepted."""
         held = [delivery for name in sorted(self.held) for delivery in self.held[name]]
         if held:
             robbed = held[which % len(held)]
@@ -206,7 +207,7 @@ class Queue(RuleBasedStateMachine):
         ),
     )
     def inspector(self, which: int, command: str) -> None:
-        """Run an action of an operator, a janitor or the clock."""
+        """Run an action of an operator or a janitor, or advance the clock."""
         pending: Any = self.scene.client.xpending_range(KEYS.stream, GROUP, "-", "+", 100)
         one = pending[which % len(pending)] if pending else None
         match command:
@@ -330,7 +331,7 @@ class Queue(RuleBasedStateMachine):
             self.scene.close()
 
     def run_dry(self) -> None:
-        """Check that one working process finishes everything, whatever has happened."""
+        """Check that one working process finishes all messages, whatever has happened."""
         for name in list(self.consumers):
             del self.consumers[name], self.held[name]
             self.scene.die(name)
@@ -365,7 +366,7 @@ def test_every_message_is_always_in_exactly_one_place(redis_client: redis.Redis,
         max_examples=many or 12,
         derandomize=not many,
         stateful_step_count=60 if many else 25,
-        # the actions wait for a server, which Hypothesis would report as too slow
+        # the actions wait for a server, and Hypothesis would report that they are too slow
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     run_state_machine_as_test(OnThisServer, settings=settings)

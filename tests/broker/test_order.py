@@ -1,4 +1,4 @@
-"""Messages of one ordering key run one at a time, in the order of enqueueing, whatever happens to them."""
+"""Messages with the same ordering key run one at a time, in the order of enqueueing, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_messages_of_a_key_keep_their_order_when_jobs_fail_at_random(redis_url: 
     assert redis_client.keys("*ordered*") == []
 
 
-def test_huge_delay_does_not_affect_other_messages(scene: Scene) -> None:
+def test_very_long_delay_does_not_affect_other_messages(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(of_key("k", "one")[0])
@@ -234,7 +234,7 @@ def due_in_ms(broker: RedisStreamsBroker) -> int:
     return due
 
 
-def test_last_attempt_is_due_when_its_ordering_key_must_be_released(scene: Scene) -> None:
+def test_last_attempt_is_due_when_the_hold_of_its_ordering_key_ends(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", "two", ordering_hold_ms=60_000))
@@ -259,7 +259,7 @@ def test_message_holding_its_ordering_key_too_long_becomes_a_dead_letter(scene: 
         fail(broker, again)
         assert again.failed, "the Worker rejects it, so its result is an error"
         consumer.nack(again)
-    else:  # the retry could not be written while the job's middleware ran
+    else:  # the retry could not be written while middleware ran after the job
         again.options["retries"] += 1
         consumer.ack(again)
 

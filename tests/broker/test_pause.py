@@ -8,12 +8,12 @@ from tests.support import eventually
 
 
 def reads(scene: Scene, consumer: StreamsConsumer) -> bool:
-    """Poll the consumer once and return whether it is then blocked at the server, waiting for messages."""
+    """Poll the consumer once, and return whether it then waits for messages in a blocked command."""
     return next(consumer) is None and scene.n_blocked("xreadgroup") == 1
 
 
 def stops_reading(scene: Scene, consumer: StreamsConsumer) -> bool:
-    """Poll the consumer once and return whether it is then not blocked at the server."""
+    """Poll the consumer once, and return whether it then waits in no blocked command."""
     return next(consumer) is None and not scene.n_blocked("xreadgroup")
 
 

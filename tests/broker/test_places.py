@@ -49,7 +49,7 @@ def jobs_on(url: str, *queues: str, **settings: Any) -> Iterator[Jobs]:
 
 
 def run_by_an_idle_process(url: str, queue: str, n: int) -> list[tuple[str, int]]:
-    """Run ``n`` messages in a process that has nothing else to do; return their labels and delivery counts."""
+    """Run ``n`` messages in an otherwise idle process; return their labels and delivery counts."""
     broker = RedisStreamsBroker(url, middleware=[], lease_ms=2_000)
     broker.declare_queue(queue)
     consumer = broker.consume(queue, prefetch=100, timeout=100)
@@ -128,7 +128,7 @@ def test_queues_take_turns_at_the_only_thread(redis_url: str) -> None:
         jobs.send("long", "many", *"abcdefghijkl")
         eventually(lambda: jobs.began)
         jobs.send("long", "few", "few")
-        # it waits for its turn, unread or handed back
+        # the other queue's message waits for its turn, undelivered or handed back
         eventually(lambda: jobs.broker.stats("few").undelivered or jobs.broker.counters("few")["handed_back"])
 
         for n in range(1, 7):

@@ -39,7 +39,7 @@ def test_queue_waits_while_a_higher_priority_queue_has_messages(redis_url: str) 
         worker.stop()
         broker.close()
 
-    # messages fetched just as the urgent queue ran empty may run before its last ones: at most two prefetches
+    # at most two prefetches of messages, fetched when the urgent queue became empty, may run before its last messages
     last_urgent = len(ran) - 1 - ran[::-1].index("urgent")
     assert ran[:last_urgent].count("rest") <= 8
     assert ran.count("rest") == 100
@@ -74,9 +74,9 @@ def test_queue_does_not_wait_for_the_timeout_of_a_drained_queue(redis_url: str) 
         broker.declare_queue(queue)
     broker.enqueue_many([dramatiq.Message(queue, "work", (), {}, {}) for queue in "ab"])
     a, b = broker.consume("a", prefetch=1, timeout=600_000), broker.consume("b", timeout=100)
-    a.ack(received(a, 1)[0])  # a full read: there may be more
+    a.ack(received(a, 1)[0])  # a full read, so there may be more messages
 
-    # daemonic, because it waits until its consumer is closed
+    # a daemon thread, because it waits until the consumer is closed
     threading.Thread(target=lambda: next(a), daemon=True).start()
     assert received(b, 1)[0].queue_name == "b"
 

@@ -1,4 +1,4 @@
-"""The progress that running jobs report, read by the ids of their messages."""
+"""The progress that running jobs report is readable by message id."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_report_outside_a_job_of_this_broker_does_nothing() -> None:
         report_progress(1)
         ran.append(1)
 
-    # in a new thread, because other tests leave unfinished jobs in this one, which die with their process
+    # in a new thread, because other tests leave unfinished jobs in this one
     thread = threading.Thread(target=work)
     thread.start()
     thread.join(30)

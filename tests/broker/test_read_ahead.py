@@ -36,14 +36,14 @@ def messages(*numbers: int) -> list[dramatiq.Message[None]]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock by which consumers estimate how many messages to read ahead."""
+    """The clock with which consumers estimate how many messages to read ahead."""
     clock = Clock()
     monkeypatch.setattr(consumer_module, "ReadAhead", partial(ReadAhead, clock=clock))
     return clock
 
 
 class Reader:
-    """The consumer of process ``a``. Its Worker finishes each message in a tenth of a millisecond."""
+    """A consumer in process ``a``, whose Worker finishes each message in a tenth of a millisecond."""
 
     def __init__(self, scene: Scene, clock: Clock, **settings: Any) -> None:
         self._clock = clock
@@ -52,13 +52,13 @@ class Reader:
         self._last_given = "0-0"
 
     def take(self, n: int) -> list[Delivery]:
-        """Give the Worker this many messages and leave them unfinished."""
+        """Give the Worker ``n`` messages, and leave them unfinished."""
         given = received(self.consumer, n)
         self._last_given = given[-1].entry_id
         return given
 
     def work_off(self, n: int) -> list[str]:
-        """Finish this many messages one after the other."""
+        """Finish ``n`` messages one after the other, and return their labels."""
         done = []
         for _ in range(n):
             (delivery,) = self.take(1)
@@ -73,16 +73,16 @@ class Reader:
         return True
 
     def n_ahead(self) -> int:
-        """Return how many messages the consumer holds ahead: those after the last one that the Worker received."""
+        """Return how many messages the consumer has read ahead: those after the last one that the Worker received."""
         return len(self.broker.inspector(QUEUE).pending(consumer=self.broker.consumer_name, after=self._last_given))
 
     def hands_back(self) -> bool:
-        """Poll the consumer once and return whether it then holds nothing ahead."""
+        """Poll the consumer once, and return whether it then holds no messages that were read ahead."""
         return self.gets_nothing() and not self.n_ahead()
 
 
 def reading_ahead(stage: Scene, clock: Clock, *, n: int = 300, **settings: Any) -> Reader:
-    """Return a reader that has read ahead because its jobs were short. Its Worker holds no message."""
+    """Return a reader that has read ahead because jobs were short. Its Worker holds no message."""
     reader = Reader(stage, clock, **settings)
     reader.broker.enqueue_many(messages(*range(n)))
     reader.work_off(50)
@@ -92,7 +92,7 @@ def reading_ahead(stage: Scene, clock: Clock, *, n: int = 300, **settings: Any) 
 
 
 def held_by_a(stage: Scene) -> list[str]:
-    """Return the labels of the entries pending at ``a``, including finished ones until they are acknowledged."""
+    """Return the labels of process ``a``'s pending entries. Finished ones are pending until they are acknowledged."""
     return [label for label, (who, _) in stage.state().pending.items() if who == "a"]
 
 
@@ -104,8 +104,8 @@ def n_reads(client: redis.Redis) -> int:
 @pytest.mark.parametrize(
     ("n_finished", "within_s", "n_ahead"),
     [
-        (10, 0.010, 15),  # one job per millisecond: fifteen last for 15 ms
-        (4, 0.0004, 8),  # four finished jobs are evidence for no more than eight
+        (10, 0.010, 15),  # one job per millisecond, so 15 messages last for 15 ms
+        (4, 0.0004, 8),  # at most twice the number of finished jobs
         (400, 0.010, MOST_AHEAD),
         (2, 0.040, 0),  # these jobs are not short
         (8, 2 * HAND_BACK_AFTER_S, 0),
@@ -157,7 +157,7 @@ def test_short_jobs_need_few_reads(stage: Scene, clock: Clock) -> None:
 
     assert reader.work_off(600) == [str(number) for number in range(600)]
 
-    # one read per free place would make at least 300
+    # one read per free prefetch slot would be at least 300 reads
     assert n_reads(stage.client) - before <= 20
 
 
@@ -191,13 +191,13 @@ def test_messages_read_ahead_do_not_wait_behind_long_jobs(stage: Scene, clock: C
     eventually(reader.hands_back)
 
     eventually(lambda: held_by_a(stage) == long_ones)
-    # they come before undelivered messages, and their delivery count is as if they had not been delivered before
+    # they are delivered before undelivered messages, with a delivery count as if they had not been delivered before
     rest = received(other, 300 - first - PREFETCH)
     assert labels(rest) == [str(number) for number in range(first + PREFETCH, 300)]
     assert {delivery.deliveries for delivery in rest} == {1}
 
 
-def test_process_reads_only_for_its_free_places_after_a_stall(stage: Scene, clock: Clock) -> None:
+def test_process_does_not_read_ahead_after_a_stall(stage: Scene, clock: Clock) -> None:
     reader = reading_ahead(stage, clock)
     held = reader.take(PREFETCH)
     clock.now += 2 * HAND_BACK_AFTER_S
@@ -249,7 +249,7 @@ def test_messages_read_ahead_are_handed_back_for_a_higher_priority_queue(stage: 
     reader.broker.declare_queue(URGENT)
     reader.broker.enqueue_many([dramatiq.Message(URGENT, "work", (), {}, {}) for _ in range(5)])
     urgent = reader.broker.consume(URGENT, timeout=2_000)
-    received(urgent, 1)  # this read returns as many messages as it asked for, so more may be waiting
+    received(urgent, 1)  # this read returns as many messages as it requested, so more may be waiting
 
     eventually(reader.hands_back)
 

@@ -99,7 +99,7 @@ def test_crash_is_not_counted_against_messages_that_only_waited(scene: Scene) ->
 
 
 def test_message_that_ran_alongside_a_killer_runs_again_without_it(scene: Scene) -> None:
-    """Two messages ran in two crashes; from then on each runs in isolation, so a crash counts against one of them."""
+    """Two messages ran in two crashes. From then on, each runs in isolation, so a crash counts against one of them."""
     consumer = scene.consumer("0", max_deliveries=5)
     scene.brokers["0"].enqueue_many([message("killer"), message("bystander")])
     for number in range(2):
@@ -200,7 +200,7 @@ def test_suspect_that_ended_lets_the_next_one_run(scene: Scene, ends: str) -> No
 
 
 def begins_within_s(seconds: float, broker: RedisStreamsBroker, delivery: Delivery) -> None:
-    """Begin to run a message. Fail if it is held up longer than this, as by a suspect in isolation."""
+    """Start running a message. Fail if it has to wait for longer than ``seconds``, as for a suspect in isolation."""
     beginning = threading.Thread(target=broker.emit_before, args=("process_message", delivery), daemon=True)
     beginning.start()
     beginning.join(seconds)
@@ -230,7 +230,7 @@ def test_suspect_blocks_others_until_its_end_is_written(scene: Scene, monkeypatc
     consumer.ack(suspect)
 
     beginning.join(30)
-    # otherwise another message could kill the process and have the crash counted against this one
+    # otherwise, another message could kill the process, and the crash would count against this one
     assert (was_waiting, beginning.is_alive()) == ([True], False)
 
 
@@ -307,13 +307,13 @@ def test_claimed_entry_stays_with_the_operator_for_a_lease(scene: Scene) -> None
 
 
 def after_news(scene: Scene, consumer: StreamsConsumer) -> Delivery | None:
-    """Wake the janitor and return the next message, if one comes."""
+    """Wake the janitor, and poll the consumer once for a message."""
     scene.client.xadd(KEYS.timer, {"news": 1})
     return cast("Delivery | None", next(consumer))
 
 
 class Clock:
-    """The clock of keepers, which only the test advances."""
+    """The keepers' clock, which only the test advances."""
 
     def __init__(self) -> None:
         self.now_s = 1_000.0
@@ -363,7 +363,8 @@ def test_process_stops_trusting_its_lease_before_it_ends(kept: Keeper, clock: Cl
         clock.now_s = 1_000 + seconds
         return kept.is_sure_of(QUEUE)
 
-    # an unsure process asks Redis before it begins a message; it stops being sure early because asking takes time
+    # An unsure process queries Redis before it starts a message. It becomes unsure before the lease lapses, because the
+    # query takes time.
     assert [is_sure_after(seconds) for seconds in (30, 55, 60, 3_600)] == [True, False, False, False]
 
 
@@ -448,8 +449,8 @@ def test_any_number_of_orphans_is_found_in_one_sweep(scene: Scene) -> None:
     broker.enqueue_many([message(str(number)) for number in range(3_000)])
     held = received(consumer, 2)
     consumer.close()
-    eventually(lambda: scene.n_blocked("xread"))  # the janitor's first sweep is over
-    # as an operator does to skip a backlog
+    eventually(lambda: scene.n_blocked("xread"))  # the janitor's first sweep has ended
+    # operators use this command to skip a backlog
     scene.client.xgroup_setid(KEYS.stream, GROUP, "$")
 
     assert scene.sweep("a").n_orphans == 2_998
@@ -473,7 +474,7 @@ def test_dead_letters_are_deleted_after_their_ttl(scene: Scene, when: str) -> No
     else:
         scene.sweep("a")
 
-    # Redis trims the stream by whole nodes of a hundred entries; this is cheap and precise enough
+    # Redis trims only whole nodes of a hundred entries, which is cheap and precise enough
     assert [dead_letter.entry_id for dead_letter in broker.dead_letters(QUEUE).list()] == (
         [young.entry_id] if when == "another is added" else []
     )
@@ -565,7 +566,7 @@ def test_silent_consumer_without_entries_is_forgotten(scene: Scene, monkeypatch:
     scene.client.zadd(KEYS.consumers, {"of an old heartbeat": 1, "of an old heartbeat, nowhere else": 1})
     scene.client.zadd(KEYS.consumers, {"dead just now": 0})
 
-    # with the lease this is 1 ms: as if five minutes and a lease had passed
+    # together with the lease, this is 1 ms, as if five minutes and a lease had passed
     monkeypatch.setattr(janitor, "FORGET_CONSUMER_MS", -59_999)
     eventually(lambda: not scene.sweep("a").n_orphans and b"without a heartbeat" not in consumers(scene))
 
@@ -680,7 +681,7 @@ def test_resync_script_returns_no_more_entries_than_its_limit(scene: Scene) -> N
     assert [label_of({flat[0]: flat[1]}) for _, _, flat, _ in found] == [str(number) for number in range(3, 13)]
 
 
-def test_any_number_of_ghosts_is_removed_in_steps(scene: Scene) -> None:
+def test_any_number_of_ghosts_is_removed_in_short_calls(scene: Scene) -> None:
     producer = scene.process("producer")
     producer.enqueue_many([message(str(number)) for number in range(5_000)])
     scene.client.xgroup_create(KEYS.stream, GROUP, id="0")

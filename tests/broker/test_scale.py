@@ -24,7 +24,7 @@ from tests.support import eventually
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(600)]
 
-# The longest time that a script may block the server; other clients do not notice ten milliseconds.
+# Maximum time for which a script may block the server. Other clients do not notice ten milliseconds.
 LONGEST_SCRIPT_US = 10_000
 
 
@@ -164,7 +164,7 @@ def test_cost_per_queue_and_process_stays_bounded_with_fifty_queues(tmp_path: Pa
     print(f"\n{n_processes} processes of {n_queues} queues boot in {booted_s:.1f} s, one after the other")
     print(f"{n_each:.1f} connections a process, {per_second:.2f} commands a second, process and queue")
     assert per_second <= 2
-    # one connection reads all queues, one waits for notifications, one is the keeper's; all threads share the others
+    # one connection reads all queues, one waits for notifications, one is the keeper's, and threads share the others
     assert n_each <= 40
 
 
@@ -173,6 +173,6 @@ def has_consumers(client: Any, queue_name: str, n: int) -> bool:
 
 
 def calls(client: Any) -> int:
-    """Return how many commands the server has run, also in scripts, except those of this function."""
+    """Return how many commands the server has run, including those in scripts, but not those of this function."""
     told = client.info("commandstats")
     return sum(one["calls"] for name, one in told.items() if name not in ("cmdstat_info", "cmdstat_client|list"))

@@ -1,4 +1,4 @@
-"""Servers with TLS or behind a Sentinel; the keeper process connects to them too."""
+"""Workers and their keeper processes can use servers with TLS or behind a Sentinel."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from tests.system.events import free_port
 
 
 def beats_by_eval(client: Any, *, local_port: int) -> bool:
-    """Return whether a client runs scripts by EVAL through this port, as only keeper processes do."""
+    """Return whether a client runs scripts with EVAL through this port, as only keeper processes do."""
     return any(one["cmd"] == "eval" and one["laddr"].endswith(f":{local_port}") for one in client.client_list())
 
 
 def keeper_is_connected(port: int) -> bool:
-    """Return whether the keeper process uses this port. Until then, a thread of its parent writes the heartbeats."""
+    """Return whether the keeper process uses this port. Before that, a thread of its parent writes the heartbeats."""
     connections = [one for child in keepers_of(os.getpid()) for one in child.net_connections(kind="tcp")]
     return any(one.raddr and one.raddr.port == port for one in connections)
 
 
 @pytest.fixture(scope="module")
 def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedRedis, int]]:
-    """A server and its TLS port. The private CA of its certificate is ``ca.crt`` in the server's directory."""
+    """A server and its TLS port. Its certificate's private CA is ``ca.crt`` in the server's directory."""
     directory = tmp_path_factory.mktemp("encrypted")
 
     if shutil.which("openssl") is None:

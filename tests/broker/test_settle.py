@@ -37,7 +37,7 @@ def test_finished_message_is_acknowledged_and_removed(scene: Scene) -> None:
     assert broker.counters(QUEUE)["acked"] == 1
 
 
-def test_retry_leaves_only_the_delayed_copy(scene: Scene) -> None:
+def test_retry_removes_the_entry_and_leaves_a_delayed_message(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -171,7 +171,7 @@ def test_follow_up_of_a_message_that_runs_again_is_added_once(scene: Scene) -> N
         broker.emit_after("process_message", one, result=None)
 
     finish("a")
-    scene.die("a")  # it dies before the acknowledgement
+    scene.die("a")  # before the acknowledgement
     finish("b")
 
     assert scene.state() == QueueState(pending={"one": ("b", 2)}, waiting=("two",))
@@ -189,7 +189,7 @@ def test_follow_up_message_is_never_refused_by_a_full_queue(scene: Scene) -> Non
     broker.emit_after("process_message", one, result=None)
     consumer.ack(one)
 
-    # it takes the place of the finished message; if it were refused, it would be lost
+    # a follow-up message that was refused would be lost
     assert labels(received(consumer, 1)) == ["two"]
 
 
@@ -254,7 +254,7 @@ def test_rejecting_a_removed_entry_does_nothing(scene: Scene) -> None:
     assert scene.state() == QueueState()
 
 
-def test_retry_does_not_bring_back_a_flushed_message(scene: Scene) -> None:
+def test_flushed_message_is_not_retried(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue(message("one"))
@@ -267,7 +267,7 @@ def test_retry_does_not_bring_back_a_flushed_message(scene: Scene) -> None:
     assert scene.state() == QueueState()
 
 
-def test_full_server_settles_everything_and_refuses_only_new_messages(scene: Scene) -> None:
+def test_full_server_settles_messages_and_refuses_only_new_ones(scene: Scene) -> None:
     consumer = scene.consumer("a", enqueue_timeout_ms=0)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(label) for label in ("done", "dies", "retried", "tried at once", "returned")])
@@ -296,7 +296,7 @@ def test_full_server_settles_everything_and_refuses_only_new_messages(scene: Sce
     eventually(lambda: scene.state() == then)
 
 
-def test_full_server_brings_messages_in_line_to_work(scene: Scene) -> None:
+def test_full_server_gives_messages_in_line_their_turn(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     limits = {"concurrency_key": "k", "max_concurrent": 1, "rate": "9/day", "expires_in_ms": 60_000}
@@ -362,7 +362,7 @@ def test_message_whose_retry_cannot_be_written_is_not_acknowledged(scene: Scene)
     broker.enqueue(message("one"))
     (one,) = received(consumer, 1)
 
-    scene.client.replicaof("127.0.0.1", "1")  # as in a failover: the server refuses writes
+    scene.client.replicaof("127.0.0.1", "1")  # the server refuses writes, as in a failover
     try:
         with pytest.raises(BrokerConnectionError):
             fail(broker, one)
@@ -430,7 +430,7 @@ def test_acknowledgements_in_quick_succession_are_batched(scene: Scene, monkeypa
     for delivery in plain[1:]:
         consumer.ack(delivery)
     assert broker.counters(QUEUE)["acked"] == 1
-    consumer.ack(ordered)  # written at once: the next message of its ordering key waits for it
+    consumer.ack(ordered)  # written at once, because the next message with its ordering key waits for it
 
     eventually(lambda: broker.counters(QUEUE)["acked"] == 91)
     assert broker.stats(QUEUE).in_flight == 0
@@ -488,7 +488,7 @@ def test_new_consumer_does_not_run_what_the_old_one_still_runs(scene: Scene) -> 
 
 @contextmanager
 def full(scene: Scene) -> Iterator[None]:
-    """Make the server run out of memory during the block."""
+    """Let the server have no free memory during the ``with`` block."""
     scene.client.config_set("maxmemory", "1")
     try:
         yield
@@ -497,7 +497,7 @@ def full(scene: Scene) -> Iterator[None]:
 
 
 def fail_settling(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> None:
-    """Make the writes of acknowledgements raise these exceptions, the last one first, and then succeed."""
+    """Let writes of acknowledgements raise these exceptions, the last one first, and then succeed."""
     run_script = Connections.run_script
 
     def failing(self: Connections, script: Script, keys: Any, args: Any) -> Any:
@@ -509,7 +509,7 @@ def fail_settling(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) ->
 
 
 def robbed(scene: Scene, by: str) -> None:
-    """Give all messages that process ``a`` holds to process ``b``."""
+    """Let process ``b`` claim all messages that process ``a`` holds."""
     if by == "take-over":
         scene.lose_lease("a")
         n = len(scene.state().pending)
@@ -574,7 +574,7 @@ def test_unexpected_error_does_not_end_the_settler_thread(scene: Scene, monkeypa
 
 
 @pytest.mark.parametrize("ends", ["ack", "nack"])
-def test_interrupt_after_the_job_ended_does_not_leave_it_unsettled(
+def test_message_is_settled_although_an_interrupt_follows_its_job(
     scene: Scene, ends: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     consumer = scene.consumer("a", prefetch=1)

@@ -1,4 +1,4 @@
-"""Queues that are divided into shards: where messages go, who reads them, and what changes when the number changes."""
+"""Queues that are divided into shards: the shards of messages, their readers, and changes of the number of shards."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def producer(redis_url: str) -> Iterator[RedisStreamsBroker]:
 
 
 class Process:
-    """A Worker with one actor, which records what it ran. ``ran`` counts the messages by their number."""
+    """A Worker with one actor. ``ran`` counts the runs of each message, by the message's number."""
 
     def __init__(self, broker: RedisStreamsBroker, *, fails: bool = False, returns: bool = False) -> None:
         self.broker = broker
@@ -132,7 +132,7 @@ def test_workers_run_messages_of_all_shards(producer: RedisStreamsBroker, redis_
 
 
 def test_reader_of_shard_0_moves_messages_to_their_shards(producer: RedisStreamsBroker, redis_url: str) -> None:
-    # added before the queue was divided; a program that does not know about shards adds messages like this at any time
+    # these are added before the queue is divided, as a program that does not know about shards does at any time
     producer.enqueue_many([message(number) for number in range(20)])
     producer.set_shards(QUEUE, 4)
     process = Process(broker_on(redis_url))
@@ -256,7 +256,7 @@ def test_shards_of_a_process_that_reads_nothing_are_read_by_others(
     producer: RedisStreamsBroker, redis_url: str
 ) -> None:
     producer.set_shards(QUEUE, 8)
-    idle = broker_on(redis_url)  # it is alive and owns half of the shards, but no Worker asks it for messages
+    idle = broker_on(redis_url)  # this process is alive and owns half of the shards, but no Worker polls its consumers
     idle.declare_queue(QUEUE)
     idle.consume(QUEUE)
     process = Process(broker_on(redis_url))

@@ -1,4 +1,4 @@
-"""A process stops in bounded time while Redis hangs, whatever the number of its queues, and loses nothing."""
+"""A process stops in limited time while Redis hangs, regardless of its number of queues, and loses no message."""
 
 from __future__ import annotations
 

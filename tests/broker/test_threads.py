@@ -74,9 +74,9 @@ print(json.dumps([confirmed, tried, interrupted, crossed]))
 
 @pytest.mark.slow
 def test_interrupted_threads_never_receive_replies_to_other_threads(redis_url: str, redis_client: redis.Redis) -> None:
-    """Interrupt threads as TimeLimit and Shutdown do: by an exception at any bytecode, even during a socket read.
+    """Interrupt threads as TimeLimit and Shutdown do, with an exception at any bytecode, even during a socket read.
 
-    The threads run in a separate process: an interrupt may also hit a destructor, and Python then prints a report.
+    The threads run in a separate process, because an interrupt may hit a destructor, and Python then prints a report.
     """
     done = subprocess.run([sys.executable, "-c", INTERRUPTED, redis_url], capture_output=True, text=True, timeout=100)
     confirmed, tried, interrupted, crossed = json.loads(done.stdout)
@@ -139,7 +139,7 @@ sys.exit(any(os.waitpid(pid, 0)[1] for pid in children))
 
 
 @pytest.mark.slow
-def test_producers_that_fork_after_enqueueing_share_no_connection(redis_url: str, redis_client: redis.Redis) -> None:
+def test_producer_that_forks_shares_no_connection_with_its_child(redis_url: str, redis_client: redis.Redis) -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING, redis_url], capture_output=True, text=True)
 
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A message that failed is not acknowledged, whatever raises around it: it is retried or becomes a dead letter."""
+"""A failed message is retried or becomes a dead letter, and is not acknowledged, whichever middleware raises."""
 
 from __future__ import annotations
 
@@ -144,9 +144,7 @@ def test_retry_with_an_invalid_delay_becomes_a_dead_letter(redis_url: str, delay
 
 @pytest.mark.parametrize("hook", ["after_process_message", "before_process_message", "after_nack", "after_enqueue"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_failure_is_retried_whichever_hook_of_another_middleware_raises(
-    redis_url: str, hook: str, is_first: bool
-) -> None:
+def test_failure_is_retried_whichever_middleware_hook_raises(redis_url: str, hook: str, is_first: bool) -> None:
     tries: list[int] = []
     others = [Raising(hook, ZeroDivisionError("a bug"), times=9), quick_retries(2)]
     with broker_on(redis_url, *(others if is_first else reversed(others))) as broker:
@@ -213,7 +211,7 @@ def test_rejection_is_written_although_middleware_refuses_it(redis_url: str, sig
 
 
 def test_failed_message_that_middleware_enqueued_again_is_acknowledged(redis_url: str) -> None:
-    """The middleware has its own retries, which do not count in Dramatiq's options."""
+    """The middleware has its own retries, which are not counted in Dramatiq's options."""
 
     class Again(Middleware):
         def after_process_message(
@@ -414,7 +412,7 @@ def test_actor_with_an_invalid_option_is_refused_at_declaration(redis_url: str, 
 
 
 def test_failed_message_is_retried_although_an_interrupt_follows(redis_url: str) -> None:
-    """A time limit may interrupt the middleware that handles the failure before Retries is called."""
+    """A time limit may interrupt middleware that is called after the failure and before Retries."""
     interrupted, tries = threading.Event(), list[int]()
 
     class Interrupting(Middleware):

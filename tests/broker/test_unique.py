@@ -159,7 +159,7 @@ def test_retry_leaves_the_unique_lock_to_a_message_enqueued_while_it_ran(scene: 
 
 
 def bury(scene: Scene, consumer: StreamsConsumer, *labels: str, **options: Any) -> None:
-    """Enqueue messages one after the other; each starts and becomes a dead letter."""
+    """Enqueue messages one after the other, and turn each into a dead letter after it has started."""
     broker = scene.brokers["a"]
     for label in labels:
         broker.enqueue(message(label, **options))
@@ -169,7 +169,7 @@ def bury(scene: Scene, consumer: StreamsConsumer, *labels: str, **options: Any) 
         consumer.nack(delivery)
 
 
-def test_one_of_several_dead_letters_of_a_unique_key_is_requeued(scene: Scene) -> None:
+def test_only_one_of_several_dead_letters_with_a_unique_key_is_requeued(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker, dead_letters = scene.brokers["a"], scene.brokers["a"].dead_letters(QUEUE)
     bury(scene, consumer, "one", "two", "three", unique_key="u")
@@ -183,7 +183,7 @@ def test_one_of_several_dead_letters_of_a_unique_key_is_requeued(scene: Scene) -
     assert [label for _, label in scene.state().dead] == ["two", "three"]
     assert scene.state().locks == ("u",)
     assert broker.counters(QUEUE)["requeued"] == 2
-    # once this message has started, the next dead letter of its key can be requeued
+    # once this message has started, the next dead letter with its unique key can be requeued
     for delivery in received(consumer, 2):
         broker.emit_before("process_message", delivery)
         consumer.ack(delivery)
@@ -191,7 +191,7 @@ def test_one_of_several_dead_letters_of_a_unique_key_is_requeued(scene: Scene) -
     assert scene.state().waiting == ("three",)
 
 
-def test_dead_letter_stays_while_a_new_message_holds_its_unique_key(scene: Scene) -> None:
+def test_dead_letter_is_not_requeued_while_a_message_holds_its_unique_key(scene: Scene) -> None:
     consumer = scene.consumer("a")
     broker, dead_letters = scene.brokers["a"], scene.brokers["a"].dead_letters(QUEUE)
     bury(scene, consumer, "old", unique_key="u")
@@ -247,7 +247,7 @@ def test_finished_message_leaves_no_keys_for_its_unique_key(scene: Scene) -> Non
     assert scene.client.hgetall(KEYS.holders) == {}
 
 
-def test_janitor_forgets_unique_keys_whose_messages_were_removed_by_hand(scene: Scene) -> None:
+def test_janitor_frees_unique_keys_whose_messages_were_removed_by_hand(scene: Scene) -> None:
     scene.consumer("a", prefetch=0)
     broker = scene.brokers["a"]
     broker.enqueue_many([message(str(n), unique_key=str(n)) for n in range(1_200)])
@@ -353,7 +353,7 @@ def test_coalesced_message_runs_after_a_crash_in_place_of_a_cancelled_one(scene:
 
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_stage_of_a_pipeline_is_not_coalesced(redis_url: str, which: str) -> None:
-    """The stage shares its unique key with a message that is already waiting."""
+    """The stage has the same unique key as a message that is already waiting."""
     ran: list[str] = []
     with broker_on(redis_url, Pipelines()) as broker:
 

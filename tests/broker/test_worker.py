@@ -59,7 +59,7 @@ def test_every_message_runs_once_and_leaves_no_keys(redis_url: str, redis_client
     assert redis_client.xpending(STREAM, "workers")["pending"] == 0
 
 
-def test_job_reads_no_message_field_through_the_slow_proxy(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delivery_attributes_bypass_the_slow_proxy_of_dramatiq(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
     def read_from_message(proxy: MessageProxy, name: str) -> Any:
