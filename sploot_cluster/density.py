@@ -29,13 +29,13 @@ def cluster_densely(
     either, it is HDBSCAN as in hdbscan and scikit-learn, plus the fallback to a single cluster.
 
     Args:
-        x: (n, d) real numbers, n ≥ 0; only directions count. Not modified.
-        min_cluster_size: size of the smallest group, from 2; default: ``settings.recluster_parameters`` for n.
-        min_samples: number of neighbours, without the point itself, that make a region dense, from 1; default:
+        x: (n, d) real numbers, n ≥ 0. Only directions count. Not modified.
+        min_cluster_size: size of the smallest group, from 2. Default: ``settings.recluster_parameters`` for n.
+        min_samples: number of neighbours, without the point itself, that make a region dense, from 1. Default:
             ``settings.recluster_parameters`` for n.
-        names: (n,) distinct integers that break ties; default: the row numbers. If each vector keeps its name when rows
+        names: (n,) distinct integers that break ties. Default: the row numbers. If each vector keeps its name when rows
             are reordered, the order of rows does not affect the result.
-        settings: default: :class:`ClusterSettings` with its defaults.
+        settings: the parameters of clustering. Default: those of :class:`ClusterSettings`.
 
     Raises:
         InvalidInput: ``x`` is not a matrix of finite numbers or has a row of zeros, or a parameter is out of range.

@@ -177,7 +177,7 @@ class Page(Generic[Record]):
     """A page of a list, newest first.
 
     Attributes:
-        cursor: continues the list after this page; None on the last page.
+        cursor: the cursor of the next page, or None on the last page.
     """
 
     records: Sequence[Record]

@@ -189,10 +189,10 @@ class ClusterService:
         """
         Args:
             store: where pets are stored.
-            settings: the parameters of decisions; None: a :class:`ClusterSettings` with its defaults.
-            reclusters: receives requests to recluster pets that grew or drifted; None: such requests are not made.
+            settings: the parameters of decisions. Default: those of :class:`ClusterSettings`.
+            reclusters: receives requests to recluster pets that grew or drifted. None: no such requests are made.
             clock: returns the time to record with corrections, timezone-aware.
-            cache_bytes: size limit of the cache of pets; None: derived from the memory of the machine.
+            cache_bytes: size limit of the pet cache. Default: derived from the machine's memory.
             big_pet_bytes: size of a pet's vectors above which items are deleted without reading the whole pet.
             on_fallback: called for each spanning tree that should have been built on a GPU but was built on the CPU.
         """
@@ -452,7 +452,7 @@ class ClusterService:
         """Return the stored preview of a pet, and what it would change.
 
         Args:
-            token: the token of the expected preview; None accepts any preview.
+            token: the token of the expected preview. None: return any preview.
 
         Raises:
             StalePreview: the preview is no longer stored, or the pet changed since.

@@ -126,28 +126,28 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
     Args:
         service: reads pets and applies previews, e.g. ``ClusterService``.
         jobs: enqueues work, e.g. ``tasks.client.ClusterTasks``.
-        traces: removes job records and dead letters of a deleted pet, e.g. ``tasks.erasure.Erasure``; without it, they
+        traces: removes job records and dead letters of a deleted pet, e.g. ``tasks.erasure.Erasure``. Without it, they
             are kept.
-        operations: actions of operators on queues, e.g. ``tasks.queue_ops.Operations``; without it, the paths under
+        operations: operators' actions on queues, e.g. ``tasks.queue_ops.Operations``. Without them, the paths under
             ``/queues`` do not exist.
         tokens: the tokens that callers may use. None or empty: callers on this machine need no token, and all others
             are refused, wherever the application is mounted.
         idempotency: stores responses by ``Idempotency-Key``. None: in memory, not shared with other processes and lost
-            on restart; use ``RedisIdempotencyStore`` for more than one process.
+            on restart. Use ``RedisIdempotencyStore`` for more than one process.
         ready: checks the dependencies of the server, for ``/readyz``.
-        metrics: returns the exposition and its media type, for ``/metrics``; without it, that path does not exist.
-        on_answer: called after every response; it must not block.
+        metrics: returns the exposition and its media type, for ``/metrics``. Without it, that path does not exist.
+        on_answer: called after every response. It must not block.
         on_close: closes the other arguments when the server stops. If the application is mounted in another one, that
             application has to call it, because ASGI notifies only the outermost application.
         max_body_bytes: size limit of a body without embeddings.
         max_embeddings_bytes: size limit of a body with embeddings.
         max_batch: maximum number of embeddings in one body.
-        max_rate_per_s: maximum number of requests per second that this process accepts from each caller; 0 for no
-            limit. Further requests are answered with status 429.
+        max_rate_per_s: maximum number of requests per second that this process accepts from each caller. 0: no limit.
+            Further requests get status 429.
         public: groups of paths that other machines may call without a token; see ``public.GROUPS``.
         preview_wait_s: maximum time that a request waits for a worker to compute its preview.
         media_url_template: the URL from which the console loads the picture of an item, with ``{pet_id}``,
-            ``{media_id}`` and ``{width}`` (pixels); empty: the console shows no pictures.
+            ``{media_id}`` and ``{width}`` (pixels). Empty: the console shows no pictures.
     """
     tokens = tokens or Tokens()
     app = _Api(

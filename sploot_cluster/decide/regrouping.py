@@ -88,7 +88,7 @@ class IdRules:
 
     Attributes:
         given: group -> the id that it must have; see :func:`~sploot_cluster.decide.cluster_ids.match_ids`.
-        next_cluster: the next unused id; default: the pet's own.
+        next_cluster: the next unused id. Default: the pet's own.
         returning: alias -> the id that it points to again; see
             :func:`~sploot_cluster.decide.cluster_ids.aliases_after`.
         ended: id that ended earlier -> the rows that it last held; see

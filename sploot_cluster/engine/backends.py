@@ -59,7 +59,7 @@ class TreeBuilder:
             wanted: ``hdbscan_cpu`` or ``hdbscan_gpu``.
             threads: number of CPU threads.
             on_fallback: called for each tree that should have been built on a GPU but was not.
-            find_gpu: returns the function that finds neighbours on a GPU, or raises; default: :func:`gpu_nearest`.
+            find_gpu: returns a function that finds neighbours on a GPU, or raises. Default: :func:`gpu_nearest`.
         """
         self._wanted, self._threads, self._on_fallback = wanted, threads, on_fallback
         self._find_gpu = find_gpu or gpu_nearest

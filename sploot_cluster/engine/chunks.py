@@ -57,7 +57,7 @@ class Chunks:
         """Return the chunks of (n, d) ``vectors`` of unit norm.
 
         Args:
-            order: all rows, ordered so that similar ones are adjacent; default: computed, in O(n² · d / size).
+            order: all rows, ordered so that similar rows are adjacent. Default: computed in O(n² · d / size).
             more: factor by which to raise the maximum number of chunks, if only some of the rows are compared with
                 them.
         """

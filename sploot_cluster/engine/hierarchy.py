@@ -33,8 +33,8 @@ def linkage(tree: SpanningTree, names: Rows | None = None, *, parts: Rows | None
     Single rows, or parts, are components 0 to m − 1; step i creates component m + i. Distances ascend.
 
     Args:
-        names: (n,) distinct numbers that order parts of equal size; default: the row numbers.
-        parts: (n,) the part of each row, from 0 to m − 1, for m ≥ 1 parts that each count as a single row; default:
+        names: (n,) distinct numbers that order parts of equal size. Default: the row numbers.
+        parts: (n,) the part of each row, from 0 to m − 1, for m ≥ 1 parts that each count as a single row. Default:
             each row is a part of its own.
     """
     names = np.arange(tree.n) if names is None else names

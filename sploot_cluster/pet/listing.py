@@ -67,7 +67,7 @@ def page_of(
     """Return a page of the list of pets.
 
     Args:
-        search: digits that the id contains, or the beginning of the name, in upper or lower case; empty for all pets.
+        search: digits that the id contains, or the beginning of the name, in any case. Empty: list all pets.
         limit: number of pets, 1 to ``MAX_PETS``.
         cursor: ``next_cursor`` of the previous page.
 

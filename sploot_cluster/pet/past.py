@@ -34,7 +34,7 @@ class Overwritten:
     """A record of what the commit of ``revision`` overwrote: the labels and origins of ``rows``, and aliases.
 
     Attributes:
-        aliases: changed aliases -> the id that each resolved to before; None for ids that were not aliases.
+        aliases: changed aliases -> the id that each resolved to before, or None if it was not an alias.
     """
 
     revision: int

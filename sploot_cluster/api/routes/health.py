@@ -56,7 +56,7 @@ def health_router(
     """Return the routes ``/healthz`` and ``/readyz``, and ``/metrics`` if ``metrics`` is given.
 
     Args:
-        ready: checks the dependencies of the server; without it, the server is always ready.
+        ready: checks the dependencies of the server. Without it, the server is always ready.
         metrics: returns the exposition and its media type.
     """
     router = APIRouter(tags=["health"])

@@ -223,7 +223,7 @@ class Demands(Protocol):
         Args:
             media: the items, most important first. Where newer corrections divide them, each item joins the group of a
                 more important item if possible.
-            cluster_of: item -> the cluster that it was in before users joined the clusters; None: there was only one.
+            cluster_of: item -> the cluster that it was in before users joined the clusters. None: there was only one.
         """
 
     def merged(self, statement: Statement, clusters: Sequence[ClusterId]) -> None:

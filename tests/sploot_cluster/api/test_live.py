@@ -33,7 +33,7 @@ def test_one_read_serves_all_viewers_and_reading_stops_without_viewers() -> None
             await viewer.aclose()
         await asyncio.sleep(0)
 
-        # with a reader for each of the twenty viewers, there would be twenty times as many reads
+        # one reader per viewer would read twenty times as often
         assert max(seen[0]) < 20
         assert all(earlier < later for earlier, later in zip(seen[0], seen[2], strict=True))
         assert asyncio.all_tasks() == {asyncio.current_task()}

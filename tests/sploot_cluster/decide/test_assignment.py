@@ -97,7 +97,7 @@ def test_smallest_id_wins_among_equally_similar_clusters() -> None:
 def test_early_decision_equals_the_decision_from_all_neighbours(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n = int(rng.integers(9, 65))
-    # few different similarities, so that many clusters are equally similar
+    # only six different similarities, so that many clusters are equally similar
     similarity = (np.sort(rng.integers(0, 6, size=n))[::-1] / 6).astype(np.float32)
     labels = rng.integers(-1, 4, size=n).astype(np.int32)
     origins = rng.choice([Origin.CORE, Origin.ARRIVED, Origin.ABSORBED], size=n).astype(np.uint8)

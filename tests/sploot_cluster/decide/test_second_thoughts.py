@@ -45,7 +45,7 @@ def test_split_reports_items_that_older_corrections_also_moved() -> None:
     service.exclude(PET, one, [left], operation_id="exclude", by="ada")
     service.undo(PET, split.revision, operation_id="undo", by="ada")
 
-    # the excluded item must leave this one, but the older merge keeps it with others
+    # the excluded item must not be with the split-off item, but the older merge keeps it with others
     again = service.split(PET, one, [stays], operation_id="again", by="ada")
 
     state = store.load(PET)

@@ -64,5 +64,5 @@ def test_nearest_in_turn_gives_the_same_results_as_appending_each_query(n: int) 
     for at, neighbours in enumerate(found):
         alone = nearest(all_of_them[: n + at], queries[at][None], 20)
         np.testing.assert_array_equal(neighbours.similarity, alone.similarity)
-        # the order of equal similarities does not matter
+        # equally similar rows may be in any order
         np.testing.assert_array_equal(np.sort(neighbours.ids), np.sort(alone.ids))

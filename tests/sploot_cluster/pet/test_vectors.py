@@ -35,7 +35,7 @@ def test_rows_get_unit_norm_and_keep_their_direction(x: npt.NDArray[np.float64])
 @pytest.mark.parametrize("scale", [1e-300, 1e-30, 1, 1e30, 1e150])
 def test_scale_does_not_affect_the_direction(scale: float) -> None:
     if scale < 1e-12:
-        # numbers this small lose their direction in float32
+        # vectors of such small numbers lose their direction in float32
         with pytest.raises(InvalidInput, match="zero vector"):
             as_vector(np.array([3, 4]) * scale)
     else:
