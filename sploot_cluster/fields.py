@@ -1,7 +1,7 @@
 """Declarations of the fields of requests and events. A field's kind checks its value and describes it as JSON Schema.
 
 A request is a class that inherits :class:`Checked`, is decorated with :func:`checked` and declares its fields with
-:func:`given`. An instance has passed every check, wherever its values came from, so its users need no further checks.
+:func:`given`. An instance has passed every check, whatever the source of its values, so no further checks are needed.
 Callers that report several problems at once, such as the HTTP API, use :meth:`Checked.problems`.
 
 This module imports only the standard library, because producers use it too.

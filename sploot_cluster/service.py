@@ -1043,7 +1043,7 @@ class ClusterService:
     def _settle(
         self, memory: PetMemory, decide_on: Callable[[PetState], tuple[Change | None, A]], *, claims_after: int = 0
     ) -> A:
-        """Decide on the newest state and commit, again while another commit comes first, and return the result.
+        """Decide on the newest state and commit. Repeat this if another commit comes first. Return the result.
 
         Args:
             decide_on: returns the change to commit, or None, and the result. Called once per attempt.

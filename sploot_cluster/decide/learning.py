@@ -32,7 +32,7 @@ def follow_named(
     item within reach of their named items is the separated group whose named items come mostly from the item's cluster,
     or else the most similar one. The item moves to its target if it is noise or in another separated group. A group
     without named items is divided among the separated groups if at least half of its items are within reach: each item
-    goes to its target, and items out of reach go where most of the others go.
+    joins its target, and items out of reach join the group that most of the others join.
 
     Args:
         groups: (n,) int32, -1 = noise, as :func:`~sploot_cluster.decide.enforcing.enforce` returns them.

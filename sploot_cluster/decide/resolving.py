@@ -103,7 +103,7 @@ class _Resolver:
 
     def hear(self, statement: Statement) -> None:
         """Collect the demands of a correction, which must be older than all that were passed before."""
-        # only if a placement released items, because listing all items of each correction takes a while
+        # only if a placement released items, because listing all items of each correction is slow
         if self._released and self._joined_for(statement.revision) is None:
             groups = self._contents.get(statement.revision)
             named = statement.media() if groups is None else [*_items(groups.values())]

@@ -73,7 +73,7 @@ def correct(state: PetState, correction: Correction, plan: Plan, settings: Clust
             ended={cluster: members for members, cluster in plan.named if cluster not in state.clusters},
         ),
     )
-    # resolving a long ledger takes a while, so resolve it without the new correction only if a correction yields
+    # resolving a long ledger is slow, so resolve it without the new correction only if a correction yields
     known = resolve(state.ledger).overridden if constraints.overridden else ()
     overridden = tuple(sentence for sentence in constraints.overridden if sentence not in known)
     answer = Corrected(
