@@ -70,9 +70,9 @@ _brokers: weakref.WeakSet[RedisStreamsBroker] = weakref.WeakSet()
 
 
 class RedisStreamsBroker(Broker):
-    """A Dramatiq broker that stores messages in Redis Streams; it requires Redis 6.2 or later.
+    """A Dramatiq broker that stores messages in Redis Streams. It requires Redis 6.2 or later.
 
-    Creating a broker and declaring actors opens no connection. Threads start with the first ``consume``.
+    Creating a broker and declaring actors opens no connection. Threads start with the first call of ``consume``.
 
     Args:
         url: the Redis server; ``redis://127.0.0.1:6379/0`` when neither this nor ``client`` is given.
@@ -529,11 +529,13 @@ class RedisStreamsBroker(Broker):
             self.flush(queue_name)
 
     def join(self, queue_name: str, *, interval: int = 20, timeout: int | None = None) -> None:
-        """Wait until the queue holds no waiting, in-flight or delayed message, counted atomically. For tests.
+        """Wait until the queue is empty. For use in tests.
+
+        Waiting, in-flight and delayed messages are counted atomically.
 
         Args:
-            interval: ms between checks.
-            timeout: maximum waiting time in ms; None for no limit.
+            interval: the time between checks in ms.
+            timeout: the maximum waiting time in ms, or None for no limit.
 
         Raises:
             QueueJoinTimeout: the queue still held messages after ``timeout``.
@@ -553,7 +555,7 @@ class RedisStreamsBroker(Broker):
         # a broker that is used again, for example by the next Worker of a test, gets a new consumer name
         self._session = self._new_session()
 
-    # The broker must act before all middleware when a message begins, and after all middleware when it ends. No
+    # The broker must act before all middleware when a message starts, and after all middleware when it ends. No
     # position in Dramatiq's middleware list guarantees that, because users may add middleware later. So the broker
     # overrides the methods that emit signals. They call only middleware that handles the signal: calling every
     # middleware at every signal, as Dramatiq does, would take a third of the time of a short message; see
@@ -590,7 +592,7 @@ class RedisStreamsBroker(Broker):
             except Exception:
                 self._log_failure_of(name, method)
         if signal == "process_message" and getattr(first, "uncommon", None) is not None and first.is_cancelled:
-            raise Cancelled  # it was cancelled while the middleware ran
+            raise Cancelled  # the message was cancelled while the middleware ran
 
     def _begin_to_drain(self) -> None:
         self._session.is_draining = True

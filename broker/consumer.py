@@ -51,7 +51,7 @@ LOST_RETRY_DELAY_MS = 15_000
 # Polling interval while the consumer yields to a higher-priority queue, or has no room for entries that it could take.
 LOOK_AGAIN_S = 0.02
 
-# Maximum time to wait for a shared read to stop reading this queue.
+# Maximum time to wait until a shared read no longer reads a queue.
 STOP_READING_S = 0.5
 # Maximum number of unwritten acknowledgements. With more, nothing is read, because the server accepts no writes.
 MOST_SETTLING = 1_000
@@ -508,7 +508,7 @@ class StreamsConsumer(Consumer):
             self._process.emit(f"before_{outcome}", delivery)
 
     def _let_run_alone(self, batch: Batch) -> None:
-        """Hand back the messages that are not done. This delivery counts, so they will not join another batch."""
+        """Hand back a batch's messages that are not done. This delivery counts, so they do not join another batch."""
         undone = batch.undone
         if not undone or batch.is_handed_back:
             return
@@ -590,7 +590,7 @@ class StreamsConsumer(Consumer):
             raise ConnectionClosed(f"{type(error).__name__}: {error}") from error
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
-        """Hand back messages that were not started. They keep their place in the queue; the delivery does not count."""
+        """Hand back messages that were not started. They keep their position, and the delivery does not count."""
         by_owner: dict[StreamsConsumer, list[MessageProxy]] = {}
         for message in messages:
             owner = self._owner_of(message) if isinstance(message, Delivery | Batch) else self
@@ -613,7 +613,7 @@ class StreamsConsumer(Consumer):
         return found
 
     def close(self) -> None:
-        """Stop reading, and hand back the messages that the Worker has not received. The Worker keeps the others."""
+        """Stop reading, and hand back the messages that the Worker has not received."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -655,7 +655,7 @@ class StreamsConsumer(Consumer):
         return self._n_given - (self._queue.deliveries.n_held - len(self._buffer))
 
     def _wait_for_place(self, timeout_s: float) -> None:
-        """Wait until the Worker has room; if that takes too long, hand back the messages that were read ahead."""
+        """Wait until the Worker has room. If this takes too long, hand back the messages that were read ahead."""
         left_s = self._read_ahead.left_s()
         if self._queue.must_rest or self._queue.must_yield():
             self._give_back(len(self._buffer))
@@ -683,7 +683,7 @@ class StreamsConsumer(Consumer):
             self._resync(min_idle_ms=LOST_AFTER_MS)
             return
         timeout_s = min(timeout_s, self._stalls_in_s())
-        # keep polling a read that waits at the server, because it may return entries at any time, even without room
+        # keep polling a read that waits at the server, because it may return entries even if the Worker has no room
         room = self._wait_for_room(0 if self._read.is_waiting else timeout_s)
         must_yield = self._queue.must_yield()
         if room and self._queue.is_takeable and not must_yield:
@@ -701,7 +701,7 @@ class StreamsConsumer(Consumer):
             self._read_new(room, timeout_s)
 
     def _stalls_in_s(self) -> float:
-        """Take back messages that wait in the Worker if it is time; return the seconds until the next check."""
+        """Take back messages that have waited in the Worker for too long; return the seconds until the next check."""
         places = self._process.places
         left_s = places.stalls_in_s(self._queue)
         if left_s is None:
@@ -778,7 +778,7 @@ class StreamsConsumer(Consumer):
         if entries:
             n_ahead = self._read_ahead.n_still_expected() if self._is_ahead_allowed else 0
             self._accept((entry_id, 1, flat, 0, False) for entry_id, flat in entries)
-            # hand back the surplus, which exists if the read waited for long or other entries were taken over meanwhile
+            # hand back the surplus; there is one if the read waited for long or other entries were taken over meanwhile
             self._give_back(len(self._buffer) - self._n_places - max(n_ahead, self._n_per_batch))
 
     def _take(self, room: int) -> None:
@@ -842,7 +842,7 @@ class StreamsConsumer(Consumer):
     def _accept(
         self, entries: Iterable[tuple[bytes, int, list[bytes] | None, int, bool]], *, are_reread: bool = False
     ) -> None:
-        """Decode entries into the buffer; entries that are not messages become dead letters."""
+        """Decode entries into the buffer, and turn those that are not messages into dead letters."""
         accepted: list[Delivery] = []
         uncounted: list[Any] = []
         process, queue_name, longest = self._process, self._keys.queue_name, self._settings.max_message_bytes
@@ -970,10 +970,11 @@ class StreamsConsumer(Consumer):
             self._queue.hand_back([part for entry_id, deliveries, *_ in lost for part in (entry_id, deliveries)])
 
     def _hand_back_unless_silent(self, deliveries: list[Delivery], *, counts: bool = False) -> None:
-        """Hand back messages if the server answered the last command, so that a shutdown waits for it only once.
+        """Hand back messages, unless the server did not answer the last command.
 
-        Otherwise their entries stay in this consumer's pending list. They run again when a consumer of this process
-        reads them, when the lease lapses, or when the process ends.
+        So a shutdown waits for only one timeout. Messages that are not handed back stay in this consumer's pending
+        list. They run again when a consumer of this process reads them, when the lease lapses, or when the process
+        ends.
 
         Raises:
             ConnectionClosed: the server did not answer the last command.

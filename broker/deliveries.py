@@ -1,7 +1,7 @@
 """The messages of one queue that this process holds, from delivery until Redis has confirmed their outcome.
 
-The table belongs to the process and not to a consumer object: the Worker creates a new consumer after every error,
-while messages of the old one are still running.
+``Deliveries`` belongs to the process and not to a consumer, because the Worker creates a new consumer after every
+error, while messages of the old one are still running.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ class Retired:
     """The result of removing a consumer.
 
     Attributes:
-        outcome: ``retired`` if the consumer was removed, ``holds`` if it was not because it holds ``n`` entries, or
-            ``alive`` if it was not because its last heartbeat is only ``n`` ms old.
+        outcome: ``retired`` if the consumer was removed, or else the reason why not: ``holds`` if it holds ``n``
+            entries, or ``alive`` if its last heartbeat is only ``n`` ms old.
     """
 
     outcome: Literal["retired", "holds", "alive"]

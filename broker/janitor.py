@@ -65,8 +65,8 @@ class Round:
             a consumer with entries has lapsed; None if there is no such lease.
         owned: the ids of entries that have been in this consumer's pending list for ``LOST_AFTER_MS``.
         is_paused: whether delivery is paused.
-        cancelled: for the entry id of each cancelled message that a worker has received, the SHA-1 of the coalesced
-            message that is cancelled with it, or "".
+        cancelled: a mapping of the entry ids of cancelled messages that workers have received. Its values are the SHA-1
+            of the coalesced message that is cancelled with each, or "".
         n_orphans: the number of orphans that were requeued.
     """
 

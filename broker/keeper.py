@@ -124,7 +124,7 @@ class Keeper:
         return None if child is None else child.process.pid
 
     def is_sure_of(self, queue_name: str) -> bool:
-        """Return whether this process's lease cannot have lapsed, so that no message was taken over from it.
+        """Return whether it is certain that this process's lease has not lapsed, so that it still holds its messages.
 
         The lease is measured on the local clock, from just before the last confirmed heartbeat was sent. So a process
         that was stopped (``SIGSTOP``) notices this when it continues.
@@ -135,8 +135,8 @@ class Keeper:
     def may_judge(self, queue_name: str) -> bool:
         """Return whether an old heartbeat of another consumer proves that it is dead.
 
-        It does not just after a Redis outage, when all heartbeats are old and live processes have not yet written new
-        ones.
+        Immediately after a Redis outage, it does not: all heartbeats are old, and live processes have not yet written
+        new ones.
         """
         since_late_s = time.monotonic() - self._late_at
         return self.is_sure_of(queue_name) and since_late_s > self._settings.beat_ms / 1000 + 1

@@ -53,13 +53,13 @@ FIRST_PAUSE_S = 0.01
 
 
 class Finished(threading.local):
-    """The message that the current thread has finished, while middleware may enqueue its follow-up messages."""
+    """The message that the current thread has finished, or None if middleware cannot enqueue follow-up messages now."""
 
     delivery: Delivery | None = None
 
 
 class Producer:
-    """The enqueueing half of a broker. Thread-safe.
+    """The part of a broker that enqueues messages. Thread-safe.
 
     Attributes:
         finished: set by the broker while middleware is called for a finished message. Messages that the thread
@@ -154,7 +154,7 @@ class Producer:
         return message
 
     def _condemn_at_last(self, finished: Delivery, message: Message[Any], error: Exception) -> None:
-        """Turn a follow-up message into a dead letter or, if it cannot be encoded, mark the finished message as one."""
+        """Turn a follow-up message into a dead letter. If it cannot be encoded, mark the finished message instead."""
         try:
             self._outcomes.condemn(finished, message, error)
         except (BrokerConnectionError, redis.RedisError):
