@@ -1,6 +1,6 @@
 """Dead letters: messages that failed permanently, could never run, or killed their workers.
 
-A dead letter is an entry of the queue's dead stream with these fields; fields without a value are absent:
+A dead letter is an entry in the queue's dead stream with these fields, of which those without a value are absent:
 
     reason      one word: failed, skipped, delivery-limit, undecodable, wrong-queue, unknown-actor, oversize;
                 unhandled: it failed, and no middleware rejected, retried or skipped it;

@@ -129,7 +129,7 @@ def is_number_of_messages(value: object) -> bool:
 
 
 def _key(options: Mapping[str, Any], name: str) -> str | None:
-    """Return the key in an option, or None. Zero bytes and kind prefixes, which Redis keys reserve, are removed."""
+    """Return the key in an option, or None. Zero bytes and kind prefixes, which scripts interpret, are removed."""
     value = options.get(name)
     return None if value is None else str(value).replace("\0", "").lstrip(_RESERVED) or None
 

@@ -14,8 +14,8 @@
     {ns:q}:unique:<key>      string  id of the waiting message of a unique key             at job start, time limit
     {ns:q}:holders           hash    =<id of that message> -> its place, @<place> -> id    at job start or end
                                      +<id> -> the newest message coalesced onto it
-    {ns:q}:cancelled         hash    received entry whose message was cancelled -> SHA-1   when the entry ends
-                                     of the coalesced message to drop, or ""
+    {ns:q}:cancelled         hash    entry whose message was received and then cancelled   when the entry ends
+                                     -> SHA-1 of the coalesced message to drop, or ""
     {ns:q}:suspects          hash    entry -> crash count [delivery, consumer, isolated?]  when settled
     {ns:q}:recent:<producer> string  a producer thread's last enqueue id                   expires, 20 s by default
                                      <producer> is <entry>/<id> for a follow-up message    with the entry, or 15 min

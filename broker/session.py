@@ -249,7 +249,7 @@ class Session:
         if n_unwritten:
             self.logger.error("acknowledgements were not written; these jobs run again", extra={"n": n_unwritten})
         self.keeper.stop(timeout_s=_left_s(deadline))
-        # this process still holds entries if worker threads outlived the shutdown; they are released when it ends
+        # if worker threads outlived the shutdown, this process still holds entries, which are released when it ends
         is_holding = self._leave(queues)
         self.keeper.close(is_holding=is_holding, timeout_s=_left_s(deadline))
         self.connections.close()

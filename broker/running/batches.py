@@ -1,4 +1,4 @@
-"""Batches: several waiting messages of one actor that one call of its batch function handles.
+"""Batches: one call of an actor's batch function handles several waiting messages.
 
 A batch is only a fast path. It consists of plain messages that are already waiting, and no message waits for others.
 The batch function marks messages as done. Messages that it does not mark, or all messages if it raises, are handed back
@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class NotDoneInBatch(Retry):
-    """The exception that middleware receives for a message that its batch did not mark as done. It runs again."""
+    """The exception that middleware receives for a message that its batch did not mark as done and that runs again."""
 
 
 class BatchedMessage:
@@ -159,8 +159,8 @@ class BatchSize:
     """The current maximum size of one queue's batches in one process.
 
     It starts at ``FIRST_SIZE`` and doubles with each full batch that was done within ``LONG_BATCH_S``. After a longer
-    batch, it is reduced so that the next one should take that long, but not below ``FIRST_SIZE``. After a batch without
-    a message that was done, or a crash of a process that consumed the queue, it starts again. Thread-safe, except that
+    batch, it is reduced so that the next one should take that long, but not below ``FIRST_SIZE``. It is reset after a
+    batch of which no message was done, and after a crash of a process that consumed the queue. Thread-safe, except that
     two batches that end at once may count as one.
     """
 
