@@ -39,7 +39,7 @@ DIM: Final = 512
 PER_CLUSTER: Final = 200
 MODEL: Final = "clip@1"
 
-# More than any of the uses runs, including commands in scripts.
+# Length of Redis's slow log: more commands than any measured operation runs, including commands in scripts.
 MOST_COMMANDS: Final = 200_000
 
 

@@ -56,7 +56,7 @@ def labels_of(service: ClusterService, n: int) -> Numbers:
 
 
 def subject_of(truth: Numbers, rows: Iterable[int]) -> int | None:
-    """Return the group of more than half of the items, or None if there is none."""
+    """Return the group that more than half of the items belong to, or None if there is none."""
     of_rows = truth[list(rows)]
     groups, n = np.unique(of_rows[of_rows >= 0], return_counts=True)
     return int(groups[n.argmax()]) if len(n) and 2 * n.max() > len(of_rows) else None

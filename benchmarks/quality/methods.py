@@ -111,14 +111,20 @@ def average_linkage(vectors: FloatMatrix) -> Found:
 
 
 def immich(vectors: FloatMatrix) -> Found:
-    """Run Immich's face clustering: DBSCAN with cosine distance 0.5 and 3 faces, including the face itself."""
+    """Run Immich's face clustering: DBSCAN with cosine distance 0.5 and at least 3 faces around a core point.
+
+    The 3 faces include the core point itself.
+    """
     from sklearn.cluster import DBSCAN
 
     return _plain(DBSCAN(eps=1.0, min_samples=3).fit(vectors))  # cosine distance 0.5 is Euclidean distance 1
 
 
 def photoprism(vectors: FloatMatrix) -> Found:
-    """Run PhotoPrism's face clustering: DBSCAN with distance 0.64 and 4 faces."""
+    """Run PhotoPrism's face clustering: DBSCAN with distance 0.64 and at least 4 faces around a core point.
+
+    The 4 faces include the core point itself.
+    """
     from sklearn.cluster import DBSCAN
 
     return _plain(DBSCAN(eps=0.64, min_samples=4).fit(vectors))

@@ -71,8 +71,8 @@ class Pool:
         # Threads take connections from the right, so that those on the left stay idle and are closed. A deque needs no
         # lock for that.
         self._idle: deque[tuple[redis.Connection, float]] = deque()
-        # Acquire this lock instead of the Condition, which runs Python code: an interrupt (a time limit) of a job that
-        # enqueues could hit that code after it took the lock, and then no thread would ever get a connection again.
+        # Acquire this lock and not the Condition, whose acquire runs Python code. If the time limit of a job that
+        # enqueues interrupted that code after it had taken the lock, no thread would ever get a connection again.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         # weak references, so that a connection that an interrupted thread loses is closed and no longer counted

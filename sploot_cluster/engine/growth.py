@@ -86,7 +86,7 @@ class _Edges:
         return cls(np.concatenate([each.rows for each in some]), np.concatenate([each.reachability for each in some]))
 
     def merged(self, n: int) -> tuple[_Edges, Merges]:
-        """Return the edges in order, best first, and the merges of n rows along them."""
+        """Return the edges, highest reachability first, and the merges of n rows along the edges in this order."""
         order = np.argsort(-self.reachability, kind="stable")
         edges = _Edges(self.rows[order], self.reachability[order])
         return edges, Merges.of(n, edges.rows)

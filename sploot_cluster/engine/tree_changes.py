@@ -189,7 +189,10 @@ def _bridges(vectors: FloatMatrix, core: DoubleVector, n_parts: int, part: Rows)
 
 
 def _lightest(n: int, edges: Rows, weights: DoubleVector) -> Rows:
-    """Return the positions of the edges that make up a minimum spanning tree of n nodes. ``edges`` may repeat."""
+    """Return the positions of the edges that make up a minimum spanning tree of n nodes.
+
+    ``edges`` may contain duplicates.
+    """
     order = np.argsort(weights, kind="stable")
     _, first = np.unique(edges[order, 0] * n + edges[order, 1], return_index=True)
     first.sort()

@@ -276,7 +276,7 @@ class PetStore(Protocol):
     def add_to_shadow(self, state: PetState, media: MediaId, vector: FloatVector, why: Quarantined) -> bool:
         """Add a vector of ``why.model`` to the open shadow. Repeating the call changes nothing.
 
-        An item without a vector of the pet's own model is quarantined too, even beyond the limit.
+        If the item has no vector of the pet's own model, it is also quarantined, even if the quarantine is full.
 
         Returns:
             False if the pet was recreated since ``state``, or no shadow of this model is open.

@@ -211,7 +211,7 @@ def answers(address: str, *, timeout_s: float = 2.0) -> bool:
 
 
 def until(deadline_s: float) -> Iterator[float]:
-    """Yield the seconds passed, with a short pause after each, until the deadline has passed."""
+    """Yield the elapsed seconds until the deadline, with a short pause between two values."""
     start = time.monotonic()
     while (passed := time.monotonic() - start) < deadline_s:
         yield passed

@@ -42,7 +42,7 @@ KEPT_S: Final = 25 * 3_600
 SHOWN_STEPS: Final = 24 * 3_600 // STEP_S
 FLUSH_EVERY_S: Final = 10.0
 
-# Upper edges of durations in milliseconds; a longer attempt counts at the last edge.
+# Upper bounds of the duration buckets, in milliseconds; longer attempts are counted in the last bucket.
 EDGES_MS: Final = (10, 30, 100, 300, 1_000, 3_000, 5_000, 8_000, 30_000, 300_000)
 
 # KEYS: 1 the step. ARGV: seconds to keep it; then field, value. Keeps the larger value of each field.

@@ -1,7 +1,7 @@
 """Facts that the running job records for its metrics and its final log line.
 
-The middleware opens the facts before a job and reads them after it; actors add facts that only they know. The facts of
-the jobs of a batch are nested: opened one after another, and closed in the reverse order.
+The middleware starts a record of facts before a job and reads it after the job; actors add facts that only they know.
+The records of a batch's jobs are nested: they are started one after another and closed in reverse order.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ _CHATTY: Final = ("faiss.loader", "periodiq", "uvicorn.access")
 # written together, because each separate write might cost a thread switch. The field itself is not written.
 FOLLOWED: Final = "_followed"
 
-_SHORTEST_PAYLOAD: Final = 80  # in characters: base64 of 15 values; every model has more
+_SHORTEST_PAYLOAD: Final = 80  # in characters: 15 values in base64; the vectors of every model are longer
+
 # a vector as base64, as bytes, or as numbers in the form that Python and JSON print
 _NUMBER: Final = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 _PAYLOAD: Final = re.compile(

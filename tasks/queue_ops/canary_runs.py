@@ -30,7 +30,8 @@ KEPT_S: Final = 24 * 3_600
 # Maximum number of runs at once. Each has a thread and reads the queue a few times per second.
 MOST_AT_ONCE: Final = 4
 BEAT_S: Final = 0.5
-# A run whose state was not written for this long has lost its server; Redis itself may be silent for ten seconds.
+# A run whose state has not been written for this long has lost its server. The limit is well above ten seconds,
+# because Redis itself may be silent for that long.
 LOST: Final = timedelta(seconds=30)
 CLOSING_S: Final = 5.0
 
@@ -40,7 +41,7 @@ Requeue = Callable[[Callable[[int, int], None], Callable[[], str]], Done]
 
 
 class CanaryRuns:
-    """The canaries of this process, and the state of those of all processes. Errors from redis-py propagate."""
+    """The canaries of this process, and the state of every process's canaries. Errors from redis-py propagate."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client

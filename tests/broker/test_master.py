@@ -99,7 +99,7 @@ def test_job_ends_in_the_grace_period_but_cannot_write_to_the_masters_log(
     assert producer.counters("default")["recovered"] == 0
 
 
-def test_worker_whose_master_ends_while_it_boots_ends_too(
+def test_worker_ends_if_its_master_ends_during_boot(
     redis_url: str, client: Any, producer: RedisStreamsBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it boots, the worker waits for its dead master in Dramatiq's code, and would read messages during that."""

@@ -334,7 +334,7 @@ def test_inspector_lists_the_holder_of_an_ordering_key_and_its_line(scene: Scene
 
 
 @pytest.mark.parametrize("where", ["delayed", "undelivered", "received"])
-def test_operator_passes_over_a_message_that_holds_its_ordering_key(scene: Scene, where: str) -> None:
+def test_operator_can_pass_over_a_message_that_blocks_its_ordering_key(scene: Scene, where: str) -> None:
     consumer = scene.consumer("a")
     broker = scene.brokers["a"]
     broker.enqueue_many(of_key("k", "one", unique_key="u"))

@@ -546,7 +546,7 @@ def test_chart_rules_equal_ops_rules_and_pass_promtool(tmp_path: Path) -> None:
     (rule,) = of_kind(everything(), "PrometheusRule")
 
     groups = [group for source in sources for group in yaml.safe_load(source.read_text())["groups"]]
-    # the rules of a release alert on its own namespace only
+    # the rules of a Helm release only consider its own namespace
     for alert in (each for group in groups for each in group["rules"] if "alert" in each):
         if not re.search("watchdog|notifications|redis-(exporter|memory|evictions)", alert["labels"]["family"]):
             alert["expr"] = re.sub(r"media_cluster:[a-z_]+(:\d+[smhd])?", r'\g<0>{namespace="media"}', alert["expr"])

@@ -239,7 +239,7 @@ def test_broken_link_is_reported_with_its_cause(page: Page, place: str, problem:
     page.labelled("Name or id of a pet")
 
 
-def test_broken_link_replaces_the_previous_page(page: Page, album: ClusterService) -> None:
+def test_error_for_a_broken_link_replaces_the_previous_page(page: Page, album: ClusterService) -> None:
     page.open(f"pet/{PET}")
     page.sees("18 items")
 

@@ -39,7 +39,7 @@ class ClockedServer:
             eventually(lambda: abs(_now_s(client) - true_s - seconds) < 1_000)
 
     def has_heard_of(self, crew: Crew) -> bool:
-        """Return whether each worker of the crew has sent a heartbeat by the current clock."""
+        """Return whether the last heartbeat of every worker in the crew is within a minute of the server's clock."""
         with redis.Redis.from_url(self.url) as client:
             now_ms = _now_s(client) * 1_000
             beats = client.zrange(CONSUMERS, 0, -1, withscores=True)

@@ -196,7 +196,8 @@ RULES: dict[str, Callable[[], list[str]]] = {
         panel["title"] for panel in PANELS if panel["fieldConfig"]["defaults"]["unit"] not in UNITS
     ],
     "panel-no-targets-rule": lambda: [panel["title"] for panel in PANELS if not panel["targets"]],
-    # Two rules on LogQL hold because no panel asks Loki. Prometheus parses every query below.
+    # The linter's two rules about LogQL hold, because no panel queries Loki. Prometheus itself parses every query
+    # in a test below.
     "target-logql-rule": lambda: [panel["title"] for panel, target in TARGETS if target["datasource"] != SOURCE],
     "target-promql-rule": lambda: [panel["title"] for panel, target in TARGETS if not target["expr"]],
     "target-rate-interval-rule": lambda: [

@@ -210,7 +210,7 @@ def test_critical_alert_inhibits_no_warning_with_other_labels(
     eventually(lambda: {("slack", "MediaClusterWorkerDown"), ("slack", "MediaClusterSampleOld")} <= notes.fired())
 
 
-def test_alert_on_missing_workers_inhibits_the_old_sample_alert_it_causes(served: tuple[str, Receivers]) -> None:
+def test_missing_workers_alert_inhibits_the_old_sample_alert_it_causes(served: tuple[str, Receivers]) -> None:
     url, notes = served
     post(url, environment="staging")
     eventually(lambda: PAGER in notes.fired(), within_s=30)

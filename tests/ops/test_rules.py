@@ -95,7 +95,7 @@ def test_rules_keep_the_namespaces_of_releases_apart() -> None:
     assert set(wrong) <= {"media_cluster:workers_up"}, "only a Prometheus that never saw a pod has no namespace"
 
 
-def test_all_rules_use_scraped_values_for_two_minutes() -> None:
+def test_all_rules_use_a_value_until_two_minutes_after_its_scrape() -> None:
     windows = {window for rule in rules() for window in re.findall(r"last_over_time\([^\[]*\[(\w+)\]", rule["expr"])}
 
     assert windows == {"2m"}

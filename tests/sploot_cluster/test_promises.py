@@ -1,4 +1,7 @@
-"""Tests that corrections hold on a few simulated days. ``make promises`` simulates 10,000 events of new days."""
+"""Tests that corrections hold on a few simulated days, always the same ones.
+
+``make promises`` simulates 10,000 events on days with other seeds.
+"""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_queue_limit_that_differs_from_the_stored_one_is_a_warning(ward: Ward) -
         ("max_dead_letters_mb", 1, "SPLOOT_MAX_DEAD_LETTERS_MB"),
     ],
 )
-def test_dead_letters_near_their_maximum_number_have_level_wrong(
+def test_doctor_reports_dead_letters_near_their_limit_as_wrong(
     ward: Ward, setting: str, bound: int, variable: str
 ) -> None:
     ward.settings[setting] = bound

@@ -177,7 +177,7 @@ def test_erasure_removes_only_traces_that_name_the_item(
 ) -> None:
     erased = erasure.erase(42, [SECRET])
 
-    # the record of the split names no item, because the split was refused for its cluster
+    # the record of the split names no item, because the reason for its refusal was the cluster
     assert counts(erased) == (1, 1, 0)
     assert counts(erasure.find(42)) == (2, 1, 0)
     assert counts(erasure.find(43)) == (3, 2, 0)

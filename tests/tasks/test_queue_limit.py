@@ -35,7 +35,7 @@ def sampled_by_a_worker(redis_url: str, *, max_queue_length: int) -> None:
 
 @pytest.fixture
 def full(redis_client: redis.Redis, redis_url: str) -> redis.Redis:
-    """A Redis with a queue limit set by its workers, which only the feedback queue has reached, and a pet 42."""
+    """A Redis with pet 42 and a queue limit, set by a worker, that only the feedback queue has reached."""
     grouped(RedisPetStore(redis_client), 2, range(6))
     sampled_by_a_worker(redis_url, max_queue_length=LIMIT)
     with ClusterTasks(client=redis_client) as tasks:

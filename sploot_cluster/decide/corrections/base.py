@@ -248,7 +248,11 @@ class Demands(Protocol):
         """
 
     def barred(self, statement: Statement, media: Sequence[MediaId], cluster: ClusterId) -> None:
-        """Demand that no item be in the cluster that an id resolves to, unless a correction puts it into a cluster."""
+        """Demand that the items stay out of a cluster. Items that a correction put into a cluster are exempt.
+
+        Args:
+            cluster: the id of the cluster; an alias stands for the cluster that it leads to.
+        """
 
     def nowhere(self, statement: Statement, media: Sequence[MediaId]) -> None:
         """Demand that items belong to no cluster."""

@@ -180,7 +180,7 @@ def test_undo_of_a_merge_sends_later_items_to_the_most_similar_cluster(
     assert {where(store, item) for item in joined[1]} == {2}
 
 
-def test_undo_of_a_split_returns_moved_items(service: ClusterService, store: MemoryPetStore) -> None:
+def test_undoing_a_split_moves_the_items_back(service: ClusterService, store: MemoryPetStore) -> None:
     split = service.split(PET, ONE, sorted(names(0, range(5))), operation_id="1", by="ada")
 
     service.undo(PET, split.revision, operation_id="2", by="ada")

@@ -117,7 +117,7 @@ def check_walk(client: redis.Redis, broker: RedisStreamsBroker, *, n_states: int
             name: getattr(truth, name) for name in COUNTS.values()
         }, where
         for name, fact in TIMES.items():
-            # the truth is read later than the sample, so its times are larger
+            # the expected values are read after the sample, so their ages are greater
             behind_s = (getattr(truth, fact) or 0) / 1_000 - gauges[name]
             assert 0 <= behind_s < 5, f"{name} says {gauges[name]} in {where}"
         met[step] += 1
