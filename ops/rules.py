@@ -2,7 +2,7 @@
 
 The usual alert compares a recorded signal with one number, ``media_cluster:<signal>[:<window>] > 5``, which is its
 level; the dashboard draws this number as a line. ``media_cluster:<signal>_unpaged`` is the same signal, without values
-that another page reports.
+that another page reports, and ``_unrefused`` without those of attempts that Redis refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ FOLDER: Final = Path(__file__).with_name("alerts")
 
 Severity = Literal["warning", "critical", "none"]
 
-_LEVEL: Final = re.compile(r"media_cluster:(?P<signal>\w+)(?::\w+)? (?P<comparator>>=|>|<) (?P<level>[0-9.]+)")
+_LEVEL: Final = re.compile(
+    r"media_cluster:(?P<signal>\w+?)(?:_unpaged|_unrefused)?(?::\w+)? (?P<comparator>>=|>|<) (?P<level>[0-9.]+)"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +90,7 @@ def _alert(rule: dict[str, Any]) -> Alert:
         hold=rule.get("for", ""),
         labels=rule["labels"],
         annotations=rule["annotations"],
-        signal=found["signal"].removesuffix("_unpaged") if found else "",
+        signal=found["signal"] if found else "",
         comparator=found["comparator"] if found else "",
         level=float(found["level"]) if found else 0.0,
     )
