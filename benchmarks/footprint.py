@@ -1,9 +1,9 @@
 """The memory and start time of a worker: ``python -m benchmarks footprint``.
 
 The wheel is installed with the extra ``[worker]`` in a new environment, as pip installs it, with bytecode. The start
-time is the time from the start of a worker to its first commit; an event for it waits in Redis. Exits with 1 if a
-figure is above its limit. A start time above its limit counts only if the CPU time is above the same limit, because
-other work on the machine delays a start.
+time is the time from the start of a worker to its first commit; an event for it waits in Redis. The command exits
+with 1 if a figure is above its limit. A start time above its limit counts only if the CPU time is above the same limit,
+because other work on the machine delays a start.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 def service_of(one: LabelledSet) -> ClusterService:
-    """Return a service whose pet has the items of a set, reclustered."""
+    """Return a service with a pet that has the items of a set and was reclustered."""
     service = ClusterService(MemoryPetStore())
     items = [NewItem(PET, MediaId(str(row)), MODEL, vector) for row, vector in enumerate(one.vectors)]
     for start in range(0, len(items), 500):

@@ -95,7 +95,7 @@ class LocalStack:
             "WORKER_METRICS_PORT": str(ports["worker"]),
             "SPLOOT_HTTP_PORT": str(ports["server"]),
             "PYTHONUNBUFFERED": "1",
-            "TMPDIR": str(self._folder("tmp")),  # the beat of another scheduler of this machine is not ours
+            "TMPDIR": str(self._folder("tmp")),  # keeps our beat apart from other schedulers'
         }
         redis, *others = [
             Pod(service.name, list(service.command), environ=environ, log=directory / f"{service.name}.log")

@@ -2,7 +2,7 @@
 
 FOLDER contains one file per user, named after the user, with the password. The output contains SHA-256 hashes, never a
 password. ``--redis-6`` renders for Redis 6.2, which supports neither read-only keys nor selectors: there, an operator
-may write pets, and a client may delete streams, pause queues, read dead letters and change the limit of queues.
+may write pets, and a client may delete streams, pause queues, read dead letters and change the queue limit.
 """
 
 from __future__ import annotations

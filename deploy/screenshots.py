@@ -47,7 +47,7 @@ LOADED_WITHIN_S: Final = 30
 SETTLED_S: Final = 0.8  # time in which pictures fade in and plots are drawn
 LABELLER: Final = "ada:labeller:a-secret-of-the-labeller"
 
-# Opens a page's first dialog, or makes a choice, before its screenshot is taken.
+# A function that opens a page's first dialog, or makes a choice, before the screenshot is taken.
 Before = Callable[[webdriver.Chrome], None]
 
 
@@ -151,7 +151,7 @@ def photograph(browser: webdriver.Chrome, address: str, scene: Scene, target: Pa
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get("about:blank")
     browser.get(address)
-    browser.execute_script("sessionStorage.clear()")  # the choices of the last picture
+    browser.execute_script("sessionStorage.clear()")  # choices that were made for the last picture
     browser.refresh()
     WebDriverWait(browser, LOADED_WITHIN_S).until(lambda there: there.find_elements(By.CSS_SELECTOR, scene.shows))
     scene.before(browser)

@@ -26,7 +26,7 @@ def media_id(sent_ns: int, number: int) -> str:
 
 
 class Stamps:
-    """A recorder of this process's pairs of times."""
+    """A recorder of the times at which this process's events were sent and committed."""
 
     def __init__(self, directory: Path) -> None:
         hidden = directory / f".{os.getpid()}"

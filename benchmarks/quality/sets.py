@@ -44,7 +44,7 @@ class LabelledSet:
 
 
 def draw(seed: int, *, banking77: Path = BANKING77) -> Iterator[LabelledSet]:
-    """Yield all data sets of one seed. Some are used as a whole and do not depend on it."""
+    """Yield all data sets of one seed. Some sets are used whole and do not depend on the seed."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -117,7 +117,10 @@ def _made_up(n: int, rng: np.random.Generator, *, dim: int = 512) -> LabelledSet
 
 
 def _bursts(n: int, n_frames: int, n_copies: int, rng: np.random.Generator, *, dim: int = 512) -> LabelledSet:
-    """Return five subjects of n / 5 items, with a burst of near copies of one item each, and ten copied strangers."""
+    """Return five subjects of n / 5 items, each with a burst: ``n_frames - 1`` near copies of one of its items.
+
+    If ``n_copies`` is not 0, there are also ten strangers, each ``n_copies`` times.
+    """
     n_subjects, n_strangers = 5, 10 * bool(n_copies)
     truth = np.arange(n) % n_subjects
     centres = as_vectors(rng.normal(size=(n_subjects, dim)))

@@ -46,7 +46,7 @@ SMOKE: Final = Effort(
 
 
 class Bench:
-    """A bench that measures contestants on one server."""
+    """A series of measurements of contestants, all on one server."""
 
     def __init__(self, url: str, *, effort: Effort, pin: bool, python_of: Callable[[str], Path]) -> None:
         """

@@ -120,7 +120,7 @@ class Pet:
 
 
 class Listed:
-    """Clusters that are no more than a list: a correction moves what it names."""
+    """Clusters that learn nothing: a correction moves only the items that it names."""
 
     def __init__(self, clusters: Clusters) -> None:
         self.clusters = clusters.copy()
@@ -173,7 +173,7 @@ LEARNERS: Final[Mapping[str, Callable[[FloatMatrix, Clusters, FloatMatrix], Clus
 def curve(one: LabelledSet, steps: Sequence[int] = STEPS) -> dict[str, list[float]]:
     """Return the adjusted Rand index of the second half of a set after each number of corrections, by learner.
 
-    Noise items count as groups of one. The figures for no correction show what the engine finds untaught.
+    Noise items count as groups of one. The figures for zero corrections show what the engine finds by itself.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -204,7 +204,7 @@ def curve(one: LabelledSet, steps: Sequence[int] = STEPS) -> dict[str, list[floa
 
 
 def bill(one: LabelledSet) -> dict[str, Bill]:
-    """Return what the second half of a set costs, by learner.
+    """Return the corrections that the second half of a set needs, by learner.
 
     Only corrections of items of the newest batch count. A pet that was never corrected shows what each batch would need
     if earlier corrections had taught nothing.
@@ -236,7 +236,7 @@ def bill(one: LabelledSet) -> dict[str, Bill]:
 def _learnt(
     learn: Callable[[FloatMatrix, Clusters, FloatMatrix], Clusters], vectors: FloatMatrix, known: Clusters, later: Rows
 ) -> Clusters:
-    """Return the clusters of later items, learnt from the earlier items that are in a cluster."""
+    """Return clusters for later items, learned from the earlier items that are in a cluster."""
     clustered = np.flatnonzero(known != NOISE)
     found = np.unique(known[clustered])
     if len(found) < 2:  # nothing to tell apart
@@ -264,14 +264,14 @@ def _correct(corrected: Corrected, truth: Truth, rows: Rows) -> str:
 
 
 def corrections(clusters: Clusters, truth: Truth, rows: Rows) -> list[Correction]:
-    """Return the corrections that put all ``rows`` right, that of most items first.
+    """Return the corrections that put all ``rows`` right, the one with the most items first.
 
-    An item is right in the largest cluster of its subject; a cluster is of the subject of most of its items.
+    An item is right in the largest cluster of its subject. The subject of a cluster is that of most of its items.
 
     Args:
         clusters: (n,) clusters of the items so far.
         truth: (n or more,) subjects.
-        rows: the items to look at; strangers are right anywhere.
+        rows: the items to correct; strangers count as right everywhere.
     """
     shares = Counter(zip(clusters.tolist(), truth.tolist(), strict=False)).most_common()
     owner, home = dict[int, int](), dict[int, int]()

@@ -101,7 +101,7 @@ def _pair(
 
 
 def _most_alike(vectors: FloatMatrix, subject_of: Numbers) -> list[tuple[int, int]]:
-    """Return the pairs of subjects with the most similar centres, one pair for each two subjects."""
+    """Return the pairs of subjects with the most similar centres: half as many pairs as subjects."""
     subjects = np.unique(subject_of)
     centres = as_vectors(np.array([vectors[subject_of == subject].mean(axis=0) for subject in subjects]))
     ones, others = np.triu_indices(len(subjects), 1)

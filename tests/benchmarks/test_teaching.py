@@ -12,7 +12,7 @@ from sploot_cluster.pet.vectors import as_vectors
 
 
 def subjects(*, offset: float, n: int = 60, dim: int = 32) -> LabelledSet:
-    """Return two subjects in turns, and a stranger in every tenth place; with a small offset, they look alike."""
+    """Return items of two subjects in turn; every tenth is a stranger. With a small offset, the subjects look alike."""
     random = np.random.default_rng(5)
     truth = np.where(np.arange(n) % 10 == 9, -1, np.arange(n) % 2).astype(np.int64)
     vectors = random.normal(size=(n, dim))

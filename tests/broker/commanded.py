@@ -69,7 +69,7 @@ def write_without_master(n: int) -> None:
     client.rpush("began", n)
     while os.getppid() == master:
         time.sleep(0.01)
-    time.sleep(1)  # meanwhile, this process notices the end of its master, too, and waits for this job
+    time.sleep(1)  # in this second, the process itself notices the end of its master, and waits for this job
     try:
         for _ in range(100):
             sys.stderr.write("x" * 10_000)

@@ -118,7 +118,7 @@ class Scene:
 
     @contextmanager
     def silence(self, name: str) -> Iterator[None]:
-        """Let the server not answer a process until the ``with`` block ends."""
+        """Make a process's commands time out until the ``with`` block ends, as if the server did not answer."""
         line = self._lines[name]
         line.is_cut_by = redis.TimeoutError
         try:

@@ -213,7 +213,7 @@ def test_hooks_are_called_once_for_a_repeated_settlement(stage: Scene, signal: s
     (one,) = received(consumer, 1)
     pairs.heard.clear()
 
-    broker.emit_before(signal, one)  # the connection is lost then, and the Worker begins again
+    broker.emit_before(signal, one)  # then the connection is lost, and the Worker starts again
     broker.emit_before(signal, one)
     broker.emit_after(signal, one)
 

@@ -278,7 +278,7 @@ def at_rate(rate: str, *names: str, **options: Any) -> list[dramatiq.Message[Any
 
 
 def a_period_passes(scene: Scene, name: str) -> None:
-    """Free the permits of all earlier starts, and make the messages due that wait for them."""
+    """Free the permits of all earlier starts, and promote the messages that wait for one."""
     for field in scene.client.hkeys(KEYS.limits):
         if field.endswith(b"\0starts"):
             scene.client.hdel(KEYS.limits, field)

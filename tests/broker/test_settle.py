@@ -488,7 +488,7 @@ def test_new_consumer_does_not_run_what_the_old_one_still_runs(scene: Scene) -> 
 
 @contextmanager
 def full(scene: Scene) -> Iterator[None]:
-    """Let the server have no free memory during the ``with`` block."""
+    """Leave the server without free memory during the ``with`` block."""
     scene.client.config_set("maxmemory", "1")
     try:
         yield

@@ -95,7 +95,7 @@ class Cluster:
             return f"the last words of {rest[3]}\n"
         if method in {"PATCH", "PUT"}:
             if rest[2:] == ["deployments", rest[3]]:
-                found = copy.deepcopy(found)  # a restart changes no state: kubectl refuses a second one
+                found = copy.deepcopy(found)  # not stored, because kubectl refuses a second restart
             _merge(found, json.loads(body))
         return _scale_of(found) if rest[4:] == ["scale"] else found
 

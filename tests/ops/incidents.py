@@ -36,7 +36,7 @@ def reported_once(on_call: OnCall, alert: str, *, pages: bool = True) -> None:
 
 
 def redis_cli(on_call: OnCall, heading: str, command: str, argument: str = "") -> None:
-    """Run a Redis command that the text under a heading names, with the argument in place of its last word."""
+    """Run a Redis command from the section with this heading; ``argument``, if given, replaces its last word."""
     (named,) = set(re.findall(rf"`({command}[^`]*)`", sections()[heading]))
     typed = f"{named.rpartition(' ')[0]} {argument}" if argument else named
     on_call.follow(Block(heading, (f'redis-cli -u "$REDIS_URL" {typed}',)))
@@ -161,7 +161,7 @@ def test_runbook_takes_a_hung_job_from_a_live_worker(patient: OnCall) -> None:
     reported_once(patient, "MediaClusterStreamLagCritical", pages=False)
 
 
-# the scrapes of a faster Prometheus are too short for a slow Redis
+# in the slower demo, because a faster Prometheus ends its scrapes before a slow Redis answers
 def test_runbook_finds_the_connection_that_makes_redis_slow(patient: OnCall) -> None:
     patient.begin("slow")
 

@@ -333,7 +333,7 @@ def _bare(ax: Axes) -> None:
 
 
 def _shown(series: Sequence[Series]) -> list[Series]:
-    """Return the series that are not always zero, or all if all are, but no more than there are colours."""
+    """Return the series that are not always zero (or all, if all are zero), at most as many as there are colours."""
     moving = [one for one in series if np.nanmax(np.abs(one.values), initial=0.0) > 0]
     return (moving or list(series))[: len(PALETTE)]
 
@@ -370,7 +370,7 @@ def _legend(pattern: str, labels: dict[str, str]) -> str:
 
 
 def human(value: float, unit: str, decimals: int | None = None) -> str:
-    """Return a value in Grafana's notation."""
+    """Return a value of this unit as Grafana shows it."""
     if math.isnan(value):
         return "no data"
     if math.isinf(value):

@@ -149,7 +149,7 @@ UNITS = {"bytes", "cpm", "d", "percent", "percentunit", "s", "short"}
 
 
 def selects(name: str) -> Callable[[], list[str]]:
-    """Return the variables with the name that are not as the linter wants them."""
+    """Return a check that yields ``name`` if this variable is not as the linter requires it."""
 
     def found() -> list[str]:
         one = VARIABLES[name]
@@ -161,7 +161,7 @@ def selects(name: str) -> Callable[[], list[str]]:
 
 
 def matches(name: str) -> Callable[[], list[str]]:
-    """Return the panels with a selector that lacks the matcher of the variable."""
+    """Return a check that finds the panels with a selector that does not filter by this variable."""
 
     def found() -> list[str]:
         every = [(panel, re.findall(r"\{([^}]*)\}", target["expr"])) for panel, target in TARGETS]

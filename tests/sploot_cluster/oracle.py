@@ -47,7 +47,11 @@ class Demands:
     def broken(
         self, labels: Mapping[MediaId, int], aliases: Mapping[ClusterId, ClusterId]
     ) -> list[tuple[MediaId, MediaId]]:
-        """Return the pairs that ``labels`` violate. An item paired with itself is in a forbidden cluster."""
+        """Return the pairs on which ``labels`` violate a demand.
+
+        A pair of an item with itself means that the item is in a forbidden cluster, or in none although it must be in
+        one.
+        """
         broken = []
         for item in self.placed & labels.keys():
             if labels[item] == -1:

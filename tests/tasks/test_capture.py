@@ -58,7 +58,7 @@ class Album:
         self.service.assign(PET, MediaId(f"m{number}"), model=model, vector=vector)
 
     def edit(self, number: int) -> None:
-        """Replace the vector of an item by another one of the same look."""
+        """Replace the vector of an item with another one of the same subject."""
         vector = self._looks[number % 4] + 0.15 * np.random.default_rng(1_000 + number).normal(size=DIM)
         item = MediaId(f"m{number}")
         self.service.assign(PET, item, model="test@1", vector=vector, is_replacement=True)

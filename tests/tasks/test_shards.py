@@ -65,7 +65,7 @@ class Divided:
         self.tasks.ingest_many([_event(pet_id) for pet_id in pets])
 
     def deliver(self) -> None:
-        """Deliver what waits in every shard to a consumer without a heartbeat, like that of a dead worker."""
+        """Deliver the waiting entries of every shard to a consumer without a heartbeat, like that of a dead worker."""
         for shard in self.broker.shards(EMBEDDING_INGESTED):
             stream = f"{NAMESPACE}:{shard}"
             self.client.xgroup_create(stream, GROUP, id="0", mkstream=True)

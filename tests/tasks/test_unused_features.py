@@ -1,4 +1,4 @@
-"""Ordering keys are a feature of the broker that this product does not use: they cost it no key and no command."""
+"""Ordering keys are a feature of the broker that this product does not use: they add no key and no command."""
 
 from __future__ import annotations
 

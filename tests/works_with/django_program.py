@@ -1,4 +1,4 @@
-"""Runs jobs of the Django project and its scheduler; prints the outcomes as the project's admin shows them.
+"""A program that runs jobs of the Django project and its scheduler, and prints the outcomes that the admin shows.
 
 python -m tests.works_with.django_program
 """

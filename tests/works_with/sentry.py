@@ -1,4 +1,4 @@
-"""A program with sentry-sdk's Dramatiq integration; prints what it would have sent.
+"""A program with sentry-sdk's Dramatiq integration, which prints the reports that it would send.
 
     python -m tests.works_with.sentry REDIS_URL
 

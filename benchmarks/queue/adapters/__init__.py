@@ -49,7 +49,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def hold(self, number: int) -> None:
-        """Enqueue a numbered job; the victim is killed while it runs the job."""
+        """Enqueue a numbered job, which hangs only in the worker that will be killed (``jobs.hold``)."""
 
     @abstractmethod
     def work(self) -> None:

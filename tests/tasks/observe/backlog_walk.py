@@ -137,7 +137,7 @@ class Walk:
             self._client.hdel(KEYS.delayed_messages, name)
 
     def truth(self) -> Truth:
-        """Return the truth, read with plain commands."""
+        """Return the contents of the queue, read with plain commands."""
         entries = [_order(entry_id) for entry_id, _ in self._client.xrange(KEYS.stream)]
         pending = self._client.xpending_range(KEYS.stream, GROUP, "-", "+", 100_000)
         held = {_order(one["message_id"]) for one in pending}
