@@ -17,6 +17,8 @@
     ├── RevisionConflict        another commit came first; load and decide again
     │   └── PetClaimed          another change has claimed the pet for a moment; wait and retry
     ├── StoreUnavailable        Redis did not reply or refused a command; retrying is safe
+    │   └── ColdStoreUnavailable  the storage of cold vectors did not reply; retrying is safe
+    ├── PetIsCold               a batch met a pet whose vectors are in the cold store; handle its items one by one
     ├── PetTooLarge             the store cannot hold more items of this pet
     ├── NotConserved            a commit would lose items, or the pet has lost some; an operator must act
     └── UnreadablePet           the stored data is damaged or from a newer release; an operator must act
@@ -247,6 +249,29 @@ class StoreUnavailable(ClusterError):
         return (_unavailable, (self.args[0], self.doing, self.problem, self.refusal))
 
 
+class ColdStoreUnavailable(StoreUnavailable):
+    """Raised when the storage of cold vectors did not reply or refused a request. Retrying is safe."""
+
+    def __init__(self, *, doing: str, problem: str) -> None:
+        super().__init__(doing=doing, problem=problem)
+        hint = "check that the storage is up and SPLOOT_COLD_STORE names it"
+        self.args = (f"could not {doing}: {problem}; {hint}, then try again",)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_cold_unavailable, (self.doing, self.problem))
+
+
+class PetIsCold(ClusterError):
+    """Raised for a pet of a batch whose vectors are in the cold store, because fetching them would delay the others."""
+
+    def __init__(self, *, pet: int) -> None:
+        super().__init__(f"the vectors of pet {pet} are in the cold store; handle its items one by one")
+        self.pet = pet
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_is_cold, (self.pet,))
+
+
 class PetTooLarge(ClusterError):
     """Raised when the vectors of a pet would exceed 512 MB, the size limit of a pet."""
 
@@ -334,6 +359,14 @@ def _unavailable(text: str, doing: str, problem: str, refusal: RedisRefusal | No
     error = StoreUnavailable(doing=doing, problem=problem)
     error.args, error.refusal = (text,), refusal
     return error
+
+
+def _cold_unavailable(doing: str, problem: str) -> ColdStoreUnavailable:
+    return ColdStoreUnavailable(doing=doing, problem=problem)
+
+
+def _is_cold(pet: int) -> PetIsCold:
+    return PetIsCold(pet=pet)
 
 
 def _not_conserved(pet: int, problem: str) -> NotConserved:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from sploot_cluster import ClusterService
     from sploot_cluster.engine.backends import Fallback
+    from sploot_cluster.store.cold.moves import ColdPets
+    from sploot_cluster.store.redis import RedisPetStore
     from tasks.erasure import Erasure
     from tasks.queue_ops import Operations
 
@@ -49,15 +51,30 @@ def build_client(settings: Settings) -> redis.Redis:
     return connect(settings.redis_url, connect_timeout_s=CONNECT_TIMEOUT_S, answer_timeout_s=ANSWER_TIMEOUT_S)
 
 
+def build_store(settings: Settings, client: redis.Redis, *, cold: ColdPets | None = None) -> RedisPetStore:
+    """Return the store of pets, which also reads those whose vectors are in the cold store, if one is set.
+
+    Args:
+        cold: the cold pets, if the caller needs them, too; None: they are built.
+    """
+    from sploot_cluster.store.redis import RedisPetStore
+    from tasks.cold_pets import build_cold_pets
+
+    return RedisPetStore(client, cold=cold or build_cold_pets(settings, client))
+
+
 def build_service(
-    settings: Settings, client: redis.Redis, *, on_fallback: Callable[[Fallback], None] = lambda _: None
+    settings: Settings,
+    client: redis.Redis,
+    *,
+    on_fallback: Callable[[Fallback], None] = lambda _: None,
+    cold: ColdPets | None = None,
 ) -> ClusterService:
     """Return the service with Redis as its store. It requests reclusters through the queue; see ``ClusterService``."""
     from sploot_cluster.service import ClusterService
-    from sploot_cluster.store.redis import RedisPetStore
 
     return ClusterService(
-        RedisPetStore(client),
+        build_store(settings, client, cold=cold),
         settings=settings.clustering,
         reclusters=ClusterTasks(client=client),
         cache_bytes=settings.cache_mb * 1024 * 1024 or None,
@@ -108,7 +125,9 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     """
     from periodiq import PeriodiqMiddleware
 
+    from sploot_cluster.store.cold.rounds import ColdRounds
     from tasks.actors import declare_actors
+    from tasks.cold_pets import WaitForColdStore, build_cold_pets, declare_cold_actor
     from tasks.erasure import Erasure
     from tasks.job_records import JobRecords, TrackJobs
     from tasks.observe.backlog import BacklogSampler
@@ -118,7 +137,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     from tasks.observe.job_log import ExposeMetrics, LoadEngine, RecordJobs
     from tasks.observe.logs import NameJobs
     from tasks.observe.media_totals import MediaSampler, declare_media_actor
-    from tasks.observe.metrics import count_fallback
+    from tasks.observe.metrics import count_fallback, count_move
     from tasks.observe.periodic import declare_periodic_actors
     from tasks.observe.pulse import KeepPulse
     from tasks.observe.tracing import tracing_middleware
@@ -138,6 +157,7 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
             TimeLimit(),
             ShutdownNotifications(),
             Retries(),
+            *([WaitForColdStore()] if settings.cold_store else []),
             CurrentMessage(),
             # drop messages that are 30 s late, because a sample taken that late would be useless
             PeriodiqMiddleware(skip_delay=30),
@@ -151,10 +171,14 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
             *([KeepPulse(shared, hung_after_s=settings.hung_after_s)] if shared is not None else []),
         ],
     )
-    service = build_service(settings, client, on_fallback=count_fallback)
+    cold = build_cold_pets(settings, client, on_move=count_move)
+    service = build_service(settings, client, on_fallback=count_fallback, cold=cold)
     declare_actors(broker, service, batch_size=settings.batch_size, traces=Erasure(broker, client))
     declare_periodic_actors(broker, BacklogSampler(broker, client, max_queue_length=settings.max_queue_length), client)
     declare_media_actor(broker, MediaSampler(service, client), client)
+    if cold is not None:
+        rounds = ColdRounds(client, cold, service.pets_page, idle_days=settings.cold_after_days)
+        declare_cold_actor(broker, rounds, client)
     return broker
 
 

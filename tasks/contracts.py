@@ -37,6 +37,7 @@ DELETE_ITEMS: Final = "delete_items"
 EXPORT_PENDING_JOBS: Final = "export_pending_jobs"
 EXPORT_STREAM_LAG: Final = "export_stream_lag"
 EXPORT_MEDIA_TOTALS: Final = "export_media_totals"
+MOVE_COLD_PETS: Final = "move_cold_pets"
 
 
 def stream_of(queue: str) -> str:
@@ -128,5 +129,5 @@ QUEUE_OF: Final[Mapping[str, str]] = {
     EmbeddingIngested.actor_name: EMBEDDING_INGESTED,
     **{request.actor_name: CLUSTER_FEEDBACK for request in VERBS.values()},
     **dict.fromkeys((RECLUSTER_PET, PREVIEW_RECLUSTER, DELETE_ITEMS), CLUSTER_RECLUSTER),
-    **dict.fromkeys((EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, EXPORT_MEDIA_TOTALS), CLUSTER_MAINTENANCE),
+    **dict.fromkeys((EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG, EXPORT_MEDIA_TOTALS, MOVE_COLD_PETS), CLUSTER_MAINTENANCE),
 }

@@ -28,7 +28,7 @@ from redis.cluster import RedisCluster
 from broker import QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK
 from broker.stats import total_of
-from sploot_cluster.errors import StoreUnavailable
+from sploot_cluster.errors import ColdStoreUnavailable, StoreUnavailable
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.settings import PREFIX as CLUSTERING
@@ -36,8 +36,10 @@ from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.threads import NATIVE, n_cores
+from tasks.cold_pets import build_cold_pets
 from tasks.contracts import CLUSTER_MAINTENANCE, GROUP, QUEUES, stream_of
 from tasks.observe.backlog import BACKLOG
+from tasks.observe.media_totals import MEDIA
 from tasks.queue_limit import stored_limit
 from tasks.queue_ops.overdue import OverdueJob, command_that_frees, effect_of, overdue_jobs
 from tasks.redis_access.probe import probe_writes
@@ -123,7 +125,7 @@ def diagnose(installation: Installation) -> list[Finding]:
     for where, node in _nodes(installation):
         for check in (_server, _memory, _persistence, _clock):
             found += [replace(finding, seen=where + finding.seen) for finding in _permitted(check, node)]
-    for check in (_groups, _limit, _queues, _samples, _models, _pets):
+    for check in (_groups, _limit, _queues, _samples, _models, _pets, _cold):
         of_queues = _permitted(check, installation)
         if writes.level == "wrong":
             # workers cannot write heartbeats and the scheduler cannot write ticks, so starting more of them would not
@@ -702,6 +704,25 @@ def _pets(installation: Installation) -> Iterator[Finding]:
         is_sample = n_pets > len(sample)
         seen = f"{len(sample):,} of {_n(n_pets, 'pet')} are intact; the next run checks others" if is_sample else ""
         yield Finding("pets", "ok", seen or (f"all {_n(n_pets, 'pet')} are intact" if n_pets else "no pets yet"))
+
+
+def _cold(installation: Installation) -> Iterator[Finding]:
+    """Check that the cold store can be used, and that it is set if pets have their vectors there."""
+    stored = cast("bytes | None", installation.client.hget(MEDIA, "cold"))
+    n_cold, settings = int(stored or 0), installation.settings
+    cold = build_cold_pets(settings, installation.client)
+    if cold is None:
+        if n_cold:
+            seen = f"the vectors of {_n(n_cold, 'pet')} are in a cold store, and SPLOOT_COLD_STORE is not set here"
+            yield Finding("cold", "wrong", seen, "set SPLOOT_COLD_STORE as the workers have it")
+        return
+    try:
+        cold.probe()
+    except ColdStoreUnavailable as away:
+        hint = "make the storage reachable; arrivals at cold pets wait until then: docs/how-to/cold-pets.md"
+        yield Finding("cold", "wrong", away.problem, hint)
+        return
+    yield Finding("cold", "ok", f"{settings.cold_store} answers; it has the vectors of {_n(n_cold, 'pet')}")
 
 
 def _unlisted_pets(installation: Installation) -> list[PetId]:

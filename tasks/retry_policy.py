@@ -6,7 +6,8 @@ each wait is shortened at random by up to half. After ``max_retries`` the messag
 Two kinds of error are never retried: ``InvalidInput`` and its subclasses, because the caller must change something, and
 ``PetTooLarge``, because waiting makes no pet smaller. All others are retried: ``RevisionConflict`` and
 ``StoreUnavailable`` pass with time, ``UnreadablePet`` may be due to data from a newer release in a rollout, and
-``NotConserved`` and unforeseen errors get further attempts before an operator has to act. ``StalePreview`` and
+``NotConserved`` and unforeseen errors get further attempts before an operator has to act. While the storage of cold
+vectors does not answer, failures are not counted (``tasks.cold_pets``). ``StalePreview`` and
 ``PetExists`` are never raised in a job, only when a caller applies a preview or imports a pet.
 """
 
@@ -27,6 +28,7 @@ from tasks.contracts import (
     EXPORT_MEDIA_TOTALS,
     EXPORT_PENDING_JOBS,
     EXPORT_STREAM_LAG,
+    MOVE_COLD_PETS,
     PREVIEW_RECLUSTER,
     RECLUSTER_PET,
 )
@@ -82,6 +84,8 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     EXPORT_STREAM_LAG: _SAMPLE,
     # the next sample is due in a minute
     EXPORT_MEDIA_TOTALS: RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=MINUTE_MS),
+    # the next run continues in a minute
+    MOVE_COLD_PETS: RetryPolicy(0, SECOND_MS, SECOND_MS, time_limit_ms=MINUTE_MS),
 }
 
 # How far a job may exceed its limit: native code delays the interrupt.

@@ -132,6 +132,20 @@ class Settings:
         unit="MB",
         default=0,
     )
+    cold_store: str = _setting(
+        "SPLOOT_COLD_STORE",
+        "where the vectors of pets without changes go instead of Redis: s3://bucket/prefix, or file:///directory that "
+        "all processes share; needs the extra [cold]; the same for workers, scheduler, server and commands; empty: "
+        "nowhere",
+        default="",
+    )
+    cold_after_days: int = _setting(
+        "SPLOOT_COLD_AFTER_DAYS",
+        "how long a pet is without changes until its vectors go there",
+        unit="days",
+        default=30,
+        accepts=_whole(1, 3_650),
+    )
     http_host: str = _setting("SPLOOT_HTTP_HOST", "address on which the HTTP API listens", default="127.0.0.1")
     http_port: int = _setting(
         "SPLOOT_HTTP_PORT", "port on which the HTTP API listens; 0: a free one", default=8080, accepts=_PORTS
@@ -196,6 +210,10 @@ class Settings:
         for variable, host in (("WORKER_METRICS_HOST", self.metrics_host), ("SPLOOT_HTTP_HOST", self.http_host)):
             if not host or any(character.isspace() for character in host):
                 raise InvalidInput(variable, f"{host!r} is not a host", "set a name or an address, e.g. 127.0.0.1")
+        if self.cold_store:
+            from sploot_cluster.store.cold.vectors import check_place
+
+            check_place(self.cold_store, "SPLOOT_COLD_STORE")
         if self.log_level not in LOG_LEVELS:
             raise InvalidInput(
                 "SPLOOT_LOG_LEVEL", f"{self.log_level!r} is not a log level", f"set one of {', '.join(LOG_LEVELS)}"

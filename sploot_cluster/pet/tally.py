@@ -144,6 +144,8 @@ class Totals:
         unreadable: the errors of the unreadable pets.
         fullest: the pet whose vectors take the most bytes, or None if there is no pet.
         fullness: the size of its vectors, as a share of the maximum size for one pet.
+        vector_bytes: the size of all vectors, wherever they are.
+        n_cold, cold_bytes: the number of pets whose vectors are in the cold store, and the size of these.
     """
 
     tally: Tally
@@ -152,6 +154,9 @@ class Totals:
     unreadable: tuple[UnreadablePet, ...] = ()
     fullest: PetId | None = None
     fullness: float = 0.0
+    vector_bytes: int = 0
+    n_cold: int = 0
+    cold_bytes: int = 0
 
 
 def counts_after(state: PetState, change: Change) -> tuple[int, int, int]:

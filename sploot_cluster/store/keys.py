@@ -24,10 +24,13 @@ rows are appended and never move. A deletion writes the pet again, under another
                                                      number of elements of the key of that name; corrections: ledger
                                     n_shadow         number of fields of shadow:vectors; absent without shadow
                                     name             the name of the pet, as in its ledger; absent without one
+                                    cold             where the vectors are, if they are not in Redis (cold/moves.py)
+                                    idle             a revision, and since when the pet has it, for moves to the cold
+                                                     store; absent unless there is one
                                     claim, claim_until_ms   name of the claimant, and end of its claim (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
     {pet:<id>}:rows         hash    media id -> row, to look up one item
-    {pet:<id>}:vectors      list    row -> float32 little-endian, dim values, unit norm
+    {pet:<id>}:vectors      list    row -> float32 little-endian, dim values, unit norm; missing while the pet is cold
     {pet:<id>}:labels       string  int32 little-endian per row, -1 = noise
     {pet:<id>}:origins      string  uint8 per row, models.Origin
     {pet:<id>}:clusters     hash    cluster id -> {"threshold", "since", "split_from", "medoid"}, JSON
@@ -59,6 +62,8 @@ and 90 in ``rows``: 2.2 kB at 512 dimensions. Redis stores lists in nodes of up 
 dimensions take 17 % more than their size, and doubles the memory of a string that grows (docs/capacity.md, ADR 18).
 A recluster that moves half of 50,000 items adds 13 kB to ``overwritten``. A shadow takes 4 * dim + 130 bytes per item,
 approximately.
+
+``cold/moves.py`` documents ``sploot:cold:pets``, which exists only with a cold store.
 
 ``meta`` determines the lengths of all other keys. Every script that reads or writes a pet first checks them (whole.lua,
 O(1)) and refuses a pet with a missing or truncated key: ``UnreadablePet``. ``tree`` and ``preview`` can be computed

@@ -231,7 +231,12 @@ class MemoryPetStore:
         n_bytes, fullest = max(sizes, default=(0, None))
         fullness = n_bytes / self._max_vector_bytes
         return Totals(
-            sum(tallies.values(), start=Tally()), len(tallies), unconserved, fullest=fullest, fullness=fullness
+            sum(tallies.values(), start=Tally()),
+            len(tallies),
+            unconserved,
+            fullest=fullest,
+            fullness=fullness,
+            vector_bytes=sum(n for n, _ in sizes),
         )
 
     def past(self, pet: PetId) -> Past:

@@ -114,6 +114,7 @@ class PetStore(Protocol):
 
         Returns:
             for each state, in order, the result of :meth:`load`, or the error that concerns this pet alone.
+            ``PetIsCold``: its vectors would have to be fetched first.
         """
         ...
 

@@ -29,6 +29,7 @@ from sploot_cluster.errors import (
     ClusterError,
     NotConserved,
     PetClaimed,
+    PetIsCold,
     PetTooLarge,
     RevisionConflict,
     StoreUnavailable,
@@ -62,6 +63,7 @@ from sploot_cluster.pet.views import view_of
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.store import ledger_json as ledger
+from sploot_cluster.store.cold.moves import ColdPets, Place
 from sploot_cluster.store.keys import FORMAT, PETS, PetKeys
 from sploot_cluster.store.name_index import NameIndex
 from sploot_cluster.store.pet_list import PetList
@@ -105,8 +107,15 @@ DUMP_ATTEMPTS: Final = 50
 # expires after this time.
 STAGED_MS: Final = 15 * 60 * 1000
 
+# Number of attempts to commit arrivals of a cold pet, each after its vectors were put back in Redis. A second one is
+# needed only if they are moved out again at once.
+COMMITS_OF_COLD: Final = 3
+
 # The reply of load.lua if the known state is the newest.
 IS_NEWEST: Final = 1
+
+# What load.lua returns in the place of the rows if they are to be read in pages, and the vectors from the cold store.
+ARE_COLD: Final = 2
 
 # On a Cluster, adding a pet to the set of pets takes another round trip, so only every n-th commit does it.
 LISTED_EVERY: Final = 16
@@ -131,11 +140,18 @@ _SUMMARY: Final = ("name", "model", "revision", "n_media", "n_clusters", "n_nois
 class RedisPetStore:
     """A :class:`~sploot_cluster.store.port.PetStore` on a Redis server, Sentinel or Cluster."""
 
-    def __init__(self, client: redis.Redis | redis.RedisCluster, *, max_vector_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        client: redis.Redis | redis.RedisCluster,
+        *,
+        max_vector_bytes: int | None = None,
+        cold: ColdPets | None = None,
+    ) -> None:
         """Create a store on ``client``, which must return bytes, because vectors are not text.
 
         Args:
             max_vector_bytes: size limit of the vectors of one pet; None: ``MAX_VECTOR_BYTES``.
+            cold: reads the vectors of pets that are not in Redis; None: such pets cannot be read or changed.
 
         Raises:
             ValueError: the client has ``decode_responses=True``.
@@ -145,6 +161,7 @@ class RedisPetStore:
         self._client = client
         self._names = NameIndex(client)
         self._listed = PetList(client)
+        self._cold = cold or ColdPets(client, None)
         self._max_vector_bytes = MAX_VECTOR_BYTES if max_vector_bytes is None else max_vector_bytes
         scripts = files(__package__)
 
@@ -186,7 +203,7 @@ class RedisPetStore:
         with translated(f"load {len(known)} pets"):
             answers, _ = self._load.many(calls)
         return [
-            _or_error(partial(self._loaded, state.pet, state, answer, with_vectors=True))
+            _or_error(partial(self._loaded, state.pet, state, answer, with_vectors=True, may_be_cold=False))
             for state, answer in zip(known, answers, strict=True)
         ]
 
@@ -205,9 +222,13 @@ class RedisPetStore:
                 self._listed.add(pet)
             if names[1] and names[0] != names[1]:
                 self._names.add(pet, names[1])
-            answer, n_listed = self._commit.and_then(
-                "SADD", PETS, pet, if_short=state.revision % LISTED_EVERY > 0, keys=keys, args=args
-            )
+            for _ in range(COMMITS_OF_COLD):
+                answer, n_listed = self._commit.and_then(
+                    "SADD", PETS, pet, if_short=state.revision % LISTED_EVERY > 0, keys=keys, args=args
+                )
+                if not _is_cold(answer):
+                    break
+                self._cold.bring_back(pet, known=(Place.of(answer[2]), state.vectors))
             if n_listed:
                 self._list(pet)  # if SADD added nothing, the pet was already listed
             if names[0] != names[1]:
@@ -335,7 +356,8 @@ class RedisPetStore:
         return PetTally(tally, quarantine)
 
     def totals(self, pets: Sequence[PetId] | None = None) -> Totals:
-        tally, unconserved, damaged, fullest = Tally(), [], [], (0, PetId(0))
+        tally, unconserved, damaged, fullest, cold = Tally(), [], [], (0, PetId(0)), [0, 0]
+        n_bytes = 0
         pets = self.pets() if pets is None else pets
         for start in range(0, len(pets), TALLIES_PER_TRIP):
             batch = pets[start : start + TALLIES_PER_TRIP]
@@ -347,7 +369,10 @@ class RedisPetStore:
                         if isinstance(answer, redis.ResponseError):
                             raise answer
                     of_pet = _tally(_whole(pet, answer))
-                    fullest = max(fullest, (_n_vector_bytes(answer), pet))
+                    of_vectors = _n_vector_bytes(answer)
+                    fullest, n_bytes = max(fullest, (of_vectors, pet)), n_bytes + of_vectors
+                    if answer and answer[8] is not None:
+                        cold = [cold[0] + 1, cold[1] + of_vectors]
                 except UnreadablePet as problem:
                     damaged.append(problem)
                     continue
@@ -362,6 +387,9 @@ class RedisPetStore:
             tuple(damaged),
             fullest=fullest[1] or None,
             fullness=fullest[0] / self.max_vector_bytes,
+            vector_bytes=n_bytes,
+            n_cold=cold[0],
+            cold_bytes=cold[1],
         )
 
     def has(self, pet: PetId, media: MediaId) -> bool:
@@ -419,11 +447,15 @@ class RedisPetStore:
                 pipe = self._client.pipeline(transaction=False)
                 for first in range(start, end, step):
                     pipe.lrange(keys.vectors, first, min(first + step, end) - 1)
-                pipe.hget(keys.meta, "born")
-                *pages, born = cast("list[Any]", pipe.execute())
+                pipe.hmget(keys.meta, "born", "cold")
+                *pages, (born, cold) = cast("list[Any]", pipe.execute())
             if born is None or born.decode() != state.born:
                 raise RevisionConflict(pet=state.pet, expected=state.revision, current=self.revision(state.pet))
             page = b"".join(chain.from_iterable(pages))
+            if not page and cold is not None:
+                # also if they are put back meanwhile, because their objects remain for a while
+                yield from self._cold.pages(state.pet, Place.of(cold), start=start, end=n, n_bytes=n_bytes)
+                return
             if len(page) != (end - start) * n_bytes:
                 raise UnreadablePet(pet=state.pet, problem=f"a vector does not have {state.dim} dimensions")
             yield page
@@ -519,6 +551,7 @@ class RedisPetStore:
         keys, state = PetKeys.of(pet), empty_state(pet) if before is None else before.state
         args: list[Any] = [*_names(state.version), commit, claimant or "", CLAIM_MS, *_side_state(before), ""]
         with translated(f"replace pet {pet}", pet):
+            self._cold.will_replace(pet)
             if before is None:
                 self._listed.add(pet)
             with self._staged(keys, commands_of(keys, after, born=born, commit=commit)) as (staged, commands):
@@ -539,6 +572,7 @@ class RedisPetStore:
             media,
             outline=partial(self.outline, pet),
             copy_rows=self._copy_rows,
+            bring_back=partial(self._cold.bring_back, pet),
             replace=self._put_in_place,
         )
         try:
@@ -600,8 +634,10 @@ class RedisPetStore:
         keys = PetKeys.of(pet)
         with translated(f"delete pet {pet}", pet):
             (name,) = self._names.names_of([pet])
+            place = self._cold.place_to_forget(pet)
             n_deleted = self._client.unlink(*keys)  # UNLINK, because Redis then frees large values in another thread
             self._list(pet)
+            self._cold.forget(pet, place)
             if name:
                 self._names.settle(pet, former=[name])
         return n_deleted > 0
@@ -705,8 +741,14 @@ class RedisPetStore:
             answer = self._load(keys=keys, args=args)
         return self._loaded(pet, known, answer, with_vectors=with_vectors)
 
-    def _loaded(self, pet: PetId, known: PetState, answer: Any, *, with_vectors: bool) -> PetState:
-        """Return the state from the reply of load.lua; read the rows that it did not return."""
+    def _loaded(
+        self, pet: PetId, known: PetState, answer: Any, *, with_vectors: bool, may_be_cold: bool = True
+    ) -> PetState:
+        """Return the state from the reply of load.lua; read the rows that it did not return.
+
+        Raises:
+            PetIsCold: the vectors are in the cold store, and ``may_be_cold`` is false.
+        """
         doing = f"load pet {pet}"
         while True:
             with translated(doing, pet):
@@ -717,19 +759,27 @@ class RedisPetStore:
             if not _whole(pet, answer):
                 return empty_state(pet)
             loaded = _Loaded(*answer)
+            is_cold = loaded.are_rows_here == ARE_COLD
+            if is_cold and not may_be_cold:
+                raise PetIsCold(pet=pet)
             with translated(doing, pet), _readable(pet):
                 meta = {name.decode(): value.decode() for name, value in pairs_of(loaded.meta)}
-                if loaded.are_rows_here:
+                if loaded.are_rows_here and not is_cold:
                     return _state(pet, known, loaded, meta, _rows_here(loaded, meta, with_vectors=with_vectors))
-                rows = self._pages(pet, loaded.from_row, meta, with_vectors=with_vectors)
+                rows = self._pages(pet, loaded.from_row, meta, with_vectors=with_vectors and not is_cold)
+                if rows is not None and is_cold:
+                    rows = rows._replace(vectors=self._cold_rows(pet, loaded.from_row, meta))
                 if rows is not None:
                     return _state(pet, known, loaded, meta, rows)
-                # another process has replaced the pet since, e.g. to delete an item
+                # another process has replaced the pet since, e.g. to delete an item, or moved its vectors
                 keys, args = _load_call(pet, known, with_vectors=with_vectors)
                 answer = self._load(keys=keys, args=args)
 
     def _pages(self, pet: PetId, from_row: int, meta: Mapping[str, str], *, with_vectors: bool) -> _NewRows | None:
-        """Return the rows from ``from_row`` on, read in pages; None if the pet was replaced or recreated since."""
+        """Return the rows from ``from_row`` on, read in pages.
+
+        Returns None if the pet was replaced or recreated since, or its vectors were moved out of Redis.
+        """
         keys, n, dim = PetKeys.of(pet), int(meta["n_media"]), int(meta["dim"])
         media: list[MediaId] = []
         times = np.empty(n - from_row, dtype=np.int64)
@@ -743,9 +793,9 @@ class RedisPetStore:
             if with_vectors:
                 pipe.lrange(keys.vectors, start, end - 1)
             # read after the rows, because rows do not change while ``born`` stays the same
-            pipe.hget(keys.meta, "born")
-            ids, stated, *stored, born = pipe.execute()
-            if born is None or born.decode() != meta["born"]:
+            pipe.hmget(keys.meta, "born", "cold")
+            ids, stated, *stored, (born, cold) = pipe.execute()
+            if born is None or born.decode() != meta["born"] or (cold is not None and stored == [[]]):
                 return None
             place = slice(start - from_row, end - from_row)
             media += _media_of(ids)
@@ -757,6 +807,16 @@ class RedisPetStore:
                 else:
                     vectors[place] = page
         return _NewRows(media, vectors, times)
+
+    def _cold_rows(self, pet: PetId, from_row: int, meta: Mapping[str, str]) -> FloatMatrix:
+        """Return the vectors of a cold pet from row ``from_row`` on."""
+        n, dim, place = int(meta["n_media"]), int(meta["dim"]), Place.of(meta["cold"].encode())
+        vectors, at = np.empty((n - from_row, dim), dtype=np.float32), 0
+        for page in self._cold.pages(pet, place, start=from_row, end=n, n_bytes=4 * dim):
+            rows = np.frombuffer(page, dtype="<f4").reshape(-1, dim)
+            vectors[at : at + len(rows)] = rows
+            at += len(rows)
+        return vectors
 
 
 def _load_call(pet: PetId, known: PetState, *, with_vectors: bool, is_checked: bool = True) -> Call:
@@ -786,6 +846,8 @@ def _committed(state: PetState, change: Change, new_commit: str, answer: Any) ->
     if isinstance(answer, redis.ResponseError):
         with translated(f"commit a change of pet {pet}", pet):
             raise answer
+    if _is_cold(answer):
+        raise PetIsCold(pet=pet)
     match _whole(pet, answer):
         case [b"OK", _, born]:
             return follow(state, change, version=f"{born.decode()}.{new_commit}")
@@ -797,6 +859,11 @@ def _committed(state: PetState, change: Change, new_commit: str, answer: Any) ->
         case [_, revision]:
             raise RevisionConflict(pet=pet, expected=state.revision, current=revision)
     raise AssertionError(f"commit.lua answered {answer!r}")
+
+
+def _is_cold(answer: Any) -> bool:
+    """Return whether commit.lua wrote nothing because the vectors of the pet are in the cold store."""
+    return isinstance(answer, list) and answer[0] == b"COLD"
 
 
 def _or_error(result: Callable[[], R]) -> R | ClusterError:
@@ -898,7 +965,7 @@ def _tally(counts: Sequence[bytes]) -> Tally:
 
 def _n_vector_bytes(counts: Sequence[bytes | None]) -> int:
     """Return the size of a pet's vectors from the reply of check.lua."""
-    n_media, dim = counts[6:] or (None, None)
+    n_media, dim = counts[6:8] or (None, None)
     return 4 * int(n_media or 0) * int(dim or 0)
 
 

@@ -53,16 +53,19 @@ class RedisRemoval:
         *,
         outline: Callable[[], PetDump],
         copy_rows: Callable[..., Any],
+        bring_back: Callable[[], bool],
         replace: Callable[[PetDump, PetDump, RedisRemoval, str | None], None],
     ) -> None:
         """
         Args:
             outline: reads the pet without its vectors.
             copy_rows: calls copy_rows.lua.
+            bring_back: puts the vectors of a cold pet back in Redis, where they can be copied.
             replace: writes the keys that are not copied, and puts all in place.
         """
         self._client, self._pet, self._media = client, pet, list(media)
         self._outline, self._copy_rows, self._replace = outline, copy_rows, replace
+        self._bring_back = bring_back
         self._keys, self._born = PetKeys.of(pet), ""
         self._before: PetDump | None = None
         self._n_rows = self._n_copied = 0
@@ -90,7 +93,7 @@ class RedisRemoval:
         """Return the vectors of the given rows of the newest outline; the rows are in ascending order.
 
         Raises:
-            RevisionConflict: the pet was replaced or deleted since.
+            RevisionConflict: the pet was replaced or deleted, or its vectors were moved out of Redis, since.
         """
         before = cast(PetDump, self._before)
         dim = before.state.dim or 0
@@ -103,9 +106,9 @@ class RedisRemoval:
             pipe = self._client.pipeline(transaction=False)
             for first, last, _ in runs[start : start + per_trip]:
                 pipe.lrange(self._keys.vectors, first, last)
-            pipe.hget(self._keys.meta, "born")
-            *answers, born = pipe.execute()
-            if born is None or born.decode() != before.state.born:
+            pipe.hmget(self._keys.meta, "born", "cold")
+            *answers, (born, cold) = pipe.execute()
+            if born is None or born.decode() != before.state.born or cold is not None:
                 raise RevisionConflict(pet=self._pet, expected=before.state.revision, current=0)
             try:
                 for (_, _, wanted), stored in zip(runs[start : start + per_trip], answers, strict=True):
@@ -135,17 +138,19 @@ class RedisRemoval:
         keys = self._keys
         while True:
             pipe = self._client.pipeline(transaction=False)
-            pipe.hmget(keys.meta, "born", "n_media", "dim")
+            pipe.hmget(keys.meta, "born", "n_media", "dim", "cold")
             for start in range(0, len(self._media), MOST_ARGUMENTS):
                 some = self._media[start : start + MOST_ARGUMENTS]
                 pipe.hmget(keys.rows, some)
                 pipe.hmget(keys.quarantine, some)
-            (born, n_media, dim), *found = pipe.execute()
+            (born, n_media, dim, cold), *found = pipe.execute()
             if born is None:
                 raise UnknownPet(pet=self._pet)
             is_there = any(value is not None for values in found for value in values)
             if dim is None or not is_there:
                 return
+            if cold is not None:
+                self._bring_back()
             if born.decode() != self._born:
                 self.discard()
                 self._born, self._n_rows, self._n_copied = born.decode(), 0, 0

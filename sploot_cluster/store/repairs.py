@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, Final, Literal, NamedTuple, cast
 from uuid import uuid4
@@ -20,6 +20,7 @@ from sploot_cluster.errors import RevisionConflict, UnreadablePet
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.pet.whole import PetDump
 from sploot_cluster.store import export_file
+from sploot_cluster.store.cold.moves import ColdPets
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.name_index import NameIndex
 from sploot_cluster.store.pet_list import PetList
@@ -101,9 +102,10 @@ class Lists(NamedTuple):
 class PetRepairs:
     """A reader of raw pets, whole or damaged, that can also replace damaged ones."""
 
-    def __init__(self, client: redis.Redis | redis.RedisCluster) -> None:
-        """``client`` is as for :class:`RedisPetStore`; its Redis user must be allowed to write pets."""
-        self._client, self._store, self._names = client, RedisPetStore(client), NameIndex(client)
+    def __init__(self, client: redis.Redis | redis.RedisCluster, *, cold: ColdPets | None = None) -> None:
+        """The arguments are those of :class:`RedisPetStore`; the Redis user must be allowed to write pets."""
+        self._client, self._names, self._cold = client, NameIndex(client), cold or ColdPets(client, None)
+        self._store = RedisPetStore(client, cold=cold)
         scripts = files(__package__)
 
         def script(name: str) -> str:
@@ -126,13 +128,31 @@ class PetRepairs:
         return next(export_file.problems(dump), None) or (None if tally.is_conserved else f"its counts: {tally}")
 
     def read(self, pet: PetId, *, with_vectors: bool = True) -> RawPet:
-        """Return all keys of a pet; no keys for a pet without data."""
+        """Return all keys of a pet; no keys for a pet without data.
+
+        The vectors of a cold pet are returned as if they were in Redis, without those that are missing or damaged in
+        the cold store, and ``meta`` without their place.
+
+        Raises:
+            ColdStoreUnavailable: they are in the cold store, and it does not answer.
+        """
         keys = PetKeys.of(pet)
         with translated(f"read the keys of pet {pet}"):
             sizes, *answer = self._raw(keys=keys, args=[int(with_vectors)])
         kinds = [kind.decode() for kind in answer[::2]]
         found = zip(PetKeys._fields, kinds, answer[1::2], strict=True)
-        return RawPet(pet, {name: RawKey(kind, value) for name, kind, value in found if kind != "none"}, sizes.decode())
+        raw = RawPet(pet, {name: RawKey(kind, value) for name, kind, value in found if kind != "none"}, sizes.decode())
+        return self._warm(raw, with_vectors=with_vectors)
+
+    def _warm(self, raw: RawPet, *, with_vectors: bool) -> RawPet:
+        """Return a cold pet as if its vectors were in Redis, and any other pet as it is."""
+        meta = raw.pairs("meta")
+        if b"cold" not in meta or "vectors" in raw.keys:
+            return raw
+        place = meta.pop(b"cold")
+        fields = RawKey("hash", [part for pair in meta.items() for part in pair])
+        vectors = list(self._cold.salvaged(raw.pet, place, meta)) if with_vectors else []
+        return replace(raw, keys={**raw.keys, "meta": fields, "vectors": RawKey("list", vectors)})
 
     def rewrite(self, raw: RawPet, dump: PetDump) -> None:
         """Atomically replace a pet, however damaged it is, with ``dump``.
@@ -160,6 +180,7 @@ class PetRepairs:
 
     def _write(self, raw: RawPet, commit: str, commands: Iterator[Any]) -> None:
         with translated(f"write the keys of pet {raw.pet}"):
+            self._cold.will_replace(raw.pet)
             is_written = self._rewrite(keys=PetKeys.of(raw.pet), args=[raw.sizes, commit, *commands])
             self._client.sadd(PETS, raw.pet)
             self._names.settle(raw.pet)

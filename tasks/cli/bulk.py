@@ -16,9 +16,11 @@ from tasks.cli.screen import err, out, print_json
 from tasks.cli.shared import (
     FAILED,
     POLL_S,
+    REFUSED,
     AsJson,
     command_group,
     examples,
+    fail,
     open_service,
     open_tasks,
     settings_of_environment,
@@ -57,16 +59,16 @@ def parquet(
     from rich.console import Console
 
     from sploot_cluster.store.parquet import write_pets
-    from sploot_cluster.store.redis import RedisPetStore
-    from tasks.composition import build_client
+    from tasks.composition import build_client, build_store
 
+    settings = settings_of_environment()
     number, parts = part_of(part)
-    with build_client(settings_of_environment()) as client, Console(stderr=True).status("reading pets") as status:
+    with build_client(settings) as client, Console(stderr=True).status("reading pets") as status:
 
         def show(written: Written) -> None:
             status.update(f"{written.n_pets:,} pets, {written.n_items:,} items")
 
-        written = write_pets(RedisPetStore(client), directory, part=number, parts=parts, after_each=show)
+        written = write_pets(build_store(settings, client), directory, part=number, parts=parts, after_each=show)
     if as_json:
         print_json(
             {
@@ -86,6 +88,58 @@ def parquet(
             f"{len(written.unreadable)} pets are unreadable and left out; the first is {first}: sploot-cluster doctor",
         )
         raise typer.Exit(FAILED)
+
+
+@app.command(
+    epilog=examples("sploot-cluster cold", "sploot-cluster cold --out 30 --yes", "sploot-cluster cold --back --yes")
+)
+def cold(
+    out_days: Annotated[
+        int | None,
+        typer.Option(
+            "--out", help="Move the vectors of pets out of Redis that had no change for this many days.", metavar="DAYS"
+        ),
+    ] = None,
+    back: Annotated[bool, typer.Option("--back", help="Put the vectors of all cold pets back in Redis.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Move them; without it, only count them.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Count the pets whose vectors are in the cold store, or move vectors out of Redis or back."""
+    from rich.console import Console
+
+    from sploot_cluster.store.cold.rounds import DAY_MS
+    from tasks.cold_pets import build_cold_pets
+    from tasks.composition import build_client, build_store
+
+    settings = settings_of_environment()
+    if out_days is not None and back:
+        raise InvalidInput("--back", "cannot be combined with --out", "give one of them")
+    with build_client(settings) as client, Console(stderr=True).status("looking at pets"):
+        found = build_cold_pets(settings, client)
+        if found is None:
+            raise InvalidInput("SPLOOT_COLD_STORE", "is not set", "set it to the directory or bucket of cold vectors")
+        store = build_store(settings, client, cold=found)
+        pets = store.pets()
+        is_out = out_days is not None
+        chosen = [
+            pet
+            for pet, idle_ms in zip(pets, found.idle_ms(pets) if is_out else [0] * len(pets), strict=True)
+            if idle_ms >= (out_days or 0) * DAY_MS and (found.place_of(pet) is None) == is_out
+        ]
+        n_bytes = store.totals(chosen).vector_bytes
+        if yes and (is_out or back):
+            n_moved = sum(found.move_out(pet) if is_out else found.bring_back(pet) for pet in chosen)
+        else:
+            n_moved = 0
+    if as_json:
+        print_json({"pets": len(chosen), "bytes": n_bytes, "moved": n_moved})
+    else:
+        where = "in Redis can move out" if is_out else "are in the cold store"
+        out.print(f"vectors of {len(chosen):,} pets, {n_bytes / 1e6:,.1f} MB, {where}", soft_wrap=True)
+        if yes and (is_out or back):
+            out.print(f"{n_moved:,} moved")
+    if (is_out or back) and not yes:
+        fail(REFUSED, "nothing was moved; add --yes to move them")
 
 
 def recluster_all(by: str, *, after: int, part: str, as_json: bool) -> None:

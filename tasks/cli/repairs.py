@@ -58,8 +58,9 @@ def repair(
     with build_client(settings) as client:
         from sploot_cluster.pet.models import PetId
         from sploot_cluster.store.repairs import PetRepairs
+        from tasks.cold_pets import build_cold_pets
 
-        repairs = PetRepairs(client)
+        repairs = PetRepairs(client, cold=build_cold_pets(settings, client))
         if pet is None:
             _repair_list(repairs, yes=yes, as_json=as_json)
         else:

@@ -5,6 +5,7 @@
                          overflowed           arrivals that found the quarantine of their pet full
                          pets, unconserved    pets with data, and pets whose counts do not add up
                          fullness_ppm         size of the largest pet's vectors, in millionths of what a pet can hold
+                         cold, cold_bytes     pets whose vectors are in the cold store, and the size of these
                          at_ms                time of the last sample (server's clock)
                          round                the unfinished count: JSON of the next page of pets, and its sums so far
 
@@ -43,7 +44,8 @@ MEDIA: Final = "sploot:media"
 PLACES: Final = ("clustered", "noise", "quarantined", "dismissed")
 SUMMED: Final = ("ingested", *PLACES, "overflowed", "pets", "unconserved")
 FULLNESS: Final = "fullness_ppm"
-COUNTED: Final = (*SUMMED, FULLNESS)
+COLD: Final = ("cold", "cold_bytes")
+COUNTED: Final = (*SUMMED, FULLNESS, *COLD)
 
 # Maximum time for which one sample counts pets: a third of its job's time limit. A thousand pets take about 40 ms.
 BUDGET_S: Final = 20.0
@@ -101,14 +103,15 @@ def _round(stored: bytes | None) -> tuple[int, dict[str, int]]:
         return 0, nothing
     try:
         unfinished = json.loads(stored)
-        return int(unfinished["cursor"]), nothing | {name: int(unfinished["sums"][name]) for name in COUNTED}
+        return int(unfinished["cursor"]), nothing | {name: int(unfinished["sums"].get(name, 0)) for name in COUNTED}
     except (ValueError, KeyError, TypeError):
         return 0, nothing  # another program wrote this value
 
 
 def _sums_of(totals: Totals) -> dict[str, int]:
     of_items = {name: getattr(totals.tally, name) for name in ("ingested", *PLACES, "overflowed")}
-    return of_items | {"pets": totals.n_pets, "unconserved": len(totals.unconserved)}
+    of_pets = {"pets": totals.n_pets, "unconserved": len(totals.unconserved)}
+    return of_items | of_pets | {"cold": totals.n_cold, "cold_bytes": totals.cold_bytes}
 
 
 def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: redis.Redis) -> None:
@@ -152,7 +155,7 @@ class MediaCollector(Collector):
         except (redis.RedisError, ValueError):
             logger.warning("could not read media totals from Redis; they are missing from this scrape", exc_info=True)
             return
-        by_place, ingested, pets, unconserved, overflowed, fullest, at = _families()
+        by_place, ingested, pets, unconserved, overflowed, fullest, cold, cold_bytes, at = _families()
         for place in PLACES:
             by_place.add_metric([place], sample.get(place, 0))
         ingested.add_metric([], sample.get("ingested", 0))
@@ -160,8 +163,10 @@ class MediaCollector(Collector):
         unconserved.add_metric([], sample.get("unconserved", 0))
         overflowed.add_metric([], sample.get("overflowed", 0))
         fullest.add_metric([], sample.get(FULLNESS, 0) / 1_000_000)
+        cold.add_metric([], sample.get("cold", 0))
+        cold_bytes.add_metric([], sample.get("cold_bytes", 0))
         at.add_metric([], sample.get("at_ms", 0) / 1000)
-        yield from (by_place, ingested, pets, unconserved, overflowed, fullest, at)
+        yield from (by_place, ingested, pets, unconserved, overflowed, fullest, cold, cold_bytes, at)
 
 
 def _families() -> tuple[GaugeMetricFamily, ...]:
@@ -189,6 +194,8 @@ def _families() -> tuple[GaugeMetricFamily, ...]:
             "Size of the vectors of the largest pet, as a share of what one pet can hold: 512 MB, 262,144 items of 512 "
             "dimensions. At 1 its new items become dead letters; sploot-cluster tally names the pet.",
         ),
+        GaugeMetricFamily("cluster_cold_pets", "Pets whose vectors are in the cold store instead of Redis."),
+        GaugeMetricFamily("cluster_cold_bytes", "Size of the vectors that are in the cold store instead of Redis."),
         GaugeMetricFamily(
             "cluster_media_sample_timestamp_seconds",
             "Time of the last media sample, on the clock of Redis; 0 before the first. More than two minutes ago: the "

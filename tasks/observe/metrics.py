@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Histogram
 
     from sploot_cluster.engine.backends import Fallback
+    from sploot_cluster.store.cold.moves import Moved
 
 Outcome = Literal["success", "error", "invalid", "timeout"]
 OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
@@ -155,6 +156,13 @@ class JobMetrics:
         self.retries = Counter(
             "cluster_job_retries_total", "Attempts that failed and will be retried.", ["actor"], registry=registry
         )
+        self.cold_moves = Counter(
+            "cluster_cold_moves_total",
+            "Moves of pets' vectors out of Redis and back, by outcome; error: the storage did not answer, also to a "
+            "read. All are 0 unless SPLOOT_COLD_STORE is set.",
+            ["direction", "outcome"],
+            registry=registry,
+        )
         self.fallbacks = Counter(
             "cluster_backend_fallbacks_total",
             "Jobs that fell back from the wanted backend to another one.",
@@ -193,6 +201,8 @@ class JobMetrics:
                 for outcome in OUTCOMES:
                     self.by_actor.labels(actor, outcome)
         self.fallbacks.labels("hdbscan_gpu", "hdbscan_cpu")
+        for direction, moved in product(("out", "back"), ("success", "error")):
+            self.cold_moves.labels(direction, moved)
 
 
 def observe_all(histogram: Histogram, values: Sequence[float]) -> None:
@@ -214,6 +224,11 @@ def job_metrics() -> JobMetrics:
     from prometheus_client import REGISTRY
 
     return JobMetrics(REGISTRY)
+
+
+def count_move(moved: Moved) -> None:
+    """Count a move between Redis and the cold store, in this process."""
+    job_metrics().cold_moves.labels(moved.direction, "success" if moved.is_done else "error").inc()
 
 
 def count_fallback(fallback: Fallback) -> None:

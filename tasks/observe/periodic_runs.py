@@ -17,7 +17,13 @@ from typing import Any, Final, cast
 import redis
 
 from sploot_cluster.queues import PeriodicJob
-from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_MEDIA_TOTALS, EXPORT_PENDING_JOBS, EXPORT_STREAM_LAG
+from tasks.contracts import (
+    CLUSTER_MAINTENANCE,
+    EXPORT_MEDIA_TOTALS,
+    EXPORT_PENDING_JOBS,
+    EXPORT_STREAM_LAG,
+    MOVE_COLD_PETS,
+)
 
 # Time between two samples: five seconds less than the maximum age of a sample, because a sample may have to wait for a
 # worker thread.
@@ -29,7 +35,10 @@ EVERY: Final[Mapping[str, timedelta]] = {
     EXPORT_PENDING_JOBS: STEP,
     EXPORT_STREAM_LAG: STEP,
     EXPORT_MEDIA_TOTALS: MINUTE,
+    MOVE_COLD_PETS: MINUTE,
 }
+# Jobs that are sent only if their feature is set; without it, they are not listed.
+OPTIONAL: Final = (MOVE_COLD_PETS,)
 # A scheduler that has sent nothing for this long is not expected to send anything.
 SILENT: Final = timedelta(minutes=2)
 
@@ -60,7 +69,8 @@ def recording_run(client: redis.Redis, actor_name: str) -> Iterator[None]:
 def periodic_jobs(client: redis.Redis, *, now: datetime) -> Sequence[PeriodicJob]:
     """Return the periodic jobs with their last and next runs. Errors from redis-py propagate."""
     stored = {name.decode(): text for name, text in cast("dict[bytes, bytes]", client.hgetall(RUNS)).items()}
-    return [_periodic_job(actor, every, stored, now) for actor, every in EVERY.items()]
+    sent = [actor for actor in EVERY if actor not in OPTIONAL or f"{actor}:sent" in stored]
+    return [_periodic_job(actor, EVERY[actor], stored, now) for actor in sent]
 
 
 def _periodic_job(actor: str, every: timedelta, stored: Mapping[str, bytes], now: datetime) -> PeriodicJob:

@@ -479,6 +479,31 @@ def test_all_pets_are_written_as_parquet(cli: CommandLine, service: ClusterServi
     assert (wrong.code, "'3/2' is not one of a number of parts" in wrong.err) == (2, True)
 
 
+def test_vectors_of_idle_pets_move_out_and_back(cli: CommandLine, service: ClusterService, tmp_path: Path) -> None:
+    take(service, 0, range(6))
+    take(service, 1, range(3), pet=PetId(43))
+    environ = {"SPLOOT_COLD_STORE": f"file://{tmp_path}/vectors"}
+    unset = cli("cold")
+    both = cli("cold", "--out", "1", "--back", environ=environ)
+
+    young = cli("cold", "--out", "1", "--json")
+    plan = cli("cold", "--out", "0")
+    moved = cli("cold", "--out", "0", "--yes", "--json")
+    tables = cli("parquet", str(tmp_path / "tables"), "--json")
+    seen = cli("cold")
+    back = cli("cold", "--back", "--yes", "--json")
+
+    assert (unset.code, "SPLOOT_COLD_STORE" in unset.err) == (2, True)
+    assert (both.code, "cannot be combined" in both.err) == (2, True)
+    assert (young.code, young.json["pets"]) == (4, 0)
+    assert (plan.code, "vectors of 2 pets, 0.0 MB, in Redis can move out" in plan.out) == (4, True)
+    assert moved.json == {"pets": 2, "bytes": 9 * 4 * 16, "moved": 2}
+    assert tables.json["items"] == 9
+    assert (seen.code, "vectors of 2 pets, 0.0 MB, are in the cold store" in seen.out) == (0, True)
+    assert back.json["moved"] == 2
+    assert cli("cold", "--json").json["pets"] == 0
+
+
 def test_interrupted_recluster_of_all_pets_prints_how_to_continue(cli: CommandLine, service: ClusterService) -> None:
     for pet in (41, 42):
         take(service, 0, range(2), pet=PetId(pet))

@@ -26,6 +26,7 @@ from tasks.cli import main
 from tasks.contracts import EMBEDDING_INGESTED, GROUP, stream_of
 from tasks.doctor import Finding, Installation, diagnose, known_variables
 from tasks.observe.backlog import BACKLOG, BacklogSampler
+from tasks.observe.media_totals import MEDIA
 from tasks.queue_limit import MAX_QUEUE_LENGTH
 from tasks.redis_access.embedded import EmbeddedRedis
 from tasks.settings import Settings
@@ -448,6 +449,28 @@ def test_pet_that_is_nearly_full_is_reported(ward: Ward, monkeypatch: pytest.Mon
         ("warning", "pet 42 is 80% full"),
         ("wrong", "pet 42 is 100% full"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("place", "n_cold", "level", "seen"),
+    [
+        ("", 0, None, ""),
+        ("", 3, "wrong", "the vectors of 3 pets are in a cold store, and SPLOOT_COLD_STORE is not set"),
+        ("vectors", 1, "ok", "answers; it has the vectors of 1 pet"),
+        ("file/vectors", 1, "wrong", "file/vectors: "),
+    ],
+)
+def test_cold_store_that_cannot_be_used_is_reported(
+    ward: Ward, tmp_path: Path, place: str, n_cold: int, level: str | None, seen: str
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    ward.client.hset(MEDIA, "cold", n_cold)
+    ward.settings["cold_store"] = f"file://{tmp_path}/{place}" if place else ""
+
+    found = [finding for finding in ward.diagnose() if finding.check == "cold"]
+
+    assert [finding.level for finding in found] == ([level] if level else [])
+    assert all(seen in finding.seen for finding in found)
 
 
 def test_redis_user_without_permission_gets_a_hint(ward: Ward) -> None:

@@ -12,11 +12,13 @@ from dramatiq.middleware import Retries, TimeLimit
 from sploot_cluster import errors
 from sploot_cluster.errors import (
     ClusterError,
+    ColdStoreUnavailable,
     DimensionMismatch,
     InvalidInput,
     NotConserved,
     PetClaimed,
     PetExists,
+    PetIsCold,
     PetTooLarge,
     RevisionConflict,
     StalePreview,
@@ -37,7 +39,9 @@ def test_every_actor_has_a_policy() -> None:
 def test_every_domain_error_is_classified_as_retried_or_not_retried() -> None:
     defined = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, ClusterError)}
     never = {kind for kind in defined if issubclass(kind, NEVER_RETRIED)}
-    retried = {RevisionConflict, PetClaimed, StoreUnavailable, UnreadablePet, NotConserved}
+    retried = {
+        *(RevisionConflict, PetClaimed, StoreUnavailable, ColdStoreUnavailable, PetIsCold, UnreadablePet, NotConserved)
+    }
     not_raised_in_jobs = {PetExists, StalePreview}  # raised to the caller who imports a pet or applies a preview
 
     assert never == {kind for kind in defined if issubclass(kind, InvalidInput)} | {PetTooLarge}

@@ -19,6 +19,7 @@
 -- Returns  {"OK", revision, born}      written; also when a lost reply made the client send the same commit again
 --          {"CONFLICT", revision}      the pet is not at that state
 --          {"CLAIMED", revision, ms}   the pet is at that state, but another change has claimed it for this long
+--          {"COLD", revision, place}   the change has arrivals, and the vectors of the pet are in the cold store
 --          {"UNCONSERVED", revision, ingested, n_quarantined}   some items would be missing from the counts
 --          {"DAMAGED", key, expected, found}   the pet is damaged, perhaps only since the change was decided
 --
@@ -86,6 +87,9 @@ local correction, name, kind, by, summary = take(), take(), take(), take(), take
 
 n_media, ingested, n_quarantined = tonumber(n_media or '0'), tonumber(ingested or '0'), tonumber(n_quarantined or '0')
 local n_arriving, back = tonumber(ARGV[taken + 1]), {}
+if is_cold and n_arriving > 0 then
+  return {'COLD', revision, redis.call('HGET', meta, 'cold')}
+end
 if n_quarantined > 0 then
   for i = 1, n_arriving do
     if redis.call('HEXISTS', KEYS[13], ARGV[taken + 1 + i]) == 1 then

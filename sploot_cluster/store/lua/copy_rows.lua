@@ -7,7 +7,7 @@
 --          for_ms          the copy expires after this time
 --          then the rows of the range to leave out
 -- Returns  the number of rows that the copy has now; also when a lost reply made the client send the same call again,
---          -1 if the pet was replaced or deleted, or the copy expired
+--          -1 if the pet was replaced or deleted, its vectors were moved out of Redis, or the copy expired
 
 local first, n_rows, n_copied = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 if redis.call('HGET', KEYS[1], 'born') ~= ARGV[1] then
@@ -26,6 +26,9 @@ if n_there ~= n_copied then
 end
 local media = redis.call('LRANGE', KEYS[2], first, first + n_rows - 1)
 local vectors = redis.call('LRANGE', KEYS[3], first, first + n_rows - 1)
+if #vectors ~= #media then
+  return -1
+end
 local kept, rows, kept_vectors = {}, {}, {}
 for i, item in ipairs(media) do
   if not is_left_out[i] then

@@ -10,7 +10,8 @@
 --          1 meta           field, value, …
 --          2 from_row       the new rows begin here
 --          3 are_rows_here  1: the next three are the new rows; 0: they are empty, and the rows can be read later in pages:
---                           rows never change while the pet has the same born
+--                           rows never change while the pet has the same born; 2: so too, and the vectors, which the
+--                           caller wants, are in the cold store, at the place that meta names
 --          4 media
 --          5 vectors
 --          6 occurred_at
@@ -65,7 +66,9 @@ if not is_ancestor or tonumber(field.recarded_at) > known_revision then
 end
 local n_new, most_bytes = tonumber(field.n_media) - known_rows, tonumber(ARGV[8])
 local are_rows_here, media, vectors, occurred_at = 0, {}, {}, ''
-if n_new <= tonumber(ARGV[7]) and (most_bytes == 0 or n_new * 4 * tonumber(field.dim or '0') <= most_bytes) then
+if is_cold and most_bytes > 0 then
+  are_rows_here = 2
+elseif n_new <= tonumber(ARGV[7]) and (most_bytes == 0 or n_new * 4 * tonumber(field.dim or '0') <= most_bytes) then
   are_rows_here = 1
   media = redis.call('LRANGE', KEYS[2], known_rows, -1)
   occurred_at = redis.call('GETRANGE', KEYS[18], known_rows * 8, -1)

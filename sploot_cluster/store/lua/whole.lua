@@ -8,6 +8,9 @@ local N_KEYS = 18
 -- number of fields that meta always has
 local N_ALWAYS = 22
 
+-- whether the pet is whole and its vectors are in the cold store; look() sets it
+local is_cold = false
+
 local function is_dim(text)
   local dim = tonumber(text)
   return dim and dim > 0 and dim % 1 == 0
@@ -39,7 +42,7 @@ local function damage_of(meta)
   end
   for _, of in ipairs({
     {2, 'LLEN', 'items', meta.n_media}, {3, 'HLEN', 'fields', meta.n_media},
-    {4, 'LLEN', 'items', meta.n_media}, {5, 'STRLEN', 'bytes', 4 * meta.n_media},
+    {4, 'LLEN', 'items', meta.cold and 0 or meta.n_media}, {5, 'STRLEN', 'bytes', 4 * meta.n_media},
     {6, 'STRLEN', 'bytes', meta.n_media}, {7, 'HLEN', 'fields', meta.n_clusters},
     {8, 'HLEN', 'fields', meta.n_aliases}, {9, 'LLEN', 'items', meta.n_corrections},
     {10, 'XLEN', 'entries', meta.n_history}, {11, 'STRLEN', 'bytes', 4 * meta.n_media},
@@ -51,9 +54,14 @@ local function damage_of(meta)
       return {'DAMAGED', KEYS[of[1]], of[4] .. ' ' .. of[3], found .. ' ' .. of[3]}
     end
   end
+  if meta.cold and call('HLEN', KEYS[1]) > N_ALWAYS then
+    return nil
+  end
   return {'DAMAGED', KEYS[1], 'at least ' .. N_ALWAYS .. ' fields', call('HLEN', KEYS[1]) .. ' fields'}
 end
 
+-- A cold pet is looked at twice, because its vectors are missing at first sight; a hot one pays nothing for cold ones.
+--
 -- Returns  nil and fields of meta, false for missing ones: born, commit, revision, n_media, ingested, n_quarantined,
 --          n_overwritten, n_shadow, dim, claim, claim_until_ms; all are false for a pet without data
 --          {"DAMAGED", key, expected, found}, and the same fields, for a damaged pet
@@ -85,6 +93,7 @@ local function look()
       meta[all[i]] = all[i + 1]
     end
     damaged = damage_of(meta)
+    is_cold = not damaged
   end
   return damaged, born, commit, revision, n_media, ingested, n_quarantined, n_overwritten, n_shadow, dim, claim,
     claim_until_ms

@@ -64,23 +64,24 @@ def capture(
             content = capture_dead_letter(found, settings=settings.clustering, redact=redact)
         elif raw:
             from sploot_cluster.store.repairs import PetRepairs
+            from tasks.cold_pets import build_cold_pets
 
             assert pet is not None
             content = capture_raw(
                 pet,
-                repairs=PetRepairs(client),
+                repairs=PetRepairs(client, cold=build_cold_pets(settings, client)),
                 broker=broker,
                 client=client,
                 settings=settings.clustering,
                 redact=redact,
             )
         else:
-            from sploot_cluster.store.redis import RedisPetStore
+            from tasks.composition import build_store
 
             assert pet is not None
             content = capture_pet(
                 pet,
-                store=RedisPetStore(client),
+                store=build_store(settings, client),
                 broker=broker,
                 client=client,
                 settings=settings.clustering,

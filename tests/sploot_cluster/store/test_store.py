@@ -40,16 +40,34 @@ from sploot_cluster.pet.models import (
 )
 from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.times import UNKNOWN
+from sploot_cluster.store.cold.moves import ColdPets
 from sploot_cluster.store.keys import PETS, SORTED_PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import PetStore
 from sploot_cluster.store.redis import PAGE_BYTES, RedisPetStore
 from tasks.redis_access.embedded import EmbeddedRedis
+from tests.sploot_cluster.store.cold.stores import AlwaysCold, DictVectors
 from tests.support import eventually
 
 PET = PetId(42)
 MODEL, DIM = "clip@1", 4
 NOW = datetime(2026, 11, 24, 3, 0, tzinfo=UTC)
+
+
+@pytest.fixture(params=["redis", "memory", "cold"])
+def store(request: pytest.FixtureRequest) -> PetStore:
+    """An empty store; every test runs once with each kind of store. "cold" moves vectors out before each call."""
+    if request.param == "memory":
+        return MemoryPetStore()
+    client = request.getfixturevalue("redis_client")
+    if request.param == "redis":
+        return RedisPetStore(client)
+    cold = ColdPets(client, DictVectors(), object_bytes=1_024)
+    return cast(PetStore, AlwaysCold(RedisPetStore(client, cold=cold), cold))
+
+
+# a store may leave cold pets out of a batch
+hot_stores = pytest.mark.parametrize("store", ["redis", "memory"], indirect=True)
 
 
 # -- changes to commit -----------------------------------------------------------------------------------------------
@@ -432,6 +450,7 @@ def three_pets(store: PetStore) -> list[PetState]:
     return [store.commit(state, arrival(state, "a")) for state in empty]
 
 
+@hot_stores
 def test_load_many_returns_each_pet_at_its_newest_revision(store: PetStore) -> None:
     seven, eight, nine = three_pets(store)
     newer = store.commit(eight, arrival(eight, "b"))
@@ -445,6 +464,7 @@ def test_load_many_returns_each_pet_at_its_newest_revision(store: PetStore) -> N
     assert comparable(cast(PetState, loaded[3])) == comparable(empty_state(PET))
 
 
+@hot_stores
 def test_commit_many_writes_each_pet_and_reports_lost_races(store: PetStore) -> None:
     seven, eight, nine = three_pets(store)
     newer = store.commit(eight, arrival(eight, "b"))
@@ -461,6 +481,7 @@ def test_commit_many_writes_each_pet_and_reports_lost_races(store: PetStore) -> 
     assert store.pets() == [7, 8, 9, PET]
 
 
+@hot_stores
 def test_commit_many_does_not_wait_for_a_claimed_pet(store: PetStore) -> None:
     seven, eight, _ = three_pets(store)
     with pytest.raises(RevisionConflict):
