@@ -20,8 +20,11 @@ from sploot_cluster.errors import InvalidInput
 from sploot_cluster.event import EmbeddingIngested
 from sploot_cluster.jobs import Traces
 from sploot_cluster.pet.models import PetView
+from sploot_cluster.store.cold.moves import ColdPets
+from sploot_cluster.store.cold.rounds import ColdRounds
 from sploot_cluster.store.memory import MemoryPetStore
 from tasks.actors import declare_actors
+from tasks.cold_pets import declare_cold_actor
 from tasks.contracts import (
     CLUSTER_EMBEDDING,
     CLUSTER_FEEDBACK,
@@ -116,6 +119,8 @@ def test_policies_cover_exactly_the_actors_of_a_worker(service: ClusterService) 
         broker, BacklogSampler(RedisStreamsBroker(client=client, group=GROUP, middleware=[]), client), client
     )
     declare_media_actor(broker, MediaSampler(service, client), client)
+    rounds = ColdRounds(client, ColdPets(client, None), service.pets_page, idle_days=1)
+    declare_cold_actor(broker, rounds, client)
 
     assert broker.actors.keys() == POLICIES.keys()
     assert {actor.queue_name for actor in broker.actors.values()} == {*QUEUE_OF.values(), CLUSTER_MAINTENANCE}

@@ -116,7 +116,7 @@ def test_actor_is_accepted_only_in_its_own_queue(actor: str, queue: str) -> None
 
 
 def test_every_actor_of_a_worker_has_a_known_queue() -> None:
-    broker = build_worker(Settings())
+    broker = build_worker(Settings(cold_store="file:///var/lib/vectors"))
 
     assert {name: actor.queue_name for name, actor in broker.actors.items()} == QUEUE_OF
     assert not any(isinstance(one, Pipelines | Callbacks) for one in broker.middleware)
