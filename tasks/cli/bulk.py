@@ -135,7 +135,7 @@ def cold(
         print_json({"pets": len(chosen), "bytes": n_bytes, "moved": n_moved})
     else:
         where = "in Redis can move out" if is_out else "are in the cold store"
-        out.print(f"vectors of {len(chosen):,} pets, {n_bytes / 1e6:,.1f} MB, {where}", soft_wrap=True)
+        out.print(f"vectors of {len(chosen):,} pets, {n_bytes / 1e6:,.1f} MB, {where}")
         if yes and (is_out or back):
             out.print(f"{n_moved:,} moved")
     if (is_out or back) and not yes:
