@@ -56,9 +56,9 @@ def build_cold_pets(
     if not settings.cold_store:
         return None
     from sploot_cluster.store.cold.moves import ColdPets
-    from sploot_cluster.store.cold.vectors import ObjectVectors
+    from sploot_cluster.store.cold.vectors import open_vectors
 
-    return ColdPets(client, ObjectVectors(settings.cold_store), on_move=on_move)
+    return ColdPets(client, open_vectors(settings.cold_store), on_move=on_move)
 
 
 def declare_cold_actor(broker: dramatiq.Broker, rounds: ColdRounds, client: redis.Redis) -> None:

@@ -452,7 +452,7 @@ class RedisPetStore:
             if born is None or born.decode() != state.born:
                 raise RevisionConflict(pet=state.pet, expected=state.revision, current=self.revision(state.pet))
             page = b"".join(chain.from_iterable(pages))
-            if not page and cold is not None:
+            if cold is not None and len(page) != (end - start) * n_bytes:
                 # also if they are put back meanwhile, because their objects remain for a while
                 yield from self._cold.pages(state.pet, Place.of(cold), start=start, end=n, n_bytes=n_bytes)
                 return
@@ -634,7 +634,7 @@ class RedisPetStore:
         keys = PetKeys.of(pet)
         with translated(f"delete pet {pet}", pet):
             (name,) = self._names.names_of([pet])
-            place = self._cold.place_to_forget(pet)
+            place = self._cold.will_delete(pet)
             n_deleted = self._client.unlink(*keys)  # UNLINK, because Redis then frees large values in another thread
             self._list(pet)
             self._cold.forget(pet, place)

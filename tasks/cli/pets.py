@@ -406,11 +406,13 @@ def import_pet(
 def put_back(raw: RawPet) -> None:
     """Write the keys of a pet as they were in a raw capture, whole or damaged."""
     from sploot_cluster.store.repairs import PetRepairs
+    from tasks.cold_pets import build_cold_pets
     from tasks.composition import build_client
 
-    with build_client(settings_of_environment()) as client:
+    settings = settings_of_environment()
+    with build_client(settings) as client:
         try:
-            PetRepairs(client).put_back(raw)
+            PetRepairs(client, cold=build_cold_pets(settings, client)).put_back(raw)
         except RevisionConflict as conflict:
             raise PetExists(pet=conflict.pet, revision=conflict.current) from conflict
     out.print(f"pet {raw.pet} has its {len(raw.keys)} keys back as they were captured")

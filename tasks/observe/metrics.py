@@ -158,8 +158,8 @@ class JobMetrics:
         )
         self.cold_moves = Counter(
             "cluster_cold_moves_total",
-            "Moves of pets' vectors out of Redis and back, by outcome; error: the storage did not answer, also to a "
-            "read. All are 0 unless SPLOOT_COLD_STORE is set.",
+            "Moves of pets' vectors out of Redis and back, by outcome; error: the storage did not answer, or an object "
+            "is missing or damaged, also in a read. All are 0 unless SPLOOT_COLD_STORE is set.",
             ["direction", "outcome"],
             registry=registry,
         )

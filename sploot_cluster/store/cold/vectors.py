@@ -1,20 +1,21 @@
 """The store of cold vectors: named objects in a directory or in an object store.
 
 An object is written once, under a name that is never used again, and carries a checksum, so a reader detects an object
-that is cut or damaged. ``obstore`` talks to the storage; it is imported when the first object is read or written, so
-processes that have no cold pet need neither the package nor the storage.
+that is cut or damaged. A directory needs no package. ``obstore`` talks to S3, and is imported when it is first needed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from sploot_cluster.errors import ColdStoreUnavailable, InvalidInput
@@ -30,7 +31,13 @@ CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 ANSWER_TIMEOUT: Final = timedelta(seconds=15)
 RETRIED_FOR: Final = timedelta(seconds=20)
 
+# Time for which a process does not ask a storage that did not answer. Without it, each job of a cold pet would hold its
+# thread for the times above, and jobs of other pets would wait.
+PAUSE_S: Final = 5.0
+
 _DIGEST_BYTES: Final = 32
+
+T = TypeVar("T")
 
 
 def check_place(url: str, field: str) -> None:
@@ -74,36 +81,124 @@ class VectorStore(Protocol):
         ...
 
 
-class ObjectVectors:
-    """A :class:`VectorStore` in a directory (``file:///var/lib/sploot``) or an S3 bucket (``s3://bucket/prefix``).
+def open_vectors(url: str) -> VectorStore:
+    """Return the store in a directory (``file:///var/lib/sploot``) or an S3 bucket (``s3://bucket/prefix``).
 
-    Access to S3, or to another service with its interface, is configured by the usual variables, such as
-    ``AWS_ACCESS_KEY_ID``, ``AWS_REGION`` and ``AWS_ENDPOINT_URL``, or by the machine's role.
+    Raises:
+        InvalidInput: the URL is neither that of a directory nor of a bucket.
     """
+    check_place(url, "cold_store")
+    parts = urlsplit(url)
+    return FailFast(DirectoryVectors(Path(unquote(parts.path))) if parts.scheme == "file" else BucketVectors(url))
 
-    def __init__(self, url: str) -> None:
-        """
-        Raises:
-            InvalidInput: the URL is neither that of a directory nor of a bucket.
-        """
-        check_place(url, "cold_store")
-        parts = urlsplit(url)
-        self.url = url
-        self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
+
+class FailFast:
+    """A store that refuses calls for ``PAUSE_S`` after the store behind it did not answer."""
+
+    def __init__(self, vectors: VectorStore, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._vectors, self._clock = vectors, clock
+        # the end of the pause and the error that began it; one assignment, because many threads use the store
+        self._pause: tuple[float, ColdStoreUnavailable] | None = None
 
     def put(self, name: str, content: bytes) -> None:
+        self._call(lambda: self._vectors.put(name, content))
+
+    def get(self, name: str) -> bytes:
+        return self._call(lambda: self._vectors.get(name))
+
+    def names(self, folder: str) -> Sequence[str]:
+        return self._call(lambda: self._vectors.names(folder))
+
+    def delete(self, names: Sequence[str]) -> None:
+        self._call(lambda: self._vectors.delete(names))
+
+    def _call(self, call: Callable[[], T]) -> T:
+        pause = self._pause
+        if pause is not None and self._clock() < pause[0]:
+            raise ColdStoreUnavailable(doing=pause[1].doing, problem=pause[1].problem)
+        try:
+            return call()
+        except ColdStoreUnavailable as away:
+            self._pause = (self._clock() + PAUSE_S, away)
+            raise
+
+
+class DirectoryVectors:
+    """A :class:`VectorStore` in a directory, which may be on a network file system."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, name: str, content: bytes) -> None:
+        path = self._folder / name
         with self._translated(f"write {name}"):
-            self._obstore.put(self._storage, name, hashlib.sha256(content).digest() + content)
-            if self._folder is not None:
-                _make_durable(self._folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # in the same folder, so that it is deleted with its move if the process dies
+            part = path.with_name(f"{path.name}.{token_hex(4)}.part")
+            try:
+                with part.open("wb") as file:
+                    file.write(_sealed(content))
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            for folder in list(path.parents)[: name.count("/") + 1]:
+                _flush(folder)
 
     def get(self, name: str) -> bytes:
         with self._translated(f"read {name}"):
+            try:
+                stored = (self._folder / name).read_bytes()
+            except FileNotFoundError:
+                raise KeyError(name) from None
+        return _unsealed(name, stored)
+
+    def names(self, folder: str) -> Sequence[str]:
+        def unless_missing(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise error
+
+        with self._translated(f"list {folder}"):
+            found = os.walk(self._folder / folder, onerror=unless_missing)
+            return [Path(at, file).relative_to(self._folder).as_posix() for at, _, files in found for file in files]
+
+    def delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            with self._translated(f"delete {name}"):
+                (self._folder / name).unlink(missing_ok=True)
+                with suppress(OSError):  # a folder that has other files stays
+                    for folder in list((self._folder / name).parents)[: name.count("/")]:
+                        folder.rmdir()
+
+    @contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ColdStoreUnavailable(doing=doing, problem=f"{self._folder}: {error.strerror or error}") from error
+
+
+class BucketVectors:
+    """A :class:`VectorStore` in a bucket of S3 or of another service with its interface.
+
+    Access is configured by the usual variables, such as ``AWS_ACCESS_KEY_ID``, ``AWS_REGION`` and ``AWS_ENDPOINT_URL``,
+    or by the machine's role.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def put(self, name: str, content: bytes) -> None:
+        with self._translated(f"write {name}"):
+            # one request: parts of an upload that ends in the middle would stay in the bucket, and no list shows them
+            self._obstore.put(self._storage, name, _sealed(content), use_multipart=False)
+
+    def get(self, name: str) -> bytes:
+        with self._translated(f"read {name}", may_be_missing=True):
             stored = bytes(self._obstore.get(self._storage, name).bytes())
-        digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-        if hashlib.sha256(content).digest() != digest:
-            raise ValueError(f"{name} is cut or damaged")
-        return content
+        return _unsealed(name, stored)
 
     def names(self, folder: str) -> Sequence[str]:
         with self._translated(f"list {folder}"):
@@ -112,13 +207,15 @@ class ObjectVectors:
 
     def delete(self, names: Sequence[str]) -> None:
         for name in names:
-            with suppress(KeyError), self._translated(f"delete {name}"):
+            with suppress(KeyError), self._translated(f"delete {name}", may_be_missing=True):
                 self._obstore.delete(self._storage, name)
 
     @cached_property
     def _obstore(self) -> Any:
         try:
             import obstore
+            import obstore.exceptions
+            import obstore.store
         except ImportError:
             problem = "obstore is not installed; pip install 'sploot-cluster[cold]'"
             raise ColdStoreUnavailable(doing="use the cold store", problem=problem) from None
@@ -126,38 +223,43 @@ class ObjectVectors:
 
     @cached_property
     def _storage(self) -> ObjectStore:
-        from obstore.store import LocalStore, S3Store
-
-        if self._folder is not None:
-            return LocalStore(self._folder, mkdir=True)
-        return S3Store.from_url(
-            self.url,
+        store: ObjectStore = self._obstore.store.S3Store.from_url(
+            self._url,
             # an endpoint without TLS is used only if AWS_ENDPOINT_URL names one
             client_options={"connect_timeout": CONNECT_TIMEOUT, "timeout": ANSWER_TIMEOUT, "allow_http": True},
             retry_config={"max_retries": 3, "retry_timeout": RETRIED_FOR},
         )
+        return store
 
     @contextmanager
-    def _translated(self, doing: str) -> Iterator[None]:
-        """Translate errors of the storage to ``KeyError`` and ``ColdStoreUnavailable``."""
-        from obstore.exceptions import BaseError, NotFoundError
-
+    def _translated(self, doing: str, *, may_be_missing: bool = False) -> Iterator[None]:
+        """Translate errors of the storage to ``ColdStoreUnavailable``, and of a missing object to ``KeyError``."""
+        errors = self._obstore.exceptions
         try:
             yield
-        except (NotFoundError, FileNotFoundError) as missing:
-            raise KeyError(doing) from missing
-        except (BaseError, OSError) as error:
+        except (errors.BaseError, OSError) as error:
+            if may_be_missing and isinstance(error, (errors.NotFoundError, FileNotFoundError)):
+                raise KeyError(doing) from error
             # the rest of the text, several lines, shows the internals of the library
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ColdStoreUnavailable(doing=doing, problem=f"{self.url}: {problem}") from error
+            raise ColdStoreUnavailable(doing=doing, problem=f"{self._url}: {problem}") from error
 
 
-def _make_durable(folder: Path, name: str) -> None:
-    """Flush a new file, and the directories that lead to it, to the disk."""
-    path = folder / name
-    for part in (path, *list(path.parents)[: name.count("/") + 1]):
-        opened = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
+def _sealed(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest() + content
+
+
+def _unsealed(name: str, stored: bytes) -> bytes:
+    digest, content = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError(f"{name} is cut or damaged")
+    return content
+
+
+def _flush(folder: Path) -> None:
+    """Flush the entries of a directory to the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -66,7 +66,7 @@ if not is_ancestor or tonumber(field.recarded_at) > known_revision then
 end
 local n_new, most_bytes = tonumber(field.n_media) - known_rows, tonumber(ARGV[8])
 local are_rows_here, media, vectors, occurred_at = 0, {}, {}, ''
-if is_cold and most_bytes > 0 then
+if is_cold and most_bytes > 0 and n_new > 0 then
   are_rows_here = 2
 elseif n_new <= tonumber(ARGV[7]) and (most_bytes == 0 or n_new * 4 * tonumber(field.dim or '0') <= most_bytes) then
   are_rows_here = 1

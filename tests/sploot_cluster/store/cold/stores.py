@@ -22,6 +22,11 @@ class DictVectors:
         self.objects: dict[str, bytes] = {}
         self.is_away, self.n_read = False, 0
 
+    @property
+    def of_pets(self) -> dict[str, bytes]:
+        """The objects that hold vectors."""
+        return {name: content for name, content in self.objects.items() if name[0].isdecimal()}
+
     def put(self, name: str, content: bytes) -> None:
         self._check()
         self.objects[name] = bytes(content)

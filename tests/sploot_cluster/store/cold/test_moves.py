@@ -113,7 +113,7 @@ def test_vectors_leave_redis_and_are_read_where_they_are(
     assert cold.move_out(PET)
     vectors.n_read = 0
 
-    assert (in_redis(redis_client), len(vectors.objects)) == (0, 4)
+    assert (in_redis(redis_client), len(vectors.of_pets)) == (0, 4)
     np.testing.assert_array_equal(rows_of(store), before)
     assert vectors.n_read == 4
     assert store.load(PET).version == version
@@ -211,6 +211,7 @@ def test_object_that_is_not_stored_as_written_leaves_vectors_in_redis(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grouped(store, 2, range(5))
+    cold.probe()
     monkeypatch.setattr(vectors, "put", lambda name, content: vectors.objects.__setitem__(name, content[:-1]))
 
     with pytest.raises(ColdStoreUnavailable, match="not stored as written"):
@@ -300,9 +301,9 @@ def test_kill_at_any_step_of_a_move_leaves_every_vector_readable(
         later.tidy(limit=10)
 
     assert place is not None
-    assert len(vectors.objects) > 3
+    assert len(vectors.of_pets) > 3
     tidy(later)
-    assert sorted(vectors.objects) == [place.name(PET, row) for row in (0, 3, 6)]
+    assert sorted(vectors.of_pets) == [place.name(PET, row) for row in (0, 3, 6)]
     np.testing.assert_array_equal(rows_of(store), before)
 
 
@@ -328,7 +329,7 @@ def test_tidying_is_as_safe_as_moves_when_it_is_killed(
         else:
             break
 
-    assert len(vectors.objects) == 3
+    assert len(vectors.of_pets) == 3
     assert redis_client.zscore(COLD_PETS, str(PET)) is not None
 
 
@@ -382,10 +383,10 @@ def test_deleting_a_cold_pet_deletes_its_objects(
 
     service.delete_pet(PET)
 
-    assert len(vectors.objects) == (3 if is_away else 0)
+    assert len(vectors.of_pets) == (3 if is_away else 0)
     vectors.is_away = False
     ColdPets(redis_client, vectors, later_ms=UNUSED_MS).tidy(limit=10)
-    assert (vectors.objects, redis_client.zcard(COLD_PETS)) == ({}, 0)
+    assert (vectors.of_pets, redis_client.zcard(COLD_PETS)) == ({}, 0)
 
 
 @pytest.mark.parametrize("big_pet_bytes", [0, 1 << 20])
@@ -401,7 +402,7 @@ def test_item_of_a_cold_pet_is_deleted_from_the_cold_store_too(
     np.testing.assert_array_equal(rows_of(store), np.delete(before, 1, axis=0))
     assert in_redis(redis_client) == 7
     ColdPets(redis_client, vectors, later_ms=2 * UNUSED_MS).tidy(limit=10)
-    assert vectors.objects == {}
+    assert vectors.of_pets == {}
 
 
 def test_cold_pet_is_exported_without_coming_back_and_imported(
@@ -427,7 +428,7 @@ def test_damaged_cold_pet_is_repaired_with_the_vectors_that_are_left(
     before = rows_of(store)
     redis_client.delete(KEYS.clusters)
     if is_lost:
-        del vectors.objects[sorted(vectors.objects)[0]]
+        del vectors.objects[sorted(vectors.of_pets)[0]]
     repairs = PetRepairs(redis_client, cold=cold)
     with pytest.raises(UnreadablePet):
         store.load(PET)
@@ -440,13 +441,152 @@ def test_damaged_cold_pet_is_repaired_with_the_vectors_that_are_left(
     assert repairs.damage(PET) is None
 
 
-def test_missing_object_makes_a_pet_unreadable(store: RedisPetStore, cold: ColdPets, vectors: DictVectors) -> None:
+def test_missing_object_is_reported_and_changes_nothing(redis_client: redis.Redis, vectors: DictVectors) -> None:
+    moves: list[Moved] = []
+    cold = ColdPets(redis_client, vectors, on_move=moves.append, object_bytes=OBJECT_BYTES)
+    store = RedisPetStore(redis_client, cold=cold)
     grouped(store, 2, range(5))
     cold.move_out(PET)
-    vectors.objects.pop(sorted(vectors.objects)[-1])
+    before = rows_of(store)
+    assert cold.lost(PET) == ()
+    name_of_lost = sorted(vectors.of_pets)[-1]
+    content = vectors.objects.pop(name_of_lost)
 
-    with pytest.raises(UnreadablePet, match="missing or damaged"):
-        store.load(PET)
+    for act in (
+        lambda: store.load(PET),
+        lambda: take(ClusterService(store), 0, range(5, 6)),
+        lambda: ClusterService(store).recluster(PET),
+        lambda: ClusterService(store).export(PET),
+    ):
+        with pytest.raises(UnreadablePet, match="missing or damaged"):
+            act()
+
+    assert cold.lost(PET) == [name_of_lost]
+    moves.clear()
+    ColdPets(redis_client, vectors, on_move=moves.append, later_ms=2 * UNUSED_MS).tidy(limit=10)
+    assert moves == [Moved("back", 0, is_done=False)]
+    assert redis_client.zscore(COLD_PETS, str(PET)) is not None
+    vectors.objects[name_of_lost] = content
+    np.testing.assert_array_equal(rows_of(store), before)
+
+
+@pytest.mark.parametrize("identity", [None, b"of another server"])
+def test_another_storage_is_refused(
+    redis_client: redis.Redis, store: RedisPetStore, cold: ColdPets, vectors: DictVectors, identity: bytes | None
+) -> None:
+    grouped(store, 2, range(5))
+    take(ClusterService(store), 0, range(5), pet=PetId(7))
+    cold.move_out(PET)
+    others = DictVectors()
+    others.objects = {} if identity is None else {"identity": identity, "1/1-a/0": b"vectors of another server"}
+    stored = dict(others.objects)
+    wrong = ColdPets(redis_client, others, later_ms=2 * UNUSED_MS)
+    service = ClusterService(RedisPetStore(redis_client, cold=wrong))
+
+    for act in (
+        lambda: service.recluster(PET),
+        lambda: take(service, 0, range(5, 6)),
+        lambda: wrong.move_out(PetId(7)),
+        lambda: wrong.tidy(limit=10),
+        lambda: wrong.lost(PET),
+        lambda: wrong.probe(),
+        lambda: PetRepairs(redis_client, cold=wrong).read(PET),
+    ):
+        with pytest.raises(ColdStoreUnavailable, match="another one"):
+            act()
+
+    service.delete_pet(PET)
+    assert others.objects == stored
+    assert in_redis(redis_client, PetId(7)) == 5
+    ColdPets(redis_client, vectors, later_ms=3 * UNUSED_MS).tidy(limit=10)
+    assert vectors.of_pets == {}
+
+
+def test_storage_of_another_server_is_never_taken_over(redis_client: redis.Redis, store: RedisPetStore) -> None:
+    grouped(store, 2, range(5))
+    theirs = DictVectors()
+    theirs.objects = {"identity": b"of another server"}
+
+    with pytest.raises(ColdStoreUnavailable, match="another one"):
+        ColdPets(redis_client, theirs).move_out(PET)
+
+    assert theirs.objects == {"identity": b"of another server"}
+    assert in_redis(redis_client) == 10
+
+
+def test_state_in_memory_needs_no_storage_for_a_correction(
+    store: RedisPetStore, cold: ColdPets, vectors: DictVectors
+) -> None:
+    grouped(store, 2, range(5))
+    cached = ClusterService(store)
+    cached.recluster(PET)
+    cold.move_out(PET)
+    ClusterService(store).name_pet(PET, "Rex", operation_id="n", by="ada")
+    vectors.is_away = True
+
+    cached.merge(PET, [1, 2], operation_id="m", by="ada")  # type: ignore[list-item]
+
+    assert (cached.clusters(PET).name, len(cached.clusters(PET).clusters)) == ("Rex", 1)
+
+
+def test_deletion_that_is_killed_at_any_step_leaves_no_object(
+    redis_client: redis.Redis, store: RedisPetStore, cold: ColdPets, vectors: DictVectors
+) -> None:
+    for dies_at in count(1):
+        grouped(store, 2, range(4))
+        cold.move_out(PET)
+        before = rows_of(store)
+        steps = Steps(dies_at)
+        mortal = MortalRedis(connection_pool=redis_client.connection_pool)
+        mortal.steps = steps
+        dying = ColdPets(mortal, MortalVectors(vectors, steps), object_bytes=OBJECT_BYTES)
+        is_killed = False
+        try:
+            RedisPetStore(mortal, cold=dying).delete(PET)
+        except Killed:
+            is_killed = True
+        if store.revision(PET):
+            np.testing.assert_array_equal(rows_of(store), before, err_msg=f"killed at step {dies_at}")
+            assert store.delete(PET)
+        ColdPets(redis_client, vectors, later_ms=4 * 60 * 60 * 1000).tidy(limit=10)
+        assert vectors.of_pets == {}, f"killed at step {dies_at}"
+        if not is_killed:
+            assert dies_at > 10
+            return
+
+
+def test_deletion_finds_objects_without_an_entry_in_the_set(
+    redis_client: redis.Redis, store: RedisPetStore, cold: ColdPets, vectors: DictVectors
+) -> None:
+    service = grouped(store, 2, range(4))
+    cold.move_out(PET)
+    redis_client.delete(COLD_PETS)  # e.g. the node of a Cluster that had the set has lost its last writes
+
+    service.delete_pet(PET)
+
+    assert vectors.of_pets == {}
+
+
+@pytest.mark.parametrize("field", ["cold", "dim", "n_media"])
+def test_damaged_pet_keeps_its_objects_and_holds_nothing_up(
+    redis_client: redis.Redis, store: RedisPetStore, cold: ColdPets, vectors: DictVectors, field: str
+) -> None:
+    grouped(store, 2, range(4))
+    take(ClusterService(store), 0, range(5), pet=PetId(7))
+    cold.move_out(PET)
+    cold.move_out(PetId(7))
+    cold.bring_back(PetId(7))
+    value = redis_client.hget(KEYS.meta, field)
+    redis_client.hset(KEYS.meta, field, "x")
+    for act in (lambda: rows_of(store), lambda: cold.bring_back(PET)):
+        with pytest.raises(UnreadablePet):
+            act()
+
+    assert ColdPets(redis_client, vectors, later_ms=2 * UNUSED_MS).tidy(limit=10) == 2
+    assert {name.split("/")[0] for name in vectors.of_pets} == {str(PET)}
+
+    redis_client.hset(KEYS.meta, field, value)
+    assert len(rows_of(store)) == 8
 
 
 def test_vectors_move_out_of_a_full_redis(redis_client: redis.Redis, store: RedisPetStore, cold: ColdPets) -> None:

@@ -14,7 +14,7 @@ import redis
 
 from sploot_cluster.errors import ColdStoreUnavailable
 from sploot_cluster.store.cold.moves import UNUSED_MS, ColdPets
-from sploot_cluster.store.cold.vectors import ObjectVectors, VectorStore
+from sploot_cluster.store.cold.vectors import PAUSE_S, BucketVectors, FailFast, VectorStore, open_vectors
 from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, grouped, take
 from tests.sploot_cluster.store.cold.stores import DictVectors
@@ -58,15 +58,19 @@ def vectors(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     if request.param == "memory":
         return DictVectors()
     if request.param == "directory":
-        return ObjectVectors(f"file://{tmp_path}/a%20folder/vectors")
+        return open_vectors(f"file://{tmp_path}/a%20folder/vectors")
+    set_access(monkeypatch, request.getfixturevalue("s3_server"))
+    return open_vectors(f"s3://{BUCKET}/{tmp_path.name}")
+
+
+def set_access(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     for variable, value in {
-        "AWS_ENDPOINT_URL": request.getfixturevalue("s3_server"),
+        "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "someone",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(variable, value)
-    return ObjectVectors(f"s3://{BUCKET}/{tmp_path.name}")
 
 
 def test_objects_are_found_by_name_and_folder(vectors: VectorStore) -> None:
@@ -116,7 +120,7 @@ def test_pet_moves_out_and_back_and_out(redis_client: redis.Redis, vectors: Vect
 
 @pytest.mark.parametrize("content", [b"", b"short", b"x" * 100])
 def test_cut_or_damaged_object_is_refused(tmp_path: Path, content: bytes) -> None:
-    vectors = ObjectVectors(f"file://{tmp_path}")
+    vectors = open_vectors(f"file://{tmp_path}")
     vectors.put("1/a/0", b"content" * 10)
     (tmp_path / "1/a/0").write_bytes(content)
 
@@ -124,9 +128,47 @@ def test_cut_or_damaged_object_is_refused(tmp_path: Path, content: bytes) -> Non
         vectors.get("1/a/0")
 
 
+def test_file_that_a_killed_process_left_is_listed_and_no_folder_stays(tmp_path: Path) -> None:
+    vectors = open_vectors(f"file://{tmp_path}")
+    vectors.put("1/a/0", b"content")
+    (tmp_path / "1/a/3.5f5f.part").write_bytes(b"half of")
+    (name,) = (name for name in vectors.names("1") if name != "1/a/0")
+
+    vectors.delete(["1/a/0"])
+    assert list(vectors.names("1")) == [name]
+    vectors.delete([name])
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_storage_that_is_away_is_not_asked_at_once_again() -> None:
+    vectors, now = DictVectors(), [0.0]
+    store = FailFast(vectors, clock=lambda: now[0])
+    store.put("1/a/0", b"content")
+    vectors.is_away = True
+    with pytest.raises(ColdStoreUnavailable, match="it is away"):
+        store.get("1/a/0")
+    vectors.is_away, vectors.n_read = False, 0
+
+    with pytest.raises(ColdStoreUnavailable, match="it is away"):
+        store.get("1/a/0")
+    assert vectors.n_read == 0
+    now[0] += PAUSE_S
+    assert store.get("1/a/0") == b"content"
+
+
+def test_bucket_that_does_not_exist_is_reported(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_access(monkeypatch, s3_server)
+    vectors = BucketVectors("s3://no-such-bucket/prefix")
+
+    for act in (lambda: vectors.put("1/a/0", b"content"), lambda: vectors.names("1")):
+        with pytest.raises(ColdStoreUnavailable, match="no-such-bucket"):
+            act()
+
+
 def test_storage_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    vectors = ObjectVectors(f"file://{tmp_path}/file/vectors")
+    vectors = open_vectors(f"file://{tmp_path}/file/vectors")
 
     with pytest.raises(ColdStoreUnavailable, match="SPLOOT_COLD_STORE"):
         vectors.put("1/a/0", b"content")
@@ -134,4 +176,4 @@ def test_storage_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["", "/var/lib", "file://host/var", "file://", "s3://", "ftp://x/y", "gs://bucket"])
 def test_url_of_something_else_is_refused(url: str) -> None:
-    assert "neither a directory nor a bucket" in refusal(lambda: ObjectVectors(url)).problem
+    assert "neither a directory nor a bucket" in refusal(lambda: open_vectors(url)).problem
