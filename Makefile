@@ -121,10 +121,14 @@ chart: $(VENV)/deploy-installed ## validate the chart with Helm 3 and 4 for Kube
 test-redis: $(VENV)/deploy-installed ## test Redis users, TLS, sentinels, a cluster, lock files, the compose file, extras, distributions and the OpenAPI document
 	@$(BIN)/python -m pytest -n 2 -q --deploy tests/deploy $(ARGS)
 
+build/s3/installed: $(VENV)/deploy-installed
+	@$(BIN)/uv venv -q --clear --python $(BIN)/python build/s3
+	@$(BIN)/uv pip install -q --python build/s3 'moto[s3,server] == 5.2.5'
+	@touch $@
+
 .PHONY: test-s3
-test-s3: $(VENV)/deploy-installed ## test the cold store on a real S3 server, which uv installs in an environment of its own
-	@S3_SERVER="$(BIN)/uv tool run --from moto[s3,server] moto_server" \
-		$(BIN)/python -m pytest -n 0 -q tests/sploot_cluster/store/cold/test_vectors.py $(ARGS)
+test-s3: build/s3/installed ## test the cold store on an S3 server, which is installed in an environment of its own
+	@S3_SERVER=build/s3/bin/moto_server $(BIN)/python -m pytest -n 0 -q tests/sploot_cluster/store/cold/test_vectors.py $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(VENV)/deploy-installed ## test the lowest stated version of every dependency: make test-oldest [ARGS='-n 2 tests/broker']

@@ -1,8 +1,8 @@
 """Pin the packages of the image: ``python -m deploy.lock [--check | --upgrade]``.
 
-``requirements.lock`` covers the extras worker, server and otel of setup.cfg, for every supported Python and machine;
-``requirements-build.lock`` covers the build of our own wheel. Each pin has the hashes that pip requires, and neither
-file names a registry. Pins change only if setup.cfg no longer allows them or with ``--upgrade``.
+``requirements.lock`` covers the extras worker, server, otel and cold of setup.cfg, for every supported Python and
+machine; ``requirements-build.lock`` covers the build of our own wheel. Each pin has the hashes that pip requires, and
+neither file names a registry. Pins change only if setup.cfg no longer allows them or with ``--upgrade``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parent.parent
 LOCKS: Final = {
-    "requirements.lock": ["--extra", "worker", "--extra", "server", "--extra", "otel", "setup.py"],
+    "requirements.lock": ["--extra", "worker", "--extra", "server", "--extra", "otel", "--extra", "cold", "setup.py"],
     "requirements-build.lock": ["deploy/build-requirements.in"],
 }
 OPTIONS: Final = ["--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"]

@@ -19,7 +19,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import redis
 from dramatiq.errors import BrokerConnectionError
@@ -28,7 +28,7 @@ from redis.cluster import RedisCluster
 from broker import QueueStats, RedisStreamsBroker
 from broker.keys import HANDED_BACK
 from broker.stats import total_of
-from sploot_cluster.errors import ColdStoreUnavailable, StoreUnavailable
+from sploot_cluster.errors import ColdStoreUnavailable, StoreUnavailable, UnreadablePet
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.refusals import REDIS_ERRORS, refusal_of
 from sploot_cluster.settings import PREFIX as CLUSTERING
@@ -46,6 +46,9 @@ from tasks.redis_access.probe import probe_writes
 from tasks.settings import FROM_FILE, MODELS, Settings
 from tasks.shards import shards_of_all
 
+if TYPE_CHECKING:
+    from sploot_cluster.store.cold.moves import ColdPets
+
 Level = Literal["ok", "warning", "wrong", "unknown"]
 
 # The lowest supported server version. Commands of newer versions are used where available, but never required.
@@ -61,6 +64,8 @@ FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
 # Maximum number of pets to read, in one round trip. Each run draws a new sample.
 SAMPLE_OF_PETS: Final = 500
+# Number of cold pets whose objects it lists, with one request to the storage each.
+SAMPLE_OF_COLD_PETS: Final = 20
 # Number of SCAN calls. Each checks about a thousand keys, in less than a millisecond.
 SCANS: Final = 10
 MOST_DEAD_LISTED: Final = 5
@@ -722,7 +727,25 @@ def _cold(installation: Installation) -> Iterator[Finding]:
         hint = "make the storage reachable; arrivals at cold pets wait until then: docs/how-to/cold-pets.md"
         yield Finding("cold", "wrong", away.problem, hint)
         return
-    yield Finding("cold", "ok", f"{settings.cold_store} answers; it has the vectors of {_n(n_cold, 'pet')}")
+    yield from _cold_objects(cold, f"{settings.cold_store} answers; it has the vectors of {_n(n_cold, 'pet')}")
+
+
+def _cold_objects(cold: ColdPets, seen: str) -> Iterator[Finding]:
+    """Check that the storage lists the objects of a random sample of cold pets; ``seen`` is the finding if it does."""
+    lost: list[str] = []
+    for pet in cold.some(SAMPLE_OF_COLD_PETS):
+        try:
+            lost += cold.lost(pet)
+        except UnreadablePet:
+            continue  # another check reports damaged pets
+        except ColdStoreUnavailable as away:
+            yield Finding("cold", "wrong", away.problem, "run the doctor again")
+            return
+    if lost:
+        hint = "restore the objects from an old version: ops/runbook.md#mediaclustercoldmovesfail"
+        yield Finding("cold", "wrong", f"{_n(len(lost), 'object')} of cold pets are missing, e.g. {lost[0]}", hint)
+    else:
+        yield Finding("cold", "ok", seen)
 
 
 def _unlisted_pets(installation: Installation) -> list[PetId]:

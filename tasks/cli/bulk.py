@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import InvalidInput, UnreadablePet
 from sploot_cluster.jobs import ENDED, QueueUnavailable
 from tasks.cli.screen import err, out, print_json
 from tasks.cli.shared import (
@@ -27,6 +27,7 @@ from tasks.cli.shared import (
 )
 
 if TYPE_CHECKING:
+    from sploot_cluster.pet.models import PetId
     from sploot_cluster.store.parquet import Written
     from tasks.client import ClusterTasks
 
@@ -101,10 +102,11 @@ def cold(
         ),
     ] = None,
     back: Annotated[bool, typer.Option("--back", help="Put the vectors of all cold pets back in Redis.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read all vectors in the cold store.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Move them; without it, only count them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count the pets whose vectors are in the cold store, or move vectors out of Redis or back."""
+    """Count the pets whose vectors are in the cold store, read them, or move vectors out of Redis or back."""
     from rich.console import Console
 
     from sploot_cluster.store.cold.rounds import DAY_MS
@@ -112,34 +114,48 @@ def cold(
     from tasks.composition import build_client, build_store
 
     settings = settings_of_environment()
-    if out_days is not None and back:
-        raise InvalidInput("--back", "cannot be combined with --out", "give one of them")
+    is_out = out_days is not None
+    if is_out + back + check > 1:
+        raise InvalidInput("--out, --back, --check", "cannot be combined", "give one of them")
     with build_client(settings) as client, Console(stderr=True).status("looking at pets"):
         found = build_cold_pets(settings, client)
         if found is None:
             raise InvalidInput("SPLOOT_COLD_STORE", "is not set", "set it to the directory or bucket of cold vectors")
         store = build_store(settings, client, cold=found)
         pets = store.pets()
-        is_out = out_days is not None
-        chosen = [
-            pet
-            for pet, idle_ms in zip(pets, found.idle_ms(pets) if is_out else [0] * len(pets), strict=True)
-            if idle_ms >= (out_days or 0) * DAY_MS and (found.place_of(pet) is None) == is_out
-        ]
+        chosen = found.cold_among(pets)
+        if out_days is not None:
+            are_cold, idle = {*chosen}, zip(pets, found.idle_ms(pets), strict=True)
+            chosen = [pet for pet, idle_ms in idle if idle_ms >= out_days * DAY_MS and pet not in are_cold]
         n_bytes = store.totals(chosen).vector_bytes
-        if yes and (is_out or back):
-            n_moved = sum(found.move_out(pet) if is_out else found.bring_back(pet) for pet in chosen)
-        else:
-            n_moved = 0
+        acts = {"out": found.move_out, "back": found.bring_back, "check": found.check}
+        act = "check" if check else "out" if is_out and yes else "back" if back and yes else None
+        n_done, failed = (0, []) if act is None else _for_each(chosen, acts[act])
     if as_json:
-        print_json({"pets": len(chosen), "bytes": n_bytes, "moved": n_moved})
+        moved = 0 if check else n_done
+        print_json({"pets": len(chosen), "bytes": n_bytes, "moved": moved, "unreadable": [one.pet for one in failed]})
     else:
         where = "in Redis can move out" if is_out else "are in the cold store"
         out.print(f"vectors of {len(chosen):,} pets, {n_bytes / 1e6:,.1f} MB, {where}")
-        if yes and (is_out or back):
-            out.print(f"{n_moved:,} moved")
+        if act is not None:
+            out.print(f"{n_done:,} {'whole' if check else 'moved'}")
+    for one in failed:
+        err.print(f"pet {one.pet} cannot be read: {one.problem}")
+    if failed:
+        raise typer.Exit(FAILED)
     if (is_out or back) and not yes:
         fail(REFUSED, "nothing was moved; add --yes to move them")
+
+
+def _for_each(pets: Sequence[PetId], act: Callable[[PetId], bool]) -> tuple[int, list[UnreadablePet]]:
+    """Return how many pets the act was done for, and the errors of pets that cannot be read."""
+    n_done, failed = 0, list[UnreadablePet]()
+    for pet in pets:
+        try:
+            n_done += act(pet)
+        except UnreadablePet as error:
+            failed.append(error)
+    return n_done, failed
 
 
 def recluster_all(by: str, *, after: int, part: str, as_json: bool) -> None:

@@ -21,6 +21,9 @@ from deploy.redis_users import TEMPLATE, USERS, PasswordUnusable, render
 from sploot_cluster import ClusterService
 from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.jobs import QueueFull, QueueUnavailable
+from sploot_cluster.store.cold.moves import COLD_PETS, IDENTITY, UNUSED_MS, ColdPets
+from sploot_cluster.store.cold.rounds import ROUND, ColdRounds
+from sploot_cluster.store.cold.vectors import open_vectors
 from sploot_cluster.store.keys import PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.store.repairs import PetRepairs
@@ -453,6 +456,29 @@ def test_operator_may_plan_a_repair_and_the_server_may_apply_it(
     assert PetRepairs(users["operator"]).damage(PET) is None
     with client_of(server, "tester") as tester:
         tester.delete(*PetKeys.of(PET))
+
+
+def test_users_have_the_permissions_that_cold_pets_need(
+    server: EmbeddedRedis, users: dict[str, redis.Redis], tmp_path: Path
+) -> None:
+    vectors = open_vectors(f"file://{tmp_path}/vectors")
+    cold, later = ColdPets(users["worker"], vectors), ColdPets(users["worker"], vectors, later_ms=2 * UNUSED_MS)
+    store = RedisPetStore(users["worker"], cold=cold)
+    service = ClusterService(store)
+    take(service, 0, range(4))
+
+    assert ColdRounds(users["worker"], cold, service.pets_page, idle_days=0).run().n_moved >= 1
+    take(ClusterService(store), 0, range(4, 5))
+    assert later.tidy(limit=10) >= 1
+    assert ColdPets(users["server"], vectors).move_out(PET)
+    of_operator = ColdPets(users["operator"], vectors)
+    of_operator.probe()
+    assert of_operator.cold_among([PET]) == [PET]
+    assert [of_operator.lost(pet) for pet in of_operator.some(1)] == [()]
+    assert len(RedisPetStore(users["operator"], cold=of_operator).load(PET).vectors) == 5
+    assert ClusterService(RedisPetStore(users["server"], cold=ColdPets(users["server"], vectors))).delete_pet(PET)
+    with client_of(server, "tester") as tester:
+        tester.delete(COLD_PETS, IDENTITY, ROUND)
 
 
 def test_client_user_may_check_the_queue_limit(server: EmbeddedRedis, users: dict[str, redis.Redis]) -> None:

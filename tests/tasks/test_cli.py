@@ -491,6 +491,12 @@ def test_vectors_of_idle_pets_move_out_and_back(cli: CommandLine, service: Clust
     moved = cli("cold", "--out", "0", "--yes", "--json")
     tables = cli("parquet", str(tmp_path / "tables"), "--json")
     seen = cli("cold")
+    checked = cli("cold", "--check")
+    (lost,) = (tmp_path / "vectors" / "43").rglob("0")
+    lost.rename(tmp_path / "lost")
+    damaged = cli("cold", "--check", "--json")
+    partly = cli("cold", "--back", "--yes")
+    (tmp_path / "lost").rename(lost)
     back = cli("cold", "--back", "--yes", "--json")
 
     assert (unset.code, "SPLOOT_COLD_STORE" in unset.err) == (2, True)
@@ -500,7 +506,10 @@ def test_vectors_of_idle_pets_move_out_and_back(cli: CommandLine, service: Clust
     assert moved.json == {"pets": 2, "bytes": 9 * 4 * 16, "moved": 2}
     assert tables.json["items"] == 9
     assert (seen.code, "vectors of 2 pets, 0.0 MB, are in the cold store" in seen.out) == (0, True)
-    assert back.json["moved"] == 2
+    assert (checked.code, "2 whole" in checked.out) == (0, True)
+    assert (damaged.code, damaged.json["unreadable"]) == (1, [43])
+    assert (partly.code, "1 moved" in partly.out, "pet 43 cannot be read" in partly.err) == (1, True, True)
+    assert back.json["moved"] == 1
     assert cli("cold", "--json").json["pets"] == 0
 
 

@@ -20,6 +20,8 @@ from broker.stats import LAST_ID
 from sploot_cluster import ClusterService
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.settings import ClusterSettings
+from sploot_cluster.store.cold.moves import ColdPets
+from sploot_cluster.store.cold.vectors import open_vectors
 from sploot_cluster.store.keys import NAMES
 from sploot_cluster.store.redis import RedisPetStore
 from tasks.cli import main
@@ -471,6 +473,21 @@ def test_cold_store_that_cannot_be_used_is_reported(
 
     assert [finding.level for finding in found] == ([level] if level else [])
     assert all(seen in finding.seen for finding in found)
+
+
+def test_missing_object_of_a_cold_pet_is_reported(ward: Ward, tmp_path: Path) -> None:
+    ward.settings["cold_store"] = f"file://{tmp_path}/vectors"
+    cold = ColdPets(ward.client, open_vectors(ward.settings["cold_store"]))
+    take(ClusterService(RedisPetStore(ward.client, cold=cold)), 0, range(3), pet=PetId(43))
+    assert cold.move_out(PetId(43))
+    whole = [finding.level for finding in ward.diagnose() if finding.check == "cold"]
+    (lost,) = (tmp_path / "vectors" / "43").rglob("0")
+    lost.unlink()
+
+    (found,) = (finding for finding in ward.diagnose() if finding.check == "cold")
+
+    assert whole == ["ok"]
+    assert (found.level, lost.relative_to(tmp_path / "vectors").as_posix() in found.seen) == ("wrong", True)
 
 
 def test_redis_user_without_permission_gets_a_hint(ward: Ward) -> None:

@@ -134,6 +134,12 @@ imagePullSecrets:
 - name: SENTRY_DSN_FILE
   value: /etc/sploot/sentry/dsn
 {{- end }}
+{{- with $v.settings.coldStore }}
+- name: SPLOOT_COLD_STORE
+  value: {{ . | quote }}
+- name: SPLOOT_COLD_AFTER_DAYS
+  value: {{ $v.settings.coldAfterDays | int | quote }}
+{{- end }}
 {{- with $v.settings.otlpEndpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ . | quote }}

@@ -28,6 +28,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
+from random import sample
 from secrets import token_hex
 from typing import Any, Final, NamedTuple, cast
 
@@ -218,6 +219,42 @@ class ColdPets:
                 raise UnreadablePet(pet=pet, problem=f"{name} in the cold store has another number of vectors")
             yield part
 
+    def check(self, pet: PetId) -> bool:
+        """Read all vectors of a cold pet; return whether it is one.
+
+        Raises:
+            UnreadablePet: an object is missing or damaged.
+        """
+        with _readable(pet):
+            n_media, dim, cold = cast(
+                "list[bytes | None]", self._client.hmget(PetKeys.of(pet).meta, "n_media", "dim", "cold")
+            )
+            if cold is None:
+                return False
+            place, n, n_bytes = Place.of(cold), int(n_media or 0), 4 * int(dim or 0)
+        for _ in self.pages(pet, place, start=0, end=n, n_bytes=n_bytes):
+            pass
+        return True
+
+    def cold_among(self, pets: Sequence[PetId]) -> list[PetId]:
+        """Return those of the pets that are cold."""
+        found: list[PetId] = []
+        for start in range(0, len(pets), PETS_PER_TRIP):
+            batch, pipe = pets[start : start + PETS_PER_TRIP], self._client.pipeline(transaction=False)
+            for pet in batch:
+                pipe.hexists(PetKeys.of(pet).meta, "cold")
+            # the meta of a damaged pet may be of another type
+            answers = cast("list[Any]", pipe.execute(raise_on_error=False))
+            found += [pet for pet, is_cold in zip(batch, answers, strict=True) if is_cold in (1, True)]
+        return found
+
+    def some(self, n: int) -> list[PetId]:
+        """Return up to ``n`` random pets that have objects in the cold store, or may have some."""
+        n_all = self._client.zcard(COLD_PETS)
+        ranks = sample(range(n_all), min(n, n_all))
+        found = [cast("list[bytes]", self._client.zrange(COLD_PETS, rank, rank)) for rank in ranks]
+        return [PetId(int(pet)) for at_rank in found for pet in at_rank]
+
     def lost(self, pet: PetId) -> Sequence[str]:
         """Return the names of objects that a pet refers to and the storage does not list; empty for any other pet.
 
@@ -226,10 +263,10 @@ class ColdPets:
             UnreadablePet: the pet is damaged.
         """
         with _readable(pet):
-            place = self.place_of(pet)
-            if place is None:
+            n_media, cold = cast("list[bytes | None]", self._client.hmget(PetKeys.of(pet).meta, "n_media", "cold"))
+            if cold is None:
                 return ()
-            n = int(cast("bytes | None", self._client.hget(PetKeys.of(pet).meta, "n_media")) or 0)
+            place, n = Place.of(cold), int(n_media or 0)
         missing = self._missing(pet, place, n, self._storage(f"list the vectors of pet {pet}").names(str(pet)))
         if missing:
             self.verify(f"list the vectors of pet {pet}")
