@@ -135,8 +135,8 @@ class Settings:
     cold_store: str = _setting(
         "SPLOOT_COLD_STORE",
         "where the vectors of pets without changes go instead of Redis: s3://bucket/prefix, or file:///directory that "
-        "all processes share; needs the extra [cold]; the same for workers, scheduler, server and commands; empty: "
-        "nowhere",
+        "all processes share; a bucket needs the extra [cold]; the same for workers, scheduler, server and commands; "
+        "empty: nowhere",
         default="",
     )
     cold_after_days: int = _setting(
