@@ -23,7 +23,7 @@ RUN /opt/build/bin/python -m pip wheel --no-cache-dir --no-deps --no-build-isola
     && /opt/build/bin/python -m pip --python /opt/sploot/bin/python install \
         --no-cache-dir --no-compile --no-deps --no-index /src/wheel/*.whl \
     && python3 /src/shrink.py /opt/sploot \
-    && /opt/sploot/bin/python -I -c "import tasks.worker, tasks.cli, sploot_cluster.api, sploot_cluster.density, sploot_cluster.engine.neighbours" \
+    && /opt/sploot/bin/python -I -c "import tasks.worker, tasks.cli, sploot_cluster.api, sploot_cluster.density, sploot_cluster.engine.neighbours, obstore" \
     && /opt/sploot/bin/python -m compileall -q /opt/sploot/lib/python3.*/site-packages/broker \
         /opt/sploot/lib/python3.*/site-packages/tasks /opt/sploot/lib/python3.*/site-packages/sploot_cluster
 

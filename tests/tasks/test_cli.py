@@ -490,6 +490,8 @@ def test_vectors_of_idle_pets_move_out_and_back(cli: CommandLine, service: Clust
     plan = cli("cold", "--out", "0")
     moved = cli("cold", "--out", "0", "--yes", "--json")
     tables = cli("parquet", str(tmp_path / "tables"), "--json")
+    captured = cli("capture", "--pet", "42", "-o", str(tmp_path / "42.zip"))
+    raw = cli("capture", "--pet", "43", "--raw", "-o", str(tmp_path / "43.zip"))
     seen = cli("cold")
     checked = cli("cold", "--check")
     (lost,) = (tmp_path / "vectors" / "43").rglob("0")
@@ -503,14 +505,18 @@ def test_vectors_of_idle_pets_move_out_and_back(cli: CommandLine, service: Clust
     assert (both.code, "cannot be combined" in both.err) == (2, True)
     assert (young.code, young.json["pets"]) == (4, 0)
     assert (plan.code, "vectors of 2 pets, 0.0 MB, in Redis can move out" in plan.out) == (4, True)
-    assert moved.json == {"pets": 2, "bytes": 9 * 4 * 16, "moved": 2}
+    assert moved.json == {"pets": 2, "bytes": 9 * 4 * 16, "moved": 2, "unreadable": []}
     assert tables.json["items"] == 9
+    assert (captured.code, raw.code) == (0, 0)
     assert (seen.code, "vectors of 2 pets, 0.0 MB, are in the cold store" in seen.out) == (0, True)
     assert (checked.code, "2 whole" in checked.out) == (0, True)
     assert (damaged.code, damaged.json["unreadable"]) == (1, [43])
     assert (partly.code, "1 moved" in partly.out, "pet 43 cannot be read" in partly.err) == (1, True, True)
     assert back.json["moved"] == 1
     assert cli("cold", "--json").json["pets"] == 0
+    for pet, file in (("50", "42.zip"), ("51", "43.zip")):
+        assert cli("import", str(tmp_path / file), "--as", pet).code == 0
+        assert cli("export", pet, str(tmp_path / "copy.zip")).code == 0
 
 
 def test_interrupted_recluster_of_all_pets_prints_how_to_continue(cli: CommandLine, service: ClusterService) -> None:
