@@ -61,8 +61,8 @@ LONGEST_MOVE_MS: Final = 60 * 60 * 1000
 # Time for which objects are kept after their vectors were put back in Redis or deleted: longer than any failover, and
 # than the time in which an operator restores the last copy of Redis.
 UNUSED_MS: Final = 24 * LONGEST_MOVE_MS
-# Time until the objects of a pet that stays cold are listed again.
-TIDY_AGAIN_MS: Final = 7 * UNUSED_MS
+# Time until the objects of a pet that stays cold are listed again: with four million cold pets, 93 a minute.
+TIDY_AGAIN_MS: Final = 30 * UNUSED_MS
 # Time until the objects of a pet are looked at again when some are missing, so that the error does not go unnoticed.
 LOST_AGAIN_MS: Final = 5 * 60 * 1000
 # Lifetime of the temporary key, if the process that writes it dies.

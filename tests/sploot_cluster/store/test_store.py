@@ -40,7 +40,7 @@ from sploot_cluster.pet.models import (
 )
 from sploot_cluster.pet.rows import empty_state
 from sploot_cluster.pet.times import UNKNOWN
-from sploot_cluster.store.cold.moves import ColdPets
+from sploot_cluster.store.cold.moves import UNUSED_MS, ColdPets
 from sploot_cluster.store.keys import PETS, SORTED_PETS, PetKeys
 from sploot_cluster.store.memory import MemoryPetStore
 from sploot_cluster.store.port import PetStore
@@ -827,6 +827,16 @@ def test_keys_of_a_pet_are_in_one_cluster_slot(redis_server: EmbeddedRedis, tmp_
             many = store.commit_many([(one, arrival(one, "b")) for one in three_pets(store)])
             assert [cast(PetState, one).revision for one in many] == [2, 2, 2]
             assert [cast(PetState, one).revision for one in store.load_many(cast(list[PetState], many))] == [2, 2, 2]
+
+            cold = ColdPets(cluster, DictVectors(), later_ms=2 * UNUSED_MS)
+            with_cold = RedisPetStore(cluster, cold=cold)
+            assert cold.idle_ms([PET, PetId(7)]) == [0, 0]
+            assert cold.move_out(PET)
+            assert (cold.cold_among(store.pets()), cold.some(3), cold.lost(PET)) == ([PET], [PET], ())
+            assert comparable(with_cold.load(PET)) == comparable(state)
+            assert cold.bring_back(PET)
+            assert comparable(store.load(PET)) == comparable(state)
+            assert with_cold.delete(PET)
 
 
 def test_client_that_decodes_responses_is_refused_with_a_hint(redis_url: str) -> None:
