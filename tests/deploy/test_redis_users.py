@@ -476,7 +476,7 @@ def test_users_have_the_permissions_that_cold_pets_need(
     assert of_operator.cold_among([PET]) == [PET]
     assert [of_operator.lost(pet) for pet in of_operator.some(1)] == [()]
     assert len(RedisPetStore(users["operator"], cold=of_operator).load(PET).vectors) == 5
-    assert ClusterService(RedisPetStore(users["server"], cold=ColdPets(users["server"], vectors))).delete_pet(PET)
+    assert RedisPetStore(users["server"], cold=ColdPets(users["server"], vectors)).delete(PET)
     with client_of(server, "tester") as tester:
         tester.delete(COLD_PETS, IDENTITY, ROUND)
 
