@@ -418,6 +418,8 @@ def runs_without_losing_a_job(scene: Scene, block: Block) -> None:
         with worker_that_refuses(scene.client) as ran:
             codes = scene.run(block)
         seen += ran
+    elif "sploot-cluster cold" in block.text:
+        codes = scene.run(block, SPLOOT_COLD_STORE=f"file://{scene.home}/cold")
     else:
         codes = scene.run(block)
 
