@@ -237,6 +237,8 @@ class History:
             yield _line("cluster_media", {**labels, "outcome": place}, float(count), now)
         yield _line("cluster_media_ingested", labels, float(sum(places.values())), now)
         yield _line("cluster_pets", labels, 2_140.0, now)
+        yield _line("cluster_cold_pets", labels, 400.0, now)
+        yield _line("cluster_cold_bytes", labels, 4.1e8, now)
         yield _line("cluster_pets_unconserved", labels, 0.0, now)
         yield _line("cluster_media_sample_timestamp_seconds", labels, self._ticked_at, now)
         yield _line("cluster_ingest_rollout_percent", labels, 100.0, now)
