@@ -78,7 +78,7 @@ POLICIES: Final[Mapping[str, RetryPolicy]] = {
     RECLUSTER_PET: RetryPolicy(5, 5 * SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
     # a user waits for the preview and can request it again
     PREVIEW_RECLUSTER: RetryPolicy(2, SECOND_MS, 10 * SECOND_MS, time_limit_ms=30 * MINUTE_MS),
-    # as persistent as a correction; copying a big pet on a busy server takes a minute or two
+    # retried as often as a correction; copying a big pet on a busy server takes a minute or two
     DELETE_ITEMS: RetryPolicy(12, SECOND_MS, 5 * MINUTE_MS, time_limit_ms=30 * MINUTE_MS),
     EXPORT_PENDING_JOBS: _SAMPLE,
     EXPORT_STREAM_LAG: _SAMPLE,

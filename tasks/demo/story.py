@@ -260,8 +260,8 @@ class Story:
     def _kill_frozen_if_it_holds_events(self, console: Console) -> None:
         """Kill the frozen process with SIGKILL, and wait until other processes have taken over its events.
 
-        Do nothing if no process is frozen, if everything that it sent may not have reached Redis yet, or if it holds no
-        events.
+        Do nothing if no process is frozen, if it was frozen so recently that Redis may not have received everything
+        that it sent, or if it holds no events.
         """
         frozen = self._frozen
         if frozen is None or time.monotonic() - frozen.since_s < FREEZE_S:

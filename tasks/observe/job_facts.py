@@ -44,7 +44,7 @@ _current: ContextVar[JobFacts | None] = ContextVar("job_facts", default=None)
 
 
 def open_job(attempt: int) -> JobFacts:
-    """Open the facts of the job that this thread is about to run, and return them."""
+    """Start the record of facts for the job that this thread is about to run, and return it."""
     facts = JobFacts(attempt=attempt, outer=_current.get())
     _current.set(facts)
     return facts
@@ -56,7 +56,7 @@ def current_job() -> JobFacts:
 
 
 def close_job() -> JobFacts | None:
-    """Return the facts of the job that just ended, and close them, or None if none were open."""
+    """End the record of the job that just ended, and return it, or None if there is none."""
     facts = _current.get()
     if facts is not None:
         _current.set(facts.outer)

@@ -121,7 +121,7 @@ def without_payload(text: str) -> str:
 
 
 class _Lines(logging.StreamHandler[LogStream]):
-    """The handler that writes log lines, or else the origin of a line that cannot be written, as JSON.
+    """The handler that writes log lines as JSON. If a line cannot be written, it writes where the line came from.
 
     A line with the field :data:`FOLLOWED` is written together with the next lines.
     """

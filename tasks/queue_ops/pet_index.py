@@ -145,7 +145,7 @@ def each_job(broker: RedisStreamsBroker, client: redis.Redis, pet_id: int) -> It
 
 
 def _search(queue: str, broker: RedisStreamsBroker, client: redis.Redis, pet_id: int) -> tuple[int, Iterator[FoundJob]]:
-    """Index what waits in a queue; return the number of entries indexed, and the pet's unfinished jobs."""
+    """Index the waiting entries of a queue; return how many were indexed, and the pet's unfinished jobs."""
     index, inspector = PetIndex(client, queue), broker.inspector(queue)
     # Delayed messages are read before and after the entries, because meanwhile a message may become an entry, and an
     # entry that is retried becomes a delayed message.

@@ -41,7 +41,7 @@ def declare(broker: RedisStreamsBroker, client: redis.Redis) -> None:
     @dramatiq.actor(broker=broker, queue_name=QUEUE)
     def hold_interpreter_lock(label: str, seconds: int) -> None:
         tell(f"began {label}")
-        ctypes.PyDLL(None).sleep(seconds)  # a PyDLL holds the interpreter lock while C runs
+        ctypes.PyDLL(None).sleep(seconds)  # a PyDLL keeps the interpreter lock during a call
         tell(f"ended {label}")
 
     @dramatiq.actor(broker=broker, queue_name=QUEUE)

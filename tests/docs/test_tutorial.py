@@ -20,7 +20,7 @@ TUTORIAL = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # fifteen command lines, one after the other
+@pytest.mark.timeout(600)  # fifteen commands run one after the other
 def test_tutorial_blocks_run_in_order(tmp_path: Path) -> None:
     if shutil.which("redis-cli") is None:
         lacking("redis-cli", "install Debian's redis-tools")

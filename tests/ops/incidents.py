@@ -174,7 +174,7 @@ def test_runbook_finds_the_connection_that_makes_redis_slow(patient: OnCall) -> 
     reported_once(patient, "MediaClusterRedisUnreachable")
 
 
-# two failures in fifteen seconds, as in a faster demo, would be many per minute
+# in the slower demo, because two failures in the fifteen seconds of a faster one would be many per minute
 def test_runbook_explains_corrections_that_fail(patient: OnCall) -> None:
     patient.begin("corrections")
 

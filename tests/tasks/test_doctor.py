@@ -305,7 +305,7 @@ def test_clock_skew_is_reported(ward: Ward, off_s: float, level: str) -> None:
 
 
 @pytest.mark.slow
-def test_metrics_port_in_use_by_another_program_has_level_wrong(ward: Ward) -> None:
+def test_doctor_reports_a_metrics_port_of_another_program_as_wrong(ward: Ward) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ward.settings["metrics_port"] = taken.getsockname()[1]
         taken.close()

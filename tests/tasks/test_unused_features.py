@@ -45,6 +45,6 @@ def test_job_without_an_ordering_key_uses_no_redis_keys_of_that_feature(redis_cl
     ordered = f"{{{stream_of(CLUSTER_FEEDBACK)}}}:ordered"
     touched = {command.split()[0].upper() for command in commands if ordered in command} - {"EVALSHA", "EVAL"}
     assert sorted(ran) == [1, 1, 2, 3]
-    # stats count messages in line, and the janitor looks for keys of messages that disappeared, with one command each
+    # one command each: stats counts messages in line, and the janitor looks for keys of messages that disappeared
     assert touched <= {"ZCARD", "EXISTS"}, touched
     assert redis_client.keys("*ordered*") == []
