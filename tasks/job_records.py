@@ -108,7 +108,10 @@ def refuse(reason: str) -> None:
 
 
 def answer(result: Callable[[], Mapping[str, object]]) -> None:
-    """Set the function that returns the running job's result as JSON values. Called only if the job is tracked."""
+    """Set the function that returns the running job's result as JSON values.
+
+    That function is called only if the job is tracked.
+    """
     _answer.set(result)
 
 

@@ -38,11 +38,11 @@ class Release:
 
 RELEASES: Final = (
     Release(("sid",), "redict"),  # a fork of Redis 7.2
-    Release(("bookworm", "bookworm-backports"), "valkey"),  # 8.0
-    Release(("trixie",), "valkey"),  # 8.1
-    Release(("sid",), "valkey"),  # 9.1
-    Release(("trixie",), "redis"),  # 8.0
-    Release(("sid", "experimental"), "redis"),  # 8.6
+    Release(("bookworm", "bookworm-backports"), "valkey"),  # Valkey 8.0
+    Release(("trixie",), "valkey"),  # Valkey 8.1
+    Release(("sid",), "valkey"),  # Valkey 9.1
+    Release(("trixie",), "redis"),  # Redis 8.0
+    Release(("sid", "experimental"), "redis"),  # Redis 8.6
 )
 
 

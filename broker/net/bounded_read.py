@@ -136,7 +136,7 @@ class BoundedReader:
         return CutFields(parts, self._n_bytes) if self._is_cut else parts
 
     def _part(self) -> Any:
-        """Return the next field name or value. If it has arrived completely, this is fast."""
+        """Return the next field name or value, by a fast path if the buffer holds all of it."""
         at, buffer = self._at, self._buffer
         end = buffer.find(b"\r\n", at, at + 20)
         if end > 0:

@@ -130,8 +130,8 @@ class _OldTree:
         rows = self.chunks.rows
         self.least = self.core[rows.ravel()] - ROUNDING
         self.least[self.chunks.fillings] = np.inf
-        # a path is at least as good as the paths from both ends to a third row: to one in the middle of the tree, or to
-        # the one with the densest neighbourhood in the chunk
+        # The path between two rows is at least as good as the detour through any third row. Two are tried: a row
+        # in the middle of the tree, and the row with the densest neighbourhood in the chunk.
         self._to_middle = self._between(np.full(n, order[n // 2]), np.arange(n))
         self._chunk_to_middle = self._to_middle[rows].min(axis=0)
         core = self.core[rows]

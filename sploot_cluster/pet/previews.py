@@ -35,7 +35,8 @@ class Preview:
 
     Attributes:
         token: identifies the changes, and the state on which they were computed.
-        state_version: ``PetState.version`` of that state; ``revision`` is its revision.
+        state_version: ``PetState.version`` of that state.
+        revision: the revision of that state.
         change: the change to commit.
         result: the result of the recluster, with the revision that it would create.
     """

@@ -72,7 +72,7 @@ class NameIndex:
         return sorted(found)
 
     def missing(self, pets: Sequence[PetId]) -> Iterator[PetId]:
-        """Yield each of the pets that a search for its name does not find."""
+        """Yield the pets that a search by name does not find."""
         for pet, name in zip(pets, self.names_of(pets), strict=True):
             if name and self._client.zscore(NAMES, _entry(pet, name)) is None:
                 yield pet

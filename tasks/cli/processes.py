@@ -95,7 +95,7 @@ def worker(
 @app.command(epilog=examples("sploot-cluster scheduler"))
 @_errors_as_json()
 def scheduler() -> None:
-    """Send the periodic jobs: the stock command `periodiq tasks.worker`. Run one; a second one does no harm."""
+    """Send the periodic jobs, like the stock command `periodiq tasks.worker`. One is enough; a second does no harm."""
     need("periodiq", "faiss")
     settings = settings_of_environment()
     become([sys.executable, "-c", PERIODIQ, settings.log_level, "tasks.worker"])

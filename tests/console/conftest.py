@@ -249,7 +249,7 @@ def page(browser: webdriver.Chrome, serve: Callable[..., str], redis_client: red
     page.complaints()
     yield page
     if browser.current_url.startswith(page.root):
-        browser.execute_script("sessionStorage.clear()")  # the selection on a page is kept as long as its tab
+        browser.execute_script("sessionStorage.clear()")  # otherwise the tab keeps the page's selection
 
 
 @pytest.fixture

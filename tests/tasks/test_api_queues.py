@@ -194,7 +194,7 @@ def refusal_of(answer: Any) -> tuple[int, list[str]]:
     return answer.status_code, [error["field"] for error in answer.json()["errors"]]
 
 
-def test_invalid_plan_request_names_the_field(api: Caller) -> None:
+def test_error_for_an_invalid_plan_request_names_the_field(api: Caller) -> None:
     for path, body, field in (
         ("/cluster/pause", {}, "queue"),
         ("/embedding/rescue", {}, "entry_ids"),

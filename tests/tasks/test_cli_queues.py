@@ -135,7 +135,7 @@ def test_failed_canary_fails_the_command(cli: Cli, desk: Desk, redis_client: red
     assert len(desk.dead_letter_ids()) == 3
 
 
-def test_pending_and_peek_list_jobs_without_embeddings(cli: Cli, desk: Desk) -> None:
+def test_pending_and_peek_commands_print_no_embeddings(cli: Cli, desk: Desk) -> None:
     (entry_id,) = desk.add(1)
     desk.deliver()
     desk.add(2)

@@ -259,7 +259,7 @@ class Load:
         elif rng.random() < 0.2:
             self.records.done["candidate models ended"] += service.end_model(pet)
         else:
-            # send some of the items that the candidate lacks again, with its vectors, as producers do
+            # as producers do, send vectors of the candidate model for some of the items that lack one
             view = service.clusters(pet)
             media_ids = [*view.noise, *(media for cluster in view.clusters for media in cluster.media_ids)]
             if model.candidate.n_vectors < view.n_media:

@@ -29,9 +29,7 @@ def where(store: MemoryPetStore, *items: MediaId) -> list[int]:
     return [int(state.labels[state.rows[item]]) for item in items]
 
 
-def test_placed_items_leave_their_cluster_and_stay_after_a_recluster(
-    service: ClusterService, store: MemoryPetStore
-) -> None:
+def test_placed_items_are_not_moved_back_by_a_recluster(service: ClusterService, store: MemoryPetStore) -> None:
     moved = sorted(names(1, range(3)))
 
     placed = service.place(PET, moved, into=ONE, operation_id="1", by="ada")

@@ -1,4 +1,4 @@
-"""Ids after a restore: no id gets other items than before, and old ids resolve to the clusters of their items."""
+"""Ids after a restore: no id is used again for other items, and old ids resolve to the clusters of their items."""
 
 from __future__ import annotations
 

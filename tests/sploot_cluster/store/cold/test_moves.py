@@ -471,7 +471,7 @@ def test_missing_object_is_reported_and_changes_nothing(redis_client: redis.Redi
 
 
 @pytest.mark.parametrize("identity", [None, b"of another server"])
-def test_another_storage_is_refused(
+def test_storage_of_another_redis_is_refused_by_every_access(
     redis_client: redis.Redis, store: RedisPetStore, cold: ColdPets, vectors: DictVectors, identity: bytes | None
 ) -> None:
     grouped(store, 2, range(5))

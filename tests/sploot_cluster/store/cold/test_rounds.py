@@ -33,7 +33,7 @@ class World:
         return ColdRounds(self.client, cold, self.store.pets_page, idle_days=3, budget_s=budget_s).run()
 
     def pass_days(self, n: int) -> None:
-        """Let pets look as if they had been seen at their revision ``n`` days earlier."""
+        """Make the store believe that the pets have had their current revisions for ``n`` more days."""
         self.client.delete(ROUND)
         for pet in PETS:
             idle = self.client.hget(PetKeys.of(pet).meta, "idle")
