@@ -128,7 +128,7 @@ build/s3/installed: $(VENV)/deploy-installed
 
 .PHONY: test-s3
 test-s3: build/s3/installed ## test the cold store on an S3 server, which is installed in an environment of its own
-	@S3_SERVER=build/s3/bin/moto_server $(BIN)/python -m pytest -n 0 -q tests/sploot_cluster/store/cold/test_vectors.py $(ARGS)
+	@S3_SERVER=build/s3/bin/moto_server $(BIN)/python -m pytest -n 0 -q --s3 tests/sploot_cluster/store/cold/test_vectors.py $(ARGS)
 
 .PHONY: test-oldest
 test-oldest: $(VENV)/deploy-installed ## test the lowest stated version of every dependency: make test-oldest [ARGS='-n 2 tests/broker']

@@ -42,9 +42,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--scale", action="store_true", help="run the tests marked scale as well: make test-scale")
     parser.addoption("--newest", action="store_true", help="leave out Redis 6.2, on which the broker's tests run again")
     parser.addoption("--bench", action="store_true", help="run the tests marked bench as well: make test-bench")
+    parser.addoption("--s3", action="store_true", help="run the tests marked s3 as well: make test-s3")
 
 
-ON_REQUEST: Final = ("ops", "deploy", "scale", "bench")
+ON_REQUEST: Final = ("ops", "deploy", "scale", "bench", "s3")
 WHOLE_FILE: Final = re.compile(r"^pytestmark = \[?pytest\.mark\.(\w+)", re.MULTILINE)
 
 

@@ -18,7 +18,7 @@ from sploot_cluster.store.cold.vectors import PAUSE_S, BucketVectors, FailFast, 
 from sploot_cluster.store.redis import RedisPetStore
 from tests.sploot_cluster.albums import PET, grouped, take
 from tests.sploot_cluster.store.cold.stores import DictVectors
-from tests.support import eventually, refusal
+from tests.support import eventually, lacking, refusal
 from tests.system.events import free_port
 
 BUCKET = "cold"
@@ -29,7 +29,7 @@ def s3_server() -> Iterator[str]:
     """The address of an S3 server on loopback, with a bucket; its command is given by ``make test-s3``."""
     command = shlex.split(os.environ.get("S3_SERVER", ""))
     if not command:
-        pytest.skip("S3_SERVER names no server; run make test-s3")
+        lacking("the command of an S3 server in S3_SERVER", "run make test-s3")
     address = f"http://127.0.0.1:{(port := free_port())}"
     command += ["-H", "127.0.0.1", "-p", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -52,7 +52,7 @@ def _has_bucket(address: str) -> bool:
         return False
 
 
-@pytest.fixture(params=["memory", "directory", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["memory", "directory", pytest.param("s3", marks=pytest.mark.s3)])
 def vectors(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VectorStore:
     """An empty store; every test runs once with each kind of store."""
     if request.param == "memory":
@@ -157,6 +157,7 @@ def test_storage_that_is_away_is_not_asked_at_once_again() -> None:
     assert store.get("1/a/0") == b"content"
 
 
+@pytest.mark.s3
 def test_bucket_that_does_not_exist_is_reported(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_access(monkeypatch, s3_server)
     vectors = BucketVectors("s3://no-such-bucket/prefix")
