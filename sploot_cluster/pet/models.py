@@ -113,6 +113,10 @@ class Correction(ABC):
     def media(self) -> Sequence[MediaId]:
         """Return every item that the correction names, in any role."""
 
+    def requested(self) -> Sequence[MediaId]:
+        """Return the items that the user named; the correction may also name those that should stay where they are."""
+        return self.media()
+
     @abstractmethod
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Self:
         """Return the correction with its items renamed by ``name``, which returns the new ids in the same order."""
@@ -383,7 +387,7 @@ class Corrected:
         n_moved: number of items whose cluster changed, including to and from noise.
         overridden: descriptions of older corrections that this one overrides where they conflict.
         is_duplicate: whether the operation was already in the ledger, so that nothing was written.
-        n_also_moved: number of moved items that the correction does not name. For example, if it overrides an older
+        n_also_moved: number of moved items that the user did not name. For example, if it overrides an older
             correction, a still older one that the older correction had overridden may apply again.
     """
 

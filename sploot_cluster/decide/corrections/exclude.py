@@ -69,6 +69,9 @@ class Exclusion(Statement):
     def media(self) -> Sequence[MediaId]:
         return (*self.excluded, *self.remaining)
 
+    def requested(self) -> Sequence[MediaId]:
+        return self.excluded
+
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Exclusion:
         return replace(self, excluded=name(self.excluded), remaining=name(self.remaining))
 

@@ -92,9 +92,9 @@ def correct(state: PetState, correction: Correction, plan: Plan, settings: Clust
 
 
 def _n_unnamed(state: PetState, correction: Correction, plan: Plan, labels: LabelVector) -> int:
-    """Return the number of items that moved although the correction neither moves nor names them."""
+    """Return the number of items that moved without being moved by the plan or named by the user."""
     moved = (labels != state.labels) & (plan.labels == state.labels)
-    named = {*correction.media()} if moved.any() else set[MediaId]()
+    named = {*correction.requested()} if moved.any() else set[MediaId]()
     return sum(state.media[row] not in named for row in np.flatnonzero(moved).tolist())
 
 

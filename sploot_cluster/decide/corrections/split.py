@@ -70,6 +70,9 @@ class Split(Statement):
     def media(self) -> Sequence[MediaId]:
         return (*self.moved, *self.remaining)
 
+    def requested(self) -> Sequence[MediaId]:
+        return self.moved
+
     def renamed(self, name: Callable[[Sequence[MediaId]], tuple[MediaId, ...]]) -> Split:
         return replace(self, moved=name(self.moved), remaining=name(self.remaining))
 
