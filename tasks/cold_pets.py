@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import dramatiq
@@ -13,8 +12,8 @@ from dramatiq.broker import MessageProxy
 from dramatiq.middleware import Middleware, TimeLimitExceeded
 
 from sploot_cluster.errors import ColdStoreUnavailable, StoreUnavailable
-from tasks.contracts import CLUSTER_MAINTENANCE, MOVE_COLD_PETS
-from tasks.observe.periodic import PeriodicActor
+from tasks.contracts import MOVE_COLD_PETS
+from tasks.observe.periodic import every_minute
 from tasks.observe.periodic_runs import recording_run
 from tasks.retry_policy import POLICIES
 
@@ -63,8 +62,8 @@ def build_cold_pets(
 
 def declare_cold_actor(broker: dramatiq.Broker, rounds: ColdRounds, client: redis.Redis) -> None:
     """Declare ``move_cold_pets``, which periodiq sends every minute."""
-    from periodiq import cron
 
+    @every_minute(broker, MOVE_COLD_PETS, client, priority=PRIORITY)
     def move() -> None:
         try:
             with recording_run(client, MOVE_COLD_PETS):
@@ -72,13 +71,3 @@ def declare_cold_actor(broker: dramatiq.Broker, rounds: ColdRounds, client: redi
         except (StoreUnavailable, redis.RedisError, TimeLimitExceeded):
             # the job does not fail, because the next run continues; failed moves are counted
             logger.warning("could not move cold pets", extra={"actor": MOVE_COLD_PETS}, exc_info=True)
-
-    dramatiq.actor(
-        actor_class=partial(PeriodicActor, client=client),
-        actor_name=MOVE_COLD_PETS,
-        queue_name=CLUSTER_MAINTENANCE,
-        broker=broker,
-        priority=PRIORITY,
-        periodic=cron("* * * * *"),
-        **POLICIES[MOVE_COLD_PETS].actor_options(),
-    )(move)

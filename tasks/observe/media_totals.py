@@ -20,7 +20,6 @@ import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Final, Protocol, cast
 
 import dramatiq
@@ -33,10 +32,9 @@ from prometheus_client.registry import Collector
 from sploot_cluster.errors import StoreUnavailable
 from sploot_cluster.pet.models import PetId
 from sploot_cluster.pet.tally import Totals
-from tasks.contracts import CLUSTER_MAINTENANCE, EXPORT_MEDIA_TOTALS
-from tasks.observe.periodic import PRIORITY, PeriodicActor
+from tasks.contracts import EXPORT_MEDIA_TOTALS
+from tasks.observe.periodic import PRIORITY, every_minute
 from tasks.observe.periodic_runs import recording_run
-from tasks.retry_policy import POLICIES
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -116,8 +114,8 @@ def _sums_of(totals: Totals) -> dict[str, int]:
 
 def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: redis.Redis) -> None:
     """Declare ``export_media_totals``, which periodiq sends every minute."""
-    from periodiq import cron  # imported here, because the server imports this module but does not have periodiq
 
+    @every_minute(broker, EXPORT_MEDIA_TOTALS, client, priority=PRIORITY)
     def export() -> None:
         try:
             with recording_run(client, EXPORT_MEDIA_TOTALS):
@@ -125,16 +123,6 @@ def declare_media_actor(broker: dramatiq.Broker, sampler: MediaSampler, client: 
         except (StoreUnavailable, redis.RedisError, TimeLimitExceeded):
             # the job does not fail, because the age of the last sample already shows the problem
             logger.warning("could not count items", extra={"actor": EXPORT_MEDIA_TOTALS}, exc_info=True)
-
-    dramatiq.actor(
-        actor_class=partial(PeriodicActor, client=client),
-        actor_name=EXPORT_MEDIA_TOTALS,
-        queue_name=CLUSTER_MAINTENANCE,
-        broker=broker,
-        priority=PRIORITY,
-        periodic=cron("* * * * *"),
-        **POLICIES[EXPORT_MEDIA_TOTALS].actor_options(),
-    )(export)
 
 
 class MediaCollector(Collector):

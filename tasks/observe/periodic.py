@@ -110,6 +110,23 @@ class PeriodicActor(dramatiq.Actor[[], Any]):
         return message
 
 
+def every_minute(
+    broker: dramatiq.Broker, actor_name: str, client: redis.Redis, *, priority: int
+) -> Callable[[Callable[[], None]], dramatiq.Actor[[], None]]:
+    """Return a decorator that declares a maintenance actor, which periodiq sends every minute."""
+    from periodiq import cron  # imported here, because the server imports this module but does not have periodiq
+
+    return dramatiq.actor(
+        actor_class=partial(PeriodicActor, client=client),
+        actor_name=actor_name,
+        queue_name=CLUSTER_MAINTENANCE,
+        broker=broker,
+        priority=priority,
+        periodic=cron("* * * * *"),
+        **POLICIES[actor_name].actor_options(),
+    )
+
+
 def _declare(
     broker: dramatiq.Broker,
     actor_name: str,
@@ -117,8 +134,6 @@ def _declare(
     client: redis.Redis,
     clock: Callable[[], datetime],
 ) -> None:
-    from periodiq import cron  # imported here, because the server imports this module but does not have periodiq
-
     def export() -> None:
         try:
             message = CurrentMessage.get_current_message()
@@ -134,15 +149,7 @@ def _declare(
             # the job does not fail, because the age of the gauges already shows the problem
             logger.warning("could not sample the backlog", extra={"actor": actor_name}, exc_info=True)
 
-    actor = dramatiq.actor(
-        actor_class=partial(PeriodicActor, client=client),
-        actor_name=actor_name,
-        queue_name=CLUSTER_MAINTENANCE,
-        broker=broker,
-        priority=PRIORITY,
-        periodic=cron("* * * * *"),
-        **POLICIES[actor_name].actor_options(),
-    )(export)
+    actor = every_minute(broker, actor_name, client, priority=PRIORITY)(export)
 
 
 def _scheduled_at(message: dramatiq.Message[Any] | None) -> datetime | None:
