@@ -1,4 +1,4 @@
-"""The labelling effort: the corrections that a person makes per 100 new items. ``make bench ARGS=bill``.
+"""The labelling effort: the corrections that a labeller makes per 100 new items. ``make bench ARGS=bill``.
 
 Pets with known groups grow in eight batches. After each batch the pet is reclustered, and a simulated person corrects
 all errors: the person moves items to the cluster of their subject or to a new one, excludes strangers, dismisses

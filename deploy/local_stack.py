@@ -58,7 +58,7 @@ class Service:
     Attributes:
         command: the command line, or None if the binary is missing.
         health: URL that answers 200 once the process is up; empty if it has none.
-        beat: file that the process touches while it is well, or None if it has none.
+        beat: file that the process touches while it is healthy, or None if it has none.
         missing: message to print instead of starting the process.
     """
 
@@ -70,7 +70,7 @@ class Service:
 
     @property
     def is_well(self) -> bool:
-        """Whether the health URL answers and the beat is fresh."""
+        """Whether the health URL answers and the beat file is fresh."""
         if self.health:
             return answers(self.health)
         return self.beat is None or _is_fresh(self.beat)
@@ -95,7 +95,7 @@ class LocalStack:
             "WORKER_METRICS_PORT": str(ports["worker"]),
             "SPLOOT_HTTP_PORT": str(ports["server"]),
             "PYTHONUNBUFFERED": "1",
-            "TMPDIR": str(self._folder("tmp")),  # keeps our beat apart from other schedulers'
+            "TMPDIR": str(self._folder("tmp")),  # keeps our beat file separate from other schedulers'
         }
         redis, *others = [
             Pod(service.name, list(service.command), environ=environ, log=directory / f"{service.name}.log")
@@ -109,7 +109,7 @@ class LocalStack:
         return f"http://127.0.0.1:{self.ports[name]}{path}"
 
     def silent(self) -> list[str]:
-        """Return the names of the services that are not well yet: no answer at the URL, or no fresh beat."""
+        """Return the names of the services that are not healthy yet: no answer at the URL, or no fresh beat file."""
         return [service.name for service in self.services if not service.is_well]
 
     def __enter__(self) -> Self:

@@ -77,7 +77,7 @@ def _click(*selectors: str) -> Before:
 
 
 def _clicked(browser: webdriver.Chrome, selector: str) -> bool:
-    # by script, because a notice may lie above the element, and the page may be drawn again between two commands
+    # click by script, because a notice may cover the element, and the page may be redrawn between two commands
     script = "const found = document.querySelector(arguments[0]); found?.click(); return found !== null"
     return browser.execute_script(script, selector) is True
 
@@ -151,7 +151,7 @@ def photograph(browser: webdriver.Chrome, address: str, scene: Scene, target: Pa
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
     browser.get("about:blank")
     browser.get(address)
-    browser.execute_script("sessionStorage.clear()")  # choices that were made for the last picture
+    browser.execute_script("sessionStorage.clear()")  # forget choices made for the previous screenshot
     browser.refresh()
     WebDriverWait(browser, LOADED_WITHIN_S).until(lambda there: there.find_elements(By.CSS_SELECTOR, scene.shows))
     scene.before(browser)

@@ -1,12 +1,12 @@
-"""Ingest the embeddings of a Kafka topic: nothing is lost, and a full queue slows the reading down.
+"""Ingest the embeddings of a Kafka topic without losing any; a full queue slows down the consumer.
 
     python examples/from_kafka.py broker-1:9092 embeddings
 
 A record is a JSON object with ``pet_id``, ``media_id``, ``model`` and ``embedding``, as for ``ClusterTasks.ingest``.
 Offsets are committed after the items are in Redis. After a crash some items are sent again, which changes nothing,
-because a pet takes each ``media_id`` once. Records that are refused go to the topic ``<topic>.refused``, with the
-reason in a header. Set ``REDIS_URL``; further settings of librdkafka, such as ``security.protocol``, go into
-``KAFKA_SETTINGS`` as JSON.
+because a pet accepts each ``media_id`` only once. Refused records go to the topic ``<topic>.refused``, with the reason
+in a header. Set ``REDIS_URL``; set further librdkafka settings, such as ``security.protocol``, in ``KAFKA_SETTINGS`` as
+JSON.
 """
 
 from __future__ import annotations

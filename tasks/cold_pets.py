@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sploot-cluster.queue")
 
-# Moves run after all other jobs in a worker, because a pet that was idle for days can wait.
+# Priority of moves: they run after all other jobs of a worker, because a pet that was idle for days can wait.
 PRIORITY: Final = 10
 
 
 class WaitForColdStore(Middleware):
-    """A middleware by which jobs wait for the cold store, however long it is away, and become no dead letters.
+    """Middleware that retries jobs until the cold store is available again, so that none becomes a dead letter.
 
-    Place it after ``Retries``, so that it runs before it. The waits between the attempts still grow up to the actor's
-    longest.
+    Place it after ``Retries``; Dramatiq then calls it first. The waits between attempts still grow, up to the actor's
+    ``max_backoff``.
     """
 
     def after_process_message(
@@ -51,7 +51,7 @@ class WaitForColdStore(Middleware):
 def build_cold_pets(
     settings: Settings, client: redis.Redis, *, on_move: Callable[[Moved], None] = lambda _: None
 ) -> ColdPets | None:
-    """Return the cold pets of the Redis server; None if no cold store is set."""
+    """Return the cold pets of the Redis server, or None if no cold store is configured."""
     if not settings.cold_store:
         return None
     from sploot_cluster.store.cold.moves import ColdPets

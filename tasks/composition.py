@@ -52,10 +52,10 @@ def build_client(settings: Settings) -> redis.Redis:
 
 
 def build_store(settings: Settings, client: redis.Redis, *, cold: ColdPets | None = None) -> RedisPetStore:
-    """Return the store of pets, which also reads those whose vectors are in the cold store, if one is set.
+    """Return the store of pets. It also reads cold pets, if a cold store is configured.
 
     Args:
-        cold: the cold pets, if the caller needs them, too; None: they are built.
+        cold: the cold pets, if the caller already has them; None builds them.
     """
     from sploot_cluster.store.redis import RedisPetStore
     from tasks.cold_pets import build_cold_pets

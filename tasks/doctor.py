@@ -57,14 +57,14 @@ NEEDED: Final = ("XAUTOCLAIM", "GETDEL", "XADD")
 
 SKEW_WARNING_S, SKEW_WRONG_S = 1.0, 30.0
 SAMPLE_OLD_S: Final = 60.0
-# ids of entries that are this far ahead are wrong, because the clocks of two machines differ by less
+# Entry ids that are at least this far ahead of the clock are wrong, because the clocks of two machines differ by less.
 AHEAD_WRONG_MS: Final = 60_000
 VANISHED_SHOWN_MS: Final = 24 * 60 * 60 * 1000
 FULL_WARNING, FULL_WRONG = 0.8, 0.95
 MOST_PETS: Final = 20_000
 # Maximum number of pets to read, in one round trip. Each run draws a new sample.
 SAMPLE_OF_PETS: Final = 500
-# Number of cold pets whose objects it lists, with one request to the storage each.
+# Maximum number of cold pets to check, with one request to the storage per pet.
 SAMPLE_OF_COLD_PETS: Final = 20
 # Number of SCAN calls. Each checks about a thousand keys, in less than a millisecond.
 SCANS: Final = 10
@@ -712,7 +712,7 @@ def _pets(installation: Installation) -> Iterator[Finding]:
 
 
 def _cold(installation: Installation) -> Iterator[Finding]:
-    """Check that the cold store can be used, and that it is set if pets have their vectors there."""
+    """Check that the cold store works, and that it is configured if there are cold pets."""
     stored = cast("bytes | None", installation.client.hget(MEDIA, "cold"))
     n_cold, settings = int(stored or 0), installation.settings
     cold = build_cold_pets(settings, installation.client)
@@ -731,7 +731,7 @@ def _cold(installation: Installation) -> Iterator[Finding]:
 
 
 def _cold_objects(cold: ColdPets, seen: str) -> Iterator[Finding]:
-    """Check that the storage lists the objects of a random sample of cold pets; ``seen`` is the finding if it does."""
+    """Check that the storage lists all objects of a random sample of cold pets; ``seen`` describes success."""
     lost: list[str] = []
     for pet in cold.some(SAMPLE_OF_COLD_PETS):
         try:

@@ -6,9 +6,9 @@ each wait is shortened at random by up to half. After ``max_retries`` the messag
 Two kinds of error are never retried: ``InvalidInput`` and its subclasses, because the caller must change something, and
 ``PetTooLarge``, because waiting makes no pet smaller. All others are retried: ``RevisionConflict`` and
 ``StoreUnavailable`` pass with time, ``UnreadablePet`` may be due to data from a newer release in a rollout, and
-``NotConserved`` and unforeseen errors get further attempts before an operator has to act. While the storage of cold
-vectors does not answer, failures are not counted (``tasks.cold_pets``). ``StalePreview`` and
-``PetExists`` are never raised in a job, only when a caller applies a preview or imports a pet.
+``NotConserved`` and unforeseen errors get further attempts before an operator has to act. Failures because the cold
+store does not answer do not count towards the limit (``tasks.cold_pets``). ``StalePreview`` and ``PetExists`` are never
+raised in a job, only when a caller applies a preview or imports a pet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The effect of corrections on items that they do not name: ``make bench ARGS=teaching``.
 
-The first table shows what a split teaches about two look-alikes (``split.py``). With ``--curve``, two others are
-printed instead: what the corrections of whole pets teach, by their number and kind (``curve.py``).
+By default, one table shows the effect of a split of two look-alikes (``split.py``). With ``--curve``, two other tables
+show the effect of correcting whole pets, by number and kind of corrections (``curve.py``).
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""What the corrections of a whole pet teach about later items, as a curve.
+"""The effect that corrections of a whole pet have on later items, by number of corrections.
 
-The first half of each pet arrives and is reclustered. A simulated person, who knows the subject of each item, makes one
-correction after the other, each time the one that puts most items right. Then the second half arrives.
+The first half of each pet arrives and is reclustered. A simulated person, who knows the subject of each item, makes
+corrections one after another, each time the one that puts the most items right. Then the second half arrives.
 
 - :func:`curve`: the adjusted Rand index of the second half, whose items no correction names, after k corrections.
-- :func:`bill`: the second half arrives in batches, and after each the person makes corrections until 95 % of the
-  batch's members are right. The number of each kind is counted.
+- :func:`bill`: the second half arrives in batches. After each batch, the person makes corrections until 95 % of the
+  batch's members are right. The corrections of each kind are counted.
 
-*Members* are the items that belong to a subject; all others are strangers. The learners that the engine is compared
-with are trained on the vectors and clusters of all earlier items, as corrected, and put each later item in one of these
-clusters, strangers too. So strangers are left out of the index, and those in a cluster are counted in the bill. For one
-learner, the index is also shown with the items that the engine leaves as noise.
+*Members* are the items that belong to a subject; all others are strangers. For comparison, learners are trained on the
+vectors and corrected clusters of all earlier items, and put each later item in one of these clusters, even a stranger.
+Therefore the index ignores strangers, and the bill counts the strangers that are in a cluster. For one learner, the
+index is also shown with the engine's noise items counted as noise.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Rows = npt.NDArray[np.intp]
 
 PET: Final = PetId(1)
 STRANGER: Final = -1
-# The kinds of corrections: join two clusters of one subject, put items of another cluster or of none into the cluster
-# of their subject, and begin a cluster for a subject that has none.
+# The kinds of corrections: merge two clusters of one subject; move items of another cluster, or attach items of none,
+# to the cluster of their subject; begin a cluster for a subject that has none.
 KINDS: Final = ("merge", "move", "attach", "begin")
 RIGHT: Final = 0.95
 BATCHES: Final = 4
@@ -50,12 +50,12 @@ ARRIVAL, OURS, UNTAUGHT = "this engine, on arrival", "this engine, after a reclu
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A correction that puts ``rows``, items of one subject in one cluster or in none, into the cluster ``into``.
+    """A correction that puts ``rows``, which share a subject and a cluster (or none), into the cluster ``into``.
 
     Attributes:
         kind: one of ``KINDS``.
-        cluster: where the items are, NOISE for no cluster.
-        into: the largest cluster of their subject, None for a new one.
+        cluster: the cluster that the items are in now; NOISE for no cluster.
+        into: the largest cluster of their subject; None for a new one.
     """
 
     kind: str
@@ -78,7 +78,7 @@ class Corrected(Protocol):
 
     @property
     def clusters(self) -> Clusters:
-        """(n,) the cluster of each item so far, NOISE for no cluster."""
+        """The cluster of each item so far, shape (n,); NOISE for no cluster."""
 
     def apply(self, correction: Correction) -> None: ...
 
@@ -120,7 +120,7 @@ class Pet:
 
 
 class Listed:
-    """Clusters that learn nothing: a correction moves only the items that it names."""
+    """Clusters that do not learn from corrections: a correction moves only the items that it names."""
 
     def __init__(self, clusters: Clusters) -> None:
         self.clusters = clusters.copy()
@@ -132,7 +132,7 @@ class Listed:
 
 
 def nearest(vectors: FloatMatrix, clusters: Clusters, later: FloatMatrix) -> Clusters:
-    """Return the clusters of the three most similar earlier items: these are the seeds of the clusters."""
+    """Return, for each later item, the cluster that prevails among its three most similar earlier items."""
     from sklearn.neighbors import KNeighborsClassifier
 
     found: Clusters = KNeighborsClassifier(3, weights="distance").fit(vectors, clusters).predict(later)
@@ -140,7 +140,7 @@ def nearest(vectors: FloatMatrix, clusters: Clusters, later: FloatMatrix) -> Clu
 
 
 def propagated(vectors: FloatMatrix, clusters: Clusters, later: FloatMatrix) -> Clusters:
-    """Return clusters spread over a graph of neighbours, in the metric that tells the earlier clusters apart best."""
+    """Return clusters propagated over a graph of neighbours, in the metric that best separates the earlier clusters."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.semi_supervised import LabelSpreading
 
@@ -239,13 +239,13 @@ def _learnt(
     """Return clusters for later items, learned from the earlier items that are in a cluster."""
     clustered = np.flatnonzero(known != NOISE)
     found = np.unique(known[clustered])
-    if len(found) < 2:  # nothing to tell apart
+    if len(found) < 2:  # nothing to learn
         return np.full(len(later), found[0] if len(found) else NOISE, dtype=np.int64)
     return learn(vectors[clustered], known[clustered], vectors[later])
 
 
 def _put_right(corrected: Corrected, truth: Truth, rows: Rows) -> Counter[str]:
-    """Correct items of ``rows`` until enough of them are right, and return the number of corrections by kind."""
+    """Make corrections until enough of ``rows`` are right, and return the number of corrections by kind."""
     made = Counter[str]()
     most_wrong = (1 - RIGHT) * np.count_nonzero(truth[rows] != STRANGER)
     for _ in rows:  # at most one correction for each item
@@ -256,7 +256,7 @@ def _put_right(corrected: Corrected, truth: Truth, rows: Rows) -> Counter[str]:
 
 
 def _correct(corrected: Corrected, truth: Truth, rows: Rows) -> str:
-    """Make the correction that puts most of ``rows`` right, and return its kind; "" if all are right."""
+    """Make the correction that puts the most of ``rows`` right, and return its kind, or "" if all are right."""
     for one in corrections(corrected.clusters, truth, rows)[:1]:
         corrected.apply(one)
         return one.kind
@@ -266,7 +266,7 @@ def _correct(corrected: Corrected, truth: Truth, rows: Rows) -> str:
 def corrections(clusters: Clusters, truth: Truth, rows: Rows) -> list[Correction]:
     """Return the corrections that put all ``rows`` right, the one with the most items first.
 
-    An item is right in the largest cluster of its subject. The subject of a cluster is that of most of its items.
+    An item is right in the largest cluster of its subject. The subject of a cluster is its items' most frequent one.
 
     Args:
         clusters: (n,) clusters of the items so far.
@@ -323,5 +323,5 @@ def report(sets: Iterable[LabelledSet], steps: Sequence[int] = STEPS) -> str:
     )
 
 
-# A discriminant estimates the covariance of a cluster of one item.
+# expected: a discriminant also estimates the covariance of clusters with one item
 warnings.filterwarnings("ignore", message="Only one sample available")

@@ -42,7 +42,7 @@ class ItemPage:
 
 
 class ItemRows(NamedTuple):
-    """Consecutive rows of a pet and the pet's ``born``, as a store returns them. All are empty without data."""
+    """Consecutive rows of a pet and the pet's ``born``, as a store returns them. Empty for a pet without data."""
 
     born: str
     revision: int

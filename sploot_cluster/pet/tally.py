@@ -145,7 +145,7 @@ class Totals:
         fullest: the pet whose vectors take the most bytes, or None if there is no pet.
         fullness: the size of its vectors, as a share of the maximum size for one pet.
         vector_bytes: the size of all vectors, wherever they are.
-        n_cold, cold_bytes: the number of pets whose vectors are in the cold store, and the size of these.
+        n_cold, cold_bytes: the number of pets whose vectors are in the cold store, and the size of these vectors.
     """
 
     tally: Tally

@@ -26,7 +26,7 @@ rows are appended and never move. A deletion writes the pet again, under another
                                     name             the name of the pet, as in its ledger; absent without one
                                     cold             where the vectors are, if they are not in Redis (cold/moves.py)
                                     idle             a revision, and since when the pet has it, for moves to the cold
-                                                     store; absent unless there is one
+                                                     store; absent without a cold store
                                     claim, claim_until_ms   name of the claimant, and end of its claim (server's clock)
     {pet:<id>}:media        list    row -> media id, UTF-8
     {pet:<id>}:rows         hash    media id -> row, to look up one item

@@ -114,7 +114,7 @@ class PetStore(Protocol):
 
         Returns:
             for each state, in order, the result of :meth:`load`, or the error that concerns this pet alone.
-            ``PetIsCold``: its vectors would have to be fetched first.
+            The error is ``PetIsCold`` if the vectors would have to be fetched from the cold store first.
         """
         ...
 
@@ -228,7 +228,7 @@ class PetStore(Protocol):
         """Yield the items of the outline's shadow in the order of their ids, with their vectors, in pages.
 
         Raises:
-            RevisionConflict: the shadow was ended, or switched to, since.
+            RevisionConflict: since then, the shadow was ended, or the pet was switched to it.
         """
         ...
 

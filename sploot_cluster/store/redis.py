@@ -107,14 +107,14 @@ DUMP_ATTEMPTS: Final = 50
 # expires after this time.
 STAGED_MS: Final = 15 * 60 * 1000
 
-# Number of attempts to commit arrivals of a cold pet, each after its vectors were put back in Redis. A second one is
-# needed only if they are moved out again at once.
+# Number of attempts to commit arrivals to a cold pet, each after its vectors were put back in Redis. A second one is
+# needed only if the vectors are moved out again immediately.
 COMMITS_OF_COLD: Final = 3
 
 # The reply of load.lua if the known state is the newest.
 IS_NEWEST: Final = 1
 
-# What load.lua returns in the place of the rows if they are to be read in pages, and the vectors from the cold store.
+# load.lua returns this in place of the rows if they must be read in pages, with the vectors from the cold store.
 ARE_COLD: Final = 2
 
 # On a Cluster, adding a pet to the set of pets takes another round trip, so only every n-th commit does it.
@@ -151,7 +151,7 @@ class RedisPetStore:
 
         Args:
             max_vector_bytes: size limit of the vectors of one pet; None: ``MAX_VECTOR_BYTES``.
-            cold: reads the vectors of pets that are not in Redis; None: such pets cannot be read or changed.
+            cold: reads the vectors of cold pets; with None, cold pets cannot be read or changed.
 
         Raises:
             ValueError: the client has ``decode_responses=True``.
@@ -453,7 +453,7 @@ class RedisPetStore:
                 raise RevisionConflict(pet=state.pet, expected=state.revision, current=self.revision(state.pet))
             page = b"".join(chain.from_iterable(pages))
             if cold is not None and len(page) != (end - start) * n_bytes:
-                # also if they are put back meanwhile, because their objects remain for a while
+                # this works even if the vectors are put back meanwhile, because their objects remain for a while
                 yield from self._cold.pages(state.pet, Place.of(cold), start=start, end=n, n_bytes=n_bytes)
                 return
             if len(page) != (end - start) * n_bytes:

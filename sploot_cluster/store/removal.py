@@ -93,7 +93,7 @@ class RedisRemoval:
         """Return the vectors of the given rows of the newest outline; the rows are in ascending order.
 
         Raises:
-            RevisionConflict: the pet was replaced or deleted, or its vectors were moved out of Redis, since.
+            RevisionConflict: since then, the pet was replaced or deleted, or its vectors were moved out of Redis.
         """
         before = cast(PetDump, self._before)
         dim = before.state.dim or 0

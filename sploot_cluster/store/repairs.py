@@ -130,11 +130,11 @@ class PetRepairs:
     def read(self, pet: PetId, *, with_vectors: bool = True) -> RawPet:
         """Return all keys of a pet; no keys for a pet without data.
 
-        The vectors of a cold pet are returned as if they were in Redis, without those that are missing or damaged in
-        the cold store, and ``meta`` without their place.
+        A cold pet is returned as if its vectors were in Redis: vectors that are missing or damaged in the cold store
+        are empty, and ``meta`` lacks the field ``cold``.
 
         Raises:
-            ColdStoreUnavailable: they are in the cold store, and it does not answer.
+            ColdStoreUnavailable: the pet is cold, and the cold store does not answer.
         """
         keys = PetKeys.of(pet)
         with translated(f"read the keys of pet {pet}"):

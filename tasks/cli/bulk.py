@@ -148,7 +148,7 @@ def cold(
 
 
 def _for_each(pets: Sequence[PetId], act: Callable[[PetId], bool]) -> tuple[int, list[UnreadablePet]]:
-    """Return how many pets the act was done for, and the errors of pets that cannot be read."""
+    """Call ``act`` for each pet; return how often it returned True, and the errors of unreadable pets."""
     n_done, failed = 0, list[UnreadablePet]()
     for pet in pets:
         try:

@@ -47,8 +47,8 @@ TAKE_WITHIN_MS: Final = 15_000
 # A slow Redis does not answer for PAUSE_MS, answers for a moment, and so on.
 PAUSE_MS: Final = 5_000
 ANSWER_FOR_S: Final = 0.3
-# How long a worker of the exercise "loop" answers before it is killed, in production's time; the demo divides it by
-# its speed. It is three eighths of two minutes.
+# Time for which a worker answers before the exercise "loop" kills it, at production speed; the demo divides it by its
+# speed. It is three eighths of two minutes.
 LIVES_FOR_S: Final = 45.0
 
 _CHANNELS: Final = {"slack": "Slack #sploot-media-alerts", "slack-oncall": "Slack @oncall", "pagerduty": "PagerDuty"}

@@ -1,7 +1,7 @@
 """The demo's data: real images with known groups, divided among several pets, and one synthetic pet.
 
 The images are scikit-learn's bundled digits: 1,797 scans of handwritten digits, 8 × 8 pixels (Alpaydin and Kaynak,
-UCI 1998). Each digit stands for one subject in a pet's photos, called a look. Every image belongs to exactly one pet;
+UCI 1998). Each digit represents one subject in a pet's photos, called a look. Every image belongs to exactly one pet;
 the albums differ in size. The synthetic pet has 512-dimensional vectors: groups of different sizes around random
 directions, and outliers.
 """

@@ -54,7 +54,7 @@ OLD_AFTER_MS: Final = 30_000  # if the last sample is older than this, no worker
 # stuck. Jobs that are held for as long as the alert on lag allows no longer count as batched.
 BATCHED: Final = frozenset({EMBEDDING_INGESTED})
 BATCHED_FOR_MS: Final = 10_000
-# maximum number of old pending jobs of a shard that are counted, far above the alert on them
+# maximum number of old pending jobs to count per shard, far above the level of their alert
 MOST_OLD: Final = 1_000
 # maximum number of samples to keep per queue, which lasts for over an hour; beyond it, every second one is dropped
 MOST_SEEN_IDS: Final = 500

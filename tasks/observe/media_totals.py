@@ -5,7 +5,7 @@
                          overflowed           arrivals that found the quarantine of their pet full
                          pets, unconserved    pets with data, and pets whose counts do not add up
                          fullness_ppm         size of the largest pet's vectors, in millionths of what a pet can hold
-                         cold, cold_bytes     pets whose vectors are in the cold store, and the size of these
+                         cold, cold_bytes     pets whose vectors are in the cold store, and the size of these vectors
                          at_ms                time of the last sample (server's clock)
                          round                the unfinished count: JSON of the next page of pets, and its sums so far
 

@@ -37,9 +37,9 @@ EVERY: Final[Mapping[str, timedelta]] = {
     EXPORT_MEDIA_TOTALS: MINUTE,
     MOVE_COLD_PETS: MINUTE,
 }
-# Jobs that are sent only if their feature is set; without it, they are not listed.
+# Jobs that are sent only if their feature is configured; otherwise they are not listed.
 OPTIONAL: Final = (MOVE_COLD_PETS,)
-# A scheduler that has sent nothing for this long is not expected to send anything.
+# A scheduler that has sent nothing for this long counts as stopped, so no next run is expected.
 SILENT: Final = timedelta(minutes=2)
 
 

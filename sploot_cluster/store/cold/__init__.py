@@ -1,1 +1,1 @@
-"""Cold pets: vectors of pets that nobody adds to, kept in a directory or an object store instead of Redis (ADR 20)."""
+"""Cold pets: unchanged for days, with their vectors in a directory or object store instead of in Redis (ADR 20)."""

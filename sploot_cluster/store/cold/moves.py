@@ -1,25 +1,24 @@
-"""Moves of vectors between Redis and the cold store, each safe to be killed at any moment.
+"""Moves of vectors between Redis and the cold store. A process can be killed at any point of a move without data loss.
 
     key                    type    holds
     sploot:cold:pets       zset    pets that have objects in the cold store, or may have some, scored by the time in
-                                   milliseconds at which :meth:`ColdPets.tidy` looks at these objects
-    sploot:cold:identity   string  random text that the object ``identity`` of the cold store has, too; followed by
-                                   " new" until that object was written
+                                   milliseconds at which :meth:`ColdPets.tidy` next checks these objects
+    sploot:cold:identity   string  random text, equal to the content of the object ``identity`` in the cold store;
+                                   followed by " new" until that object has been written
 
-A pet is cold if its ``meta`` names a place in the cold store and its ``vectors`` are missing. Everything else of it
-stays in Redis. ``meta`` is the only truth about where vectors are; one script changes it together with ``vectors``.
+A pet is cold if its ``meta`` names a place in the cold store and its ``vectors`` are missing. Its other keys stay in
+Redis. Only ``meta`` determines where vectors are; one script changes it together with ``vectors``.
 
-- Out: the pet is entered in the set, its objects are written under a new name, read again and compared; only then does
-  a script remove the vectors from Redis, and only if the pet has not been committed since.
-- Back: the vectors are written to a temporary key; a script puts it in place. The objects stay for ``UNUSED_MS``, so
-  that a Redis that loses its last second, or fails over to a replica that is behind, still finds them.
+- Out: the pet is added to the set, its objects are written under a new name, read back and compared; only then does a
+  script remove the vectors from Redis, and only if there was no commit to the pet in the meantime.
+- Back: the vectors are written to a temporary key, which a script then renames. The objects stay for ``UNUSED_MS``, so
+  that a Redis that loses its last second of writes, or fails over to a replica that lags, still finds them.
 
-Nothing is written, deleted or taken for lost in a storage that has another identity: one of another Redis server, or
-the empty directory below a file system that is not mounted.
+If the storage has a different identity, nothing is written to it or deleted from it, and no object counts as lost. Such
+a storage belongs to another Redis server, or is the empty mount point of a file system that is not mounted.
 
-An object belongs to one move and is never written again. A move that takes longer than ``LONGEST_MOVE_MS`` is void. So
-an object of an older move that ``meta`` does not name has no use any more: it is left from a move that failed, or its
-vectors were put back or deleted.
+An object belongs to one move and is never overwritten. A move that takes longer than ``LONGEST_MOVE_MS`` is void. So an
+object of an older move that ``meta`` does not name is unused: its move failed, or its vectors were put back or deleted.
 """
 
 from __future__ import annotations
@@ -46,36 +45,36 @@ logger = logging.getLogger(__name__)
 COLD_PETS: Final = "sploot:cold:pets"
 
 IDENTITY: Final = "sploot:cold:identity"
-# Name of the object with the same text.
+# Name of the object that contains the same text.
 IDENTITY_OBJECT: Final = "identity"
 # Folder of the objects that :meth:`ColdPets.probe` writes.
 PROBES: Final = "probes"
 
-# Maximum size of an object, in bytes of vectors, and of what one command reads from Redis or writes to it.
+# Maximum size of an object, and of the vectors that one command reads from Redis or writes to it, in bytes.
 OBJECT_BYTES: Final = 8 * 1024 * 1024
 STEP_BYTES: Final = 128 * 1024
 STEPS_PER_TRIP: Final = 8
 
-# A move that takes longer is void, so that objects older than this that nothing refers to are never referred to later.
+# A move that takes longer is void. So if an object is older than this and unreferenced, it will never be referenced.
 LONGEST_MOVE_MS: Final = 60 * 60 * 1000
 # Time for which objects are kept after their vectors were put back in Redis or deleted: longer than any failover, and
-# than the time in which an operator restores the last copy of Redis.
+# long enough for an operator to restore the last backup of Redis.
 UNUSED_MS: Final = 24 * LONGEST_MOVE_MS
 # Time until the objects of a pet that stays cold are listed again: with four million cold pets, 93 a minute.
 TIDY_AGAIN_MS: Final = 30 * UNUSED_MS
-# Time until the objects of a pet are looked at again when some are missing, so that the error does not go unnoticed.
+# Time until the objects of a pet are checked again if some are missing, so that the error is reported repeatedly.
 LOST_AGAIN_MS: Final = 5 * 60 * 1000
 # Lifetime of the temporary key, if the process that writes it dies.
 STAGED_MS: Final = 15 * 60 * 1000
 
-# Number of pets whose idle time one round trip asks for: about a millisecond of the server's only thread.
+# Number of pets whose idle time one round trip reads, which takes about a millisecond of the server's only thread.
 PETS_PER_TRIP: Final = 500
 
 
 class Moved(NamedTuple):
-    """A move, or an attempt: ``direction`` is ``out`` or ``back``.
+    """A move, or a failed attempt; ``direction`` is ``out`` or ``back``.
 
-    Attempts are also reads of cold vectors (``back``), and looks for objects without a use (``out``).
+    A failed read of cold vectors also counts as ``back``, and a failed search for unused objects as ``out``.
     """
 
     direction: str
@@ -84,7 +83,7 @@ class Moved(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the vectors of a cold pet are: the name of the move, and how many vectors each object but the last has."""
+    """The place of a cold pet's vectors: the name of the move, and the number of vectors per object but the last."""
 
     move: str
     n_rows: int
@@ -98,12 +97,12 @@ class Place(NamedTuple):
         return cls(move, int(n_rows))
 
     def name(self, pet: PetId, first: int) -> str:
-        """Return the name of the object whose first vector is that of row ``first``."""
+        """Return the name of the object that begins with the vector of row ``first``."""
         return f"{pet}/{self.move}/{first}"
 
 
 class ColdPets:
-    """The cold pets of a Redis server. Errors of redis-py pass through untranslated."""
+    """The cold pets of a Redis server. Errors from redis-py propagate untranslated."""
 
     def __init__(
         self,
@@ -116,10 +115,10 @@ class ColdPets:
     ) -> None:
         """
         Args:
-            vectors: None: no pet is moved out, and pets that are cold cannot be read.
-            on_move: called for each move, and for each attempt that failed.
+            vectors: the cold store; with None, no pet is moved out and cold pets cannot be read.
+            on_move: called for each move, and for each failed attempt.
             object_bytes: maximum size of the vectors in one object.
-            later_ms: is added to the server's time, to see in tests what will be done then.
+            later_ms: added to the server's time, so that tests can check what happens later.
         """
         self._client, self._vectors, self._on_move, self._object_bytes = client, vectors, on_move, object_bytes
         self._later_ms = later_ms
@@ -139,10 +138,10 @@ class ColdPets:
         """Move the vectors of a pet to the cold store.
 
         Returns:
-            False if the pet has none, is cold already, or has changed meanwhile; nothing was removed then.
+            False if the pet has none, is already cold, or changed in the meantime; nothing is removed then.
 
         Raises:
-            ColdStoreUnavailable: the storage does not answer, returned something else than was written, or is another.
+            ColdStoreUnavailable: the storage does not answer, did not return what was written, or is a different one.
             UnreadablePet: the pet is damaged; it stays in Redis.
         """
         keys, began_ms = PetKeys.of(pet), self._now_ms()
@@ -171,13 +170,13 @@ class ColdPets:
         return bool(answer)
 
     def verify(self, doing: str) -> None:
-        """Check that the storage is the one that this Redis server moves vectors to; a new one becomes that.
+        """Check that the storage has the identity that this Redis server recorded, or record that of a new storage.
 
         Args:
             doing: what the caller is about to do, for the error.
 
         Raises:
-            ColdStoreUnavailable: it does not answer, or it is another storage.
+            ColdStoreUnavailable: the storage does not answer, or is a different one.
         """
         vectors = self._storage(doing)
         known: bytes = self._identify(keys=[IDENTITY], args=["", f"{token_hex(16)} new"])
@@ -193,7 +192,7 @@ class ColdPets:
             self._identify(keys=[IDENTITY], args=[known, own])
 
     def pages(self, pet: PetId, place: Place, *, start: int, end: int, n_bytes: int) -> Iterator[bytes]:
-        """Yield the vectors of rows ``start`` to ``end`` of a pet at a place, object by object.
+        """Yield the vectors of rows ``start`` to ``end`` (exclusive) from a pet's objects at a place, object by object.
 
         Args:
             n_bytes: size of one vector.
@@ -220,7 +219,7 @@ class ColdPets:
             yield part
 
     def check(self, pet: PetId) -> bool:
-        """Read all vectors of a cold pet; return whether it is one.
+        """Read all vectors of a cold pet to check them; return False if the pet is not cold.
 
         Raises:
             UnreadablePet: an object is missing or damaged.
@@ -237,13 +236,13 @@ class ColdPets:
         return True
 
     def cold_among(self, pets: Sequence[PetId]) -> list[PetId]:
-        """Return those of the pets that are cold."""
+        """Return the cold pets among these pets."""
         found: list[PetId] = []
         for start in range(0, len(pets), PETS_PER_TRIP):
             batch, pipe = pets[start : start + PETS_PER_TRIP], self._client.pipeline(transaction=False)
             for pet in batch:
                 pipe.hexists(PetKeys.of(pet).meta, "cold")
-            # the meta of a damaged pet may be of another type
+            # the meta key of a damaged pet may have another type
             answers = cast("list[Any]", pipe.execute(raise_on_error=False))
             found += [pet for pet, is_cold in zip(batch, answers, strict=True) if is_cold in (1, True)]
         return found
@@ -256,10 +255,10 @@ class ColdPets:
         return [PetId(int(pet)) for at_rank in found for pet in at_rank]
 
     def lost(self, pet: PetId) -> Sequence[str]:
-        """Return the names of objects that a pet refers to and the storage does not list; empty for any other pet.
+        """Return the names of a cold pet's objects that the storage does not list; empty for a pet that is not cold.
 
         Raises:
-            ColdStoreUnavailable: the storage does not answer, or is another one.
+            ColdStoreUnavailable: the storage does not answer, or is a different one.
             UnreadablePet: the pet is damaged.
         """
         with _readable(pet):
@@ -274,13 +273,14 @@ class ColdPets:
         return missing if missing and self.place_of(pet) == place else ()
 
     def salvaged(self, pet: PetId, place: bytes, meta: Mapping[bytes, bytes]) -> Iterator[bytes]:
-        """Yield the vector of each row of a cold pet that may be damaged; empty bytes for a missing one.
+        """Yield the vector of each row of a possibly damaged cold pet; empty bytes for a missing vector.
 
         Args:
-            place, meta: the fields of the pet's meta, as they are stored.
+            place: the field ``cold`` of the pet's meta, as stored.
+            meta: the other fields, as stored.
 
         Raises:
-            ColdStoreUnavailable: the storage does not answer, or is another one, so that nothing is known to be lost.
+            ColdStoreUnavailable: the storage does not answer or is a different one, so missing vectors may not be lost.
         """
         try:
             found, n, n_bytes = Place.of(place), int(meta[b"n_media"]), 4 * int(meta[b"dim"])
@@ -294,7 +294,7 @@ class ColdPets:
             yield from (content[row * n_bytes : (row + 1) * n_bytes] for row in range(n_rows))
 
     def place_of(self, pet: PetId) -> Place | None:
-        """Return where the vectors of a cold pet are; None for a pet whose vectors are in Redis.
+        """Return the place of a cold pet's vectors, or None for a pet whose vectors are in Redis.
 
         Raises:
             UnreadablePet: the pet is damaged.
@@ -304,22 +304,22 @@ class ColdPets:
             return None if cold is None else Place.of(cold)
 
     def will_delete(self, pet: PetId) -> Place | None:
-        """Note that the objects of a pet are to be deleted, before the pet is. Return where its vectors are.
+        """Record that the objects of a pet will be unused, and return their place. Call this before deleting the pet.
 
-        So :meth:`tidy` deletes them if the process dies.
+        If the process dies before it deletes the objects, :meth:`tidy` deletes them.
 
         Raises:
-            ColdStoreUnavailable: they are in the cold store, and this process has none, so it could not delete them.
+            ColdStoreUnavailable: the pet is cold, but this process has no cold store to delete objects from.
         """
         place = None
         try:
             place = self.place_of(pet)
-        except UnreadablePet:  # tidy() deletes what it may have
+        except UnreadablePet:  # tidy() deletes its objects, if any
             logger.warning("deleting a damaged pet", extra={"pet_id": pet}, exc_info=True)
         if place is not None:
             self._storage(f"delete pet {pet}")
         if self._vectors is not None:
-            # a move that is running may still write objects; none may refer to them
+            # a running move may still write objects, to which nothing will refer
             self._enter(pet, in_ms=3 * LONGEST_MOVE_MS)
         return place
 
@@ -327,11 +327,11 @@ class ColdPets:
         """Put the vectors of a cold pet back in Redis. Calling it for another pet changes nothing.
 
         Args:
-            known: the vectors, shape (n, dim), if the caller has them, and the place that they had in the cold store;
-                None: they are read from there.
+            known: the place of the vectors and the vectors themselves, shape (n, dim), if the caller has them; None
+                reads them from the cold store.
 
         Returns:
-            whether this call put them back.
+            Whether this call put them back.
         """
         keys = PetKeys.of(pet)
         with _readable(pet):
@@ -356,7 +356,7 @@ class ColdPets:
         return is_back
 
     def will_replace(self, pet: PetId) -> None:
-        """Keep the objects of a pet that is cold for another ``UNUSED_MS``, because it will stop referring to them."""
+        """Keep a cold pet's objects for another ``UNUSED_MS``. Call this before replacing the pet with one in Redis."""
         if self._vectors is None:
             return
         try:
@@ -367,7 +367,7 @@ class ColdPets:
             self._enter(pet)
 
     def forget(self, pet: PetId, place: Place | None) -> None:
-        """Delete the objects of a pet that was deleted; if the storage does not answer, :meth:`tidy` does it later.
+        """Delete the objects of a deleted pet; if the storage does not answer, :meth:`tidy` deletes them later.
 
         Args:
             place: where the vectors were before the deletion, as :meth:`will_delete` returned it.
@@ -383,10 +383,10 @@ class ColdPets:
             logger.warning("cold vectors of a deleted pet will be deleted later", extra={"pet_id": pet}, exc_info=True)
 
     def tidy(self, *, limit: int) -> int:
-        """Look at the objects of up to ``limit`` pets that are due, and delete those without a use.
+        """Check the objects of up to ``limit`` pets whose check is due, and delete unused objects.
 
         Returns:
-            the number of these pets.
+            The number of pets checked.
         """
         now_ms = self._now_ms()
         due = cast(
@@ -404,9 +404,9 @@ class ColdPets:
         return len(due)
 
     def idle_ms(self, pets: Sequence[PetId]) -> list[int]:
-        """Return for how long each pet has had its present revision, as far as this method has seen it.
+        """Return the time in milliseconds since this method first saw each pet at its current revision.
 
-        It is 0 for a pet that is cold or has no items, and at the first call for a revision.
+        It is 0 for a cold pet, for a pet without items, and on the first call for a revision.
         """
         found: list[int] = []
         for start in range(0, len(pets), PETS_PER_TRIP):
@@ -417,7 +417,7 @@ class ColdPets:
                     pipe.execute_command("EVAL", self._idle_since.script, 1, PetKeys.of(pet).meta)
                 else:
                     self._idle_since(keys=[PetKeys.of(pet).meta], client=pipe)
-            # a full Redis refuses to note the revision of a pet; that of others is known
+            # a full Redis refuses to store the revision of a pet that has changed; the other pets still get an answer
             found += [
                 0 if isinstance(answer, Exception) else int(answer[1]) - int(answer[0])
                 for answer in cast("list[Any]", pipe.execute(raise_on_error=False))
@@ -425,10 +425,10 @@ class ColdPets:
         return found
 
     def probe(self) -> None:
-        """Write, read and delete an object.
+        """Check the storage by writing, reading and deleting an object.
 
         Raises:
-            ColdStoreUnavailable: the storage does not answer, returned something else than was written, or is another.
+            ColdStoreUnavailable: the storage does not answer, did not return what was written, or is a different one.
         """
         self.verify("use the cold store")
         vectors, name = self._storage("use the cold store"), f"{PROBES}/{token_hex(8)}/0"
@@ -451,7 +451,7 @@ class ColdPets:
         self._enter_at(keys=[COLD_PETS], args=[str(pet), self._now_ms() + in_ms])
 
     def _write(self, pet: PetId, place: Place, n: int, n_bytes: int) -> bool:
-        """Write the vectors of a pet as objects, and read each again; False if the pet does not have them any more."""
+        """Write the vectors of a pet as objects and read each back; return False if Redis no longer has the vectors."""
         vectors = self._storage(f"move pet {pet} out")
         for first in range(0, n, place.n_rows):
             with _readable(pet):
@@ -465,7 +465,7 @@ class ColdPets:
         return True
 
     def _read(self, pet: PetId, first: int, end: int, *, n_bytes: int) -> bytes | None:
-        """Return the vectors of rows; None if the pet does not have them any more."""
+        """Return the vectors of rows ``first`` to ``end``, or None if Redis no longer has them."""
         keys, step, parts = PetKeys.of(pet), max(1, STEP_BYTES // n_bytes), list[bytes]()
         per_trip = step * STEPS_PER_TRIP
         for start in range(first, end, per_trip):
@@ -492,11 +492,11 @@ class ColdPets:
     def _discard(self, staged: str) -> None:
         try:
             self._client.unlink(staged)
-        except REDIS_ERRORS:  # it expires
+        except REDIS_ERRORS:  # the key expires
             logger.debug("a temporary key is left to expire", exc_info=True)
 
     def _tidy(self, pet: PetId, *, due_ms: int) -> None:
-        """Delete the objects of a pet that have no use, and enter its next time, unless another process did."""
+        """Delete the unused objects of a pet, and schedule its next check, unless another process rescheduled it."""
         vectors, now_ms = self._storage(f"delete cold vectors of pet {pet}"), self._now_ms()
         stored = vectors.names(str(pet))
         try:
@@ -509,7 +509,7 @@ class ColdPets:
             logger.error("objects of a cold pet are missing", extra={"pet_id": pet, "objects": lost[:10]})
             self._on_move(Moved("back", 0, is_done=False))
         unused = [name for name in stored if _has_no_use(name, pet, place, now_ms)]
-        # after the place was read: who puts vectors back enters a later time first
+        # check this after reading the place: a process that puts vectors back first schedules a later check
         if self._client.zscore(COLD_PETS, str(pet)) != due_ms:
             return
         vectors.delete(unused)
@@ -525,7 +525,7 @@ class ColdPets:
 
 @contextmanager
 def _readable(pet: PetId) -> Iterator[None]:
-    """Translate errors about keys and values that no release writes to ``UnreadablePet``."""
+    """Translate errors caused by damaged keys or values to ``UnreadablePet``."""
     try:
         yield
     except ValueError as error:
@@ -537,7 +537,7 @@ def _readable(pet: PetId) -> Iterator[None]:
 
 
 def _has_no_use(name: str, pet: PetId, place: Place | None, now_ms: int) -> bool:
-    """Return whether nothing refers to an object, or can refer to it later, because its move is void."""
+    """Return whether an object is unused: its pet does not refer to it and never will, because its move is void."""
     move = name.split("/")[1]
     began_ms = move.partition("-")[0]
     is_void = not began_ms.isdecimal() or now_ms - int(began_ms) > 2 * LONGEST_MOVE_MS

@@ -1,7 +1,7 @@
-"""Rounds over all pets that move the vectors of idle ones to the cold store, in short runs that continue each other.
+"""Rounds over all pets, which move the vectors of idle pets to the cold store. A round consists of short runs.
 
-key                 type    holds                                                              ends
-sploot:cold:round   string  where the next run continues in the list of pets; 0: all are done  an hour after a round
+key                 type    holds                                                                       ends
+sploot:cold:round   string  cursor in the list of pets at which the next run continues; 0: round done   after an hour
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 ROUND: Final = "sploot:cold:round"
 
-# Maximum time for which one run looks at pets and moves them; a round that takes longer continues in the next run.
+# Maximum time for which one run checks and moves pets; a round that takes longer continues in the next run.
 BUDGET_S: Final = 20.0
-# Time between the rounds, because pets become cold after days.
+# Pause between rounds. It may be long, because pets become cold only after days.
 PAUSE_MS: Final = 60 * 60 * 1000
 # Maximum number of pets whose unused objects one run deletes.
 TIDIED_PER_RUN: Final = 100
@@ -32,14 +32,14 @@ DAY_MS: Final = 24 * 60 * 60 * 1000
 
 
 class Run(NamedTuple):
-    """The result of a run: how many pets it moved out, and whether it ended a round."""
+    """The result of a run: the number of pets moved out, and whether the round is complete."""
 
     n_moved: int
     is_last: bool
 
 
 class ColdRounds:
-    """Rounds over all pets of a Redis server. Several processes may run at once; a pet is then moved by one of them."""
+    """Rounds over all pets of a Redis server. Safe to run in several processes: only one of them moves a given pet."""
 
     def __init__(
         self,
@@ -60,12 +60,12 @@ class ColdRounds:
         self._idle_ms, self._budget_s = idle_days * DAY_MS, budget_s
 
     def run(self) -> Run:
-        """Continue the round: move pets out and delete unused objects until the time is used up.
+        """Continue the round: delete unused objects, and move idle pets out until the time is used up.
 
-        Errors of redis-py pass through.
+        Errors from redis-py propagate.
 
         Raises:
-            ColdStoreUnavailable: the storage does not answer; the next run continues.
+            ColdStoreUnavailable: the storage does not answer; the next run continues the round.
         """
         until = time.monotonic() + self._budget_s
         self._cold.tidy(limit=TIDIED_PER_RUN)
@@ -79,7 +79,7 @@ class ColdRounds:
                 if idle_ms < self._idle_ms:
                     continue
                 if time.monotonic() >= until:
-                    # the next run reads this page again; the pets that were moved are not idle in Redis any more
+                    # the next run reads this page again, without the moved pets, which no longer count as idle
                     self._client.set(ROUND, cursor, px=PAUSE_MS) if cursor else self._client.delete(ROUND)
                     return Run(n_moved, is_last=False)
                 n_moved += self._moved(pet)

@@ -1,7 +1,7 @@
 """The store of cold vectors: named objects in a directory or in an object store.
 
-An object is written once, under a name that is never used again, and carries a checksum, so a reader detects an object
-that is cut or damaged. A directory needs no package. ``obstore`` talks to S3, and is imported when it is first needed.
+An object is written once, under a name that is never reused, and contains a checksum, so a reader detects a truncated
+or damaged object. Directories need no extra package; S3 needs ``obstore``, which is imported on first use.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 SCHEMES: Final = ("file", "s3")
 
-# A storage that does not answer within these times is unavailable. Together they stay below the time limit of an
-# arrival, 60 s, so that the job is retried instead of interrupted.
+# A storage that does not answer within these times counts as unavailable. Their sum is less than the time limit of an
+# arrival (60 s), so the job fails and is retried instead of being interrupted.
 CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 ANSWER_TIMEOUT: Final = timedelta(seconds=15)
 RETRIED_FOR: Final = timedelta(seconds=20)
 
-# Time for which a process does not ask a storage that did not answer. Without it, each job of a cold pet would hold its
-# thread for the times above, and jobs of other pets would wait.
+# Time for which a process sends no requests to a storage that did not answer. Otherwise each job of a cold pet would
+# occupy its thread until a timeout, and jobs of other pets would have to wait.
 PAUSE_S: Final = 5.0
 
 _DIGEST_BYTES: Final = 32
@@ -68,12 +68,12 @@ class VectorStore(Protocol):
 
         Raises:
             KeyError: there is no such object.
-            ValueError: the object is cut or damaged.
+            ValueError: the object is truncated or damaged.
         """
         ...
 
     def names(self, folder: str) -> Sequence[str]:
-        """Return the names of all objects that begin with ``folder`` and a slash."""
+        """Return the names of all objects in a folder: those that begin with ``folder`` and a slash."""
         ...
 
     def delete(self, names: Sequence[str]) -> None:
@@ -85,7 +85,7 @@ def open_vectors(url: str) -> VectorStore:
     """Return the store in a directory (``file:///var/lib/sploot``) or an S3 bucket (``s3://bucket/prefix``).
 
     Raises:
-        InvalidInput: the URL is neither that of a directory nor of a bucket.
+        InvalidInput: the URL names neither a directory nor a bucket.
     """
     check_place(url, "cold_store")
     parts = urlsplit(url)
@@ -93,7 +93,7 @@ def open_vectors(url: str) -> VectorStore:
 
 
 class FailFast:
-    """A store that refuses calls for ``PAUSE_S`` after the store behind it did not answer."""
+    """A wrapper that fails calls immediately for ``PAUSE_S`` after the wrapped store did not answer."""
 
     def __init__(self, vectors: VectorStore, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._vectors, self._clock = vectors, clock
@@ -133,7 +133,7 @@ class DirectoryVectors:
         path = self._folder / name
         with self._translated(f"write {name}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            # in the same folder, so that it is deleted with its move if the process dies
+            # in the same folder, so that it is deleted with the other objects of its move if the process dies
             part = path.with_name(f"{path.name}.{token_hex(4)}.part")
             try:
                 with part.open("wb") as file:
@@ -168,7 +168,7 @@ class DirectoryVectors:
         for name in names:
             with self._translated(f"delete {name}"):
                 (self._folder / name).unlink(missing_ok=True)
-                with suppress(OSError):  # a folder that has other files stays
+                with suppress(OSError):  # a folder with other files stays
                     for folder in list((self._folder / name).parents)[: name.count("/")]:
                         folder.rmdir()
 
@@ -181,10 +181,10 @@ class DirectoryVectors:
 
 
 class BucketVectors:
-    """A :class:`VectorStore` in a bucket of S3 or of another service with its interface.
+    """A :class:`VectorStore` in a bucket of S3 or of a compatible service.
 
-    Access is configured by the usual variables, such as ``AWS_ACCESS_KEY_ID``, ``AWS_REGION`` and ``AWS_ENDPOINT_URL``,
-    or by the machine's role.
+    Access is configured by the usual environment variables, such as ``AWS_ACCESS_KEY_ID``, ``AWS_REGION`` and
+    ``AWS_ENDPOINT_URL``, or by the machine's role.
     """
 
     def __init__(self, url: str) -> None:
@@ -192,7 +192,7 @@ class BucketVectors:
 
     def put(self, name: str, content: bytes) -> None:
         with self._translated(f"write {name}"):
-            # one request: parts of an upload that ends in the middle would stay in the bucket, and no list shows them
+            # a single request, because an interrupted multipart upload would leave parts that no listing shows
             self._obstore.put(self._storage, name, _sealed(content), use_multipart=False)
 
     def get(self, name: str) -> bytes:
@@ -233,14 +233,14 @@ class BucketVectors:
 
     @contextmanager
     def _translated(self, doing: str, *, may_be_missing: bool = False) -> Iterator[None]:
-        """Translate errors of the storage to ``ColdStoreUnavailable``, and of a missing object to ``KeyError``."""
+        """Translate storage errors to ``ColdStoreUnavailable``, and the one about a missing object to ``KeyError``."""
         errors = self._obstore.exceptions
         try:
             yield
         except (errors.BaseError, OSError) as error:
             if may_be_missing and isinstance(error, (errors.NotFoundError, FileNotFoundError)):
                 raise KeyError(doing) from error
-            # the rest of the text, several lines, shows the internals of the library
+            # only the first line; the others show internals of the library
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ColdStoreUnavailable(doing=doing, problem=f"{self._url}: {problem}") from error
 
@@ -257,7 +257,7 @@ def _unsealed(name: str, stored: bytes) -> bytes:
 
 
 def _flush(folder: Path) -> None:
-    """Flush the entries of a directory to the disk."""
+    """Flush a directory's entries to disk."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -1,4 +1,4 @@
--- Enters a pet in the set of pets that have objects in the cold store, with the time at which these are looked at.
+-- Adds a pet to the set of pets that have objects in the cold store, scored by the time at which these are checked.
 --
 -- KEYS     1 the set
 -- ARGV     pet, due_ms

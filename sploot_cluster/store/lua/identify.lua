@@ -1,4 +1,4 @@
--- Writes the text by which a cold store is known to belong to this Redis server, unless it has changed.
+-- Writes the text that identifies the cold store of this Redis server, unless it has changed since the caller read it.
 --
 -- KEYS     1 the text
 -- ARGV     known   the text that the caller has read, "" = none

@@ -1,8 +1,9 @@
--- Returns since when a pet has had its present revision, as far as this script has seen it. A note in meta, which the
--- first call for a revision writes, is deleted with the pet.
+-- Returns when this script first saw a pet at its current revision. The first call for a revision writes this time to
+-- meta, so it is deleted with the pet.
 --
 -- KEYS     1 meta
--- Returns  the time in milliseconds on the server's clock, and the present time; 0 and 0 for a pet without vectors in Redis
+-- Returns  that time in milliseconds on the server's clock, and the current time; 0 and 0 for a pet without vectors in
+--          Redis
 
 local revision, n_media, cold, idle = unpack(redis.call('HMGET', KEYS[1], 'revision', 'n_media', 'cold', 'idle'))
 if not revision or not tonumber(n_media) or tonumber(n_media) == 0 or cold then

@@ -1,8 +1,8 @@
--- Enters the next time at which the objects of a pet are looked at, or removes the pet from the set, unless another
--- process has entered a time since.
+-- Sets the next time at which the objects of a pet are checked, or removes the pet from the set, unless another process
+-- has set a time since.
 --
 -- KEYS     1 the set of pets that have objects in the cold store
--- ARGV     pet, due_ms   the time that the caller found
+-- ARGV     pet, due_ms   the time that the caller read
 --          again_ms      the next time; 0 = remove the pet
 -- Returns  1 if the set was changed, else 0
 

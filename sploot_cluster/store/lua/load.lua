@@ -10,7 +10,7 @@
 --          1 meta           field, value, …
 --          2 from_row       the new rows begin here
 --          3 are_rows_here  1: the next three are the new rows; 0: they are empty, and the rows can be read later in pages:
---                           rows never change while the pet has the same born; 2: so too, and the vectors, which the
+--                           rows never change while the pet has the same born; 2: the same, but the vectors, which the
 --                           caller wants, are in the cold store, at the place that meta names
 --          4 media
 --          5 vectors

@@ -3,8 +3,8 @@
 -- KEYS     all keys of the pet
 -- ARGV     born, commit      of the state whose vectors were written
 --          place             where they are, for meta
---          began_ms, most_ms   when the move began, on the server's clock, and how long it may take: nothing refers to
---                            the objects of a move that takes longer, so that they can be deleted
+--          began_ms, most_ms   when the move began, on the server's clock, and how long it may take; if it takes longer,
+--                            nothing will refer to its objects, so they can be deleted
 -- Returns  1 if they were removed; also when a lost reply made the client send the same call again,
 --          0 if the pet has changed, is cold already, or the move took too long,
 --          {"DAMAGED", key, expected, found} if the pet is damaged

@@ -8,7 +8,7 @@ local N_KEYS = 18
 -- number of fields that meta always has
 local N_ALWAYS = 22
 
--- whether the pet is whole and its vectors are in the cold store; look() sets it
+-- whether the pet is whole with its vectors in the cold store; set by look()
 local is_cold = false
 
 local function is_dim(text)
@@ -60,7 +60,8 @@ local function damage_of(meta)
   return {'DAMAGED', KEYS[1], 'at least ' .. N_ALWAYS .. ' fields', call('HLEN', KEYS[1]) .. ' fields'}
 end
 
--- A cold pet is looked at twice, because its vectors are missing at first sight; a hot one pays nothing for cold ones.
+-- A cold pet fails the first check, because its vectors are missing, and is recognised as cold only then. So other pets
+-- take no extra time.
 --
 -- Returns  nil and fields of meta, false for missing ones: born, commit, revision, n_media, ingested, n_quarantined,
 --          n_overwritten, n_shadow, dim, claim, claim_until_ms; all are false for a pet without data
