@@ -176,7 +176,7 @@ def main() -> int:
         print(f"Redis {client.info('server')['redis_version']}, Python {sys.version.split()[0]}\n")
         print(table("a waiting message", "bytes of Redis", per_message(client, server.url)))
         print(table("a stored item", "bytes of Redis", per_item(client, n_media=given.media)))
-        print(table("process", "MB of its own", of_processes(server.url)))
+        print(table("process", "MB (USS)", of_processes(server.url)))
     return 0
 
 

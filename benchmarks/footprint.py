@@ -118,8 +118,8 @@ def main() -> int:
     seconds, cpu = Spread.of([one.first_event_s for one in found]), Spread.of([one.cpu_s for one in found])
     rows = [
         ["installed, MB", f"{n_bytes / 1e6:.0f}", f"{LARGEST_BYTES / 1e6:.0f}"],
-        ["memory of its own of a process, MB", f"{own / 1e6:.0f}", f"{LARGEST_PROCESS_BYTES / 1e6:.0f}"],
-        ["… with pages that it shares, MB", f"{resident / 1e6:.0f}", ""],
+        ["unique memory of a process (USS), MB", f"{own / 1e6:.0f}", f"{LARGEST_PROCESS_BYTES / 1e6:.0f}"],
+        ["… with shared pages (RSS), MB", f"{resident / 1e6:.0f}", ""],
         ["start to first event, s", seconds.text(), f"{LATEST_S:.0f}"],
         ["… of CPU in all processes, s", cpu.text(), ""],
     ]

@@ -13,7 +13,7 @@ _INTRODUCTION: Final = """\
 # sploot-cluster
 
 Groups the photos of each pet into clusters: worker pools, a scheduler and an HTTP server with a console. Redis 6.2 or
-newer, or Valkey, has to be there already.
+newer, or Valkey, must already be running.
 
 ```bash
 kubectl create namespace media
@@ -27,7 +27,7 @@ helm test sploot-cluster -n media
 [Deployment](../../docs/how-to/deployment.md) explains scaling, worker pools, Redis and limits;
 [Values of other charts](../../docs/how-to/chart-values.md) shows what the values that you know are called here.
 
-Scanners such as checkov report some defaults that are on purpose: no CPU limits, which would throttle jobs while other
+Scanners such as checkov report some intentional defaults: no CPU limits, which would throttle jobs while other
 cores are idle; the pull policy `IfNotPresent`, because a version's tag is never reused (set `image.digest` to be sure);
 no readiness probe of the scheduler, which serves no requests; no probes of the pod of `helm test`, which runs once.
 

@@ -33,9 +33,9 @@ EXTRAS: Final = ("all", "dev")
 # Python -> the interpreter with which .ci/run runs the tests
 RUN: Final = {
     "3.11": "the Python of `make`",
-    "3.12": "`python3.12` on PATH or of pyenv",
-    "3.13": "`python3.13` on PATH or of pyenv",
-    "3.14": "`python3.14` on PATH or of pyenv, or else Debian sid's in a chroot",
+    "3.12": "`python3.12` on PATH or from pyenv",
+    "3.13": "`python3.13` on PATH or from pyenv",
+    "3.14": "`python3.14` on PATH or from pyenv, or else Debian sid's in a chroot",
 }
 RUN_ON: Final = "Linux x86-64"
 REFUSED: Final = {

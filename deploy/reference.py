@@ -127,8 +127,8 @@ def _command_line() -> Iterator[str]:
     root: Any = typer.main.get_command(app)
     yield from ["# Command line", "", "`sploot-cluster`, or `python -m tasks.cli`.", ""]
     yield "Exit codes: 0 done, 1 failed, 2 bad argument or setting, 3 Redis unreachable, 4 refused."
-    yield "Every listing takes `--json`; about a pet, it prints what the HTTP API answers. A command that changes much"
-    yield "prints its plan and needs `--yes`."
+    yield "Every listing accepts `--json`; for a pet, it prints the response of the HTTP API. A command that changes a"
+    yield "lot prints its plan and needs `--yes`."
     for path, command in _commands(root, ("sploot-cluster",)):
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         options = [one for one in command.params if one.param_type_name == "option" and not one.hidden]
@@ -174,9 +174,9 @@ def _metrics() -> Iterator[str]:
     yield from [
         "# Metrics",
         "",
-        "`GET /metrics` of a worker pod, port 9105 by default; the HTTP server answers its own",
+        "`GET /metrics` of a worker pod, port 9105 by default; `/metrics` of the HTTP server has",
     ]
-    yield "counts and all that is sampled. `pet_id` is never a label: it is in the logs."
+    yield "its own counts and everything that is sampled. `pet_id` is never a label: it is in the logs."
     for title, families in (
         ("Counted by workers", list(registry.collect())),
         ("Counted by the HTTP server", list(RequestMetrics().collect())),

@@ -44,7 +44,7 @@ def main(servers: str, topic: str) -> None:
             events = [event for record in records if (event := event_of(record, topic, producer)) is not None]
             # refused records must be in Kafka before their offsets are committed
             if producer.flush(30):
-                raise SystemExit("Kafka does not take the refused records; nothing was committed")
+                raise SystemExit("Kafka does not accept the refused records; nothing was committed")
             if send(tasks, events, consumer, is_ending):
                 consumer.commit(asynchronous=False)
     consumer.close()

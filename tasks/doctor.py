@@ -719,12 +719,12 @@ def _cold(installation: Installation) -> Iterator[Finding]:
     if cold is None:
         if n_cold:
             seen = f"the vectors of {_n(n_cold, 'pet')} are in a cold store, and SPLOOT_COLD_STORE is not set here"
-            yield Finding("cold", "wrong", seen, "set SPLOOT_COLD_STORE as the workers have it")
+            yield Finding("cold", "wrong", seen, "set SPLOOT_COLD_STORE to the workers' value")
         return
     try:
         cold.probe()
     except ColdStoreUnavailable as away:
-        hint = "make the storage reachable; arrivals at cold pets wait until then: docs/how-to/cold-pets.md"
+        hint = "make the storage reachable; arrivals for cold pets wait until then: docs/how-to/cold-pets.md"
         yield Finding("cold", "wrong", away.problem, hint)
         return
     yield from _cold_objects(cold, f"{settings.cold_store} answers; it has the vectors of {_n(n_cold, 'pet')}")

@@ -94,14 +94,14 @@ class Settings:
     )
     read_ahead_ms: int = _setting(
         "SPLOOT_READ_AHEAD_MS",
-        "how far a worker process reads ahead where jobs are short, up to 128 jobs per queue; 0: not at all",
+        "how far a worker process reads ahead if jobs are short, up to 128 jobs per queue; 0: not at all",
         unit="ms",
         default=15,
         accepts=_whole(0, 1_000),
     )
     batch_size: int = _setting(
         "SPLOOT_BATCH_SIZE",
-        "how many waiting embedding events one call handles and commits together; 1: each event by itself",
+        "how many waiting embedding events one call handles and commits together; 1: each event individually",
         unit="events",
         default=256,
         accepts=_whole(1, 500),
@@ -134,14 +134,14 @@ class Settings:
     )
     cold_store: str = _setting(
         "SPLOOT_COLD_STORE",
-        "where the vectors of pets without changes go instead of Redis: s3://bucket/prefix, or file:///directory that "
-        "all processes share; a bucket needs the extra [cold]; the same for workers, scheduler, server and commands; "
-        "empty: nowhere",
+        "where the vectors of pets without changes are kept instead of in Redis: s3://bucket/prefix, or a "
+        "file:///directory that all processes share; a bucket needs the extra [cold]; set it equally for workers, "
+        "scheduler, server and commands; empty: all vectors stay in Redis",
         default="",
     )
     cold_after_days: int = _setting(
         "SPLOOT_COLD_AFTER_DAYS",
-        "how long a pet is without changes until its vectors go there",
+        "after how long without changes the vectors of a pet are moved there",
         unit="days",
         default=30,
         accepts=_whole(1, 3_650),
@@ -158,14 +158,14 @@ class Settings:
     )
     http_public: str = _setting(
         "SPLOOT_HTTP_PUBLIC",
-        "what the HTTP API answers to other machines without a token: none, or some of health, metrics, openapi and "
+        "what the HTTP API serves to other machines without a token: none, or some of health, metrics, openapi and "
         "console, comma-separated",
         default="health",
     )
     http_rate: int = _setting(
         "SPLOOT_HTTP_RATE",
-        "how many requests per second each caller of the HTTP API may send to one server, or is answered 429; those of "
-        "five seconds may come at once; 0: no limit",
+        "how many requests per second each caller of the HTTP API may send to one server before it gets 429; a burst "
+        "may have as many as five seconds allow; 0: no limit",
         unit="requests/s",
         default=200,
         accepts=_whole(0),
@@ -178,7 +178,7 @@ class Settings:
     )
     ingest_rollout_percent: int = _setting(
         "SPLOOT_INGEST_ROLLOUT_PERCENT",
-        "share of pets whose items are accepted from producers, always the same pets",
+        "share of pets whose items are accepted from producers; the selection of pets is stable",
         unit="%",
         default=EVERYBODY,
         accepts=_whole(0, EVERYBODY),

@@ -45,7 +45,7 @@ valid() {
     [ "$(printf '%s' "$value" | grep -Ecx "$2")" = 1 ] && [ "$(printf '%s\n' "$value" | wc -l)" -eq 1 ]
 }
 valid SLACK_WEBHOOK_URL 'https?://[^[:space:]]+' ||
-    refuse 78 "SLACK_WEBHOOK_URL is missing or not a URL: expected the address of the incoming webhook of #sploot-media-alerts"
+    refuse 78 "SLACK_WEBHOOK_URL is missing or not a URL: expected the URL of the incoming webhook of #sploot-media-alerts"
 valid PAGERDUTY_ROUTING_KEY '[A-Za-z0-9]{32}' ||
     refuse 78 "PAGERDUTY_ROUTING_KEY is missing or not a key: expected the 32 characters of an Events API v2 integration of Media Clustering"
 

@@ -44,9 +44,9 @@ PREVIEW_WAIT_S: Final = 20.0
 MAX_EMBEDDINGS_BYTES: Final = 16 * 1024 * 1024
 
 _DESCRIPTION: Final = """
-Groups every pet's media items into clusters, and never undoes a correction that a person made.
+Groups every pet's media items into clusters, and never undoes a correction that a user made.
 
-A request for work enqueues a job and is answered 202; `Location` is the address of the job's status. A job may run more
+A request for work enqueues a job and is answered 202; `Location` is the URL of the job's status. A job may run more
 than once but takes effect once. Errors are `application/problem+json` (RFC 9457) and name each invalid field and how to
 fix it. Send an `Idempotency-Key` with every POST that you may have to repeat.
 
@@ -56,7 +56,7 @@ numbers. JavaScript's `JSON.parse` rounds numbers beyond 2^53 to the id of *anot
 text, and read answers with a parser that keeps large integers, such as `/console/exact.js` of this server.
 
 **`If-Match`** with the `ETag` of a pet makes a correction conditional on the revision that its sender saw. It matches
-as long as no person, recluster or deletion has moved items since. Items that arrived since do not matter;
+as long as no user, recluster or deletion has moved items since. Items that arrived since do not matter;
 `Arrivals-Since` counts them. Otherwise the answer is 412 and lists the changes. For `If-None-Match`, arrivals
 create a new `ETag`: each its own, or one together if they are stored at once.
 """
@@ -153,7 +153,7 @@ def create_app(  # noqa: PLR0913  # the composition root hands in every part by 
     app = _Api(
         title="sploot-cluster",
         version=_version(),
-        summary="Media clusters of pets, corrected by people",
+        summary="Media clusters of pets, corrected by users",
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
         # FastAPI's documentation pages load scripts from other servers, and those scripts could call this API

@@ -49,7 +49,7 @@ def _why_too_large(scope: Scope) -> Refusal | None:
     headers = {"Connection": "close"}
     address = len(scope.get("raw_path") or scope["path"].encode()) + len(scope.get("query_string", b""))
     if address > MAX_ADDRESS_BYTES:
-        detail = f"the address has {address} bytes, more than {MAX_ADDRESS_BYTES}; send a shorter one"
+        detail = f"the URL has {address} bytes, more than {MAX_ADDRESS_BYTES}; send a shorter one"
         return Refusal(ADDRESS_TOO_LONG, detail, headers=headers)
     size = sum(len(name) + len(value) for name, value in scope["headers"])
     if size > MAX_HEADER_BYTES:

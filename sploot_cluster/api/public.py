@@ -48,7 +48,7 @@ def groups_of(text: str) -> frozenset[str]:
     named = frozenset(filter(None, (name.strip() for name in text.split(",")))) - {"none"}
     if unknown := named - GROUPS.keys():
         hint = f"set none, or some of {','.join(GROUPS)}"
-        raise InvalidInput(VARIABLE, f"{', '.join(sorted(unknown))} is not a group of addresses", hint)
+        raise InvalidInput(VARIABLE, f"{', '.join(sorted(unknown))} is not a group of URLs", hint)
     return named
 
 

@@ -200,7 +200,7 @@ def _reason(
             return f"absorbed from noise beyond the budget; cluster {own} was the most similar (low confidence)"
         case Origin.CORRECTED | Origin.DISMISSED:
             deciding = next((demand for demand in demands if demand.is_decisive), None)
-            return f"decided by {deciding.by} at revision {deciding.revision}" if deciding else "decided by a person"
+            return f"decided by {deciding.by} at revision {deciding.revision}" if deciding else "decided by a user"
         case Origin.NOISE:
             if second is None:
                 return "the pet has no cluster that the item could join"

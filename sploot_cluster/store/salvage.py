@@ -463,7 +463,7 @@ def _made_again(
 def _again_text(again: Sequence[Correction]) -> str:
     n_items = sum(len(one.media()) for one in again)
     return (
-        f"{len(again)} corrections that keep {_items(n_items)} where people put them; what else the lost corrections "
+        f"{len(again)} corrections that keep {_items(n_items)} where users put them; what else the lost corrections "
         "demanded, such as clusters kept apart and names, is not known"
     )
 

@@ -40,7 +40,7 @@ from tasks.cli.index import Index
 app = typer.Typer(
     name="sploot-cluster",
     cls=Index,
-    help="Groups every pet's photos into clusters and never undoes people's corrections.",
+    help="Groups every pet's photos into clusters and never undoes a user's correction.",
     epilog="Start with `sploot-cluster demo`, or `sploot-cluster worker` and `sploot-cluster ingest FILE`. "
     "`sploot-cluster COMMAND --help` has examples.",
     no_args_is_help=True,

@@ -98,15 +98,15 @@ def cold(
     out_days: Annotated[
         int | None,
         typer.Option(
-            "--out", help="Move the vectors of pets out of Redis that had no change for this many days.", metavar="DAYS"
+            "--out", help="Move the vectors of pets without changes for this many days out of Redis.", metavar="DAYS"
         ),
     ] = None,
     back: Annotated[bool, typer.Option("--back", help="Put the vectors of all cold pets back in Redis.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Read all vectors in the cold store.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Move them; without it, only count them.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read all vectors in the cold store to check them.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Move them now; without it, only count them.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Count the pets whose vectors are in the cold store, read them, or move vectors out of Redis or back."""
+    """Count the pets whose vectors are in the cold store, check these vectors, or move vectors out of Redis or back."""
     from rich.console import Console
 
     from sploot_cluster.store.cold.rounds import DAY_MS
@@ -117,7 +117,7 @@ def cold(
     is_out = out_days is not None
     if is_out + back + check > 1:
         raise InvalidInput("--out, --back, --check", "cannot be combined", "give one of them")
-    with build_client(settings) as client, Console(stderr=True).status("looking at pets"):
+    with build_client(settings) as client, Console(stderr=True).status("reading pets"):
         found = build_cold_pets(settings, client)
         if found is None:
             raise InvalidInput("SPLOOT_COLD_STORE", "is not set", "set it to the directory or bucket of cold vectors")
@@ -135,10 +135,10 @@ def cold(
         moved = 0 if check else n_done
         print_json({"pets": len(chosen), "bytes": n_bytes, "moved": moved, "unreadable": [one.pet for one in failed]})
     else:
-        where = "in Redis can move out" if is_out else "are in the cold store"
+        where = "can be moved out of Redis" if is_out else "are in the cold store"
         out.print(f"vectors of {len(chosen):,} pets, {n_bytes / 1e6:,.1f} MB, {where}")
         if act is not None:
-            out.print(f"{n_done:,} {'whole' if check else 'moved'}")
+            out.print(f"{n_done:,} {'intact' if check else 'moved'}")
     for one in failed:
         err.print(f"pet {one.pet} cannot be read: {one.problem}")
     if failed:

@@ -156,7 +156,7 @@ def pets(
     ] = "",
     order: Annotated[PetOrder, typer.Option(help="Order of the pets; most noise or items first.")] = PetOrder.ID,
     limit: Annotated[int, typer.Option(min=1, max=MAX_PETS, help="Maximum number to show.")] = 50,
-    cursor: Annotated[str | None, typer.Option(help="Where the page before ended, as it printed.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="The cursor that the previous page printed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the pets."""
@@ -180,7 +180,7 @@ def pets(
 def clusters(
     pet: Pet,
     order: Annotated[
-        ItemOrder, typer.Option(help="Order of the items; those without a time come last in occurred_at.")
+        ItemOrder, typer.Option(help="Order of the items; with occurred_at, those without a time come last.")
     ] = ItemOrder.ARRIVED,
     name: Annotated[
         str, typer.Option(help="Only clusters with a name that begins with this text, in upper or lower case.")

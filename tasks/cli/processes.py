@@ -146,7 +146,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep running at the end, until Ctrl-C.")] = False,
     directory: Annotated[Path, typer.Option(help="Directory for summary, maps and logs.")] = Path("demo-output"),
 ) -> None:
-    """Run the main scenario with real images and real processes. Fails unless every promised effect was seen."""
+    """Run the main scenario with real images and real processes. Fails unless every guarantee was kept."""
     need("sklearn", "matplotlib", "faiss", "fastapi")
     from rich.console import Console
 

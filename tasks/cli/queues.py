@@ -224,9 +224,7 @@ def queue_jobs(
     queue: Annotated[str | None, typer.Argument(help="The queue; default: all queues.", metavar="QUEUE")] = None,
     state: Annotated[JobsIn, typer.Option(help="Jobs that wait, that run, or that are delayed.")] = JobsIn.WAITING,
     limit: Limit = 50,
-    cursor: Annotated[
-        str | None, typer.Option(help="With QUEUE: the cursor that the previous page ended with.")
-    ] = None,
+    cursor: Annotated[str | None, typer.Option(help="With QUEUE: the cursor that the previous page printed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show unfinished jobs: those that wait, that run, or that are delayed, such as retries with their last error."""

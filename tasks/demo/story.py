@@ -151,7 +151,7 @@ class Story:
         addresses = [f"{self.stack.http}/readyz", *self.stack.metrics]
         with self.console.status("starting two worker pods, the scheduler and the server"):
             up = _wait_until_all_answer(addresses)
-        self.seen.promise("server and workers answer", up == addresses, f"{len(up)} of {len(addresses)} addresses")
+        self.seen.promise("server and workers answer", up == addresses, f"{len(up)} of {len(addresses)} URLs")
 
     def ingest(self) -> None:
         """Send every item at a steady rate. While sending, kill a worker process and send a poisoned event."""
@@ -389,7 +389,7 @@ class Story:
             f"success {samples['success']}, invalid {samples['invalid']} since the workers started; "
             f"queues sampled {age_s:.0f} s ago"
         )
-        self.seen.promise("/metrics shows all of it", complete, seen)
+        self.seen.promise("/metrics shows the jobs and a recent sample", complete, seen)
 
     def _check_queues(self) -> None:
         left = {queue: self._unfinished(queue) for queue in (EMBEDDING_INGESTED, CLUSTER_FEEDBACK, CLUSTER_RECLUSTER)}

@@ -96,7 +96,7 @@ def render(albums: Sequence[Album], seen: Seen) -> Group:
         f"p50 {seen.age_quantile_ms(0.5):.0f} ms, p95 {seen.age_quantile_ms(0.95):.0f} ms "
         f"over {len(seen.ages_ms):,} events in {seen.ingest_s:.0f} s",
     )
-    promises = Table(title="Promises and observations", title_justify="left", show_header=False)
+    promises = Table(title="Guarantees and observations", title_justify="left", show_header=False)
     for promise in seen.promises:
         mark = Text("kept", style="green") if promise.is_kept else Text("BROKEN", style="bold red")
         promises.add_row(mark, promise.text, promise.seen)

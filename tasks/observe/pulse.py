@@ -118,7 +118,7 @@ class KeepPulse(dramatiq.Middleware):
         if isinstance(broker, RedisStreamsBroker):
             for queue, moved_at in broker.consumers_moved_at().items():
                 if now - moved_at > self._hung_after_s:
-                    return f"the consumer of {queue} has not asked for a message for {now - moved_at:.0f} s"
+                    return f"the consumer of {queue} has not fetched messages for {now - moved_at:.0f} s"
         if any(not thread.is_alive() for thread in worker.workers):
             return "a worker thread has ended"
         for message, since in list(self._running.values()):

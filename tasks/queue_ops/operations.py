@@ -454,7 +454,7 @@ class Operations:
         warnings = [CANCEL_LOSES[queue_of(queue)]] if entries and queue_of(queue) in CANCEL_LOSES else []
         if n_running:
             warnings.append(
-                f"{n_running} of them are with live workers: what runs is interrupted, and what ends before is done"
+                f"{n_running} of them are with live workers: they are interrupted, unless they finish first"
             )
         if len(entries) == MOST_ENTRIES:
             warnings.append(f"these are the first {MOST_ENTRIES:,}; plan again for the rest")
@@ -491,7 +491,7 @@ class Operations:
             warnings.append("no worker is alive to read the shards")
         elif n > SHARDS_PER_PROCESS * n_alive:
             warnings.append(
-                f"{_n(n_alive, 'worker process reads', 'worker processes read')} {n:,} shards; few are enough"
+                f"{_n(n_alive, 'worker process reads', 'worker processes read')} {n:,} shards; fewer are enough"
             )
         if n < before:
             warnings.append(f"the other shards stay until workers have emptied them; {queue} counts their jobs, too")

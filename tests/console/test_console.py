@@ -229,7 +229,7 @@ def test_recluster_preview_is_shown_as_moves_and_applied_exactly(
     page.sees("40 items")
 
     page.click("Recluster…")
-    page.sees("constraints of people's corrections kept")
+    page.sees("constraints from corrections kept")
     page.sees("10 find an album")
     assert album.clusters(PET).revision == revision
     page.click("Apply this preview")

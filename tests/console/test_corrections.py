@@ -37,7 +37,7 @@ def test_shift_selects_a_range_and_only_that_range_is_split_off(
     end = page.labelled("s0-4")
     ActionChains(page.browser).key_down(Keys.SHIFT).click(end).key_up(Keys.SHIFT).perform()
     chosen = page.chosen()
-    page.sees("4 chosen")
+    page.sees("4 selected")
 
     page.correct("split")
 
@@ -57,14 +57,14 @@ def test_items_can_be_selected_and_corrected_by_keyboard_alone(page: Page, album
     page.press(Keys.ARROW_RIGHT)
     page.press(Keys.ARROW_RIGHT)
     page.press(Keys.SHIFT + Keys.ARROW_RIGHT)
-    page.sees("2 chosen")
+    page.sees("2 selected")
     page.press("n")
     page.sees("4 loose")
     page.press("3")
     page.sees("Loose items 4")
     page.press(Keys.ARROW_RIGHT)
     page.press("a")
-    page.sees("4 chosen")
+    page.sees("4 selected")
     page.press(Keys.ESCAPE)
     eventually(lambda: page.chosen() == set())
     page.press("z")
@@ -72,7 +72,7 @@ def test_items_can_be_selected_and_corrected_by_keyboard_alone(page: Page, album
 
     eventually(lambda: kinds(album) == ["undo", "exclude", "recluster"], within_s=30)
     page.press("?")
-    page.sees("choose a range")
+    page.sees("select a range")
     assert page.complaints() == []
 
 
@@ -128,7 +128,7 @@ def test_waiting_correction_is_shown_after_a_reload_until_it_ends(
     eventually(lambda: redis_client.xlen("streams:cluster.feedback") == 1)
 
     page.browser.refresh()
-    page.sees("Not in this picture yet: merge clusters (queued)")
+    page.sees("Not shown yet: merge clusters (queued)")
     page.sees("32 items in 3 albums")
     request.getfixturevalue("worker")
     page.sees("Someone has changed this pet since the page was loaded.")

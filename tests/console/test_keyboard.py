@@ -58,7 +58,7 @@ def test_labeller_does_every_task_by_keyboard(page: Page, album: ClusterService,
     page.sees("32 items in 3 albums, 2 loose")
 
     press(page, Keys.ARROW_RIGHT, Keys.SPACE, Keys.ARROW_RIGHT, Keys.SPACE)
-    page.sees("2 chosen")
+    page.sees("2 selected")
     press(page, "m")
     page.sees("32 items in 2 albums")
     press(page, "z")
@@ -69,7 +69,7 @@ def test_labeller_does_every_task_by_keyboard(page: Page, album: ClusterService,
     press(page, Keys.ARROW_RIGHT, Keys.ENTER)
     page.sees("Nearest neighbours")
     press(page, Keys.ESCAPE, Keys.SPACE)
-    page.sees("1 chosen")
+    page.sees("1 selected")
     press(page, "s")
     page.sees("32 items in 4 albums")
     press(page, Keys.SPACE, "n")
@@ -84,7 +84,7 @@ def test_labeller_does_every_task_by_keyboard(page: Page, album: ClusterService,
     press(page, Keys.ARROW_DOWN, Keys.ENTER)
     page.sees("Loose items 0")
 
-    activate(page, "Recluster…", shows="constraints of people's corrections kept")
+    activate(page, "Recluster…", shows="constraints from corrections kept")
     activate(page, "Apply", shows="Reclustered exactly as previewed.")
 
     press(page, "5")

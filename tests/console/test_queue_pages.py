@@ -158,7 +158,7 @@ def test_search_finds_pets_items_jobs_and_errors(
     search(f"{LARGE} s0-1")
     page.sees(f"Item s0-1 of pet {LARGE}")
     search("nothing")
-    page.sees("Nothing has this id")
+    page.sees("Nothing matches this id")
     page.click("Pets", within="//header")
 
     assert [line for line in page.complaints() if "404" not in line] == []

@@ -27,7 +27,7 @@ def kinds(service: ClusterService) -> list[str]:
 def test_keys_answer_undo_and_postpone_questions(page: Page, looks: ClusterService, worker: None) -> None:
     n_items = looks.clusters(PET).n_media
     page.open(f"pet/{PET}/review")
-    page.sees("Do Album 1 and Album 2 show the same?")
+    page.sees("Do Album 1 and Album 2 show the same subject?")
     assert len(page.shown(".side")) == 2
 
     page.press("s")
@@ -38,7 +38,7 @@ def test_keys_answer_undo_and_postpone_questions(page: Page, looks: ClusterServi
     assert looks.history(PET)[0].summary["answer"] == "yes"
 
     page.press("z")
-    page.sees("Do Album 1 and Album 2 show the same?")
+    page.sees("Do Album 1 and Album 2 show the same subject?")
     eventually(lambda: kinds(looks) == ["undo", "merge"], within_s=30)
     page.press("d")
     eventually(lambda: kinds(looks)[0] == "keep_apart", within_s=30)
@@ -50,12 +50,12 @@ def test_postponed_question_returns_and_a_foreign_album_is_hidden(
     page: Page, looks: ClusterService, worker: None
 ) -> None:
     page.open(f"pet/{PET}/review")
-    page.sees("Do Album 1 and Album 2 show the same?")
+    page.sees("Do Album 1 and Album 2 show the same subject?")
 
     page.press("l")
     page.sees("No questions about this pet")
     page.click("Ask the 1 left for later")
-    page.sees("Do Album 1 and Album 2 show the same?")
+    page.sees("Do Album 1 and Album 2 show the same subject?")
     page.press("x")
 
     eventually(lambda: kinds(looks) == ["hide"], within_s=30)
@@ -64,7 +64,7 @@ def test_postponed_question_returns_and_a_foreign_album_is_hidden(
 
 def test_answer_buttons_are_large_and_within_the_phone_screen(phone: Page, looks: ClusterService, worker: None) -> None:
     phone.open(f"pet/{PET}/review")
-    phone.sees("Do Album 1 and Album 2 show the same?")
+    phone.sees("Do Album 1 and Album 2 show the same subject?")
 
     answers = phone.browser.find_elements(By.CSS_SELECTOR, ".answer")
     assert all(button.rect["height"] >= 40 and button.rect["width"] >= 120 for button in answers)

@@ -155,7 +155,7 @@ def test_runbook_takes_a_hung_job_from_a_live_worker(patient: OnCall) -> None:
 
     ends(
         patient,
-        "Resolved [no environment]: A worker has held a job for very long (MediaClusterStreamLagCritical)",
+        "Resolved [no environment]: A worker has held a job for a very long time (MediaClusterStreamLagCritical)",
         within_s=400,
     )
     reported_once(patient, "MediaClusterStreamLagCritical", pages=False)

@@ -290,7 +290,8 @@ def test_runbook_takes_a_hung_job_from_a_live_worker(on_call: OnCall) -> None:
     further = leads_to(sections()[heading], opened(on_call, "MediaClusterStreamLagCritical"))
     on_call.follow(*under(further))
 
-    ends(on_call, "Resolved [no environment]: A worker has held a job for very long (MediaClusterStreamLagCritical)")
+    resolved = "Resolved [no environment]: A worker has held a job for a very long time (MediaClusterStreamLagCritical)"
+    ends(on_call, resolved)
 
 
 # This test comes last, because error-budget alerts stay active long after their cause has ended.

@@ -504,12 +504,12 @@ def test_vectors_of_idle_pets_move_out_and_back(cli: CommandLine, service: Clust
     assert (unset.code, "SPLOOT_COLD_STORE" in unset.err) == (2, True)
     assert (both.code, "cannot be combined" in both.err) == (2, True)
     assert (young.code, young.json["pets"]) == (4, 0)
-    assert (plan.code, "vectors of 2 pets, 0.0 MB, in Redis can move out" in plan.out) == (4, True)
+    assert (plan.code, "vectors of 2 pets, 0.0 MB, can be moved out of Redis" in plan.out) == (4, True)
     assert moved.json == {"pets": 2, "bytes": 9 * 4 * 16, "moved": 2, "unreadable": []}
     assert tables.json["items"] == 9
     assert (captured.code, raw.code) == (0, 0)
     assert (seen.code, "vectors of 2 pets, 0.0 MB, are in the cold store" in seen.out) == (0, True)
-    assert (checked.code, "2 whole" in checked.out) == (0, True)
+    assert (checked.code, "2 intact" in checked.out) == (0, True)
     assert (damaged.code, damaged.json["unreadable"]) == (1, [43])
     assert (partly.code, "1 moved" in partly.out, "pet 43 cannot be read" in partly.err) == (1, True, True)
     assert back.json["moved"] == 1

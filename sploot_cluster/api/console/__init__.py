@@ -103,7 +103,7 @@ def check_media_url_template(template: str) -> None:
         return
     hint = "set e.g. https://media.example/{pet_id}/{media_id}?w={width}"
     if not _ORIGIN.match(template) or _UNSAFE.search(template):
-        raise InvalidInput(MEDIA_VARIABLE, f"{template!r} is not an http or https address", hint)
+        raise InvalidInput(MEDIA_VARIABLE, f"{template!r} is not an http or https URL", hint)
     if "{media_id}" not in template:
         raise InvalidInput(MEDIA_VARIABLE, "does not contain {media_id}", hint)
 

@@ -50,7 +50,7 @@ class PlaceMedia(LedgerRequest):
             return
         rows, into = lookup.rows_of_known(state, self.media_ids), lookup.living(state, self.into, "into")
         if ((state.labels[rows] == into) & (state.origins[rows] == Origin.CORRECTED)).all():
-            problem = f"a person has already placed all of them in cluster {into}"
+            problem = f"users have already placed all of them in cluster {into}"
             raise AlreadyMade("media_ids", problem, "send items that are elsewhere, or leave it as it is")
 
     def plan(self, state: PetState, operation: Operation) -> tuple[Change, Corrected]:

@@ -186,7 +186,7 @@ class ColdPets:
             vectors.put(IDENTITY_OBJECT, own)
             stored = _get(vectors, IDENTITY_OBJECT)
         if stored != own:
-            problem = f"the storage is another one: its object {IDENTITY_OBJECT!r} is not that of this Redis"
+            problem = f"the storage is a different one: its object {IDENTITY_OBJECT!r} does not match this Redis"
             raise ColdStoreUnavailable(doing=doing, problem=problem)
         if is_new:
             self._identify(keys=[IDENTITY], args=[known, own])

@@ -37,7 +37,7 @@ def capture(
         tuple[str, str] | None, typer.Option(help="Capture a dead letter, by queue and id.", metavar="QUEUE ID")
     ] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Capture the keys of the pet as they are, also of a pet that cannot be read.")
+        bool, typer.Option("--raw", help="Capture the keys of the pet as they are, even if it cannot be read.")
     ] = False,
     redact: Annotated[
         bool, typer.Option("--redact", help="Leave embeddings out; the capture can only be inspected.")

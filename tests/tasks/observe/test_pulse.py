@@ -131,7 +131,7 @@ def test_consumer_that_stops_fetching_messages_is_reported_as_stuck(redis_url: s
         consumer.resume()
 
     assert found.stuck is not None
-    assert found.stuck.startswith("the consumer of embedding.ingested has not asked for a message for 6")
+    assert found.stuck.startswith("the consumer of embedding.ingested has not fetched messages for 6")
 
 
 def test_redis_outage_is_not_reported_as_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,13 +29,13 @@ export const find = {
     const nothing = !job && !pets.length && !why && !found?.jobs.length && !found?.dead_letters.length;
     return [
       h("h1", {}, `Search: ${text}`),
-      nothing && h("p", { class: "banner" }, "Nothing has this id, number or error. Jobs that ended more than a day ago are forgotten."),
+      nothing && h("p", { class: "banner" }, "Nothing matches this id, number or error. Jobs that ended more than a day ago are forgotten."),
       job && section("Job", h("p", {}, h("a", { class: "id", href: `#/job/${encodeURIComponent(job.job_id)}` }, job.job_id), ` ${job.state}: ${job.reason}`)),
       why && section("Item", h("p", {}, h("a", { href: `#/pet/${itemPet}` }, `Item ${item} of pet ${itemPet}`), ` is ${why.cluster_id === null ? "in no cluster" : `in cluster ${why.cluster_id}`}: ${why.reason}`)),
       pets.length > 0 && section("Pets", table(["pet", ...["items", "albums", "loose"].map((text) => ({ text, class: "number" }))], pets.map((one) => [h("a", { href: `#/pet/${one.pet_id}` }, one.name ? `${one.name} (${one.pet_id})` : one.pet_id), number(count(one.n_media)), number(count(one.n_clusters)), number(count(one.n_noise))]))),
       found?.jobs.length > 0 && section("Unfinished jobs", jobTable(found.jobs, { withQueue: true })),
       found?.dead_letters.length > 0 && section("Dead letters", deadTable(found.dead_letters)),
-      found && !found.is_complete && h("p", { class: "quiet" }, "More match than are shown, or more dead letters exist than were searched: search for something narrower."),
+      found && !found.is_complete && h("p", { class: "quiet" }, "There are more matches than shown, or more dead letters than were searched. Narrow the search."),
     ];
   },
 };

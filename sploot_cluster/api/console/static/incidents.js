@@ -161,7 +161,7 @@ function ofQueue(alert, queue, jobs, again) {
   const button = (text, action, body, cli) => h("button", { type: "button", onclick: () => act(name, action, body, { title: `${text.replace("…", "")} ${name}`, cli: ["queue", ...cli], again }) }, text);
   return [
     dead.map((one) => button(`Rescue ${shortName(one.name)}…`, "rescue", { consumer: one.name }, ["rescue", name, "--consumer", one.name])),
-    hanging.map((worker) => button(`Rescue ${shortName(worker)} although it lives…`, "rescue", { consumer: worker, even_if_alive: true }, ["rescue", name, "--consumer", worker, "--even-if-alive"])),
+    hanging.map((worker) => button(`Rescue ${shortName(worker)} although it is alive…`, "rescue", { consumer: worker, even_if_alive: true }, ["rescue", name, "--consumer", worker, "--even-if-alive"])),
     queue.orphaned > 0 && h("button", { type: "button", onclick: () => rescue(name, again) }, "Rescue orphans…"),
     alert.jobs === "dead" && button("Requeue those of the last half hour…", "requeue", { matching: { since_s: 1800 } }, ["dead", "requeue", name, "--since", "30m"]),
     pauseButton(queue, again),

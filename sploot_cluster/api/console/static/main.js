@@ -34,7 +34,7 @@ const broken = (problem) => ({
   every: null,
   isPublic: true,
   load: async () => null,
-  draw: () => [h("h1", {}, "Broken link"), h("p", { class: "banner is-critical" }, problem), h("p", {}, "Choose a page above, or correct the address.")],
+  draw: () => [h("h1", {}, "Broken link"), h("p", { class: "banner is-critical" }, problem), h("p", {}, "Choose a page above, or correct the URL.")],
 });
 
 /** Return the start page: the pets for a labeller, the queues for everyone else. */

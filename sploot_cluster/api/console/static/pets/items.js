@@ -59,14 +59,14 @@ export function itemsView(desk, { album: id = null, dismissed = false } = {}) {
 }
 
 const allButton = (grid, selection) =>
-  h("button", { type: "button", class: "quiet-button", onclick: () => (selection.size >= grid.items.length ? selection.clear() : grid.choose()) }, "Choose all");
+  h("button", { type: "button", class: "quiet-button", onclick: () => (selection.size >= grid.items.length ? selection.clear() : grid.choose()) }, "Select all");
 
 function head(desk, id, album, dismissed, all) {
   const back = h("a", { href: `#/pet/${desk.pet}`, class: "back", "aria-label": "Back to the albums" }, "←");
   if (id === null) {
     const [title, text] = dismissed
-      ? ["Dismissed", "A person put these items in no album. They stay there until that is undone."]
-      : ["Loose items", "Items that resemble no album closely enough. Drag them onto an album, or choose some and place them."];
+      ? ["Dismissed", "A user dismissed these items. They stay in no album until that is undone."]
+      : ["Loose items", "Items that are not similar enough to any album. Drag them onto an album, or select some and place them."];
     const other = dismissed ? h("a", { href: `#/pet/${desk.pet}/loose` }, "Loose items") : desk.view.dismissed.length > 0 && h("a", { class: "whole", href: `#/pet/${desk.pet}/dismissed` }, `${count(desk.view.dismissed.length)} dismissed`);
     return [back, h("div", {}, h("h2", {}, title, " ", h("span", { class: "count" }, count(all.length))), h("p", { class: "quiet" }, text, other && [" ", other]))];
   }

@@ -3,10 +3,10 @@
 import { h, inform } from "../dom.js";
 
 const SHEET = [
-  ["Anywhere", [["?", "this sheet"], ["F", "find an album or an item"], ["/", "search jobs, pets and errors"], ["Z", "undo the last correction"], ["Esc", "clear the choice; close"], ["1 – 5", "Review, Albums, Loose, Map, History"]]],
-  ["In a grid", [["← → ↑ ↓", "move"], ["Shift + ← →", "choose a range; Shift + click does the same"], ["Space", "choose or drop one"], ["A", "choose all"], ["Enter", "open an album, or show why an item is here"]]],
+  ["Anywhere", [["?", "this list of keys"], ["F", "find an album or an item"], ["/", "search jobs, pets and errors"], ["Z", "undo the last correction"], ["Esc", "clear the selection; close"], ["1 – 5", "Review, Albums, Loose, Map, History"]]],
+  ["In a grid", [["← → ↑ ↓", "move"], ["Shift + ← →", "select a range; Shift + click does the same"], ["Space", "select or deselect one"], ["A", "select all"], ["Enter", "open an album, or show why an item is here"]]],
   ["On the map", [["← → ↑ ↓", "go to the nearest item"], ["Enter", "show why it is here"]]],
-  ["With a choice", [["M", "merge"], ["K", "keep apart"], ["R", "name; without a choice: the pet"], ["H", "hide, or U: show"], ["L", "lock, or unlock"], ["C", "make it the cover"], ["P", "place in an album"], ["S", "split off"], ["N", "not this album"], ["D", "dismiss"]]],
+  ["With a selection", [["M", "merge"], ["K", "keep apart"], ["R", "name; without a selection: the pet"], ["H", "hide, or U: show"], ["L", "lock, or unlock"], ["C", "make it the cover"], ["P", "place in an album"], ["S", "split off"], ["N", "not this album"], ["D", "dismiss"]]],
   ["In the review", [["S or →", "same"], ["D or ←", "different"], ["X", "not this pet"], ["L or Space", "later"], ["Z", "undo"]]],
 ];
 

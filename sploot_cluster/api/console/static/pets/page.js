@@ -131,7 +131,7 @@ export class PetPage {
       this.news,
       desk.isStale && !desk.open.length && refresh("Someone has changed this pet since the page was loaded."),
       desk.nArrived > 0 && refresh(`${count(desk.nArrived)} newer ${desk.nArrived === 1 ? "revision" : "revisions"}: items arrived, or an album was named.`),
-      desk.others.length > 0 && h("p", { class: "banner" }, h("span", {}, h("span", { class: "working" }), "Not in this picture yet: ", desk.others.slice(0, 3).map((job, at) => [at > 0 && ", ", h("a", { href: `#/job/${encodeURIComponent(job.job_id)}` }, job.actor.replaceAll("_", " ")), ` (${job.state})`]), desk.others.length > 3 && ` and ${count(desk.others.length - 3)} more`)),
+      desk.others.length > 0 && h("p", { class: "banner" }, h("span", {}, h("span", { class: "working" }), "Not shown yet: ", desk.others.slice(0, 3).map((job, at) => [at > 0 && ", ", h("a", { href: `#/job/${encodeURIComponent(job.job_id)}` }, job.actor.replaceAll("_", " ")), ` (${job.state})`]), desk.others.length > 3 && ` and ${count(desk.others.length - 3)} more`)),
     );
   }
 
@@ -177,7 +177,7 @@ export class PetPage {
     this.bar.classList.toggle("is-choosing", n > 0);
     draw(
       this.bar,
-      n > 0 && h("span", { class: "chosen" }, h("strong", {}, count(n)), " chosen"),
+      n > 0 && h("span", { class: "chosen" }, h("strong", {}, count(n)), " selected"),
       offered.map(({ verb, given }) => h("button", { type: "button", data: { verb: verb.verb, key: verb.verb }, title: verb.description, onclick: () => this.#correct(verb, given) }, verb.button, VERB_KEYS[verb.verb] && h("kbd", {}, VERB_KEYS[verb.verb].toUpperCase()))),
       n > 0 && h("button", { type: "button", class: "quiet-button", data: { key: "clear" }, onclick: () => selection.clear() }, "Clear"),
     );

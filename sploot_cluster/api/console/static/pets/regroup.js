@@ -10,7 +10,7 @@ export function regroupView(desk) {
   let isGone = false;
 
   async function load() {
-    fill(element, h("h2", {}, "Preview of a recluster"), h("p", { class: "working", role: "status" }, "Asking a worker…"));
+    fill(element, h("h2", {}, "Preview of a recluster"), h("p", { class: "working", role: "status" }, "Waiting for a worker…"));
     const status = element.querySelector(".working");
     try {
       const job = await post("clusters/recluster", { pet_id: desk.pet, preview: true }, { Prefer: "respond-async" });
@@ -32,7 +32,7 @@ export function regroupView(desk) {
     fill(
       element,
       h("h2", {}, "Preview of a recluster"),
-      h("p", {}, `${count(result.n_clusters)} albums and ${count(result.n_noise)} loose items. `, h("strong", { class: "kept" }, `${count(result.constraints_kept)} of ${count(result.constraints)} constraints of people's corrections kept.`)),
+      h("p", {}, `${count(result.n_clusters)} albums and ${count(result.n_noise)} loose items. `, h("strong", { class: "kept" }, `${count(result.constraints_kept)} of ${count(result.constraints)} constraints from corrections kept.`)),
       h("div", { class: "row" }, apply, h("a", { class: "button", href: `#/pet/${desk.pet}` }, "Discard")),
       movesView(desk, diff),
       h("p", { class: "quiet" }, "On the command line, to apply exactly this preview:"),

@@ -162,11 +162,11 @@ const nameOf = (desk, id) => {
 function sentence(desk, { kind, cluster_ids: ids, question }) {
   switch (kind) {
     case "same_subject":
-      return `Do ${nameOf(desk, ids[0])} and ${nameOf(desk, ids[1])} show the same?`;
+      return `Do ${nameOf(desk, ids[0])} and ${nameOf(desk, ids[1])} show the same subject?`;
     case "stranger":
       return `Does this item belong to ${nameOf(desk, ids[0])}?`;
     case "two_subjects":
-      return `Does ${nameOf(desk, ids[0])} show the same throughout?`;
+      return `Does ${nameOf(desk, ids[0])} show the same subject throughout?`;
     default:
       return question;
   }

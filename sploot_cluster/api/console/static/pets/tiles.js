@@ -5,7 +5,7 @@ import { picture } from "./pictures.js";
 import { items, titleOf } from "./desk.js";
 
 const COVERS = 4;
-const WAYS = { core: "found by density", arrived: "assigned on arrival", absorbed: "absorbed, low confidence", corrected: "placed by a person" };
+const WAYS = { core: "found by density", arrived: "assigned on arrival", absorbed: "absorbed, low confidence", corrected: "placed by a user" };
 
 export const keyOfAlbum = (album) => String(album.cluster_id);
 export const nameOfAlbum = (album) => `${titleOf(album)}, ${items(album.size)}`;
@@ -34,7 +34,7 @@ function origins(album) {
   );
 }
 
-export const lock = () => h("span", { class: "lock", role: "img", "aria-label": "locked", title: "Locked: no machine changes which items it has" });
+export const lock = () => h("span", { class: "lock", role: "img", "aria-label": "locked", title: "Locked: reclusters do not change which items it has" });
 
 export function albumTile(pet, album) {
   return h(

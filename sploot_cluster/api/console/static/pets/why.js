@@ -5,7 +5,7 @@ import { h, inform, notice, shell, table, when } from "../dom.js";
 import { picture } from "./pictures.js";
 import { titleOf } from "./desk.js";
 
-const ORIGINS = { core: "found by density", arrived: "assigned on arrival", absorbed: "absorbed, low confidence", corrected: "placed by a person", noise: "in no album", dismissed: "dismissed by a person", quarantined: "in quarantine: its vector has another model" };
+const ORIGINS = { core: "found by density", arrived: "assigned on arrival", absorbed: "absorbed, low confidence", corrected: "placed by a user", noise: "in no album", dismissed: "dismissed by a user", quarantined: "in quarantine: its vector has another model" };
 
 /** Show the item in a dialog. `all` and `open` let the arrow keys go on to the next one. */
 export async function why(desk, item, { all = [item], open = () => {} } = {}) {
