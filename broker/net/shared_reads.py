@@ -191,9 +191,9 @@ class _Watch:
             except (BrokerConnectionError, redis.RedisError) as error:
                 if self._is_stopping.is_set():
                     break
-                self._logger.warning("could not wait for news of timers; trying again", extra={"error": str(error)})
+                self._logger.warning("could not wait for notifications; trying again", extra={"error": str(error)})
             except Exception:
-                self._logger.exception("could not wait for news of timers; trying again")
+                self._logger.exception("could not wait for notifications; trying again")
             self._read.drop()
             for timer in self._known():
                 timer.wake()

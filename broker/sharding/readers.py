@@ -151,7 +151,7 @@ class Readers:
             try:
                 self.run_once()
             except (BrokerConnectionError, redis.RedisError) as error:
-                self._logger.warning("could not look at the shards; trying again", extra={"error": str(error)})
+                self._logger.warning("could not read the list of shards; trying again", extra={"error": str(error)})
             except Exception:
                 self._logger.exception("could not decide which shards to read; trying again")
             self._is_stopping.wait(ROUND_S if self._shards.layout.most > 1 else READ_EVERY_S)

@@ -21,7 +21,7 @@ from tasks.demo.stack import Pod, Pods, Ports, answers, until
 # Folder next to the packages in the repository; the wheel does not contain it.
 OPS: Final = Path(__file__).parents[2] / "ops"
 PACKAGES: Final = ("prometheus", "prometheus-alertmanager")
-# It measures Redis's memory. Where it is missing, a full Redis is noticed when it refuses writes.
+# Measures Redis's memory. Without it, alerts notice a full Redis only when Redis refuses writes.
 EXPORTER: Final = "prometheus-redis-exporter"
 READY_WITHIN_S: Final = 60.0
 STOP_WITHIN_S: Final = 20.0

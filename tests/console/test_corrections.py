@@ -122,7 +122,7 @@ def test_waiting_correction_is_shown_after_a_reload_until_it_ends(
     page.open(f"pet/{PET}")
     page.choose("Album 1", "Album 2")
     page.correct("merge")
-    page.sees("1 on the way")
+    page.sees("1 in progress")
     # the buttons disappear with the selection, so a second click has no effect
     assert not page.browser.find_element(By.CSS_SELECTOR, ".verbs").is_displayed()
     eventually(lambda: redis_client.xlen("streams:cluster.feedback") == 1)
@@ -132,7 +132,7 @@ def test_waiting_correction_is_shown_after_a_reload_until_it_ends(
     page.sees("32 items in 3 albums")
     request.getfixturevalue("worker")
     page.sees("Someone has changed this pet since the page was loaded.")
-    page.click("Show it as it is")
+    page.click("Show the current state")
 
     page.sees("32 items in 2 albums")
     assert kinds(album) == ["merge", "recluster"]

@@ -89,7 +89,7 @@ def pet_work_router(admission: Admission, jobs: JobQueue, service: PetService) -
     def get_map(
         pet_id: PetInPath,
         limit: Annotated[
-            int, Query(description="Maximum number of items, evenly chosen.", ge=2, le=MAX_POINTS)
+            int, Query(description="Maximum number of items, evenly sampled.", ge=2, le=MAX_POINTS)
         ] = 5_000,
         if_none_match: IfNoneMatch = None,
     ) -> Response:

@@ -87,7 +87,7 @@ export function mapView(desk) {
       ink.stroke();
     }
     drawLegend();
-    note.textContent = points.media_ids.length < points.n_media ? `${count(points.media_ids.length)} of ${count(points.n_media)} items, evenly chosen. Axes: the two directions in which the items differ most.` : `${items(points.n_media)}. Axes: the two directions in which the items differ most; corrections move no point.`;
+    note.textContent = points.media_ids.length < points.n_media ? `${count(points.media_ids.length)} of ${count(points.n_media)} items, evenly sampled. Axes: the two directions in which the items differ most.` : `${items(points.n_media)}. Axes: the two directions in which the items differ most; corrections move no point.`;
   }
 
   function drawLegend() {

@@ -121,12 +121,12 @@ export class PetPage {
     if (!open.length) return null;
     const [first] = open;
     const reason = first.status && first.status.state !== "running" ? first.status.reason : "";
-    return h("span", { class: "working", role: "status", title: first.what }, `${count(open.length)} on the way`, reason && h("small", {}, ` ${reason}`));
+    return h("span", { class: "working", role: "status", title: first.what }, `${count(open.length)} in progress`, reason && h("small", {}, ` ${reason}`));
   }
 
   #drawNews() {
     const { desk } = this;
-    const refresh = (text) => h("p", { class: "banner" }, text, " ", h("button", { type: "button", class: "main", onclick: () => desk.load() }, "Show it as it is"));
+    const refresh = (text) => h("p", { class: "banner" }, text, " ", h("button", { type: "button", class: "main", onclick: () => desk.load() }, "Show the current state"));
     draw(
       this.news,
       desk.isStale && !desk.open.length && refresh("Someone has changed this pet since the page was loaded."),

@@ -137,7 +137,7 @@ export function reviewView(desk) {
       h("span", {}, h("strong", {}, count(kept.length)), kept.length === 1 ? " answer" : " answers"),
       h("span", {}, h("strong", {}, count(moved)), moved === 1 ? " item moved" : " items moved"),
       h("span", {}, h("strong", {}, `${count(all.kept)} of ${count(all.total)}`), " corrections kept"),
-      desk.open.length > 0 && h("span", { class: "working" }, `${count(desk.open.length)} on the way`),
+      desk.open.length > 0 && h("span", { class: "working" }, `${count(desk.open.length)} in progress`),
       desk.canUndo && h("button", { type: "button", class: "quiet-button", onclick: undo }, "Undo ", h("kbd", {}, "Z")),
     );
   }
