@@ -47,9 +47,9 @@ TAKE_WITHIN_MS: Final = 15_000
 # A slow Redis does not answer for PAUSE_MS, answers for a moment, and so on.
 PAUSE_MS: Final = 5_000
 ANSWER_FOR_S: Final = 0.3
-# Time for which a worker answers before the exercise "loop" kills it, at production speed; the demo divides it by its
-# speed. It is three eighths of two minutes.
-LIVES_FOR_S: Final = 45.0
+# Memory that Redis is given by the exercise "full", as a share of what it uses. What it uses changes by some percent
+# from one second to the next.
+FULL_AT: Final = 0.8
 
 _CHANNELS: Final = {"slack": "Slack #sploot-media-alerts", "slack-oncall": "Slack @oncall", "pagerduty": "PagerDuty"}
 
@@ -84,7 +84,7 @@ class Practice:
     ) -> None:
         """Args: ``own_redis`` is the server at ``redis_url``, if it is the demo's own."""
         self._stack, self._console, self._lease_ms = stack, console, lease_ms
-        self._redis_url, self._own_redis, self._speed = redis_url, own_redis, speed
+        self._redis_url, self._own_redis = redis_url, own_redis
         self._album = next(album for album in albums if album.model == DIGITS_MODEL)
         with contextlib.ExitStack() as opening:
             self.seen = opening.enter_context(receivers(self._tell))
@@ -229,7 +229,7 @@ class Practice:
         limit = self._client.config_get("maxmemory")["maxmemory"]
         used = self._client.info("memory")["used_memory"]
         self._broken.callback(self._client.config_set, "maxmemory", limit)
-        self._client.config_set("maxmemory", used)
+        self._client.config_set("maxmemory", int(FULL_AT * used))
 
     def _slow_down(self) -> None:
         """Pause all clients again and again, from one connection, until it is closed."""
@@ -254,17 +254,14 @@ class Practice:
         self._own_redis.kill()
 
     def _kill_in_a_loop(self) -> None:
-        """Kill each worker shortly after it answers. The stack starts it again, as Kubernetes would."""
+        """Kill each worker as soon as it answers. The stack starts it again, as Kubernetes would."""
         is_over = threading.Event()
-        lives_for_s = LIVES_FOR_S / self._speed
 
         def kill() -> None:
-            while not is_over.is_set():
+            while not is_over.wait(ANSWER_FOR_S):
                 for pod, metrics in zip(self._stack.workers, self._stack.metrics, strict=True):
-                    if not is_over.is_set() and answers(metrics):
-                        is_over.wait(lives_for_s / len(self._stack.workers))
+                    if answers(metrics):
                         pod.kill()
-                is_over.wait(ANSWER_FOR_S)
 
         self._run_until_fixed(kill, is_over)
 
