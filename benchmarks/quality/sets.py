@@ -25,6 +25,8 @@ MADE_UP_SIZES: Final = (30, 60, 150, 400, 1_000, 3_000)
 # Sets with bursts: (number of items before any are copied, frames of one burst per subject including the original,
 # copies of each stranger). 0 copies: no strangers.
 BURSTS: Final = ((100, 8, 0), (100, 20, 3), (250, 12, 3), (600, 20, 0))
+# Sets of small groups: (number of groups, number of outliers).
+SMALL: Final = ((12, 0), (40, 0), (120, 60), (400, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ def draw(seed: int, *, banking77: Path = BANKING77) -> Iterator[LabelledSet]:
         yield _made_up(n, rng)
     for n, n_frames, n_copies in BURSTS:
         yield _bursts(n, n_frames, n_copies, rng)
+    for n_groups, n_outliers in SMALL:
+        yield _small_groups(n_groups, n_outliers, rng)
 
 
 def _albums(seed: int) -> Iterator[LabelledSet]:
@@ -133,3 +137,15 @@ def _bursts(n: int, n_frames: int, n_copies: int, rng: np.random.Generator, *, d
     order = rng.permutation(len(x))
     name = f"bursts, {len(x)} media with {n_frames} frames each"
     return LabelledSet("bursts", name, x[order], np.concatenate(groups).astype(np.int64)[order])
+
+
+def _small_groups(n_groups: int, n_outliers: int, rng: np.random.Generator, *, dim: int = 512) -> LabelledSet:
+    """Return groups of 3 to 11 items, fewer than a large group needs, around unrelated centres."""
+    groups = np.repeat(np.arange(n_groups), rng.integers(3, 12, size=n_groups))
+    truth = np.append(groups, np.full(n_outliers, -1))
+    x = rng.normal(size=(len(truth), dim))
+    centres, spread = rng.normal(size=(n_groups, dim)), rng.uniform(0.3, 0.8, size=(n_groups, 1))
+    x[: len(groups)] = centres[groups] + spread[groups] * x[: len(groups)]
+    order = rng.permutation(len(truth))
+    name = f"small groups, {len(truth)} media of {n_groups} groups"
+    return LabelledSet("small groups", name, as_vectors(x)[order], truth[order])

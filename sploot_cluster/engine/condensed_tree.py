@@ -111,21 +111,45 @@ def _ends_of(leads: Rows) -> Rows:
         leads = farther
 
 
-def select(hierarchy: Linkage, size: int) -> tuple[Rows, DoubleVector]:
-    """Return the (n,) labels of the most stable groups of at least ``size`` rows, -1 = noise, and (n,) probabilities.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The most stable groups of a hierarchy of n rows.
 
-    A probability states how deep in its group a row lies: the density at which it leaves the group, as a share of the
-    highest density at which any row or part of the group leaves. O(n · log n).
+    Attributes:
+        labels: (n,) numbers of the groups, in no particular order; -1 = noise.
+        probabilities: (n,) how deep in its group a row lies: the density at which it leaves the group, as a share of
+            the highest density at which any row or part of the group leaves. 0 for noise.
+        contrasts: (n,) how clearly a row's group stands out: the distance at which the group joins other rows, divided
+            by the median distance at which its own rows join it. At least 1, and 0 for noise.
     """
+
+    labels: Rows
+    probabilities: DoubleVector
+    contrasts: DoubleVector
+
+
+def select(hierarchy: Linkage, size: int) -> Selection:
+    """Return the most stable groups of at least ``size`` rows. O(n · log n)."""
     n = len(hierarchy) + 1
     if n < size:
-        return np.full(n, -1, dtype=np.intp), np.zeros(n)
+        return Selection(np.full(n, -1, dtype=np.intp), np.zeros(n), np.zeros(n))
     tree = CondensedTree.of(hierarchy, size)
     labels = np.array(tree.chosen(), dtype=np.intp)[tree.groups]
+    is_grouped = labels >= 0
     highest = np.zeros(len(tree.parents))
     np.maximum.at(highest, tree.groups, tree.densities)
     np.maximum.at(highest, np.array(tree.parents[1:], dtype=np.intp), tree.births[1:])
     of_label = highest[labels]
     with np.errstate(invalid="ignore", divide="ignore"):
         depth = np.where(np.isinf(tree.densities), 1.0, np.minimum(tree.densities, of_label) / of_label)
-    return labels, np.where(labels < 0, 0.0, depth)
+        contrasts = _medians(labels[is_grouped], tree.densities[is_grouped])[labels] / tree.births[labels]
+    return Selection(labels, np.where(is_grouped, depth, 0.0), np.where(is_grouped, contrasts, 0.0))
+
+
+def _medians(groups: Rows, values: DoubleVector) -> DoubleVector:
+    """Return the lower median of the values of each group from 0 to the highest; 0 for a group without values."""
+    medians = np.zeros(groups.max(initial=0) + 1)
+    order = np.lexsort((values, groups))
+    present, first, n = np.unique(groups[order], return_index=True, return_counts=True)
+    medians[present] = values[order][first + (n - 1) // 2]
+    return medians

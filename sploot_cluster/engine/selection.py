@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sploot_cluster.engine.condensed_tree import select
+from sploot_cluster.engine.condensed_tree import Selection, select
 from sploot_cluster.engine.copies import pictures
 from sploot_cluster.engine.hierarchy import linkage
 from sploot_cluster.engine.spanning_tree import DoubleVector, SpanningTree
@@ -20,10 +20,13 @@ from sploot_cluster.pet.models import Backend
 from sploot_cluster.pet.vectors import BoolVector, FloatMatrix, FloatVector, LabelVector, Rows
 from sploot_cluster.settings import ClusterSettings
 
-# Groups are clear if the median core distance of their items, divided by the median core distance of the noise, is less
-# than this. Measured: .66 to .72 for subjects among unrelated items, whatever these have in common, and .72 to .87 for
-# parts of one class of digits.
+# Groups are clear if the distances within them, divided by those around them, are less than this (see `are_clear` and
+# `Selection.contrasts`). Measured: .66 to .72 for subjects among unrelated items, whatever these have in common, and
+# .72 to .87 for parts of one class of digits.
 _CLEAR: Final = 0.72
+
+# Minimum share of a group's rows that are in smaller, clear groups if these replace it.
+_FILLED: Final = 0.8
 
 # Minimum number of near copies that count as one item. Two make no difference, because a row's core distance is the
 # distance to its second neighbour or a farther one.
@@ -50,7 +53,7 @@ def density_of(
 ) -> Density:
     """Return the groups that a recluster starts from, given a spanning tree. O(n · d).
 
-    The groups are HDBSCAN's, with four changes, each chosen by measurement (docs/explanation/quality.md):
+    The groups are HDBSCAN's, with five changes, each chosen by measurement (docs/explanation/quality.md):
 
     - Near copies count as one item; see ``copies``. A picture with at least as many copies as a group needs items is a
       group of its own if it is in no other group.
@@ -58,6 +61,8 @@ def density_of(
       distances are similar, so with 1 / distance, a few groups that are far apart from each other would be merged into
       one.
     - Smaller groups, of at least ``settings.small_group`` items, are searched for in what would otherwise be noise.
+    - A large group that consists almost only of smaller groups that are clear is replaced by these. Otherwise, several
+      subjects with fewer items than a large group needs would be one group.
     - If a pet is mostly noise, without clear groups, all its items may simply look alike. If the median similarity of
       its items is high enough (``settings.single_cluster_similarity``), all except outliers form one group. hdbscan's
       own ``allow_single_cluster`` does not help: with it, two to six clear groups become one, and 70 % of the items of
@@ -75,8 +80,10 @@ def density_of(
     hierarchy = linkage(tree, names, parts=part)
     sharp = hierarchy.copy()
     sharp[:, 2] **= settings.sharpness
-    large = _Groups(*select(sharp, size)).of_rows(part)
-    small = _Groups(*select(hierarchy, settings.small_group)).of_rows(part).of_pictures(picture, settings.small_group)
+    large = _Groups.of(select(sharp, size)).of_rows(part)
+    selection = select(hierarchy, settings.small_group)
+    small = _Groups.of(selection).of_rows(part).of_pictures(picture, settings.small_group)
+    large = large.or_smaller(small, is_clear=selection.contrasts[part] * _CLEAR > 1)
     groups = large.with_free(small)
     if large.are_mostly_noise and not groups.are_clear(tree.core, counts=n_copies == 1):
         groups = large.or_single(vectors, settings.small_group, settings).with_free(small)
@@ -96,7 +103,7 @@ def plain_density_of(
     tree: SpanningTree, vectors: FloatMatrix, size: int, *, settings: ClusterSettings, names: Rows | None = None
 ) -> Density:
     """Return HDBSCAN's groups of at least ``size`` items, or a single group. Arguments: see :func:`density_of`."""
-    groups = _Groups(*select(linkage(tree, names), size))
+    groups = _Groups.of(select(linkage(tree, names), size))
     if groups.are_mostly_noise and not groups.are_clear(tree.core, counts=np.ones(tree.n, dtype=np.bool_)):
         groups = groups.or_single(vectors, size, settings)
     return groups.density(tree.backend)
@@ -113,6 +120,10 @@ class _Groups:
 
     labels: Rows
     probabilities: DoubleVector
+
+    @classmethod
+    def of(cls, selection: Selection) -> _Groups:
+        return cls(selection.labels, selection.probabilities)
 
     def of_rows(self, picture: Rows) -> _Groups:
         """Convert groups of pictures to groups of rows."""
@@ -135,6 +146,23 @@ class _Groups:
         return _Groups(
             np.where(joins, others.labels + self.labels.max(initial=-1) + 1, self.labels),
             np.where(joins, others.probabilities, self.probabilities),
+        )
+
+    def or_smaller(self, others: _Groups, *, is_clear: BoolVector) -> _Groups:
+        """Replace each group that consists almost only of smaller, clear groups by these.
+
+        Args:
+            others: groups of the same hierarchy, in which groups that overlap contain each other.
+            is_clear: (n,) whether the row's group in ``others`` is clear.
+        """
+        n_rows = _n_rows(self.labels)
+        is_inside = (self.labels >= 0) & (others.labels >= 0) & is_clear
+        is_inside[is_inside] = _n_rows(others.labels)[others.labels[is_inside]] < n_rows[self.labels[is_inside]]
+        n_inside = np.bincount(self.labels[is_inside], minlength=len(n_rows))
+        is_replaced = (self.labels >= 0) & np.append(n_inside >= _FILLED * n_rows, False)[self.labels]
+        return _Groups(
+            np.where(is_replaced, np.where(is_inside, others.labels + len(n_rows), -1), self.labels),
+            np.where(is_replaced, np.where(is_inside, others.probabilities, 0.0), self.probabilities),
         )
 
     @property
@@ -161,6 +189,11 @@ class _Groups:
 
     def density(self, backend: Backend) -> Density:
         return Density(_in_order_of_rows(self.labels), self.probabilities.astype(np.float32), backend)
+
+
+def _n_rows(labels: Rows) -> Rows:
+    """Return the number of rows of each group from 0 to the highest."""
+    return np.bincount(labels[labels >= 0])
 
 
 def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:

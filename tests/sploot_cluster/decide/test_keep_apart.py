@@ -33,7 +33,7 @@ def clusters_of(store: MemoryPetStore, subject: int) -> set[int]:
 def bridge(service: ClusterService, subject: int, other: int) -> None:
     """Add items between two subjects, so that a recluster would put all of them into one cluster."""
     for number, share in enumerate(np.linspace(0, 1, 120)):
-        vector = share * picture(subject, 20) + (1 - share) * picture(other, 20) + 0.05 * picture(subject, number)
+        vector = share * picture(subject, number % 12) + (1 - share) * picture(other, number % 12)
         service.assign(PET, MediaId(f"bridge-{number}"), model=MODEL, vector=vector)
 
 

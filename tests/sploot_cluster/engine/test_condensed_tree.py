@@ -36,17 +36,32 @@ def test_groups_and_probabilities_equal_those_of_hdbscan(sharpness: int, has_dup
         hierarchy[:, 2] **= sharpness
         size = int(rng.integers(2, 25))
 
-        labels, probabilities = select(hierarchy.copy(), size)
+        found = select(hierarchy.copy(), size)
 
         expected, of_expected, *_ = theirs._tree_to_labels(None, hierarchy, size, cluster_selection_method="eom")
-        assert partition(labels) == partition(expected), seed
-        np.testing.assert_allclose(probabilities, of_expected, rtol=1e-12, err_msg=str(seed))
-        n_groups += len(partition(labels))
+        assert partition(found.labels) == partition(expected), seed
+        np.testing.assert_allclose(found.probabilities, of_expected, rtol=1e-12, err_msg=str(seed))
+        n_groups += len(partition(found.labels))
     assert n_groups > 20
 
 
 def test_all_rows_are_noise_if_there_are_fewer_than_a_group_needs() -> None:
-    labels, probabilities = select(np.array([[0, 1, 0.5, 2], [3, 2, 0.7, 3]]), 4)
+    found = select(np.array([[0, 1, 0.5, 2], [3, 2, 0.7, 3]]), 4)
 
-    assert labels.tolist() == [-1, -1, -1]
-    assert probabilities.tolist() == [0, 0, 0]
+    assert found.labels.tolist() == [-1, -1, -1]
+    assert found.probabilities.tolist() == [0, 0, 0]
+    assert found.contrasts.tolist() == [0, 0, 0]
+
+
+def test_contrast_compares_the_distance_to_other_rows_with_the_distances_within_a_group() -> None:
+    within = [[0, 1, 0.1, 2], [3, 4, 0.1, 2], [7, 2, 0.2, 3], [8, 5, 0.4, 3]]
+
+    found = select(np.array([*within, [9, 10, 0.8, 6], [11, 6, 0.9, 7]]), 3)
+
+    assert found.contrasts.tolist() == pytest.approx([4, 4, 4, 2, 2, 2, 0])
+
+
+def test_contrast_of_identical_rows_is_infinite() -> None:
+    found = select(np.array([[0, 1, 0, 2], [2, 3, 0.5, 2], [4, 5, 0.7, 4]]), 2)
+
+    assert found.contrasts.tolist() == [np.inf, np.inf, pytest.approx(1.4), pytest.approx(1.4)]

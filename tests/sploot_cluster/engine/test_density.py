@@ -155,6 +155,16 @@ def test_small_groups_are_found_without_changing_large_ones() -> None:
     assert without.labels.tolist() == [0] * 80 + [1] * 80 + [-1] * 7
 
 
+@pytest.mark.parametrize("size", [4, 6, 11])
+@pytest.mark.parametrize("n_groups", [10, 60])
+def test_small_groups_that_are_clear_are_not_merged(size: int, n_groups: int) -> None:
+    vectors = looks(*[size] * n_groups, dim=64)
+
+    found = cluster_densely(vectors)
+
+    assert found.labels.tolist() == np.repeat(np.arange(n_groups), size).tolist()
+
+
 def test_no_group_is_smaller_than_min_cluster_size() -> None:
     vectors = looks(20, 6, 20)
 
