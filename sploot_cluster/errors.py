@@ -335,6 +335,14 @@ class UnreadablePet(ClusterError):
         return (_unreadable, (self.pet, self.problem, self.key, self.expected, self.found))
 
 
+class PlanUnknown(LookupError):
+    """Raised when a plan does not exist: it was applied, is older than an hour, or was never made."""
+
+    def __init__(self, plan_id: str) -> None:
+        super().__init__(f"plan {plan_id} does not exist: it was applied or is older than an hour; make a new plan")
+        self.plan_id = plan_id
+
+
 def _pet_exists(pet: int, revision: int) -> PetExists:
     return PetExists(pet=pet, revision=revision)
 

@@ -373,14 +373,6 @@ class UnknownConsumer(InvalidInput):
         self.queue, self.consumer = queue, consumer
 
 
-class PlanUnknown(LookupError):
-    """Raised when a plan does not exist: it was applied, is older than an hour, or was never made."""
-
-    def __init__(self, plan_id: str) -> None:
-        super().__init__(f"plan {plan_id} does not exist: it was applied or is older than an hour; make a new plan")
-        self.plan_id = plan_id
-
-
 @dataclass(frozen=True, slots=True)
 class DeadLetterFilter:
     """A filter for dead letters. Attributes that are None match all.

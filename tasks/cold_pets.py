@@ -1,9 +1,8 @@
-"""Cold pets in the processes: the store that reads them, and the periodic job that moves idle pets out of Redis."""
+"""The periodic job that moves the vectors of idle pets out of Redis, and its retries while the cold store is away."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import dramatiq
@@ -18,9 +17,7 @@ from tasks.observe.periodic_runs import recording_run
 from tasks.retry_policy import POLICIES
 
 if TYPE_CHECKING:
-    from sploot_cluster.store.cold.moves import ColdPets, Moved
     from sploot_cluster.store.cold.rounds import ColdRounds
-    from tasks.settings import Settings
 
 logger = logging.getLogger("sploot-cluster.queue")
 
@@ -46,18 +43,6 @@ class WaitForColdStore(Middleware):
         if isinstance(exception, ColdStoreUnavailable):
             most = message.options.get("max_retries", POLICIES[message.actor_name].max_retries)
             message.options["retries"] = min(message.options.get("retries", 0), max(0, most - 1))
-
-
-def build_cold_pets(
-    settings: Settings, client: redis.Redis, *, on_move: Callable[[Moved], None] = lambda _: None
-) -> ColdPets | None:
-    """Return the cold pets of the Redis server, or None if no cold store is configured."""
-    if not settings.cold_store:
-        return None
-    from sploot_cluster.store.cold.moves import ColdPets
-    from sploot_cluster.store.cold.vectors import open_vectors
-
-    return ColdPets(client, open_vectors(settings.cold_store), on_move=on_move)
 
 
 def declare_cold_actor(broker: dramatiq.Broker, rounds: ColdRounds, client: redis.Redis) -> None:

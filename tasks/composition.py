@@ -1,6 +1,7 @@
 """The composition of the processes: the only module that connects Redis, queue, store, service, actors and HTTP API.
 
-Nothing here opens a connection, so a worker can be imported while Redis is down; it then waits for Redis.
+Nothing here opens a connection, so a worker can be imported while Redis is down; it then waits for Redis. Each function
+imports what it composes, so that a command that only reads a pet does not import the broker.
 """
 
 from __future__ import annotations
@@ -11,31 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import redis
-from dramatiq.middleware import (
-    AgeLimit,
-    CurrentMessage,
-    Middleware,
-    Retries,
-    ShutdownNotifications,
-    TimeLimit,
-)
 
-from broker import RedisStreamsBroker
-from broker.settings import DAY_MS
 from tasks.client import ClusterTasks
 from tasks.contracts import GROUP, NAMESPACE
 from tasks.redis_access.urls import connect
 from tasks.settings import Settings
-from tasks.shards import SHARDED
-from tasks.trace_context import TakeTraceparent
-from tasks.wire import CHECKS, DECODERS
 
 if TYPE_CHECKING:
+    from dramatiq.middleware import Middleware
     from fastapi import FastAPI
 
+    from broker import RedisStreamsBroker
     from sploot_cluster import ClusterService
     from sploot_cluster.engine.backends import Fallback
-    from sploot_cluster.store.cold.moves import ColdPets
+    from sploot_cluster.jobs import ReclusterRequests
+    from sploot_cluster.store.cold.moves import ColdPets, Moved
     from sploot_cluster.store.redis import RedisPetStore
     from tasks.erasure import Erasure
     from tasks.queue_ops import Operations
@@ -58,25 +49,37 @@ def build_store(settings: Settings, client: redis.Redis, *, cold: ColdPets | Non
         cold: the cold pets, if the caller already has them; None builds them.
     """
     from sploot_cluster.store.redis import RedisPetStore
-    from tasks.cold_pets import build_cold_pets
 
     return RedisPetStore(client, cold=cold or build_cold_pets(settings, client))
+
+
+def build_cold_pets(
+    settings: Settings, client: redis.Redis, *, on_move: Callable[[Moved], None] = lambda _: None
+) -> ColdPets | None:
+    """Return the cold pets of the Redis server, or None if no cold store is configured."""
+    if not settings.cold_store:
+        return None
+    from sploot_cluster.store.cold.moves import ColdPets
+    from sploot_cluster.store.cold.vectors import open_vectors
+
+    return ColdPets(client, open_vectors(settings.cold_store), on_move=on_move)
 
 
 def build_service(
     settings: Settings,
     client: redis.Redis,
     *,
+    reclusters: ReclusterRequests | None = None,
     on_fallback: Callable[[Fallback], None] = lambda _: None,
     cold: ColdPets | None = None,
 ) -> ClusterService:
-    """Return the service with Redis as its store. It requests reclusters through the queue; see ``ClusterService``."""
+    """Return the service with Redis as its store. Only a process that assigns arrivals needs ``reclusters``."""
     from sploot_cluster.service import ClusterService
 
     return ClusterService(
         build_store(settings, client, cold=cold),
         settings=settings.clustering,
-        reclusters=ClusterTasks(client=client),
+        reclusters=reclusters,
         cache_bytes=settings.cache_mb * 1024 * 1024 or None,
         on_fallback=on_fallback,
     )
@@ -84,6 +87,11 @@ def build_service(
 
 def build_broker(settings: Settings, client: redis.Redis, *, middleware: list[Middleware]) -> RedisStreamsBroker:
     """Return the broker with this middleware."""
+    from broker import RedisStreamsBroker
+    from broker.settings import DAY_MS
+    from tasks.shards import SHARDED
+    from tasks.wire import CHECKS, DECODERS
+
     return RedisStreamsBroker(
         client=client,
         namespace=NAMESPACE,
@@ -123,11 +131,12 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
     Args:
         shared: directory in which the processes of one master write their pulse; None without a master.
     """
+    from dramatiq.middleware import AgeLimit, CurrentMessage, Retries, ShutdownNotifications, TimeLimit
     from periodiq import PeriodiqMiddleware
 
     from sploot_cluster.store.cold.rounds import ColdRounds
     from tasks.actors import declare_actors
-    from tasks.cold_pets import WaitForColdStore, build_cold_pets, declare_cold_actor
+    from tasks.cold_pets import WaitForColdStore, declare_cold_actor
     from tasks.erasure import Erasure
     from tasks.job_records import JobRecords, TrackJobs
     from tasks.observe.backlog import BacklogSampler
@@ -172,7 +181,9 @@ def build_worker(settings: Settings, *, shared: Path | None = None) -> RedisStre
         ],
     )
     cold = build_cold_pets(settings, client, on_move=count_move)
-    service = build_service(settings, client, on_fallback=count_fallback, cold=cold)
+    service = build_service(
+        settings, client, reclusters=ClusterTasks(client=client), on_fallback=count_fallback, cold=cold
+    )
     declare_actors(broker, service, batch_size=settings.batch_size, traces=Erasure(broker, client))
     declare_periodic_actors(broker, BacklogSampler(broker, client, max_queue_length=settings.max_queue_length), client)
     declare_media_actor(broker, MediaSampler(service, client), client)
@@ -199,6 +210,7 @@ def build_app(settings: Settings) -> FastAPI:
     from sploot_cluster.api.traffic import operations_of
     from tasks.observe.exposition import expose, find_unready
     from tasks.observe.figures.requests import RequestMetrics
+    from tasks.trace_context import TakeTraceparent
 
     to_close = ExitStack()
     client = to_close.enter_context(build_client(settings))

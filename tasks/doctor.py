@@ -36,7 +36,7 @@ from sploot_cluster.settings import ClusterSettings
 from sploot_cluster.store.keys import PETS, PetKeys
 from sploot_cluster.store.redis import RedisPetStore
 from sploot_cluster.threads import NATIVE, n_cores
-from tasks.cold_pets import build_cold_pets
+from tasks.composition import build_cold_pets
 from tasks.contracts import CLUSTER_MAINTENANCE, GROUP, QUEUES, stream_of
 from tasks.observe.backlog import BACKLOG
 from tasks.observe.media_totals import MEDIA

@@ -110,8 +110,7 @@ def cold(
     from rich.console import Console
 
     from sploot_cluster.store.cold.rounds import DAY_MS
-    from tasks.cold_pets import build_cold_pets
-    from tasks.composition import build_client, build_store
+    from tasks.composition import build_client, build_cold_pets, build_store
 
     settings = settings_of_environment()
     is_out = out_days is not None

@@ -15,6 +15,7 @@ from sploot_cluster.errors import (
     ClusterError,
     InvalidInput,
     PetExists,
+    PlanUnknown,
     StalePreview,
     StoreUnavailable,
     UnknownCluster,
@@ -22,7 +23,6 @@ from sploot_cluster.errors import (
     UnknownRevision,
 )
 from sploot_cluster.jobs import QueueFull, QueueUnavailable
-from sploot_cluster.queues import PlanUnknown
 from sploot_cluster.refusals import REDIS_ERRORS, explained, refusal_of
 from tasks.cli.shared import FAILED, REFUSED, UNREACHABLE, USAGE, shown_url
 from tasks.redis_access.embedded import NoRedisServer

@@ -406,8 +406,7 @@ def import_pet(
 def put_back(raw: RawPet) -> None:
     """Write the keys of a pet as they were in a raw capture, whole or damaged."""
     from sploot_cluster.store.repairs import PetRepairs
-    from tasks.cold_pets import build_cold_pets
-    from tasks.composition import build_client
+    from tasks.composition import build_client, build_cold_pets
 
     settings = settings_of_environment()
     with build_client(settings) as client:

@@ -58,7 +58,7 @@ def repair(
     with build_client(settings) as client:
         from sploot_cluster.pet.models import PetId
         from sploot_cluster.store.repairs import PetRepairs
-        from tasks.cold_pets import build_cold_pets
+        from tasks.composition import build_cold_pets
 
         repairs = PetRepairs(client, cold=build_cold_pets(settings, client))
         if pet is None:

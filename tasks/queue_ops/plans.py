@@ -14,7 +14,8 @@ from typing import Final, cast
 
 import redis
 
-from sploot_cluster.queues import Plan, PlannedEntry, PlanUnknown
+from sploot_cluster.errors import PlanUnknown
+from sploot_cluster.queues import Plan, PlannedEntry
 
 KEEP_S: Final = 60 * 60
 

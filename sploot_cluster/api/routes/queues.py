@@ -19,7 +19,7 @@ from sploot_cluster.api.numbers import IdInAddress, Seconds
 from sploot_cluster.api.problems import NOT_FOUND, QUEUE_UNAVAILABLE, Refusal, documented, field_problem, shown
 from sploot_cluster.api.routes.jobs import PREFIX
 from sploot_cluster.api.routes.pets import CURSOR_OF_PAGE
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import InvalidInput, PlanUnknown
 from sploot_cluster.queues import (
     AuditRecord,
     CanaryRun,
@@ -33,7 +33,6 @@ from sploot_cluster.queues import (
     JobsState,
     PeriodicJob,
     Plan,
-    PlanUnknown,
     QueueJob,
     QueueOperations,
     QueueStatus,

@@ -64,7 +64,7 @@ def capture(
             content = capture_dead_letter(found, settings=settings.clustering, redact=redact)
         elif raw:
             from sploot_cluster.store.repairs import PetRepairs
-            from tasks.cold_pets import build_cold_pets
+            from tasks.composition import build_cold_pets
 
             assert pet is not None
             content = capture_raw(

@@ -11,9 +11,9 @@ import pytest
 import redis
 
 from broker.keys import HANDED_BACK
-from sploot_cluster.errors import InvalidInput
+from sploot_cluster.errors import InvalidInput, PlanUnknown
 from sploot_cluster.jobs import QueueUnavailable
-from sploot_cluster.queues import DeadLetterFilter, JobsState, PlanUnknown, QueueJob
+from sploot_cluster.queues import DeadLetterFilter, JobsState, QueueJob
 from tasks.client import ClusterTasks
 from tasks.contracts import CLUSTER_RECLUSTER, EMBEDDING_INGESTED, GROUP
 from tasks.queue_ops.audit import AuditLog
