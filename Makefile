@@ -48,7 +48,7 @@ test: $(VENV)/installed ## run all tests on a real redis-server: make test [ARGS
 
 .PHONY: test-quick
 test-quick: $(VENV)/installed ## run the fast tests of broker and engine on the newest server: make test-quick [ARGS='-k merge']
-	@$(BIN)/python -m pytest -n 3 -q --newest -m 'not slow' tests/broker tests/sploot_cluster --ignore=tests/sploot_cluster/api $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -q --newest -m 'not slow' tests/broker tests/sploot_cluster --ignore=tests/sploot_cluster/api $(ARGS)
 
 .PHONY: test-faults
 test-faults: $(VENV)/installed ## inject faults for more than an hour and check that nothing is lost: make test-faults [ARGS=--short]
