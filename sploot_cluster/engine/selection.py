@@ -134,15 +134,13 @@ class _Groups:
         is_first = np.zeros(len(picture), dtype=np.bool_)
         is_first[np.unique(picture, return_index=True)[1]] = True
         n_pictures = np.bincount(self.labels[is_first & (self.labels >= 0)], minlength=self.labels.max(initial=-1) + 1)
-        is_of_few = (self.labels >= 0) & np.append(n_pictures < size, False)[self.labels]
-        return _Groups(np.where(is_of_few, -1, self.labels), np.where(is_of_few, 0.0, self.probabilities))
+        return self.without(self.are_in(n_pictures < size))
 
     def with_free(self, others: _Groups) -> _Groups:
         """Return these groups together with each group of ``others`` that overlaps with none of them."""
-        grouped = others.labels[others.labels >= 0]
-        n_free = np.bincount(grouped, weights=self.labels[others.labels >= 0] < 0)
-        is_free = np.append(n_free == np.bincount(grouped), False)
-        joins = (others.labels >= 0) & is_free[others.labels]
+        is_grouped = others.labels >= 0
+        n_free = np.bincount(others.labels[is_grouped], weights=self.labels[is_grouped] < 0)
+        joins = others.are_in(n_free == others.n_rows)
         return _Groups(
             np.where(joins, others.labels + self.labels.max(initial=-1) + 1, self.labels),
             np.where(joins, others.probabilities, self.probabilities),
@@ -155,15 +153,26 @@ class _Groups:
             others: groups of the same hierarchy, in which groups that overlap contain each other.
             is_clear: (n,) whether the row's group in ``others`` is clear.
         """
-        n_rows = _n_rows(self.labels)
+        n_rows = self.n_rows
         is_inside = (self.labels >= 0) & (others.labels >= 0) & is_clear
-        is_inside[is_inside] = _n_rows(others.labels)[others.labels[is_inside]] < n_rows[self.labels[is_inside]]
+        is_inside[is_inside] = others.n_rows[others.labels[is_inside]] < n_rows[self.labels[is_inside]]
         n_inside = np.bincount(self.labels[is_inside], minlength=len(n_rows))
-        is_replaced = (self.labels >= 0) & np.append(n_inside >= _FILLED * n_rows, False)[self.labels]
-        return _Groups(
-            np.where(is_replaced, np.where(is_inside, others.labels + len(n_rows), -1), self.labels),
-            np.where(is_replaced, np.where(is_inside, others.probabilities, 0.0), self.probabilities),
-        )
+        is_replaced = self.are_in(n_inside >= _FILLED * n_rows)
+        return self.without(is_replaced).with_free(others.without(~is_inside))
+
+    def without(self, is_out: BoolVector) -> _Groups:
+        """Return the groups with these rows as noise. Shape (n,)."""
+        return _Groups(np.where(is_out, -1, self.labels), np.where(is_out, 0.0, self.probabilities))
+
+    def are_in(self, is_chosen: BoolVector) -> BoolVector:
+        """Return, for each row, whether its group is chosen, given that for each group from 0; False for noise."""
+        in_group: BoolVector = np.append(is_chosen, False)[self.labels]
+        return in_group
+
+    @property
+    def n_rows(self) -> Rows:
+        """The number of rows of each group from 0 to the highest."""
+        return np.bincount(self.labels[self.labels >= 0])
 
     @property
     def are_mostly_noise(self) -> bool:
@@ -189,11 +198,6 @@ class _Groups:
 
     def density(self, backend: Backend) -> Density:
         return Density(_in_order_of_rows(self.labels), self.probabilities.astype(np.float32), backend)
-
-
-def _n_rows(labels: Rows) -> Rows:
-    """Return the number of rows of each group from 0 to the highest."""
-    return np.bincount(labels[labels >= 0])
 
 
 def _single_cluster(vectors: FloatMatrix, similarity: float) -> npt.NDArray[np.bool_]:
